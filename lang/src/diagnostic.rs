@@ -1,0 +1,224 @@
+//! What a mistake in a recipe is, where it is, and what to do about it.
+//! Nothing here knows how a diagnostic is shown.
+
+use crate::source::Span;
+
+/// How grave a diagnostic is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// The recipe can't be used.
+    Error,
+    /// The recipe can be used, but does likely not mean what it says.
+    Warning,
+}
+
+macro_rules! codes {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $text:literal,)+) => {
+        /// The kinds of mistake there are. The name of a code is stable.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Code {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl Code {
+            /// Every code, in the order of the phases that report them.
+            pub const ALL: &'static [Code] = &[$(Code::$variant,)+];
+
+            /// The name shown to people and machines.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Code::$variant => $text,)+ }
+            }
+
+            /// What the code means, in a sentence.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Code::$variant => concat!($($doc),+),)+ }
+            }
+        }
+    };
+}
+
+codes! {
+    /// A file that the recipe names is not there or can't be read.
+    UnreadableFile = "unreadable-file",
+    /// A path names a directory, a FIFO, a device or a socket where a file is needed, or a file where a directory is needed.
+    NotAFile = "not-a-file",
+    /// A path leads out of the project, by `..`, as an absolute path or through a symbolic link.
+    OutsideProject = "outside-project",
+    /// A file is larger than vimg reads.
+    TooLarge = "too-large",
+    /// A recipe or template is not UTF-8.
+    NotUtf8 = "not-utf8",
+    /// Braces, comments or slashdashes are nested deeper than vimg reads.
+    TooDeep = "too-deep",
+    /// The text is no KDL.
+    Syntax = "syntax",
+    /// Files `use` each other in a circle.
+    UseCycle = "use-cycle",
+    /// More files are used than vimg reads.
+    TooManyFiles = "too-many-files",
+    /// A node that vimg does not know, or not in this place.
+    UnknownNode = "unknown-node",
+    /// A property that this node does not have.
+    UnknownProperty = "unknown-property",
+    /// More arguments than this node takes.
+    UnexpectedArgument = "unexpected-argument",
+    /// Children of a node that takes none.
+    UnexpectedChildren = "unexpected-children",
+    /// An argument, property or child that must be there is not.
+    Missing = "missing",
+    /// A value of another type than is wanted here.
+    WrongType = "wrong-type",
+    /// A value of the right type that can't be meant.
+    InvalidValue = "invalid-value",
+    /// A property or node that may stand once stands twice.
+    Duplicate = "duplicate",
+    /// Settings that exclude each other.
+    Conflict = "conflict",
+    /// Two things of one kind have the same name.
+    DuplicateName = "duplicate-name",
+    /// No image has this name.
+    UnknownImage = "unknown-image",
+    /// No configuration has this name.
+    UnknownConfiguration = "unknown-configuration",
+    /// No capability has this name.
+    UnknownCapability = "unknown-capability",
+    /// Images are made from each other in a circle.
+    ImageCycle = "image-cycle",
+    /// The command line or the values file sets a parameter that no recipe declares.
+    UnknownParam = "unknown-param",
+    /// A parameter has no default and was not given.
+    MissingParam = "missing-param",
+    /// A layer gives an input that its configuration does not have.
+    UnknownInput = "unknown-input",
+    /// A layer leaves out an input that has no default.
+    MissingInput = "missing-input",
+    /// A configuration provides a capability without having its inputs.
+    CapabilityInput = "capability-input",
+    /// A configuration requires a capability that nothing below it provides.
+    UnmetRequirement = "unmet-requirement",
+    /// Two configurations in one image provide the same capability.
+    TwoProviders = "two-providers",
+    /// Two required capabilities have an input of the same name.
+    AmbiguousInput = "ambiguous-input",
+    /// A template can't be parsed.
+    TemplateSyntax = "template-syntax",
+    /// A template reads a name that is not defined.
+    UndefinedName = "undefined-name",
+    /// A template fails while it is rendered.
+    TemplateFailed = "template-failed",
+}
+
+/// A mistake: what, where, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// The kind of mistake.
+    pub code: Code,
+    /// How grave it is.
+    pub severity: Severity,
+    /// One sentence, without a full stop.
+    pub message: String,
+    /// Where it is, with a few words to stand beside the place. `None` for
+    /// mistakes on the command line.
+    pub primary: Option<(Span, String)>,
+    /// Other places that belong to it, possibly in other files.
+    pub related: Vec<(Span, String)>,
+    /// What to do about it.
+    pub help: Option<String>,
+}
+
+impl Diagnostic {
+    /// An error at a place.
+    pub fn error(code: Code, span: Span, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            severity: Severity::Error,
+            message: message.into(),
+            primary: Some((span, String::new())),
+            related: Vec::new(),
+            help: None,
+        }
+    }
+
+    /// An error that has no place in a text.
+    pub fn global(code: Code, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            severity: Severity::Error,
+            message: message.into(),
+            primary: None,
+            related: Vec::new(),
+            help: None,
+        }
+    }
+
+    /// Sets the words beside the place.
+    pub fn label(mut self, text: impl Into<String>) -> Self {
+        if let Some((_, label)) = &mut self.primary {
+            *label = text.into();
+        }
+        self
+    }
+
+    /// Adds another place.
+    pub fn related(mut self, span: Span, text: impl Into<String>) -> Self {
+        self.related.push((span, text.into()));
+        self
+    }
+
+    /// Says what to do.
+    pub fn help(mut self, text: impl Into<String>) -> Self {
+        self.help = Some(text.into());
+        self
+    }
+
+    /// Says what to do where nothing better is known.
+    pub(crate) fn help_if_none(self, text: &str) -> Self {
+        if self.help.is_some() { self } else { self.help(text) }
+    }
+
+    /// Proposes the nearest of `names` to `wanted`, or lists them when they
+    /// are few and none is near.
+    pub fn suggest<'a>(self, wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut names: Vec<&str> = names.into_iter().collect();
+        names.sort_unstable();
+        names.dedup();
+        if let Some(near) = nearest(wanted, &names) {
+            return self.help(format!("did you mean `{near}`?"));
+        }
+        if names.is_empty() || names.len() > 20 || self.help.is_some() {
+            return self;
+        }
+        let list: Vec<String> = names.iter().map(|n| format!("`{n}`")).collect();
+        self.help(format!("known here: {}", list.join(", ")))
+    }
+}
+
+/// The name that `wanted` was likely meant to be.
+fn nearest<'a>(wanted: &str, names: &[&'a str]) -> Option<&'a str> {
+    names
+        .iter()
+        .map(|name| (strsim::osa_distance(wanted, name), *name))
+        .filter(|(distance, name)| *distance <= wanted.len().max(name.len()).div_ceil(3))
+        .min()
+        .map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suggestions_are_near() {
+        let names = ["image", "configuration", "param"];
+        assert_eq!(nearest("imgae", &names), Some("image"));
+        assert_eq!(nearest("server", &names), None);
+    }
+
+    #[test]
+    fn code_names_are_unique() {
+        let mut names: Vec<_> = Code::ALL.iter().map(|c| c.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Code::ALL.len());
+    }
+}

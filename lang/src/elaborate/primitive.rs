@@ -1,0 +1,337 @@
+//! The primitives of a configuration, one function each.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::Elaborator;
+use crate::diagnostic::{Code, Diagnostic};
+use crate::model::{Content, Owner, Primitive, ServiceState, Step};
+use crate::resolve::At;
+use crate::source::{FileKind, Span};
+use crate::syntax::Scalar;
+use crate::template::Scope;
+use crate::value;
+
+/// How long a script may take unless the recipe says so, in seconds.
+const RUN_TIMEOUT: u64 = 30 * 60;
+
+impl Elaborator<'_> {
+    /// All primitives of a configuration in their order, its packages joined.
+    pub(super) fn steps(&mut self, at: At, scope: &Scope) -> Vec<Step> {
+        let mut steps: Vec<Step> = Vec::new();
+        let mut packages: Option<usize> = None;
+        let mut places: HashMap<String, Span> = HashMap::new();
+        for node in at.children() {
+            let Some(primitive) = self.primitive(node, scope) else { continue };
+            if let Some(resource) = resource(&primitive)
+                && let Some(first) = places.insert(resource.clone(), node.head())
+            {
+                self.out.push(
+                    Diagnostic::error(Code::Conflict, node.head(), format!("{resource} is declared twice"))
+                        .related(first, "the other one")
+                        .help("a configuration declares a resource once"),
+                );
+            }
+            match (primitive, packages) {
+                (Primitive::Package { names: more }, Some(index)) => {
+                    if let Primitive::Package { names } = &mut steps[index].primitive {
+                        names.extend(more);
+                        names.sort();
+                        names.dedup();
+                    }
+                }
+                (primitive, _) => {
+                    if matches!(primitive, Primitive::Package { .. }) {
+                        packages = Some(steps.len());
+                    }
+                    steps.push(Step { primitive, span: node.head() });
+                }
+            }
+        }
+        steps
+    }
+
+    fn primitive(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
+        match at.node.name.as_str() {
+            "package" => self.package(at, scope),
+            "file" => self.file(at, scope),
+            "directory" => self.directory(at, scope),
+            "symlink" => Some(Primitive::Symlink {
+                path: self.guest_path(at.node.args.first()?, at, scope)?,
+                target: self.prop_text(at, "target", scope)?,
+            }),
+            "archive" => self.archive(at, scope),
+            "group" => Some(Primitive::Group {
+                name: self.account(at, scope)?,
+                gid: self.prop_id(at, "gid", scope),
+                system: self.prop_bool(at, "system", scope).unwrap_or(false),
+            }),
+            "user" => self.user(at, scope),
+            "service" => self.service(at, scope),
+            "sysctl" => self.sysctl(at, scope),
+            "run" => self.run(at, scope),
+            _ => None,
+        }
+    }
+
+    fn package(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
+        let mut names = Vec::new();
+        for arg in &at.node.args {
+            names.push(self.parsed(arg, at, scope, package_name)?);
+        }
+        names.sort();
+        names.dedup();
+        Some(Primitive::Package { names })
+    }
+
+    fn file(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
+        let path = self.guest_path(at.node.args.first()?, at, scope);
+        let sources: Vec<&str> =
+            ["content", "template", "from"].into_iter().filter(|p| at.node.prop(p).is_some()).collect();
+        let content = match sources.as_slice() {
+            ["content"] => self.prop_text(at, "content", scope).map(Content::Text),
+            ["template"] => self.template_file(at.node.prop("template")?, at, scope).map(Content::Text),
+            [_] => self.host_path(at.node.prop("from")?, at, scope, FileKind::File).map(Content::File),
+            [] => {
+                self.out.push(
+                    Diagnostic::error(Code::Missing, at.head(), "nothing says what is in this file")
+                        .help("add one of `content=`, `template=` and `from=`"),
+                );
+                None
+            }
+            [first, second, ..] => {
+                let message = format!("`{first}` and `{second}` can't both say what is in a file");
+                self.out.push(Diagnostic::error(Code::Conflict, at.head(), message).help("keep one of them"));
+                None
+            }
+        };
+        let mode = self.mode(at, scope);
+        let owner = self.owner(at, scope);
+        Some(Primitive::File { path: path?, content: content?, mode, owner })
+    }
+
+    fn directory(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
+        let path = self.guest_path(at.node.args.first()?, at, scope)?;
+        let from = match at.node.prop("from") {
+            Some(arg) => Some(self.host_path(arg, at, scope, FileKind::Directory)?),
+            None => None,
+        };
+        Some(Primitive::Directory { path, from, mode: self.mode(at, scope), owner: self.owner(at, scope) })
+    }
+
+    fn archive(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
+        let path = self.guest_path(at.node.args.first()?, at, scope)?;
+        let from = self.host_path(at.node.prop("from")?, at, scope, FileKind::File)?;
+        let strip = match at.node.prop("strip") {
+            Some(arg) => self.ranged(arg, at, scope, 0, 64)? as u32,
+            None => 0,
+        };
+        let owned = at.node.prop("owner").is_some() || at.node.prop("group").is_some();
+        let owner = if owned { Some(self.owner(at, scope)) } else { None };
+        Some(Primitive::Archive { path, from, strip, owner })
+    }
+
+    fn user(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
+        let name = self.account(at, scope)?;
+        let groups = self.prop_text(at, "groups", scope).unwrap_or_default();
+        let mut path = |name: &str| at.node.prop(name).and_then(|arg| self.guest_path(arg, at, scope));
+        let (home, shell) = (path("home"), path("shell"));
+        Some(Primitive::User {
+            name,
+            uid: self.prop_id(at, "uid", scope),
+            group: self.prop_text(at, "group", scope),
+            groups: groups.split(',').map(str::trim).filter(|g| !g.is_empty()).map(str::to_owned).collect(),
+            home,
+            shell,
+            comment: self.prop_text(at, "comment", scope),
+            system: self.prop_bool(at, "system", scope).unwrap_or(false),
+        })
+    }
+
+    fn service(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
+        let unit = self.parsed(at.node.args.first()?, at, scope, unit_name)?;
+        let state = match self.prop_text(at, "state", scope).as_deref() {
+            Some("running") => Some(ServiceState::Running),
+            Some("stopped") => Some(ServiceState::Stopped),
+            Some("restarted") => Some(ServiceState::Restarted),
+            Some(other) => {
+                let span = at.node.prop("state").map_or_else(|| at.head(), |a| at.span(&a.range));
+                self.out.push(
+                    Diagnostic::error(Code::InvalidValue, span, format!("a service can't be `{other}`"))
+                        .suggest(other, ["running", "stopped", "restarted"]),
+                );
+                return None;
+            }
+            None => None,
+        };
+        Some(Primitive::Service { unit, enabled: self.prop_bool(at, "enabled", scope), state })
+    }
+
+    fn sysctl(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
+        let key = self.parsed(at.node.args.first()?, at, scope, |t| {
+            let good = !t.is_empty() && t.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c));
+            if good { Ok(t.to_owned()) } else { Err("a key is made of words with dots between them".into()) }
+        })?;
+        let arg = at.node.prop("value")?;
+        let value = match &arg.value {
+            Scalar::Int(n) => n.to_string(),
+            Scalar::Bool(b) => u8::from(*b).to_string(),
+            _ => self.parsed(arg, at, scope, |t| {
+                if t.contains('\n') { Err("a setting is one line".into()) } else { Ok(t.to_owned()) }
+            })?,
+        };
+        Some(Primitive::Sysctl { key, value })
+    }
+
+    fn run(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
+        let inline = at.child("script");
+        let given = usize::from(!at.node.args.is_empty())
+            + usize::from(at.node.prop("template").is_some())
+            + usize::from(inline.is_some());
+        if given != 1 {
+            let (code, message) = if given == 0 {
+                (Code::Missing, "nothing says what to run")
+            } else {
+                (Code::Conflict, "a `run` has one script")
+            };
+            self.out.push(
+                Diagnostic::error(code, at.head(), message)
+                    .help("give one of: a script file, `template=`, a `script \"...\"` child"),
+            );
+            return None;
+        }
+        let script = if let Some(inline) = inline {
+            Content::Text(self.text(inline.node.args.first()?, inline, scope)?)
+        } else if let Some(arg) = at.node.prop("template") {
+            Content::Text(self.template_file(arg, at, scope)?)
+        } else {
+            Content::File(self.host_path(at.node.args.first()?, at, scope, FileKind::File)?)
+        };
+        let mut env = BTreeMap::new();
+        for node in at.children_named("env") {
+            for prop in &node.node.props {
+                let value = match &prop.arg.value {
+                    Scalar::String(_) => self.text(&prop.arg, node, scope)?,
+                    Scalar::Int(n) => n.to_string(),
+                    Scalar::Bool(b) => b.to_string(),
+                    Scalar::Float(n) => n.to_string(),
+                    Scalar::Null => String::new(),
+                };
+                if let Err(help) = variable(&prop.name, &value) {
+                    let message = format!("`{}` can't be a variable", prop.name);
+                    self.out.push(Diagnostic::error(Code::InvalidValue, node.span(&prop.name_range), message).help(help));
+                }
+                env.insert(prop.name.clone(), value);
+            }
+        }
+        let undo = match at.child("undo") {
+            Some(node) => Some(self.text(node.node.args.first()?, node, scope)?),
+            None => None,
+        };
+        let workdir = match at.node.prop("workdir") {
+            Some(arg) => self.guest_path(arg, at, scope)?,
+            None => "/".into(),
+        };
+        let timeout = match at.node.prop("timeout") {
+            Some(arg) => self.duration(arg, at, scope)?,
+            None => RUN_TIMEOUT,
+        };
+        let user = self.prop_text(at, "user", scope).unwrap_or_else(|| "root".into());
+        Some(Primitive::Run { script, env, user, workdir, timeout, undo })
+    }
+
+    fn account(&mut self, at: At, scope: &Scope) -> Option<String> {
+        self.parsed(at.node.args.first()?, at, scope, |t| {
+            let good = !t.is_empty()
+                && t.len() <= 32
+                && t.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+                && t.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-".contains(c));
+            let help = "lower-case letters, digits, `-` and `_`, at most 32 of them";
+            if good { Ok(t.to_owned()) } else { Err(help.into()) }
+        })
+    }
+
+    fn owner(&mut self, at: At, scope: &Scope) -> Owner {
+        let mut prop = |name| self.prop_text(at, name, scope).unwrap_or_else(|| "root".into());
+        Owner { user: prop("owner"), group: prop("group") }
+    }
+
+    fn mode(&mut self, at: At, scope: &Scope) -> Option<u32> {
+        self.parsed(at.node.prop("mode")?, at, scope, value::mode)
+    }
+
+    fn prop_text(&mut self, at: At, name: &str, scope: &Scope) -> Option<String> {
+        self.text(at.node.prop(name)?, at, scope)
+    }
+
+    fn prop_bool(&mut self, at: At, name: &str, scope: &Scope) -> Option<bool> {
+        self.boolean(at.node.prop(name)?, at, scope)
+    }
+
+    fn prop_id(&mut self, at: At, name: &str, scope: &Scope) -> Option<u32> {
+        self.ranged(at.node.prop(name)?, at, scope, 0, 4_294_967_294).map(|n| n as u32)
+    }
+}
+
+/// Names what a primitive owns, if a configuration may own it only once.
+fn resource(primitive: &Primitive) -> Option<String> {
+    Some(match primitive {
+        Primitive::File { path, .. } | Primitive::Symlink { path, .. } => format!("`{path}`"),
+        Primitive::Directory { path, from: None, .. } => format!("`{path}`"),
+        Primitive::User { name, .. } => format!("the user `{name}`"),
+        Primitive::Group { name, .. } => format!("the group `{name}`"),
+        Primitive::Sysctl { key, .. } => format!("the setting `{key}`"),
+        Primitive::Service { unit, .. } => format!("the service `{unit}`"),
+        _ => return None,
+    })
+}
+
+/// `name`, `name:arch`, `name=version` or `name/suite`; never an option.
+fn package_name(text: &str) -> Result<String, String> {
+    let good = text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.len() <= 200
+        && !text.ends_with(['-', '+'])
+        || text.ends_with("++");
+    let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "+-.:=~/_".contains(c));
+    if good && plain {
+        Ok(text.to_owned())
+    } else {
+        Err("a package's name, possibly with `=VERSION`, `/SUITE` or `:ARCH`".into())
+    }
+}
+
+fn unit_name(text: &str) -> Result<String, String> {
+    const SUFFIXES: &[&str] = &[".service", ".socket", ".timer", ".path", ".mount", ".target"];
+    let good = text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c));
+    if !good {
+        return Err("a unit's name has letters, digits and `:-_.\\@`".into());
+    }
+    let whole = SUFFIXES.iter().any(|s| text.ends_with(s));
+    Ok(if whole { text.to_owned() } else { format!("{text}.service") })
+}
+
+fn variable(name: &str, value: &str) -> Result<(), String> {
+    let good = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    if !good || value.contains('\0') {
+        return Err("a variable's name has letters, digits and `_`".into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_never_options() {
+        assert!(package_name("nginx-light").is_ok());
+        assert!(package_name("libstdc++6=12.2.0-14~x").is_ok());
+        assert!(package_name("g++").is_ok());
+        assert!(package_name("-oDPkg::Pre-Invoke::=sh").is_err());
+        assert!(package_name("nginx-").is_err());
+        assert_eq!(unit_name("nginx"), Ok("nginx.service".into()));
+        assert_eq!(unit_name("apt-daily.timer"), Ok("apt-daily.timer".into()));
+        assert!(unit_name("--now").is_err());
+    }
+}

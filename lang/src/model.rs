@@ -1,0 +1,239 @@
+//! What a recipe means: every image with its layers, every value rendered.
+//! The model holds no template and no name that is still to be looked up.
+
+use std::collections::BTreeMap;
+
+use crate::source::{FileRef, Span};
+use crate::value::Value;
+
+/// All images of a recipe, parents before children.
+#[derive(Debug, Default)]
+pub struct Model {
+    /// The images.
+    pub images: Vec<Image>,
+}
+
+/// A named machine state and the way to it.
+#[derive(Debug)]
+pub struct Image {
+    /// Its name, unique in the recipe.
+    pub name: String,
+    /// Where it is declared.
+    pub span: Span,
+    /// What it starts from.
+    pub origin: Origin,
+    /// Where that is said.
+    pub origin_span: Span,
+    /// The machine, complete.
+    pub machine: Machine,
+    /// The layers on top of the origin, lowest first.
+    pub layers: Vec<Layer>,
+    /// The disks to write.
+    pub outputs: Vec<Output>,
+    /// The image's own checks.
+    pub checks: Vec<Check>,
+}
+
+/// What an image starts from.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Another image, by its index in [`Model::images`].
+    Image(usize),
+    /// A new disk with a distribution.
+    Bootstrap(Bootstrap),
+    /// A disk that is there already.
+    Disk {
+        /// The file.
+        file: FileRef,
+        /// Its SHA-256 in lower-case hexadecimal.
+        sha256: String,
+    },
+}
+
+/// A new disk with a distribution.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bootstrap {
+    /// `debian`.
+    pub distribution: String,
+    /// For instance `bookworm`.
+    pub suite: String,
+    /// A mirror other than the host's default.
+    pub mirror: Option<String>,
+    /// Packages beyond those that every base has, sorted.
+    pub packages: Vec<String>,
+}
+
+/// The virtual machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Machine {
+    /// Processors.
+    pub cpus: u32,
+    /// Main memory in bytes.
+    pub memory: u64,
+    /// Size of the disk in bytes.
+    pub disk: u64,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self { cpus: 2, memory: 1 << 30, disk: 8 << 30 }
+    }
+}
+
+/// One application of a configuration.
+#[derive(Debug)]
+pub struct Layer {
+    /// Unique in its image: the configuration's name, with `#2`, `#3` added
+    /// where it is applied again.
+    pub name: String,
+    /// The configuration's name.
+    pub configuration: String,
+    /// Where the layer is declared.
+    pub span: Span,
+    /// What it does, in order.
+    pub steps: Vec<Step>,
+    /// The values that its templates read, by name. They are what explains a
+    /// change; the steps hold what came of them.
+    pub reads: BTreeMap<String, Value>,
+    /// Checks of the configuration and of the capabilities it provides.
+    pub checks: Vec<Check>,
+}
+
+/// One primitive and where it is declared.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// What is to be.
+    pub primitive: Primitive,
+    /// Where that is said.
+    pub span: Span,
+}
+
+/// Who owns a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// A user of the machine.
+    pub user: String,
+    /// A group of the machine.
+    pub group: String,
+}
+
+/// What is in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// Rendered text.
+    Text(String),
+    /// A file of the project.
+    File(FileRef),
+}
+
+/// A declared resource of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are those of the schema")]
+pub enum Primitive {
+    /// All packages of a configuration, sorted.
+    Package { names: Vec<String> },
+    /// A file. Without a mode it is 0644, or as the project's file is.
+    File { path: String, content: Content, mode: Option<u32>, owner: Owner },
+    /// A directory, 0755 unless a mode is given, with a tree in it or not.
+    Directory { path: String, from: Option<FileRef>, mode: Option<u32>, owner: Owner },
+    /// A symbolic link.
+    Symlink { path: String, target: String },
+    /// An unpacked archive.
+    Archive { path: String, from: FileRef, strip: u32, owner: Option<Owner> },
+    /// A group.
+    Group { name: String, gid: Option<u32>, system: bool },
+    /// A user.
+    User {
+        name: String,
+        uid: Option<u32>,
+        group: Option<String>,
+        groups: Vec<String>,
+        home: Option<String>,
+        shell: Option<String>,
+        comment: Option<String>,
+        system: bool,
+    },
+    /// A service; the unit has its suffix.
+    Service { unit: String, enabled: Option<bool>, state: Option<ServiceState> },
+    /// A kernel setting.
+    Sysctl { key: String, value: String },
+    /// A script. The timeout is in seconds.
+    Run {
+        script: Content,
+        env: BTreeMap<String, String>,
+        user: String,
+        workdir: String,
+        timeout: u64,
+        undo: Option<String>,
+    },
+}
+
+/// What a service is to be now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServiceState {
+    /// Started if it is not.
+    Running,
+    /// Stopped if it is not.
+    Stopped,
+    /// Restarted in any case.
+    Restarted,
+}
+
+/// A disk to write.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Its format.
+    pub format: DiskFormat,
+    /// Where, below the output directory; normalised.
+    pub path: String,
+    /// Where it is declared.
+    pub span: Span,
+}
+
+/// A format of disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskFormat {
+    /// qcow2, compressed with zstd.
+    Qcow2,
+    /// Raw and sparse.
+    Raw,
+}
+
+impl DiskFormat {
+    /// Its name in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qcow2 => "qcow2",
+            Self::Raw => "raw",
+        }
+    }
+}
+
+/// What must be true of the booted machine.
+#[derive(Debug, Clone)]
+pub struct Check {
+    /// Its name.
+    pub name: String,
+    /// Where it is declared.
+    pub span: Span,
+    /// All of these must hold.
+    pub probes: Vec<Probe>,
+}
+
+/// One question to a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are those of the schema")]
+pub enum Probe {
+    /// An HTTP request; `within` is in seconds.
+    Http { url: String, status: Option<u16>, contains: Option<String>, within: u64 },
+    /// A TCP port.
+    Port(u16),
+    /// A script.
+    Run(String),
+    /// A file.
+    File { path: String, contains: Option<String> },
+    /// A service.
+    Service(String),
+    /// A package.
+    Package(String),
+}

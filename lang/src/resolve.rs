@@ -1,0 +1,314 @@
+//! Collects the declarations of all files and checks that every name that is
+//! used is declared, once, and that contracts fit. Values are not looked at.
+
+use std::collections::HashMap;
+
+use crate::diagnostic::{Code, Diagnostic};
+use crate::load::Loaded;
+use crate::source::Span;
+use crate::syntax::{Arg, Node, Range};
+use crate::value::InputType;
+
+/// A node and the file it stands in.
+#[derive(Clone, Copy)]
+pub(crate) struct At<'a> {
+    pub(crate) node: &'a Node,
+    pub(crate) loaded: &'a Loaded,
+}
+
+impl<'a> At<'a> {
+    pub(crate) fn span(&self, range: &Range) -> Span {
+        Span { source: self.loaded.source, start: range.start, end: range.end }
+    }
+
+    /// The node without its children.
+    pub(crate) fn head(&self) -> Span {
+        self.span(&self.node.head_range)
+    }
+
+    /// The first argument, or the node's name where there is none.
+    pub(crate) fn arg_span(&self) -> Span {
+        self.node.args.first().map_or_else(|| self.span(&self.node.name_range), |a| self.span(&a.range))
+    }
+
+    pub(crate) fn name(&self) -> &'a str {
+        self.node.text().unwrap_or("")
+    }
+
+    pub(crate) fn children(self) -> impl Iterator<Item = At<'a>> {
+        self.node.children().map(move |node| At { node, loaded: self.loaded })
+    }
+
+    pub(crate) fn children_named(self, name: &'static str) -> impl Iterator<Item = At<'a>> {
+        self.children().filter(move |c| c.node.name == name)
+    }
+
+    pub(crate) fn child(self, name: &'static str) -> Option<At<'a>> {
+        self.children_named(name).next()
+    }
+}
+
+/// An `input` or `param`.
+#[derive(Clone, Copy)]
+pub(crate) struct Input<'a> {
+    pub(crate) at: At<'a>,
+    pub(crate) ty: InputType,
+}
+
+impl<'a> Input<'a> {
+    fn new(at: At<'a>) -> Self {
+        let ty = at.node.prop("type").and_then(|arg| match &arg.value {
+            crate::syntax::Scalar::String(name) => InputType::from_name(name),
+            _ => None,
+        });
+        Self { at, ty: ty.unwrap_or(InputType::String) }
+    }
+
+    /// The default: a property, or the arguments of a child.
+    pub(crate) fn default(&self) -> Option<&'a [Arg]> {
+        match self.at.node.prop("default") {
+            Some(arg) => Some(std::slice::from_ref(arg)),
+            None => self.at.child("default").map(|c| c.node.args.as_slice()),
+        }
+    }
+}
+
+/// A `capability`.
+pub(crate) struct Capability<'a> {
+    pub(crate) at: At<'a>,
+    pub(crate) inputs: Vec<Input<'a>>,
+}
+
+/// A `configuration`.
+pub(crate) struct Configuration<'a> {
+    pub(crate) at: At<'a>,
+    pub(crate) inputs: Vec<Input<'a>>,
+    /// Capabilities by name, with the place that says so.
+    pub(crate) provides: Vec<(&'a str, Span)>,
+    pub(crate) requires: Vec<(&'a str, Span)>,
+}
+
+/// An `image`.
+pub(crate) struct Image<'a> {
+    pub(crate) at: At<'a>,
+    pub(crate) from: Option<usize>,
+}
+
+/// All declarations.
+#[derive(Default)]
+pub(crate) struct Declarations<'a> {
+    pub(crate) params: Vec<Input<'a>>,
+    pub(crate) capabilities: HashMap<&'a str, Capability<'a>>,
+    pub(crate) configurations: HashMap<&'a str, Configuration<'a>>,
+    pub(crate) images: Vec<Image<'a>>,
+    /// Indices of `images`, parents first.
+    pub(crate) order: Vec<usize>,
+}
+
+/// Collects and checks the declarations of `files`.
+pub(crate) fn resolve<'a>(files: &'a [Loaded], out: &mut Vec<Diagnostic>) -> Declarations<'a> {
+    let mut declarations = Declarations::default();
+    let nodes: Vec<At<'a>> = files
+        .iter()
+        .flat_map(|loaded| loaded.document.nodes.iter().map(move |node| At { node, loaded }))
+        .collect();
+    let named = |kind: &'static str| nodes.iter().copied().filter(move |at| at.node.name == kind);
+
+    declarations.params = unique(named("param"), "parameter", out).into_iter().map(Input::new).collect();
+    for at in unique(named("capability"), "capability", out) {
+        let inputs = inputs(at, out);
+        declarations.capabilities.insert(at.name(), Capability { at, inputs });
+    }
+    for at in unique(named("configuration"), "configuration", out) {
+        let configuration = configuration(at, &declarations.capabilities, out);
+        declarations.configurations.insert(at.name(), configuration);
+    }
+    images(&mut declarations, unique(named("image"), "image", out), out);
+    declarations
+}
+
+/// Drops and reports what is declared a second time.
+fn unique<'a>(nodes: impl Iterator<Item = At<'a>>, what: &str, out: &mut Vec<Diagnostic>) -> Vec<At<'a>> {
+    let mut first: HashMap<&str, At<'a>> = HashMap::new();
+    let mut kept = Vec::new();
+    for at in nodes {
+        if let Some(earlier) = first.get(at.name()) {
+            out.push(
+                Diagnostic::error(
+                    Code::DuplicateName,
+                    at.arg_span(),
+                    format!("the {what} `{}` is already declared", at.name()),
+                )
+                .related(earlier.arg_span(), "declared here")
+                .help("give one of them another name"),
+            );
+        } else {
+            first.insert(at.name(), at);
+            kept.push(at);
+        }
+    }
+    kept
+}
+
+fn inputs<'a>(at: At<'a>, out: &mut Vec<Diagnostic>) -> Vec<Input<'a>> {
+    unique(at.children_named("input"), "input", out).into_iter().map(Input::new).collect()
+}
+
+fn configuration<'a>(
+    at: At<'a>,
+    capabilities: &HashMap<&'a str, Capability<'a>>,
+    out: &mut Vec<Diagnostic>,
+) -> Configuration<'a> {
+    let mut provides: Vec<(&str, Span)> =
+        at.children_named("provides").map(|c| (c.name(), c.arg_span())).collect();
+    if let Some(arg) = at.node.prop("provides")
+        && let crate::syntax::Scalar::String(name) = &arg.value
+    {
+        provides.push((name, at.span(&arg.range)));
+    }
+    let requires: Vec<(&str, Span)> = at.children_named("requires").map(|c| (c.name(), c.arg_span())).collect();
+    for (name, span) in provides.iter().chain(&requires) {
+        if !capabilities.contains_key(name) {
+            out.push(
+                Diagnostic::error(Code::UnknownCapability, *span, format!("there is no capability `{name}`"))
+                    .suggest(name, capabilities.keys().copied())
+                    .help_if_none("declare it with `capability`, or `use` the file that does"),
+            );
+        }
+    }
+    let inputs = inputs(at, out);
+    for (name, span) in &provides {
+        for wanted in capabilities.get(name).iter().flat_map(|c| &c.inputs) {
+            let own = inputs.iter().find(|i| i.at.name() == wanted.at.name());
+            if own.is_some_and(|own| own.ty == wanted.ty) {
+                continue;
+            }
+            let input = wanted.at.name();
+            out.push(
+                Diagnostic::error(
+                    Code::CapabilityInput,
+                    own.map_or(*span, |own| own.at.head()),
+                    format!("a provider of `{name}` needs an input `{input}` of type {}", wanted.ty.name()),
+                )
+                .related(wanted.at.head(), "the capability asks for it here")
+                .help(format!("add `input \"{input}\" type=\"{}\"`", wanted.ty.name())),
+            );
+        }
+    }
+    let mut from: HashMap<&str, &str> = HashMap::new();
+    for (name, span) in &requires {
+        for input in capabilities.get(name).iter().flat_map(|c| &c.inputs) {
+            if let Some(other) = from.insert(input.at.name(), name)
+                && other != *name
+            {
+                out.push(
+                    Diagnostic::error(
+                        Code::AmbiguousInput,
+                        *span,
+                        format!("`{other}` and `{name}` both have an input `{}`", input.at.name()),
+                    )
+                    .help("rename it in one of the capabilities, or split the configuration"),
+                );
+            }
+        }
+    }
+    Configuration { at, inputs, provides, requires }
+}
+
+fn images<'a>(declarations: &mut Declarations<'a>, nodes: Vec<At<'a>>, out: &mut Vec<Diagnostic>) {
+    let index: HashMap<&str, usize> = nodes.iter().enumerate().map(|(i, at)| (at.name(), i)).collect();
+    for at in nodes {
+        let sources: Vec<At> =
+            at.children().filter(|c| matches!(c.node.name.as_str(), "from" | "bootstrap" | "disk")).collect();
+        match sources.as_slice() {
+            [] => out.push(
+                Diagnostic::error(
+                    Code::Missing,
+                    at.arg_span(),
+                    format!("nothing says what `{}` is made from", at.name()),
+                )
+                .help("add `from \"IMAGE\"`, or `bootstrap \"debian\" suite=\"bookworm\"`"),
+            ),
+            [_] => {}
+            [first, second, ..] => out.push(
+                Diagnostic::error(Code::Conflict, second.head(), format!("`{}` has two origins", at.name()))
+                    .related(first.head(), "the other one")
+                    .help("an image is made from one thing: keep one of `from`, `bootstrap` and `disk`"),
+            ),
+        }
+        for layer in at.children_named("layer") {
+            if !declarations.configurations.contains_key(layer.name()) {
+                out.push(
+                    Diagnostic::error(
+                        Code::UnknownConfiguration,
+                        layer.arg_span(),
+                        format!("there is no configuration `{}`", layer.name()),
+                    )
+                    .suggest(layer.name(), declarations.configurations.keys().copied())
+                    .help_if_none("declare it with `configuration`, or `use` the file that does"),
+                );
+            }
+        }
+        let from = at.child("from").and_then(|from| {
+            let found = index.get(from.name()).copied();
+            if found.is_none() {
+                out.push(
+                    Diagnostic::error(
+                        Code::UnknownImage,
+                        from.arg_span(),
+                        format!("there is no image `{}`", from.name()),
+                    )
+                    .suggest(from.name(), index.keys().copied())
+                    .help_if_none("declare it with `image`, or `use` the file that does"),
+                );
+            }
+            found
+        });
+        declarations.images.push(Image { at, from });
+    }
+    declarations.order = order(&declarations.images, out);
+}
+
+/// Parents before children; images that are made from themselves are reported
+/// and left out. Every image has one parent at most, so a walk up will do.
+fn order(images: &[Image], out: &mut Vec<Diagnostic>) -> Vec<usize> {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Mark {
+        New,
+        Walking,
+        Done,
+    }
+    let mut marks = vec![Mark::New; images.len()];
+    let mut order = Vec::with_capacity(images.len());
+    for start in 0..images.len() {
+        let mut way = Vec::new();
+        let mut at = Some(start);
+        while let Some(i) = at
+            && marks[i] == Mark::New
+        {
+            marks[i] = Mark::Walking;
+            way.push(i);
+            at = images[i].from;
+        }
+        if let Some(i) = at
+            && marks[i] == Mark::Walking
+        {
+            let circle: Vec<&str> =
+                way.iter().skip_while(|j| **j != i).map(|j| images[*j].at.name()).collect();
+            let image = images[i].at;
+            out.push(
+                Diagnostic::error(
+                    Code::ImageCycle,
+                    image.child("from").map_or_else(|| image.arg_span(), |f| f.arg_span()),
+                    format!("`{}` is made from itself", image.name()),
+                )
+                .help(format!("{} -> {}", circle.join(" -> "), image.name())),
+            );
+        }
+        for i in way.into_iter().rev() {
+            marks[i] = Mark::Done;
+            order.push(i);
+        }
+    }
+    order
+}

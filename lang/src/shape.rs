@@ -1,0 +1,235 @@
+//! Checks a parsed file against the table in [`crate::schema`]. What passes
+//! has only known nodes in known places, with literals of the right types.
+
+use std::collections::HashMap;
+
+use crate::diagnostic::{Code, Diagnostic};
+use crate::schema::{Args, Children, Field, Kind, Ty};
+use crate::source::{SourceId, Span};
+use crate::syntax::{Arg, Node, Range, Scalar};
+use crate::value;
+
+/// Reports everything in `nodes` that `kinds` does not allow.
+pub(crate) fn check(source: SourceId, nodes: &[Node], kinds: &[Kind], out: &mut Vec<Diagnostic>) {
+    Checker { source, out }.nodes(nodes, kinds, None);
+}
+
+struct Checker<'a> {
+    source: SourceId,
+    out: &'a mut Vec<Diagnostic>,
+}
+
+impl Checker<'_> {
+    fn span(&self, range: &Range) -> Span {
+        Span { source: self.source, start: range.start, end: range.end }
+    }
+
+    fn nodes(&mut self, nodes: &[Node], kinds: &[Kind], within: Option<&str>) {
+        let mut seen: HashMap<&str, &Node> = HashMap::new();
+        for node in nodes {
+            let Some(kind) = kinds.iter().find(|k| k.name == node.name) else {
+                let place = within.map_or("here".to_owned(), |w| format!("in `{w}`"));
+                self.out.push(
+                    Diagnostic::error(
+                        Code::UnknownNode,
+                        self.span(&node.name_range),
+                        format!("there is no `{}` {place}", node.name),
+                    )
+                    .suggest(&node.name, kinds.iter().map(|k| k.name)),
+                );
+                continue;
+            };
+            if !kind.many
+                && let Some(first) = seen.insert(kind.name, node)
+            {
+                self.out.push(
+                    Diagnostic::error(
+                        Code::Duplicate,
+                        self.span(&node.head_range),
+                        format!("`{}` may stand only once", kind.name),
+                    )
+                    .related(self.span(&first.head_range), "first given here")
+                    .help("remove one of them"),
+                );
+            }
+            self.node(node, kind);
+        }
+    }
+
+    fn node(&mut self, node: &Node, kind: &Kind) {
+        self.args(node, kind);
+        self.props(node, kind);
+        match (kind.children, &node.children) {
+            (Children::Of(kinds), Some(children)) => self.nodes(children, kinds, Some(kind.name)),
+            (Children::None, Some(children)) if !children.is_empty() => {
+                let span = self.span(&children[0].head_range);
+                self.out.push(
+                    Diagnostic::error(Code::UnexpectedChildren, span, format!("`{}` takes no block", kind.name))
+                        .help("remove the braces and what is between them"),
+                );
+            }
+            _ => {}
+        }
+    }
+
+    fn args(&mut self, node: &Node, kind: &Kind) {
+        let (field, most) = match kind.args {
+            Args::None => (None, 0),
+            Args::One(field) => (Some(field), 1),
+            Args::Many(field) => (Some(field), usize::MAX),
+        };
+        if let Some(extra) = node.args.get(most) {
+            let help = if most == 0 { "it takes no argument" } else { "it takes one argument" };
+            self.out.push(
+                Diagnostic::error(
+                    Code::UnexpectedArgument,
+                    self.span(&extra.range),
+                    format!("`{}` does not take this argument", kind.name),
+                )
+                .help(help),
+            );
+        }
+        let Some(field) = field else { return };
+        if field.required && node.args.is_empty() {
+            let help = format!("write `{} {}`, where it is {}", kind.name, example(&field), field.doc);
+            self.out.push(
+                Diagnostic::error(
+                    Code::Missing,
+                    self.span(&node.name_range),
+                    format!("`{}` needs {}", kind.name, field.ty.describe()),
+                )
+                .help(help),
+            );
+        }
+        for arg in node.args.iter().take(most) {
+            self.value(arg, &field, kind.name);
+        }
+    }
+
+    fn props(&mut self, node: &Node, kind: &Kind) {
+        let mut seen: HashMap<&str, &Range> = HashMap::new();
+        for prop in &node.props {
+            if let Some(first) = seen.insert(&prop.name, &prop.name_range) {
+                self.out.push(
+                    Diagnostic::error(
+                        Code::Duplicate,
+                        self.span(&prop.name_range),
+                        format!("`{}` is given twice", prop.name),
+                    )
+                    .related(self.span(first), "first given here")
+                    .help("remove one of them"),
+                );
+            }
+            if let Some(field) = kind.props.iter().find(|f| f.name == prop.name) {
+                self.value(&prop.arg, field, &prop.name);
+            } else if !kind.open_props {
+                self.out.push(
+                    Diagnostic::error(
+                        Code::UnknownProperty,
+                        self.span(&prop.name_range),
+                        format!("`{}` has no property `{}`", kind.name, prop.name),
+                    )
+                    .suggest(&prop.name, kind.props.iter().map(|f| f.name)),
+                );
+            }
+        }
+        for field in kind.props.iter().filter(|f| f.required) {
+            if node.prop(field.name).is_none() {
+                self.out.push(
+                    Diagnostic::error(
+                        Code::Missing,
+                        self.span(&node.head_range),
+                        format!("`{}` needs `{}=`", kind.name, field.name),
+                    )
+                    .help(format!("add `{}={}`: {}", field.name, example(field), field.doc)),
+                );
+            }
+        }
+    }
+
+    fn value(&mut self, arg: &Arg, field: &Field, what: &str) {
+        match literal(arg, field.ty) {
+            Ok(()) => {}
+            Err(Wrong::Type) => self.out.push(
+                Diagnostic::error(
+                    Code::WrongType,
+                    self.span(&arg.range),
+                    format!("`{what}` takes {}, not {}", field.ty.describe(), arg.value.type_name()),
+                )
+                .help(field.doc),
+            ),
+            Err(Wrong::Value(help)) => {
+                let mut diagnostic = Diagnostic::error(
+                    Code::InvalidValue,
+                    self.span(&arg.range),
+                    format!("`{what}` takes {}", field.ty.describe()),
+                );
+                if let (Ty::Word(words), Scalar::String(text)) = (field.ty, &arg.value) {
+                    diagnostic = diagnostic.suggest(text, words.iter().copied());
+                }
+                if diagnostic.help.is_none() {
+                    diagnostic = diagnostic.help(help);
+                }
+                self.out.push(diagnostic);
+            }
+        }
+    }
+}
+
+fn example(field: &Field) -> String {
+    match field.ty {
+        Ty::Int | Ty::Scalar => "1".into(),
+        Ty::Bool => "#true".into(),
+        Ty::Size => "\"512MiB\"".into(),
+        Ty::Duration => "\"90s\"".into(),
+        Ty::Mode => "\"0644\"".into(),
+        Ty::GuestPath => "\"/...\"".into(),
+        Ty::Word(words) => format!("\"{}\"", words[0]),
+        Ty::Name | Ty::Str | Ty::HostPath => "\"...\"".into(),
+    }
+}
+
+enum Wrong {
+    Type,
+    Value(String),
+}
+
+/// Checks a value that is known without rendering anything.
+fn literal(arg: &Arg, ty: Ty) -> Result<(), Wrong> {
+    let text = match &arg.value {
+        Scalar::String(text) => text,
+        Scalar::Int(n) => {
+            return match ty {
+                Ty::Int if i64::try_from(*n).is_ok() => Ok(()),
+                Ty::Int => Err(Wrong::Value("this number is too large".into())),
+                Ty::Size if u64::try_from(*n).is_ok() => Ok(()),
+                Ty::Size => Err(Wrong::Value("a size is not negative".into())),
+                Ty::Scalar => Ok(()),
+                _ => Err(Wrong::Type),
+            };
+        }
+        Scalar::Bool(_) if matches!(ty, Ty::Bool | Ty::Scalar) => return Ok(()),
+        _ => return Err(Wrong::Type),
+    };
+    if ty == Ty::Name {
+        return if value::is_name(text) {
+            Ok(())
+        } else {
+            Err(Wrong::Value("a name has letters, digits, `-`, `_` and `.`, at most 64 of them".into()))
+        };
+    }
+    if !arg.raw && value::is_template(text) {
+        return Ok(());
+    }
+    match ty {
+        Ty::Int | Ty::Bool => Err(Wrong::Type),
+        Ty::Size => value::size(text).map(|_| ()).map_err(Wrong::Value),
+        Ty::Duration => value::duration(text).map(|_| ()).map_err(Wrong::Value),
+        Ty::Mode => value::mode(text).map(|_| ()).map_err(Wrong::Value),
+        Ty::GuestPath => value::guest_path(text).map(|_| ()).map_err(Wrong::Value),
+        Ty::Word(words) if !words.contains(&text.as_str()) => {
+            Err(Wrong::Value(format!("it is {}", ty.describe())))
+        }
+        _ => Ok(()),
+    }
+}

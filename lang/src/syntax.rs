@@ -1,0 +1,188 @@
+//! Text to a plain tree of nodes with spans. Nothing of kdl's own types
+//! leaves this module.
+
+use serde::{Deserialize, Serialize};
+
+use crate::diagnostic::{Code, Diagnostic};
+use crate::prescan;
+use crate::source::{SourceId, Span};
+
+/// A value as written.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Scalar {
+    String(String),
+    Int(i128),
+    Float(f64),
+    Bool(bool),
+    Null,
+}
+
+impl Scalar {
+    /// Names the type for people.
+    pub(crate) fn type_name(&self) -> &'static str {
+        match self {
+            Scalar::String(_) => "a string",
+            Scalar::Int(_) => "a whole number",
+            Scalar::Float(_) => "a fraction",
+            Scalar::Bool(_) => "a boolean",
+            Scalar::Null => "#null",
+        }
+    }
+}
+
+/// A range of bytes in the file at hand.
+pub(crate) type Range = std::ops::Range<u32>;
+
+/// An argument, or the value of a property.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Arg {
+    pub(crate) value: Scalar,
+    pub(crate) range: Range,
+    /// Marked `(raw)`: a string that is not a template.
+    pub(crate) raw: bool,
+    /// Where the text of a string starts, if its source has no escapes, so
+    /// that places in the value are places in the file.
+    pub(crate) text_at: Option<u32>,
+}
+
+/// A property.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Prop {
+    pub(crate) name: String,
+    pub(crate) name_range: Range,
+    pub(crate) arg: Arg,
+}
+
+/// A node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) name_range: Range,
+    /// The node without its children.
+    pub(crate) head_range: Range,
+    pub(crate) args: Vec<Arg>,
+    pub(crate) props: Vec<Prop>,
+    pub(crate) children: Option<Vec<Node>>,
+}
+
+impl Node {
+    pub(crate) fn prop(&self, name: &str) -> Option<&Arg> {
+        self.props.iter().find(|p| p.name == name).map(|p| &p.arg)
+    }
+
+    /// The value of the first argument if it is a string.
+    pub(crate) fn text(&self) -> Option<&str> {
+        match self.args.first()?.value {
+            Scalar::String(ref text) => Some(text),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn children(&self) -> impl Iterator<Item = &Node> {
+        self.children.iter().flatten()
+    }
+}
+
+/// A parsed file. It can be serialised, so that a program may keep it by the
+/// digest of its text and spare the parser.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Document {
+    pub(crate) nodes: Vec<Node>,
+}
+
+/// Parses one file. All of the parser's errors are returned.
+pub(crate) fn parse(source: SourceId, text: &str) -> Result<Document, Vec<Diagnostic>> {
+    prescan::check(source, text).map_err(|d| vec![d])?;
+    match kdl::KdlDocument::parse_v2(text) {
+        Ok(document) => Ok(Document {
+            nodes: document.nodes().iter().map(node).collect(),
+        }),
+        Err(error) => Err(error
+            .diagnostics
+            .into_iter()
+            .map(|d| {
+                // An error at the end of the text may point past it.
+                let end = (d.span.offset() + d.span.len()).min(text.len());
+                let start = d.span.offset().min(end.saturating_sub(1));
+                let span = Span {
+                    source,
+                    start: start as u32,
+                    end: end as u32,
+                };
+                let message = d.message.unwrap_or_else(|| "this is no KDL".into());
+                let mut diagnostic = Diagnostic::error(Code::Syntax, span, lower_first(&message));
+                if let Some(label) = d.label {
+                    diagnostic = diagnostic.label(label);
+                }
+                diagnostic.help = d.help.or_else(|| {
+                    Some("recipes are KDL 2: nodes on lines, `#true` and `#false`, text in quotes".into())
+                });
+                diagnostic
+            })
+            .collect()),
+    }
+}
+
+fn lower_first(text: &str) -> String {
+    let mut chars = text.chars();
+    chars
+        .next()
+        .map_or_else(String::new, |c| c.to_lowercase().chain(chars).collect())
+}
+
+fn range(offset: usize, len: usize) -> Range {
+    offset as u32..(offset + len) as u32
+}
+
+fn node(node: &kdl::KdlNode) -> Node {
+    let name = node.name();
+    let name_range = range(name.span().offset(), name.span().len());
+    let mut head_range = name_range.clone();
+    let mut args = Vec::new();
+    let mut props = Vec::new();
+    for entry in node.entries() {
+        let arg = arg(entry);
+        head_range.end = head_range.end.max(arg.range.end);
+        match entry.name() {
+            None => args.push(arg),
+            Some(name) => props.push(Prop {
+                name: name.value().to_owned(),
+                name_range: range(name.span().offset(), name.span().len()),
+                arg,
+            }),
+        }
+    }
+    Node {
+        name: name.value().to_owned(),
+        name_range,
+        head_range,
+        args,
+        props,
+        children: node.children().map(|c| c.nodes().iter().map(self::node).collect()),
+    }
+}
+
+fn arg(entry: &kdl::KdlEntry) -> Arg {
+    let repr = entry.format().map_or("", |f| f.value_repr.as_str());
+    let end = entry.span().offset() + entry.span().len();
+    let start = end.saturating_sub(repr.len());
+    let value = match entry.value() {
+        kdl::KdlValue::String(text) => Scalar::String(text.clone()),
+        kdl::KdlValue::Integer(n) => Scalar::Int(*n),
+        kdl::KdlValue::Float(n) => Scalar::Float(*n),
+        kdl::KdlValue::Bool(b) => Scalar::Bool(*b),
+        kdl::KdlValue::Null => Scalar::Null,
+    };
+    let text_at = match &value {
+        Scalar::String(text) if repr.trim_matches(['"', '#']) == text => {
+            Some((start + repr.find(text.as_str()).unwrap_or(0)) as u32)
+        }
+        _ => None,
+    };
+    Arg {
+        value,
+        range: range(start, end - start),
+        raw: entry.ty().is_some_and(|t| t.value() == "raw"),
+        text_at,
+    }
+}

@@ -1,0 +1,228 @@
+//! The values that inputs and parameters have, and how texts become values.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::source::FileRef;
+
+/// A typed value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Value {
+    /// Text.
+    String(String),
+    /// A whole number.
+    Int(i64),
+    /// A truth value.
+    Bool(bool),
+    /// Bytes.
+    Size(u64),
+    /// Seconds.
+    Duration(u64),
+    /// A file or directory of the project.
+    Path(FileRef),
+    /// Texts in order.
+    List(Vec<String>),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::String(s) => write!(f, "{s:?}"),
+            Value::Int(n) => write!(f, "{n}"),
+            Value::Bool(b) => write!(f, "#{b}"),
+            Value::Size(n) => write!(f, "{n} bytes"),
+            Value::Duration(n) => write!(f, "{n}s"),
+            Value::Path(p) => write!(f, "{p}"),
+            Value::List(items) => write!(f, "{items:?}"),
+        }
+    }
+}
+
+/// The type of an input or parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InputType {
+    /// Text.
+    String,
+    /// A whole number.
+    Int,
+    /// A truth value.
+    Bool,
+    /// Bytes.
+    Size,
+    /// A time.
+    Duration,
+    /// A file or directory of the project.
+    Path,
+    /// Texts in order.
+    List,
+}
+
+impl InputType {
+    /// The type with this name, one of [`crate::schema::INPUT_TYPES`].
+    pub fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "string" => Self::String,
+            "int" => Self::Int,
+            "bool" => Self::Bool,
+            "size" => Self::Size,
+            "duration" => Self::Duration,
+            "path" => Self::Path,
+            "list" => Self::List,
+            _ => return None,
+        })
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::String => "string",
+            Self::Int => "int",
+            Self::Bool => "bool",
+            Self::Size => "size",
+            Self::Duration => "duration",
+            Self::Path => "path",
+            Self::List => "list",
+        }
+    }
+
+    /// Reads a value from text, as the command line gives it. Paths are taken
+    /// from the project root, lists are split at commas.
+    pub fn parse(self, text: &str) -> Result<Value, String> {
+        match self {
+            Self::String => Ok(Value::String(text.to_owned())),
+            Self::Int => text
+                .trim()
+                .parse()
+                .map(Value::Int)
+                .map_err(|_| "this is no whole number".to_owned()),
+            Self::Bool => match text.trim().trim_start_matches('#') {
+                "true" => Ok(Value::Bool(true)),
+                "false" => Ok(Value::Bool(false)),
+                _ => Err("this is neither `true` nor `false`".to_owned()),
+            },
+            Self::Size => size(text).map(Value::Size),
+            Self::Duration => duration(text).map(Value::Duration),
+            Self::Path => FileRef::project("")
+                .join(text)
+                .map(Value::Path)
+                .ok_or_else(|| "this path leads out of the project".to_owned()),
+            Self::List => Ok(Value::List(
+                text.split(',').map(|s| s.trim().to_owned()).filter(|s| !s.is_empty()).collect(),
+            )),
+        }
+    }
+}
+
+/// Bytes from `4096`, `512MiB`, `8GiB`, `10GB`.
+pub fn size(text: &str) -> Result<u64, String> {
+    const UNITS: &[(&str, u64)] = &[
+        ("", 1),
+        ("B", 1),
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+        ("KB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+    ];
+    let (number, unit) = number_and_unit(text);
+    let factor = UNITS
+        .iter()
+        .find(|(name, _)| *name == unit)
+        .map(|(_, factor)| *factor)
+        .ok_or("a size is a number and one of B, KiB, MiB, GiB, TiB, KB, MB, GB, TB")?;
+    number
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(factor))
+        .ok_or_else(|| "a size is a whole number of units".to_owned())
+}
+
+/// Seconds from `90s`, `10m`, `1h`.
+pub fn duration(text: &str) -> Result<u64, String> {
+    let (number, unit) = number_and_unit(text);
+    let factor = match unit {
+        "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3600,
+        _ => return Err("a duration is a number and one of s, m, h".to_owned()),
+    };
+    number
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(factor))
+        .filter(|n| *n > 0 && *n <= 7 * 24 * 3600)
+        .ok_or_else(|| "a duration is a whole number of units, up to a week".to_owned())
+}
+
+fn number_and_unit(text: &str) -> (&str, &str) {
+    let text = text.trim();
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    (&text[..split], text[split..].trim_start())
+}
+
+/// Permission bits from octal text.
+pub fn mode(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o7777 && (3..=5).contains(&text.len()))
+        .ok_or_else(|| "a mode is three or four octal digits, such as \"0644\"".to_owned())
+}
+
+/// A normalised absolute path in the machine.
+pub fn guest_path(text: &str) -> Result<String, String> {
+    if !text.starts_with('/') {
+        return Err("a path in the machine starts with `/`".to_owned());
+    }
+    if text.split('/').any(|part| part == "..") {
+        return Err("a path in the machine has no `..`".to_owned());
+    }
+    if text.contains(['\0', '\n']) {
+        return Err("a path has no newline".to_owned());
+    }
+    let parts: Vec<&str> = text.split('/').filter(|p| !p.is_empty() && *p != ".").collect();
+    Ok(format!("/{}", parts.join("/")))
+}
+
+/// Whether `text` can name a declaration.
+pub fn is_name(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 64
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+}
+
+/// Whether `text` is rendered before it is used.
+pub(crate) fn is_template(text: &str) -> bool {
+    text.contains("{{") || text.contains("{%")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_durations() {
+        assert_eq!(size("512MiB"), Ok(512 << 20));
+        assert_eq!(size("10 GB"), Ok(10_000_000_000));
+        assert!(size("99999999999TiB").is_err());
+        assert!(size("1.5GiB").is_err());
+        assert_eq!(duration("10m"), Ok(600));
+        assert!(duration("0s").is_err());
+        assert!(duration("900h").is_err());
+    }
+
+    #[test]
+    fn modes_and_paths() {
+        assert_eq!(mode("0644"), Ok(0o644));
+        assert_eq!(mode("4755"), Ok(0o4755));
+        assert!(mode("7").is_err());
+        assert!(mode("0999").is_err());
+        assert_eq!(guest_path("/a//b/./c/"), Ok("/a/b/c".into()));
+        assert!(guest_path("a").is_err());
+        assert!(guest_path("/a/../b").is_err());
+    }
+}
