@@ -1,0 +1,46 @@
+//! Applies a layer: its steps in order, up to the first that fails.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+
+use crate::fetch::Channel;
+use crate::primitive::{self, Context, HOME};
+use crate::protocol::{FromAgent, Primitive};
+use crate::system;
+
+/// Applies `steps` and reports each. The returned message is the last.
+pub(crate) fn apply(
+    channel: &mut Channel,
+    layer: &str,
+    steps: &[Primitive],
+    boot_stamp: &mut String,
+) -> io::Result<FromAgent> {
+    let sender = channel.sender.clone();
+    for (step, primitive) in steps.iter().enumerate() {
+        sender.send(&FromAgent::Started { step })?;
+        let mut context = Context { channel, sender: &sender, step };
+        match primitive::apply(primitive, &mut context) {
+            Ok(changed) => sender.send(&FromAgent::Finished { step, changed })?,
+            Err(failure) => {
+                return Ok(FromAgent::Failed { step, message: failure.message, exit: failure.exit });
+            }
+        }
+    }
+    if let Err(error) = note(layer) {
+        let step = steps.len().saturating_sub(1);
+        return Ok(FromAgent::Failed { step, message: format!("{HOME}/layers: {error}"), exit: None });
+    }
+    let now = system::boot_stamp();
+    let boot_changed = now != *boot_stamp;
+    *boot_stamp = now;
+    Ok(FromAgent::Done { boot_changed })
+}
+
+/// Keeps the machine's own list of its layers.
+fn note(layer: &str) -> io::Result<()> {
+    let _ = fs::remove_dir_all(Path::new(HOME).join("tmp"));
+    fs::create_dir_all(HOME)?;
+    let mut file = OpenOptions::new().append(true).create(true).open(Path::new(HOME).join("layers"))?;
+    writeln!(file, "{layer}")
+}

@@ -1,0 +1,142 @@
+//! Runs programs of the machine: never a question, never endless output.
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use crate::fetch::Sender;
+use crate::primitive::Failure;
+use crate::protocol::FromAgent;
+
+/// How much of a step's output is sent as it comes, in bytes.
+const FORWARDED: usize = 8 << 20;
+/// How much of its end is sent when more came.
+const TAIL: usize = 64 << 10;
+/// How long what a finished program left running may hold its output open.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// What happens to the output of a step.
+pub(crate) struct Output<'a> {
+    pub(crate) sender: &'a Sender,
+    pub(crate) step: usize,
+}
+
+/// A program with the environment that everything in a layer has.
+pub(crate) fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command
+        .env_clear()
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("HOME", "/root")
+        .env("LANG", "C.UTF-8")
+        .current_dir("/")
+        .stdin(Stdio::null());
+    command
+}
+
+/// Runs a program whose output nobody needs to see unless it fails.
+pub(crate) fn query(command: &mut Command) -> Result<std::process::Output, Failure> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    command.output().map_err(|e| Failure::new(format!("`{program}` can't be run: {e}")))
+}
+
+/// Runs a program to its end, forwards what it prints, and fails if it does.
+/// After `timeout` it and what it started are killed.
+pub(crate) fn run(command: &mut Command, timeout: Duration, output: &Output) -> Result<(), Failure> {
+    use std::os::unix::process::CommandExt;
+    let program = command.get_program().to_string_lossy().into_owned();
+    let (reader, writer) = io::pipe().map_err(|e| Failure::new(format!("no pipe: {e}")))?;
+    let copy = writer.try_clone().map_err(|e| Failure::new(format!("no pipe: {e}")))?;
+    command.stdout(writer).stderr(copy).process_group(0);
+    let mut child = command.spawn().map_err(|e| Failure::new(format!("`{program}` can't be run: {e}")))?;
+    // The command holds the pipe's other ends; they must close with the child.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let group = rustix::process::Pid::from_child(&child);
+    // The agent itself is spared by the OOM killer, its children are not.
+    let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), "0");
+    let (chunks, incoming) = mpsc::sync_channel::<Vec<u8>>(4);
+    std::thread::spawn(move || pump(reader, &chunks));
+
+    let deadline = Instant::now() + timeout;
+    let mut forward = Forward { output, sent: 0, left_out: 0, tail: VecDeque::new() };
+    let mut exited: Option<(std::process::ExitStatus, Instant)> = None;
+    loop {
+        match incoming.recv_timeout(Duration::from_millis(50)) {
+            Ok(chunk) => forward.chunk(&chunk)?,
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+        }
+        if exited.is_none() {
+            let status = child.try_wait().map_err(|e| Failure::new(format!("`{program}`: {e}")))?;
+            exited = status.map(|s| (s, Instant::now()));
+        }
+        match exited {
+            Some((_, at)) if at.elapsed() > GRACE => break,
+            None if Instant::now() >= deadline => {
+                let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+                let _ = child.wait();
+                forward.finish()?;
+                return Err(Failure::new(format!("it did not end within {} s and was killed", timeout.as_secs())));
+            }
+            _ => {}
+        }
+    }
+    forward.finish()?;
+    let status = match exited {
+        Some((status, _)) => status,
+        None => child.wait().map_err(|e| Failure::new(format!("`{program}`: {e}")))?,
+    };
+    match (status.code(), status.signal()) {
+        (Some(0), _) => Ok(()),
+        (Some(code), _) => Err(Failure { message: format!("exit code {code}"), exit: Some(code) }),
+        (None, Some(signal)) => Err(Failure::new(format!("killed by signal {signal}"))),
+        (None, None) => Err(Failure::new("it ended in an unknown way")),
+    }
+}
+
+fn pump(mut reader: impl Read, chunks: &mpsc::SyncSender<Vec<u8>>) {
+    let mut buffer = vec![0; 32 << 10];
+    while let Ok(n) = reader.read(&mut buffer) {
+        // The receiver is gone when the program's time is up.
+        if n == 0 || chunks.send(buffer[..n].to_vec()).is_err() {
+            return;
+        }
+    }
+}
+
+struct Forward<'a> {
+    output: &'a Output<'a>,
+    sent: usize,
+    left_out: usize,
+    tail: VecDeque<u8>,
+}
+
+impl Forward<'_> {
+    fn chunk(&mut self, chunk: &[u8]) -> Result<(), Failure> {
+        if self.sent < FORWARDED {
+            self.sent += chunk.len();
+            return self.send(chunk);
+        }
+        self.tail.extend(chunk);
+        let surplus = self.tail.len().saturating_sub(TAIL);
+        self.tail.drain(..surplus);
+        self.left_out += surplus;
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), Failure> {
+        if self.left_out > 0 {
+            self.send(format!("\n[{} bytes of output left out]\n", self.left_out).as_bytes())?;
+        }
+        let tail: Vec<u8> = self.tail.drain(..).collect();
+        if tail.is_empty() { Ok(()) } else { self.send(&tail) }
+    }
+
+    fn send(&self, bytes: &[u8]) -> Result<(), Failure> {
+        let message = FromAgent::Output { step: self.output.step, text: String::from_utf8_lossy(bytes).into_owned() };
+        self.output.sender.send(&message).map_err(|e| Failure::new(format!("the host does not listen: {e}")))
+    }
+}

@@ -1,0 +1,135 @@
+//! The agent's end of the channel: messages out, blobs in.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::protocol::{self, Blob, Digest, Frame, FromAgent, Malformed, ToAgent};
+
+/// Sends messages; may be cloned into other threads.
+#[derive(Clone)]
+pub(crate) struct Sender {
+    out: Arc<Mutex<Box<dyn Write + Send>>>,
+}
+
+impl Sender {
+    pub(crate) fn new(out: Box<dyn Write + Send>) -> Self {
+        Self { out: Arc::new(Mutex::new(out)) }
+    }
+
+    pub(crate) fn send(&self, message: &FromAgent) -> io::Result<()> {
+        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        protocol::write_message(&mut *out, message)
+    }
+
+    /// Sends bytes as they are, or as a frame of data.
+    pub(crate) fn raw(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        out.write_all(bytes)?;
+        out.flush()
+    }
+}
+
+/// Receives frames, asks for blobs.
+pub(crate) struct Channel {
+    pub(crate) sender: Sender,
+    input: Box<dyn Read + Send>,
+}
+
+/// What the host sent.
+pub(crate) enum Received {
+    Message(ToAgent),
+    /// The host starts anew with this nonce.
+    Sync([u8; 8]),
+    /// Nothing more will come.
+    End,
+}
+
+impl Channel {
+    pub(crate) fn new(input: Box<dyn Read + Send>, sender: Sender) -> Self {
+        Self { sender, input }
+    }
+
+    /// Waits for the next message or handshake.
+    pub(crate) fn receive(&mut self) -> io::Result<Received> {
+        let mut header = [0; 4];
+        if let Err(error) = self.input.read_exact(&mut header) {
+            return match error.kind() {
+                io::ErrorKind::UnexpectedEof => Ok(Received::End),
+                _ => Err(error),
+            };
+        }
+        if header == protocol::SYNC[..4] {
+            let mut rest = [0; 20];
+            self.input.read_exact(&mut rest)?;
+            if rest[..12] != protocol::SYNC[4..] {
+                return Err(Malformed("half a handshake".into()).into());
+            }
+            let mut nonce = [0; 8];
+            nonce.copy_from_slice(&rest[12..]);
+            return Ok(Received::Sync(nonce));
+        }
+        let mut body = vec![0; Frame::length(header)?];
+        self.input.read_exact(&mut body)?;
+        Ok(Received::Message(Frame::from_body(body)?.message()?))
+    }
+
+    /// Asks for blobs. They must then be read with [`Channel::blob`], in the
+    /// same order.
+    pub(crate) fn request(&mut self, blobs: &[Blob]) -> io::Result<()> {
+        // A request stays far below the cap of a frame.
+        for part in blobs.chunks(4096) {
+            let digests: Vec<Digest> = part.iter().map(|b| b.digest).collect();
+            self.sender.send(&FromAgent::Fetch { digests })?;
+        }
+        Ok(())
+    }
+
+    /// Writes a requested blob to `out` and checks its digest.
+    pub(crate) fn blob(&mut self, blob: Blob, out: &mut dyn Write) -> io::Result<()> {
+        let mut hasher = blake3::Hasher::new();
+        let mut left = blob.size;
+        // Even an empty blob is one frame.
+        loop {
+            let Some(Frame::Data(bytes)) = protocol::read_frame(&mut self.input)? else {
+                return Err(Malformed("a message where data was due".into()).into());
+            };
+            let Some(rest) = left.checked_sub(bytes.len() as u64) else {
+                return Err(Malformed("more data than was due".into()).into());
+            };
+            left = rest;
+            hasher.update(&bytes);
+            out.write_all(&bytes)?;
+            if left == 0 {
+                break;
+            }
+        }
+        if *hasher.finalize().as_bytes() != blob.digest.0 {
+            return Err(Malformed("data with another digest than was due".into()).into());
+        }
+        Ok(())
+    }
+
+    /// A requested blob of at most 64 MiB as bytes.
+    pub(crate) fn bytes(&mut self, blob: Blob) -> io::Result<Vec<u8>> {
+        if blob.size > 64 << 20 {
+            return Err(Malformed("a blob too large to be held in memory".into()).into());
+        }
+        let mut out = Vec::with_capacity(blob.size as usize);
+        self.blob(blob, &mut out)?;
+        Ok(out)
+    }
+
+    /// Sends a file as frames of data with an empty one at its end.
+    pub(crate) fn send_file(&self, path: &str) -> io::Result<()> {
+        let mut file = File::open(path)?;
+        let mut buffer = vec![0; protocol::CHUNK];
+        loop {
+            let n = file.read(&mut buffer)?;
+            self.sender.raw(&protocol::encode_data(&buffer[..n])?)?;
+            if n == 0 {
+                return Ok(());
+            }
+        }
+    }
+}

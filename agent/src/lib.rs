@@ -1,0 +1,14 @@
+//! The configuration manager inside a machine.
+//!
+//! A small static program that starts early in boot, answers the host over a
+//! virtio-serial port and makes what a layer declares true. It knows nothing
+//! of recipes, images or graphs. The host uses [`protocol`] alone.
+
+pub mod protocol;
+mod system;
+mod fetch;
+mod command;
+mod primitive;
+mod apply;
+mod seal;
+pub mod serve;

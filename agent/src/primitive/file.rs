@@ -1,0 +1,101 @@
+//! `file`: bytes at a path, put there in one step.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use super::{Context, Failure};
+use crate::protocol::{Blob, Digest};
+
+pub(super) fn apply(
+    path: &Path,
+    content: Blob,
+    mode: u32,
+    owner: (u32, u32),
+    context: &mut Context,
+) -> Result<bool, Failure> {
+    parents(path)?;
+    if holds(path, content) {
+        return attributes(path, mode, owner);
+    }
+    context.channel.request(&[content]).map_err(|e| Failure::at(path, e))?;
+    write(path, content, mode, owner, context)?;
+    Ok(true)
+}
+
+/// Writes a blob that was requested to `path`, by way of a new file beside it.
+pub(super) fn write(
+    path: &Path,
+    content: Blob,
+    mode: u32,
+    owner: (u32, u32),
+    context: &mut Context,
+) -> Result<(), Failure> {
+    let fail = |e| Failure::at(path, e);
+    if fs::symlink_metadata(path).is_ok_and(|m| m.is_dir()) {
+        return Err(Failure::new(format!("{} is a directory", path.display())));
+    }
+    let new = beside(path);
+    let _ = fs::remove_file(&new);
+    let written = (|| {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        context.channel.blob(content, &mut file)?;
+        chown(&new, Some(owner.0), Some(owner.1))?;
+        // After chown, which clears the set-id bits.
+        fs::set_permissions(&new, fs::Permissions::from_mode(mode))?;
+        fs::rename(&new, path)
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    written.map_err(fail)
+}
+
+fn beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    // The longest legal name is 255 bytes.
+    let short: String = name.chars().take(40).collect();
+    path.with_file_name(format!(".{short}.vimg-new"))
+}
+
+/// Whether a regular file at `path` has this content.
+pub(super) fn holds(path: &Path, content: Blob) -> bool {
+    let right_size = fs::symlink_metadata(path).is_ok_and(|m| m.is_file() && m.len() == content.size);
+    right_size && digest(path).is_ok_and(|d| d == content.digest)
+}
+
+fn digest(path: &Path) -> io::Result<Digest> {
+    let mut hasher = blake3::Hasher::new();
+    let mut file = File::open(path)?;
+    let mut buffer = vec![0; 128 << 10];
+    loop {
+        let n = file.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(Digest(*hasher.finalize().as_bytes()));
+        }
+        hasher.update(&buffer[..n]);
+    }
+}
+
+/// Sets mode and owner where they differ; says whether they did.
+pub(super) fn attributes(path: &Path, mode: u32, owner: (u32, u32)) -> Result<bool, Failure> {
+    let fail = |e| Failure::at(path, e);
+    let meta = fs::symlink_metadata(path).map_err(fail)?;
+    let mut changed = false;
+    if (meta.uid(), meta.gid()) != owner {
+        chown(path, Some(owner.0), Some(owner.1)).map_err(fail)?;
+        changed = true;
+    }
+    if changed || meta.mode() & 0o7777 != mode {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(fail)?;
+        changed = true;
+    }
+    Ok(changed)
+}
+
+/// Makes the directories above `path` that are missing, as root's with 0755.
+pub(super) fn parents(path: &Path) -> Result<(), Failure> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    fs::create_dir_all(parent).map_err(|e| Failure::at(parent, e))
+}

@@ -1,0 +1,40 @@
+//! `sysctl`: a kernel setting, in a file for each boot and in the kernel now.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::{Failure, file};
+
+pub(super) fn apply(key: &str, value: &str) -> Result<bool, Failure> {
+    // As sysctl(8): the first separator in a key says which one it uses.
+    let slashed = key.find(['.', '/']).is_none_or(|at| key[at..].starts_with('/'));
+    let path = if slashed { key.to_owned() } else { swap(key) };
+    let name = path.replace('/', ".");
+    let conf = PathBuf::from(format!("/etc/sysctl.d/90-vimg-{name}.conf"));
+    let text = format!("{key} = {value}\n");
+    let mut changed = false;
+    if fs::read_to_string(&conf).ok().as_deref() != Some(&text) {
+        file::parents(&conf)?;
+        fs::write(&conf, text).map_err(|e| Failure::at(&conf, e))?;
+        changed = true;
+    }
+    let live = PathBuf::from("/proc/sys").join(&path);
+    let now = fs::read_to_string(&live)
+        .map_err(|e| Failure::new(format!("this kernel has no setting `{key}` ({}: {e})", live.display())))?;
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    if words(&now) != words(value) {
+        fs::write(&live, value).map_err(|e| Failure::at(&live, e))?;
+        changed = true;
+    }
+    Ok(changed)
+}
+
+fn swap(key: &str) -> String {
+    key.chars()
+        .map(|c| match c {
+            '.' => '/',
+            '/' => '.',
+            c => c,
+        })
+        .collect()
+}

@@ -1,0 +1,414 @@
+//! What host and agent say to each other.
+//!
+//! After the handshake both sides send frames: a little-endian `u32` with the
+//! length of what follows, a byte with its kind, the payload. Both sides treat
+//! what they read as hostile: a length is checked before anything is
+//! allocated, and what does not parse ends the conversation.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// The version of these messages. Host and agent must have the same.
+pub const PROTOCOL: u32 = 1;
+
+/// The version of what the agent does to a machine. It enters every key, so
+/// raising it rebuilds everything: raise it when the same layer would now
+/// give another machine. `agent/behaviour.lock` holds the digest of the
+/// sources that it was last looked at for.
+pub const BEHAVIOUR: u32 = 1;
+
+/// The name of the virtio-serial port.
+pub const PORT: &str = "vimg.agent";
+
+/// The largest frame in bytes, kind included.
+pub const MAX_FRAME: usize = 1 << 20;
+
+/// The largest piece of a file in one frame.
+pub const CHUNK: usize = 256 << 10;
+
+/// Opens the handshake. Its first four bytes can be no frame's length, so an
+/// agent that waits for a frame recognises a host that starts anew.
+pub const SYNC: [u8; 16] = *b"\xff\xff\xff\xffvimg-sync-1\n";
+
+/// A BLAKE3 digest.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest(pub [u8; 32]);
+
+impl Digest {
+    /// The digest of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+}
+
+impl std::fmt::Display for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&blake3::Hash::from_bytes(self.0).to_hex())
+    }
+}
+
+impl std::fmt::Debug for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.to_string()
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl std::str::FromStr for Digest {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        blake3::Hash::from_hex(text)
+            .map(|hash| Self(*hash.as_bytes()))
+            .map_err(|_| "a digest is 64 hexadecimal digits")
+    }
+}
+
+/// Bytes that the host holds ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blob {
+    /// Their digest.
+    pub digest: Digest,
+    /// Their number.
+    pub size: u64,
+}
+
+impl Blob {
+    /// The blob that `bytes` are.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self { digest: Digest::of(bytes), size: bytes.len() as u64 }
+    }
+}
+
+/// Who owns a file, by names of the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// A user.
+    pub user: String,
+    /// A group.
+    pub group: String,
+}
+
+/// A tree of files, sorted by path; parents come before what is in them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Its entries. The first has an empty path and is the top itself.
+    pub entries: Vec<Entry>,
+}
+
+/// One file of a tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Relative to the top, without `..`.
+    pub path: String,
+    /// What it is.
+    pub node: Node,
+}
+
+/// What stands at a path of a tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Node {
+    /// A directory with its permission bits.
+    Dir(u32),
+    /// A file with its permission bits and content.
+    File(u32, Blob),
+    /// A symbolic link and what it points to.
+    Link(String),
+}
+
+/// A resource, as the agent makes it true. The fields are those of the
+/// recipe language; contents are blobs that the agent asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "the fields are those of the recipe language")]
+pub enum Primitive {
+    Package { names: Vec<String> },
+    File { path: String, content: Blob, mode: u32, owner: Owner },
+    Directory { path: String, mode: Option<u32>, owner: Owner, tree: Option<Blob> },
+    Symlink { path: String, target: String },
+    Archive { path: String, content: Blob, strip: u32, owner: Option<Owner> },
+    Group { name: String, gid: Option<u32>, system: bool },
+    User(User),
+    Service { unit: String, enabled: Option<bool>, state: Option<ServiceState> },
+    Sysctl { key: String, value: String },
+    Run(Run),
+}
+
+/// See the recipe language.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of the recipe language")]
+pub struct User {
+    pub name: String,
+    pub uid: Option<u32>,
+    pub group: Option<String>,
+    pub groups: Vec<String>,
+    pub home: Option<String>,
+    pub shell: Option<String>,
+    pub comment: Option<String>,
+    pub system: bool,
+}
+
+/// See the recipe language. The timeout is in seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of the recipe language")]
+pub struct Run {
+    pub script: Blob,
+    pub env: BTreeMap<String, String>,
+    pub user: String,
+    pub workdir: String,
+    pub timeout: u64,
+    pub undo: Option<String>,
+}
+
+/// What a service is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServiceState {
+    /// Started if it is not.
+    Running,
+    /// Stopped if it is not.
+    Stopped,
+    /// Restarted in any case.
+    Restarted,
+}
+
+/// From the host to the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ToAgent {
+    /// Make these true, in order. Answered by `Done` or `Failed`.
+    Apply {
+        /// The layer's name, for the machine's own record.
+        layer: String,
+        /// What is to be.
+        steps: Vec<Primitive>,
+    },
+    /// Write everything to disk and hold all writes. Answered by `Frozen`.
+    Freeze,
+    /// Let writes go on. Answered by `Thawed`.
+    Thaw,
+    /// Take out what must not be the same in two machines. Answered by
+    /// `Sealed`.
+    Seal,
+    /// Send the kernel, then the initrd, that the machine would boot, each
+    /// followed by an empty frame of data.
+    SendBootFiles,
+}
+
+/// From the agent to the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FromAgent {
+    /// The first message.
+    Hello {
+        /// [`PROTOCOL`] of the agent.
+        protocol: u32,
+        /// [`BEHAVIOUR`] of the agent.
+        behaviour: u32,
+        /// Differs from boot to boot.
+        boot_id: String,
+    },
+    /// The machine has booted. Units that failed to start are named.
+    Ready {
+        /// Names of units.
+        failed_units: Vec<String>,
+    },
+    /// Send these blobs, in this order, as frames of data.
+    Fetch {
+        /// What is wanted.
+        digests: Vec<Digest>,
+    },
+    /// A step begins.
+    Started {
+        /// Its index.
+        step: usize,
+    },
+    /// What a step prints.
+    Output {
+        /// Its index.
+        step: usize,
+        /// Bytes that are no UTF-8 are replaced.
+        text: String,
+    },
+    /// A step is true.
+    Finished {
+        /// Its index.
+        step: usize,
+        /// Whether anything had to be changed.
+        changed: bool,
+    },
+    /// All steps are true.
+    Done {
+        /// The kernel or the initrd is another one than when the agent started
+        /// or last said so.
+        boot_changed: bool,
+    },
+    /// A step could not be made true; later ones were not tried.
+    Failed {
+        /// Its index.
+        step: usize,
+        /// What happened, in a sentence.
+        message: String,
+        /// The exit code of the program that failed.
+        exit: Option<i32>,
+    },
+    /// All is on disk and writes are held.
+    Frozen,
+    /// Writes go on.
+    Thawed,
+    /// The machine is sealed.
+    Sealed,
+    /// The answer to a question failed.
+    Refused {
+        /// Why.
+        message: String,
+    },
+    /// The agent is alive. Sent every few seconds.
+    Alive,
+}
+
+/// How often an agent that does not say anything else says `Alive`, in seconds.
+pub const ALIVE_EVERY: u64 = 5;
+
+/// A frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// A message as JSON.
+    Message(Vec<u8>),
+    /// A piece of a file.
+    Data(Vec<u8>),
+}
+
+const MESSAGE: u8 = 0;
+const DATA: u8 = 1;
+
+/// Why a frame can't be understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Malformed(pub String);
+
+impl From<Malformed> for io::Error {
+    fn from(malformed: Malformed) -> Self {
+        io::Error::new(io::ErrorKind::InvalidData, malformed.0)
+    }
+}
+
+impl Frame {
+    /// The length from a frame's first four bytes, checked.
+    pub fn length(header: [u8; 4]) -> Result<usize, Malformed> {
+        let length = u32::from_le_bytes(header) as usize;
+        if length == 0 || length > MAX_FRAME {
+            return Err(Malformed(format!("a frame of {length} bytes")));
+        }
+        Ok(length)
+    }
+
+    /// The frame from its bytes after the length.
+    pub fn from_body(mut body: Vec<u8>) -> Result<Self, Malformed> {
+        match body.first() {
+            Some(&MESSAGE) => Ok(Self::Message(body.split_off(1))),
+            Some(&DATA) => Ok(Self::Data(body.split_off(1))),
+            Some(kind) => Err(Malformed(format!("a frame of the unknown kind {kind}"))),
+            None => Err(Malformed("an empty frame".into())),
+        }
+    }
+
+    /// A message's meaning.
+    pub fn message<M: DeserializeOwned>(&self) -> Result<M, Malformed> {
+        match self {
+            Self::Message(bytes) => {
+                serde_json::from_slice(bytes).map_err(|e| Malformed(format!("a message that does not parse: {e}")))
+            }
+            Self::Data(_) => Err(Malformed("data where a message was due".into())),
+        }
+    }
+}
+
+/// The bytes of a message's frame.
+pub fn encode_message<M: Serialize>(message: &M) -> io::Result<Vec<u8>> {
+    encode(MESSAGE, &serde_json::to_vec(message)?)
+}
+
+/// The bytes of a frame of data.
+pub fn encode_data(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    encode(DATA, bytes)
+}
+
+fn encode(kind: u8, payload: &[u8]) -> io::Result<Vec<u8>> {
+    let length = payload.len() + 1;
+    if length > MAX_FRAME {
+        return Err(Malformed(format!("a frame of {length} bytes")).into());
+    }
+    let mut out = Vec::with_capacity(length + 4);
+    out.extend((length as u32).to_le_bytes());
+    out.push(kind);
+    out.extend(payload);
+    Ok(out)
+}
+
+/// Reads a frame; `None` if the stream ends before one begins.
+pub fn read_frame(reader: &mut impl Read) -> io::Result<Option<Frame>> {
+    let mut header = [0; 4];
+    if let Err(error) = reader.read_exact(&mut header) {
+        return match error.kind() {
+            io::ErrorKind::UnexpectedEof => Ok(None),
+            _ => Err(error),
+        };
+    }
+    let mut body = vec![0; Frame::length(header)?];
+    reader.read_exact(&mut body)?;
+    Ok(Some(Frame::from_body(body)?))
+}
+
+/// Writes a message.
+pub fn write_message<M: Serialize>(writer: &mut impl Write, message: &M) -> io::Result<()> {
+    writer.write_all(&encode_message(message)?)?;
+    writer.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_survive_the_wire() {
+        let message = FromAgent::Output { step: 3, text: "é".into() };
+        let mut wire = encode_message(&message).unwrap();
+        wire.extend(encode_data(b"abc").unwrap());
+        let mut reader = wire.as_slice();
+        assert_eq!(read_frame(&mut reader).unwrap().unwrap().message(), Ok(message));
+        assert_eq!(read_frame(&mut reader).unwrap(), Some(Frame::Data(b"abc".to_vec())));
+        assert_eq!(read_frame(&mut reader).unwrap(), None);
+    }
+
+    #[test]
+    fn lengths_are_checked_before_allocation() {
+        assert!(Frame::length(u32::MAX.to_le_bytes()).is_err());
+        assert!(Frame::length(0_u32.to_le_bytes()).is_err());
+        assert!(Frame::length([SYNC[0], SYNC[1], SYNC[2], SYNC[3]]).is_err());
+        assert!(read_frame(&mut [5, 0, 0, 0, 0, 1].as_slice()).is_err());
+        assert!(read_frame(&mut [1, 0, 0, 0, 9].as_slice()).is_err());
+    }
+
+    #[test]
+    fn every_frame_within_the_cap_is_legal() {
+        assert!(encode_data(&vec![0; MAX_FRAME]).is_err());
+        assert!(encode_data(&vec![0; MAX_FRAME - 1]).is_ok());
+    }
+}

@@ -1,0 +1,111 @@
+//! The machine's own tables and the few kernel calls that need care.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+/// A line of `/etc/passwd`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Account {
+    pub(crate) name: String,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) comment: String,
+    pub(crate) home: String,
+    pub(crate) shell: String,
+}
+
+/// A line of `/etc/group`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Group {
+    pub(crate) name: String,
+    pub(crate) gid: u32,
+    pub(crate) members: Vec<String>,
+}
+
+fn lines(path: &str) -> Vec<Vec<String>> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(|line| line.split(':').map(str::to_owned).collect()).collect()
+}
+
+/// The user with this name. A static program has no NSS: only local accounts
+/// are known, which are the only ones that an image can have.
+pub(crate) fn user(name: &str) -> Option<Account> {
+    lines("/etc/passwd").into_iter().find(|f| f[0] == name).and_then(|f| {
+        Some(Account {
+            name: f[0].clone(),
+            uid: f.get(2)?.parse().ok()?,
+            gid: f.get(3)?.parse().ok()?,
+            comment: f.get(4)?.clone(),
+            home: f.get(5)?.clone(),
+            shell: f.get(6)?.clone(),
+        })
+    })
+}
+
+/// All groups.
+pub(crate) fn groups() -> Vec<Group> {
+    lines("/etc/group")
+        .into_iter()
+        .filter_map(|f| {
+            Some(Group {
+                name: f[0].clone(),
+                gid: f.get(2)?.parse().ok()?,
+                members: f.get(3)?.split(',').filter(|m| !m.is_empty()).map(str::to_owned).collect(),
+            })
+        })
+        .collect()
+}
+
+/// The group with this name.
+pub(crate) fn group(name: &str) -> Option<Group> {
+    groups().into_iter().find(|g| g.name == name)
+}
+
+/// Holds or releases all writes to the filesystem at `path`.
+pub(crate) fn freeze(path: &Path, hold: bool) -> io::Result<()> {
+    // linux/fs.h: FIFREEZE is _IOWR('X', 119, int), FITHAW _IOWR('X', 120, int).
+    const FIFREEZE: rustix::ioctl::Opcode = 0xC004_5877;
+    const FITHAW: rustix::ioctl::Opcode = 0xC004_5878;
+    let dir = File::open(path)?;
+    // SAFETY: both calls ignore their argument, and `dir` is open.
+    let result = unsafe {
+        if hold {
+            rustix::ioctl::ioctl(dir.as_fd(), rustix::ioctl::NoArg::<FIFREEZE>::new())
+        } else {
+            rustix::ioctl::ioctl(dir.as_fd(), rustix::ioctl::NoArg::<FITHAW>::new())
+        }
+    };
+    result.map_err(io::Error::from)
+}
+
+/// The virtio-serial port with this name. It is looked up in sysfs, because
+/// the agent may start before udev has made the links by name.
+pub(crate) fn port(name: &str) -> Option<PathBuf> {
+    for entry in fs::read_dir("/sys/class/virtio-ports").ok()?.flatten() {
+        let text = fs::read_to_string(entry.path().join("name")).unwrap_or_default();
+        if text.trim_end() == name {
+            return Some(Path::new("/dev").join(entry.file_name()));
+        }
+    }
+    None
+}
+
+/// The kernel and initrd that the machine would boot next: Debian keeps these
+/// links on the newest kernel.
+pub(crate) const BOOT_FILES: [&str; 2] = ["/vmlinuz", "/initrd.img"];
+
+/// Changes when one of the [`BOOT_FILES`] does.
+pub(crate) fn boot_stamp() -> String {
+    use std::os::unix::fs::MetadataExt;
+    BOOT_FILES
+        .iter()
+        .map(|path| match (fs::canonicalize(path), fs::metadata(path)) {
+            (Ok(real), Ok(meta)) => {
+                format!("{}:{}:{}.{};", real.display(), meta.len(), meta.mtime(), meta.mtime_nsec())
+            }
+            _ => "none;".to_owned(),
+        })
+        .collect()
+}
