@@ -1,0 +1,36 @@
+//! Builds the agent as a static program, for `vimg` to carry inside itself.
+
+use std::env;
+use std::path::PathBuf;
+use std::process::Command;
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+fn main() {
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    println!("cargo::rerun-if-changed=agent/src");
+    println!("cargo::rerun-if-changed=agent/Cargo.toml");
+    println!("cargo::rerun-if-changed=Cargo.lock");
+    println!("cargo::rerun-if-changed=stdlib");
+
+    let target_dir = out.join("agent");
+    let mut cargo = Command::new(env::var_os("CARGO").expect("cargo sets CARGO"));
+    cargo
+        .args(["build", "--package", "vimg-agent", "--bin", "vimg-agent", "--release", "--locked"])
+        .args(["--target", TARGET])
+        .arg("--target-dir")
+        .arg(&target_dir);
+    // What cargo set for this build does not hold for that one.
+    for (name, _) in env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        if name.starts_with("CARGO_ENCODED_") || name.starts_with("CARGO_CFG_") || name == "RUSTC_WORKSPACE_WRAPPER" {
+            cargo.env_remove(name);
+        }
+    }
+    // glibc links statically too; the agent needs neither NSS nor locales.
+    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static -C strip=symbols");
+    let status = cargo.status().expect("cargo can be run");
+    assert!(status.success(), "the agent does not build");
+    let agent = target_dir.join(TARGET).join("release/vimg-agent");
+    println!("cargo::rustc-env=VIMG_AGENT={}", agent.display());
+}

@@ -1,0 +1,295 @@
+//! The project's files: read without leaving the project, hashed once.
+//!
+//! Knows nothing of recipes or nodes. Every path is opened below the project's
+//! root with `RESOLVE_BENEATH`, so the kernel refuses links that lead out.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use vimg_agent::protocol::{Entry, Manifest, Node};
+use vimg_lang::{Document, FileKind, FileRef, Files, ReadError, Root};
+
+use crate::digest::{Blob, Digest};
+
+mod embedded;
+mod stamps;
+
+pub use stamps::Stamps;
+
+/// The most files that one directory of a recipe may hold.
+const MAX_TREE: usize = 500_000;
+
+/// A project on this machine.
+pub struct Project {
+    root: PathBuf,
+    dir: OwnedFd,
+    stamps: Mutex<Stamps>,
+    /// Parsed recipes are kept here by the digest of their text.
+    parsed: Option<PathBuf>,
+}
+
+/// Why a file could not be hashed or copied.
+#[derive(Debug)]
+pub struct FileError {
+    /// Which file.
+    pub file: String,
+    /// Why, in words for people.
+    pub why: String,
+}
+
+impl Project {
+    /// Opens the project at `root`. `parsed` is a directory for parsed
+    /// recipes, which is made when it is first needed.
+    pub fn open(root: &Path, stamps: Stamps, parsed: Option<PathBuf>) -> io::Result<Self> {
+        let root = root.canonicalize()?;
+        let dir = rustix::fs::open(&root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Self { root, dir, stamps: Mutex::new(stamps), parsed })
+    }
+
+    /// The project's root, absolute and without links.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What is known about unchanged files, for the next run.
+    pub fn into_stamps(self) -> Stamps {
+        self.stamps.into_inner().unwrap_or_default()
+    }
+
+    /// Digest, size and permission bits of a file.
+    pub fn hash(&self, file: &FileRef) -> Result<(Blob, u32), FileError> {
+        if file.root == Root::Std {
+            let bytes = embedded::read(&file.path).ok_or_else(|| error(file, "it is not in the library"))?;
+            return Ok((Blob::of(bytes), 0o644));
+        }
+        self.hash_project(&file.path).map_err(|e| error(file, &words(&e)))
+    }
+
+    fn hash_project(&self, path: &str) -> io::Result<(Blob, u32)> {
+        // A link in the project may point to another file in it, so the file
+        // itself is looked at, not the link.
+        let opened = File::from(self.open_at(path, OFlags::PATH)?);
+        let meta = opened.metadata()?;
+        if !meta.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, kind_name(&meta)));
+        }
+        let mode = meta.mode() & 0o7777;
+        if let Some(digest) = self.lock().get(&meta) {
+            return Ok((Blob { digest, size: meta.len() }, mode));
+        }
+        let file = File::from(self.open_at(path, OFlags::RDONLY)?);
+        let before = file.metadata()?;
+        let blob = hash_reader(file.try_clone()?, &mut io::sink())?;
+        let after = file.metadata()?;
+        if blob.size == after.len() && stamps::same(&before, &after) {
+            self.lock().put(&after, blob.digest);
+        }
+        Ok((blob, after.mode() & 0o7777))
+    }
+
+    /// The tree below a directory, sorted by raw names.
+    pub fn tree(&self, dir: &FileRef) -> Result<Manifest, FileError> {
+        if dir.root == Root::Std {
+            return Err(error(dir, "the library has no directories to copy"));
+        }
+        let top = self.root.join(&dir.path);
+        let mut entries: BTreeMap<String, Node> = BTreeMap::new();
+        for found in walkdir::WalkDir::new(&top).follow_links(false) {
+            let found = found.map_err(|e| error(dir, &e.to_string()))?;
+            let relative = found.path().strip_prefix(&top).unwrap_or(found.path());
+            let path = relative
+                .to_str()
+                .ok_or_else(|| error(dir, &format!("the name {relative:?} is not UTF-8; rename the file")))?;
+            let meta = found.metadata().map_err(|e| error(dir, &e.to_string()))?;
+            let node = if meta.is_dir() {
+                Node::Dir(meta.mode() & 0o7777)
+            } else if meta.is_symlink() {
+                let target = std::fs::read_link(found.path()).map_err(|e| error(dir, &words(&e)))?;
+                let target = target
+                    .to_str()
+                    .ok_or_else(|| error(dir, &format!("the link {path} points to a name that is not UTF-8")))?;
+                Node::Link(target.to_owned())
+            } else if meta.is_file() {
+                let whole = format!("{}/{path}", dir.path);
+                let (blob, mode) =
+                    self.hash_project(whole.trim_start_matches('/')).map_err(|e| error(dir, &format!("{path}: {}", words(&e))))?;
+                Node::File(mode, blob)
+            } else {
+                return Err(error(dir, &format!("{path} is {}, which can't be copied", kind_name(&meta))));
+            };
+            entries.insert(path.to_owned(), node);
+            if entries.len() > MAX_TREE {
+                return Err(error(dir, &format!("it holds more than {MAX_TREE} files")));
+            }
+        }
+        Ok(Manifest { entries: entries.into_iter().map(|(path, node)| Entry { path, node }).collect() })
+    }
+
+    /// Copies a file to `to` and checks that it still is what was hashed.
+    pub fn copy(&self, file: &FileRef, expected: Blob, to: &Path) -> Result<(), FileError> {
+        let copied = (|| {
+            let mut out = File::create(to)?;
+            if file.root == Root::Std {
+                let bytes = embedded::read(&file.path).unwrap_or_default();
+                out.write_all(bytes)?;
+                return Ok(Blob::of(bytes));
+            }
+            hash_reader(File::from(self.open_at(&file.path, OFlags::RDONLY)?), &mut out)
+        })();
+        match copied {
+            Ok(blob) if blob == expected => Ok(()),
+            Ok(_) => Err(error(file, "it changed while it was being built; build again")),
+            Err(e) => Err(error(file, &words(&e))),
+        }
+    }
+
+    /// Opens a file for reading, as [`Files::read`] would.
+    pub fn open_file(&self, path: &str) -> io::Result<File> {
+        Ok(File::from(self.open_at(path, OFlags::RDONLY)?))
+    }
+
+    fn open_at(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
+        // O_NONBLOCK: a FIFO must not hold us up before we see that it is one.
+        let flags = flags | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let path = if path.is_empty() { "." } else { path };
+        Ok(rustix::fs::openat2(&self.dir, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)?)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Stamps> {
+        self.stamps.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn parsed_path(&self, text: &str) -> Option<PathBuf> {
+        // Another version may have another tree.
+        let versioned = format!("{}\0{text}", env!("CARGO_PKG_VERSION"));
+        Some(self.parsed.as_ref()?.join(Digest::of(versioned.as_bytes()).to_string()))
+    }
+}
+
+impl Files for Project {
+    fn read(&self, file: &FileRef, limit: usize) -> Result<Vec<u8>, ReadError> {
+        if file.root == Root::Std {
+            return embedded::read(&file.path).map(<[u8]>::to_vec).ok_or(ReadError::NotFound);
+        }
+        let opened = File::from(self.open_at(&file.path, OFlags::RDONLY).map_err(|e| read_error(&e))?);
+        let meta = opened.metadata().map_err(|e| read_error(&e))?;
+        if !meta.is_file() {
+            return Err(ReadError::NotAFile(kind_name(&meta)));
+        }
+        if meta.len() > limit as u64 {
+            return Err(ReadError::TooLarge);
+        }
+        let mut bytes = Vec::with_capacity(meta.len() as usize);
+        // The file may grow while it is read, or lie about its size.
+        opened.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(|e| read_error(&e))?;
+        if bytes.len() > limit { Err(ReadError::TooLarge) } else { Ok(bytes) }
+    }
+
+    fn kind(&self, file: &FileRef) -> Result<FileKind, ReadError> {
+        if file.root == Root::Std {
+            return embedded::read(&file.path).map(|_| FileKind::File).ok_or(ReadError::NotFound);
+        }
+        let opened = File::from(self.open_at(&file.path, OFlags::PATH).map_err(|e| read_error(&e))?);
+        let meta = opened.metadata().map_err(|e| read_error(&e))?;
+        if meta.is_file() {
+            Ok(FileKind::File)
+        } else if meta.is_dir() {
+            Ok(FileKind::Directory)
+        } else {
+            Err(ReadError::NotAFile(kind_name(&meta)))
+        }
+    }
+
+    fn siblings(&self, file: &FileRef) -> Vec<String> {
+        if file.root == Root::Std {
+            return embedded::names();
+        }
+        let dir = file.path.rsplit_once('/').map_or("", |(dir, _)| dir);
+        let Ok(entries) = std::fs::read_dir(self.root.join(dir)) else { return Vec::new() };
+        entries.flatten().take(1000).filter_map(|e| e.file_name().into_string().ok()).collect()
+    }
+
+    fn parsed(&self, text: &str) -> Option<Document> {
+        postcard::from_bytes(&std::fs::read(self.parsed_path(text)?).ok()?).ok()
+    }
+
+    fn keep_parsed(&self, text: &str, document: &Document) {
+        // Parsing a few kilobytes is faster than a file.
+        if text.len() < 4096 {
+            return;
+        }
+        let Some(path) = self.parsed_path(text) else { return };
+        let Ok(bytes) = postcard::to_stdvec(document) else { return };
+        // A cache that can't be written is only a slower one. A torn file does
+        // not parse, and the rename keeps even that from being seen.
+        let new = path.with_extension(std::process::id().to_string());
+        if let Some(dir) = path.parent() {
+            let _ = std::fs::create_dir_all(dir);
+        }
+        if std::fs::write(&new, bytes).is_ok() {
+            let _ = std::fs::rename(&new, &path);
+        }
+    }
+}
+
+/// Hashes what `reader` yields while copying it to `out`.
+pub fn hash_reader(mut reader: impl Read, out: &mut dyn Write) -> io::Result<Blob> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 256 << 10];
+    let mut size = 0;
+    loop {
+        let n = reader.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(Blob { digest: Digest(*hasher.finalize().as_bytes()), size });
+        }
+        hasher.update(&buffer[..n]);
+        out.write_all(&buffer[..n])?;
+        size += n as u64;
+    }
+}
+
+fn error(file: &FileRef, why: &str) -> FileError {
+    FileError { file: file.to_string(), why: why.to_owned() }
+}
+
+fn words(error: &io::Error) -> String {
+    match read_error(error) {
+        ReadError::NotFound => "it is not there".into(),
+        ReadError::Outside => "a symbolic link leads out of the project".into(),
+        _ => error.to_string(),
+    }
+}
+
+fn read_error(error: &io::Error) -> ReadError {
+    match rustix::io::Errno::from_io_error(error) {
+        // EXDEV is what RESOLVE_BENEATH says to a path that leads out.
+        Some(rustix::io::Errno::XDEV) => ReadError::Outside,
+        Some(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => ReadError::NotFound,
+        Some(rustix::io::Errno::LOOP) => ReadError::Other("too many symbolic links".into()),
+        // A socket can't be opened at all.
+        Some(rustix::io::Errno::NXIO) => ReadError::NotAFile("a socket"),
+        _ => ReadError::Other(error.to_string()),
+    }
+}
+
+fn kind_name(meta: &std::fs::Metadata) -> &'static str {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = meta.file_type();
+    if kind.is_dir() {
+        "a directory"
+    } else if kind.is_fifo() {
+        "a FIFO"
+    } else if kind.is_socket() {
+        "a socket"
+    } else if kind.is_block_device() || kind.is_char_device() {
+        "a device"
+    } else {
+        "a special file"
+    }
+}

@@ -1,0 +1,118 @@
+//! Remembers digests of files that did not change since they were hashed.
+//!
+//! A file is taken for unchanged if device, inode, size, mtime and ctime are
+//! as they were. A change within the clock's tick would not show in these, so
+//! a file that was young when it was hashed is not remembered.
+
+use std::collections::HashMap;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::digest::Digest;
+
+/// Files younger than this when hashed are hashed again, in seconds. Kernels
+/// stamp files with a coarse clock, network filesystems with another one.
+const SETTLED: i64 = 2;
+
+type Stamp = [u64; 7];
+
+/// Digests by what `stat` says.
+#[derive(Debug, Default, Clone)]
+pub struct Stamps {
+    known: HashMap<Stamp, Digest>,
+    used: HashMap<Stamp, Digest>,
+    changed: bool,
+}
+
+const RECORD: usize = 7 * 8 + 32;
+
+impl Stamps {
+    /// Reads what [`Stamps::to_bytes`] wrote. Anything else is forgotten.
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        let mut known = HashMap::with_capacity(bytes.len() / RECORD);
+        for record in bytes.chunks_exact(RECORD) {
+            let mut stamp = [0; 7];
+            for (field, bytes) in stamp.iter_mut().zip(record.chunks_exact(8)) {
+                *field = u64::from_le_bytes(bytes.try_into().unwrap_or_default());
+            }
+            let mut digest = [0; 32];
+            digest.copy_from_slice(&record[7 * 8..]);
+            known.insert(stamp, Digest(digest));
+        }
+        Self { known, used: HashMap::new(), changed: false }
+    }
+
+    /// The stamps that were used since they were read, or `None` if writing
+    /// them would change nothing.
+    pub fn to_bytes(&self) -> Option<Vec<u8>> {
+        if !self.changed && self.used.len() == self.known.len() {
+            return None;
+        }
+        let mut out = Vec::with_capacity(self.used.len() * RECORD);
+        for (stamp, digest) in &self.used {
+            for field in stamp {
+                out.extend(field.to_le_bytes());
+            }
+            out.extend(digest.0);
+        }
+        Some(out)
+    }
+
+    pub(super) fn get(&mut self, meta: &Metadata) -> Option<Digest> {
+        let stamp = stamp(meta);
+        let digest = *self.used.get(&stamp).or_else(|| self.known.get(&stamp))?;
+        self.used.insert(stamp, digest);
+        Some(digest)
+    }
+
+    pub(super) fn put(&mut self, meta: &Metadata, digest: Digest) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
+        // A clock that jumped back makes files look young: hash them again.
+        if meta.mtime().max(meta.ctime()) + SETTLED >= now {
+            return;
+        }
+        self.used.insert(stamp(meta), digest);
+        self.changed = true;
+    }
+}
+
+pub(super) fn same(a: &Metadata, b: &Metadata) -> bool {
+    stamp(a) == stamp(b)
+}
+
+fn stamp(meta: &Metadata) -> Stamp {
+    [
+        meta.dev(),
+        meta.ino(),
+        meta.len(),
+        meta.mtime() as u64,
+        meta.mtime_nsec() as u64,
+        meta.ctime() as u64,
+        meta.ctime_nsec() as u64,
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn young_files_are_not_remembered_and_old_ones_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, "x").unwrap();
+        let digest = Digest::of(b"x");
+        let mut stamps = Stamps::default();
+        stamps.put(&std::fs::metadata(&path).unwrap(), digest);
+        assert_eq!(stamps.get(&std::fs::metadata(&path).unwrap()), None, "written just now");
+
+        // An old file of the system: neither its mtime nor its ctime is young.
+        let old = std::fs::metadata("/etc/passwd").unwrap();
+        stamps.put(&old, digest);
+        let bytes = stamps.to_bytes().unwrap();
+        let mut again = Stamps::from_bytes(&bytes);
+        assert_eq!(again.get(&old), Some(digest));
+        assert_eq!(again.to_bytes(), None, "nothing to write");
+    }
+}

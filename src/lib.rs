@@ -1,0 +1,8 @@
+//! The program, bottom to top. The order of the modules is the order of the
+//! layers: each imports only from those above it in this list, which a test
+//! enforces (`tests/tidy.rs`). `docs/architecture.md` is the map.
+
+pub mod digest;
+pub mod event;
+pub mod files;
+pub mod store;

@@ -1,0 +1,304 @@
+//! Where states live on this machine.
+//!
+//! ```text
+//! states/<key>/    disk.qcow2 | disk.raw, record.json, log.zst
+//! blobs/<digest>   kernels and initrds
+//! staging/<pid>-<n>/                       work in progress
+//! locks/<key>      held while a state is made
+//! projects/<id>/   what a project last built; disposable
+//! parsed/ probes/  caches; disposable
+//! ```
+//!
+//! The files are the truth, there is no index beside them. A state appears by
+//! one rename of a directory whose contents are on disk, or not at all.
+//! Knows nothing of providers and graphs.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::digest::{Blob, Digest, Key};
+
+mod lock;
+mod project;
+mod record;
+mod staging;
+
+pub use lock::{KeyLock, lock, try_lock};
+pub use project::{ProjectFiles, WrittenOutput};
+pub use record::{Boot, Disk, DiskKind, Record, SCHEMA};
+pub use staging::Staging;
+
+/// A store that is there and can be written.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: PathBuf,
+}
+
+/// Why the store can't be used.
+#[derive(Debug)]
+pub struct StoreError {
+    /// Which file or directory.
+    pub path: PathBuf,
+    /// What was tried.
+    pub action: &'static str,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+impl StoreError {
+    fn new(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Self { path: path.into(), action, source }
+    }
+
+    /// Whether the disk is full.
+    pub fn is_full(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+}
+
+impl std::fmt::Display for StoreError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the store can't {} {}: {}", self.action, self.path.display(), self.source)
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+impl Store {
+    /// Opens or makes the store at `root`.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        for dir in ["states", "blobs", "staging", "locks", "projects", "probes"] {
+            let dir = root.join(dir);
+            fs::create_dir_all(&dir).map_err(|e| StoreError::new("make", &dir, e))?;
+        }
+        let root = root.canonicalize().map_err(|e| StoreError::new("open", root, e))?;
+        Ok(Self { root })
+    }
+
+    /// The store's directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Whether a state is there.
+    pub fn has(&self, key: &Key) -> bool {
+        self.state_dir(key).join("record.json").exists()
+    }
+
+    /// The directory of a state, there or not.
+    pub fn state_dir(&self, key: &Key) -> PathBuf {
+        self.root.join("states").join(key.to_string())
+    }
+
+    /// A state's record; `None` if the state is not there or can't be read, in
+    /// which case it has to be made again.
+    pub fn record(&self, key: &Key) -> Option<Record> {
+        let bytes = fs::read(self.state_dir(key).join("record.json")).ok()?;
+        let record: Record = serde_json::from_slice(&bytes).ok()?;
+        (record.schema == SCHEMA && record.key == *key).then_some(record)
+    }
+
+    /// The disks that a state consists of, the lowest first; the last is its
+    /// own. `None` if one of them is missing.
+    pub fn chain(&self, key: &Key) -> Option<Vec<PathBuf>> {
+        let mut disks = Vec::new();
+        let mut next = Some(*key);
+        while let Some(key) = next {
+            let record = self.record(&key)?;
+            let disk = self.state_dir(&key).join(record.disk.kind.file_name());
+            if !disk.exists() || disks.len() > 1024 {
+                return None;
+            }
+            disks.push(disk);
+            next = record.disk.backing;
+        }
+        disks.reverse();
+        Some(disks)
+    }
+
+    /// Where a kernel or initrd is, there or not.
+    pub fn blob(&self, digest: &Digest) -> PathBuf {
+        self.root.join("blobs").join(digest.to_string())
+    }
+
+    /// Whether a blob is there in its full size.
+    pub fn has_blob(&self, blob: &Blob) -> bool {
+        fs::metadata(self.blob(&blob.digest)).is_ok_and(|m| m.len() == blob.size)
+    }
+
+    /// Takes a file of a staging directory over as a blob. The file must hold
+    /// what the digest says.
+    pub fn commit_blob(&self, file: &Path, blob: &Blob) -> Result<(), StoreError> {
+        if self.has_blob(blob) {
+            return Ok(());
+        }
+        let to = self.blob(&blob.digest);
+        sync(file)?;
+        fs::rename(file, &to).map_err(|e| StoreError::new("write", &to, e))?;
+        sync(&self.root.join("blobs"))
+    }
+
+    /// Makes a staging directory the state `key`. Once this returns the state
+    /// survives a power cut. If another process was quicker, its state stays.
+    pub fn commit(&self, staging: Staging, record: &Record) -> Result<(), StoreError> {
+        let path = staging.path().join("record.json");
+        let bytes = serde_json::to_vec_pretty(record)
+            .map_err(|e| StoreError::new("write", &path, e.into()))?;
+        fs::write(&path, bytes).map_err(|e| StoreError::new("write", &path, e))?;
+        let to = self.state_dir(&record.key);
+        let entries = fs::read_dir(staging.path()).map_err(|e| StoreError::new("read", staging.path(), e))?;
+        let keep = [record.disk.kind.file_name(), "record.json", "log.zst"];
+        for entry in entries.flatten() {
+            if keep.iter().any(|name| entry.file_name() == *name) {
+                sync(&entry.path())?;
+            } else {
+                remove(&entry.path())?;
+            }
+        }
+        sync(staging.path())?;
+        match fs::rename(staging.path(), &to) {
+            Ok(()) => staging.forget(),
+            Err(_) if self.record(&record.key).is_some() => {}
+            Err(e) if to.exists() => {
+                // What is there is damaged, or of another version.
+                remove(&to)?;
+                fs::rename(staging.path(), &to).map_err(|_| StoreError::new("write", &to, e))?;
+                staging.forget();
+            }
+            Err(e) => return Err(StoreError::new("write", &to, e)),
+        }
+        sync(&self.root.join("states"))
+    }
+
+    /// What `project` last built.
+    pub fn project(&self, root: &Path) -> ProjectFiles {
+        let id = Digest::of(root.as_os_str().as_encoded_bytes()).to_string();
+        ProjectFiles::new(self.root.join("projects").join(&id[..32]))
+    }
+
+    /// All states that can be read.
+    pub fn states(&self) -> Vec<Record> {
+        let Ok(entries) = fs::read_dir(self.root.join("states")) else { return Vec::new() };
+        entries
+            .flatten()
+            .filter_map(|e| Some(Key(e.file_name().to_str()?.parse().ok()?)))
+            .filter_map(|key| self.record(&key))
+            .collect()
+    }
+
+    /// Where the answers of the accelerator probe are kept.
+    pub fn probes(&self) -> PathBuf {
+        self.root.join("probes")
+    }
+
+    /// Where parsed recipes are kept.
+    pub fn parsed(&self) -> PathBuf {
+        self.root.join("parsed")
+    }
+
+    /// A new staging directory. Those that dead processes left are removed.
+    pub fn staging(&self) -> Result<Staging, StoreError> {
+        Staging::new(&self.root.join("staging"))
+    }
+
+    /// Waits for the right to make the state `key`.
+    pub async fn lock(&self, key: &Key) -> Result<KeyLock, StoreError> {
+        lock(&self.lock_path(key)).await
+    }
+
+    /// Takes the right to make the state `key` if nobody has it.
+    pub fn try_lock(&self, key: &Key) -> Result<Option<KeyLock>, StoreError> {
+        try_lock(&self.lock_path(key))
+    }
+
+    fn lock_path(&self, key: &Key) -> PathBuf {
+        self.root.join("locks").join(key.to_string())
+    }
+}
+
+fn sync(path: &Path) -> Result<(), StoreError> {
+    File::open(path).and_then(|f| f.sync_all()).map_err(|e| StoreError::new("sync", path, e))
+}
+
+fn remove(path: &Path) -> Result<(), StoreError> {
+    let result = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match result {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StoreError::new("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Replaces a small file in one step. For disposable files: it is not synced.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_extension(format!("new-{}", std::process::id()));
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    fs::write(&new, bytes)?;
+    fs::rename(&new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Description;
+
+    fn record(key: Key, backing: Option<Key>) -> Record {
+        Record::new(key, "layer", "x@y", Description::default(), Disk { kind: DiskKind::Qcow2, backing, depth: 0 })
+    }
+
+    fn stage(store: &Store, text: &str) -> Staging {
+        let staging = store.staging().unwrap();
+        fs::write(staging.path().join("disk.qcow2"), text).unwrap();
+        staging
+    }
+
+    #[test]
+    fn a_state_appears_whole_and_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let (a, b) = (Key(Digest::of(b"a")), Key(Digest::of(b"b")));
+        assert!(!store.has(&a));
+        let staging = stage(&store, "first");
+        fs::write(staging.path().join("scratch"), "").unwrap();
+        store.commit(staging, &record(a, None)).unwrap();
+        store.commit(stage(&store, "second"), &record(a, None)).unwrap();
+        let disk = store.state_dir(&a).join("disk.qcow2");
+        assert_eq!(fs::read_to_string(&disk).unwrap(), "first");
+        assert!(!store.state_dir(&a).join("scratch").exists());
+        store.commit(stage(&store, "child"), &record(b, Some(a))).unwrap();
+        assert_eq!(store.chain(&b).unwrap().len(), 2);
+        assert_eq!(store.states().len(), 2);
+        fs::remove_file(disk).unwrap();
+        assert_eq!(store.chain(&b), None, "a chain with a hole is no chain");
+    }
+
+    #[test]
+    fn a_damaged_state_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let key = Key(Digest::of(b"a"));
+        store.commit(stage(&store, "first"), &record(key, None)).unwrap();
+        fs::write(store.state_dir(&key).join("record.json"), "{").unwrap();
+        assert!(store.record(&key).is_none());
+        store.commit(stage(&store, "second"), &record(key, None)).unwrap();
+        assert!(store.record(&key).is_some());
+    }
+
+    #[test]
+    fn staging_of_the_dead_is_reaped_and_of_the_living_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let living = store.staging().unwrap();
+        let dead = dir.path().join("staging/1-1");
+        fs::create_dir(&dead).unwrap();
+        fs::write(dead.join("lock"), "").unwrap();
+        let _other = store.staging().unwrap();
+        assert!(!dead.exists());
+        assert!(living.path().exists());
+        let path = living.path().to_owned();
+        drop(living);
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,86 @@
+//! What a project last built: disposable notes that explain and speed up the
+//! next build. Losing them costs reasons and time, never correctness.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Key;
+use crate::files::Stamps;
+
+/// A project's notes.
+#[derive(Debug, Clone)]
+pub struct ProjectFiles {
+    dir: PathBuf,
+}
+
+/// An output file as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrittenOutput {
+    /// The state it came from.
+    pub key: Key,
+    /// What `stat` said of the file: inode, size, mtime and its nanoseconds.
+    pub stamp: [i64; 4],
+}
+
+impl ProjectFiles {
+    pub(super) fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// The keys that the project's nodes had when they were last there.
+    pub fn nodes(&self) -> BTreeMap<String, Key> {
+        self.read("nodes")
+    }
+
+    /// Replaces [`ProjectFiles::nodes`].
+    pub fn set_nodes(&self, nodes: &BTreeMap<String, Key>) -> io::Result<()> {
+        self.write("nodes", nodes)
+    }
+
+    /// Outputs that were written, by absolute path.
+    pub fn outputs(&self) -> BTreeMap<PathBuf, WrittenOutput> {
+        self.read("outputs")
+    }
+
+    /// Replaces [`ProjectFiles::outputs`].
+    pub fn set_outputs(&self, outputs: &BTreeMap<PathBuf, WrittenOutput>) -> io::Result<()> {
+        self.write("outputs", outputs)
+    }
+
+    /// Digests of files that did not change since.
+    pub fn stamps(&self) -> Stamps {
+        fs::read(self.dir.join("stamps")).map_or_else(|_| Stamps::default(), |b| Stamps::from_bytes(&b))
+    }
+
+    /// Replaces [`ProjectFiles::stamps`] if they changed.
+    pub fn set_stamps(&self, stamps: &Stamps) -> io::Result<()> {
+        match stamps.to_bytes() {
+            Some(bytes) => super::replace(&self.dir.join("stamps"), &bytes),
+            None => Ok(()),
+        }
+    }
+
+    /// Where the log of a node's last failure is kept.
+    pub fn failed_log(&self, node: &str) -> PathBuf {
+        // Names have no `/`; `@` and `#` are fine in file names.
+        self.dir.join("failed").join(format!("{node}.zst"))
+    }
+
+    fn read<T: for<'a> Deserialize<'a> + Default>(&self, name: &str) -> T {
+        fs::read(self.dir.join(name)).ok().and_then(|b| postcard::from_bytes(&b).ok()).unwrap_or_default()
+    }
+
+    fn write<T: Serialize>(&self, name: &str, value: &T) -> io::Result<()> {
+        let bytes = postcard::to_stdvec(value).map_err(io::Error::other)?;
+        super::replace(&self.dir.join(name), &bytes)
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+}

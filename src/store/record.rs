@@ -1,0 +1,96 @@
+//! What is known about a state: a JSON file in its directory.
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::{Blob, Description, Key};
+
+/// The version of records and of what lies beside them. States of another
+/// version are not there, as far as this program is concerned.
+pub const SCHEMA: u32 = 1;
+
+/// A state's record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`SCHEMA`] of its writer.
+    pub schema: u32,
+    /// The state's key.
+    pub key: Key,
+    /// What kind of node it came from: `base`, `layer`, `seal`, `output`.
+    pub kind: String,
+    /// The node's name when it was made.
+    pub name: String,
+    /// Everything that entered the key.
+    pub description: Description,
+    /// Its disk.
+    pub disk: Disk,
+    /// The kernel and initrd for a direct boot, if they are known.
+    pub boot: Option<Boot>,
+    /// When it was made, in seconds since 1970.
+    pub made: u64,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// What made it, for instance `qemu 7.2.22 tcg`.
+    pub provider: String,
+    /// What the disk file takes on this machine, in bytes.
+    pub bytes: u64,
+}
+
+impl Record {
+    /// A record of something that took no time.
+    pub fn new(key: Key, kind: &str, name: &str, description: Description, disk: Disk) -> Self {
+        Self {
+            schema: SCHEMA,
+            key,
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+            description,
+            disk,
+            boot: None,
+            made: 0,
+            seconds: 0.0,
+            provider: String::new(),
+            bytes: 0,
+        }
+    }
+}
+
+/// A state's disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// What the file is.
+    pub kind: DiskKind,
+    /// The state whose disk lies below it, if it does not stand alone. The
+    /// header of the file does not name it.
+    pub backing: Option<Key>,
+    /// How many disks lie below it.
+    pub depth: u32,
+}
+
+/// What a disk file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskKind {
+    /// qcow2
+    Qcow2,
+    /// Raw and sparse.
+    Raw,
+}
+
+impl DiskKind {
+    /// The file's name in the state's directory.
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Self::Qcow2 => "disk.qcow2",
+            Self::Raw => "disk.raw",
+        }
+    }
+}
+
+/// What a direct boot needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Boot {
+    /// The kernel.
+    pub kernel: Blob,
+    /// The initial RAM disk.
+    pub initrd: Blob,
+}

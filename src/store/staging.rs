@@ -1,0 +1,71 @@
+//! Work in progress: a directory that goes away with its process.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::FlockOperation;
+
+use super::StoreError;
+
+/// A directory of one process; removed when dropped, and reaped by the next
+/// process if this one dies.
+#[derive(Debug)]
+pub struct Staging {
+    path: PathBuf,
+    _lock: File,
+    kept: bool,
+}
+
+static COUNTER: AtomicU64 = AtomicU64::new(0);
+
+impl Staging {
+    pub(super) fn new(parent: &Path) -> Result<Self, StoreError> {
+        let fail = |e: io::Error| StoreError::new("stage in", parent, e);
+        // Whoever makes a directory holds this, so that nobody reaps it in
+        // the moment before its own lock is taken.
+        let door = File::open(parent).map_err(fail)?;
+        rustix::fs::flock(&door, FlockOperation::LockExclusive).map_err(|e| fail(e.into()))?;
+        reap(parent);
+        let n = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let path = parent.join(format!("{}-{n}", std::process::id()));
+        fs::create_dir(&path).map_err(fail)?;
+        let lock = OpenOptions::new().write(true).create_new(true).open(path.join("lock")).map_err(fail)?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|e| fail(e.into()))?;
+        Ok(Self { path, _lock: lock, kept: false })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory is something else now.
+    pub(super) fn forget(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.kept {
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// Removes what dead processes left.
+fn reap(parent: &Path) {
+    let Ok(entries) = fs::read_dir(parent) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let free = match File::open(path.join("lock")) {
+            Ok(lock) => rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok(),
+            Err(_) => true,
+        };
+        if free {
+            let _ = fs::remove_dir_all(&path);
+        }
+    }
+}
