@@ -132,7 +132,7 @@ impl Project {
     }
 
     /// Copies a file to `to` and checks that it still is what was hashed.
-    pub fn copy(&self, file: &FileRef, expected: Blob, to: &Path) -> Result<(), FileError> {
+    pub fn copy(&self, file: &FileRef, expected: &Digest, to: &Path) -> Result<(), FileError> {
         let copied = (|| {
             let mut out = File::create(to)?;
             if file.root == Root::Std {
@@ -143,7 +143,7 @@ impl Project {
             hash_reader(File::from(self.open_at(&file.path, OFlags::RDONLY)?), &mut out)
         })();
         match copied {
-            Ok(blob) if blob == expected => Ok(()),
+            Ok(blob) if blob.digest == *expected => Ok(()),
             Ok(_) => Err(error(file, "it changed while it was being built; build again")),
             Err(e) => Err(error(file, &words(&e))),
         }

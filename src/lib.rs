@@ -6,3 +6,7 @@ pub mod digest;
 pub mod event;
 pub mod files;
 pub mod store;
+pub mod provider;
+pub mod graph;
+pub mod plan;
+pub mod execute;

@@ -12,3 +12,4 @@ mod primitive;
 mod apply;
 mod seal;
 pub mod serve;
+pub mod early;

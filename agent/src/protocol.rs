@@ -406,6 +406,8 @@ mod tests {
         assert!(read_frame(&mut [1, 0, 0, 0, 9].as_slice()).is_err());
     }
 
+    const _: () = assert!(CHUNK < MAX_FRAME);
+
     #[test]
     fn every_frame_within_the_cap_is_legal() {
         assert!(encode_data(&vec![0; MAX_FRAME]).is_err());

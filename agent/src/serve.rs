@@ -1,7 +1,7 @@
 //! The agent's life: find the port, shake hands, answer.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -140,20 +140,4 @@ fn wait_until_up() -> Vec<String> {
     let Ok(output) = command::query(&mut failed) else { return Vec::new() };
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.lines().filter_map(|l| l.split_whitespace().next()).take(20).map(str::to_owned).collect()
-}
-
-/// Says hello on the console and switches the machine off: what the probe for
-/// a working accelerator boots as its only program.
-pub fn probe() -> io::Result<()> {
-    let mut console = OpenOptions::new().write(true).open("/dev/console").or_else(|_| {
-        // The kernel opened it as standard output if /dev is empty.
-        OpenOptions::new().write(true).open("/proc/self/fd/1")
-    });
-    let hello = b"vimg-probe-hello\n";
-    match &mut console {
-        Ok(console) => console.write_all(hello)?,
-        Err(_) => io::stdout().write_all(hello)?,
-    }
-    rustix::system::reboot(rustix::system::RebootCommand::PowerOff)?;
-    Ok(())
 }

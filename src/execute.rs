@@ -1,0 +1,234 @@
+//! Makes what the plan says is missing: the only module that touches both a
+//! provider and the store.
+//!
+//! Nodes are made in *runs*. A run is a chain of nodes that one machine makes
+//! one after the other, its disk switched between them, so that ten layers
+//! boot once; each of them is a state of its own. Where a chain forks, one
+//! branch goes on in the machine and the others start from the state that was
+//! kept. Runs whose first parent is there are made in parallel, as far as
+//! processors and memory go. `runs` cuts the plan into runs, `run` makes one,
+//! `session` speaks with an agent, `log` keeps what it says.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use vimg_lang::Span;
+
+use crate::event::{Event, Sink};
+use crate::files::Project;
+use crate::graph::{Graph, NodeId};
+use crate::plan::{Plan, Reason};
+use crate::provider::{Provider, ProviderError};
+use crate::store::{Store, StoreError};
+
+mod log;
+mod output;
+mod run;
+mod runs;
+mod session;
+
+pub use log::read as read_log;
+pub use output::write_outputs;
+
+/// How much of the host a build may use.
+#[derive(Debug, Clone, Copy)]
+pub struct Budget {
+    /// Machines and conversions at once.
+    pub jobs: usize,
+    /// Memory of all machines together, in bytes.
+    pub memory: u64,
+    /// Go on with what does not depend on a failed node.
+    pub keep_going: bool,
+}
+
+/// Why a node could not be made.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// The node's name.
+    pub node: String,
+    /// Where to look in the recipe.
+    pub span: Span,
+    /// What kind of failure it is.
+    pub kind: FailureKind,
+    /// What happened, in a sentence.
+    pub message: String,
+    /// What to do about it.
+    pub help: Option<String>,
+    /// The last lines that were printed before.
+    pub tail: Vec<String>,
+    /// Where the whole log is.
+    pub log: Option<PathBuf>,
+}
+
+/// Kinds of failure, for exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// What the recipe asks for does not work.
+    Recipe,
+    /// The host lacks something, or a program of it failed.
+    Host,
+    /// The store can't be written.
+    Store,
+}
+
+/// What came of a build.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Nodes that were made.
+    pub built: usize,
+    /// Nodes that were there.
+    pub reused: usize,
+    /// Nodes that failed; those above them were not tried.
+    pub failures: Vec<Failure>,
+    /// How many machines were booted.
+    pub boots: usize,
+}
+
+/// What all runs of a build share.
+struct Shared<P> {
+    graph: Arc<Graph>,
+    store: Store,
+    project: Arc<Project>,
+    provider: Arc<P>,
+    sink: Sink,
+    reasons: BTreeMap<NodeId, Reason>,
+    jobs: Semaphore,
+    /// In MiB.
+    memory: Semaphore,
+    memory_mib: u32,
+    boots: AtomicUsize,
+    /// Where the logs of failures go.
+    failed_log: Box<dyn Fn(&str) -> PathBuf + Send + Sync>,
+}
+
+impl<P> Shared<P> {
+    fn tell(&self, event: Event) {
+        (self.sink)(event);
+    }
+}
+
+/// A node is settled: runs that wait for it can start, or never will.
+enum Settled {
+    There(NodeId),
+    Built(NodeId),
+    Failed(NodeId, Box<Failure>),
+}
+
+/// Makes everything that `plan` says is to be built.
+pub async fn build<P: Provider>(
+    graph: Arc<Graph>,
+    plan: &Plan,
+    store: &Store,
+    project: Arc<Project>,
+    provider: Arc<P>,
+    sink: Sink,
+    budget: Budget,
+) -> Outcome {
+    let start = Instant::now();
+    let mut outcome = Outcome { reused: plan.reused(), ..Outcome::default() };
+    sink(Event::Planned { nodes: plan.steps.len(), reused: outcome.reused });
+    let notes = store.project(project.root());
+    let memory_mib = (budget.memory >> 20).clamp(128, u64::from(u32::MAX >> 4)) as u32;
+    let shared = Arc::new(Shared {
+        store: store.clone(),
+        project,
+        provider,
+        sink: sink.clone(),
+        reasons: plan.to_build().map(|(id, reason)| (id, reason.clone())).collect(),
+        jobs: Semaphore::new(budget.jobs.max(1)),
+        memory: Semaphore::new(memory_mib as usize),
+        memory_mib,
+        boots: AtomicUsize::new(0),
+        failed_log: Box::new(move |node| notes.failed_log(node)),
+        graph: graph.clone(),
+    });
+    let mut waiting = runs::cut(&graph, plan);
+    let mut settled: HashSet<NodeId> =
+        plan.steps.keys().copied().filter(|id| !shared.reasons.contains_key(id)).collect();
+    let mut dead: BTreeSet<NodeId> = BTreeSet::new();
+    let (sender, mut receiver) = mpsc::unbounded_channel();
+    let mut tasks: JoinSet<Vec<NodeId>> = JoinSet::new();
+    let mut stopping = false;
+    loop {
+        let ready = |run: &Vec<NodeId>| graph.node(run[0]).parent.is_none_or(|p| settled.contains(&p));
+        let (start_now, later) = waiting.into_iter().partition(|run| !stopping && ready(run));
+        waiting = later;
+        for run in start_now {
+            tasks.spawn(run::make(shared.clone(), run, sender.clone()));
+        }
+        if tasks.is_empty() && receiver.is_empty() {
+            break;
+        }
+        tokio::select! {
+            biased;
+            Some(news) = receiver.recv() => match news {
+                Settled::There(id) => { settled.insert(id); outcome.reused += 1; }
+                Settled::Built(id) => { settled.insert(id); outcome.built += 1; }
+                Settled::Failed(id, failure) => {
+                    sink(Event::Failed { node: failure.node.clone(), message: failure.message.clone() });
+                    outcome.failures.push(*failure);
+                    dead.insert(id);
+                    stopping |= !budget.keep_going;
+                }
+            },
+            Some(rest) = tasks.join_next() => match rest {
+                // Another process makes a node of the run; wait for it there.
+                Ok(rest) if !rest.is_empty() => waiting.push(rest),
+                Ok(_) => {}
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Err(_) => {}
+            },
+        }
+    }
+    skip(&graph, &shared, &settled, &dead);
+    outcome.boots = shared.boots.load(Ordering::Relaxed);
+    sink(Event::Finished {
+        built: outcome.built,
+        reused: outcome.reused,
+        failed: outcome.failures.len(),
+        seconds: start.elapsed().as_secs_f64(),
+        boots: outcome.boots,
+    });
+    outcome
+}
+
+/// Says which nodes were not tried.
+fn skip<P>(graph: &Graph, shared: &Shared<P>, settled: &HashSet<NodeId>, dead: &BTreeSet<NodeId>) {
+    if dead.is_empty() {
+        return;
+    }
+    for id in shared.reasons.keys().filter(|id| !settled.contains(id) && !dead.contains(id)) {
+        shared.tell(Event::Skipped { node: graph.node(*id).name.clone() });
+    }
+}
+
+impl Failure {
+    fn new(node: &str, span: Span, kind: FailureKind, message: impl Into<String>) -> Self {
+        Self {
+            node: node.to_owned(),
+            span,
+            kind,
+            message: message.into(),
+            help: None,
+            tail: Vec::new(),
+            log: None,
+        }
+    }
+
+    fn provider(node: &str, span: Span, error: ProviderError) -> Self {
+        Self { help: error.help, ..Self::new(node, span, FailureKind::Host, error.message) }
+    }
+
+    fn store(node: &str, span: Span, error: &StoreError) -> Self {
+        let mut failure = Self::new(node, span, FailureKind::Store, error.to_string());
+        if error.is_full() {
+            failure.help = Some("the disk that holds the store is full: remove old states, or set VIMG_STORE".into());
+        }
+        failure
+    }
+}

@@ -1,0 +1,144 @@
+//! What a layer's programs print: kept whole in a compressed file, its last
+//! lines in memory for the diagnostic, each line as an event.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+/// Lines that are kept for the diagnostic.
+const TAIL: usize = 12;
+/// Longest line that is shown, in bytes. The log has it whole.
+const LINE: usize = 400;
+/// How many lines a step may send as events each second of the reader's time
+/// is the reporter's matter; this is the most a log may hold, uncompressed.
+const MAX_LOG: u64 = 256 << 20;
+
+/// A log that is being written.
+pub(super) struct Log {
+    out: zstd::Encoder<'static, File>,
+    written: u64,
+    partial: String,
+    tail: VecDeque<String>,
+}
+
+impl Log {
+    pub(super) fn create(path: &Path) -> io::Result<Self> {
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir)?;
+        }
+        let out = zstd::Encoder::new(File::create(path)?, 3)?;
+        Ok(Self { out, written: 0, partial: String::new(), tail: VecDeque::new() })
+    }
+
+    /// Adds a line of our own.
+    pub(super) fn heading(&mut self, text: &str) {
+        self.write(format!("== {text}\n").as_bytes());
+    }
+
+    /// Adds what a program printed; `line` gets each whole line.
+    pub(super) fn text(&mut self, text: &str, mut line: impl FnMut(&str)) {
+        self.write(text.as_bytes());
+        for piece in text.split_inclusive('\n') {
+            if self.partial.len() < LINE {
+                self.partial.push_str(piece);
+            }
+            if piece.ends_with('\n') {
+                let whole = clean(&std::mem::take(&mut self.partial));
+                if !whole.is_empty() {
+                    line(&whole);
+                    self.remember(whole);
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if self.written < MAX_LOG {
+            self.written += bytes.len() as u64;
+            // A log that can't be written is no reason to fail a layer.
+            let _ = self.out.write_all(bytes);
+        }
+    }
+
+    fn remember(&mut self, line: String) {
+        self.tail.push_back(line);
+        if self.tail.len() > TAIL {
+            self.tail.pop_front();
+        }
+    }
+
+    /// Ends the file; returns the last lines.
+    pub(super) fn finish(mut self) -> Vec<String> {
+        let rest = clean(&std::mem::take(&mut self.partial));
+        if !rest.is_empty() {
+            self.remember(rest);
+        }
+        let _ = self.out.finish().and_then(|file| file.sync_all());
+        self.tail.into()
+    }
+}
+
+/// A line as it can be shown: what a terminal would show of it, without
+/// control characters, not endless.
+fn clean(line: &str) -> String {
+    let line = line.trim_end();
+    // Progress bars return to the line's start and write over it.
+    let line = line.rsplit('\r').next().unwrap_or(line);
+    let mut out = String::with_capacity(line.len());
+    let mut chars = line.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\u{1b}' => {
+                // An escape sequence ends with a letter.
+                if chars.next() == Some('[') {
+                    chars.find(|c| c.is_ascii_alphabetic());
+                }
+            }
+            '\t' => out.push(' '),
+            c if c.is_control() => {}
+            c => out.push(c),
+        }
+        if out.len() >= LINE {
+            out.push_str("...");
+            break;
+        }
+    }
+    out
+}
+
+/// Reads a log that [`Log`] wrote.
+pub fn read(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    let decoder = zstd::Decoder::new(File::open(path)?)?;
+    // A process that was killed leaves an open frame: what is there is shown.
+    let result = decoder.take(MAX_LOG * 2).read_to_end(&mut bytes);
+    if bytes.is_empty() {
+        result?;
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_whole_clean_and_few() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.zst");
+        let mut log = Log::create(&path).unwrap();
+        let mut seen = Vec::new();
+        log.text("one\ntw", |l| seen.push(l.to_owned()));
+        log.text("o\n10%\r100% \u{1b}[31mred\u{1b}[0m\n\n", |l| seen.push(l.to_owned()));
+        log.text(&"x".repeat(100_000), |l| seen.push(l.to_owned()));
+        for n in 0..100 {
+            log.text(&format!("\n{n}"), |_| {});
+        }
+        assert_eq!(seen, ["one", "two", "100% red"]);
+        let tail = log.finish();
+        assert_eq!(tail.len(), TAIL);
+        assert_eq!(tail.last().map(String::as_str), Some("99"));
+        assert!(read(&path).unwrap().starts_with("one\ntwo\n10%"));
+    }
+}

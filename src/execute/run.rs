@@ -1,0 +1,635 @@
+//! Makes one run: locks, a machine, layer after layer, a state after each.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::mpsc;
+use vimg_agent::protocol::Primitive;
+use vimg_lang::model::{DiskFormat, Machine};
+
+use super::log::Log;
+use super::session::{Blobs, Progress, Session, SessionError, Source};
+use super::{Failure, FailureKind, Settled, Shared};
+use crate::digest::{Blob, Digest};
+use crate::event::Event;
+use crate::files;
+use crate::graph::{BlobSource, LayerWork, Node, NodeId, Work};
+use crate::provider::{self, Ended, Instance, Launch, Provider};
+use crate::store::{Boot, Disk, DiskKind, KeyLock, Record, Staging};
+
+/// A chain of disks is joined when it would grow beyond this. Opening and
+/// reading a chain of 16 costs nothing that can be measured, one of 128 twice
+/// as much, and at 1,000 qemu-img crashes.
+const MAX_DEPTH: u32 = 16;
+/// After its agent is gone a machine may still say why.
+const LAST_WORDS: Duration = Duration::from_secs(20);
+
+type Sender = mpsc::UnboundedSender<Settled>;
+
+/// Makes the nodes of a run in order. What is left when another process is
+/// found to make one of them is returned, to be tried again as a run.
+pub(super) async fn make<P: Provider>(shared: Arc<Shared<P>>, nodes: Vec<NodeId>, sender: Sender) -> Vec<NodeId> {
+    let mut rest = nodes.as_slice();
+    while let Some((first, others)) = rest.split_first() {
+        let node = shared.graph.node(*first);
+        let lock = match shared.store.lock(&node.key).await {
+            Ok(lock) => lock,
+            Err(error) => return fail(&sender, *first, Failure::store(&node.name, node.span, &error)),
+        };
+        if !shared.store.has(&node.key) {
+            return start(&shared, rest, lock, &sender).await;
+        }
+        // It was made while we waited, or stands twice in the graph.
+        shared.tell(Event::Reused { node: node.name.clone(), key: node.key.to_string() });
+        let _ = sender.send(Settled::There(*first));
+        rest = others;
+    }
+    Vec::new()
+}
+
+fn fail(sender: &Sender, id: NodeId, failure: Failure) -> Vec<NodeId> {
+    let _ = sender.send(Settled::Failed(id, Box::new(failure)));
+    Vec::new()
+}
+
+async fn start<P: Provider>(shared: &Shared<P>, rest: &[NodeId], lock: KeyLock, sender: &Sender) -> Vec<NodeId> {
+    let node = shared.graph.node(rest[0]);
+    // A semaphore that is never closed always gives its permit.
+    let _job = shared.jobs.acquire().await;
+    let result = match &node.work {
+        Work::Bootstrap(_) | Work::Import { .. } => base(shared, rest[0]).await,
+        Work::Export(format) => export(shared, rest[0], *format).await,
+        Work::Layer(_) | Work::Seal => {
+            let mib = ((node.machine.memory >> 20) as u32).min(shared.memory_mib);
+            let _memory = shared.memory.acquire_many(mib).await;
+            return machine(shared, rest, lock, sender).await;
+        }
+    };
+    drop(lock);
+    match result {
+        Ok(()) => {
+            let _ = sender.send(Settled::Built(rest[0]));
+            Vec::new()
+        }
+        Err(failure) => fail(sender, rest[0], *failure),
+    }
+}
+
+type Made = Result<(), Box<Failure>>;
+
+/// What a node's making has in common with all others.
+struct Making<'a, P> {
+    shared: &'a Shared<P>,
+    node: &'a Node,
+    start: Instant,
+}
+
+impl<'a, P: Provider> Making<'a, P> {
+    fn begin(shared: &'a Shared<P>, id: NodeId) -> Self {
+        let node = shared.graph.node(id);
+        let reason = shared.reasons.get(&id);
+        shared.tell(Event::Started {
+            node: node.name.clone(),
+            key: node.key.to_string(),
+            reason: reason.map_or_else(|| "needed".to_owned(), ToString::to_string),
+        });
+        Self { shared, node, start: Instant::now() }
+    }
+
+    fn phase(&self, phase: &str) {
+        self.shared.tell(Event::Phase { node: self.node.name.clone(), phase: phase.to_owned() });
+    }
+
+    fn line(&self, line: &str) {
+        self.shared.tell(Event::Output { node: self.node.name.clone(), line: line.to_owned() });
+    }
+
+    fn failure(&self, kind: FailureKind, message: impl Into<String>) -> Box<Failure> {
+        Box::new(Failure::new(&self.node.name, self.node.span, kind, message))
+    }
+
+    fn provider_failure(&self, error: provider::ProviderError) -> Box<Failure> {
+        Box::new(Failure::provider(&self.node.name, self.node.span, error))
+    }
+
+    fn store_failure(&self, error: &crate::store::StoreError) -> Box<Failure> {
+        Box::new(Failure::store(&self.node.name, self.node.span, error))
+    }
+
+    fn io_failure(&self, path: &Path, error: std::io::Error) -> Box<Failure> {
+        let message = format!("{}: {error}", path.display());
+        self.failure(FailureKind::Store, message)
+    }
+
+    fn staging(&self) -> Result<Staging, Box<Failure>> {
+        self.shared.store.staging().map_err(|e| self.store_failure(&e))
+    }
+
+    /// Makes a staging directory the node's state. Writing to disk blocks, so
+    /// it is done on another thread.
+    async fn commit(&self, staging: Staging, disk: Disk, boot: Option<Boot>) -> Made {
+        let path = staging.path().join(disk.kind.file_name());
+        let mut record =
+            Record::new(self.node.key, self.node.work.kind(), &self.node.name, self.node.description.clone(), disk);
+        record.boot = boot;
+        record.made = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        record.seconds = self.start.elapsed().as_secs_f64();
+        record.provider = self.shared.provider.name();
+        record.bytes = on_disk(&path);
+        let bytes = record.bytes;
+        let store = self.shared.store.clone();
+        let done = tokio::task::spawn_blocking(move || store.commit(staging, &record)).await;
+        match done {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(self.store_failure(&error)),
+            Err(error) => return Err(self.failure(FailureKind::Store, error.to_string())),
+        }
+        self.shared.tell(Event::Built {
+            node: self.node.name.clone(),
+            key: self.node.key.to_string(),
+            seconds: self.start.elapsed().as_secs_f64(),
+            bytes,
+        });
+        Ok(())
+    }
+
+    /// Takes kernel and initrd into the store.
+    fn keep_boot(&self, files: &(PathBuf, PathBuf)) -> Result<Boot, Box<Failure>> {
+        let keep = |path: &Path| {
+            let file = std::fs::File::open(path).map_err(|e| self.io_failure(path, e))?;
+            let blob = files::hash_reader(file, &mut std::io::sink()).map_err(|e| self.io_failure(path, e))?;
+            self.shared.store.commit_blob(path, &blob).map_err(|e| self.store_failure(&e))?;
+            Ok::<Blob, Box<Failure>>(blob)
+        };
+        Ok(Boot { kernel: keep(&files.0)?, initrd: keep(&files.1)? })
+    }
+}
+
+/// What a file takes on disk, in bytes.
+fn on_disk(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    // st_blocks counts units of 512 bytes, whatever the filesystem's.
+    std::fs::metadata(path).map_or(0, |m| m.blocks() * 512)
+}
+
+async fn base<P: Provider>(shared: &Shared<P>, id: NodeId) -> Made {
+    let making = Making::begin(shared, id);
+    let node = making.node;
+    let source = match &node.work {
+        Work::Import { file, sha256 } => provider::Source::Import(shared.project.root().join(&file.path), sha256.clone()),
+        Work::Bootstrap(bootstrap) => {
+            making.phase("bootstrap");
+            provider::Source::Bootstrap(bootstrap.clone(), node.machine.disk)
+        }
+        _ => return Err(making.failure(FailureKind::Recipe, "this is no base")),
+    };
+    let staging = making.staging()?;
+    let (sink, name) = (shared.sink.clone(), node.name.clone());
+    let lines: provider::Lines =
+        Arc::new(move |line: &str| sink(Event::Output { node: name.clone(), line: line.to_owned() }));
+    let created = shared
+        .provider
+        .create(&source, staging.path(), &lines)
+        .await
+        .map_err(|e| making.provider_failure(e))?;
+    let boot = match &created.boot {
+        Some(files) => Some(making.keep_boot(files)?),
+        None => None,
+    };
+    let disk = Disk { kind: DiskKind::Qcow2, backing: None, depth: 0 };
+    making.phase("store");
+    making.commit(staging, disk, boot).await
+}
+
+async fn export<P: Provider>(shared: &Shared<P>, id: NodeId, format: DiskFormat) -> Made {
+    let making = Making::begin(shared, id);
+    let node = making.node;
+    making.phase("convert");
+    let staging = making.staging()?;
+    let kind = match format {
+        DiskFormat::Qcow2 => DiskKind::Qcow2,
+        DiskFormat::Raw => DiskKind::Raw,
+    };
+    let chain = parent_chain(shared, node).ok_or_else(|| gone(&making))?;
+    let to = staging.path().join(kind.file_name());
+    shared.provider.export(&chain, format, &to).await.map_err(|e| making.provider_failure(e))?;
+    making.phase("store");
+    making.commit(staging, Disk { kind, backing: None, depth: 0 }, None).await
+}
+
+fn parent_chain<P>(shared: &Shared<P>, node: &Node) -> Option<Vec<PathBuf>> {
+    shared.store.chain(&shared.graph.node(node.parent?).key)
+}
+
+fn gone<P: Provider>(making: &Making<'_, P>) -> Box<Failure> {
+    let mut failure = making.failure(FailureKind::Store, "the state below went away during the build");
+    failure.help = Some("build again".into());
+    failure
+}
+
+/// A run's machine and where its disk stands.
+struct Running<I: Instance> {
+    instance: I,
+    session: Session<I::Channel>,
+    /// The disks below the one that takes the writes.
+    chain: Vec<PathBuf>,
+    disk: Disk,
+    boot: Option<Boot>,
+}
+
+async fn machine<P: Provider>(
+    shared: &Shared<P>,
+    rest: &[NodeId],
+    first_lock: KeyLock,
+    sender: &Sender,
+) -> Vec<NodeId> {
+    let mut lock = first_lock;
+    let mut making = Making::begin(shared, rest[0]);
+    // The instance's own files outlive the states that it makes.
+    let (scratch, mut staging) = match (making.staging(), making.staging()) {
+        (Ok(scratch), Ok(staging)) => (scratch, staging),
+        (Err(failure), _) | (_, Err(failure)) => return fail(sender, rest[0], *failure),
+    };
+    let mut running = match boot(&making, &scratch, &staging).await {
+        Ok(running) => running,
+        Err(failure) => return fail(sender, rest[0], *failure),
+    };
+    for (n, id) in rest.iter().enumerate() {
+        let node = shared.graph.node(*id);
+        if n > 0 {
+            // The machine stands at this node's parent. Who else makes the
+            // node is not waited for while a machine is held.
+            match shared.store.try_lock(&node.key) {
+                Ok(Some(next)) if !shared.store.has(&node.key) => lock = next,
+                Ok(_) => {
+                    running.instance.stop().await;
+                    return rest[n..].to_vec();
+                }
+                Err(error) => return fail(sender, *id, Failure::store(&node.name, node.span, &error)),
+            }
+            making = Making::begin(shared, *id);
+        }
+        let next = match making.staging() {
+            Ok(next) => next,
+            Err(failure) => return fail(sender, *id, *failure),
+        };
+        let last = n + 1 == rest.len();
+        let spent = std::mem::replace(&mut staging, next);
+        let next_disk = staging.path().join(DiskKind::Qcow2.file_name());
+        match layer(&making, &mut running, spent, &next_disk, last).await {
+            Ok(()) => {
+                let _ = sender.send(Settled::Built(*id));
+            }
+            Err(failure) => return fail(sender, *id, *failure),
+        }
+    }
+    drop(lock);
+    running.instance.stop().await;
+    Vec::new()
+}
+
+/// Starts a machine on the node's parent and waits until it is up.
+async fn boot<P: Provider>(
+    making: &Making<'_, P>,
+    scratch: &Staging,
+    staging: &Staging,
+) -> Result<Running<P::Instance>, Box<Failure>> {
+    let (shared, node) = (making.shared, making.node);
+    let parent = node.parent.map(|id| shared.graph.node(id)).ok_or_else(|| gone(making))?;
+    let record = shared.store.record(&parent.key).ok_or_else(|| gone(making))?;
+    let chain = shared.store.chain(&parent.key).ok_or_else(|| gone(making))?;
+    let boot = record.boot.filter(|b| shared.store.has_blob(&b.kernel) && shared.store.has_blob(&b.initrd));
+    making.phase("boot");
+    shared.boots.fetch_add(1, Ordering::Relaxed);
+    let mut instance = shared
+        .provider
+        .launch(&Launch {
+            chain: chain.clone(),
+            overlay: staging.path().join(DiskKind::Qcow2.file_name()),
+            machine: Machine { ..node.machine },
+            boot: boot.map(|b| (shared.store.blob(&b.kernel.digest), shared.store.blob(&b.initrd.digest))),
+            scratch: scratch.path().to_owned(),
+        })
+        .await
+        .map_err(|e| making.provider_failure(e))?;
+    let channel = instance.channel().ok_or_else(|| making.failure(FailureKind::Host, "the machine has no agent port"))?;
+    let mut session = Session::new(channel);
+    let failed_units = tokio::select! {
+        ready = session.ready() => ready.map_err(Trouble::Session),
+        ended = instance.ended() => Err(Trouble::Ended(ended)),
+    };
+    match failed_units {
+        Ok(units) => {
+            if !units.is_empty() {
+                making.line(&format!("units that failed at boot: {}", units.join(" ")));
+            }
+            let disk = Disk { kind: DiskKind::Qcow2, backing: Some(parent.key), depth: record.disk.depth + 1 };
+            Ok(Running { instance, session, chain, disk, boot: record.boot })
+        }
+        Err(trouble) => Err(explain(making, &mut instance, trouble, None).await),
+    }
+}
+
+/// What stopped a machine or a conversation.
+enum Trouble {
+    Session(SessionError),
+    Ended(Ended),
+}
+
+/// Makes one node in a running machine and commits it.
+async fn layer<P: Provider>(
+    making: &Making<'_, P>,
+    running: &mut Running<P::Instance>,
+    staging: Staging,
+    next_disk: &Path,
+    last: bool,
+) -> Made {
+    let (shared, node) = (making.shared, making.node);
+    let log_path = staging.path().join("log.zst");
+    let mut log = Log::create(&log_path).map_err(|e| making.io_failure(&log_path, e))?;
+    let outcome = match &node.work {
+        Work::Layer(work) => {
+            let blobs = stage_blobs(making, work, &staging).await?;
+            making.phase("apply");
+            let Running { instance, session, .. } = &mut *running;
+            let names = &work.places;
+            let applied = session.apply(&work.configuration, &work.steps, &blobs, |progress| match progress {
+                Progress::Started(step) => {
+                    log.heading(&names[step].1);
+                    making.phase(&names[step].1);
+                }
+                Progress::Output(text) => log.text(text, |line| making.line(line)),
+                Progress::Finished { step, changed } => {
+                    if !changed {
+                        log.heading(&format!("{} was so already", names[step].1));
+                    }
+                }
+            });
+            tokio::select! {
+                applied = applied => applied.map_err(Trouble::Session),
+                ended = instance.ended() => Err(Trouble::Ended(ended)),
+            }
+        }
+        _ => {
+            making.phase("seal");
+            let Running { instance, session, .. } = &mut *running;
+            tokio::select! {
+                sealed = session.seal() => sealed.map(|()| false).map_err(Trouble::Session),
+                ended = instance.ended() => Err(Trouble::Ended(ended)),
+            }
+        }
+    };
+    let boot_changed = match outcome {
+        Ok(boot_changed) => boot_changed,
+        Err(trouble) => {
+            let tail = log.finish();
+            let kept = (shared.failed_log)(&node.name);
+            let mut failure = explain(making, &mut running.instance, trouble, Some(tail)).await;
+            if let Some(dir) = kept.parent() {
+                let _ = std::fs::create_dir_all(dir);
+            }
+            if std::fs::copy(&log_path, &kept).is_ok() {
+                failure.log = Some(kept);
+            }
+            return Err(failure);
+        }
+    };
+    log.finish();
+    let settle = settle(making, running, &staging, next_disk, boot_changed, last);
+    match settle.await {
+        Ok(()) => {}
+        Err(Ok(failure)) => return Err(failure),
+        Err(Err(trouble)) => return Err(explain(making, &mut running.instance, trouble, None).await),
+    }
+    keep(making, running, staging).await
+}
+
+/// Brings the machine's disk to rest and goes on with a new one.
+async fn settle<P: Provider>(
+    making: &Making<'_, P>,
+    running: &mut Running<P::Instance>,
+    staging: &Staging,
+    next_disk: &Path,
+    boot_changed: bool,
+    last: bool,
+) -> Result<(), Result<Box<Failure>, Trouble>> {
+    making.phase("snapshot");
+    let Running { instance, session, boot, .. } = &mut *running;
+    // A disk that boots by its own loader goes on doing so.
+    let fetch = boot_changed && boot.is_some();
+    let files = (staging.path().join("vmlinuz"), staging.path().join("initrd"));
+    let rest = async {
+        if fetch {
+            session.boot_files([&files.0, &files.1]).await?;
+        }
+        session.freeze().await
+    };
+    let rested = tokio::select! {
+        rested = rest => rested.map_err(Trouble::Session),
+        ended = instance.ended() => Err(Trouble::Ended(ended)),
+    };
+    rested.map_err(Err)?;
+    if fetch {
+        *boot = Some(making.keep_boot(&files).map_err(Ok)?);
+    }
+    instance.snapshot(next_disk).await.map_err(|e| Ok(making.provider_failure(e)))?;
+    if last {
+        return Ok(());
+    }
+    let thawed = tokio::select! {
+        thawed = session.thaw() => thawed.map_err(Trouble::Session),
+        ended = instance.ended() => Err(Trouble::Ended(ended)),
+    };
+    thawed.map_err(Err)
+}
+
+/// Commits a disk that is at rest.
+async fn keep<P: Provider>(
+    making: &Making<'_, P>,
+    running: &mut Running<P::Instance>,
+    staging: Staging,
+) -> Made {
+    let (shared, node) = (making.shared, making.node);
+    let own = staging.path().join(DiskKind::Qcow2.file_name());
+    let mut disk = running.disk.clone();
+    if disk.depth >= MAX_DEPTH {
+        making.phase("flatten");
+        let mut chain = running.chain.clone();
+        chain.push(own.clone());
+        let flat = staging.path().join("flat.qcow2");
+        shared.provider.flatten(&chain, &flat).await.map_err(|e| making.provider_failure(e))?;
+        // The running machine keeps the file that it has open.
+        std::fs::rename(&flat, &own).map_err(|e| making.io_failure(&own, e))?;
+        disk = Disk { kind: DiskKind::Qcow2, backing: None, depth: 0 };
+    }
+    making.phase("store");
+    making.commit(staging, disk.clone(), running.boot).await?;
+    running.disk = Disk { kind: DiskKind::Qcow2, backing: Some(node.key), depth: disk.depth + 1 };
+    running.chain = shared.store.chain(&node.key).ok_or_else(|| gone(making))?;
+    Ok(())
+}
+
+/// The blobs of a layer, copied where nobody changes them any more.
+struct Staged(BTreeMap<Digest, StagedBlob>);
+
+enum StagedBlob {
+    Bytes(Arc<[u8]>),
+    File(PathBuf),
+}
+
+impl Blobs for Staged {
+    fn get(&self, digest: &Digest) -> Option<Source> {
+        Some(match self.0.get(digest)? {
+            StagedBlob::Bytes(bytes) => Source::Bytes(bytes.clone()),
+            StagedBlob::File(path) => Source::File(path.clone()),
+        })
+    }
+}
+
+async fn stage_blobs<P: Provider>(
+    making: &Making<'_, P>,
+    work: &Arc<LayerWork>,
+    staging: &Staging,
+) -> Result<Staged, Box<Failure>> {
+    let dir = staging.path().join("inputs");
+    let (project, work, to) = (making.shared.project.clone(), work.clone(), dir.clone());
+    let copied = tokio::task::spawn_blocking(move || {
+        std::fs::create_dir_all(&to).map_err(|e| files::FileError { file: to.display().to_string(), why: e.to_string() })?;
+        let mut staged = BTreeMap::new();
+        for (digest, source) in &work.blobs {
+            let blob = match source {
+                BlobSource::Bytes(bytes) => StagedBlob::Bytes(bytes.clone()),
+                BlobSource::File(file) => {
+                    let path = to.join(digest.to_string());
+                    project.copy(file, digest, &path)?;
+                    StagedBlob::File(path)
+                }
+            };
+            staged.insert(*digest, blob);
+        }
+        Ok::<_, files::FileError>(Staged(staged))
+    })
+    .await;
+    match copied {
+        Ok(Ok(staged)) => Ok(staged),
+        Ok(Err(error)) => Err(making.failure(FailureKind::Recipe, format!("{}: {}", error.file, error.why))),
+        Err(error) => Err(making.failure(FailureKind::Host, error.to_string())),
+    }
+}
+
+/// Turns trouble into a failure that says what happened, where, and what to
+/// do.
+async fn explain<P: Provider>(
+    making: &Making<'_, P>,
+    instance: &mut P::Instance,
+    trouble: Trouble,
+    tail: Option<Vec<String>>,
+) -> Box<Failure> {
+    let node = making.node;
+    let console = |instance: &P::Instance| {
+        let text = instance.console();
+        let lines: Vec<String> = text.lines().map(|l| l.trim().to_owned()).filter(|l| !l.is_empty()).collect();
+        lines[lines.len().saturating_sub(12)..].to_vec()
+    };
+    let trouble = match trouble {
+        // A broken channel or a closed port is an effect; its cause may follow.
+        Trouble::Session(SessionError::Broken(why)) => {
+            match tokio::time::timeout(Duration::from_millis(500), instance.ended()).await {
+                Ok(ended) => Trouble::Ended(ended),
+                Err(_) => Trouble::Session(SessionError::Broken(why)),
+            }
+        }
+        other => other,
+    };
+    let trouble = match trouble {
+        Trouble::Ended(Ended::AgentGone) => {
+            match tokio::time::timeout(LAST_WORDS, instance.ended()).await {
+                Ok(ended) => Trouble::Ended(ended),
+                Err(_) => Trouble::Ended(Ended::AgentGone),
+            }
+        }
+        other => other,
+    };
+    let recipe = |message: String, help: &str| {
+        let mut failure = making.failure(FailureKind::Recipe, message);
+        failure.help = Some(help.to_owned());
+        failure
+    };
+    let host = |message: String, help: &str| {
+        let mut failure = making.failure(FailureKind::Host, message);
+        failure.help = Some(help.to_owned());
+        failure
+    };
+    let mut failure = match trouble {
+        Trouble::Session(SessionError::Step { step, message }) => {
+            let mut failure = making.failure(FailureKind::Recipe, message.clone());
+            if let Work::Layer(work) = &node.work
+                && let Some((span, name)) = work.places.get(step)
+            {
+                failure.span = *span;
+                failure.message = format!("{name} failed: {message}");
+                failure.help = advice(&work.steps[step], &message, tail.as_deref().unwrap_or_default());
+            }
+            failure.tail = tail.unwrap_or_default();
+            return failure;
+        }
+        Trouble::Session(SessionError::Refused(why)) => making.failure(FailureKind::Host, format!("the agent can't {why}")),
+        Trouble::Session(SessionError::Silent(time)) => recipe(
+            format!("the machine has not said anything for {} s", time.as_secs()),
+            "does the layer stop the agent, or take all processors and memory? `machine` gives it more",
+        ),
+        Trouble::Session(SessionError::Broken(why)) => {
+            host(format!("the conversation with the agent broke: {why}"), "if it happens again, please report it")
+        }
+        Trouble::Ended(Ended::Panic) => {
+            recipe("the machine's kernel panicked".into(), "the last lines of its console are above")
+        }
+        Trouble::Ended(Ended::Off) => recipe(
+            "the machine switched itself off or rebooted".into(),
+            "a layer must leave the machine running; does a script call reboot or poweroff?",
+        ),
+        Trouble::Ended(Ended::AgentGone) => recipe(
+            "the agent in the machine died".into(),
+            "does a script kill processes, or run out of memory? `machine memory=` gives it more",
+        ),
+        Trouble::Ended(Ended::HostDiskFull) => {
+            let mut failure = making.failure(FailureKind::Store, "the disk that holds the store is full");
+            failure.help = Some("make room, or set VIMG_STORE to another disk; finished layers are kept".into());
+            failure
+        }
+        Trouble::Ended(Ended::DiskError(why)) => {
+            host(format!("the machine's disk failed: {why}"), "look at the host's own disk and kernel log")
+        }
+        Trouble::Ended(Ended::Killed(words)) => host(
+            format!("QEMU was killed or crashed; it said: {words}"),
+            "was the host short of memory? build again: finished layers are kept",
+        ),
+    };
+    failure.tail = console(instance);
+    failure
+}
+
+/// What to do about a failed step, where that can be told.
+fn advice(step: &Primitive, message: &str, tail: &[String]) -> Option<String> {
+    let said = |text: &str| message.contains(text) || tail.iter().any(|l| l.contains(text));
+    if said("No space left on device") {
+        return Some("the machine's disk is full: give it more with `machine disk=` where it is bootstrapped".into());
+    }
+    Some(match step {
+        Primitive::Package { .. } if said("Unable to locate package") => {
+            "check the package's name and that its suite has it".into()
+        }
+        Primitive::Package { .. } if said("Temporary failure resolving") || said("no network") => {
+            "the machine can't reach its mirror: check the host's network".into()
+        }
+        Primitive::Run(run) if said("did not end within") => {
+            format!("it had {} s; give it more with `timeout=`", run.timeout)
+        }
+        Primitive::Service { .. } => "what the unit's journal said last is above".into(),
+        Primitive::Run(_) => "fix the script and build again: it goes on from the last good layer".into(),
+        _ => return None,
+    })
+}

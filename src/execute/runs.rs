@@ -1,0 +1,49 @@
+//! Cuts a plan into runs.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::graph::{Graph, NodeId};
+use crate::plan::Plan;
+
+/// Chains of nodes that one machine can make. Where several nodes are made
+/// from the same one, the machine goes on with the one that has most above
+/// it.
+pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Vec<NodeId>> {
+    let build: Vec<NodeId> = plan.to_build().map(|(id, _)| id).collect();
+    // How many machine-made nodes stand above, in the longest chain. Ids grow
+    // upwards, so children come later.
+    let mut height: HashMap<NodeId, u32> = HashMap::new();
+    for id in build.iter().rev() {
+        let own = height.get(id).copied().unwrap_or(0) + u32::from(graph.node(*id).work.needs_machine());
+        height.insert(*id, own);
+        if let Some(parent) = graph.node(*id).parent {
+            let above = height.entry(parent).or_default();
+            *above = own.max(*above);
+        }
+    }
+    // For each node, the child that its machine goes on with.
+    let mut next: HashMap<NodeId, NodeId> = HashMap::new();
+    for id in &build {
+        let Some(parent) = graph.node(*id).parent else { continue };
+        if !graph.node(*id).work.needs_machine() {
+            continue;
+        }
+        let better = next.get(&parent).is_none_or(|other| height[id] > height[other]);
+        if better {
+            next.insert(parent, *id);
+        }
+    }
+    let mut runs: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
+    let mut run_of: HashMap<NodeId, NodeId> = HashMap::new();
+    for id in build {
+        let node = graph.node(id);
+        let goes_on = node.parent.and_then(|parent| {
+            let same = next.get(&parent) == Some(&id) && graph.node(parent).work.needs_machine();
+            if same { run_of.get(&parent).copied() } else { None }
+        });
+        let first = goes_on.unwrap_or(id);
+        run_of.insert(id, first);
+        runs.entry(first).or_default().push(id);
+    }
+    runs.into_values().collect()
+}

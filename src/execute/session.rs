@@ -1,0 +1,355 @@
+//! The host's end of the channel: handshake, orders, blobs. Every byte from
+//! the machine is taken for hostile.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use vimg_agent::protocol::{self, Digest, Frame, FromAgent, Malformed, Primitive, ToAgent};
+
+/// An agent that says nothing for so long is gone, or its machine hangs. It
+/// says `Alive` every five seconds, but an emulated machine may be slow.
+const SILENCE: Duration = Duration::from_secs(180);
+/// How long a machine may take from its start to the end of its boot.
+const BOOT: Duration = Duration::from_secs(900);
+/// The most that may lie in the channel before the agent's answer.
+const STALE: usize = 16 << 20;
+/// The largest kernel or initrd that is taken from a machine, in bytes.
+const MAX_BOOT_FILE: u64 = 512 << 20;
+
+/// Why a conversation ended.
+#[derive(Debug)]
+pub(super) enum SessionError {
+    /// The channel broke, or what came made no sense.
+    Broken(String),
+    /// Nothing came for too long.
+    Silent(Duration),
+    /// The agent says that a step failed.
+    Step { step: usize, message: String },
+    /// The agent says no.
+    Refused(String),
+}
+
+impl From<std::io::Error> for SessionError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Broken(error.to_string())
+    }
+}
+
+impl From<Malformed> for SessionError {
+    fn from(malformed: Malformed) -> Self {
+        Self::Broken(format!("the agent sent {}", malformed.0))
+    }
+}
+
+/// Where blobs are served from.
+pub(super) trait Blobs: Sync {
+    /// The file or the bytes of a blob that the machine may have.
+    fn get(&self, digest: &Digest) -> Option<Source>;
+}
+
+/// A blob.
+pub(super) enum Source {
+    Bytes(std::sync::Arc<[u8]>),
+    File(PathBuf),
+}
+
+/// What a layer reports while it is applied.
+pub(super) enum Progress<'a> {
+    Started(usize),
+    Output(&'a str),
+    Finished { step: usize, changed: bool },
+}
+
+/// A conversation with an agent.
+pub(super) struct Session<C> {
+    channel: C,
+}
+
+impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
+    pub(super) fn new(channel: C) -> Self {
+        Self { channel }
+    }
+
+    /// Shakes hands and waits until the machine is up. Returns the units that
+    /// failed to start.
+    pub(super) async fn ready(&mut self) -> Result<Vec<String>, SessionError> {
+        tokio::time::timeout(BOOT, async {
+            self.sync().await?;
+            match self.message().await? {
+                FromAgent::Hello { protocol: protocol::PROTOCOL, .. } => {}
+                FromAgent::Hello { protocol, .. } => {
+                    return Err(SessionError::Broken(format!(
+                        "the agent in the image speaks version {protocol} of the protocol, this vimg version {}",
+                        protocol::PROTOCOL
+                    )));
+                }
+                other => return Err(unexpected(&other)),
+            }
+            match self.message().await? {
+                FromAgent::Ready { failed_units } => Ok(failed_units),
+                other => Err(unexpected(&other)),
+            }
+        })
+        .await
+        .unwrap_or(Err(SessionError::Silent(BOOT)))
+    }
+
+    /// Sends a nonce and reads until it comes back: what lies in the channel
+    /// before it is another conversation's.
+    async fn sync(&mut self) -> Result<(), SessionError> {
+        let nonce = RandomState::new().build_hasher().finish().to_le_bytes();
+        let call = [protocol::SYNC.as_slice(), &nonce].concat();
+        self.channel.write_all(&call).await?;
+        let mut seen: Vec<u8> = Vec::new();
+        let mut total = 0;
+        loop {
+            let mut byte = [0; 1];
+            // Byte by byte: what follows the nonce belongs to the first frame.
+            if self.channel.read(&mut byte).await? == 0 {
+                return Err(SessionError::Broken("the channel closed".into()));
+            }
+            seen.push(byte[0]);
+            total += 1;
+            if seen.ends_with(&call) {
+                return Ok(());
+            }
+            if seen.len() > 4096 {
+                seen.drain(..2048);
+            }
+            if total > STALE {
+                return Err(SessionError::Broken("the channel is full of noise".into()));
+            }
+        }
+    }
+
+    /// Applies a layer.
+    pub(super) async fn apply(
+        &mut self,
+        layer: &str,
+        steps: &[Primitive],
+        blobs: &dyn Blobs,
+        mut progress: impl FnMut(Progress),
+    ) -> Result<bool, SessionError> {
+        self.send(&ToAgent::Apply { layer: layer.to_owned(), steps: steps.to_vec() }).await?;
+        loop {
+            match self.message().await? {
+                FromAgent::Fetch { digests } => self.serve(&digests, blobs).await?,
+                FromAgent::Started { step } if step < steps.len() => progress(Progress::Started(step)),
+                FromAgent::Output { text, .. } => progress(Progress::Output(&text)),
+                FromAgent::Finished { step, changed } if step < steps.len() => {
+                    progress(Progress::Finished { step, changed });
+                }
+                FromAgent::Done { boot_changed } => return Ok(boot_changed),
+                FromAgent::Failed { step, message, .. } => {
+                    return Err(SessionError::Step { step: step.min(steps.len().saturating_sub(1)), message });
+                }
+                other => return Err(unexpected(&other)),
+            }
+        }
+    }
+
+    async fn serve(&mut self, digests: &[Digest], blobs: &dyn Blobs) -> Result<(), SessionError> {
+        for digest in digests {
+            let source = blobs
+                .get(digest)
+                .ok_or_else(|| SessionError::Broken("the agent asked for a file that it was not offered".into()))?;
+            match source {
+                Source::Bytes(bytes) => {
+                    if bytes.is_empty() {
+                        self.channel.write_all(&protocol::encode_data(&[])?).await?;
+                    }
+                    for chunk in bytes.chunks(protocol::CHUNK) {
+                        self.channel.write_all(&protocol::encode_data(chunk)?).await?;
+                    }
+                }
+                Source::File(path) => {
+                    let mut file = std::fs::File::open(&path)
+                        .map_err(|e| SessionError::Broken(format!("{}: {e}", path.display())))?;
+                    let mut buffer = vec![0; protocol::CHUNK];
+                    let mut first = true;
+                    loop {
+                        // A quarter of a megabyte from the page cache blocks
+                        // for less than a switch of threads would take.
+                        let n = std::io::Read::read(&mut file, &mut buffer)?;
+                        if n == 0 && !first {
+                            break;
+                        }
+                        self.channel.write_all(&protocol::encode_data(&buffer[..n])?).await?;
+                        if n == 0 {
+                            break;
+                        }
+                        first = false;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds all writes of the machine.
+    pub(super) async fn freeze(&mut self) -> Result<(), SessionError> {
+        self.send(&ToAgent::Freeze).await?;
+        self.expect(&FromAgent::Frozen).await
+    }
+
+    /// Lets writes go on.
+    pub(super) async fn thaw(&mut self) -> Result<(), SessionError> {
+        self.send(&ToAgent::Thaw).await?;
+        self.expect(&FromAgent::Thawed).await
+    }
+
+    /// Takes out what must differ between machines.
+    pub(super) async fn seal(&mut self) -> Result<(), SessionError> {
+        self.send(&ToAgent::Seal).await?;
+        self.expect(&FromAgent::Sealed).await
+    }
+
+    /// Fetches the kernel and the initrd that the machine would boot.
+    pub(super) async fn boot_files(&mut self, to: [&Path; 2]) -> Result<(), SessionError> {
+        self.send(&ToAgent::SendBootFiles).await?;
+        for path in to {
+            let mut file = std::fs::File::create(path)?;
+            let mut left = MAX_BOOT_FILE;
+            loop {
+                let data = loop {
+                    match self.frame().await? {
+                        Frame::Data(data) => break data,
+                        // The agent's heart beats in between.
+                        message => match message.message::<FromAgent>()? {
+                            FromAgent::Alive => {}
+                            FromAgent::Refused { message } => return Err(SessionError::Refused(message)),
+                            other => return Err(unexpected(&other)),
+                        },
+                    }
+                };
+                if data.is_empty() {
+                    break;
+                }
+                left = left
+                    .checked_sub(data.len() as u64)
+                    .ok_or_else(|| SessionError::Broken("the machine's kernel is larger than 512 MiB".into()))?;
+                std::io::Write::write_all(&mut file, &data)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn expect(&mut self, wanted: &FromAgent) -> Result<(), SessionError> {
+        match self.message().await? {
+            FromAgent::Refused { message } => Err(SessionError::Refused(message)),
+            message if message == *wanted => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn send(&mut self, message: &ToAgent) -> Result<(), SessionError> {
+        let bytes = protocol::encode_message(message).map_err(|_| {
+            SessionError::Broken("the layer has more steps than fit into one message; split its configuration".into())
+        })?;
+        self.channel.write_all(&bytes).await?;
+        Ok(())
+    }
+
+    /// The next message that is not just a sign of life.
+    async fn message(&mut self) -> Result<FromAgent, SessionError> {
+        loop {
+            match self.frame().await?.message()? {
+                FromAgent::Alive => {}
+                message => return Ok(message),
+            }
+        }
+    }
+
+    async fn frame(&mut self) -> Result<Frame, SessionError> {
+        tokio::time::timeout(SILENCE, async {
+            let mut header = [0; 4];
+            self.channel.read_exact(&mut header).await?;
+            let mut body = vec![0; Frame::length(header)?];
+            self.channel.read_exact(&mut body).await?;
+            Ok(Frame::from_body(body)?)
+        })
+        .await
+        .unwrap_or(Err(SessionError::Silent(SILENCE)))
+    }
+}
+
+fn unexpected(message: &FromAgent) -> SessionError {
+    let text = serde_json::to_string(message).unwrap_or_default();
+    let short: String = text.chars().take(80).collect();
+    SessionError::Broken(format!("the agent said {short} out of turn"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct None_;
+    impl Blobs for None_ {
+        fn get(&self, _: &Digest) -> Option<Source> {
+            None
+        }
+    }
+
+    /// An agent that answers the handshake and then says what it is told to.
+    async fn against(hostile: Vec<u8>) -> Result<bool, SessionError> {
+        let (host, mut guest) = tokio::io::duplex(1 << 16);
+        let agent = tokio::spawn(async move {
+            let mut call = [0; 24];
+            guest.read_exact(&mut call).await.unwrap();
+            guest.write_all(b"stale bytes \xff\xff\xff\xff of another time").await.unwrap();
+            guest.write_all(&call).await.unwrap();
+            let hello = FromAgent::Hello { protocol: protocol::PROTOCOL, behaviour: 1, boot_id: "x".into() };
+            guest.write_all(&protocol::encode_message(&hello).unwrap()).await.unwrap();
+            let ready = FromAgent::Ready { failed_units: vec![] };
+            guest.write_all(&protocol::encode_message(&ready).unwrap()).await.unwrap();
+            let _ = guest.write_all(&hostile).await;
+            // Take in whatever the host says, so that it never blocks.
+            let _ = tokio::io::copy(&mut guest, &mut tokio::io::sink()).await;
+        });
+        let mut session = Session::new(host);
+        session.ready().await?;
+        let steps = [Primitive::Symlink { path: "/a".into(), target: "b".into() }];
+        let result = session.apply("x", &steps, &None_, |_| {}).await;
+        drop(session);
+        agent.await.unwrap();
+        result
+    }
+
+    fn message(message: &FromAgent) -> Vec<u8> {
+        protocol::encode_message(message).unwrap()
+    }
+
+    #[tokio::test]
+    async fn stale_bytes_are_dropped_and_good_answers_taken() {
+        let answer = [message(&FromAgent::Alive), message(&FromAgent::Done { boot_changed: true })].concat();
+        assert!(against(answer).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn hostile_answers_end_the_conversation() {
+        let cases: Vec<Vec<u8>> = vec![
+            u32::MAX.to_le_bytes().to_vec(),
+            0_u32.to_le_bytes().to_vec(),
+            vec![2, 0, 0, 0, 0, b'{'],
+            vec![2, 0, 0, 0, 7, 7],
+            protocol::encode_data(b"x").unwrap(),
+            message(&FromAgent::Frozen),
+            message(&FromAgent::Started { step: 5 }),
+            message(&FromAgent::Fetch { digests: vec![Digest::of(b"/etc/shadow")] }),
+        ];
+        for case in cases {
+            let result = against(case.clone()).await;
+            assert!(matches!(result, Err(SessionError::Broken(_))), "{case:?}: {result:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failed_step_is_named_within_bounds() {
+        let failed = FromAgent::Failed { step: 99, message: "no".into(), exit: Some(3) };
+        let result = against(message(&failed)).await;
+        assert!(matches!(result, Err(SessionError::Step { step: 0, .. })), "{result:?}");
+    }
+}

@@ -1,0 +1,312 @@
+//! From a model to nodes with keys: what is to be there, and what each state
+//! depends on. Files of the project are hashed here, each once.
+//!
+//! Knows nothing of the store: whether a state is there is the plan's matter.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use petgraph::graph::{DiGraph, NodeIndex};
+use vimg_agent::protocol::{self, Primitive};
+use vimg_lang::model::{Bootstrap, DiskFormat, Image, Machine, Model, Origin, Output};
+use vimg_lang::{FileRef, Span};
+
+use crate::digest::{Description, Digest, Key};
+use crate::files::{FileError, Project};
+
+mod describe;
+mod show;
+
+pub use show::{Format, show};
+
+/// A node's place in a [`Graph`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(u32);
+
+/// A vertex: a state that is to be there.
+#[derive(Debug)]
+pub struct Node {
+    /// Unique in the graph: `image`, `image@layer`, `image:seal`,
+    /// `image:qcow2`.
+    pub name: String,
+    /// The image that declares it.
+    pub image: String,
+    /// What it takes to make it.
+    pub work: Work,
+    /// The state it is made from.
+    pub parent: Option<NodeId>,
+    /// The machine that it is made in.
+    pub machine: Machine,
+    /// Everything that enters its key.
+    pub description: Description,
+    /// Its key.
+    pub key: Key,
+    /// Where it is declared.
+    pub span: Span,
+}
+
+/// What it takes to make a state.
+#[derive(Debug)]
+pub enum Work {
+    /// A base disk from a distribution.
+    Bootstrap(Bootstrap),
+    /// A base disk from a file of the project.
+    Import {
+        /// The file.
+        file: FileRef,
+        /// Its SHA-256 in hexadecimal.
+        sha256: String,
+    },
+    /// A configuration, applied in a booted machine.
+    Layer(Arc<LayerWork>),
+    /// The sealed form of the state below.
+    Seal,
+    /// The state below as one disk.
+    Export(DiskFormat),
+}
+
+impl Work {
+    /// Names it in records.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Bootstrap(_) | Self::Import { .. } => "base",
+            Self::Layer(_) => "layer",
+            Self::Seal => "seal",
+            Self::Export(_) => "output",
+        }
+    }
+
+    /// Whether a machine must run for it.
+    pub fn needs_machine(&self) -> bool {
+        matches!(self, Self::Layer(_) | Self::Seal)
+    }
+}
+
+/// What the agent is to do, and where that is declared.
+#[derive(Debug)]
+pub struct LayerWork {
+    /// The configuration's name.
+    pub configuration: String,
+    /// The steps.
+    pub steps: Vec<Primitive>,
+    /// A place and a name for each step.
+    pub places: Vec<(Span, String)>,
+    /// Where the blobs of the steps come from.
+    pub blobs: BTreeMap<Digest, BlobSource>,
+}
+
+/// Where a blob comes from.
+#[derive(Debug, Clone)]
+pub enum BlobSource {
+    /// Rendered text, or a list of files.
+    Bytes(Arc<[u8]>),
+    /// A file of the project.
+    File(FileRef),
+}
+
+/// A file that an image is to be written to.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The image's name.
+    pub image: String,
+    /// The node that it is.
+    pub node: NodeId,
+    /// As declared.
+    pub output: Output,
+}
+
+/// All nodes of a recipe.
+#[derive(Debug)]
+pub struct Graph {
+    // Edges lead from a state to what is made from it.
+    graph: DiGraph<Node, ()>,
+    /// For each image, its name, its last state before any output, and the
+    /// index of its first own node in order.
+    images: Vec<(String, NodeId)>,
+    targets: Vec<Target>,
+    by_name: HashMap<String, NodeId>,
+}
+
+/// A file that can't be hashed, and where the recipe names it.
+#[derive(Debug)]
+pub struct GraphError {
+    /// Where.
+    pub span: Span,
+    /// What.
+    pub error: FileError,
+}
+
+impl Graph {
+    /// Builds the graph of a model. All files that can't be hashed are
+    /// reported together.
+    pub fn new(model: &Model, project: &Project) -> Result<Self, Vec<GraphError>> {
+        let mut builder = Builder {
+            graph: Self {
+                graph: DiGraph::new(),
+                images: Vec::new(),
+                targets: Vec::new(),
+                by_name: HashMap::new(),
+            },
+            project,
+            errors: Vec::new(),
+        };
+        for image in &model.images {
+            builder.image(image);
+        }
+        if builder.errors.is_empty() { Ok(builder.graph) } else { Err(builder.errors) }
+    }
+
+    /// A node.
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.graph[NodeIndex::new(id.0 as usize)]
+    }
+
+    /// All nodes; those below come first.
+    pub fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+        (0..self.graph.node_count() as u32).map(NodeId)
+    }
+
+    /// The node with this name: `image` means its last state.
+    pub fn find(&self, name: &str) -> Option<NodeId> {
+        self.image(name).or_else(|| self.by_name.get(name).copied())
+    }
+
+    /// The last state of an image, before any output.
+    pub fn image(&self, name: &str) -> Option<NodeId> {
+        self.images.iter().find(|(n, _)| n == name).map(|(_, id)| *id)
+    }
+
+    /// All images with their last states.
+    pub fn images(&self) -> &[(String, NodeId)] {
+        &self.images
+    }
+
+    /// All files to write.
+    pub fn targets(&self) -> &[Target] {
+        &self.targets
+    }
+
+    /// All names that [`Graph::find`] knows.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.by_name.keys().map(String::as_str).collect();
+        names.extend(self.images.iter().map(|(n, _)| n.as_str()));
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// What is made from a node.
+    pub fn children(&self, id: NodeId) -> Vec<NodeId> {
+        let index = NodeIndex::new(id.0 as usize);
+        let mut children: Vec<NodeId> = self.graph.neighbors(index).map(|n| NodeId(n.index() as u32)).collect();
+        children.sort_unstable();
+        children
+    }
+
+    /// A node and all below it, the lowest first.
+    pub fn chain(&self, id: NodeId) -> Vec<NodeId> {
+        let mut chain = vec![id];
+        while let Some(parent) = chain.last().and_then(|id| self.node(*id).parent) {
+            chain.push(parent);
+        }
+        chain.reverse();
+        chain
+    }
+
+    fn add(&mut self, node: Node) -> NodeId {
+        let parent = node.parent;
+        let name = node.name.clone();
+        let index = self.graph.add_node(node);
+        if let Some(parent) = parent {
+            self.graph.add_edge(NodeIndex::new(parent.0 as usize), index, ());
+        }
+        let id = NodeId(index.index() as u32);
+        self.by_name.insert(name, id);
+        id
+    }
+}
+
+/// What a state's children put into their keys for it. One place, so that it
+/// can become a digest of the file tree once states have one.
+fn parent_state_id(parent: &Node) -> Key {
+    parent.key
+}
+
+struct Builder<'a> {
+    graph: Graph,
+    project: &'a Project,
+    errors: Vec<GraphError>,
+}
+
+impl Builder<'_> {
+    fn image(&mut self, image: &Image) {
+        let mut top = match &image.origin {
+            Origin::Image(index) => self.graph.images[*index].1,
+            Origin::Bootstrap(bootstrap) => {
+                let description = describe::bootstrap(bootstrap, &image.machine);
+                let work = Work::Bootstrap(bootstrap.clone());
+                self.push(image, format!("{}@base", image.name), work, None, description, image.origin_span)
+            }
+            Origin::Disk { file, sha256 } => {
+                let work = Work::Import { file: file.clone(), sha256: sha256.clone() };
+                let description = describe::import(sha256);
+                self.push(image, format!("{}@base", image.name), work, None, description, image.origin_span)
+            }
+        };
+        for layer in &image.layers {
+            match describe::layer(layer, &image.machine, self.project) {
+                Ok((work, description)) => {
+                    let name = format!("{}@{}", image.name, layer.name);
+                    let work = Work::Layer(Arc::new(work));
+                    top = self.push(image, name, work, Some(top), description, layer.span);
+                }
+                Err(errors) => self.errors.extend(errors),
+            }
+        }
+        self.graph.images.push((image.name.clone(), top));
+        if image.outputs.is_empty() {
+            return;
+        }
+        let span = image.outputs[0].span;
+        let name = format!("{}:seal", image.name);
+        let sealed = self.push(image, name, Work::Seal, Some(top), describe::seal(), span);
+        let mut made: Vec<(DiskFormat, NodeId)> = Vec::new();
+        for output in &image.outputs {
+            let known = made.iter().find(|(format, _)| *format == output.format).map(|(_, id)| *id);
+            let node = known.unwrap_or_else(|| {
+                let name = format!("{}:{}", image.name, output.format.name());
+                let description = describe::export(output.format);
+                let id = self.push(image, name, Work::Export(output.format), Some(sealed), description, output.span);
+                made.push((output.format, id));
+                id
+            });
+            self.graph.targets.push(Target { image: image.name.clone(), node, output: output.clone() });
+        }
+    }
+
+    fn push(
+        &mut self,
+        image: &Image,
+        name: String,
+        work: Work,
+        parent: Option<NodeId>,
+        mut description: Description,
+        span: Span,
+    ) -> NodeId {
+        if let Some(parent) = parent {
+            description.content("parent", parent_state_id(self.graph.node(parent)));
+        }
+        description.value("agent behaviour", protocol::BEHAVIOUR);
+        let key = description.key();
+        self.graph.add(Node {
+            name,
+            image: image.name.clone(),
+            work,
+            parent,
+            machine: image.machine,
+            description,
+            key,
+            span,
+        })
+    }
+}

@@ -1,0 +1,286 @@
+//! What determines each kind of node. `docs/keys.md` lists the fields, and a
+//! test compares the two.
+//!
+//! The walk over a layer builds the agent's steps and the description side by
+//! side: nothing reaches the agent that was not described.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use vimg_agent::protocol::{self, Manifest, Primitive as Step, ServiceState};
+use vimg_lang::model::{self, Bootstrap, Content, DiskFormat, Layer, Machine, Primitive};
+use vimg_lang::{FileRef, Span};
+
+use super::{BlobSource, GraphError, LayerWork};
+use crate::digest::{Blob, Description};
+use crate::files::Project;
+use crate::provider::debian;
+
+/// Raise when sealing or exporting gives another disk.
+const OUTPUT_BEHAVIOUR: u32 = 1;
+
+pub(super) fn bootstrap(bootstrap: &Bootstrap, machine: &Machine) -> Description {
+    let mut d = Description::default();
+    d.value("kind", "bootstrap");
+    d.value("bootstrap behaviour", debian::BEHAVIOUR);
+    d.value("distribution", &bootstrap.distribution);
+    d.value("suite", &bootstrap.suite);
+    d.value("mirror", bootstrap.mirror.as_deref().unwrap_or("the host's default"));
+    d.value("packages", bootstrap.packages.join(" "));
+    d.value("disk size", machine.disk);
+    d
+}
+
+pub(super) fn import(sha256: &str) -> Description {
+    let mut d = Description::default();
+    d.value("kind", "import");
+    d.content("disk", sha256);
+    d
+}
+
+pub(super) fn seal() -> Description {
+    let mut d = Description::default();
+    d.value("kind", "seal");
+    d.value("output behaviour", OUTPUT_BEHAVIOUR);
+    d
+}
+
+pub(super) fn export(format: DiskFormat) -> Description {
+    let mut d = Description::default();
+    d.value("kind", "export");
+    d.value("format", format.name());
+    d.value("output behaviour", OUTPUT_BEHAVIOUR);
+    d
+}
+
+/// A layer's work and description.
+pub(super) fn layer(
+    layer: &Layer,
+    machine: &Machine,
+    project: &Project,
+) -> Result<(LayerWork, Description), Vec<GraphError>> {
+    let mut walk = Walk {
+        project,
+        d: Description::default(),
+        work: LayerWork {
+            configuration: layer.configuration.clone(),
+            steps: Vec::new(),
+            places: Vec::new(),
+            blobs: BTreeMap::new(),
+        },
+        errors: Vec::new(),
+    };
+    walk.d.value("kind", "layer");
+    walk.d.value("configuration", &layer.configuration);
+    walk.d.value("machine cpus", machine.cpus);
+    walk.d.value("machine memory", machine.memory);
+    for (name, value) in &layer.reads {
+        walk.d.note(format!("input {name}"), value);
+    }
+    for step in &layer.steps {
+        walk.step(&step.primitive, step.span);
+    }
+    if walk.errors.is_empty() { Ok((walk.work, walk.d)) } else { Err(walk.errors) }
+}
+
+struct Walk<'a> {
+    project: &'a Project,
+    d: Description,
+    work: LayerWork,
+    errors: Vec<GraphError>,
+}
+
+impl Walk<'_> {
+    fn step(&mut self, primitive: &Primitive, span: Span) {
+        let (name, step) = match primitive {
+            Primitive::Package { names } => {
+                self.d.value("package", names.join(" "));
+                (format!("package {}", names.join(" ")), Some(Step::Package { names: names.clone() }))
+            }
+            Primitive::File { path, content, mode, owner } => {
+                let name = format!("file {path}");
+                self.d.value("file", path);
+                let content = self.content(&name, content, span);
+                let mode = mode.or(content.map(|(_, mode)| mode)).unwrap_or(0o644);
+                self.d.value(format!("{name} mode"), format_args!("{mode:04o}"));
+                let owner = self.owner(&name, owner);
+                (name, content.map(|(content, _)| Step::File { path: path.clone(), content, mode, owner }))
+            }
+            Primitive::Directory { path, from, mode, owner } => {
+                let name = format!("directory {path}");
+                self.d.value("directory", path);
+                if let Some(mode) = mode {
+                    self.d.value(format!("{name} mode"), format_args!("{mode:04o}"));
+                }
+                let owner = self.owner(&name, owner);
+                let tree = match from {
+                    Some(from) => self.tree(from, span).map(Some),
+                    None => Some(None),
+                };
+                let step = tree.map(|tree| Step::Directory { path: path.clone(), mode: *mode, owner, tree });
+                (name, step)
+            }
+            Primitive::Symlink { path, target } => {
+                self.d.value(format!("symlink {path}"), target);
+                let step = Step::Symlink { path: path.clone(), target: target.clone() };
+                (format!("symlink {path}"), Some(step))
+            }
+            Primitive::Archive { path, from, strip, owner } => {
+                let name = format!("archive {path}");
+                self.d.value("archive", path);
+                self.d.value(format!("{name} strip"), strip);
+                let owner = owner.as_ref().map(|owner| self.owner(&name, owner));
+                let content = self.file(from, span).map(|(blob, _)| blob);
+                let step =
+                    content.map(|content| Step::Archive { path: path.clone(), content, strip: *strip, owner });
+                (name, step)
+            }
+            Primitive::Group { name, gid, system } => {
+                let label = format!("group {name}");
+                self.d.value("group", name);
+                self.d.value(format!("{label} gid"), option(gid.as_ref()));
+                self.d.value(format!("{label} system"), system);
+                (label, Some(Step::Group { name: name.clone(), gid: *gid, system: *system }))
+            }
+            Primitive::User { name, uid, group, groups, home, shell, comment, system } => {
+                let label = format!("user {name}");
+                self.d.value("user", name);
+                self.d.value(format!("{label} uid"), option(uid.as_ref()));
+                self.d.value(format!("{label} group"), option(group.as_ref()));
+                self.d.value(format!("{label} groups"), groups.join(","));
+                self.d.value(format!("{label} home"), option(home.as_ref()));
+                self.d.value(format!("{label} shell"), option(shell.as_ref()));
+                self.d.value(format!("{label} comment"), option(comment.as_ref()));
+                self.d.value(format!("{label} system"), system);
+                let user = protocol::User {
+                    name: name.clone(),
+                    uid: *uid,
+                    group: group.clone(),
+                    groups: groups.clone(),
+                    home: home.clone(),
+                    shell: shell.clone(),
+                    comment: comment.clone(),
+                    system: *system,
+                };
+                (label, Some(Step::User(user)))
+            }
+            Primitive::Service { unit, enabled, state } => {
+                let state = state.map(|state| match state {
+                    model::ServiceState::Running => ServiceState::Running,
+                    model::ServiceState::Stopped => ServiceState::Stopped,
+                    model::ServiceState::Restarted => ServiceState::Restarted,
+                });
+                let label = format!("service {unit}");
+                self.d.value("service", unit);
+                self.d.value(format!("{label} enabled"), option(enabled.as_ref()));
+                self.d.value(format!("{label} state"), state.map_or("-".to_owned(), |s| format!("{s:?}").to_lowercase()));
+                (label, Some(Step::Service { unit: unit.clone(), enabled: *enabled, state }))
+            }
+            Primitive::Sysctl { key, value } => {
+                self.d.value(format!("sysctl {key}"), value);
+                (format!("sysctl {key}"), Some(Step::Sysctl { key: key.clone(), value: value.clone() }))
+            }
+            Primitive::Run { script, env, user, workdir, timeout, undo } => {
+                let label = match script {
+                    Content::File(file) => format!("run {file}"),
+                    Content::Text(_) => "run".to_owned(),
+                };
+                self.d.value("run user", user);
+                self.d.value("run workdir", workdir);
+                self.d.value("run timeout", timeout);
+                for (name, value) in env {
+                    self.d.value(format!("run env {name}"), value);
+                }
+                if let Some(undo) = undo {
+                    self.d.content("run undo", Blob::of(undo.as_bytes()).digest);
+                }
+                let script = self.content("script", script, span);
+                let step = script.map(|(script, _)| {
+                    Step::Run(protocol::Run {
+                        script,
+                        env: env.clone(),
+                        user: user.clone(),
+                        workdir: workdir.clone(),
+                        timeout: *timeout,
+                        undo: undo.clone(),
+                    })
+                });
+                (label, step)
+            }
+        };
+        if let Some(step) = step {
+            self.work.steps.push(step);
+            self.work.places.push((span, name));
+        }
+    }
+
+    /// A file's content, and the mode of the project's file if it is one.
+    fn content(&mut self, name: &str, content: &Content, span: Span) -> Option<(Blob, u32)> {
+        match content {
+            Content::Text(text) => {
+                let blob = Blob::of(text.as_bytes());
+                self.d.content(format!("content of {name}"), blob.digest);
+                self.work.blobs.insert(blob.digest, BlobSource::Bytes(Arc::from(text.as_bytes())));
+                Some((blob, 0o644))
+            }
+            Content::File(file) => self.file(file, span),
+        }
+    }
+
+    fn file(&mut self, file: &FileRef, span: Span) -> Option<(Blob, u32)> {
+        match self.project.hash(file) {
+            Ok((blob, mode)) => {
+                self.d.content(format!("file {file}"), blob.digest);
+                self.work.blobs.insert(blob.digest, BlobSource::File(file.clone()));
+                Some((blob, mode))
+            }
+            Err(error) => {
+                self.errors.push(GraphError { span, error });
+                None
+            }
+        }
+    }
+
+    /// A tree's list of files. Each of them is a field, so that the reason of
+    /// a rebuild can name it.
+    fn tree(&mut self, dir: &FileRef, span: Span) -> Option<Blob> {
+        let manifest: Manifest = match self.project.tree(dir) {
+            Ok(manifest) => manifest,
+            Err(error) => {
+                self.errors.push(GraphError { span, error });
+                return None;
+            }
+        };
+        for entry in &manifest.entries {
+            let path = if entry.path.is_empty() { dir.to_string() } else { format!("{dir}/{}", entry.path) };
+            match &entry.node {
+                protocol::Node::Dir(mode) => self.d.value(format!("directory {path} mode"), format_args!("{mode:04o}")),
+                protocol::Node::Link(target) => self.d.value(format!("symlink {path}"), target),
+                protocol::Node::File(mode, blob) => {
+                    self.d.content(format!("file {path}"), blob.digest);
+                    self.d.value(format!("file {path} mode"), format_args!("{mode:04o}"));
+                    let file = FileRef { root: dir.root, path: join(&dir.path, &entry.path) };
+                    self.work.blobs.insert(blob.digest, BlobSource::File(file));
+                }
+            }
+        }
+        // The list holds strings and numbers only: it can always be written.
+        let bytes = serde_json::to_vec(&manifest).unwrap_or_default();
+        let blob = Blob::of(&bytes);
+        self.work.blobs.insert(blob.digest, BlobSource::Bytes(Arc::from(bytes)));
+        Some(blob)
+    }
+
+    fn owner(&mut self, name: &str, owner: &model::Owner) -> protocol::Owner {
+        self.d.value(format!("{name} owner"), format_args!("{}:{}", owner.user, owner.group));
+        protocol::Owner { user: owner.user.clone(), group: owner.group.clone() }
+    }
+}
+
+fn join(dir: &str, path: &str) -> String {
+    if dir.is_empty() { path.to_owned() } else { format!("{dir}/{path}") }
+}
+
+fn option<T: std::fmt::Display>(value: Option<&T>) -> String {
+    value.map_or("-".to_owned(), T::to_string)
+}

@@ -1,0 +1,103 @@
+//! The graph as text, for people and for other programs.
+
+use std::fmt::Write;
+
+use serde_json::json;
+
+use super::{Graph, NodeId};
+
+/// A form to show a graph in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// A tree of text.
+    Text,
+    /// Graphviz.
+    Dot,
+    /// Mermaid.
+    Mermaid,
+    /// JSON: a list of nodes.
+    Json,
+}
+
+/// Shows a graph.
+pub fn show(graph: &Graph, format: Format) -> String {
+    match format {
+        Format::Text => text(graph),
+        Format::Dot => dot(graph),
+        Format::Mermaid => mermaid(graph),
+        Format::Json => json(graph),
+    }
+}
+
+fn edges(graph: &Graph) -> impl Iterator<Item = (NodeId, NodeId)> {
+    graph.ids().filter_map(|id| Some((graph.node(id).parent?, id)))
+}
+
+fn text(graph: &Graph) -> String {
+    let mut out = String::new();
+    // A stack and not a recursion: images may be thousands of layers deep.
+    let mut stack: Vec<(NodeId, String, String)> = Vec::new();
+    for root in graph.ids().filter(|id| graph.node(*id).parent.is_none()).collect::<Vec<_>>().into_iter().rev() {
+        stack.push((root, String::new(), String::new()));
+    }
+    while let Some((id, lead, rest)) = stack.pop() {
+        let node = graph.node(id);
+        let _ = writeln!(out, "{lead}{}  {}", node.name, node.key.short());
+        let children = graph.children(id);
+        // A single child stands below its parent, so that a chain does not
+        // wander off to the right.
+        if let [only] = children.as_slice() {
+            stack.push((*only, rest.clone(), rest));
+            continue;
+        }
+        for (n, child) in children.iter().enumerate().rev() {
+            let last = n + 1 == children.len();
+            let (branch, below) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
+            stack.push((*child, format!("{rest}{branch}"), format!("{rest}{below}")));
+        }
+    }
+    out
+}
+
+fn dot(graph: &Graph) -> String {
+    let mut out = "digraph vimg {\n    rankdir=LR;\n    node [shape=box];\n".to_owned();
+    for id in graph.ids() {
+        let node = graph.node(id);
+        let _ = writeln!(out, "    n{} [label=\"{}\\n{}\"];", id.0, node.name, node.key.short());
+    }
+    for (from, to) in edges(graph) {
+        let _ = writeln!(out, "    n{} -> n{};", from.0, to.0);
+    }
+    out.push_str("}\n");
+    out
+}
+
+fn mermaid(graph: &Graph) -> String {
+    let mut out = "graph LR\n".to_owned();
+    for id in graph.ids() {
+        let _ = writeln!(out, "    n{}[\"{}\"]", id.0, graph.node(id).name);
+    }
+    for (from, to) in edges(graph) {
+        let _ = writeln!(out, "    n{} --> n{}", from.0, to.0);
+    }
+    out
+}
+
+fn json(graph: &Graph) -> String {
+    let nodes: Vec<_> = graph
+        .ids()
+        .map(|id| {
+            let node = graph.node(id);
+            json!({
+                "name": node.name,
+                "kind": node.work.kind(),
+                "image": node.image,
+                "key": node.key,
+                "parent": node.parent.map(|p| graph.node(p).name.clone()),
+            })
+        })
+        .collect();
+    let mut out = serde_json::to_string_pretty(&json!({ "nodes": nodes })).unwrap_or_default();
+    out.push('\n');
+    out
+}

@@ -1,0 +1,155 @@
+//! Virtual servers: where machines are started, and how they are talked to.
+//!
+//! A provider knows disks, machines and their consoles. It knows nothing of
+//! recipes, nodes, keys and the store: it is given paths. The traits are not
+//! QEMU's shape; QEMU is their first implementation.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use vimg_lang::model::{Bootstrap, DiskFormat, Machine};
+
+pub mod debian;
+mod gpt;
+mod initramfs;
+pub mod qcow2;
+pub mod qemu;
+
+/// The agent's program, as it is put into base images.
+pub static AGENT: &[u8] = include_bytes!(env!("VIMG_AGENT"));
+
+/// Where a disk comes from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// A distribution's packages, on a disk of this many bytes.
+    Bootstrap(Bootstrap, u64),
+    /// A disk file that is there, with its SHA-256 in hexadecimal.
+    Import(PathBuf, String),
+}
+
+/// The files of a new base: all in the directory that was given.
+#[derive(Debug, Clone)]
+pub struct Created {
+    /// A qcow2 disk that stands alone.
+    pub disk: PathBuf,
+    /// Kernel and initrd, if they are known without booting.
+    pub boot: Option<(PathBuf, PathBuf)>,
+}
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// Read-only disks, the lowest first.
+    pub chain: Vec<PathBuf>,
+    /// The disk that takes the writes; made by the provider.
+    pub overlay: PathBuf,
+    /// The machine.
+    pub machine: Machine,
+    /// Kernel and initrd for a direct boot; otherwise the disk's own loader.
+    pub boot: Option<(PathBuf, PathBuf)>,
+    /// A directory for sockets and the like.
+    pub scratch: PathBuf,
+}
+
+/// How an instance came to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// The machine switched itself off or rebooted.
+    Off,
+    /// Its kernel panicked.
+    Panic,
+    /// The host's disk is full; the machine is held.
+    HostDiskFull,
+    /// Reading or writing its disk failed; the machine is held.
+    DiskError(String),
+    /// The agent closed its port.
+    AgentGone,
+    /// The program that runs the machine is gone; its last words.
+    Killed(String),
+}
+
+/// Why a provider could not do something.
+#[derive(Debug, Clone)]
+pub struct ProviderError {
+    /// What happened, in a sentence.
+    pub message: String,
+    /// What to do about it.
+    pub help: Option<String>,
+}
+
+impl ProviderError {
+    /// An error without advice.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), help: None }
+    }
+
+    /// Adds advice.
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+}
+
+impl std::fmt::Display for ProviderError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// Lines that a program of the host prints while a base is made.
+pub type Lines = std::sync::Arc<dyn Fn(&str) + Send + Sync>;
+
+/// A virtual server service.
+pub trait Provider: Send + Sync + 'static {
+    /// Its instances.
+    type Instance: Instance;
+
+    /// Names the provider for records, for instance `qemu 7.2.22 tcg`. It may
+    /// be asked only after something was launched.
+    fn name(&self) -> String;
+
+    /// Makes a base disk in `dir`.
+    fn create(
+        &self,
+        source: &Source,
+        dir: &Path,
+        lines: &Lines,
+    ) -> impl Future<Output = Result<Created, ProviderError>> + Send;
+
+    /// Starts an instance. It may still be booting when this returns.
+    fn launch(&self, launch: &Launch) -> impl Future<Output = Result<Self::Instance, ProviderError>> + Send;
+
+    /// Joins a chain of disks into one that stands alone.
+    fn flatten(&self, chain: &[PathBuf], to: &Path) -> impl Future<Output = Result<(), ProviderError>> + Send;
+
+    /// Writes a chain of disks as one disk of another format.
+    fn export(
+        &self,
+        chain: &[PathBuf],
+        format: DiskFormat,
+        to: &Path,
+    ) -> impl Future<Output = Result<(), ProviderError>> + Send;
+}
+
+/// A running virtual server. Dropping it kills it.
+pub trait Instance: Send {
+    /// The stream to the agent.
+    type Channel: AsyncRead + AsyncWrite + Unpin + Send;
+
+    /// The stream to the agent; it can be taken once.
+    fn channel(&mut self) -> Option<Self::Channel>;
+
+    /// Leaves the disk that takes the writes as it is, for good, and goes on
+    /// with a new one at `next`. The agent must hold all writes.
+    fn snapshot(&mut self, next: &Path) -> impl Future<Output = Result<(), ProviderError>> + Send;
+
+    /// Waits until the machine can't go on. May be dropped and called again.
+    fn ended(&mut self) -> impl Future<Output = Ended> + Send;
+
+    /// The last lines of its console.
+    fn console(&self) -> String;
+
+    /// Switches the machine off without asking it.
+    fn stop(self) -> impl Future<Output = ()> + Send;
+}

@@ -1,0 +1,86 @@
+# Runs outside of the chroot $1, inside of mmdebstrap's user namespace. Files
+# leave through descriptors 100 and up, which vimg opened: the mapped root may
+# not be able to walk to where they are.
+set -eu
+R=$1
+PATH=$PATH:/usr/sbin:/sbin
+chmod 755 "$R/usr/lib/vimg/agent"
+
+echo debian >"$R/etc/hostname"
+printf '127.0.0.1\tlocalhost\n127.0.1.1\tdebian\n::1\tlocalhost ip6-localhost ip6-loopback\n' >"$R/etc/hosts"
+printf 'UUID=%s / ext4 rw,errors=remount-ro,discard 0 0\n' "$VIMG_ROOT_UUID" >"$R/etc/fstab"
+printf '[Match]\nType=ether\nKind=!*\n[Network]\nDHCP=yes\n[DHCPv4]\nClientIdentifier=mac\n' \
+    >"$R/etc/systemd/network/80-vimg-dhcp.network"
+chroot "$R" systemctl -q enable systemd-networkd systemd-resolved vimg-agent.service
+# Nothing may take apt's lock, or change the disk, behind a layer's back.
+for unit in systemd-networkd-wait-online.service apt-daily.timer apt-daily-upgrade.timer \
+    e2scrub_all.timer e2scrub_reap.service fstrim.timer; do
+    chroot "$R" systemctl -q mask "$unit" || :
+done
+
+# What a direct boot loads before the root filesystem, in order.
+mkdir -p "$R/tmp/early/modules"
+kernel=$(ls "$R/lib/modules" | sort -V | tail -n 1)
+n=10
+for module in virtio_pci virtio_blk; do
+    chroot "$R" modprobe --set-version "$kernel" --show-depends "$module" | while read -r verb path rest; do
+        [ "$verb" = insmod ] || continue
+        name=$(basename "$path")
+        ls "$R/tmp/early/modules" | grep -q -- "-${name%%.ko*}\.ko\$" && continue
+        to="$R/tmp/early/modules/$n-${name%%.ko*}.ko"
+        case $name in
+        *.xz) chroot "$R" xz -dc "$path" >"$to" ;;
+        *.zst) chroot "$R" zstd -qdc "$path" >"$to" ;;
+        *) cat "$R$path" >"$to" ;;
+        esac
+        n=$((n + 1))
+    done
+    n=$((n + 20))
+done
+chroot "$R" sh -c 'cd /tmp/early && find . | sort | cpio -o -H newc --quiet' >/proc/self/fd/102
+rm -rf "$R/tmp/early"
+
+# Boot loaders for BIOS and UEFI. grub-install would want block devices.
+printf 'search.fs_uuid %s root\nset prefix=($root)/boot/grub\n' "$VIMG_ROOT_UUID" >"$R/tmp/early.cfg"
+cat >"$R/boot/grub/grub.cfg" <<EOG
+set timeout=0
+set default=0
+menuentry "Debian" {
+  search.fs_uuid $VIMG_ROOT_UUID root
+  linux /vmlinuz root=UUID=$VIMG_ROOT_UUID ro console=tty0 console=ttyS0,115200 net.ifnames=0
+  initrd /initrd.img
+}
+EOG
+modules="part_gpt part_msdos ext2 search search_fs_uuid search_label normal linux configfile echo test ls cat halt reboot minicmd sleep true"
+chroot "$R" grub-mkimage -O i386-pc -p /boot/grub -c /tmp/early.cfg -o /tmp/core.img biosdisk $modules
+chroot "$R" grub-mkimage -O x86_64-efi -p /boot/grub -c /tmp/early.cfg -o /tmp/bootx64.efi fat efi_gop $modules
+cat "$R/tmp/core.img" >/proc/self/fd/103
+cat "$R/usr/lib/grub/i386-pc/boot.img" >/proc/self/fd/104
+cat "$R/tmp/bootx64.efi" >/proc/self/fd/105
+rm -f "$R/tmp/early.cfg" "$R/tmp/core.img" "$R/tmp/bootx64.efi"
+grub="grub2-common grub-common grub-pc-bin grub-efi-amd64-bin"
+chroot "$R" apt-get -y -q purge $grub --autoremove >/dev/null 2>&1 || chroot "$R" dpkg --purge $grub
+[ -e "$R/boot/grub/grub.cfg" ]
+cat "$R/vmlinuz" >/proc/self/fd/101
+
+# mmdebstrap cleans up after its hooks; the disk is made in this one.
+rm -rf "$R"/var/lib/apt/lists/* "$R"/var/cache/apt/*.bin "$R"/var/cache/apt/archives/*.deb \
+    "$R"/var/log/apt/* "$R"/var/log/dpkg.log "$R"/var/log/alternatives.log \
+    "$R"/var/cache/ldconfig/aux-cache "$R"/var/cache/debconf/*-old "$R"/var/lib/dpkg/*-old
+mkdir -p "$R/var/lib/apt/lists/partial"
+rm -f "$R/var/lib/dbus/machine-id"
+: >"$R/etc/machine-id"
+rm -f "$R/etc/resolv.conf"
+ln -s ../run/systemd/resolve/stub-resolv.conf "$R/etc/resolv.conf"
+rm -f "$R/etc/apt/apt.conf.d/00mmdebstrap" "$R/etc/apt/apt.conf.d/99mmdebstrap" \
+    "$R/etc/dpkg/dpkg.cfg.d/99mmdebstrap" "$R/usr/sbin/policy-rc.d"
+if [ -e "$R/sbin/start-stop-daemon.REAL" ]; then
+    mv -f "$R/sbin/start-stop-daemon.REAL" "$R/sbin/start-stop-daemon"
+fi
+# Lists stay in the states of an image, so they are kept compressed.
+printf 'Acquire::GzipIndexes "true";\nAcquire::Languages "none";\n' >"$R/etc/apt/apt.conf.d/50vimg"
+# Otherwise the first boot would do this.
+if [ -x "$R/usr/lib/systemd/systemd-update-done" ]; then chroot "$R" /usr/lib/systemd/systemd-update-done; fi
+unshare -m sh -euc "$VIMG_MKFS" mkfs "$R"
+# mmdebstrap wants to remove it itself.
+: >"$R/etc/apt/apt.conf.d/00mmdebstrap"

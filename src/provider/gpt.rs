@@ -1,0 +1,162 @@
+//! A disk's partition table and BIOS boot code, written by ourselves: tools
+//! for it want block devices, and block devices want root.
+//!
+//! Layout: GPT as in UEFI 2.10, chapter 5; where GRUB's `boot.img` and
+//! `core.img` keep their block lists, as in its `grub-core/boot/i386/pc/`.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom, Write};
+
+/// Bytes of a sector.
+pub(super) const SECTOR: u64 = 512;
+/// The first sector of GRUB's core, in the BIOS boot partition.
+const CORE: u64 = 34;
+/// The first sector of the EFI system partition.
+pub(super) const ESP_START: u64 = 2048;
+/// Its sectors: 64 MiB.
+pub(super) const ESP_SECTORS: u64 = 131_072;
+/// The first sector of the root filesystem.
+pub(super) const ROOT_START: u64 = ESP_START + ESP_SECTORS;
+
+/// One past the last sector of the root filesystem on a disk of this size.
+pub(super) fn root_end(disk: u64) -> u64 {
+    // The last 33 sectors hold the second table.
+    (disk / SECTOR - 34) / 2048 * 2048
+}
+
+/// Type GUIDs as they stand on disk, the first three fields little-endian.
+const BIOS_BOOT: [u8; 16] = *b"Hah!IdontNeedEFI";
+const ESP: [u8; 16] =
+    [0x28, 0x73, 0x2A, 0xC1, 0x1F, 0xF8, 0xD2, 0x11, 0xBA, 0x4B, 0x00, 0xA0, 0xC9, 0x3E, 0xC9, 0x3B];
+const LINUX: [u8; 16] =
+    [0xAF, 0x3D, 0xC6, 0x0F, 0x83, 0x84, 0x72, 0x47, 0x8E, 0x79, 0x3D, 0x69, 0xD8, 0x47, 0x7D, 0xE4];
+
+/// Writes boot code and both tables. `id` is the disk's GUID; those of the
+/// partitions differ from it in their last byte.
+pub(super) fn write(disk: &mut File, id: [u8; 16], boot: &[u8], core: &[u8]) -> io::Result<()> {
+    let total = disk.metadata()?.len() / SECTOR;
+    let core = patched_core(core)?;
+    let partitions = [
+        (BIOS_BOOT, CORE, ESP_START - 1, "bios"),
+        (ESP, ESP_START, ROOT_START - 1, "esp"),
+        (LINUX, ROOT_START, root_end(total * SECTOR) - 1, "root"),
+    ];
+    let mut table = vec![0; 128 * 128];
+    for (n, (kind, first, last, name)) in partitions.into_iter().enumerate() {
+        let entry = &mut table[n * 128..(n + 1) * 128];
+        let mut own = id;
+        own[15] = own[15].wrapping_add(n as u8 + 1);
+        entry[..16].copy_from_slice(&kind);
+        entry[16..32].copy_from_slice(&own);
+        entry[32..40].copy_from_slice(&first.to_le_bytes());
+        entry[40..48].copy_from_slice(&last.to_le_bytes());
+        for (at, unit) in name.encode_utf16().enumerate() {
+            entry[56 + at * 2..58 + at * 2].copy_from_slice(&unit.to_le_bytes());
+        }
+    }
+    let mut put = |sector: u64, bytes: &[u8]| {
+        disk.seek(SeekFrom::Start(sector * SECTOR))?;
+        disk.write_all(bytes)
+    };
+    put(0, &mbr(boot, total)?)?;
+    put(1, &header(1, total - 1, 2, total, id, &table))?;
+    put(2, &table)?;
+    put(CORE, &core)?;
+    put(total - 33, &table)?;
+    put(total - 1, &header(total - 1, 1, total - 33, total, id, &table))
+}
+
+fn header(own: u64, other: u64, table_at: u64, total: u64, id: [u8; 16], table: &[u8]) -> Vec<u8> {
+    let mut h = vec![0; SECTOR as usize];
+    h[..8].copy_from_slice(b"EFI PART");
+    h[8..12].copy_from_slice(&0x0001_0000_u32.to_le_bytes());
+    h[12..16].copy_from_slice(&92_u32.to_le_bytes());
+    h[24..32].copy_from_slice(&own.to_le_bytes());
+    h[32..40].copy_from_slice(&other.to_le_bytes());
+    h[40..48].copy_from_slice(&34_u64.to_le_bytes());
+    h[48..56].copy_from_slice(&(total - 34).to_le_bytes());
+    h[56..72].copy_from_slice(&id);
+    h[72..80].copy_from_slice(&table_at.to_le_bytes());
+    h[80..84].copy_from_slice(&128_u32.to_le_bytes());
+    h[84..88].copy_from_slice(&128_u32.to_le_bytes());
+    h[88..92].copy_from_slice(&crc32fast::hash(table).to_le_bytes());
+    let sum = crc32fast::hash(&h[..92]);
+    h[16..20].copy_from_slice(&sum.to_le_bytes());
+    h
+}
+
+/// GRUB's first sector with a protective partition table in it.
+fn mbr(boot: &[u8], total: u64) -> io::Result<Vec<u8>> {
+    if boot.len() < 440 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "GRUB's boot.img is too short"));
+    }
+    let mut mbr = vec![0; SECTOR as usize];
+    mbr[..440].copy_from_slice(&boot[..440]);
+    // Where the core begins; take the drive from the BIOS, skip the check
+    // for floppies. As grub-install does.
+    mbr[0x5c..0x64].copy_from_slice(&CORE.to_le_bytes());
+    mbr[0x64] = 0xff;
+    mbr[0x66..0x68].copy_from_slice(&[0x90, 0x90]);
+    mbr[447..450].copy_from_slice(&[0, 2, 0]);
+    mbr[450] = 0xee;
+    mbr[451..454].copy_from_slice(&[0xff; 3]);
+    mbr[454..458].copy_from_slice(&1_u32.to_le_bytes());
+    let sectors = u32::try_from(total - 1).unwrap_or(u32::MAX);
+    mbr[458..462].copy_from_slice(&sectors.to_le_bytes());
+    mbr[510..].copy_from_slice(&[0x55, 0xaa]);
+    Ok(mbr)
+}
+
+/// GRUB's core with the place of its own second sector in its first.
+fn patched_core(core: &[u8]) -> io::Result<Vec<u8>> {
+    let mut core = core.to_vec();
+    core.resize(core.len().next_multiple_of(SECTOR as usize), 0);
+    let sectors = core.len() as u64 / SECTOR;
+    if sectors < 2 || CORE + sectors > ESP_START {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "GRUB's core.img does not fit its partition"));
+    }
+    core[0x1f4..0x1fc].copy_from_slice(&(CORE + 1).to_le_bytes());
+    core[0x1fc..0x1fe].copy_from_slice(&(sectors as u16 - 1).to_le_bytes());
+    core[0x1fe..0x200].copy_from_slice(&0x820_u16.to_le_bytes());
+    Ok(core)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn both_tables_have_right_sums_and_point_to_each_other() {
+        let mut disk = tempfile::tempfile().unwrap();
+        disk.set_len(1 << 30).unwrap();
+        write(&mut disk, [7; 16], &[0; 512], &[1; 100_000]).unwrap();
+        let total = (1_u64 << 30) / SECTOR;
+        let mut read = |sector: u64, n: usize| {
+            let mut bytes = vec![0; n];
+            disk.seek(SeekFrom::Start(sector * SECTOR)).unwrap();
+            disk.read_exact(&mut bytes).unwrap();
+            bytes
+        };
+        for (at, other) in [(1, total - 1), (total - 1, 1)] {
+            let mut h = read(at, 92);
+            assert_eq!(&h[..8], b"EFI PART");
+            assert_eq!(u64::from_le_bytes(h[32..40].try_into().unwrap()), other);
+            let sum = u32::from_le_bytes(h[16..20].try_into().unwrap());
+            h[16..20].fill(0);
+            assert_eq!(crc32fast::hash(&h), sum);
+            let table_at = u64::from_le_bytes(h[72..80].try_into().unwrap());
+            let table_sum = u32::from_le_bytes(h[88..92].try_into().unwrap());
+            assert_eq!(crc32fast::hash(&read(table_at, 128 * 128)), table_sum);
+        }
+        assert_eq!(read(0, 512)[510..], [0x55, 0xaa]);
+    }
+
+    #[test]
+    fn a_core_that_does_not_fit_is_refused() {
+        let mut disk = tempfile::tempfile().unwrap();
+        disk.set_len(1 << 30).unwrap();
+        assert!(write(&mut disk, [7; 16], &[0; 512], &vec![1; 2 << 20]).is_err());
+        assert!(write(&mut disk, [7; 16], &[0; 100], &[1; 2000]).is_err());
+    }
+}

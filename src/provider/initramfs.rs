@@ -1,0 +1,46 @@
+//! A minimal initramfs: the agent as `/init` and a console to speak on.
+//! Format: the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`.
+
+/// A newc archive with `init` as its only program.
+pub(super) fn with_init(init: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(init.len() + 1024);
+    entry(&mut out, "dev", 0o40755, (0, 0), &[]);
+    // Major 5, minor 1 is /dev/console.
+    entry(&mut out, "dev/console", 0o20600, (5, 1), &[]);
+    entry(&mut out, "proc", 0o40755, (0, 0), &[]);
+    entry(&mut out, "root", 0o40755, (0, 0), &[]);
+    entry(&mut out, "init", 0o100_755, (0, 0), init);
+    entry(&mut out, "TRAILER!!!", 0, (0, 0), &[]);
+    out
+}
+
+fn entry(out: &mut Vec<u8>, name: &str, mode: u32, device: (u32, u32), data: &[u8]) {
+    let fields = [
+        0, // inode; the kernel only needs it for hard links
+        mode,
+        0,
+        0,
+        1,
+        0,
+        data.len() as u32,
+        0,
+        0,
+        device.0,
+        device.1,
+        name.len() as u32 + 1,
+        0,
+    ];
+    out.extend(b"070701");
+    for field in fields {
+        out.extend(format!("{field:08X}").as_bytes());
+    }
+    out.extend(name.as_bytes());
+    out.push(0);
+    pad(out);
+    out.extend(data);
+    pad(out);
+}
+
+fn pad(out: &mut Vec<u8>) {
+    out.resize(out.len().next_multiple_of(4), 0);
+}

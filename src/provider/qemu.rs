@@ -1,0 +1,179 @@
+//! QEMU on this host: x86_64, with KVM where it works and TCG elsewhere.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use tokio::sync::OnceCell;
+use vimg_lang::model::DiskFormat;
+
+use super::{Created, Launch, Lines, Provider, ProviderError, Source, debian, qcow2};
+
+mod args;
+mod image;
+mod instance;
+mod probe;
+mod qmp;
+
+pub use instance::QemuInstance;
+
+/// The oldest version that has what is used here: `blockdev-snapshot` on an
+/// explicit graph, `-action`, `detect-zeroes` with `discard`.
+const OLDEST: (u32, u32) = (6, 2);
+
+/// How machines are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accel {
+    /// By the processor.
+    Kvm,
+    /// By emulation.
+    Tcg,
+}
+
+impl Accel {
+    /// QEMU's name for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+/// QEMU's programs on this host.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// `qemu-system-x86_64`
+    pub system: PathBuf,
+    /// `qemu-img`
+    pub img: PathBuf,
+    /// For instance `7.2.22`.
+    pub version: String,
+}
+
+impl Programs {
+    /// Finds QEMU in PATH and asks for its version.
+    pub async fn find() -> Result<Self, ProviderError> {
+        let help = "install it: apt-get install qemu-system-x86 qemu-utils";
+        let find = |name: &str| {
+            super::debian::find_program(name)
+                .ok_or_else(|| ProviderError::new(format!("`{name}` is not installed")).help(help))
+        };
+        let (system, img) = (find("qemu-system-x86_64")?, find("qemu-img")?);
+        let output = tokio::process::Command::new(&system)
+            .arg("--version")
+            .output()
+            .await
+            .map_err(|e| ProviderError::new(format!("`{}` can't be run: {e}", system.display())).help(help))?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let version = text
+            .split_whitespace()
+            .skip_while(|w| *w != "version")
+            .nth(1)
+            .unwrap_or("unknown")
+            .to_owned();
+        let mut numbers = version.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+        let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        if found < OLDEST {
+            return Err(ProviderError::new(format!("QEMU {version} is too old"))
+                .help(format!("vimg needs QEMU {}.{} or newer", OLDEST.0, OLDEST.1)));
+        }
+        Ok(Self { system, img, version })
+    }
+}
+
+/// The provider.
+pub struct Qemu {
+    /// What the user asked for, if anything.
+    wanted: Option<Accel>,
+    probes: PathBuf,
+    notice: Lines,
+    programs: OnceCell<Programs>,
+    accel: OnceCell<Accel>,
+    name: OnceLock<String>,
+}
+
+impl Qemu {
+    /// A provider that finds out what it needs when it is first used.
+    /// `probes` is a directory for the probe's answers; `notice` is told what
+    /// a person should know.
+    pub fn new(wanted: Option<Accel>, probes: PathBuf, notice: Lines) -> Self {
+        Self {
+            wanted,
+            probes,
+            notice,
+            programs: OnceCell::new(),
+            accel: OnceCell::new(),
+            name: OnceLock::new(),
+        }
+    }
+
+    async fn programs(&self) -> Result<&Programs, ProviderError> {
+        self.programs.get_or_try_init(Programs::find).await
+    }
+
+    async fn accel(&self, kernel: Option<&Path>) -> Result<Accel, ProviderError> {
+        let programs = self.programs().await?;
+        self.accel
+            .get_or_try_init(|| async {
+                let accel = match self.wanted {
+                    Some(accel) => accel,
+                    None => probe::choose(programs, kernel, &self.probes, &self.notice).await?,
+                };
+                let _ = self.name.set(format!("qemu {} {}", programs.version, accel.name()));
+                Ok(accel)
+            })
+            .await
+            .copied()
+    }
+}
+
+/// What can be said about KVM without starting a machine, or what an earlier
+/// probe found; for `vimg doctor`.
+pub async fn kvm_report(programs: &Programs, probes: &Path) -> String {
+    probe::report(programs, probes).await
+}
+
+impl Provider for Qemu {
+    type Instance = QemuInstance;
+
+    fn name(&self) -> String {
+        self.name.get().cloned().unwrap_or_else(|| "qemu".into())
+    }
+
+    async fn create(&self, source: &Source, dir: &Path, lines: &Lines) -> Result<Created, ProviderError> {
+        let programs = self.programs().await?;
+        let disk = dir.join("disk.qcow2");
+        match source {
+            Source::Bootstrap(bootstrap, size) => {
+                let made = debian::bootstrap(bootstrap, *size, dir, lines).await?;
+                image::convert(programs, &[image::raw(&made.disk)], DiskFormat::Qcow2, image::Compress::No, &disk)
+                    .await?;
+                let _ = std::fs::remove_file(&made.disk);
+                Ok(Created { disk, boot: Some((made.kernel, made.initrd)) })
+            }
+            Source::Import(path, sha256) => {
+                image::check_import(path, sha256).await?;
+                let source = if qcow2::is_qcow2(path) { image::standalone(path) } else { image::raw(path) };
+                image::convert(programs, &[source], DiskFormat::Qcow2, image::Compress::No, &disk).await?;
+                Ok(Created { disk, boot: None })
+            }
+        }
+    }
+
+    async fn launch(&self, launch: &Launch) -> Result<QemuInstance, ProviderError> {
+        let programs = self.programs().await?;
+        let accel = self.accel(launch.boot.as_ref().map(|(kernel, _)| kernel.as_path())).await?;
+        let top = launch.chain.last().ok_or_else(|| ProviderError::new("there is no disk to start from"))?;
+        let size = qcow2::read(top).map_err(|e| ProviderError::new(format!("{}: {e}", top.display())))?.virtual_size;
+        image::create(programs, &launch.overlay, size).await?;
+        QemuInstance::start(programs, accel, launch, size).await
+    }
+
+    async fn flatten(&self, chain: &[PathBuf], to: &Path) -> Result<(), ProviderError> {
+        image::convert(self.programs().await?, &image::qcow2s(chain), DiskFormat::Qcow2, image::Compress::No, to).await
+    }
+
+    async fn export(&self, chain: &[PathBuf], format: DiskFormat, to: &Path) -> Result<(), ProviderError> {
+        image::convert(self.programs().await?, &image::qcow2s(chain), format, image::Compress::Yes, to).await
+    }
+}

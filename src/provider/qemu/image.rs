@@ -1,0 +1,118 @@
+//! Disks as files: made and converted by `qemu-img`, always by an explicit
+//! graph, so that no header is asked what lies below.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use vimg_lang::model::DiskFormat;
+
+use super::{Programs, ProviderError, qcow2};
+
+/// Whether a converted disk is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Compress {
+    /// With zstd, if the format can.
+    Yes,
+    /// For speed.
+    No,
+}
+
+/// A raw disk, for [`convert`].
+pub(super) fn raw(path: &Path) -> Value {
+    json!({ "driver": "raw", "file": { "driver": "file", "filename": path } })
+}
+
+/// A qcow2 disk that stands alone, for [`convert`].
+pub(super) fn standalone(path: &Path) -> Value {
+    json!({ "driver": "qcow2", "backing": null, "file": { "driver": "file", "filename": path } })
+}
+
+/// A chain of qcow2 disks, the lowest first, for [`convert`].
+pub(super) fn qcow2s(chain: &[PathBuf]) -> Vec<Value> {
+    chain.iter().map(|path| standalone(path)).collect()
+}
+
+/// Makes an empty qcow2 disk whose header names nothing.
+pub(super) async fn create(programs: &Programs, path: &Path, size: u64) -> Result<(), ProviderError> {
+    let mut command = tokio::process::Command::new(&programs.img);
+    command.args(["create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=off"]).arg(path).arg(size.to_string());
+    run(command, "qemu-img create").await
+}
+
+/// Writes a chain of disks as one.
+pub(super) async fn convert(
+    programs: &Programs,
+    chain: &[Value],
+    format: DiskFormat,
+    compress: Compress,
+    to: &Path,
+) -> Result<(), ProviderError> {
+    let mut graph = Value::Null;
+    for disk in chain {
+        let mut disk = disk.clone();
+        if disk["driver"] == "qcow2" {
+            disk["backing"] = graph;
+        }
+        graph = disk;
+    }
+    let mut command = tokio::process::Command::new(&programs.img);
+    command.args(["convert", "-q", "-T", "none", "-t", "unsafe", "-m", "4", "-W"]);
+    match (format, compress) {
+        (DiskFormat::Raw, _) => {
+            command.args(["-O", "raw"]);
+        }
+        (DiskFormat::Qcow2, Compress::No) => {
+            command.args(["-O", "qcow2"]);
+        }
+        (DiskFormat::Qcow2, Compress::Yes) => {
+            command.args(["-c", "-O", "qcow2", "-o", "compression_type=zstd"]);
+        }
+    }
+    command.arg(format!("json:{graph}")).arg(to);
+    run(command, "qemu-img convert").await
+}
+
+async fn run(mut command: tokio::process::Command, what: &str) -> Result<(), ProviderError> {
+    command.stdin(std::process::Stdio::null()).kill_on_drop(true);
+    let output = command.output().await.map_err(|e| ProviderError::new(format!("{what}: {e}")))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let error = ProviderError::new(format!("{what}: {text}"));
+    Err(if text.contains("No space left") { error.help("the disk that holds the store is full") } else { error })
+}
+
+/// Refuses a disk from outside whose header is not plain or whose digest is
+/// another one.
+pub(super) async fn check_import(path: &Path, sha256: &str) -> Result<(), ProviderError> {
+    if qcow2::is_qcow2(path) {
+        qcow2::read(path)
+            .map_err(|e| ProviderError::new(format!("`{}` can't be imported: {e}", path.display())))?;
+    }
+    let (file, expected) = (path.to_owned(), sha256.to_owned());
+    let found = tokio::task::spawn_blocking(move || sha256_of(&file))
+        .await
+        .map_err(|e| ProviderError::new(e.to_string()))?
+        .map_err(|e| ProviderError::new(format!("`{}` can't be read: {e}", path.display())))?;
+    if found == expected {
+        return Ok(());
+    }
+    Err(ProviderError::new(format!("`{}` has the SHA-256 {found}", path.display()))
+        .help("the recipe says another one: was the file changed, or is the recipe out of date?"))
+}
+
+fn sha256_of(path: &Path) -> std::io::Result<String> {
+    let mut file = std::fs::File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = file.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(hasher.finalize().iter().map(|b| format!("{b:02x}")).collect());
+        }
+        hasher.update(&buffer[..n]);
+    }
+}

@@ -1,0 +1,227 @@
+//! A running QEMU.
+
+use std::collections::VecDeque;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+
+use super::qmp::Qmp;
+use super::{Accel, Programs, ProviderError, args, image};
+use crate::provider::{Ended, Instance, Launch};
+
+/// How much of the console is remembered, in bytes.
+const CONSOLE: usize = 32 << 10;
+/// How long QEMU may take to open its sockets. It is busy with nothing else,
+/// but the host may be.
+const OPENING: Duration = Duration::from_secs(60);
+const EVENTS: &[&str] = &["SHUTDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR", "VSERPORT_CHANGE"];
+
+/// A machine that runs; killed when dropped, and by the kernel if vimg dies.
+pub struct QemuInstance {
+    child: Child,
+    qmp: Qmp,
+    events: mpsc::Receiver<Value>,
+    agent: Option<UnixStream>,
+    console: Arc<Mutex<VecDeque<u8>>>,
+    log: std::path::PathBuf,
+    programs: Programs,
+    top: String,
+    switches: u32,
+    size: u64,
+    panicked: bool,
+}
+
+impl QemuInstance {
+    pub(super) async fn start(
+        programs: &Programs,
+        accel: Accel,
+        launch: &Launch,
+        size: u64,
+    ) -> Result<Self, ProviderError> {
+        let mut all = args::base();
+        all.extend(args::machine(accel, &launch.machine));
+        all.extend(args::channels());
+        all.extend(args::devices());
+        all.extend(args::network());
+        all.extend(args::disks(&launch.chain, &launch.overlay));
+        all.extend(args::boot(launch.boot.as_ref()));
+        for socket in ["qmp", "console", "agent"] {
+            let _ = std::fs::remove_file(launch.scratch.join(socket));
+        }
+        let log = launch.scratch.join("qemu.log");
+        let mut child = spawn(&programs.system, &all, &launch.scratch, &log)?;
+
+        let connected = tokio::time::timeout(OPENING, async {
+            let qmp = connect(&launch.scratch, "qmp", &mut child).await?;
+            let console = connect(&launch.scratch, "console", &mut child).await?;
+            let agent = connect(&launch.scratch, "agent", &mut child).await?;
+            Some((qmp, console, agent))
+        })
+        .await;
+        let Ok(Some((qmp, console_stream, agent))) = connected else {
+            let words = last_words(&log);
+            return Err(ProviderError::new(format!("QEMU does not start: {words}")));
+        };
+        let (qmp, events) = Qmp::new(qmp, EVENTS).await?;
+        let console = Arc::new(Mutex::new(VecDeque::new()));
+        tokio::spawn(drain(console_stream, console.clone()));
+        Ok(Self {
+            child,
+            qmp,
+            events,
+            agent: Some(agent),
+            console,
+            log,
+            programs: programs.clone(),
+            top: args::TOP.to_owned(),
+            switches: 0,
+            size,
+            panicked: false,
+        })
+    }
+
+    fn judge(&mut self, event: &Value) -> Option<Ended> {
+        let data = &event["data"];
+        match event["event"].as_str()? {
+            "GUEST_PANICKED" => {
+                self.panicked = true;
+                Some(Ended::Panic)
+            }
+            "SHUTDOWN" if self.panicked || data["reason"] == "guest-panic" => Some(Ended::Panic),
+            "SHUTDOWN" => Some(Ended::Off),
+            "BLOCK_IO_ERROR" if data["nospace"] == true => Some(Ended::HostDiskFull),
+            "BLOCK_IO_ERROR" => {
+                Some(Ended::DiskError(data["reason"].as_str().unwrap_or("input/output error").to_owned()))
+            }
+            "VSERPORT_CHANGE" if data["id"] == "agent" && data["open"] == false => Some(Ended::AgentGone),
+            _ => None,
+        }
+    }
+}
+
+fn spawn(program: &Path, args: &[String], dir: &Path, log: &Path) -> Result<Child, ProviderError> {
+    let fail = |e: std::io::Error| ProviderError::new(format!("`{}` can't be run: {e}", program.display()));
+    let file = std::fs::File::create(log).map_err(fail)?;
+    let mut command = Command::new(program);
+    command
+        .args(args)
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .stdout(file.try_clone().map_err(fail)?)
+        .stderr(file)
+        // Ctrl-C is for vimg; it stops its machines itself.
+        .process_group(0)
+        .kill_on_drop(true);
+    let parent = rustix::process::getpid();
+    // SAFETY: the closure makes two system calls and touches no memory that
+    // the parent shares.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+            // vimg may have died before the line above.
+            if rustix::process::getppid() == Some(parent) {
+                Ok(())
+            } else {
+                Err(std::io::Error::from(std::io::ErrorKind::Interrupted))
+            }
+        });
+    }
+    command.spawn().map_err(fail)
+}
+
+/// Connects to a socket in `dir` once it is there; `None` if QEMU ends first.
+async fn connect(dir: &Path, name: &str, child: &mut Child) -> Option<UnixStream> {
+    // A socket's path may have 108 bytes; through the descriptor of its
+    // directory it is always short.
+    let handle = std::fs::File::open(dir).ok()?;
+    let path = format!("/proc/self/fd/{}/{name}", handle.as_raw_fd());
+    loop {
+        if let Ok(stream) = UnixStream::connect(&path).await {
+            return Some(stream);
+        }
+        if !matches!(child.try_wait(), Ok(None)) {
+            return None;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn drain(mut stream: UnixStream, console: Arc<Mutex<VecDeque<u8>>>) {
+    let mut buffer = vec![0; 4096];
+    while let Ok(n) = stream.read(&mut buffer).await {
+        if n == 0 {
+            return;
+        }
+        let mut console = console.lock().unwrap_or_else(PoisonError::into_inner);
+        console.extend(&buffer[..n]);
+        let surplus = console.len().saturating_sub(CONSOLE);
+        console.drain(..surplus);
+    }
+}
+
+fn last_words(log: &Path) -> String {
+    let text = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text[text.len().saturating_sub(2000)..]).trim().to_owned();
+    if text.is_empty() { "it says nothing".into() } else { text }
+}
+
+impl Instance for QemuInstance {
+    type Channel = UnixStream;
+
+    fn channel(&mut self) -> Option<UnixStream> {
+        self.agent.take()
+    }
+
+    async fn snapshot(&mut self, next: &Path) -> Result<(), ProviderError> {
+        image::create(&self.programs, next, self.size).await?;
+        self.switches += 1;
+        let node = format!("top{}", self.switches);
+        self.qmp.execute("blockdev-add", args::writable(&node, next, &Value::Null)).await?;
+        self.qmp.execute("blockdev-snapshot", json!({ "node": self.top, "overlay": node })).await?;
+        self.top = node;
+        Ok(())
+    }
+
+    async fn ended(&mut self) -> Ended {
+        loop {
+            tokio::select! {
+                // Events first: they say more than the end of the process.
+                biased;
+                event = self.events.recv() => match event {
+                    Some(event) => if let Some(ended) = self.judge(&event) { return ended },
+                    None => {
+                        let _ = self.child.wait().await;
+                        return Ended::Killed(last_words(&self.log));
+                    }
+                },
+                _ = self.child.wait() => {
+                    while let Ok(event) = self.events.try_recv() {
+                        if let Some(ended) = self.judge(&event) {
+                            return ended;
+                        }
+                    }
+                    return Ended::Killed(last_words(&self.log));
+                }
+            }
+        }
+    }
+
+    fn console(&self) -> String {
+        let console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes: Vec<u8> = console.iter().copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    async fn stop(mut self) {
+        // A kill is enough: what matters of the disk was settled before.
+        let _ = self.child.kill().await;
+    }
+}

@@ -1,0 +1,166 @@
+//! Does KVM work here? `/dev/kvm` being there proves nothing: on some hosts it
+//! opens and makes machines in which Linux hangs. So a tiny machine is booted
+//! to its first word, once for each host, kernel and QEMU, and the answer is
+//! kept.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
+
+use super::{Accel, Programs, ProviderError, args};
+use crate::digest::Digest;
+use crate::provider::{AGENT, Lines, initramfs};
+
+/// Under a KVM that works the machine speaks within a second.
+const DEADLINE: Duration = Duration::from_secs(15);
+const HELLO: &str = "vimg-probe-hello";
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Answer {
+    works: bool,
+    why: String,
+}
+
+/// Chooses how to run machines, and says so where it is not by KVM.
+pub(super) async fn choose(
+    programs: &Programs,
+    kernel: Option<&Path>,
+    probes: &Path,
+    notice: &Lines,
+) -> Result<Accel, ProviderError> {
+    let why = match usable() {
+        Err(why) => why,
+        Ok(()) => {
+            let file = answer_file(programs, probes);
+            let answer = match (read(&file), kernel) {
+                (Some(answer), _) => answer,
+                (None, None) => Answer { works: false, why: "there is no kernel to try it with".into() },
+                (None, Some(kernel)) => {
+                    let answer = run(programs, kernel).await?;
+                    keep(&file, &answer);
+                    answer
+                }
+            };
+            if answer.works {
+                return Ok(Accel::Kvm);
+            }
+            answer.why
+        }
+    };
+    notice(&format!("KVM is not used ({why}); machines are emulated, which is many times slower"));
+    Ok(Accel::Tcg)
+}
+
+/// What is known, for people.
+pub(super) async fn report(programs: &Programs, probes: &Path) -> String {
+    match usable() {
+        Err(why) => format!("not usable: {why}"),
+        Ok(()) => match read(&answer_file(programs, probes)) {
+            Some(Answer { works: true, .. }) => "works: a machine booted with it".into(),
+            Some(Answer { works: false, why }) => format!("does not work: {why}"),
+            None => "/dev/kvm can be opened; the first build tries whether it works".into(),
+        },
+    }
+}
+
+fn usable() -> Result<(), String> {
+    match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+            Err("you may not open /dev/kvm; join the group `kvm`".into())
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err("there is no /dev/kvm".into()),
+        Err(e) => Err(format!("/dev/kvm: {e}")),
+    }
+}
+
+/// One answer for each QEMU, host kernel and processor.
+fn answer_file(programs: &Programs, probes: &Path) -> PathBuf {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = cpu.lines().find(|l| l.starts_with("model name")).unwrap_or_default();
+    let size = std::fs::metadata(&programs.system).map_or(0, |m| m.len());
+    let host = format!("{}\0{size}\0{release}\0{cpu}", programs.version);
+    probes.join(format!("kvm-{}.json", &Digest::of(host.as_bytes()).to_string()[..16]))
+}
+
+fn read(file: &Path) -> Option<Answer> {
+    serde_json::from_slice(&std::fs::read(file).ok()?).ok()
+}
+
+fn keep(file: &Path, answer: &Answer) {
+    // An answer that can't be kept is found again next time.
+    if let Ok(bytes) = serde_json::to_vec(answer) {
+        let _ = std::fs::write(file, bytes);
+    }
+}
+
+async fn run(programs: &Programs, kernel: &Path) -> Result<Answer, ProviderError> {
+    let fail = |e: std::io::Error| ProviderError::new(format!("the KVM probe can't be run: {e}"));
+    let initrd = tempfile(&initramfs::with_init(AGENT)).map_err(fail)?;
+    let mut command = Command::new(&programs.system);
+    command
+        .args(args::base())
+        .args(args::words("-machine q35 -accel kvm -cpu host -m 256M -serial stdio"))
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(&initrd.0)
+        .args(["-append", "console=ttyS0 quiet panic=-1"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let mut child = command.spawn().map_err(fail)?;
+    let mut seen = String::new();
+    let mut out = child.stdout.take();
+    let spoke = tokio::time::timeout(DEADLINE, async {
+        let mut buffer = [0; 4096];
+        while let Some(out) = &mut out {
+            match out.read(&mut buffer).await {
+                Ok(n) if n > 0 => seen.push_str(&String::from_utf8_lossy(&buffer[..n])),
+                _ => return false,
+            }
+            if seen.contains(HELLO) {
+                return true;
+            }
+        }
+        false
+    })
+    .await;
+    let mut words = String::new();
+    if let (Ok(false), Some(mut err)) = (&spoke, child.stderr.take()) {
+        let _ = tokio::time::timeout(Duration::from_secs(2), err.read_to_string(&mut words)).await;
+    }
+    let _ = child.kill().await;
+    Ok(match spoke {
+        Ok(true) => Answer { works: true, why: String::new() },
+        Ok(false) => {
+            let why = words.lines().find(|l| !l.trim().is_empty()).unwrap_or("no message").trim();
+            Answer { works: false, why: format!("QEMU gave up: {why}") }
+        }
+        Err(_) => {
+            let why = format!("a machine hung: it said nothing for {} s", DEADLINE.as_secs());
+            Answer { works: false, why }
+        }
+    })
+}
+
+/// A file that goes away.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn tempfile(bytes: &[u8]) -> std::io::Result<Temporary> {
+    let path = std::env::temp_dir().join(format!("vimg-probe-{}.cpio", std::process::id()));
+    std::fs::write(&path, bytes)?;
+    Ok(Temporary(path))
+}

@@ -1,0 +1,83 @@
+//! Shows what happens: diagnostics, failures and the events of a build, for
+//! people at terminals, in logs, and for programs. Knows no nodes and no
+//! store; it is given texts and events.
+
+mod diagnostic;
+mod live;
+mod text;
+
+use std::io::{IsTerminal, Write};
+use std::sync::Arc;
+
+pub use diagnostic::{Shown, diagnostics_json, render};
+pub use text::{bytes, duration};
+
+use crate::event::{Event, Sink};
+
+/// How to show things.
+#[derive(Debug, Clone, Copy)]
+pub struct Style {
+    /// With colours.
+    pub colour: bool,
+    /// As JSON lines on standard output.
+    pub json: bool,
+    /// Only what went wrong.
+    pub quiet: bool,
+    /// Each line that programs print, even on a terminal.
+    pub verbose: bool,
+}
+
+impl Style {
+    /// Whether a live view can be shown.
+    fn live(self) -> bool {
+        !self.json && !self.quiet && !self.verbose && std::io::stderr().is_terminal()
+    }
+}
+
+/// A reporter for the events of one build. The view ends when it is dropped.
+pub fn reporter(style: Style) -> Reporter {
+    if style.json {
+        return Reporter { sink: Arc::new(json_line), live: None };
+    }
+    if style.live() {
+        let live = Arc::new(live::Live::new(style));
+        let shown = live.clone();
+        return Reporter { sink: Arc::new(move |event| shown.event(&event)), live: Some(live) };
+    }
+    let plain = text::Plain::new(style);
+    Reporter { sink: Arc::new(move |event| say(plain.event(&event))), live: None }
+}
+
+/// Shows events; see [`reporter`].
+pub struct Reporter {
+    sink: Sink,
+    live: Option<Arc<live::Live>>,
+}
+
+impl Reporter {
+    /// Where events go.
+    pub fn sink(&self) -> Sink {
+        self.sink.clone()
+    }
+
+    /// Ends a live view, so that other things can be printed.
+    pub fn end(&self) {
+        if let Some(live) = &self.live {
+            live.end();
+        }
+    }
+}
+
+/// Writes a line for people, if there is one. That nobody listens any more is
+/// no error of the build.
+fn say(line: Option<String>) {
+    if let Some(line) = line {
+        let _ = writeln!(std::io::stderr().lock(), "{line}");
+    }
+}
+
+fn json_line(event: Event) {
+    if let Ok(line) = serde_json::to_string(&event) {
+        let _ = writeln!(std::io::stdout().lock(), "{line}");
+    }
+}

@@ -1,0 +1,118 @@
+//! Events as lines of text.
+
+use super::Style;
+use crate::event::Event;
+
+/// Bytes for people: `378 MiB`.
+pub fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = n as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 || value >= 10.0 { format!("{value:.0} {}", UNITS[unit]) } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// Seconds for people: `0.4 s`, `2 min 5 s`.
+pub fn duration(seconds: f64) -> String {
+    if seconds < 60.0 {
+        return format!("{seconds:.1} s");
+    }
+    let whole = seconds.round() as u64;
+    format!("{} min {} s", whole / 60, whole % 60)
+}
+
+/// Colours of the terminal, if any.
+pub(super) struct Paint(pub(super) bool);
+
+impl Paint {
+    pub(super) fn green(&self, text: &str) -> String {
+        self.paint("32", text)
+    }
+
+    pub(super) fn red(&self, text: &str) -> String {
+        self.paint("31", text)
+    }
+
+    pub(super) fn yellow(&self, text: &str) -> String {
+        self.paint("33", text)
+    }
+
+    pub(super) fn dim(&self, text: &str) -> String {
+        self.paint("2", text)
+    }
+
+    fn paint(&self, code: &str, text: &str) -> String {
+        if self.0 { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+    }
+}
+
+/// A line for each event that is worth one.
+pub(super) struct Plain {
+    paint: Paint,
+    quiet: bool,
+}
+
+impl Plain {
+    pub(super) fn new(style: Style) -> Self {
+        Self { paint: Paint(style.colour), quiet: style.quiet }
+    }
+
+    pub(super) fn event(&self, event: &Event) -> Option<String> {
+        if self.quiet && !matches!(event, Event::Failed { .. }) {
+            return None;
+        }
+        match event {
+            Event::Phase { node, phase } => Some(self.paint.dim(&format!("      {node}: {phase}"))),
+            Event::Output { line, .. } => Some(self.paint.dim(&format!("      | {line}"))),
+            other => self.lasting(other),
+        }
+    }
+
+    /// The line of an event that stays on a live screen, too.
+    pub(super) fn lasting(&self, event: &Event) -> Option<String> {
+        let paint = &self.paint;
+        Some(match event {
+            Event::Started { node, reason, .. } => format!("build {node}: {reason}"),
+            Event::Built { node, seconds, bytes: n, .. } => {
+                format!("{} {node} in {}, {}", paint.green(" done"), duration(*seconds), bytes(*n))
+            }
+            Event::Failed { node, message } => {
+                let first = message.lines().next().unwrap_or("");
+                format!("{} {node}: {first}", paint.red(" fail"))
+            }
+            Event::Skipped { node } => format!("{} {node}: not tried", paint.dim(" skip")),
+            Event::Written { path, bytes: n, unchanged: false, .. } => {
+                format!("{} {path}, {}", paint.green("wrote"), bytes(*n))
+            }
+            Event::Written { path, .. } => format!("{} {path} is up to date", paint.dim(" kept")),
+            Event::Notice { text } => format!("{} {text}", paint.yellow(" note")),
+            Event::Finished { built, reused, failed, seconds, boots } => {
+                let failed = if *failed > 0 { format!(", {failed} failed") } else { String::new() };
+                let boots = match boots {
+                    0 => "nothing booted".to_owned(),
+                    1 => "1 boot".to_owned(),
+                    n => format!("{n} boots"),
+                };
+                format!("{built} built, {reused} reused{failed} in {} ({boots})", duration(*seconds))
+            }
+            Event::Planned { .. } | Event::Reused { .. } | Event::Phase { .. } | Event::Output { .. } => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(396 << 20), "396 MiB");
+        assert_eq!(duration(0.04), "0.0 s");
+        assert_eq!(duration(125.4), "2 min 5 s");
+    }
+}
