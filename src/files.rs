@@ -155,8 +155,12 @@ impl Project {
     }
 
     fn open_at(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
-        // O_NONBLOCK: a FIFO must not hold us up before we see that it is one.
-        let flags = flags | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let flags = if flags.contains(OFlags::PATH) {
+            flags | OFlags::CLOEXEC
+        } else {
+            // A FIFO must not hold us up before we see that it is one.
+            flags | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY
+        };
         let path = if path.is_empty() { "." } else { path };
         Ok(rustix::fs::openat2(&self.dir, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)?)
     }

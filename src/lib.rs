@@ -10,3 +10,5 @@ pub mod provider;
 pub mod graph;
 pub mod plan;
 pub mod execute;
+pub mod report;
+pub mod cli;

@@ -22,7 +22,10 @@ pub(crate) struct Scope {
 }
 
 impl Scope {
+    /// Templates write `_` where a name has `-` or `.`, which would be
+    /// operators there.
     pub(crate) fn new(vars: BTreeMap<String, Value>) -> Self {
+        let vars = vars.into_iter().map(|(name, value)| (name.replace(['-', '.'], "_"), value)).collect();
         Self { vars: Arc::new(vars), reads: Arc::default() }
     }
 

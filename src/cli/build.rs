@@ -1,0 +1,192 @@
+//! `vimg build`
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::ValueEnum;
+
+use super::{Error, Global, INTERRUPTED, Outcome, STORE, project};
+use crate::event::Event;
+use crate::execute::{self, Budget};
+use crate::graph::Target;
+use crate::plan::Plan;
+use crate::provider::qemu::{Accel, Qemu};
+use crate::report::{self, Style};
+
+/// Build images and write their outputs
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Images; those that the project declares unless given
+    images: Vec<String>,
+    /// Write outputs below this directory instead of the project's
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Make the states only; seal and write nothing
+    #[arg(long)]
+    no_output: bool,
+    /// How many machines to run at once; one for two processors unless given
+    #[arg(short, long, value_name = "N")]
+    jobs: Option<usize>,
+    /// Memory for all machines together; three quarters of the host's unless
+    /// given
+    #[arg(long, value_name = "SIZE", value_parser = vimg_lang::value::size)]
+    memory: Option<u64>,
+    /// Go on with what does not depend on a node that failed
+    #[arg(short, long)]
+    keep_going: bool,
+    /// How to run machines
+    #[arg(long, value_enum, default_value = "auto", env = "VIMG_ACCEL")]
+    accel: AccelChoice,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum AccelChoice {
+    /// KVM where it works, emulation elsewhere
+    Auto,
+    Kvm,
+    Tcg,
+}
+
+pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
+    let mut loaded = project::load(global)?;
+    let graph = project::graph(&mut loaded)?;
+    let images = project::wanted(&graph, &loaded, &args.images)?;
+    let nodes = project::nodes_of(&graph, &images, !args.no_output);
+    let last = loaded.notes.nodes();
+    let plan = Plan::new(&graph, &loaded.store, &last, &nodes);
+    let project::Loaded { project, sources, store, notes, .. } = loaded;
+    let reporter = report::reporter(style);
+    let (graph, project) = (Arc::new(graph), Arc::new(project));
+
+    let outcome = if plan.to_build().next().is_none() {
+        // The common case is not worth a runtime.
+        let sink = reporter.sink();
+        sink(Event::Planned { nodes: plan.steps.len(), reused: plan.reused() });
+        sink(Event::Finished { built: 0, reused: plan.reused(), failed: 0, seconds: 0.0, boots: 0 });
+        execute::Outcome { reused: plan.reused(), ..execute::Outcome::default() }
+    } else {
+        let budget = budget(args);
+        let sink = reporter.sink();
+        let notice = sink.clone();
+        let accel = match args.accel {
+            AccelChoice::Auto => None,
+            AccelChoice::Kvm => Some(Accel::Kvm),
+            AccelChoice::Tcg => Some(Accel::Tcg),
+        };
+        let provider = Qemu::new(
+            accel,
+            store.probes(),
+            Arc::new(move |text: &str| notice(Event::Notice { text: text.to_owned() })),
+        );
+        let work = execute::build(
+            graph.clone(),
+            &plan,
+            &store,
+            project.clone(),
+            Arc::new(provider),
+            sink,
+            budget,
+        );
+        match interruptible(work)? {
+            Some(outcome) => outcome,
+            None => {
+                reporter.end();
+                return Err(Error::Message(
+                    "stopped; finished layers are kept and the next build goes on from them".into(),
+                    None,
+                    INTERRUPTED,
+                ));
+            }
+        }
+    };
+    reporter.end();
+
+    remember(&graph, &plan, &store, &notes, last);
+    if let Ok(project) = Arc::try_unwrap(project) {
+        project::keep_stamps(&notes, project);
+    }
+    let root = args.output.clone();
+    let targets: Vec<&Target> =
+        graph.targets().iter().filter(|t| !args.no_output && images.contains(&t.image)).collect();
+    let dir = match root {
+        Some(dir) => std::path::absolute(&dir).unwrap_or(dir),
+        None => project::root(global)?,
+    };
+    execute::write_outputs(&graph, &targets, &store, &notes, &dir, &reporter.sink())
+        .map_err(|(path, e)| Error::Message(format!("{} can't be written: {e}", path.display()), None, STORE))?;
+    if outcome.failures.is_empty() { Ok(()) } else { Err(Error::Build(Box::new(sources), outcome.failures)) }
+}
+
+/// Runs a build until it ends or Ctrl-C is pressed (`None`). Dropping the
+/// build kills its machines; a second Ctrl-C does not wait even for that.
+fn interruptible<T>(work: impl Future<Output = T>) -> Result<Option<T>, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::host(format!("the runtime does not start: {e}")))?;
+    let result = runtime.block_on(async {
+        let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).ok();
+        let terminated = async {
+            match &mut term {
+                Some(term) => {
+                    term.recv().await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            result = work => Some(result),
+            _ = tokio::signal::ctrl_c() => None,
+            () = terminated => None,
+        }
+    });
+    if result.is_none() {
+        std::thread::spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            if let Ok(runtime) = runtime {
+                let _ = runtime.block_on(tokio::signal::ctrl_c());
+                std::process::exit(i32::from(INTERRUPTED));
+            }
+        });
+    }
+    // Machines and staging directories go with their tasks.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    Ok(result)
+}
+
+fn budget(args: &Args) -> Budget {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let total = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| {
+            let line = text.lines().find(|l| l.starts_with("MemTotal:"))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        })
+        .map_or(4 << 30, |kib| kib * 1024);
+    Budget {
+        jobs: args.jobs.unwrap_or(processors.div_ceil(2)).max(1),
+        memory: args.memory.unwrap_or(total / 4 * 3),
+        keep_going: args.keep_going,
+    }
+}
+
+/// Notes which keys the project's nodes have now, to explain the next build.
+fn remember(
+    graph: &crate::graph::Graph,
+    plan: &Plan,
+    store: &crate::store::Store,
+    notes: &crate::store::ProjectFiles,
+    last: BTreeMap<String, crate::digest::Key>,
+) {
+    let mut nodes = last.clone();
+    for (id, step) in &plan.steps {
+        let node = graph.node(*id);
+        if *step == crate::plan::Step::Reuse || store.has(&node.key) {
+            nodes.insert(node.name.clone(), node.key);
+        }
+    }
+    if nodes != last {
+        let _ = notes.set_nodes(&nodes);
+    }
+}

@@ -1,0 +1,24 @@
+//! `vimg check`
+
+use serde_json::json;
+
+use super::{Global, Outcome, print_json, project};
+use crate::report::Style;
+
+/// Look for mistakes in the recipe; needs no QEMU and no network
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {}
+
+pub(super) fn run(global: &Global, style: Style) -> Outcome {
+    let mut loaded = project::load(global)?;
+    project::graph(&mut loaded)?;
+    project::keep_stamps(&loaded.notes, loaded.project);
+    if style.json {
+        return print_json(&json!({ "diagnostics": [] }));
+    }
+    if style.quiet {
+        return Ok(());
+    }
+    let (files, images) = (loaded.sources.iter().count(), loaded.model.images.len());
+    super::print(&format!("no mistakes in {files} files, {images} images\n"))
+}

@@ -1,0 +1,21 @@
+//! `vimg graph`
+
+use super::{Format, Global, Outcome, print, project};
+use crate::graph::{Format as GraphFormat, show};
+
+/// Show all nodes: a tree, or `--format dot|mermaid|json`
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {}
+
+pub(super) fn run(global: &Global) -> Outcome {
+    let mut loaded = project::load(global)?;
+    let graph = project::graph(&mut loaded)?;
+    project::keep_stamps(&loaded.notes, loaded.project);
+    let format = match global.format {
+        Format::Text => GraphFormat::Text,
+        Format::Json => GraphFormat::Json,
+        Format::Dot => GraphFormat::Dot,
+        Format::Mermaid => GraphFormat::Mermaid,
+    };
+    print(&show(&graph, format))
+}

@@ -1,0 +1,73 @@
+//! `vimg plan`
+
+use serde_json::json;
+
+use super::{Global, Outcome, print, print_json, project};
+use crate::graph::Graph;
+use crate::plan::{Plan, Reason, Step};
+use crate::report::Style;
+
+/// Show what a build would do, and why
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Images; those that the project declares unless given
+    images: Vec<String>,
+}
+
+pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
+    let mut loaded = project::load(global)?;
+    let graph = project::graph(&mut loaded)?;
+    let images = project::wanted(&graph, &loaded, &args.images)?;
+    let nodes = project::nodes_of(&graph, &images, true);
+    let plan = Plan::new(&graph, &loaded.store, &loaded.notes.nodes(), &nodes);
+    project::keep_stamps(&loaded.notes, loaded.project);
+    if style.json {
+        return print_json(&as_json(&graph, &plan));
+    }
+    print(&as_text(&graph, &plan))
+}
+
+/// What a step is called. A node below which something is rebuilt may turn
+/// out to be there, once states carry a digest of their files.
+fn word(step: &Step) -> &'static str {
+    match step {
+        Step::Reuse => "reused",
+        Step::Build(Reason::Parent(_)) => "may be reused later",
+        Step::Build(_) => "build",
+    }
+}
+
+fn as_text(graph: &Graph, plan: &Plan) -> String {
+    let mut out = String::new();
+    let width = plan.steps.keys().map(|id| graph.node(*id).name.chars().count()).max().unwrap_or(0).min(40);
+    for (id, step) in &plan.steps {
+        let name = &graph.node(*id).name;
+        match step {
+            Step::Reuse => out.push_str(&format!("reuse  {name:width$}\n")),
+            Step::Build(reason) => out.push_str(&format!("build  {name:width$}  {reason}\n")),
+        }
+    }
+    let lines: Vec<&str> = out.lines().map(str::trim_end).collect();
+    let build = plan.to_build().count();
+    format!("{}\n{} to build, {} reused\n", lines.join("\n"), build, plan.reused())
+}
+
+fn as_json(graph: &Graph, plan: &Plan) -> serde_json::Value {
+    let steps: Vec<_> = plan
+        .steps
+        .iter()
+        .map(|(id, step)| {
+            let node = graph.node(*id);
+            json!({
+                "node": node.name,
+                "key": node.key,
+                "action": word(step),
+                "reason": match step {
+                    Step::Reuse => None,
+                    Step::Build(reason) => Some(reason.to_string()),
+                },
+            })
+        })
+        .collect();
+    json!({ "steps": steps })
+}

@@ -1,0 +1,159 @@
+//! What most commands start with: the recipe, compiled, and its graph.
+
+use std::path::{Path, PathBuf};
+
+use vimg_lang::{FileRef, Model, Request, Sources, compile};
+
+use super::{Error, Global, HOST, RECIPE};
+use crate::files::Project;
+use crate::graph::{Graph, NodeId};
+use crate::store::{ProjectFiles, Store};
+
+/// A recipe and all that was found out about it.
+pub(super) struct Loaded {
+    pub(super) project: Project,
+    pub(super) sources: Sources,
+    pub(super) model: Model,
+    pub(super) store: Store,
+    pub(super) notes: ProjectFiles,
+}
+
+/// Where states are kept.
+pub(super) fn store_path(global: &Global) -> Result<PathBuf, Error> {
+    if let Some(path) = &global.store {
+        return Ok(path.clone());
+    }
+    let dir = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    dir("XDG_CACHE_HOME")
+        .or_else(|| Some(dir("HOME")?.join(".cache")))
+        .map(|cache| cache.join("vimg"))
+        .ok_or_else(|| Error::Message("neither XDG_CACHE_HOME nor HOME is set".into(), Some("--store DIR says where states are kept".into()), HOST))
+}
+
+/// The project's root and the main recipe in it.
+fn find(global: &Global) -> Result<(PathBuf, String), Error> {
+    let named = |path: &Path| {
+        let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let name = path.file_name()?.to_str()?;
+        Some((dir.to_owned(), name.to_owned()))
+    };
+    if let Some(file) = &global.file {
+        if file.is_dir() {
+            return Ok((file.clone(), "main.vimg".into()));
+        }
+        return named(file)
+            .ok_or_else(|| Error::Message(format!("`{}` is no recipe", file.display()), None, RECIPE));
+    }
+    let here = std::env::current_dir().map_err(|e| Error::host(format!("the current directory: {e}")))?;
+    here.ancestors()
+        .map(|dir| dir.join("main.vimg"))
+        .find(|file| file.exists())
+        .and_then(|file| named(&file))
+        .ok_or_else(|| {
+            Error::Message(
+                "there is no `main.vimg` here or in a directory above".into(),
+                Some("`vimg init` writes one; `--file FILE` names another".into()),
+                RECIPE,
+            )
+        })
+}
+
+/// The project's root.
+pub(super) fn root(global: &Global) -> Result<PathBuf, Error> {
+    let (root, _) = find(global)?;
+    root.canonicalize().map_err(|e| Error::Message(format!("{}: {e}", root.display()), None, RECIPE))
+}
+
+/// Compiles the recipe.
+pub(super) fn load(global: &Global) -> Result<Loaded, Error> {
+    let (root, name) = find(global)?;
+    let store = Store::open(&store_path(global)?)?;
+    let open_error = |e: std::io::Error| Error::Message(format!("{}: {e}", root.display()), None, RECIPE);
+    let canonical = root.canonicalize().map_err(open_error)?;
+    let notes = store.project(&canonical);
+    let project = Project::open(&canonical, notes.stamps(), Some(store.parsed())).map_err(open_error)?;
+    let values = match &global.values {
+        None => None,
+        Some(path) => {
+            let text = std::fs::read_to_string(path).map_err(|e| {
+                Error::Message(format!("the values file {}: {e}", path.display()), None, RECIPE)
+            })?;
+            Some((path.display().to_string(), text))
+        }
+    };
+    let mut sources = Sources::default();
+    let request = Request { files: &project, entry: FileRef::project(name), set: &global.set, values };
+    match compile(&request, &mut sources) {
+        Ok(model) => Ok(Loaded { project, sources, model, store, notes }),
+        Err(diagnostics) => Err(Error::Recipe(Box::new(sources), diagnostics)),
+    }
+}
+
+/// Builds the graph of a compiled recipe.
+pub(super) fn graph(loaded: &mut Loaded) -> Result<Graph, Error> {
+    Graph::new(&loaded.model, &loaded.project).map_err(|errors| {
+        let diagnostics = errors
+            .into_iter()
+            .map(|e| {
+                let message = format!("`{}`: {}", e.error.file, e.error.why);
+                vimg_lang::Diagnostic::error(vimg_lang::Code::UnreadableFile, e.span, message)
+                    .help("vimg reads every file that a recipe names, to see whether it changed")
+            })
+            .collect();
+        Error::Recipe(Box::new(std::mem::take(&mut loaded.sources)), diagnostics)
+    })
+}
+
+/// Remembers the digests of files. That they can't be written only costs time.
+pub(super) fn keep_stamps(notes: &ProjectFiles, project: Project) {
+    let _ = notes.set_stamps(&project.into_stamps());
+}
+
+/// The node that `image` or `image@layer` names; the layer may belong to an
+/// image below.
+pub(super) fn node(graph: &Graph, name: &str) -> Result<NodeId, Error> {
+    if let Some(id) = graph.find(name) {
+        return Ok(id);
+    }
+    if let Some((image, layer)) = name.split_once('@')
+        && let Some(top) = graph.image(image)
+    {
+        let found = graph.chain(top).into_iter().rev().find(|id| {
+            graph.node(*id).name.split_once('@').is_some_and(|(_, own)| own == layer)
+        });
+        if let Some(id) = found {
+            return Ok(id);
+        }
+    }
+    let diagnostic = vimg_lang::Diagnostic::global(vimg_lang::Code::UnknownImage, format!("there is no `{name}` in the recipe"))
+        .suggest(name, graph.names());
+    Err(Error::Message(diagnostic.message, diagnostic.help, 2))
+}
+
+/// The images that were asked for; those that the project itself declares if
+/// none was.
+pub(super) fn wanted(graph: &Graph, loaded: &Loaded, names: &[String]) -> Result<Vec<String>, Error> {
+    if names.is_empty() {
+        let own = loaded.model.images.iter().filter(|i| !loaded.sources.get(i.span.source).name.starts_with("std/"));
+        return Ok(own.map(|i| i.name.clone()).collect());
+    }
+    for name in names {
+        if graph.image(name).is_none() {
+            let diagnostic = vimg_lang::Diagnostic::global(vimg_lang::Code::UnknownImage, format!("there is no image `{name}`"))
+                .suggest(name, graph.images().iter().map(|(n, _)| n.as_str()));
+            return Err(Error::Message(diagnostic.message, diagnostic.help, 2));
+        }
+    }
+    Ok(names.to_vec())
+}
+
+/// The nodes of some images: their last states, and their outputs.
+pub(super) fn nodes_of(graph: &Graph, images: &[String], outputs: bool) -> Vec<NodeId> {
+    let mut nodes: Vec<NodeId> = images.iter().filter_map(|name| graph.image(name)).collect();
+    if outputs {
+        nodes.extend(graph.targets().iter().filter(|t| images.contains(&t.image)).map(|t| t.node));
+    }
+    nodes.sort_unstable();
+    nodes.dedup();
+    nodes
+}

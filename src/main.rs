@@ -1,0 +1,5 @@
+//! The program's entry.
+
+fn main() -> std::process::ExitCode {
+    vimg::cli::main()
+}
