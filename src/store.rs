@@ -293,7 +293,7 @@ mod tests {
         let living = store.staging().unwrap();
         let dead = dir.path().join("staging/1-1");
         fs::create_dir(&dead).unwrap();
-        fs::write(dead.join("lock"), "").unwrap();
+        fs::write(dir.path().join("staging/1-1.lock"), "").unwrap();
         let _other = store.staging().unwrap();
         assert!(!dead.exists());
         assert!(living.path().exists());

@@ -38,7 +38,9 @@ pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Vec<NodeId>> {
     for id in build {
         let node = graph.node(id);
         let goes_on = node.parent.and_then(|parent| {
-            let same = next.get(&parent) == Some(&id) && graph.node(parent).work.needs_machine();
+            let below = graph.node(parent);
+            // A machine keeps its processors and memory while it runs.
+            let same = below.work.needs_machine() && below.machine == node.machine && next.get(&parent) == Some(&id);
             if same { run_of.get(&parent).copied() } else { None }
         });
         let first = goes_on.unwrap_or(id);

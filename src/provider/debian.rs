@@ -251,7 +251,10 @@ async fn mmdebstrap(
         let mut reader = BufReader::new(err).split(b'\n');
         while let Ok(Some(line)) = reader.next_segment().await {
             let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-            lines(&line);
+            // Its other lines are the hooks, repeated to the letter.
+            if ["I: ", "W: ", "E: "].iter().any(|p| line.starts_with(p)) && !line.contains("-hook") {
+                lines(&line);
+            }
             tail.push_back(line);
             if tail.len() > 12 {
                 tail.pop_front();

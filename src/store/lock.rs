@@ -46,11 +46,13 @@ pub fn try_lock(path: &Path) -> Result<Option<KeyLock>, StoreError> {
 /// Waits for a lock. It is polled for: a wait for a state takes seconds to
 /// minutes, and a blocked thread could not be interrupted.
 pub async fn lock(path: &Path) -> Result<KeyLock, StoreError> {
+    let mut pause = Duration::from_millis(1);
     loop {
         if let Some(lock) = try_lock(path)? {
             return Ok(lock);
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(200));
     }
 }
 

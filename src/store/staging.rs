@@ -10,7 +10,8 @@ use rustix::fs::FlockOperation;
 use super::StoreError;
 
 /// A directory of one process; removed when dropped, and reaped by the next
-/// process if this one dies.
+/// process if this one dies. The lock stands beside it and not inside, so
+/// that it is held until the directory has become something else.
 #[derive(Debug)]
 pub struct Staging {
     path: PathBuf,
@@ -30,9 +31,9 @@ impl Staging {
         reap(parent);
         let n = COUNTER.fetch_add(1, Ordering::Relaxed);
         let path = parent.join(format!("{}-{n}", std::process::id()));
-        fs::create_dir(&path).map_err(fail)?;
-        let lock = OpenOptions::new().write(true).create_new(true).open(path.join("lock")).map_err(fail)?;
+        let lock = OpenOptions::new().write(true).create_new(true).open(lock_of(&path)).map_err(fail)?;
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|e| fail(e.into()))?;
+        fs::create_dir(&path).map_err(fail)?;
         Ok(Self { path, _lock: lock, kept: false })
     }
 
@@ -52,20 +53,33 @@ impl Drop for Staging {
         if !self.kept {
             let _ = fs::remove_dir_all(&self.path);
         }
+        let _ = fs::remove_file(lock_of(&self.path));
     }
 }
 
-/// Removes what dead processes left.
+fn lock_of(path: &Path) -> PathBuf {
+    path.with_extension("lock")
+}
+
+/// Removes what dead processes left: directories, then their locks. The lock
+/// is made first and removed last, so a directory without one is nobody's.
 fn reap(parent: &Path) {
     let Ok(entries) = fs::read_dir(parent) else { return };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        let free = match File::open(path.join("lock")) {
+    for path in entries.flatten().map(|e| e.path()) {
+        let is_lock = path.extension().is_some_and(|e| e == "lock");
+        let lock = if is_lock { path.clone() } else { lock_of(&path) };
+        let free = match File::open(&lock) {
             Ok(lock) => rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok(),
             Err(_) => true,
         };
-        if free {
-            let _ = fs::remove_dir_all(&path);
+        if !free {
+            continue;
         }
+        let _ = if is_lock {
+            // Its directory may come later in the list.
+            if path.with_extension("").exists() { continue } else { fs::remove_file(&path) }
+        } else {
+            fs::remove_dir_all(&path)
+        };
     }
 }

@@ -1,0 +1,222 @@
+//! A provider whose machines are a map in memory. It stands where QEMU would:
+//! below it is nothing of vimg, above it is all of it, protocol included.
+//!
+//! What a machine becomes is a pure function of what its agent is told and of
+//! the blobs that it reads.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use vimg::provider::{Created, Ended, Instance, Launch, Lines, Provider, ProviderError, Source};
+use vimg_agent::protocol::{self, Blob, Digest, Frame, FromAgent, Manifest, Node, Primitive, ToAgent};
+use vimg_lang::model::DiskFormat;
+
+pub(crate) type State = BTreeMap<String, String>;
+
+#[derive(Default)]
+pub(crate) struct Fake {
+    pub(crate) launches: AtomicUsize,
+    pub(crate) steps: Arc<AtomicUsize>,
+    /// A file that each `run` reads although no recipe declares it.
+    pub(crate) leak: Option<PathBuf>,
+}
+
+pub(crate) struct FakeInstance {
+    channel: Option<DuplexStream>,
+    state: Arc<Mutex<State>>,
+    overlay: PathBuf,
+}
+
+pub(crate) fn read_state(path: &Path) -> State {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn write_state(path: &Path, state: &State) {
+    std::fs::write(path, serde_json::to_vec(state).unwrap()).unwrap();
+}
+
+impl Provider for Fake {
+    type Instance = FakeInstance;
+
+    fn name(&self) -> String {
+        "fake".into()
+    }
+
+    async fn create(&self, source: &Source, dir: &Path, _: &Lines) -> Result<Created, ProviderError> {
+        let disk = dir.join("disk.qcow2");
+        let base = match source {
+            Source::Bootstrap(bootstrap, size) => format!("{bootstrap:?} {size}"),
+            Source::Import(path, _) => String::from_utf8_lossy(&std::fs::read(path).unwrap()).into_owned(),
+        };
+        write_state(&disk, &State::from([("base".to_owned(), base)]));
+        Ok(Created { disk, boot: None })
+    }
+
+    async fn launch(&self, launch: &Launch) -> Result<FakeInstance, ProviderError> {
+        self.launches.fetch_add(1, Ordering::Relaxed);
+        let state = Arc::new(Mutex::new(read_state(launch.chain.last().unwrap())));
+        let (host, guest) = tokio::io::duplex(1 << 20);
+        let agent = Agent {
+            channel: guest,
+            state: state.clone(),
+            leak: self.leak.clone(),
+            steps: self.steps.clone(),
+            machine: format!("{} {}", launch.machine.cpus, launch.machine.memory),
+        };
+        tokio::spawn(agent.serve());
+        Ok(FakeInstance { channel: Some(host), state, overlay: launch.overlay.clone() })
+    }
+
+    async fn flatten(&self, chain: &[PathBuf], to: &Path) -> Result<(), ProviderError> {
+        std::fs::copy(chain.last().unwrap(), to).unwrap();
+        Ok(())
+    }
+
+    async fn export(&self, chain: &[PathBuf], format: DiskFormat, to: &Path) -> Result<(), ProviderError> {
+        let mut state = read_state(chain.last().unwrap());
+        state.insert("format".into(), format.name().into());
+        write_state(to, &state);
+        Ok(())
+    }
+}
+
+impl Instance for FakeInstance {
+    type Channel = DuplexStream;
+
+    fn channel(&mut self) -> Option<DuplexStream> {
+        self.channel.take()
+    }
+
+    async fn snapshot(&mut self, next: &Path) -> Result<(), ProviderError> {
+        write_state(&self.overlay, &self.state.lock().unwrap());
+        self.overlay = next.to_owned();
+        Ok(())
+    }
+
+    async fn ended(&mut self) -> Ended {
+        std::future::pending().await
+    }
+
+    fn console(&self) -> String {
+        String::new()
+    }
+
+    async fn stop(self) {}
+}
+
+struct Agent {
+    channel: DuplexStream,
+    state: Arc<Mutex<State>>,
+    leak: Option<PathBuf>,
+    steps: Arc<AtomicUsize>,
+    machine: String,
+}
+
+impl Agent {
+    async fn serve(mut self) -> Option<()> {
+        let mut call = [0; 24];
+        self.channel.read_exact(&mut call).await.ok()?;
+        self.channel.write_all(&call).await.ok()?;
+        let hello = FromAgent::Hello { protocol: protocol::PROTOCOL, behaviour: protocol::BEHAVIOUR, boot_id: "b".into() };
+        self.say(&hello).await?;
+        self.say(&FromAgent::Ready { failed_units: vec![] }).await?;
+        loop {
+            match self.frame().await?.message::<ToAgent>().ok()? {
+                ToAgent::Apply { layer, steps } => {
+                    for (step, primitive) in steps.iter().enumerate() {
+                        self.say(&FromAgent::Started { step }).await?;
+                        if let Err(message) = self.apply(primitive).await? {
+                            self.say(&FromAgent::Failed { step, message, exit: Some(1) }).await?;
+                            continue;
+                        }
+                        self.steps.fetch_add(1, Ordering::Relaxed);
+                        self.say(&FromAgent::Finished { step, changed: true }).await?;
+                    }
+                    let machine = self.machine.clone();
+                    self.change(|s| s.insert("machine".into(), machine));
+                    self.change(|s| s.entry("layers".into()).or_default().push_str(&format!("{layer},")));
+                    self.say(&FromAgent::Done { boot_changed: false }).await?;
+                }
+                ToAgent::Freeze => self.say(&FromAgent::Frozen).await?,
+                ToAgent::Thaw => self.say(&FromAgent::Thawed).await?,
+                ToAgent::Seal => {
+                    self.change(|s| s.insert("sealed".into(), "yes".into()));
+                    self.say(&FromAgent::Sealed).await?;
+                }
+                ToAgent::SendBootFiles => return None,
+            }
+        }
+    }
+
+    fn change<T>(&self, f: impl FnOnce(&mut State) -> T) {
+        f(&mut self.state.lock().unwrap());
+    }
+
+    async fn apply(&mut self, primitive: &Primitive) -> Option<Result<(), String>> {
+        match primitive {
+            Primitive::File { path, content, mode, owner } => {
+                let bytes = self.fetch(*content).await?;
+                let text = format!("{mode:o} {owner:?} {}", Digest::of(&bytes));
+                self.change(|s| s.insert(path.clone(), text));
+            }
+            Primitive::Directory { path, mode, owner, tree } => {
+                self.change(|s| s.insert(path.clone(), format!("dir {mode:?} {owner:?}")));
+                if let Some(tree) = tree {
+                    let manifest: Manifest = serde_json::from_slice(&self.fetch(*tree).await?).unwrap();
+                    for entry in manifest.entries {
+                        let text = match entry.node {
+                            Node::Dir(mode) => format!("dir {mode:o}"),
+                            Node::Link(target) => format!("link {target}"),
+                            Node::File(mode, blob) => format!("{mode:o} {}", Digest::of(&self.fetch(blob).await?)),
+                        };
+                        self.change(|s| s.insert(format!("{path}/{}", entry.path), text));
+                    }
+                }
+            }
+            Primitive::Run(run) => {
+                let script = self.fetch(run.script).await?;
+                if script.starts_with(b"fail") {
+                    return Some(Err("exit code 1".into()));
+                }
+                let leaked = self.leak.as_ref().map(|path| std::fs::read(path).unwrap_or_default());
+                // A script may read the whole machine.
+                let before = serde_json::to_string(&*self.state.lock().unwrap()).unwrap();
+                let text = format!("{:?}{script:?}{leaked:?}{:?}", Digest::of(before.as_bytes()), run.env);
+                self.change(|s| {
+                    let n = s.keys().filter(|k| k.starts_with("run ")).count();
+                    s.insert(format!("run {n:03}"), Digest::of(text.as_bytes()).to_string())
+                });
+            }
+            other => self.change(|s| s.insert(format!("{other:?}"), String::new())),
+        }
+        Some(Ok(()))
+    }
+
+    async fn fetch(&mut self, blob: Blob) -> Option<Vec<u8>> {
+        self.say(&FromAgent::Fetch { digests: vec![blob.digest] }).await?;
+        let mut bytes = Vec::new();
+        loop {
+            let Frame::Data(data) = self.frame().await? else { return None };
+            bytes.extend(data);
+            if bytes.len() as u64 >= blob.size {
+                assert_eq!(Digest::of(&bytes), blob.digest, "the host sent something else");
+                return Some(bytes);
+            }
+        }
+    }
+
+    async fn say(&mut self, message: &FromAgent) -> Option<()> {
+        self.channel.write_all(&protocol::encode_message(message).unwrap()).await.ok()
+    }
+
+    async fn frame(&mut self) -> Option<Frame> {
+        let mut header = [0; 4];
+        self.channel.read_exact(&mut header).await.ok()?;
+        let mut body = vec![0; Frame::length(header).unwrap()];
+        self.channel.read_exact(&mut body).await.ok()?;
+        Some(Frame::from_body(body).unwrap())
+    }
+}

@@ -1,0 +1,344 @@
+//! Random edits of random projects: after each, what an incremental build
+//! makes equals what a clean build makes, and a second build runs nothing.
+//! Machines are maps in memory (`common`); everything above is the real thing.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use common::{Fake, State, read_state};
+use vimg::execute::{Budget, Outcome, build};
+use vimg::files::{Project, Stamps};
+use vimg::graph::Graph;
+use vimg::plan::Plan;
+use vimg::store::Store;
+use vimg_lang::{FileRef, Request, Sources, compile};
+
+/// A small, fast, repeatable source of choices (splitmix64).
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+}
+
+#[derive(Clone, PartialEq)]
+enum Item {
+    File(String, u32),
+    Link(String),
+}
+
+/// A project as data; it can be written out, edited and brought back.
+#[derive(Clone, PartialEq)]
+struct Recipe {
+    files: BTreeMap<String, Item>,
+    /// For each image its parent, its layers (configuration and input), its
+    /// processors, and whether it has an output.
+    images: Vec<(Option<usize>, Vec<(usize, u32)>, u32, bool)>,
+    /// Lines of each configuration.
+    configurations: Vec<Vec<String>>,
+    greeting: String,
+    comment: String,
+}
+
+const TREES: [&str; 2] = ["site", "conf"];
+
+fn lines(rng: &mut Rng) -> Vec<String> {
+    let mut lines = Vec::new();
+    for n in 0..1 + rng.below(4) {
+        let tree = TREES[rng.below(2)];
+        lines.push(match rng.below(8) {
+            0 => format!("file \"/f{n}\" content=\"{{{{ greeting }}}} {}\"", rng.below(3)),
+            1 => format!("file \"/t{n}\" template=\"page.j2\""),
+            2 => format!("directory \"/d{n}\" from=\"{tree}\""),
+            3 => format!("file \"/x{n}\" from=\"{tree}/a\""),
+            4 => "run \"run.sh\"".to_owned(),
+            5 => format!("run {{ script \"echo {{{{ port }}}} {}\"; env A=\"{{{{ greeting }}}}\" }}", rng.below(3)),
+            6 => format!("symlink \"/l{n}\" target=\"/t{}\"", rng.below(3)),
+            _ => format!("sysctl \"a.b{n}\" value={}", rng.below(3)),
+        });
+    }
+    lines
+}
+
+impl Recipe {
+    fn random(rng: &mut Rng) -> Self {
+        let mut files = BTreeMap::from([
+            ("page.j2".to_owned(), Item::File("{{ port }} of {{ greeting }}".into(), 0o644)),
+            ("run.sh".to_owned(), Item::File("echo run".into(), 0o755)),
+            ("unused".to_owned(), Item::File("nobody reads this".into(), 0o644)),
+        ]);
+        for tree in TREES {
+            for name in ["a", "b", "sub/c"] {
+                files.insert(format!("{tree}/{name}"), Item::File(format!("{name} {}", rng.below(3)), 0o644));
+            }
+        }
+        let configurations: Vec<Vec<String>> = (0..2 + rng.below(3)).map(|_| lines(rng)).collect();
+        let images = (0..1 + rng.below(4))
+            .map(|n| {
+                let parent = if n > 0 && rng.below(4) > 0 { Some(rng.below(n)) } else { None };
+                let layers = (0..rng.below(4)).map(|_| (rng.below(configurations.len()), rng.below(3) as u32)).collect();
+                (parent, layers, 1 + rng.below(2) as u32, rng.below(3) == 0)
+            })
+            .collect();
+        Self { files, images, configurations, greeting: "hello".into(), comment: String::new() }
+    }
+
+    fn text(&self) -> String {
+        let mut out = format!("// {}\nparam \"greeting\" default=\"{}\"\n", self.comment, self.greeting);
+        for (n, (parent, layers, cpus, output)) in self.images.iter().enumerate() {
+            let _ = writeln!(out, "image \"i{n}\" {{");
+            let _ = match parent {
+                Some(parent) => writeln!(out, "    from \"i{parent}\""),
+                None => writeln!(out, "    bootstrap \"debian\" suite=\"bookworm\""),
+            };
+            let _ = writeln!(out, "    machine cpus={cpus}");
+            for (configuration, port) in layers {
+                let _ = writeln!(out, "    layer \"c{configuration}\" port={port}");
+            }
+            if *output {
+                let _ = writeln!(out, "    output \"raw\" path=\"i{n}.raw\"");
+            }
+            out.push_str("}\n");
+        }
+        for (n, lines) in self.configurations.iter().enumerate() {
+            let _ = writeln!(out, "configuration \"c{n}\" {{\n    input \"port\" type=\"int\"\n    {}\n}}", lines.join("\n    "));
+        }
+        out
+    }
+
+    fn edit(&mut self, rng: &mut Rng) -> &'static str {
+        let names: Vec<String> = self.files.keys().cloned().collect();
+        let name = names[rng.below(names.len())].clone();
+        let movable: Vec<&String> = names.iter().filter(|n| n.contains('/') && !n.ends_with("/a")).collect();
+        match rng.below(12) {
+            0 | 1 => {
+                // Some edits change nothing, or go back to an older content.
+                if let Some(Item::File(text, _)) = self.files.get_mut(&name) {
+                    let base = text.split(" #").next().unwrap_or("").to_owned();
+                    *text = format!("{base} #{}", rng.below(4));
+                }
+                "content"
+            }
+            2 => {
+                if !movable.is_empty() {
+                    let from = movable[rng.below(movable.len())].clone();
+                    if let Some(item) = self.files.remove(&from) {
+                        self.files.insert(format!("{from}.{}", rng.below(2)), item);
+                    }
+                }
+                "rename"
+            }
+            3 => {
+                if let Some(Item::File(_, mode)) = self.files.get_mut(&name) {
+                    *mode = [0o644, 0o600, 0o755][rng.below(3)];
+                }
+                "chmod"
+            }
+            4 => {
+                self.files.insert(format!("{}/link", TREES[rng.below(2)]), Item::Link(["a", "b", "nowhere"][rng.below(3)].into()));
+                "symlink"
+            }
+            5 => {
+                let image = rng.below(self.images.len());
+                let layers = &mut self.images[image].1;
+                if layers.len() > 1 {
+                    let (a, b) = (rng.below(layers.len()), rng.below(layers.len()));
+                    layers.swap(a, b);
+                }
+                "reorder layers"
+            }
+            6 => {
+                let image = rng.below(self.images.len());
+                let layers = &mut self.images[image].1;
+                if !layers.is_empty() {
+                    let n = rng.below(layers.len());
+                    layers[n].1 = rng.below(4) as u32;
+                }
+                "input"
+            }
+            7 => {
+                let n = rng.below(self.configurations.len());
+                self.configurations[n] = lines(rng);
+                "configuration"
+            }
+            8 => {
+                self.greeting = ["hello", "hi", "hey"][rng.below(3)].into();
+                "parameter"
+            }
+            9 => {
+                let n = rng.below(self.configurations.len());
+                let len = self.configurations[n].len();
+                let (a, b) = (rng.below(len), rng.below(len));
+                self.configurations[n].swap(a, b);
+                "reorder steps"
+            }
+            10 => {
+                let image = rng.below(self.images.len());
+                self.images[image].2 = 1 + rng.below(2) as u32;
+                "machine"
+            }
+            _ => {
+                self.comment = format!("comment {}", rng.below(100));
+                "comment"
+            }
+        }
+    }
+
+    fn write(&self, dir: &Path) {
+        let _ = std::fs::remove_dir_all(dir);
+        std::fs::create_dir_all(dir).unwrap();
+        std::fs::write(dir.join("main.vimg"), self.text()).unwrap();
+        for (name, item) in &self.files {
+            let path = dir.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            match item {
+                Item::File(text, mode) => {
+                    std::fs::write(&path, text).unwrap();
+                    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(*mode)).unwrap();
+                }
+                Item::Link(target) => std::os::unix::fs::symlink(target, &path).unwrap(),
+            }
+        }
+    }
+}
+
+struct Built {
+    outcome: Outcome,
+    launches: usize,
+    states: BTreeMap<String, State>,
+    planned: usize,
+}
+
+/// Builds everything with a fake provider.
+fn run(project: &Path, store: &Path, leak: Option<PathBuf>) -> Built {
+    let project = Project::open(project, Stamps::default(), None).unwrap();
+    let mut sources = Sources::default();
+    let request = Request { files: &project, entry: FileRef::project("main.vimg"), set: &[], values: None };
+    let model = compile(&request, &mut sources).unwrap_or_else(|d| panic!("{d:?}\n{}", sources.iter().next().unwrap().text));
+    let graph = Arc::new(Graph::new(&model, &project).unwrap());
+    let store = Store::open(store).unwrap();
+    let nodes: Vec<_> = graph.ids().collect();
+    let plan = Plan::new(&graph, &store, &BTreeMap::new(), &nodes);
+    let planned = plan.to_build().count();
+    let fake = Arc::new(Fake { leak, ..Fake::default() });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let budget = Budget { jobs: 3, memory: 16 << 30, keep_going: false };
+    let outcome = runtime.block_on(build(
+        graph.clone(),
+        &plan,
+        &store,
+        Arc::new(project),
+        fake.clone(),
+        Arc::new(|_| {}),
+        budget,
+    ));
+    assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+    let states = graph
+        .ids()
+        .map(|id| {
+            let node = graph.node(id);
+            let record = store.record(&node.key).unwrap();
+            let disk = store.state_dir(&node.key).join(record.disk.kind.file_name());
+            (node.name.clone(), read_state(&disk))
+        })
+        .collect();
+    Built { outcome, launches: fake.launches.load(Ordering::Relaxed), states, planned }
+}
+
+/// A directory in memory: what is tested here is not the disk.
+fn scratch() -> tempfile::TempDir {
+    let shm = Path::new("/dev/shm");
+    if shm.is_dir() { tempfile::tempdir_in(shm).unwrap() } else { tempfile::tempdir().unwrap() }
+}
+
+/// Runs one sequence of edits; says where the incremental result differs.
+fn sequence(seed: u64, edits: usize, leak: bool) -> Result<usize, String> {
+    let mut rng = Rng(seed);
+    let dir = scratch();
+    let (project, store) = (dir.path().join("project"), dir.path().join("store"));
+    let leaked = leak.then(|| project.join("unused"));
+    let mut recipe = Recipe::random(&mut rng);
+    let mut seen: Vec<Recipe> = Vec::new();
+    let mut reused = 0;
+    for edit in 0..=edits {
+        let mut what = "first";
+        let mut back = false;
+        if edit > 0 {
+            if rng.below(6) == 0 {
+                recipe = seen[rng.below(seen.len())].clone();
+                what = "revert";
+            } else {
+                what = recipe.edit(&mut rng);
+            }
+            back = seen.contains(&recipe);
+        }
+        seen.push(recipe.clone());
+        recipe.write(&project);
+        let incremental = run(&project, &store, leaked.clone());
+        reused += incremental.outcome.reused;
+        if back && incremental.planned > 0 {
+            return Err(format!("seed {seed}, edit {edit} ({what}): what was built before is built again"));
+        }
+        let again = run(&project, &store, leaked.clone());
+        if again.planned > 0 || again.launches > 0 {
+            return Err(format!("seed {seed}, edit {edit} ({what}): a second build runs something"));
+        }
+        let clean_store = dir.path().join("clean");
+        let clean = run(&project, &clean_store, leaked.clone());
+        std::fs::remove_dir_all(&clean_store).unwrap();
+        if clean.states != incremental.states {
+            let names: BTreeSet<&String> =
+                clean.states.keys().filter(|k| clean.states.get(*k) != incremental.states.get(*k)).collect();
+            return Err(format!("seed {seed}, edit {edit} ({what}): {names:?} differ from a clean build"));
+        }
+    }
+    Ok(reused)
+}
+
+/// How many sequences: all of them in CI, fewer where VIMG_SEQUENCES says so.
+fn sequences() -> u64 {
+    std::env::var("VIMG_SEQUENCES").ok().and_then(|n| n.parse().ok()).unwrap_or(2000)
+}
+
+#[test]
+fn incremental_builds_equal_clean_ones() {
+    let total = sequences();
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    let reused: usize = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|worker| {
+                scope.spawn(move || {
+                    (worker..total)
+                        .step_by(threads as usize)
+                        .map(|seed| sequence(seed, 3 + (seed % 4) as usize, false).unwrap_or_else(|e| panic!("{e}")))
+                        .sum::<usize>()
+                })
+            })
+            .collect();
+        workers.into_iter().map(|w| w.join().unwrap()).sum()
+    });
+    assert!(reused > total as usize, "the sequences reuse too little to prove anything: {reused}");
+}
+
+/// The test above must be able to fail: a machine that reads what no recipe
+/// declares is found out.
+#[test]
+fn an_undeclared_read_is_found_out() {
+    let found = (0..60).filter(|seed| sequence(1_000_000 + seed, 6, true).is_err()).count();
+    assert!(found > 3, "only {found} of 60 sequences noticed");
+}
