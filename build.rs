@@ -23,7 +23,10 @@ fn main() {
     // What cargo set for this build does not hold for that one.
     for (name, _) in env::vars_os() {
         let name = name.to_string_lossy().into_owned();
-        if name.starts_with("CARGO_ENCODED_") || name.starts_with("CARGO_CFG_") || name == "RUSTC_WORKSPACE_WRAPPER" {
+        if name.starts_with("CARGO_ENCODED_")
+            || name.starts_with("CARGO_CFG_")
+            || name == "RUSTC_WORKSPACE_WRAPPER"
+        {
             cargo.env_remove(name);
         }
     }

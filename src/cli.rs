@@ -204,7 +204,9 @@ fn style(global: &Global) -> Style {
 /// Prints to standard output. A pipe that was closed is no error.
 fn print(text: &str) -> Outcome {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::host(format!("standard output: {e}"))),
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::host(format!("standard output: {e}")))
+        }
         _ => Ok(()),
     }
 }

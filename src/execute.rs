@@ -26,6 +26,7 @@ use crate::plan::{Plan, Reason};
 use crate::provider::{Provider, ProviderError};
 use crate::store::{Store, StoreError};
 
+mod explain;
 mod log;
 mod output;
 mod run;
@@ -227,7 +228,8 @@ impl Failure {
     fn store(node: &str, span: Span, error: &StoreError) -> Self {
         let mut failure = Self::new(node, span, FailureKind::Store, error.to_string());
         if error.is_full() {
-            failure.help = Some("the disk that holds the store is full: remove old states, or set VIMG_STORE".into());
+            failure.help =
+                Some("the disk that holds the store is full: remove old states, or set VIMG_STORE".into());
         }
         failure
     }

@@ -111,14 +111,15 @@ impl Project {
                 Node::Dir(meta.mode() & 0o7777)
             } else if meta.is_symlink() {
                 let target = std::fs::read_link(found.path()).map_err(|e| error(dir, &words(&e)))?;
-                let target = target
-                    .to_str()
-                    .ok_or_else(|| error(dir, &format!("the link {path} points to a name that is not UTF-8")))?;
+                let target = target.to_str().ok_or_else(|| {
+                    error(dir, &format!("the link {path} points to a name that is not UTF-8"))
+                })?;
                 Node::Link(target.to_owned())
             } else if meta.is_file() {
                 let whole = format!("{}/{path}", dir.path);
-                let (blob, mode) =
-                    self.hash_project(whole.trim_start_matches('/')).map_err(|e| error(dir, &format!("{path}: {}", words(&e))))?;
+                let (blob, mode) = self
+                    .hash_project(whole.trim_start_matches('/'))
+                    .map_err(|e| error(dir, &format!("{path}: {}", words(&e))))?;
                 Node::File(mode, blob)
             } else {
                 return Err(error(dir, &format!("{path} is {}, which can't be copied", kind_name(&meta))));
@@ -162,7 +163,13 @@ impl Project {
             flags | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY
         };
         let path = if path.is_empty() { "." } else { path };
-        Ok(rustix::fs::openat2(&self.dir, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)?)
+        Ok(rustix::fs::openat2(
+            &self.dir,
+            path,
+            flags,
+            Mode::empty(),
+            ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
+        )?)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Stamps> {

@@ -198,7 +198,8 @@ impl Graph {
     /// What is made from a node.
     pub fn children(&self, id: NodeId) -> Vec<NodeId> {
         let index = NodeIndex::new(id.0 as usize);
-        let mut children: Vec<NodeId> = self.graph.neighbors(index).map(|n| NodeId(n.index() as u32)).collect();
+        let mut children: Vec<NodeId> =
+            self.graph.neighbors(index).map(|n| NodeId(n.index() as u32)).collect();
         children.sort_unstable();
         children
     }
@@ -276,7 +277,14 @@ impl Builder<'_> {
             let node = known.unwrap_or_else(|| {
                 let name = format!("{}:{}", image.name, output.format.name());
                 let description = describe::export(output.format);
-                let id = self.push(image, name, Work::Export(output.format), Some(sealed), description, output.span);
+                let id = self.push(
+                    image,
+                    name,
+                    Work::Export(output.format),
+                    Some(sealed),
+                    description,
+                    output.span,
+                );
                 made.push((output.format, id));
                 id
             });

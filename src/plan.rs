@@ -161,7 +161,11 @@ pub fn changes(old: &Description, new: &Description) -> Vec<Change> {
     }
     if found.is_empty() {
         let order = |d: &Description| {
-            d.fields.iter().filter(|f| f.name != "parent" && f.kind != FieldKind::Note).cloned().collect::<Vec<_>>()
+            d.fields
+                .iter()
+                .filter(|f| f.name != "parent" && f.kind != FieldKind::Note)
+                .cloned()
+                .collect::<Vec<_>>()
         };
         // Notes alone are no reason: the key does not know them.
         return if order(old) == order(new) {
@@ -206,7 +210,12 @@ mod tests {
         new.content("file site/a.css", "c");
         assert_eq!(
             texts(&old, &new),
-            ["input port: 80 -> 8080", "content of file /x changed", "file site/a.css added", "package: a -> a b"]
+            [
+                "input port: 80 -> 8080",
+                "content of file /x changed",
+                "file site/a.css added",
+                "package: a -> a b"
+            ]
         );
     }
 

@@ -121,7 +121,8 @@ pub trait Provider: Send + Sync + 'static {
     fn launch(&self, launch: &Launch) -> impl Future<Output = Result<Self::Instance, ProviderError>> + Send;
 
     /// Joins a chain of disks into one that stands alone.
-    fn flatten(&self, chain: &[PathBuf], to: &Path) -> impl Future<Output = Result<(), ProviderError>> + Send;
+    fn flatten(&self, chain: &[PathBuf], to: &Path)
+    -> impl Future<Output = Result<(), ProviderError>> + Send;
 
     /// Writes a chain of disks as one disk of another format.
     fn export(

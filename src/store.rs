@@ -143,8 +143,8 @@ impl Store {
     /// survives a power cut. If another process was quicker, its state stays.
     pub fn commit(&self, staging: Staging, record: &Record) -> Result<(), StoreError> {
         let path = staging.path().join("record.json");
-        let bytes = serde_json::to_vec_pretty(record)
-            .map_err(|e| StoreError::new("write", &path, e.into()))?;
+        let bytes =
+            serde_json::to_vec_pretty(record).map_err(|e| StoreError::new("write", &path, e.into()))?;
         fs::write(&path, bytes).map_err(|e| StoreError::new("write", &path, e))?;
         let to = self.state_dir(&record.key);
         let entries = fs::read_dir(staging.path()).map_err(|e| StoreError::new("read", staging.path(), e))?;
@@ -245,7 +245,13 @@ mod tests {
     use crate::digest::Description;
 
     fn record(key: Key, backing: Option<Key>) -> Record {
-        Record::new(key, "layer", "x@y", Description::default(), Disk { kind: DiskKind::Qcow2, backing, depth: 0 })
+        Record::new(
+            key,
+            "layer",
+            "x@y",
+            Description::default(),
+            Disk { kind: DiskKind::Qcow2, backing, depth: 0 },
+        )
     }
 
     fn stage(store: &Store, text: &str) -> Staging {

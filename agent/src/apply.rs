@@ -4,8 +4,9 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 
+use crate::failure::HOME;
 use crate::fetch::Channel;
-use crate::primitive::{self, Context, HOME};
+use crate::primitive::{self, Context};
 use crate::protocol::{FromAgent, Primitive};
 use crate::system;
 

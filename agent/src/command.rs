@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use crate::failure::Failure;
 use crate::fetch::Sender;
-use crate::primitive::Failure;
 use crate::protocol::FromAgent;
 
 /// How much of a step's output is sent as it comes, in bytes.
@@ -79,7 +79,10 @@ pub(crate) fn run(command: &mut Command, timeout: Duration, output: &Output) -> 
                 let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
                 let _ = child.wait();
                 forward.finish()?;
-                return Err(Failure::new(format!("it did not end within {} s and was killed", timeout.as_secs())));
+                return Err(Failure::new(format!(
+                    "it did not end within {} s and was killed",
+                    timeout.as_secs()
+                )));
             }
             _ => {}
         }
@@ -136,7 +139,8 @@ impl Forward<'_> {
     }
 
     fn send(&self, bytes: &[u8]) -> Result<(), Failure> {
-        let message = FromAgent::Output { step: self.output.step, text: String::from_utf8_lossy(bytes).into_owned() };
+        let message =
+            FromAgent::Output { step: self.output.step, text: String::from_utf8_lossy(bytes).into_owned() };
         self.output.sender.send(&message).map_err(|e| Failure::new(format!("the host does not listen: {e}")))
     }
 }

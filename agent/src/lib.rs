@@ -5,6 +5,7 @@
 //! of recipes, images or graphs. The host uses [`protocol`] alone.
 
 pub mod protocol;
+mod failure;
 mod system;
 mod fetch;
 mod command;

@@ -332,9 +332,8 @@ impl Frame {
     /// A message's meaning.
     pub fn message<M: DeserializeOwned>(&self) -> Result<M, Malformed> {
         match self {
-            Self::Message(bytes) => {
-                serde_json::from_slice(bytes).map_err(|e| Malformed(format!("a message that does not parse: {e}")))
-            }
+            Self::Message(bytes) => serde_json::from_slice(bytes)
+                .map_err(|e| Malformed(format!("a message that does not parse: {e}"))),
             Self::Data(_) => Err(Malformed("data where a message was due".into())),
         }
     }

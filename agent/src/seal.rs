@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 
 use crate::command;
-use crate::primitive::HOME;
+use crate::failure::HOME;
 
 /// Services that stay up while the others are stopped: without them the
 /// machine can't answer any more.
@@ -52,7 +52,14 @@ pub(crate) fn seal() -> io::Result<()> {
 /// Stops what runs, so that databases and the like close their files.
 fn stop_services() {
     let mut list = command::command("systemctl");
-    list.args(["list-units", "--type=service,socket,timer", "--state=active", "--plain", "--no-legend", "--full"]);
+    list.args([
+        "list-units",
+        "--type=service,socket,timer",
+        "--state=active",
+        "--plain",
+        "--no-legend",
+        "--full",
+    ]);
     let Ok(output) = command::query(&mut list) else { return };
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let units: Vec<&str> = text

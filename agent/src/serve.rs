@@ -47,7 +47,9 @@ fn open(path: &Path) -> io::Result<File> {
     loop {
         match OpenOptions::new().read(true).write(true).open(path) {
             // The node may be there a moment before the device answers.
-            Err(_) if start.elapsed() < Duration::from_secs(10) => std::thread::sleep(Duration::from_millis(20)),
+            Err(_) if start.elapsed() < Duration::from_secs(10) => {
+                std::thread::sleep(Duration::from_millis(20))
+            }
             result => return result,
         }
     }
@@ -104,9 +106,12 @@ impl Agent {
     }
 
     fn answer(&mut self, message: ToAgent) -> io::Result<Option<FromAgent>> {
-        let refused = |what: &str, error: io::Error| FromAgent::Refused { message: format!("{what}: {error}") };
+        let refused =
+            |what: &str, error: io::Error| FromAgent::Refused { message: format!("{what}: {error}") };
         Ok(Some(match message {
-            ToAgent::Apply { layer, steps } => apply::apply(&mut self.channel, &layer, &steps, &mut self.boot_stamp)?,
+            ToAgent::Apply { layer, steps } => {
+                apply::apply(&mut self.channel, &layer, &steps, &mut self.boot_stamp)?
+            }
             ToAgent::Freeze => {
                 rustix::fs::sync();
                 match system::freeze(Path::new("/"), true) {

@@ -6,14 +6,15 @@ use std::collections::{BTreeMap, HashMap};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::load;
 use crate::model::{Bootstrap, Check, DiskFormat, Image, Layer, Machine, Model, Origin, Output, Probe};
-use crate::prescan::MAX_RECIPE;
-use crate::resolve::{self, At, Capability, Configuration, Declarations, Input};
-use crate::source::{FileKind, FileRef, Files, ReadError, SourceId, Sources, Span};
-use crate::syntax::{Arg, Scalar};
-use crate::template::{Place, Renderer, Scope};
-use crate::value::{self, InputType, Value};
+use crate::resolve::{self, At, Capability, Configuration, Declarations};
+use crate::source::{FileKind, FileRef, Files, SourceId, Sources, Span};
+use crate::syntax::Arg;
+use crate::template::{Renderer, Scope};
+use crate::value::Value;
 
+mod inputs;
 mod primitive;
+mod single;
 
 /// What to compile.
 pub struct Request<'a> {
@@ -33,7 +34,8 @@ pub struct Request<'a> {
 pub fn compile(request: &Request, sources: &mut Sources) -> Result<Model, Vec<Diagnostic>> {
     let mut out = Vec::new();
     let loaded = load::load(request.files, &request.entry, sources, &mut out);
-    let declarations = if out.is_empty() { resolve::resolve(&loaded, &mut out) } else { Declarations::default() };
+    let declarations =
+        if out.is_empty() { resolve::resolve(&loaded, &mut out) } else { Declarations::default() };
     let mut elaborator = Elaborator {
         files: request.files,
         sources,
@@ -90,91 +92,6 @@ struct Elaborator<'a> {
 }
 
 impl Elaborator<'_> {
-    fn params(&mut self, declarations: &Declarations, request: &Request) -> Vars {
-        let mut given: BTreeMap<String, Value> = BTreeMap::new();
-        let find = |name: &str| declarations.params.iter().find(|p| p.at.name() == name);
-        let names = || declarations.params.iter().map(|p| p.at.name());
-        if let Some((name, text)) = &request.values {
-            let source = self.sources.add(name.clone(), text.as_str());
-            match crate::syntax::parse(source, text) {
-                Err(errors) => self.out.extend(errors),
-                Ok(document) => {
-                    for node in &document.nodes {
-                        let span = |r: &crate::syntax::Range| Span { source, start: r.start, end: r.end };
-                        let Some(param) = find(&node.name) else {
-                            self.out.push(
-                                Diagnostic::error(
-                                    Code::UnknownParam,
-                                    span(&node.name_range),
-                                    format!("no recipe has a parameter `{}`", node.name),
-                                )
-                                .suggest(&node.name, names()),
-                            );
-                            continue;
-                        };
-                        let base = FileRef::project("");
-                        let place = ValuePlace { source, base: &base, span: span(&node.head_range) };
-                        if let Some(value) = self.value(&node.args, param.ty, &place, &Scope::default()) {
-                            given.insert(node.name.clone(), value);
-                        }
-                    }
-                }
-            }
-        }
-        for (name, text) in request.set {
-            let Some(param) = find(name) else {
-                self.out.push(
-                    Diagnostic::global(Code::UnknownParam, format!("no recipe has a parameter `{name}`"))
-                        .suggest(name, names())
-                        .help_if_none("declare it with `param`"),
-                );
-                continue;
-            };
-            match param.ty.parse(text) {
-                Ok(value) => {
-                    given.insert(name.clone(), value);
-                }
-                Err(why) => self.out.push(
-                    Diagnostic::error(
-                        Code::InvalidValue,
-                        param.at.head(),
-                        format!("`{text}` can't be the parameter `{name}`"),
-                    )
-                    .help(why),
-                ),
-            }
-        }
-        let mut vars = Vars::new();
-        for param in &declarations.params {
-            let value = given.remove(param.at.name()).or_else(|| self.default(param, &vars));
-            match value {
-                Some(value) => {
-                    vars.insert(param.at.name().to_owned(), value);
-                }
-                None if param.default().is_some() => {}
-                None => self.out.push(
-                    Diagnostic::error(
-                        Code::MissingParam,
-                        param.at.head(),
-                        format!("the parameter `{}` has no value", param.at.name()),
-                    )
-                    .help(format!("give it a default, or `--set {}=...`", param.at.name())),
-                ),
-            }
-        }
-        vars
-    }
-
-    fn default(&mut self, input: &Input, vars: &Vars) -> Option<Value> {
-        let args = input.default()?;
-        let place = ValuePlace {
-            source: input.at.loaded.source,
-            base: &input.at.loaded.file,
-            span: input.at.head(),
-        };
-        self.value(args, input.ty, &place, &Scope::new(vars.clone()))
-    }
-
     fn images(&mut self, declarations: &Declarations, params: Vars) -> Model {
         let mut model = Model::default();
         let mut placed: HashMap<usize, usize> = HashMap::new();
@@ -288,27 +205,38 @@ impl Elaborator<'_> {
         if let Some(arg) = at.node.prop("cpus") {
             match self.int(arg, at, scope) {
                 Some(n @ 1..=64) => machine.cpus = n as u32,
-                Some(_) => self.out.push(refuse(at, arg, "a machine has 1 to 64 processors", "2 will do for most")),
+                Some(_) => {
+                    self.out.push(refuse(at, arg, "a machine has 1 to 64 processors", "2 will do for most"))
+                }
                 None => {}
             }
         }
         if let Some(arg) = at.node.prop("memory") {
             match self.size(arg, at, scope) {
                 Some(n) if (128 << 20..=1 << 40).contains(&n) => machine.memory = n,
-                Some(_) => {
-                    self.out.push(refuse(at, arg, "a machine has 128 MiB to 1 TiB of memory", "1GiB will do for most"))
-                }
+                Some(_) => self.out.push(refuse(
+                    at,
+                    arg,
+                    "a machine has 128 MiB to 1 TiB of memory",
+                    "1GiB will do for most",
+                )),
                 None => {}
             }
         }
         if let Some(arg) = at.node.prop("disk") {
             match self.size(arg, at, scope) {
                 Some(n) if derived && n != machine.disk => self.out.push(
-                    Diagnostic::error(Code::Conflict, at.span(&arg.range), "the disk is as large as that of the image below")
-                        .help("set `disk` where the disk is made: beside `bootstrap`"),
+                    Diagnostic::error(
+                        Code::Conflict,
+                        at.span(&arg.range),
+                        "the disk is as large as that of the image below",
+                    )
+                    .help("set `disk` where the disk is made: beside `bootstrap`"),
                 ),
                 Some(n) if (1 << 30..=16 << 40).contains(&n) => machine.disk = n.next_multiple_of(1 << 20),
-                Some(_) => self.out.push(refuse(at, arg, "a disk has 1 GiB to 16 TiB", "8GiB will do for most")),
+                Some(_) => {
+                    self.out.push(refuse(at, arg, "a disk has 1 GiB to 16 TiB", "8GiB will do for most"))
+                }
                 None => {}
             }
         }
@@ -318,7 +246,8 @@ impl Elaborator<'_> {
         let arg = at.node.prop("path")?;
         let path = self.text(arg, at, scope)?;
         let span = at.span(&arg.range);
-        let normal = FileRef::project("").join(&path).filter(|f| !path.starts_with("//") && !f.path.is_empty());
+        let normal =
+            FileRef::project("").join(&path).filter(|f| !path.starts_with("//") && !f.path.is_empty());
         let Some(file) = normal else {
             self.out.push(
                 Diagnostic::error(Code::InvalidValue, span, "an output stays below the output directory")
@@ -423,133 +352,6 @@ impl Elaborator<'_> {
         Provider { configuration: configuration.at.name().to_owned(), span: at.head(), values }
     }
 
-    /// The inputs of a layer: given, or by default. `None` after a mistake.
-    fn inputs(&mut self, at: At, configuration: &Configuration, params: &Vars) -> Option<Vars> {
-        let before = self.out.len();
-        let scope = Scope::new(params.clone());
-        let mut given: BTreeMap<&str, Value> = BTreeMap::new();
-        let props = at.node.props.iter().map(|p| (p.name.as_str(), &p.name_range, std::slice::from_ref(&p.arg)));
-        let children = at.node.children().map(|c| (c.name.as_str(), &c.name_range, c.args.as_slice()));
-        for (name, range, args) in props.chain(children) {
-            let Some(input) = configuration.inputs.iter().find(|i| i.at.name() == name) else {
-                self.out.push(
-                    Diagnostic::error(
-                        Code::UnknownInput,
-                        at.span(range),
-                        format!("`{}` has no input `{name}`", configuration.at.name()),
-                    )
-                    .suggest(name, configuration.inputs.iter().map(|i| i.at.name()))
-                    .help_if_none("it takes no input at all"),
-                );
-                continue;
-            };
-            let place = ValuePlace { source: at.loaded.source, base: &at.loaded.file, span: at.span(range) };
-            if let Some(value) = self.value(args, input.ty, &place, &scope)
-                && given.insert(name, value).is_some()
-            {
-                self.out.push(
-                    Diagnostic::error(Code::Duplicate, at.span(range), format!("`{name}` is given twice"))
-                        .help("as a property or as a child, not both"),
-                );
-            }
-        }
-        let mut own = Vars::new();
-        for input in &configuration.inputs {
-            let name = input.at.name();
-            let value = given.remove(name).or_else(|| {
-                let mut vars = params.clone();
-                vars.extend(own.clone());
-                self.default(input, &vars)
-            });
-            match value {
-                Some(value) => {
-                    own.insert(name.to_owned(), value);
-                }
-                None if input.default().is_some() || self.out.len() > before => {}
-                None => self.out.push(
-                    Diagnostic::error(
-                        Code::MissingInput,
-                        at.head(),
-                        format!("`{}` needs the input `{name}`", configuration.at.name()),
-                    )
-                    .related(input.at.head(), "declared here, without a default")
-                    .help(format!("add `{name}=...`, {}", article(input.ty))),
-                ),
-            }
-        }
-        (self.out.len() == before).then_some(own)
-    }
-
-    /// A typed value from arguments.
-    fn value(&mut self, args: &[Arg], ty: InputType, place: &ValuePlace, scope: &Scope) -> Option<Value> {
-        if ty == InputType::List {
-            let mut items = Vec::new();
-            for arg in args {
-                match &arg.value {
-                    Scalar::String(_) => items.push(self.render(arg, place.source, scope)?),
-                    Scalar::Int(n) => items.push(n.to_string()),
-                    _ => return self.wrong(ty, arg, place),
-                }
-            }
-            return Some(Value::List(items));
-        }
-        let [arg] = args else {
-            self.out.push(
-                Diagnostic::error(Code::WrongType, place.span, format!("this takes one value, {}", article(ty)))
-                    .help("only an input of type `list` takes several"),
-            );
-            return None;
-        };
-        match (&arg.value, ty) {
-            (Scalar::String(written), _) => {
-                let rendered = self.render(arg, place.source, scope)?;
-                match ty {
-                    InputType::String => Some(Value::String(rendered)),
-                    InputType::Path => {
-                        let span = place.arg(arg);
-                        let Some(file) = place.base.join(&rendered) else {
-                            self.out.push(load::outside(&rendered, span));
-                            return None;
-                        };
-                        Some(Value::Path(file))
-                    }
-                    InputType::Int | InputType::Bool if !value::is_template(written) => self.wrong(ty, arg, place),
-                    _ => match ty.parse(&rendered) {
-                        Ok(value) => Some(value),
-                        Err(help) => {
-                            self.out.push(
-                                Diagnostic::error(
-                                    Code::InvalidValue,
-                                    place.arg(arg),
-                                    format!("this is to be {}", article(ty)),
-                                )
-                                .help(help),
-                            );
-                            None
-                        }
-                    },
-                }
-            }
-            (Scalar::Int(n), InputType::Int) => i64::try_from(*n).ok().map(Value::Int).or_else(|| self.wrong(ty, arg, place)),
-            (Scalar::Int(n), InputType::Size) => u64::try_from(*n).ok().map(Value::Size).or_else(|| self.wrong(ty, arg, place)),
-            (Scalar::Bool(b), InputType::Bool) => Some(Value::Bool(*b)),
-            _ => self.wrong(ty, arg, place),
-        }
-    }
-
-    fn wrong<T>(&mut self, ty: InputType, arg: &Arg, place: &ValuePlace) -> Option<T> {
-        let what = if matches!(arg.value, Scalar::Int(_)) && matches!(ty, InputType::Int | InputType::Size) {
-            "a number out of range"
-        } else {
-            arg.value.type_name()
-        };
-        self.out.push(
-            Diagnostic::error(Code::WrongType, place.arg(arg), format!("this is to be {}, not {what}", article(ty)))
-                .help(format!("the input has the type `{}`", ty.name())),
-        );
-        None
-    }
-
     fn check(&mut self, at: At, scope: &Scope) -> Check {
         let mut probes = Vec::new();
         for node in at.children() {
@@ -576,175 +378,6 @@ impl Elaborator<'_> {
             probes.extend(probe);
         }
         Check { name: at.name().to_owned(), span: at.head(), probes }
-    }
-
-    // --- single values ---
-
-    /// Renders a string argument.
-    fn render(&mut self, arg: &Arg, source: SourceId, scope: &Scope) -> Option<String> {
-        let Scalar::String(text) = &arg.value else { return None };
-        if arg.raw || !value::is_template(text) {
-            return Some(text.clone());
-        }
-        let span = Span { source, start: arg.range.start, end: arg.range.end };
-        match self.renderer.string(text, Place { span, text_at: arg.text_at }, scope) {
-            Ok(text) => Some(text),
-            Err(diagnostic) => {
-                self.out.push(diagnostic);
-                None
-            }
-        }
-    }
-
-    fn text(&mut self, arg: &Arg, at: At, scope: &Scope) -> Option<String> {
-        self.render(arg, at.loaded.source, scope)
-    }
-
-    fn texts(&mut self, at: At, scope: &Scope) -> Vec<String> {
-        at.node.args.iter().filter_map(|arg| self.text(arg, at, scope)).collect()
-    }
-
-    /// Renders a string and reads it, reporting what can't be read.
-    fn parsed<T>(
-        &mut self,
-        arg: &Arg,
-        at: At,
-        scope: &Scope,
-        parse: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Option<T> {
-        let text = self.text(arg, at, scope)?;
-        match parse(&text) {
-            Ok(value) => Some(value),
-            Err(help) => {
-                self.out.push(
-                    Diagnostic::error(Code::InvalidValue, at.span(&arg.range), format!("`{text}` can't stand here"))
-                        .help(help),
-                );
-                None
-            }
-        }
-    }
-
-    fn int(&mut self, arg: &Arg, at: At, scope: &Scope) -> Option<i64> {
-        match arg.value {
-            Scalar::Int(n) => i64::try_from(n).ok(),
-            _ => self.parsed(arg, at, scope, |t| t.trim().parse().map_err(|_| "it is to be a whole number".into())),
-        }
-    }
-
-    fn ranged(&mut self, arg: &Arg, at: At, scope: &Scope, low: i64, high: i64) -> Option<i64> {
-        let n = self.int(arg, at, scope)?;
-        if (low..=high).contains(&n) {
-            return Some(n);
-        }
-        self.out.push(
-            Diagnostic::error(Code::InvalidValue, at.span(&arg.range), format!("{n} can't stand here"))
-                .help(format!("a number from {low} to {high}")),
-        );
-        None
-    }
-
-    fn boolean(&mut self, arg: &Arg, at: At, scope: &Scope) -> Option<bool> {
-        match arg.value {
-            Scalar::Bool(b) => Some(b),
-            _ => self.parsed(arg, at, scope, |t| t.trim().parse().map_err(|_| "it is to be `true` or `false`".into())),
-        }
-    }
-
-    fn size(&mut self, arg: &Arg, at: At, scope: &Scope) -> Option<u64> {
-        match arg.value {
-            Scalar::Int(n) => u64::try_from(n).ok(),
-            _ => self.parsed(arg, at, scope, value::size),
-        }
-    }
-
-    fn duration(&mut self, arg: &Arg, at: At, scope: &Scope) -> Option<u64> {
-        self.parsed(arg, at, scope, value::duration)
-    }
-
-    fn guest_path(&mut self, arg: &Arg, at: At, scope: &Scope) -> Option<String> {
-        self.parsed(arg, at, scope, value::guest_path)
-    }
-
-    /// A file or directory of the project that is there.
-    fn host_path(&mut self, arg: &Arg, at: At, scope: &Scope, kind: FileKind) -> Option<FileRef> {
-        let text = self.text(arg, at, scope)?;
-        let span = at.span(&arg.range);
-        let Some(file) = at.loaded.file.join(&text) else {
-            self.out.push(load::outside(&text, span));
-            return None;
-        };
-        let error = match self.files.kind(&file) {
-            Ok(found) if found == kind => return Some(file),
-            Ok(FileKind::File) => {
-                let message = format!("`{file}` is a file, not a directory");
-                self.out.push(Diagnostic::error(Code::NotAFile, span, message).help("name a directory, or use `file`"));
-                return None;
-            }
-            Ok(FileKind::Directory) => ReadError::NotAFile("a directory"),
-            Err(error) => error,
-        };
-        self.out.push(load::unreadable(self.files, &file, &error, Some(span)));
-        None
-    }
-
-    /// Renders a template file of the project.
-    fn template_file(&mut self, arg: &Arg, at: At, scope: &Scope) -> Option<String> {
-        let file = self.host_path(arg, at, scope, FileKind::File)?;
-        let span = at.span(&arg.range);
-        let source = match self.templates.get(&file) {
-            Some(source) => (*source)?,
-            None => {
-                let text = match self.files.read(&file, MAX_RECIPE) {
-                    Ok(bytes) => String::from_utf8(bytes)
-                        .map_err(|e| load::not_utf8(&file, e.utf8_error().valid_up_to(), Some(span))),
-                    Err(error) => Err(load::unreadable(self.files, &file, &error, Some(span))),
-                };
-                let source = match text {
-                    Ok(text) => Some(self.sources.add(file.to_string(), text)),
-                    Err(diagnostic) => {
-                        self.out.push(diagnostic);
-                        None
-                    }
-                };
-                self.templates.insert(file, source);
-                source?
-            }
-        };
-        let text = self.sources.get(source).text.clone();
-        let whole = Span { source, start: 0, end: text.len() as u32 };
-        match self.renderer.file(&text, Place { span: whole, text_at: Some(0) }, scope) {
-            Ok(text) => Some(text),
-            Err(diagnostic) => {
-                self.out.push(diagnostic.related(span, "used here"));
-                None
-            }
-        }
-    }
-}
-
-/// Where a value is written, and what its paths are relative to.
-struct ValuePlace<'a> {
-    source: SourceId,
-    base: &'a FileRef,
-    span: Span,
-}
-
-impl ValuePlace<'_> {
-    fn arg(&self, arg: &Arg) -> Span {
-        Span { source: self.source, start: arg.range.start, end: arg.range.end }
-    }
-}
-
-fn article(ty: InputType) -> &'static str {
-    match ty {
-        InputType::String => "text",
-        InputType::Int => "a whole number",
-        InputType::Bool => "`#true` or `#false`",
-        InputType::Size => "a size such as \"512MiB\"",
-        InputType::Duration => "a duration such as \"90s\"",
-        InputType::Path => "a path in the project",
-        InputType::List => "a list of texts",
     }
 }
 

@@ -169,7 +169,10 @@ mod tests {
 
     #[test]
     fn spellings_stay() {
-        check("/-a 0x1F 1_000 #\"r\"# \"q\" (raw)\"t\" /-2 {\n}\n", "/-a 0x1F 1_000 #\"r\"# \"q\" (raw)\"t\" /-2 {\n}\n");
+        check(
+            "/-a 0x1F 1_000 #\"r\"# \"q\" (raw)\"t\" /-2 {\n}\n",
+            "/-a 0x1F 1_000 #\"r\"# \"q\" (raw)\"t\" /-2 {\n}\n",
+        );
         check("/* a\n   b */ x\n", "/* a\n   b */ x\n");
     }
 
@@ -236,8 +239,10 @@ mod tests {
             Just(" ; \n".to_owned()),
             Just("\r\n".to_owned()),
         ];
-        let head = (prop_oneof![Just(""), Just("/-"), Just("/- "), Just("  "), Just("// c\n"), Just("/* a\n b */ ")],
-            prop::collection::vec(entry, 0..4));
+        let head = (
+            prop_oneof![Just(""), Just("/-"), Just("/- "), Just("  "), Just("// c\n"), Just("/* a\n b */ ")],
+            prop::collection::vec(entry, 0..4),
+        );
         let leaf = (head.clone(), end.clone())
             .prop_map(|((lead, entries), end)| format!("{lead}node {}{end}", entries.join("  ")));
         leaf.prop_recursive(3, 24, 4, move |inner| {

@@ -60,23 +60,14 @@ pub(crate) struct Tokens<'a> {
 }
 
 pub(crate) fn is_newline(c: char) -> bool {
-    matches!(
-        c,
-        '\n' | '\r' | '\u{85}' | '\u{0B}' | '\u{0C}' | '\u{2028}' | '\u{2029}'
-    )
+    matches!(c, '\n' | '\r' | '\u{85}' | '\u{0B}' | '\u{0C}' | '\u{2028}' | '\u{2029}')
 }
 
 pub(crate) fn is_space(c: char) -> bool {
     matches!(
         c,
-        '\t' | ' '
-            | '\u{A0}'
-            | '\u{1680}'
-            | '\u{2000}'..='\u{200A}'
-            | '\u{202F}'
-            | '\u{205F}'
-            | '\u{3000}'
-            | '\u{FEFF}'
+        '\t' | ' ' | '\u{A0}' | '\u{1680}' | '\u{2000}'
+            ..='\u{200A}' | '\u{202F}' | '\u{205F}' | '\u{3000}' | '\u{FEFF}'
     )
 }
 
@@ -89,11 +80,7 @@ impl<'a> Iterator for Tokens<'a> {
         let (kind, len) = scan(rest, first);
         let start = self.at;
         self.at += len;
-        Some(Token {
-            kind,
-            text: &rest[..len],
-            start,
-        })
+        Some(Token { kind, text: &rest[..len], start })
     }
 }
 
@@ -126,8 +113,7 @@ fn scan(rest: &str, first: char) -> (Kind, usize) {
 }
 
 fn bare_len(rest: &str) -> usize {
-    rest.find(|c| is_newline(c) || is_space(c) || "\\/(){};[]\"#=".contains(c))
-        .unwrap_or(rest.len())
+    rest.find(|c| is_newline(c) || is_space(c) || "\\/(){};[]\"#=".contains(c)).unwrap_or(rest.len())
 }
 
 fn block_comment(rest: &str) -> (Kind, usize) {
@@ -191,11 +177,7 @@ fn quoted(rest: &str, hashes: usize) -> (Kind, usize) {
 /// In a one-line string a newline may follow `\` and blanks.
 fn is_escaped_newline(bytes: &[u8], newline: usize) -> bool {
     let before = &bytes[..newline];
-    let blanks = before
-        .iter()
-        .rev()
-        .take_while(|b| matches!(b, b' ' | b'\t' | b'\r' | b'\n'))
-        .count();
+    let blanks = before.iter().rev().take_while(|b| matches!(b, b' ' | b'\t' | b'\r' | b'\n')).count();
     before.len() > blanks && before[before.len() - blanks - 1] == b'\\'
 }
 

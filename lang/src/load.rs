@@ -75,7 +75,10 @@ impl Loader<'_> {
                     self.out.push(
                         Diagnostic::error(Code::UseCycle, span, format!("`{file}` uses itself"))
                             .label("this closes the circle")
-                            .help(format!("{} -> {file}; move what both need to a third file", way.join(" -> "))),
+                            .help(format!(
+                                "{} -> {file}; move what both need to a third file",
+                                way.join(" -> ")
+                            )),
                     );
                 }
                 None => stack.extend(self.open(&file, Some(span))),
@@ -89,18 +92,24 @@ impl Loader<'_> {
                 && let Some(span) = used_at
             {
                 self.out.push(
-                    Diagnostic::error(Code::TooManyFiles, span, format!("more than {MAX_FILES} files are used"))
-                        .help("is a script writing recipes without an end?"),
+                    Diagnostic::error(
+                        Code::TooManyFiles,
+                        span,
+                        format!("more than {MAX_FILES} files are used"),
+                    )
+                    .help("is a script writing recipes without an end?"),
                 );
                 self.seen.insert(file.clone(), Visit::Done);
             }
             return None;
         }
         self.seen.insert(file.clone(), Visit::Open);
-        let text = match self.files.read(file, MAX_RECIPE).map_err(|e| unreadable(self.files, file, &e, used_at)) {
-            Ok(bytes) => String::from_utf8(bytes).map_err(|e| not_utf8(file, e.utf8_error().valid_up_to(), used_at)),
-            Err(diagnostic) => Err(diagnostic),
-        };
+        let text =
+            match self.files.read(file, MAX_RECIPE).map_err(|e| unreadable(self.files, file, &e, used_at)) {
+                Ok(bytes) => String::from_utf8(bytes)
+                    .map_err(|e| not_utf8(file, e.utf8_error().valid_up_to(), used_at)),
+                Err(diagnostic) => Err(diagnostic),
+            };
         let text = match text {
             Ok(text) => text,
             Err(diagnostic) => {
@@ -138,12 +147,18 @@ impl Loader<'_> {
 
 /// The diagnostic for a path that climbs out of the project.
 pub(crate) fn outside(text: &str, span: Span) -> Diagnostic {
-    Diagnostic::error(Code::OutsideProject, span, format!("`{text}` is outside of the project"))
-        .help("paths are relative to this file, or `//...` from the project root; copy the file into the project")
+    Diagnostic::error(Code::OutsideProject, span, format!("`{text}` is outside of the project")).help(
+        "paths are relative to this file, or `//...` from the project root; copy the file into the project",
+    )
 }
 
 /// The diagnostic for a file that could not be read.
-pub(crate) fn unreadable(files: &dyn Files, file: &FileRef, error: &ReadError, at: Option<Span>) -> Diagnostic {
+pub(crate) fn unreadable(
+    files: &dyn Files,
+    file: &FileRef,
+    error: &ReadError,
+    at: Option<Span>,
+) -> Diagnostic {
     let (code, message, help) = match error {
         ReadError::NotFound => (Code::UnreadableFile, format!("there is no `{file}`"), None),
         ReadError::NotAFile(what) => (Code::NotAFile, format!("`{file}` is {what}, not a file"), None),

@@ -166,7 +166,8 @@ fn configuration<'a>(
     {
         provides.push((name, at.span(&arg.range)));
     }
-    let requires: Vec<(&str, Span)> = at.children_named("requires").map(|c| (c.name(), c.arg_span())).collect();
+    let requires: Vec<(&str, Span)> =
+        at.children_named("requires").map(|c| (c.name(), c.arg_span())).collect();
     for (name, span) in provides.iter().chain(&requires) {
         if !capabilities.contains_key(name) {
             out.push(

@@ -156,7 +156,12 @@ const INPUT: Kind = kind(
     opt("type", Ty::Word(INPUT_TYPES), "`string` unless given"),
     opt("default", Ty::Scalar, "the value when a layer gives none"),
 ])
-.of(&[kind("default", "The default of a `list`, as arguments.", Args::Many(req("item", Ty::Str, "an item"))).once()]);
+.of(&[kind(
+    "default",
+    "The default of a `list`, as arguments.",
+    Args::Many(req("item", Ty::Str, "an item")),
+)
+.once()]);
 
 const CHECK: Kind = kind(
     "check",
@@ -258,17 +263,26 @@ pub const CONFIGURATION: &[Kind] = &[
 
 /// The nodes of an `image`.
 pub const IMAGE: &[Kind] = &[
-    kind("from", "The image that this one is made from.", Args::One(req("image", Ty::Name, "its name"))).once(),
-    kind("bootstrap", "Makes a base disk from a distribution's packages.", Args::One(req("distribution", Ty::Word(&["debian"]), "which")))
-        .props(&[
-            req("suite", Ty::Word(&["bookworm", "trixie"]), "its release"),
-            opt("mirror", Ty::Str, "a mirror; what the host's mmdebstrap uses unless given"),
-        ])
-        .of(&[PACKAGE])
+    kind("from", "The image that this one is made from.", Args::One(req("image", Ty::Name, "its name")))
         .once(),
-    kind("disk", "Imports a disk that already holds the agent.", Args::One(req("file", Ty::HostPath, "a qcow2 or raw disk of the project")))
-        .props(&[req("sha256", Ty::Str, "the file's digest in hexadecimal")])
-        .once(),
+    kind(
+        "bootstrap",
+        "Makes a base disk from a distribution's packages.",
+        Args::One(req("distribution", Ty::Word(&["debian"]), "which")),
+    )
+    .props(&[
+        req("suite", Ty::Word(&["bookworm", "trixie"]), "its release"),
+        opt("mirror", Ty::Str, "a mirror; what the host's mmdebstrap uses unless given"),
+    ])
+    .of(&[PACKAGE])
+    .once(),
+    kind(
+        "disk",
+        "Imports a disk that already holds the agent.",
+        Args::One(req("file", Ty::HostPath, "a qcow2 or raw disk of the project")),
+    )
+    .props(&[req("sha256", Ty::Str, "the file's digest in hexadecimal")])
+    .once(),
     kind("machine", "The virtual machine. What is left out is as in the image below.", Args::None)
         .props(&[
             opt("cpus", Ty::Int, "processors; 2 unless given"),
@@ -276,28 +290,59 @@ pub const IMAGE: &[Kind] = &[
             opt("disk", Ty::Size, "size of the disk; `8GiB` unless given; only where the disk is made"),
         ])
         .once(),
-    kind("layer", "Applies a configuration. Properties and children are its inputs.", Args::One(req("configuration", Ty::Name, "its name")))
-        .open()
-        .inputs(),
-    kind("output", "A sealed disk that boots by itself.", Args::One(req("format", Ty::Word(&["qcow2", "raw"]), "its format")))
-        .props(&[req("path", Ty::Str, "where to write it, below the output directory")]),
+    kind(
+        "layer",
+        "Applies a configuration. Properties and children are its inputs.",
+        Args::One(req("configuration", Ty::Name, "its name")),
+    )
+    .open()
+    .inputs(),
+    kind(
+        "output",
+        "A sealed disk that boots by itself.",
+        Args::One(req("format", Ty::Word(&["qcow2", "raw"]), "its format")),
+    )
+    .props(&[req("path", Ty::Str, "where to write it, below the output directory")]),
     CHECK,
 ];
 
 /// The nodes of a recipe.
 pub const RECIPE: &[Kind] = &[
-    kind("use", "Makes the declarations of another file known here: relative to this file, from the project root (`//...`), or of the standard library (`std/...`).", Args::One(req("file", Ty::HostPath, "the file"))),
-    kind("param", "A value that the command line (`--set name=value`) or a values file may give.", Args::One(req("name", Ty::Name, "how templates call it")))
-        .props(&[
-            opt("type", Ty::Word(INPUT_TYPES), "`string` unless given"),
-            opt("default", Ty::Scalar, "the value when none is given"),
-        ])
-        .of(&[kind("default", "The default of a `list`, as arguments.", Args::Many(req("item", Ty::Str, "an item"))).once()]),
-    kind("capability", "A contract that configurations can provide and require.", Args::One(req("name", Ty::Name, "its name"))).of(&[INPUT, CHECK]),
-    kind("configuration", "A named bundle of what a machine is to have.", Args::One(req("name", Ty::Name, "its name")))
-        .props(&[opt("provides", Ty::Name, "a capability that it provides")])
-        .of(CONFIGURATION),
-    kind("image", "A machine state and the way to it.", Args::One(req("name", Ty::Name, "its name"))).of(IMAGE),
+    kind(
+        "use",
+        "Makes the declarations of another file known here: relative to this file, from the project root (`//...`), or of the standard library (`std/...`).",
+        Args::One(req("file", Ty::HostPath, "the file")),
+    ),
+    kind(
+        "param",
+        "A value that the command line (`--set name=value`) or a values file may give.",
+        Args::One(req("name", Ty::Name, "how templates call it")),
+    )
+    .props(&[
+        opt("type", Ty::Word(INPUT_TYPES), "`string` unless given"),
+        opt("default", Ty::Scalar, "the value when none is given"),
+    ])
+    .of(&[kind(
+        "default",
+        "The default of a `list`, as arguments.",
+        Args::Many(req("item", Ty::Str, "an item")),
+    )
+    .once()]),
+    kind(
+        "capability",
+        "A contract that configurations can provide and require.",
+        Args::One(req("name", Ty::Name, "its name")),
+    )
+    .of(&[INPUT, CHECK]),
+    kind(
+        "configuration",
+        "A named bundle of what a machine is to have.",
+        Args::One(req("name", Ty::Name, "its name")),
+    )
+    .props(&[opt("provides", Ty::Name, "a capability that it provides")])
+    .of(CONFIGURATION),
+    kind("image", "A machine state and the way to it.", Args::One(req("name", Ty::Name, "its name")))
+        .of(IMAGE),
 ];
 
 /// The whole table as a Markdown reference.
@@ -311,7 +356,11 @@ pub fn reference() -> String {
 
 fn section(out: &mut String, kind: &Kind, heading: &str, within: &str) {
     let path = if within.is_empty() { kind.name.to_owned() } else { format!("{within} / {}", kind.name) };
-    out.push_str(&format!("{heading} `{path}`\n\n{}{}\n\n", kind.doc, if kind.many { "" } else { " At most once." }));
+    out.push_str(&format!(
+        "{heading} `{path}`\n\n{}{}\n\n",
+        kind.doc,
+        if kind.many { "" } else { " At most once." }
+    ));
     let mut rows = Vec::new();
     match kind.args {
         Args::None => {}

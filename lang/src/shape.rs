@@ -64,8 +64,12 @@ impl Checker<'_> {
             (Children::None, Some(children)) if !children.is_empty() => {
                 let span = self.span(&children[0].head_range);
                 self.out.push(
-                    Diagnostic::error(Code::UnexpectedChildren, span, format!("`{}` takes no block", kind.name))
-                        .help("remove the braces and what is between them"),
+                    Diagnostic::error(
+                        Code::UnexpectedChildren,
+                        span,
+                        format!("`{}` takes no block", kind.name),
+                    )
+                    .help("remove the braces and what is between them"),
                 );
             }
             _ => {}
@@ -141,7 +145,12 @@ impl Checker<'_> {
                         self.span(&node.head_range),
                         format!("`{}` needs `{}=`", kind.name, field.name),
                     )
-                    .help(format!("add `{}={}`: {}", field.name, example(field), field.doc)),
+                    .help(format!(
+                        "add `{}={}`: {}",
+                        field.name,
+                        example(field),
+                        field.doc
+                    )),
                 );
             }
         }

@@ -28,10 +28,7 @@ pub struct FileRef {
 impl FileRef {
     /// A file of the project, by its normalised path.
     pub fn project(path: impl Into<String>) -> Self {
-        Self {
-            root: Root::Project,
-            path: path.into(),
-        }
+        Self { root: Root::Project, path: path.into() }
     }
 
     /// Resolves `text` as written in the file `self`.
@@ -61,10 +58,7 @@ impl FileRef {
                 part => parts.push(part),
             }
         }
-        Some(Self {
-            root,
-            path: parts.join("/"),
-        })
+        Some(Self { root, path: parts.join("/") })
     }
 }
 
@@ -178,10 +172,7 @@ impl Sources {
         }
         let id = SourceId(self.list.len() as u32);
         self.by_name.insert(name.clone(), id);
-        self.list.push(Source {
-            name,
-            text: text.into(),
-        });
+        self.list.push(Source { name, text: text.into() });
         id
     }
 

@@ -94,9 +94,7 @@ pub struct Document {
 pub(crate) fn parse(source: SourceId, text: &str) -> Result<Document, Vec<Diagnostic>> {
     prescan::check(source, text).map_err(|d| vec![d])?;
     match kdl::KdlDocument::parse_v2(text) {
-        Ok(document) => Ok(Document {
-            nodes: document.nodes().iter().map(node).collect(),
-        }),
+        Ok(document) => Ok(Document { nodes: document.nodes().iter().map(node).collect() }),
         Err(error) => Err(error
             .diagnostics
             .into_iter()
@@ -104,11 +102,7 @@ pub(crate) fn parse(source: SourceId, text: &str) -> Result<Document, Vec<Diagno
                 // An error at the end of the text may point past it.
                 let end = (d.span.offset() + d.span.len()).min(text.len());
                 let start = d.span.offset().min(end.saturating_sub(1));
-                let span = Span {
-                    source,
-                    start: start as u32,
-                    end: end as u32,
-                };
+                let span = Span { source, start: start as u32, end: end as u32 };
                 let message = d.message.unwrap_or_else(|| "this is no KDL".into());
                 let mut diagnostic = Diagnostic::error(Code::Syntax, span, lower_first(&message));
                 if let Some(label) = d.label {
@@ -125,9 +119,7 @@ pub(crate) fn parse(source: SourceId, text: &str) -> Result<Document, Vec<Diagno
 
 fn lower_first(text: &str) -> String {
     let mut chars = text.chars();
-    chars
-        .next()
-        .map_or_else(String::new, |c| c.to_lowercase().chain(chars).collect())
+    chars.next().map_or_else(String::new, |c| c.to_lowercase().chain(chars).collect())
 }
 
 fn range(offset: usize, len: usize) -> Range {

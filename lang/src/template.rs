@@ -32,10 +32,7 @@ impl Scope {
     /// The values that have been read so far.
     pub(crate) fn reads(&self) -> BTreeMap<String, Value> {
         let reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
-        reads
-            .iter()
-            .filter_map(|name| Some((name.clone(), self.vars.get(name)?.clone())))
-            .collect()
+        reads.iter().filter_map(|name| Some((name.clone(), self.vars.get(name)?.clone()))).collect()
     }
 }
 
@@ -143,11 +140,13 @@ fn render(env: &Environment<'static>, text: &str, place: Place, scope: &Scope) -
         let span = place.of(error.range());
         let detail = error.detail().unwrap_or("").to_owned();
         match error.kind() {
-            ErrorKind::SyntaxError => {
-                Diagnostic::error(Code::TemplateSyntax, span, "this template can't be parsed".to_owned())
-                    .label(detail)
-                    .help("`{{ name }}` inserts a value; mark a string `(raw)\"...\"` to keep braces as they are")
-            }
+            ErrorKind::SyntaxError => Diagnostic::error(
+                Code::TemplateSyntax,
+                span,
+                "this template can't be parsed".to_owned(),
+            )
+            .label(detail)
+            .help("`{{ name }}` inserts a value; mark a string `(raw)\"...\"` to keep braces as they are"),
             ErrorKind::UndefinedError => {
                 let missed = missed.lock().unwrap_or_else(PoisonError::into_inner).take();
                 let name = missed.unwrap_or_default();

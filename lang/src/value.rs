@@ -91,11 +91,9 @@ impl InputType {
     pub fn parse(self, text: &str) -> Result<Value, String> {
         match self {
             Self::String => Ok(Value::String(text.to_owned())),
-            Self::Int => text
-                .trim()
-                .parse()
-                .map(Value::Int)
-                .map_err(|_| "this is no whole number".to_owned()),
+            Self::Int => {
+                text.trim().parse().map(Value::Int).map_err(|_| "this is no whole number".to_owned())
+            }
             Self::Bool => match text.trim().trim_start_matches('#') {
                 "true" => Ok(Value::Bool(true)),
                 "false" => Ok(Value::Bool(false)),

@@ -19,7 +19,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use vimg_lang::{Code, Diagnostic, FileKind, FileRef, Files, MAX_RECIPE, ReadError, Request, Root, Sources, compile};
+use vimg_lang::{
+    Code, Diagnostic, FileKind, FileRef, Files, MAX_RECIPE, ReadError, Request, Root, Sources, compile,
+};
 
 #[derive(Default)]
 struct Case {
@@ -89,10 +91,12 @@ fn parse(text: &str) -> Vec<Case> {
         case.lines.push(line.to_owned());
         let Some(command) = line.strip_prefix("//= ") else {
             let text = match &target {
-                Some(path) => match case.project.0.entry(path.clone()).or_insert_with(|| Entry::Text(String::new())) {
-                    Entry::Text(text) => text,
-                    _ => panic!("{}: {path} is no text", case.name),
-                },
+                Some(path) => {
+                    match case.project.0.entry(path.clone()).or_insert_with(|| Entry::Text(String::new())) {
+                        Entry::Text(text) => text,
+                        _ => panic!("{}: {path} is no text", case.name),
+                    }
+                }
                 None => &mut case.values.as_mut().unwrap().1,
             };
             text.push_str(line);

@@ -79,15 +79,8 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
             store.probes(),
             Arc::new(move |text: &str| notice(Event::Notice { text: text.to_owned() })),
         );
-        let work = execute::build(
-            graph.clone(),
-            &plan,
-            &store,
-            project.clone(),
-            Arc::new(provider),
-            sink,
-            budget,
-        );
+        let work =
+            execute::build(graph.clone(), &plan, &store, project.clone(), Arc::new(provider), sink, budget);
         match interruptible(work)? {
             Some(outcome) => outcome,
             None => {
@@ -113,8 +106,9 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         Some(dir) => std::path::absolute(&dir).unwrap_or(dir),
         None => project::root(global)?,
     };
-    execute::write_outputs(&graph, &targets, &store, &notes, &dir, &reporter.sink())
-        .map_err(|(path, e)| Error::Message(format!("{} can't be written: {e}", path.display()), None, STORE))?;
+    execute::write_outputs(&graph, &targets, &store, &notes, &dir, &reporter.sink()).map_err(
+        |(path, e)| Error::Message(format!("{} can't be written: {e}", path.display()), None, STORE),
+    )?;
     if outcome.failures.is_empty() { Ok(()) } else { Err(Error::Build(Box::new(sources), outcome.failures)) }
 }
 

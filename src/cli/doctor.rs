@@ -34,46 +34,64 @@ pub(super) fn run(global: &Global, style: Style) -> Outcome {
         .map_err(|e| Error::host(format!("the runtime does not start: {e}")))?;
     let mut findings = Vec::new();
     let programs = runtime.block_on(qemu::Programs::find());
-    findings.push(finding("qemu", match &programs {
-        Ok(p) => Ok(format!("{} at {}", p.version, p.system.display())),
-        Err(e) => Err((e.message.clone(), e.help.clone())),
-    }));
+    findings.push(finding(
+        "qemu",
+        match &programs {
+            Ok(p) => Ok(format!("{} at {}", p.version, p.system.display())),
+            Err(e) => Err((e.message.clone(), e.help.clone())),
+        },
+    ));
     if let (Ok(programs), Ok(store)) = (&programs, &store) {
         let said = runtime.block_on(qemu::kvm_report(programs, &store.probes()));
         // Without KVM everything works, only slower.
         findings.push(finding("kvm", Ok(said)));
     }
-    findings.push(finding("bootstrap", match debian::missing() {
-        None => Ok("mmdebstrap and what it needs are there".into()),
-        Some(e) => Err((e.message, e.help)),
-    }));
-    findings.push(finding("store", match &store {
-        Ok(store) => {
-            let states = store.states();
-            let used: u64 = states.iter().map(|r| r.bytes).sum();
-            Ok(format!("{} states, {}, in {}", states.len(), bytes(used), store.root().display()))
-        }
-        Err(e) => Err((e.to_string(), Some("--store DIR or VIMG_STORE names another place".into()))),
-    }));
+    findings.push(finding(
+        "bootstrap",
+        match debian::missing() {
+            None => Ok("mmdebstrap and what it needs are there".into()),
+            Some(e) => Err((e.message, e.help)),
+        },
+    ));
+    findings.push(finding(
+        "store",
+        match &store {
+            Ok(store) => {
+                let states = store.states();
+                let used: u64 = states.iter().map(|r| r.bytes).sum();
+                Ok(format!("{} states, {}, in {}", states.len(), bytes(used), store.root().display()))
+            }
+            Err(e) => Err((e.to_string(), Some("--store DIR or VIMG_STORE names another place".into()))),
+        },
+    ));
     if let Ok(store) = &store {
         let broken = store.states().iter().filter(|r| store.chain(&r.key).is_none()).count();
-        findings.push(finding("states", if broken == 0 {
-            Ok("every state has all of its disks".into())
-        } else {
-            let help = "they are made anew when they are needed".to_owned();
-            Err((format!("{broken} states lack a disk below them"), Some(help)))
-        }));
-        findings.push(finding("space", match rustix::fs::statvfs(store.root()) {
-            Ok(fs) => {
-                let free = fs.f_bavail * fs.f_frsize;
-                if free > 4 << 30 {
-                    Ok(format!("{} free", bytes(free)))
-                } else {
-                    Err((format!("only {} free", bytes(free)), Some("a base and its layers take 1 to 4 GiB".into())))
+        findings.push(finding(
+            "states",
+            if broken == 0 {
+                Ok("every state has all of its disks".into())
+            } else {
+                let help = "they are made anew when they are needed".to_owned();
+                Err((format!("{broken} states lack a disk below them"), Some(help)))
+            },
+        ));
+        findings.push(finding(
+            "space",
+            match rustix::fs::statvfs(store.root()) {
+                Ok(fs) => {
+                    let free = fs.f_bavail * fs.f_frsize;
+                    if free > 4 << 30 {
+                        Ok(format!("{} free", bytes(free)))
+                    } else {
+                        Err((
+                            format!("only {} free", bytes(free)),
+                            Some("a base and its layers take 1 to 4 GiB".into()),
+                        ))
+                    }
                 }
-            }
-            Err(e) => Err((e.to_string(), None)),
-        }));
+                Err(e) => Err((e.to_string(), None)),
+            },
+        ));
     }
     let good = findings.iter().all(|f| f.good);
     if style.json {

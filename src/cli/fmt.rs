@@ -66,8 +66,10 @@ fn recipes(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
             found.push(path.clone());
             continue;
         }
-        let hidden = |e: &walkdir::DirEntry| e.depth() > 0 && e.file_name().as_encoded_bytes().starts_with(b".");
-        for entry in walkdir::WalkDir::new(path).sort_by_file_name().into_iter().filter_entry(|e| !hidden(e)) {
+        let hidden =
+            |e: &walkdir::DirEntry| e.depth() > 0 && e.file_name().as_encoded_bytes().starts_with(b".");
+        for entry in walkdir::WalkDir::new(path).sort_by_file_name().into_iter().filter_entry(|e| !hidden(e))
+        {
             let entry = entry.map_err(|e| Error::host(e.to_string()))?;
             if entry.file_type().is_file() && entry.path().extension().is_some_and(|e| e == "vimg") {
                 found.push(entry.into_path());

@@ -13,8 +13,10 @@ pub(super) struct Args {
     directory: PathBuf,
 }
 
-const FILES: &[(&str, &str)] =
-    &[("main.vimg", include_str!("init/main.vimg")), ("site/index.html.j2", include_str!("init/index.html.j2"))];
+const FILES: &[(&str, &str)] = &[
+    ("main.vimg", include_str!("init/main.vimg")),
+    ("site/index.html.j2", include_str!("init/index.html.j2")),
+];
 
 pub(super) fn run(args: &Args) -> Outcome {
     let fail = |path: &Path, e: std::io::Error| Error::host(format!("{}: {e}", path.display()));

@@ -27,7 +27,13 @@ pub(super) fn store_path(global: &Global) -> Result<PathBuf, Error> {
     dir("XDG_CACHE_HOME")
         .or_else(|| Some(dir("HOME")?.join(".cache")))
         .map(|cache| cache.join("vimg"))
-        .ok_or_else(|| Error::Message("neither XDG_CACHE_HOME nor HOME is set".into(), Some("--store DIR says where states are kept".into()), HOST))
+        .ok_or_else(|| {
+            Error::Message(
+                "neither XDG_CACHE_HOME nor HOME is set".into(),
+                Some("--store DIR says where states are kept".into()),
+                HOST,
+            )
+        })
 }
 
 /// The project's root and the main recipe in it.
@@ -118,15 +124,20 @@ pub(super) fn node(graph: &Graph, name: &str) -> Result<NodeId, Error> {
     if let Some((image, layer)) = name.split_once('@')
         && let Some(top) = graph.image(image)
     {
-        let found = graph.chain(top).into_iter().rev().find(|id| {
-            graph.node(*id).name.split_once('@').is_some_and(|(_, own)| own == layer)
-        });
+        let found = graph
+            .chain(top)
+            .into_iter()
+            .rev()
+            .find(|id| graph.node(*id).name.split_once('@').is_some_and(|(_, own)| own == layer));
         if let Some(id) = found {
             return Ok(id);
         }
     }
-    let diagnostic = vimg_lang::Diagnostic::global(vimg_lang::Code::UnknownImage, format!("there is no `{name}` in the recipe"))
-        .suggest(name, graph.names());
+    let diagnostic = vimg_lang::Diagnostic::global(
+        vimg_lang::Code::UnknownImage,
+        format!("there is no `{name}` in the recipe"),
+    )
+    .suggest(name, graph.names());
     Err(Error::Message(diagnostic.message, diagnostic.help, 2))
 }
 
@@ -134,13 +145,20 @@ pub(super) fn node(graph: &Graph, name: &str) -> Result<NodeId, Error> {
 /// none was.
 pub(super) fn wanted(graph: &Graph, loaded: &Loaded, names: &[String]) -> Result<Vec<String>, Error> {
     if names.is_empty() {
-        let own = loaded.model.images.iter().filter(|i| !loaded.sources.get(i.span.source).name.starts_with("std/"));
+        let own = loaded
+            .model
+            .images
+            .iter()
+            .filter(|i| !loaded.sources.get(i.span.source).name.starts_with("std/"));
         return Ok(own.map(|i| i.name.clone()).collect());
     }
     for name in names {
         if graph.image(name).is_none() {
-            let diagnostic = vimg_lang::Diagnostic::global(vimg_lang::Code::UnknownImage, format!("there is no image `{name}`"))
-                .suggest(name, graph.images().iter().map(|(n, _)| n.as_str()));
+            let diagnostic = vimg_lang::Diagnostic::global(
+                vimg_lang::Code::UnknownImage,
+                format!("there is no image `{name}`"),
+            )
+            .suggest(name, graph.images().iter().map(|(n, _)| n.as_str()));
             return Err(Error::Message(diagnostic.message, diagnostic.help, 2));
         }
     }

@@ -99,7 +99,8 @@ fn copy_data(source: &File, target: &File) -> io::Result<()> {
         let (mut read_at, mut write_at) = (start, start);
         while read_at < end {
             let piece = (end - read_at).min(1 << 30) as usize;
-            let n = rustix::fs::copy_file_range(source, Some(&mut read_at), target, Some(&mut write_at), piece)?;
+            let n =
+                rustix::fs::copy_file_range(source, Some(&mut read_at), target, Some(&mut write_at), piece)?;
             if n == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }

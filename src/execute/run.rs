@@ -4,34 +4,36 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc;
-use vimg_agent::protocol::Primitive;
 use vimg_lang::model::{DiskFormat, Machine};
 
+use super::explain::{Trouble, explain};
 use super::log::Log;
-use super::session::{Blobs, Progress, Session, SessionError, Source};
+use super::session::{Blobs, Progress, Session, Source};
 use super::{Failure, FailureKind, Settled, Shared};
 use crate::digest::{Blob, Digest};
 use crate::event::Event;
 use crate::files;
 use crate::graph::{BlobSource, LayerWork, Node, NodeId, Work};
-use crate::provider::{self, Ended, Instance, Launch, Provider};
+use crate::provider::{self, Instance, Launch, Provider};
 use crate::store::{Boot, Disk, DiskKind, KeyLock, Record, Staging};
 
 /// A chain of disks is joined when it would grow beyond this. Opening and
 /// reading a chain of 16 costs nothing that can be measured, one of 128 twice
 /// as much, and at 1,000 qemu-img crashes.
 const MAX_DEPTH: u32 = 16;
-/// After its agent is gone a machine may still say why.
-const LAST_WORDS: Duration = Duration::from_secs(20);
 
 type Sender = mpsc::UnboundedSender<Settled>;
 
 /// Makes the nodes of a run in order. What is left when another process is
 /// found to make one of them is returned, to be tried again as a run.
-pub(super) async fn make<P: Provider>(shared: Arc<Shared<P>>, nodes: Vec<NodeId>, sender: Sender) -> Vec<NodeId> {
+pub(super) async fn make<P: Provider>(
+    shared: Arc<Shared<P>>,
+    nodes: Vec<NodeId>,
+    sender: Sender,
+) -> Vec<NodeId> {
     let mut rest = nodes.as_slice();
     while let Some((first, others)) = rest.split_first() {
         let node = shared.graph.node(*first);
@@ -55,7 +57,12 @@ fn fail(sender: &Sender, id: NodeId, failure: Failure) -> Vec<NodeId> {
     Vec::new()
 }
 
-async fn start<P: Provider>(shared: &Shared<P>, rest: &[NodeId], lock: KeyLock, sender: &Sender) -> Vec<NodeId> {
+async fn start<P: Provider>(
+    shared: &Shared<P>,
+    rest: &[NodeId],
+    lock: KeyLock,
+    sender: &Sender,
+) -> Vec<NodeId> {
     let node = shared.graph.node(rest[0]);
     // A semaphore that is never closed always gives its permit.
     let _job = shared.jobs.acquire().await;
@@ -81,9 +88,9 @@ async fn start<P: Provider>(shared: &Shared<P>, rest: &[NodeId], lock: KeyLock, 
 type Made = Result<(), Box<Failure>>;
 
 /// What a node's making has in common with all others.
-struct Making<'a, P> {
+pub(super) struct Making<'a, P> {
     shared: &'a Shared<P>,
-    node: &'a Node,
+    pub(super) node: &'a Node,
     start: Instant,
 }
 
@@ -107,7 +114,7 @@ impl<'a, P: Provider> Making<'a, P> {
         self.shared.tell(Event::Output { node: self.node.name.clone(), line: line.to_owned() });
     }
 
-    fn failure(&self, kind: FailureKind, message: impl Into<String>) -> Box<Failure> {
+    pub(super) fn failure(&self, kind: FailureKind, message: impl Into<String>) -> Box<Failure> {
         Box::new(Failure::new(&self.node.name, self.node.span, kind, message))
     }
 
@@ -132,8 +139,13 @@ impl<'a, P: Provider> Making<'a, P> {
     /// it is done on another thread.
     async fn commit(&self, staging: Staging, disk: Disk, boot: Option<Boot>) -> Made {
         let path = staging.path().join(disk.kind.file_name());
-        let mut record =
-            Record::new(self.node.key, self.node.work.kind(), &self.node.name, self.node.description.clone(), disk);
+        let mut record = Record::new(
+            self.node.key,
+            self.node.work.kind(),
+            &self.node.name,
+            self.node.description.clone(),
+            disk,
+        );
         record.boot = boot;
         record.made = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         record.seconds = self.start.elapsed().as_secs_f64();
@@ -160,7 +172,8 @@ impl<'a, P: Provider> Making<'a, P> {
     fn keep_boot(&self, files: &(PathBuf, PathBuf)) -> Result<Boot, Box<Failure>> {
         let keep = |path: &Path| {
             let file = std::fs::File::open(path).map_err(|e| self.io_failure(path, e))?;
-            let blob = files::hash_reader(file, &mut std::io::sink()).map_err(|e| self.io_failure(path, e))?;
+            let blob =
+                files::hash_reader(file, &mut std::io::sink()).map_err(|e| self.io_failure(path, e))?;
             self.shared.store.commit_blob(path, &blob).map_err(|e| self.store_failure(&e))?;
             Ok::<Blob, Box<Failure>>(blob)
         };
@@ -179,7 +192,9 @@ async fn base<P: Provider>(shared: &Shared<P>, id: NodeId) -> Made {
     let making = Making::begin(shared, id);
     let node = making.node;
     let source = match &node.work {
-        Work::Import { file, sha256 } => provider::Source::Import(shared.project.root().join(&file.path), sha256.clone()),
+        Work::Import { file, sha256 } => {
+            provider::Source::Import(shared.project.root().join(&file.path), sha256.clone())
+        }
         Work::Bootstrap(bootstrap) => {
             making.phase("bootstrap");
             provider::Source::Bootstrap(bootstrap.clone(), node.machine.disk)
@@ -315,7 +330,9 @@ async fn boot<P: Provider>(
         })
         .await
         .map_err(|e| making.provider_failure(e))?;
-    let channel = instance.channel().ok_or_else(|| making.failure(FailureKind::Host, "the machine has no agent port"))?;
+    let channel = instance
+        .channel()
+        .ok_or_else(|| making.failure(FailureKind::Host, "the machine has no agent port"))?;
     let mut session = Session::new(channel);
     let failed_units = tokio::select! {
         ready = session.ready() => ready.map_err(Trouble::Session),
@@ -326,17 +343,12 @@ async fn boot<P: Provider>(
             if !units.is_empty() {
                 making.line(&format!("units that failed at boot: {}", units.join(" ")));
             }
-            let disk = Disk { kind: DiskKind::Qcow2, backing: Some(parent.key), depth: record.disk.depth + 1 };
+            let disk =
+                Disk { kind: DiskKind::Qcow2, backing: Some(parent.key), depth: record.disk.depth + 1 };
             Ok(Running { instance, session, chain, disk, boot: record.boot })
         }
         Err(trouble) => Err(explain(making, &mut instance, trouble, None).await),
     }
-}
-
-/// What stopped a machine or a conversation.
-enum Trouble {
-    Session(SessionError),
-    Ended(Ended),
 }
 
 /// Makes one node in a running machine and commits it.
@@ -356,18 +368,19 @@ async fn layer<P: Provider>(
             making.phase("apply");
             let Running { instance, session, .. } = &mut *running;
             let names = &work.places;
-            let applied = session.apply(&work.configuration, &work.steps, &blobs, |progress| match progress {
-                Progress::Started(step) => {
-                    log.heading(&names[step].1);
-                    making.phase(&names[step].1);
-                }
-                Progress::Output(text) => log.text(text, |line| making.line(line)),
-                Progress::Finished { step, changed } => {
-                    if !changed {
-                        log.heading(&format!("{} was so already", names[step].1));
+            let applied =
+                session.apply(&work.configuration, &work.steps, &blobs, |progress| match progress {
+                    Progress::Started(step) => {
+                        log.heading(&names[step].1);
+                        making.phase(&names[step].1);
                     }
-                }
-            });
+                    Progress::Output(text) => log.text(text, |line| making.line(line)),
+                    Progress::Finished { step, changed } => {
+                        if !changed {
+                            log.heading(&format!("{} was so already", names[step].1));
+                        }
+                    }
+                });
             tokio::select! {
                 applied = applied => applied.map_err(Trouble::Session),
                 ended = instance.ended() => Err(Trouble::Ended(ended)),
@@ -497,7 +510,8 @@ async fn stage_blobs<P: Provider>(
     let dir = staging.path().join("inputs");
     let (project, work, to) = (making.shared.project.clone(), work.clone(), dir.clone());
     let copied = tokio::task::spawn_blocking(move || {
-        std::fs::create_dir_all(&to).map_err(|e| files::FileError { file: to.display().to_string(), why: e.to_string() })?;
+        std::fs::create_dir_all(&to)
+            .map_err(|e| files::FileError { file: to.display().to_string(), why: e.to_string() })?;
         let mut staged = BTreeMap::new();
         for (digest, source) in &work.blobs {
             let blob = match source {
@@ -518,118 +532,4 @@ async fn stage_blobs<P: Provider>(
         Ok(Err(error)) => Err(making.failure(FailureKind::Recipe, format!("{}: {}", error.file, error.why))),
         Err(error) => Err(making.failure(FailureKind::Host, error.to_string())),
     }
-}
-
-/// Turns trouble into a failure that says what happened, where, and what to
-/// do.
-async fn explain<P: Provider>(
-    making: &Making<'_, P>,
-    instance: &mut P::Instance,
-    trouble: Trouble,
-    tail: Option<Vec<String>>,
-) -> Box<Failure> {
-    let node = making.node;
-    let console = |instance: &P::Instance| {
-        let text = instance.console();
-        let lines: Vec<String> = text.lines().map(|l| l.trim().to_owned()).filter(|l| !l.is_empty()).collect();
-        lines[lines.len().saturating_sub(12)..].to_vec()
-    };
-    let trouble = match trouble {
-        // A broken channel or a closed port is an effect; its cause may follow.
-        Trouble::Session(SessionError::Broken(why)) => {
-            match tokio::time::timeout(Duration::from_millis(500), instance.ended()).await {
-                Ok(ended) => Trouble::Ended(ended),
-                Err(_) => Trouble::Session(SessionError::Broken(why)),
-            }
-        }
-        other => other,
-    };
-    let trouble = match trouble {
-        Trouble::Ended(Ended::AgentGone) => {
-            match tokio::time::timeout(LAST_WORDS, instance.ended()).await {
-                Ok(ended) => Trouble::Ended(ended),
-                Err(_) => Trouble::Ended(Ended::AgentGone),
-            }
-        }
-        other => other,
-    };
-    let recipe = |message: String, help: &str| {
-        let mut failure = making.failure(FailureKind::Recipe, message);
-        failure.help = Some(help.to_owned());
-        failure
-    };
-    let host = |message: String, help: &str| {
-        let mut failure = making.failure(FailureKind::Host, message);
-        failure.help = Some(help.to_owned());
-        failure
-    };
-    let mut failure = match trouble {
-        Trouble::Session(SessionError::Step { step, message }) => {
-            let mut failure = making.failure(FailureKind::Recipe, message.clone());
-            if let Work::Layer(work) = &node.work
-                && let Some((span, name)) = work.places.get(step)
-            {
-                failure.span = *span;
-                failure.message = format!("{name} failed: {message}");
-                failure.help = advice(&work.steps[step], &message, tail.as_deref().unwrap_or_default());
-            }
-            failure.tail = tail.unwrap_or_default();
-            return failure;
-        }
-        Trouble::Session(SessionError::Refused(why)) => making.failure(FailureKind::Host, format!("the agent can't {why}")),
-        Trouble::Session(SessionError::Silent(time)) => recipe(
-            format!("the machine has not said anything for {} s", time.as_secs()),
-            "does the layer stop the agent, or take all processors and memory? `machine` gives it more",
-        ),
-        Trouble::Session(SessionError::Broken(why)) => {
-            host(format!("the conversation with the agent broke: {why}"), "if it happens again, please report it")
-        }
-        Trouble::Ended(Ended::Panic) => {
-            recipe("the machine's kernel panicked".into(), "the last lines of its console are above")
-        }
-        Trouble::Ended(Ended::Off) => recipe(
-            "the machine switched itself off or rebooted".into(),
-            "a layer must leave the machine running; does a script call reboot or poweroff?",
-        ),
-        Trouble::Ended(Ended::AgentGone) => recipe(
-            "the agent in the machine died".into(),
-            "does a script kill processes, or run out of memory? `machine memory=` gives it more",
-        ),
-        Trouble::Ended(Ended::HostDiskFull) => {
-            let mut failure = making.failure(FailureKind::Store, "the disk that holds the store is full");
-            failure.help = Some("make room, or set VIMG_STORE to another disk; finished layers are kept".into());
-            failure
-        }
-        Trouble::Ended(Ended::DiskError(why)) => {
-            host(format!("the machine's disk failed: {why}"), "look at the host's own disk and kernel log")
-        }
-        Trouble::Ended(Ended::Killed(words)) => host(
-            format!("QEMU was killed or crashed; it said: {words}"),
-            "was the host short of memory? build again: finished layers are kept",
-        ),
-    };
-    failure.tail = console(instance);
-    failure
-}
-
-/// What to do about a failed step, where that can be told.
-fn advice(step: &Primitive, message: &str, tail: &[String]) -> Option<String> {
-    let said = |text: &str| message.contains(text) || tail.iter().any(|l| l.contains(text));
-    if said("No space left on device") {
-        return Some("the machine's disk is full: give it more with `machine disk=` where it is bootstrapped".into());
-    }
-    Some(match step {
-        Primitive::Package { .. } if said("Unable to locate package") => {
-            "check the package's name and that its suite has it".into()
-        }
-        Primitive::Package { .. } if said("Temporary failure resolving") || said("no network") => {
-            "the machine can't reach its mirror: check the host's network".into()
-        }
-        Primitive::Run(run) if said("did not end within") => {
-            format!("it had {} s; give it more with `timeout=`", run.timeout)
-        }
-        Primitive::Service { .. } => "what the unit's journal said last is above".into(),
-        Primitive::Run(_) => "fix the script and build again: it goes on from the last good layer".into(),
-        _ => return None,
-    })
 }

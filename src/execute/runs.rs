@@ -40,7 +40,8 @@ pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Vec<NodeId>> {
         let goes_on = node.parent.and_then(|parent| {
             let below = graph.node(parent);
             // A machine keeps its processors and memory while it runs.
-            let same = below.work.needs_machine() && below.machine == node.machine && next.get(&parent) == Some(&id);
+            let same =
+                below.work.needs_machine() && below.machine == node.machine && next.get(&parent) == Some(&id);
             if same { run_of.get(&parent).copied() } else { None }
         });
         let first = goes_on.unwrap_or(id);

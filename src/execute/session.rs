@@ -144,7 +144,10 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
                 }
                 FromAgent::Done { boot_changed } => return Ok(boot_changed),
                 FromAgent::Failed { step, message, .. } => {
-                    return Err(SessionError::Step { step: step.min(steps.len().saturating_sub(1)), message });
+                    return Err(SessionError::Step {
+                        step: step.min(steps.len().saturating_sub(1)),
+                        message,
+                    });
                 }
                 other => return Err(unexpected(&other)),
             }
@@ -153,9 +156,9 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
 
     async fn serve(&mut self, digests: &[Digest], blobs: &dyn Blobs) -> Result<(), SessionError> {
         for digest in digests {
-            let source = blobs
-                .get(digest)
-                .ok_or_else(|| SessionError::Broken("the agent asked for a file that it was not offered".into()))?;
+            let source = blobs.get(digest).ok_or_else(|| {
+                SessionError::Broken("the agent asked for a file that it was not offered".into())
+            })?;
             match source {
                 Source::Bytes(bytes) => {
                     if bytes.is_empty() {
@@ -228,9 +231,9 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
                 if data.is_empty() {
                     break;
                 }
-                left = left
-                    .checked_sub(data.len() as u64)
-                    .ok_or_else(|| SessionError::Broken("the machine's kernel is larger than 512 MiB".into()))?;
+                left = left.checked_sub(data.len() as u64).ok_or_else(|| {
+                    SessionError::Broken("the machine's kernel is larger than 512 MiB".into())
+                })?;
                 std::io::Write::write_all(&mut file, &data)?;
             }
         }
@@ -247,7 +250,9 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
 
     async fn send(&mut self, message: &ToAgent) -> Result<(), SessionError> {
         let bytes = protocol::encode_message(message).map_err(|_| {
-            SessionError::Broken("the layer has more steps than fit into one message; split its configuration".into())
+            SessionError::Broken(
+                "the layer has more steps than fit into one message; split its configuration".into(),
+            )
         })?;
         self.channel.write_all(&bytes).await?;
         Ok(())

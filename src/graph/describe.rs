@@ -131,8 +131,12 @@ impl Walk<'_> {
                 self.d.value(format!("{name} strip"), strip);
                 let owner = owner.as_ref().map(|owner| self.owner(&name, owner));
                 let content = self.file(from, span).map(|(blob, _)| blob);
-                let step =
-                    content.map(|content| Step::Archive { path: path.clone(), content, strip: *strip, owner });
+                let step = content.map(|content| Step::Archive {
+                    path: path.clone(),
+                    content,
+                    strip: *strip,
+                    owner,
+                });
                 (name, step)
             }
             Primitive::Group { name, gid, system } => {
@@ -173,7 +177,10 @@ impl Walk<'_> {
                 let label = format!("service {unit}");
                 self.d.value("service", unit);
                 self.d.value(format!("{label} enabled"), option(enabled.as_ref()));
-                self.d.value(format!("{label} state"), state.map_or("-".to_owned(), |s| format!("{s:?}").to_lowercase()));
+                self.d.value(
+                    format!("{label} state"),
+                    state.map_or("-".to_owned(), |s| format!("{s:?}").to_lowercase()),
+                );
                 (label, Some(Step::Service { unit: unit.clone(), enabled: *enabled, state }))
             }
             Primitive::Sysctl { key, value } => {
@@ -254,7 +261,9 @@ impl Walk<'_> {
         for entry in &manifest.entries {
             let path = if entry.path.is_empty() { dir.to_string() } else { format!("{dir}/{}", entry.path) };
             match &entry.node {
-                protocol::Node::Dir(mode) => self.d.value(format!("directory {path} mode"), format_args!("{mode:04o}")),
+                protocol::Node::Dir(mode) => {
+                    self.d.value(format!("directory {path} mode"), format_args!("{mode:04o}"))
+                }
                 protocol::Node::Link(target) => self.d.value(format!("symlink {path}"), target),
                 protocol::Node::File(mode, blob) => {
                     self.d.content(format!("file {path}"), blob.digest);

@@ -37,7 +37,9 @@ fn text(graph: &Graph) -> String {
     let mut out = String::new();
     // A stack and not a recursion: images may be thousands of layers deep.
     let mut stack: Vec<(NodeId, String, String)> = Vec::new();
-    for root in graph.ids().filter(|id| graph.node(*id).parent.is_none()).collect::<Vec<_>>().into_iter().rev() {
+    for root in
+        graph.ids().filter(|id| graph.node(*id).parent.is_none()).collect::<Vec<_>>().into_iter().rev()
+    {
         stack.push((root, String::new(), String::new()));
     }
     while let Some((id, lead, rest)) = stack.pop() {

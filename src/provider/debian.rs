@@ -84,8 +84,11 @@ pub fn missing() -> Option<ProviderError> {
         let programs: Vec<&str> = missing.iter().map(|(program, _)| *program).collect();
         let packages: Vec<&str> = missing.iter().map(|(_, package)| *package).collect();
         return Some(
-            ProviderError::new(format!("a bootstrap needs {}, which this host does not have", programs.join(", ")))
-                .help(format!("install it: apt-get install {}", packages.join(" "))),
+            ProviderError::new(format!(
+                "a bootstrap needs {}, which this host does not have",
+                programs.join(", ")
+            ))
+            .help(format!("install it: apt-get install {}", packages.join(" "))),
         );
     }
     if root {
@@ -244,7 +247,8 @@ async fn mmdebstrap(
             Ok(())
         });
     }
-    let mut child = command.spawn().map_err(|e| ProviderError::new(format!("mmdebstrap can't be run: {e}")))?;
+    let mut child =
+        command.spawn().map_err(|e| ProviderError::new(format!("mmdebstrap can't be run: {e}")))?;
     let stop = child.id().map(StopGroup);
     let mut tail: VecDeque<String> = VecDeque::new();
     if let Some(err) = child.stderr.take() {
@@ -329,7 +333,9 @@ fn finish(dir: &Path, id: [u8; 16]) -> io::Result<Made> {
     let mut early = initramfs::with_init(AGENT);
     early.extend(std::fs::read(dir.join("modules.cpio"))?);
     std::fs::write(&initrd, early)?;
-    for name in ["esp.img", "modules.cpio", "core.img", "boot.img", "bootx64.efi", "agent", "vimg-agent.service"] {
+    for name in
+        ["esp.img", "modules.cpio", "core.img", "boot.img", "bootx64.efi", "agent", "vimg-agent.service"]
+    {
         std::fs::remove_file(dir.join(name))?;
     }
     Ok(Made { disk, kernel: dir.join("vmlinuz"), initrd })

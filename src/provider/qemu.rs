@@ -59,18 +59,12 @@ impl Programs {
                 .ok_or_else(|| ProviderError::new(format!("`{name}` is not installed")).help(help))
         };
         let (system, img) = (find("qemu-system-x86_64")?, find("qemu-img")?);
-        let output = tokio::process::Command::new(&system)
-            .arg("--version")
-            .output()
-            .await
-            .map_err(|e| ProviderError::new(format!("`{}` can't be run: {e}", system.display())).help(help))?;
+        let output = tokio::process::Command::new(&system).arg("--version").output().await.map_err(|e| {
+            ProviderError::new(format!("`{}` can't be run: {e}", system.display())).help(help)
+        })?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let version = text
-            .split_whitespace()
-            .skip_while(|w| *w != "version")
-            .nth(1)
-            .unwrap_or("unknown")
-            .to_owned();
+        let version =
+            text.split_whitespace().skip_while(|w| *w != "version").nth(1).unwrap_or("unknown").to_owned();
         let mut numbers = version.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
         let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
         if found < OLDEST {
@@ -146,8 +140,14 @@ impl Provider for Qemu {
         match source {
             Source::Bootstrap(bootstrap, size) => {
                 let made = debian::bootstrap(bootstrap, *size, dir, lines).await?;
-                image::convert(programs, &[image::raw(&made.disk)], DiskFormat::Qcow2, image::Compress::No, &disk)
-                    .await?;
+                image::convert(
+                    programs,
+                    &[image::raw(&made.disk)],
+                    DiskFormat::Qcow2,
+                    image::Compress::No,
+                    &disk,
+                )
+                .await?;
                 let _ = std::fs::remove_file(&made.disk);
                 Ok(Created { disk, boot: Some((made.kernel, made.initrd)) })
             }
@@ -164,13 +164,21 @@ impl Provider for Qemu {
         let programs = self.programs().await?;
         let accel = self.accel(launch.boot.as_ref().map(|(kernel, _)| kernel.as_path())).await?;
         let top = launch.chain.last().ok_or_else(|| ProviderError::new("there is no disk to start from"))?;
-        let size = qcow2::read(top).map_err(|e| ProviderError::new(format!("{}: {e}", top.display())))?.virtual_size;
+        let size =
+            qcow2::read(top).map_err(|e| ProviderError::new(format!("{}: {e}", top.display())))?.virtual_size;
         image::create(programs, &launch.overlay, size).await?;
         QemuInstance::start(programs, accel, launch, size).await
     }
 
     async fn flatten(&self, chain: &[PathBuf], to: &Path) -> Result<(), ProviderError> {
-        image::convert(self.programs().await?, &image::qcow2s(chain), DiskFormat::Qcow2, image::Compress::No, to).await
+        image::convert(
+            self.programs().await?,
+            &image::qcow2s(chain),
+            DiskFormat::Qcow2,
+            image::Compress::No,
+            to,
+        )
+        .await
     }
 
     async fn export(&self, chain: &[PathBuf], format: DiskFormat, to: &Path) -> Result<(), ProviderError> {

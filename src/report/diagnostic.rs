@@ -138,7 +138,8 @@ impl miette::Diagnostic for Shown {
 /// Draws a diagnostic for people.
 pub fn render(shown: &Shown, style: Style) -> String {
     let theme = if style.colour { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
-    let handler = GraphicalReportHandler::new_themed(theme).with_width(80).with_links(false).with_context_lines(1);
+    let handler =
+        GraphicalReportHandler::new_themed(theme).with_width(80).with_links(false).with_context_lines(1);
     let mut out = String::new();
     if handler.render_report(&mut out, shown).is_err() {
         out.clone_from(&shown.message);

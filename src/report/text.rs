@@ -12,7 +12,11 @@ pub fn bytes(n: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if unit == 0 || value >= 10.0 { format!("{value:.0} {}", UNITS[unit]) } else { format!("{value:.1} {}", UNITS[unit]) }
+    if unit == 0 || value >= 10.0 {
+        format!("{value:.0} {}", UNITS[unit])
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
 }
 
 /// Seconds for people: `0.4 s`, `2 min 5 s`.
@@ -98,7 +102,9 @@ impl Plain {
                 };
                 format!("{built} built, {reused} reused{failed} in {} ({boots})", duration(*seconds))
             }
-            Event::Planned { .. } | Event::Reused { .. } | Event::Phase { .. } | Event::Output { .. } => return None,
+            Event::Planned { .. } | Event::Reused { .. } | Event::Phase { .. } | Event::Output { .. } => {
+                return None;
+            }
         })
     }
 }

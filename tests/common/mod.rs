@@ -120,7 +120,11 @@ impl Agent {
         let mut call = [0; 24];
         self.channel.read_exact(&mut call).await.ok()?;
         self.channel.write_all(&call).await.ok()?;
-        let hello = FromAgent::Hello { protocol: protocol::PROTOCOL, behaviour: protocol::BEHAVIOUR, boot_id: "b".into() };
+        let hello = FromAgent::Hello {
+            protocol: protocol::PROTOCOL,
+            behaviour: protocol::BEHAVIOUR,
+            boot_id: "b".into(),
+        };
         self.say(&hello).await?;
         self.say(&FromAgent::Ready { failed_units: vec![] }).await?;
         loop {
@@ -170,7 +174,9 @@ impl Agent {
                         let text = match entry.node {
                             Node::Dir(mode) => format!("dir {mode:o}"),
                             Node::Link(target) => format!("link {target}"),
-                            Node::File(mode, blob) => format!("{mode:o} {}", Digest::of(&self.fetch(blob).await?)),
+                            Node::File(mode, blob) => {
+                                format!("{mode:o} {}", Digest::of(&self.fetch(blob).await?))
+                            }
                         };
                         self.change(|s| s.insert(format!("{path}/{}", entry.path), text));
                     }

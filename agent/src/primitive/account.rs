@@ -3,8 +3,9 @@
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Context, Failure};
+use super::Context;
 use crate::command;
+use crate::failure::Failure;
 use crate::protocol::User;
 use crate::system;
 

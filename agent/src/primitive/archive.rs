@@ -4,8 +4,9 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Context, Failure, HOME, file};
+use super::{Context, file};
 use crate::command;
+use crate::failure::{Failure, HOME};
 use crate::protocol::{Blob, Digest};
 
 pub(super) fn apply(
@@ -53,8 +54,10 @@ fn unpack(
         tar.arg(format!("--owner=:{uid}")).arg(format!("--group=:{gid}")).arg("--no-same-owner");
     }
     command::run(&mut tar, Duration::from_secs(3600), &context.output()).map_err(|mut failure| {
-        failure.message =
-            format!("tar: {}; for .xz and .zst the machine needs the package xz-utils or zstd", failure.message);
+        failure.message = format!(
+            "tar: {}; for .xz and .zst the machine needs the package xz-utils or zstd",
+            failure.message
+        );
         failure
     })?;
     let Some((uid, gid)) = owner else { return Ok(()) };

@@ -5,7 +5,8 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, lchown};
 use std::path::{Component, Path};
 
-use super::{Context, Failure, file, symlink};
+use super::{Context, file, symlink};
+use crate::failure::Failure;
 use crate::protocol::{Blob, Manifest, Node};
 
 pub(super) fn apply(
@@ -21,8 +22,8 @@ pub(super) fn apply(
     };
     context.channel.request(&[tree]).map_err(|e| Failure::at(path, e))?;
     let bytes = context.channel.bytes(tree).map_err(|e| Failure::at(path, e))?;
-    let manifest: Manifest =
-        serde_json::from_slice(&bytes).map_err(|e| Failure::new(format!("a list of files that does not parse: {e}")))?;
+    let manifest: Manifest = serde_json::from_slice(&bytes)
+        .map_err(|e| Failure::new(format!("a list of files that does not parse: {e}")))?;
 
     // All that differs is asked for at once, so that ten thousand small files
     // are one round trip and one stream.

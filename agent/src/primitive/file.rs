@@ -5,7 +5,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use super::{Context, Failure};
+use super::Context;
+use crate::failure::Failure;
 use crate::protocol::{Blob, Digest};
 
 pub(super) fn apply(

@@ -4,8 +4,9 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::{Context, Failure};
+use super::Context;
 use crate::command;
+use crate::failure::Failure;
 
 /// apt's lists older than this are fetched anew.
 const LISTS_AGE: Duration = Duration::from_secs(12 * 3600);

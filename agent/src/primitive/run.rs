@@ -7,8 +7,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Context, Failure, HOME};
+use super::Context;
 use crate::command;
+use crate::failure::{Failure, HOME};
 use crate::protocol::Run;
 use crate::system;
 

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Context, Failure};
+use super::Context;
 use crate::command;
+use crate::failure::Failure;
 use crate::protocol::ServiceState;
 
 pub(super) fn apply(

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use super::{Failure, file};
+use super::file;
+use crate::failure::Failure;
 
 pub(super) fn apply(path: &Path, target: &str) -> Result<bool, Failure> {
     let fail = |e| Failure::at(path, e);

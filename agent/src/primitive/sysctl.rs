@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
-use super::{Failure, file};
+use super::file;
+use crate::failure::Failure;
 
 pub(super) fn apply(key: &str, value: &str) -> Result<bool, Failure> {
     // As sysctl(8): the first separator in a key says which one it uses.

@@ -218,7 +218,10 @@ impl Elaborator<'_> {
                 };
                 if let Err(help) = variable(&prop.name, &value) {
                     let message = format!("`{}` can't be a variable", prop.name);
-                    self.out.push(Diagnostic::error(Code::InvalidValue, node.span(&prop.name_range), message).help(help));
+                    self.out.push(
+                        Diagnostic::error(Code::InvalidValue, node.span(&prop.name_range), message)
+                            .help(help),
+                    );
                 }
                 env.insert(prop.name.clone(), value);
             }

@@ -79,7 +79,9 @@ pub(super) fn disks(chain: &[PathBuf], overlay: &Path) -> Vec<String> {
         below = Value::String(node);
     }
     args.extend(["-blockdev".into(), writable(TOP, overlay, &below).to_string()]);
-    args.extend(words(&format!("-device virtio-blk-pci,drive={TOP},id=disk0,discard=on,werror=stop,rerror=stop")));
+    args.extend(words(&format!(
+        "-device virtio-blk-pci,drive={TOP},id=disk0,discard=on,werror=stop,rerror=stop"
+    )));
     args
 }
 

@@ -82,7 +82,11 @@ async fn run(mut command: tokio::process::Command, what: &str) -> Result<(), Pro
     }
     let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     let error = ProviderError::new(format!("{what}: {text}"));
-    Err(if text.contains("No space left") { error.help("the disk that holds the store is full") } else { error })
+    Err(if text.contains("No space left") {
+        error.help("the disk that holds the store is full")
+    } else {
+        error
+    })
 }
 
 /// Refuses a disk from outside whose header is not plain or whose digest is

@@ -1,0 +1,263 @@
+//! Parameters and inputs: what was given, what is the default, what is missing.
+
+use std::collections::BTreeMap;
+
+use super::{Elaborator, Request, Vars};
+use crate::diagnostic::{Code, Diagnostic};
+use crate::load;
+use crate::resolve::{At, Configuration, Declarations, Input};
+use crate::source::{FileRef, SourceId, Span};
+use crate::syntax::{Arg, Scalar};
+use crate::template::Scope;
+use crate::value::{self, InputType, Value};
+
+impl Elaborator<'_> {
+    pub(super) fn params(&mut self, declarations: &Declarations, request: &Request) -> Vars {
+        let mut given: BTreeMap<String, Value> = BTreeMap::new();
+        let find = |name: &str| declarations.params.iter().find(|p| p.at.name() == name);
+        let names = || declarations.params.iter().map(|p| p.at.name());
+        if let Some((name, text)) = &request.values {
+            let source = self.sources.add(name.clone(), text.as_str());
+            match crate::syntax::parse(source, text) {
+                Err(errors) => self.out.extend(errors),
+                Ok(document) => {
+                    for node in &document.nodes {
+                        let span = |r: &crate::syntax::Range| Span { source, start: r.start, end: r.end };
+                        let Some(param) = find(&node.name) else {
+                            self.out.push(
+                                Diagnostic::error(
+                                    Code::UnknownParam,
+                                    span(&node.name_range),
+                                    format!("no recipe has a parameter `{}`", node.name),
+                                )
+                                .suggest(&node.name, names()),
+                            );
+                            continue;
+                        };
+                        let base = FileRef::project("");
+                        let place = ValuePlace { source, base: &base, span: span(&node.head_range) };
+                        if let Some(value) = self.value(&node.args, param.ty, &place, &Scope::default()) {
+                            given.insert(node.name.clone(), value);
+                        }
+                    }
+                }
+            }
+        }
+        for (name, text) in request.set {
+            let Some(param) = find(name) else {
+                self.out.push(
+                    Diagnostic::global(Code::UnknownParam, format!("no recipe has a parameter `{name}`"))
+                        .suggest(name, names())
+                        .help_if_none("declare it with `param`"),
+                );
+                continue;
+            };
+            match param.ty.parse(text) {
+                Ok(value) => {
+                    given.insert(name.clone(), value);
+                }
+                Err(why) => self.out.push(
+                    Diagnostic::error(
+                        Code::InvalidValue,
+                        param.at.head(),
+                        format!("`{text}` can't be the parameter `{name}`"),
+                    )
+                    .help(why),
+                ),
+            }
+        }
+        let mut vars = Vars::new();
+        for param in &declarations.params {
+            let value = given.remove(param.at.name()).or_else(|| self.default(param, &vars));
+            match value {
+                Some(value) => {
+                    vars.insert(param.at.name().to_owned(), value);
+                }
+                None if param.default().is_some() => {}
+                None => self.out.push(
+                    Diagnostic::error(
+                        Code::MissingParam,
+                        param.at.head(),
+                        format!("the parameter `{}` has no value", param.at.name()),
+                    )
+                    .help(format!("give it a default, or `--set {}=...`", param.at.name())),
+                ),
+            }
+        }
+        vars
+    }
+
+    fn default(&mut self, input: &Input, vars: &Vars) -> Option<Value> {
+        let args = input.default()?;
+        let place =
+            ValuePlace { source: input.at.loaded.source, base: &input.at.loaded.file, span: input.at.head() };
+        self.value(args, input.ty, &place, &Scope::new(vars.clone()))
+    }
+
+    /// The inputs of a layer: given, or by default. `None` after a mistake.
+    pub(super) fn inputs(&mut self, at: At, configuration: &Configuration, params: &Vars) -> Option<Vars> {
+        let before = self.out.len();
+        let scope = Scope::new(params.clone());
+        let mut given: BTreeMap<&str, Value> = BTreeMap::new();
+        let props =
+            at.node.props.iter().map(|p| (p.name.as_str(), &p.name_range, std::slice::from_ref(&p.arg)));
+        let children = at.node.children().map(|c| (c.name.as_str(), &c.name_range, c.args.as_slice()));
+        for (name, range, args) in props.chain(children) {
+            let Some(input) = configuration.inputs.iter().find(|i| i.at.name() == name) else {
+                self.out.push(
+                    Diagnostic::error(
+                        Code::UnknownInput,
+                        at.span(range),
+                        format!("`{}` has no input `{name}`", configuration.at.name()),
+                    )
+                    .suggest(name, configuration.inputs.iter().map(|i| i.at.name()))
+                    .help_if_none("it takes no input at all"),
+                );
+                continue;
+            };
+            let place = ValuePlace { source: at.loaded.source, base: &at.loaded.file, span: at.span(range) };
+            if let Some(value) = self.value(args, input.ty, &place, &scope)
+                && given.insert(name, value).is_some()
+            {
+                self.out.push(
+                    Diagnostic::error(Code::Duplicate, at.span(range), format!("`{name}` is given twice"))
+                        .help("as a property or as a child, not both"),
+                );
+            }
+        }
+        let mut own = Vars::new();
+        for input in &configuration.inputs {
+            let name = input.at.name();
+            let value = given.remove(name).or_else(|| {
+                let mut vars = params.clone();
+                vars.extend(own.clone());
+                self.default(input, &vars)
+            });
+            match value {
+                Some(value) => {
+                    own.insert(name.to_owned(), value);
+                }
+                None if input.default().is_some() || self.out.len() > before => {}
+                None => self.out.push(
+                    Diagnostic::error(
+                        Code::MissingInput,
+                        at.head(),
+                        format!("`{}` needs the input `{name}`", configuration.at.name()),
+                    )
+                    .related(input.at.head(), "declared here, without a default")
+                    .help(format!("add `{name}=...`, {}", article(input.ty))),
+                ),
+            }
+        }
+        (self.out.len() == before).then_some(own)
+    }
+
+    /// A typed value from arguments.
+    fn value(&mut self, args: &[Arg], ty: InputType, place: &ValuePlace, scope: &Scope) -> Option<Value> {
+        if ty == InputType::List {
+            let mut items = Vec::new();
+            for arg in args {
+                match &arg.value {
+                    Scalar::String(_) => items.push(self.render(arg, place.source, scope)?),
+                    Scalar::Int(n) => items.push(n.to_string()),
+                    _ => return self.wrong(ty, arg, place),
+                }
+            }
+            return Some(Value::List(items));
+        }
+        let [arg] = args else {
+            self.out.push(
+                Diagnostic::error(
+                    Code::WrongType,
+                    place.span,
+                    format!("this takes one value, {}", article(ty)),
+                )
+                .help("only an input of type `list` takes several"),
+            );
+            return None;
+        };
+        match (&arg.value, ty) {
+            (Scalar::String(written), _) => {
+                let rendered = self.render(arg, place.source, scope)?;
+                match ty {
+                    InputType::String => Some(Value::String(rendered)),
+                    InputType::Path => {
+                        let span = place.arg(arg);
+                        let Some(file) = place.base.join(&rendered) else {
+                            self.out.push(load::outside(&rendered, span));
+                            return None;
+                        };
+                        Some(Value::Path(file))
+                    }
+                    InputType::Int | InputType::Bool if !value::is_template(written) => {
+                        self.wrong(ty, arg, place)
+                    }
+                    _ => match ty.parse(&rendered) {
+                        Ok(value) => Some(value),
+                        Err(help) => {
+                            self.out.push(
+                                Diagnostic::error(
+                                    Code::InvalidValue,
+                                    place.arg(arg),
+                                    format!("this is to be {}", article(ty)),
+                                )
+                                .help(help),
+                            );
+                            None
+                        }
+                    },
+                }
+            }
+            (Scalar::Int(n), InputType::Int) => {
+                i64::try_from(*n).ok().map(Value::Int).or_else(|| self.wrong(ty, arg, place))
+            }
+            (Scalar::Int(n), InputType::Size) => {
+                u64::try_from(*n).ok().map(Value::Size).or_else(|| self.wrong(ty, arg, place))
+            }
+            (Scalar::Bool(b), InputType::Bool) => Some(Value::Bool(*b)),
+            _ => self.wrong(ty, arg, place),
+        }
+    }
+
+    fn wrong<T>(&mut self, ty: InputType, arg: &Arg, place: &ValuePlace) -> Option<T> {
+        let what = if matches!(arg.value, Scalar::Int(_)) && matches!(ty, InputType::Int | InputType::Size) {
+            "a number out of range"
+        } else {
+            arg.value.type_name()
+        };
+        self.out.push(
+            Diagnostic::error(
+                Code::WrongType,
+                place.arg(arg),
+                format!("this is to be {}, not {what}", article(ty)),
+            )
+            .help(format!("the input has the type `{}`", ty.name())),
+        );
+        None
+    }
+}
+
+/// Where a value is written, and what its paths are relative to.
+struct ValuePlace<'a> {
+    source: SourceId,
+    base: &'a FileRef,
+    span: Span,
+}
+
+impl ValuePlace<'_> {
+    fn arg(&self, arg: &Arg) -> Span {
+        Span { source: self.source, start: arg.range.start, end: arg.range.end }
+    }
+}
+
+fn article(ty: InputType) -> &'static str {
+    match ty {
+        InputType::String => "text",
+        InputType::Int => "a whole number",
+        InputType::Bool => "`#true` or `#false`",
+        InputType::Size => "a size such as \"512MiB\"",
+        InputType::Duration => "a duration such as \"90s\"",
+        InputType::Path => "a path in the project",
+        InputType::List => "a list of texts",
+    }
+}

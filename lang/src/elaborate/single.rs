@@ -1,0 +1,165 @@
+//! Single values: a rendered text, a number, a path that is there.
+
+use super::Elaborator;
+use crate::diagnostic::{Code, Diagnostic};
+use crate::load;
+use crate::prescan::MAX_RECIPE;
+use crate::resolve::At;
+use crate::source::{FileKind, FileRef, ReadError, SourceId, Span};
+use crate::syntax::{Arg, Scalar};
+use crate::template::{Place, Scope};
+use crate::value;
+
+impl Elaborator<'_> {
+    /// Renders a string argument.
+    pub(super) fn render(&mut self, arg: &Arg, source: SourceId, scope: &Scope) -> Option<String> {
+        let Scalar::String(text) = &arg.value else { return None };
+        if arg.raw || !value::is_template(text) {
+            return Some(text.clone());
+        }
+        let span = Span { source, start: arg.range.start, end: arg.range.end };
+        match self.renderer.string(text, Place { span, text_at: arg.text_at }, scope) {
+            Ok(text) => Some(text),
+            Err(diagnostic) => {
+                self.out.push(diagnostic);
+                None
+            }
+        }
+    }
+
+    pub(super) fn text(&mut self, arg: &Arg, at: At, scope: &Scope) -> Option<String> {
+        self.render(arg, at.loaded.source, scope)
+    }
+
+    pub(super) fn texts(&mut self, at: At, scope: &Scope) -> Vec<String> {
+        at.node.args.iter().filter_map(|arg| self.text(arg, at, scope)).collect()
+    }
+
+    /// Renders a string and reads it, reporting what can't be read.
+    pub(super) fn parsed<T>(
+        &mut self,
+        arg: &Arg,
+        at: At,
+        scope: &Scope,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let text = self.text(arg, at, scope)?;
+        match parse(&text) {
+            Ok(value) => Some(value),
+            Err(help) => {
+                self.out.push(
+                    Diagnostic::error(
+                        Code::InvalidValue,
+                        at.span(&arg.range),
+                        format!("`{text}` can't stand here"),
+                    )
+                    .help(help),
+                );
+                None
+            }
+        }
+    }
+
+    pub(super) fn int(&mut self, arg: &Arg, at: At, scope: &Scope) -> Option<i64> {
+        match arg.value {
+            Scalar::Int(n) => i64::try_from(n).ok(),
+            _ => self.parsed(arg, at, scope, |t| {
+                t.trim().parse().map_err(|_| "it is to be a whole number".into())
+            }),
+        }
+    }
+
+    pub(super) fn ranged(&mut self, arg: &Arg, at: At, scope: &Scope, low: i64, high: i64) -> Option<i64> {
+        let n = self.int(arg, at, scope)?;
+        if (low..=high).contains(&n) {
+            return Some(n);
+        }
+        self.out.push(
+            Diagnostic::error(Code::InvalidValue, at.span(&arg.range), format!("{n} can't stand here"))
+                .help(format!("a number from {low} to {high}")),
+        );
+        None
+    }
+
+    pub(super) fn boolean(&mut self, arg: &Arg, at: At, scope: &Scope) -> Option<bool> {
+        match arg.value {
+            Scalar::Bool(b) => Some(b),
+            _ => self.parsed(arg, at, scope, |t| {
+                t.trim().parse().map_err(|_| "it is to be `true` or `false`".into())
+            }),
+        }
+    }
+
+    pub(super) fn size(&mut self, arg: &Arg, at: At, scope: &Scope) -> Option<u64> {
+        match arg.value {
+            Scalar::Int(n) => u64::try_from(n).ok(),
+            _ => self.parsed(arg, at, scope, value::size),
+        }
+    }
+
+    pub(super) fn duration(&mut self, arg: &Arg, at: At, scope: &Scope) -> Option<u64> {
+        self.parsed(arg, at, scope, value::duration)
+    }
+
+    pub(super) fn guest_path(&mut self, arg: &Arg, at: At, scope: &Scope) -> Option<String> {
+        self.parsed(arg, at, scope, value::guest_path)
+    }
+
+    /// A file or directory of the project that is there.
+    pub(super) fn host_path(&mut self, arg: &Arg, at: At, scope: &Scope, kind: FileKind) -> Option<FileRef> {
+        let text = self.text(arg, at, scope)?;
+        let span = at.span(&arg.range);
+        let Some(file) = at.loaded.file.join(&text) else {
+            self.out.push(load::outside(&text, span));
+            return None;
+        };
+        let error = match self.files.kind(&file) {
+            Ok(found) if found == kind => return Some(file),
+            Ok(FileKind::File) => {
+                let message = format!("`{file}` is a file, not a directory");
+                self.out.push(
+                    Diagnostic::error(Code::NotAFile, span, message).help("name a directory, or use `file`"),
+                );
+                return None;
+            }
+            Ok(FileKind::Directory) => ReadError::NotAFile("a directory"),
+            Err(error) => error,
+        };
+        self.out.push(load::unreadable(self.files, &file, &error, Some(span)));
+        None
+    }
+
+    /// Renders a template file of the project.
+    pub(super) fn template_file(&mut self, arg: &Arg, at: At, scope: &Scope) -> Option<String> {
+        let file = self.host_path(arg, at, scope, FileKind::File)?;
+        let span = at.span(&arg.range);
+        let source = match self.templates.get(&file) {
+            Some(source) => (*source)?,
+            None => {
+                let text = match self.files.read(&file, MAX_RECIPE) {
+                    Ok(bytes) => String::from_utf8(bytes)
+                        .map_err(|e| load::not_utf8(&file, e.utf8_error().valid_up_to(), Some(span))),
+                    Err(error) => Err(load::unreadable(self.files, &file, &error, Some(span))),
+                };
+                let source = match text {
+                    Ok(text) => Some(self.sources.add(file.to_string(), text)),
+                    Err(diagnostic) => {
+                        self.out.push(diagnostic);
+                        None
+                    }
+                };
+                self.templates.insert(file, source);
+                source?
+            }
+        };
+        let text = self.sources.get(source).text.clone();
+        let whole = Span { source, start: 0, end: text.len() as u32 };
+        match self.renderer.file(&text, Place { span: whole, text_at: Some(0) }, scope) {
+            Ok(text) => Some(text),
+            Err(diagnostic) => {
+                self.out.push(diagnostic.related(span, "used here"));
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! From what stopped a machine to a failure that says what happened, where,
+//! and what to do.
+
+use std::time::Duration;
+
+use vimg_agent::protocol::Primitive;
+
+use super::run::Making;
+use super::session::SessionError;
+use super::{Failure, FailureKind};
+use crate::graph::Work;
+use crate::provider::{Ended, Instance, Provider};
+
+/// After its agent is gone a machine may still say why.
+const LAST_WORDS: Duration = Duration::from_secs(20);
+
+/// What stopped a machine or a conversation.
+pub(super) enum Trouble {
+    Session(SessionError),
+    Ended(Ended),
+}
+
+/// Turns trouble into a failure that says what happened, where, and what to
+/// do.
+pub(super) async fn explain<P: Provider>(
+    making: &Making<'_, P>,
+    instance: &mut P::Instance,
+    trouble: Trouble,
+    tail: Option<Vec<String>>,
+) -> Box<Failure> {
+    let node = making.node;
+    let console = |instance: &P::Instance| {
+        let text = instance.console();
+        let lines: Vec<String> =
+            text.lines().map(|l| l.trim().to_owned()).filter(|l| !l.is_empty()).collect();
+        lines[lines.len().saturating_sub(12)..].to_vec()
+    };
+    let trouble = match trouble {
+        // A broken channel or a closed port is an effect; its cause may follow.
+        Trouble::Session(SessionError::Broken(why)) => {
+            match tokio::time::timeout(Duration::from_millis(500), instance.ended()).await {
+                Ok(ended) => Trouble::Ended(ended),
+                Err(_) => Trouble::Session(SessionError::Broken(why)),
+            }
+        }
+        other => other,
+    };
+    let trouble = match trouble {
+        Trouble::Ended(Ended::AgentGone) => match tokio::time::timeout(LAST_WORDS, instance.ended()).await {
+            Ok(ended) => Trouble::Ended(ended),
+            Err(_) => Trouble::Ended(Ended::AgentGone),
+        },
+        other => other,
+    };
+    let recipe = |message: String, help: &str| {
+        let mut failure = making.failure(FailureKind::Recipe, message);
+        failure.help = Some(help.to_owned());
+        failure
+    };
+    let host = |message: String, help: &str| {
+        let mut failure = making.failure(FailureKind::Host, message);
+        failure.help = Some(help.to_owned());
+        failure
+    };
+    let mut failure = match trouble {
+        Trouble::Session(SessionError::Step { step, message }) => {
+            let mut failure = making.failure(FailureKind::Recipe, message.clone());
+            if let Work::Layer(work) = &node.work
+                && let Some((span, name)) = work.places.get(step)
+            {
+                failure.span = *span;
+                failure.message = format!("{name} failed: {message}");
+                failure.help = advice(&work.steps[step], &message, tail.as_deref().unwrap_or_default());
+            }
+            failure.tail = tail.unwrap_or_default();
+            return failure;
+        }
+        Trouble::Session(SessionError::Refused(why)) => {
+            making.failure(FailureKind::Host, format!("the agent can't {why}"))
+        }
+        Trouble::Session(SessionError::Silent(time)) => recipe(
+            format!("the machine has not said anything for {} s", time.as_secs()),
+            "does the layer stop the agent, or take all processors and memory? `machine` gives it more",
+        ),
+        Trouble::Session(SessionError::Broken(why)) => host(
+            format!("the conversation with the agent broke: {why}"),
+            "if it happens again, please report it",
+        ),
+        Trouble::Ended(Ended::Panic) => {
+            recipe("the machine's kernel panicked".into(), "the last lines of its console are above")
+        }
+        Trouble::Ended(Ended::Off) => recipe(
+            "the machine switched itself off or rebooted".into(),
+            "a layer must leave the machine running; does a script call reboot or poweroff?",
+        ),
+        Trouble::Ended(Ended::AgentGone) => recipe(
+            "the agent in the machine died".into(),
+            "does a script kill processes, or run out of memory? `machine memory=` gives it more",
+        ),
+        Trouble::Ended(Ended::HostDiskFull) => {
+            let mut failure = making.failure(FailureKind::Store, "the disk that holds the store is full");
+            failure.help =
+                Some("make room, or set VIMG_STORE to another disk; finished layers are kept".into());
+            failure
+        }
+        Trouble::Ended(Ended::DiskError(why)) => {
+            host(format!("the machine's disk failed: {why}"), "look at the host's own disk and kernel log")
+        }
+        Trouble::Ended(Ended::Killed(words)) => host(
+            format!("QEMU was killed or crashed; it said: {words}"),
+            "was the host short of memory? build again: finished layers are kept",
+        ),
+    };
+    failure.tail = console(instance);
+    failure
+}
+
+/// What to do about a failed step, where that can be told.
+fn advice(step: &Primitive, message: &str, tail: &[String]) -> Option<String> {
+    let said = |text: &str| message.contains(text) || tail.iter().any(|l| l.contains(text));
+    if said("No space left on device") {
+        return Some(
+            "the machine's disk is full: give it more with `machine disk=` where it is bootstrapped".into(),
+        );
+    }
+    Some(match step {
+        Primitive::Package { .. } if said("Unable to locate package") => {
+            "check the package's name and that its suite has it".into()
+        }
+        Primitive::Package { .. } if said("Temporary failure resolving") || said("no network") => {
+            "the machine can't reach its mirror: check the host's network".into()
+        }
+        Primitive::Run(run) if said("did not end within") => {
+            format!("it had {} s; give it more with `timeout=`", run.timeout)
+        }
+        Primitive::Service { .. } => "what the unit's journal said last is above".into(),
+        Primitive::Run(_) => "fix the script and build again: it goes on from the last good layer".into(),
+        _ => return None,
+    })
+}

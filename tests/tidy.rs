@@ -1,0 +1,153 @@
+//! Keeps the house in order: layers point down, files stay readable, the
+//! environment is read in one place, and the agent's behaviour has a version.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn sources(dir: &str) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    for entry in walkdir::WalkDir::new(root().join(dir)).sort_by_file_name() {
+        let entry = entry.unwrap();
+        if entry.path().extension().is_some_and(|e| e == "rs") {
+            let text = std::fs::read_to_string(entry.path()).unwrap();
+            found.push((entry.path().strip_prefix(root()).unwrap().to_owned(), text));
+        }
+    }
+    assert!(!found.is_empty(), "{dir} has no sources");
+    found
+}
+
+/// The modules of a crate in the order of its `lib.rs`.
+fn layers(crate_dir: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(root().join(crate_dir).join("lib.rs")).unwrap();
+    text.lines()
+        .filter_map(|l| l.strip_prefix("pub mod ").or_else(|| l.strip_prefix("mod ")))
+        .map(|l| l.trim_end_matches(';').to_owned())
+        .collect()
+}
+
+/// The module that a file belongs to: `src/store/lock.rs` is of `store`.
+fn module(path: &Path, crate_dir: &str) -> String {
+    let inner = path.strip_prefix(crate_dir).unwrap();
+    inner.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs").to_owned()
+}
+
+#[test]
+fn imports_point_down() {
+    for crate_dir in ["src", "lang/src", "agent/src"] {
+        let layers = layers(crate_dir);
+        assert!(layers.len() > 5, "{crate_dir}: the layers were not found");
+        let place: BTreeMap<&str, usize> = layers.iter().enumerate().map(|(n, l)| (l.as_str(), n)).collect();
+        for (path, text) in sources(crate_dir) {
+            let own = module(&path, crate_dir);
+            let Some(&here) = place.get(own.as_str()) else { continue };
+            for (line, code) in text.lines().enumerate() {
+                let code = code.split("//").next().unwrap();
+                for piece in code.split("crate::").skip(1) {
+                    let name: String =
+                        piece.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                    let Some(&there) = place.get(name.as_str()) else { continue };
+                    assert!(
+                        there <= here,
+                        "{}:{}: `{own}` imports `{name}`, which stands above it",
+                        path.display(),
+                        line + 1
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn files_are_a_few_screenfuls() {
+    for dir in ["src", "lang/src", "agent/src", "tests"] {
+        for (path, text) in sources(dir) {
+            let code = text.split("#[cfg(test)]\nmod tests").next().unwrap().lines().count();
+            assert!(code <= 720, "{} has {code} lines: what of it is a thing of its own?", path.display());
+            let first = text.lines().next().unwrap_or("");
+            assert!(first.starts_with("//!"), "{} does not say what it is for", path.display());
+        }
+    }
+}
+
+/// Only the command line reads the environment and ends the process; the
+/// search for programs, which is PATH's meaning, is in one function.
+#[test]
+fn the_environment_is_read_in_one_place() {
+    for (path, text) in sources("src") {
+        if path.starts_with("src/cli") || path == Path::new("src/cli.rs") {
+            continue;
+        }
+        for (n, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap();
+            let place = format!("{}:{}", path.display(), n + 1);
+            assert!(!code.contains("process::exit"), "{place} ends the process");
+            let env = code.contains("env::var") && !code.contains("var_os(\"PATH\")");
+            assert!(!env, "{place} reads the environment");
+            assert!(!code.contains("println!"), "{place} prints");
+        }
+    }
+}
+
+/// Only the executor touches both a provider and the store.
+#[test]
+fn providers_and_the_store_meet_in_the_executor() {
+    for (path, text) in sources("src") {
+        let own = module(&path, "src");
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        if own == "provider" {
+            assert!(!code.contains("crate::store"), "{} knows the store", path.display());
+        }
+        if own == "store" || own == "plan" {
+            assert!(!code.contains("crate::provider"), "{} knows providers", path.display());
+        }
+        if own != "graph" {
+            assert!(!code.contains("petgraph"), "{} knows petgraph", path.display());
+        }
+    }
+}
+
+/// What the agent does to a machine enters every key as a number. When its
+/// sources change, somebody has to decide whether that number must.
+#[test]
+fn the_agents_behaviour_was_looked_at() {
+    let mut hasher = blake3::Hasher::new();
+    for (path, text) in sources("agent/src") {
+        hasher.update(path.as_os_str().as_encoded_bytes());
+        // Comments and tests do nothing to a machine.
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        for line in code.lines().map(str::trim).filter(|l| !l.starts_with("//") && !l.is_empty()) {
+            hasher.update(line.as_bytes());
+        }
+    }
+    let seen = format!("{} {}\n", vimg_agent::protocol::BEHAVIOUR, hasher.finalize().to_hex());
+    let file = root().join("agent/behaviour.lock");
+    if std::env::var_os("VIMG_BLESS").is_some() {
+        std::fs::write(&file, &seen).unwrap();
+    }
+    let kept = std::fs::read_to_string(&file).unwrap_or_default();
+    assert_eq!(
+        kept, seen,
+        "the agent's sources changed. If the same layer would now give another machine, raise \
+         BEHAVIOUR in agent/src/protocol.rs; then run this test with VIMG_BLESS=1"
+    );
+}
+
+/// What is left to do names its issue.
+#[test]
+fn nothing_is_left_to_do_in_secret() {
+    for dir in ["src", "lang/src", "agent/src", "tests"] {
+        for (path, text) in sources(dir) {
+            for (n, line) in text.lines().enumerate() {
+                let word = ["TO", "DO"].concat();
+                let bare = line.contains(&word) && !line.contains(&format!("{word}(#"));
+                assert!(!bare, "{}:{}: name the issue", path.display(), n + 1);
+            }
+        }
+    }
+}
