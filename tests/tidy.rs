@@ -151,3 +151,38 @@ fn nothing_is_left_to_do_in_secret() {
         }
     }
 }
+
+/// Licences that go together with ours.
+const LICENCES: [&str; 9] = [
+    "Apache-2.0",
+    "MIT",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "ISC",
+    "Zlib",
+    "CC0-1.0",
+    "Unicode-3.0",
+    "Unlicense",
+];
+
+#[test]
+fn dependencies_have_licences_that_fit() {
+    let output = std::process::Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version=1", "--locked", "--filter-platform=x86_64-unknown-linux-gnu"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    assert!(packages.len() > 50);
+    for package in packages {
+        let name = package["name"].as_str().unwrap();
+        let licence = package["license"].as_str().unwrap_or("none");
+        // `A AND B` needs all, `A OR B` one; `/` is an old way to say OR.
+        let fits = licence.replace('/', " OR ").replace(['(', ')'], "").split(" AND ").all(|all| {
+            all.split(" OR ").any(|one| LICENCES.contains(&one.split(" WITH ").next().unwrap().trim()))
+        });
+        assert!(fits, "{name} has the licence {licence}");
+    }
+}

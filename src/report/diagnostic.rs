@@ -58,8 +58,16 @@ impl Shown {
     /// Sets the place.
     pub fn place(&mut self, sources: &Sources, span: Span, label: &str) {
         let source = sources.get(span.source);
-        self.source = Some(NamedSource::new(source.name.clone(), source.text.to_string()));
         let label = (!label.is_empty()).then(|| label.to_owned());
+        if let Some((text, start, length)) = excerpt(span, &source.text) {
+            // The numbers that miette would show are those of the excerpt.
+            let (line, column) = sources.position(span);
+            let name = format!("{}, line {line}, column {column}, excerpt", source.name);
+            self.source = Some(NamedSource::new(name, text));
+            self.labels.push(LabeledSpan::new(label, start, length));
+            return;
+        }
+        self.source = Some(NamedSource::new(source.name.clone(), source.text.to_string()));
         self.labels.push(labelled(span, &source.text, label));
     }
 
@@ -71,7 +79,8 @@ impl Shown {
 
     fn also(&mut self, sources: &Sources, span: Span, text: &str) {
         let source = sources.get(span.source);
-        if self.source.as_ref().is_some_and(|s| s.name() == source.name) {
+        let same = self.source.as_ref().is_some_and(|s| s.name() == source.name);
+        if same && excerpt(span, &source.text).is_none() {
             self.labels.push(labelled(span, &source.text, Some(text.to_owned())));
         } else {
             let mut other = Self::plain(text);
@@ -96,6 +105,34 @@ fn labelled(span: Span, text: &str, label: Option<String>) -> LabeledSpan {
     // What spans lines is shown by its first: the rest is far away.
     let line_end = text[start..end].find('\n').map_or(end, |n| start + n);
     LabeledSpan::new(label, start, line_end - start)
+}
+
+/// A piece of a line that is too long to be shown whole, with the place in it.
+fn excerpt(span: Span, text: &str) -> Option<(String, usize, usize)> {
+    const LONGEST: usize = 200;
+    const BEFORE: usize = 30;
+    const AFTER: usize = 40;
+    let at = (span.start as usize).min(text.len());
+    let near = |line: &str| line.len() > LONGEST;
+    let lines = text.split_inclusive('\n').scan(0, |start, line| {
+        *start += line.len();
+        Some((*start - line.len(), line))
+    });
+    // The line itself, and those beside it, which are shown as well.
+    let around = lines.filter(|(start, line)| start + line.len() + LONGEST >= at && *start <= at + LONGEST);
+    around.into_iter().find(|(_, line)| near(line))?;
+    let line_start = text.get(..at)?.rfind('\n').map_or(0, |n| n + 1);
+    let line = text[line_start..].split('\n').next().unwrap_or("");
+    let (own, length) = (text[line_start..at].chars().count(), span.len());
+    let skipped = own.saturating_sub(BEFORE);
+    let shown: String = line.chars().skip(skipped).take(BEFORE + AFTER).collect();
+    let lead: String = shown.chars().take(own - skipped).collect();
+    let room = shown.len().saturating_sub(lead.len());
+    let mut end = lead.len() + length.min(room);
+    while !shown.is_char_boundary(end) {
+        end -= 1;
+    }
+    Some((shown, lead.len(), end - lead.len()))
 }
 
 impl fmt::Display for Shown {

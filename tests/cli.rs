@@ -1,0 +1,219 @@
+//! The program as a process: exit codes, what it prints, and recipes that
+//! mean no good. No machine is started.
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Runs vimg in `dir` with a clean environment and bounded memory: more than
+/// 100 MB of data, or more than 20 s, and it is killed.
+fn vimg(dir: &Path, args: &[&str]) -> Output {
+    Command::new("timeout")
+        .args(["20", "prlimit", "--data=100000000", "--"])
+        .arg(env!("CARGO_BIN_EXE_vimg"))
+        .args(args)
+        .current_dir(dir)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("HOME", dir)
+        .env("VIMG_STORE", dir.join(".store"))
+        .output()
+        .unwrap()
+}
+
+#[track_caller]
+fn says(output: &Output, code: i32, words: &str) {
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    assert!(flat.contains(words), "{words:?} is not said:\n{text}");
+    for line in text.lines() {
+        assert!(line.chars().count() <= 100, "a line of {} columns: {line}", line.chars().count());
+    }
+}
+
+fn project(recipe: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("main.vimg"), recipe).unwrap();
+    dir
+}
+
+const SMALL: &str = "use \"std/debian.vimg\"\n\nimage \"it\" {\n    from \"debian-12\"\n    layer \"c\" port=80\n}\n\nconfiguration \"c\" {\n    input \"port\" type=\"int\"\n    file \"/port\" content=\"{{ port }}\"\n    directory \"/site\" from=\"site\"\n}\n";
+
+fn small() -> tempfile::TempDir {
+    let dir = project(SMALL);
+    std::fs::create_dir(dir.path().join("site")).unwrap();
+    std::fs::write(dir.path().join("site/a"), "a").unwrap();
+    dir
+}
+
+#[test]
+fn init_writes_a_recipe_that_is_good() {
+    let dir = tempfile::tempdir().unwrap();
+    says(&vimg(dir.path(), &["init"]), 0, "next: vimg build");
+    says(&vimg(dir.path(), &["check"]), 0, "no mistakes");
+    says(&vimg(dir.path(), &["fmt", "--check"]), 0, "");
+    says(&vimg(dir.path(), &["plan"]), 0, "build web@site never built here");
+    says(&vimg(dir.path(), &["init"]), 2, "main.vimg is already there");
+}
+
+#[test]
+fn examples_and_the_library_are_good_and_laid_out() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for example in ["web", "fleet"] {
+        let dir = tempfile::tempdir().unwrap();
+        let file = root.join("examples").join(example).join("main.vimg");
+        says(&vimg(dir.path(), &["check", "--file", file.to_str().unwrap()]), 0, "no mistakes");
+    }
+    for dir in ["examples", "stdlib", "src/cli/init"] {
+        says(&vimg(root, &["fmt", "--check", dir, "--store", "/nonexistent"]), 0, "");
+    }
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    says(&vimg(dir.path(), &["--help"]), 0, "Exit codes: 0 done;");
+    for command in
+        ["init", "check", "fmt", "plan", "build", "why", "graph", "log", "list", "doctor", "completions"]
+    {
+        says(&vimg(dir.path(), &[command, "--help"]), 0, "Usage: vimg");
+    }
+    let completions = vimg(dir.path(), &["completions", "bash"]);
+    assert!(String::from_utf8_lossy(&completions.stdout).contains("_vimg()"));
+    says(&vimg(dir.path(), &["bild"]), 2, "build");
+}
+
+#[test]
+fn usage_and_recipes_have_their_own_exit_codes() {
+    let dir = tempfile::tempdir().unwrap();
+    says(&vimg(dir.path(), &["plan"]), 3, "`vimg init` writes one");
+    let dir = small();
+    says(&vimg(dir.path(), &["build", "nothing"]), 2, "there is no image `nothing`");
+    says(&vimg(dir.path(), &["why", "it@d"]), 2, "there is no `it@d` in the recipe");
+    says(&vimg(dir.path(), &["log", "it"]), 1, "there is no log of it@c");
+    says(&vimg(dir.path(), &["plan", "--set", "x=1"]), 3, "no recipe has a parameter `x`");
+    says(&vimg(dir.path(), &["check", "--format", "dot"]), 2, "only `vimg graph`");
+    says(&vimg(dir.path(), &["check", "--store", "/proc/nothing"]), 5, "the store can't make");
+    let broken = project("image \"x\" { form \"y\" }\n");
+    says(&vimg(broken.path(), &["check"]), 3, "did you mean `from`?");
+    let json = vimg(broken.path(), &["check", "--format", "json"]);
+    let value: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(value["diagnostics"][0]["code"], "unknown-node");
+    assert_eq!(value["diagnostics"][0]["place"]["line"], 1);
+}
+
+#[test]
+fn the_graph_is_shown_in_four_ways() {
+    let dir = small();
+    says(&vimg(dir.path(), &["graph"]), 0, "debian-12@base");
+    says(&vimg(dir.path(), &["graph", "--format", "dot"]), 0, "digraph vimg {");
+    says(&vimg(dir.path(), &["graph", "--format", "mermaid"]), 0, "graph LR");
+    let json = vimg(dir.path(), &["graph", "--format", "json"]);
+    let value: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    let names: Vec<&str> =
+        value["nodes"].as_array().unwrap().iter().map(|n| n["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["debian-12@base", "debian-13@base", "it@c"]);
+}
+
+#[test]
+fn fmt_changes_files_once_and_keeps_their_mode() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = project("image   \"x\"{\n  from \"y\" // why\n}");
+    let file = dir.path().join("main.vimg");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    says(&vimg(dir.path(), &["fmt", "--check"]), 1, "would change");
+    says(&vimg(dir.path(), &["fmt"]), 0, "changed");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "image \"x\" {\n    from \"y\" // why\n}\n");
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    says(&vimg(dir.path(), &["fmt"]), 0, "");
+}
+
+#[test]
+fn keys_do_not_depend_on_where_a_checkout_is() {
+    let key = |dir: &Path| {
+        let json = vimg(dir, &["why", "it", "--format", "json"]);
+        serde_json::from_slice::<serde_json::Value>(&json.stdout).unwrap()["key"].clone()
+    };
+    let (a, b) = (small(), small());
+    assert_eq!(key(a.path()), key(b.path()));
+    let recipe = |text: &str| std::fs::write(b.path().join("main.vimg"), text).unwrap();
+    recipe(&SMALL.replace("image", "// a comment\nimage"));
+    assert_eq!(key(a.path()), key(b.path()), "a comment");
+    recipe(&SMALL.replace("port=80", "port=81"));
+    assert_ne!(key(a.path()), key(b.path()), "an input that is read");
+    recipe(&SMALL.replace("image \"it\"", "param \"unused\" default=\"x\"\nimage \"it\""));
+    assert_eq!(key(a.path()), key(b.path()), "a parameter that nobody reads");
+}
+
+/// Each is answered with a diagnostic, within the bounds that `vimg` sets.
+#[test]
+fn hostile_recipes_get_a_diagnostic() {
+    let cases: [(&str, Vec<u8>, &str); 8] = [
+        ("braces", "a {".repeat(100_000).into_bytes(), "braces are nested too deep"),
+        ("slashdash", "/-{".repeat(10_000).into_bytes(), "nested too deep"),
+        ("slashdash nodes", "/-a {".repeat(10_000).into_bytes(), "nested too deep"),
+        ("comments", "/*".repeat(100_000).into_bytes(), "comments are nested too deep"),
+        ("open string", format!("a \"{}", "x".repeat(1_000_000)).into_bytes(), "main.vimg"),
+        ("bytes", vec![0xff, 0xfe, 0x00], "is not UTF-8"),
+        ("zeroes", vec![0; 1_000_000], "main.vimg"),
+        ("too large", vec![b' '; 100_000_000], "is too large"),
+    ];
+    for (name, bytes, words) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("main.vimg"), bytes).unwrap();
+        println!("{name}");
+        says(&vimg(dir.path(), &["check"]), 3, words);
+    }
+}
+
+#[test]
+fn what_is_no_file_of_the_project_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (root, outside) = (dir.path().join("project"), dir.path().join("outside.vimg"));
+    std::fs::create_dir(&root).unwrap();
+    std::fs::write(&outside, "param \"x\" default=\"1\"\n").unwrap();
+    let main = |text: &str| std::fs::write(root.join("main.vimg"), text).unwrap();
+    Command::new("mkfifo").arg(root.join("pipe.vimg")).status().unwrap();
+    main("use \"pipe.vimg\"");
+    says(&vimg(&root, &["check"]), 3, "`pipe.vimg` is a FIFO");
+    symlink(&outside, root.join("link.vimg")).unwrap();
+    main("use \"link.vimg\"");
+    says(&vimg(&root, &["check"]), 3, "leads out of the project");
+    symlink("/dev/zero", root.join("zero.vimg")).unwrap();
+    main("use \"zero.vimg\"");
+    says(&vimg(&root, &["check"]), 3, "leads out of the project");
+    std::fs::create_dir(root.join("dir.vimg")).unwrap();
+    main("use \"dir.vimg\"");
+    says(&vimg(&root, &["check"]), 3, "`dir.vimg` is a directory");
+    main("use \"../outside.vimg\"");
+    says(&vimg(&root, &["check"]), 3, "is outside of the project");
+    // A tree may hold links that lead anywhere: they are copied as links.
+    std::fs::create_dir(root.join("tree")).unwrap();
+    symlink("/etc/shadow", root.join("tree/link")).unwrap();
+    main(
+        "use \"std/debian.vimg\"\nimage \"x\" { from \"debian-12\"; layer \"c\" }\nconfiguration \"c\" { directory \"/t\" from=\"tree\" }",
+    );
+    says(&vimg(&root, &["why", "x"]), 0, "symlink tree/link: /etc/shadow");
+    Command::new("mkfifo").arg(root.join("tree/pipe")).status().unwrap();
+    says(&vimg(&root, &["check"]), 3, "pipe is a FIFO, which can't be copied");
+}
+
+#[test]
+fn includes_may_form_a_diamond_and_not_a_circle() {
+    let dir = tempfile::tempdir().unwrap();
+    for n in 0..30 {
+        for side in ["a", "b"] {
+            let text = format!("use \"a{}.vimg\"\nuse \"b{}.vimg\"\n", n + 1, n + 1);
+            std::fs::write(dir.path().join(format!("{side}{n}.vimg")), text).unwrap();
+        }
+    }
+    for side in ["a", "b"] {
+        std::fs::write(dir.path().join(format!("{side}30.vimg")), "").unwrap();
+    }
+    std::fs::write(dir.path().join("main.vimg"), "use \"a0.vimg\"\nuse \"b0.vimg\"\n").unwrap();
+    says(&vimg(dir.path(), &["check"]), 0, "no mistakes in 63 files");
+    std::fs::write(dir.path().join("a30.vimg"), "use \"main.vimg\"\n").unwrap();
+    says(&vimg(dir.path(), &["check"]), 3, "uses itself");
+}

@@ -1,0 +1,171 @@
+//! The documents say what the code does: references are generated, tables
+//! are complete, recipes in them compile.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use vimg::event::Event;
+use vimg::files::{Project, Stamps};
+use vimg::graph::Graph;
+use vimg_lang::{Code, FileRef, Request, Sources, compile, schema};
+
+fn read(name: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+}
+
+/// Replaces what stands between two markers, or demands that it is the same.
+fn generated(document: &str, marker: &str, text: &str) {
+    let old = read(document);
+    let (open, close) = (format!("<!-- {marker} -->\n"), format!("<!-- /{marker} -->"));
+    let start = old.find(&open).unwrap() + open.len();
+    let end = old.find(&close).unwrap();
+    let new = format!("{}\n{text}\n{}", &old[..start], &old[end..]);
+    if std::env::var_os("VIMG_BLESS").is_some() {
+        std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join(document), &new).unwrap();
+    } else {
+        assert!(old == new, "{document} is out of date: VIMG_BLESS=1 cargo test --test docs");
+    }
+}
+
+#[test]
+fn the_language_reference_is_generated() {
+    generated("docs/language.md", "reference", schema::reference().trim_end());
+    let rows: Vec<String> =
+        Code::ALL.iter().map(|c| format!("| `{}` | {} |", c.as_str(), c.meaning().trim())).collect();
+    generated(
+        "docs/language.md",
+        "diagnostics",
+        &format!("| code | meaning |\n| --- | --- |\n{}", rows.join("\n")),
+    );
+}
+
+fn compiled(dir: &Path) -> (Result<vimg_lang::Model, Vec<vimg_lang::Diagnostic>>, Project) {
+    let project = Project::open(dir, Stamps::default(), None).unwrap();
+    let mut sources = Sources::default();
+    let request = Request { files: &project, entry: FileRef::project("main.vimg"), set: &[], values: None };
+    (compile(&request, &mut sources), project)
+}
+
+#[test]
+fn recipes_in_documents_compile() {
+    let mut count = 0;
+    for document in ["README.md", "docs/language.md"] {
+        for block in read(document).split("```kdl\n").skip(1) {
+            let recipe = block.split("```").next().unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::create_dir(dir.path().join("site")).unwrap();
+            std::fs::write(dir.path().join("index.html.j2"), "{{ greeting }} {{ port }}").unwrap();
+            std::fs::write(dir.path().join("main.vimg"), recipe).unwrap();
+            let (model, _) = compiled(dir.path());
+            assert!(model.is_ok(), "{document}: {model:?}\n{recipe}");
+            count += 1;
+        }
+    }
+    assert!(count >= 3);
+}
+
+/// A recipe with every kind of node and primitive; names are those of the
+/// placeholders in `docs/keys.md`.
+const EVERYTHING: &str = r#"
+param "NAME" default="x"
+image "a" {
+    bootstrap "debian" suite="bookworm" mirror="http://mirror.test" { package "p" }
+    layer "c"
+    output "qcow2" path="a"
+}
+image "b" { disk "HOST" sha256="0000000000000000000000000000000000000000000000000000000000000000" }
+configuration "c" {
+    package "p"
+    file "/PATH" content="{{ NAME }}" mode="0600"
+    file "/HOST" from="HOST"
+    directory "/PATH/d" mode="0700"
+    directory "/PATH/t" from="tree"
+    symlink "/PATH/l" target="x"
+    archive "/PATH/a" from="HOST" owner="root"
+    group "name" gid=1
+    user "name" uid=1
+    service "name" enabled=#true state="running"
+    sysctl "NAME" value=1
+    run { script "x"; env NAME="1"; undo "y" }
+    run "HOST"
+}
+"#;
+
+#[test]
+fn every_field_of_a_key_is_documented() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("main.vimg"), EVERYTHING).unwrap();
+    std::fs::write(dir.path().join("HOST"), "x").unwrap();
+    std::fs::create_dir_all(dir.path().join("tree/sub")).unwrap();
+    std::fs::write(dir.path().join("tree/file"), "x").unwrap();
+    std::os::unix::fs::symlink("file", dir.path().join("tree/link")).unwrap();
+    let (model, project) = compiled(dir.path());
+    let graph = Graph::new(&model.unwrap(), &project).unwrap();
+    let table = read("docs/keys.md");
+    let mut fields = BTreeSet::new();
+    for id in graph.ids() {
+        for field in &graph.node(id).description.fields {
+            let mut name = field.name.replace("name.service", "NAME").replace(" name", " NAME");
+            for (own, placeholder) in [
+                ("/PATH/d", "/PATH"),
+                ("/PATH/t", "/PATH"),
+                ("/PATH/l", "/PATH"),
+                ("/PATH/a", "/PATH"),
+                ("/HOST", "/PATH"),
+                ("tree/file", "HOST"),
+                ("tree/link", "HOST"),
+                ("tree/sub", "HOST"),
+                ("tree", "HOST"),
+            ] {
+                name = name.replace(own, placeholder);
+            }
+            fields.insert(name);
+        }
+    }
+    assert!(fields.len() > 40, "{fields:?}");
+    let missing: Vec<&String> = fields.iter().filter(|f| !table.contains(&format!("`{f}`"))).collect();
+    assert!(missing.is_empty(), "docs/keys.md does not name {missing:?}");
+}
+
+/// One of each. A new kind of event does not compile without a line here.
+fn every_event() -> Vec<Event> {
+    let s = String::new;
+    let all = vec![
+        Event::Planned { nodes: 0, reused: 0 },
+        Event::Reused { node: s(), key: s() },
+        Event::Started { node: s(), key: s(), reason: s() },
+        Event::Phase { node: s(), phase: s() },
+        Event::Output { node: s(), line: s() },
+        Event::Built { node: s(), key: s(), seconds: 0.0, bytes: 0 },
+        Event::Failed { node: s(), message: s() },
+        Event::Skipped { node: s() },
+        Event::Written { image: s(), path: s(), bytes: 0, unchanged: false },
+        Event::Notice { text: s() },
+        Event::Finished { built: 0, reused: 0, failed: 0, seconds: 0.0, boots: 0 },
+    ];
+    for event in &all {
+        match event {
+            Event::Planned { .. } | Event::Reused { .. } | Event::Started { .. } | Event::Phase { .. } => {}
+            Event::Output { .. } | Event::Built { .. } | Event::Failed { .. } | Event::Skipped { .. } => {}
+            Event::Written { .. } | Event::Notice { .. } | Event::Finished { .. } => {}
+        }
+    }
+    all
+}
+
+#[test]
+fn every_event_is_documented() {
+    let table = read("docs/events.md");
+    for event in every_event() {
+        let json = serde_json::to_value(&event).unwrap();
+        let object = json.as_object().unwrap();
+        let name = object["event"].as_str().unwrap();
+        let row = table
+            .lines()
+            .find(|l| l.starts_with(&format!("| `{name}` |")))
+            .unwrap_or_else(|| panic!("{name} has no row"));
+        for member in object.keys().filter(|k| *k != "event") {
+            assert!(row.contains(&format!("`{member}`")), "the row of {name} does not name {member}");
+        }
+    }
+}

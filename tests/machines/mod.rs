@@ -1,0 +1,391 @@
+//! Projects, runs of the program, and disks that boot by themselves.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use rustix::process::Pid;
+
+/// The user who runs the program when the tests are root's.
+const USER: &str = "vimg-test";
+
+struct Account {
+    uid: u32,
+    gid: u32,
+}
+
+fn account() -> Option<&'static Account> {
+    static ACCOUNT: OnceLock<Option<Account>> = OnceLock::new();
+    ACCOUNT
+        .get_or_init(|| {
+            if !rustix::process::geteuid().is_root() {
+                return None;
+            }
+            let passwd = std::fs::read_to_string("/etc/passwd").unwrap();
+            let line = passwd.lines().find(|l| l.starts_with(&format!("{USER}:"))).unwrap_or_else(|| {
+                panic!("as root these tests need a user: useradd -m {USER}, with 65536 subordinate ids")
+            });
+            let fields: Vec<&str> = line.split(':').collect();
+            Some(Account { uid: fields[2].parse().unwrap(), gid: fields[3].parse().unwrap() })
+        })
+        .as_ref()
+}
+
+/// Where projects and the common store are: short-lived, but not in memory.
+fn base() -> &'static Path {
+    static BASE: OnceLock<PathBuf> = OnceLock::new();
+    BASE.get_or_init(|| {
+        let dir = match account() {
+            None => PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("vm"),
+            Some(_) => std::env::temp_dir().join("vimg-test"),
+        };
+        std::fs::create_dir_all(&dir).unwrap();
+        // The user may not be able to walk to where cargo builds.
+        std::fs::copy(env!("CARGO_BIN_EXE_vimg"), dir.join("vimg.new")).unwrap();
+        std::fs::rename(dir.join("vimg.new"), dir.join("vimg")).unwrap();
+        own(&dir);
+        dir
+    })
+}
+
+fn own(path: &Path) {
+    if let Some(account) = account() {
+        for entry in walkdir::WalkDir::new(path).max_depth(20) {
+            let entry = entry.unwrap();
+            if entry.path().starts_with(path.join("store")) {
+                continue;
+            }
+            std::os::unix::fs::lchown(entry.path(), Some(account.uid), Some(account.gid)).unwrap();
+        }
+    }
+}
+
+/// A project in a directory of its own; all share one store.
+pub(crate) struct Project {
+    root: PathBuf,
+}
+
+impl Project {
+    pub(crate) fn new(name: &str) -> Self {
+        let root = base().join("projects").join(name);
+        let _ = std::fs::remove_dir_all(&root);
+        std::fs::create_dir_all(&root).unwrap();
+        own(&root);
+        Self { root }
+    }
+
+    pub(crate) fn copy_of(name: &str, from: &str) -> Self {
+        let project = Self::new(name);
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join(from);
+        let status = Command::new("cp").arg("-a").arg(from.join(".")).arg(&project.root).status();
+        assert!(status.unwrap().success());
+        own(&project.root);
+        project
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+    }
+
+    pub(crate) fn mode(&self, name: &str, mode: u32) {
+        std::fs::set_permissions(self.path(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    pub(crate) fn edit(&self, name: &str, from: &str, to: &str) {
+        let text = std::fs::read_to_string(self.path(name)).unwrap();
+        assert!(text.contains(from), "{name} has no {from:?}");
+        std::fs::write(self.path(name), text.replace(from, to)).unwrap();
+    }
+
+    pub(crate) fn take(&self, from: &Path, name: &str) {
+        std::fs::copy(from, self.path(name)).unwrap();
+        own(&self.root);
+    }
+
+    /// Makes the user own what the test wrote.
+    pub(crate) fn give_away(&self) {
+        own(&self.root);
+    }
+
+    pub(crate) fn vimg(&self, args: &[&str]) -> Tested {
+        self.vimg_with(args, |_| {})
+    }
+
+    pub(crate) fn vimg_with(&self, args: &[&str], change: impl FnOnce(&mut Command)) -> Tested {
+        self.spawn(args, change).finish()
+    }
+
+    pub(crate) fn start(&self, args: &[&str]) -> Running {
+        self.spawn(args, |_| {})
+    }
+
+    fn spawn(&self, args: &[&str], change: impl FnOnce(&mut Command)) -> Running {
+        use std::os::unix::process::CommandExt;
+        let program = base().join("vimg");
+        let mut command = Command::new(program);
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("HOME", base()).env("VIMG_STORE", base().join("store")).env("VIMG_ACCEL", "tcg");
+        change(&mut command);
+        let json = args.first() == Some(&"build");
+        command.args(args).args(json.then_some("--format=json")).current_dir(&self.root);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if let Some(account) = account() {
+            command.uid(account.uid).gid(account.gid);
+        }
+        Running::new(command.spawn().unwrap())
+    }
+
+    /// Directories of work in progress.
+    pub(crate) fn staging(&self) -> usize {
+        std::fs::read_dir(base().join("store/staging")).unwrap().count()
+    }
+
+    /// No machine of this project's runs is left.
+    pub(crate) fn nothing_runs(&self) {
+        let start = Instant::now();
+        let marker = base().join("store").display().to_string();
+        loop {
+            let left: Vec<i32> = children_of(1, &marker);
+            if left.is_empty() {
+                return;
+            }
+            assert!(start.elapsed() < Duration::from_secs(20), "orphans: {left:?}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+fn command_line(pid: i32) -> String {
+    let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).replace('\0', " ")
+}
+
+fn parent_of(pid: i32) -> i32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().and_then(|r| r.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
+}
+
+/// QEMUs with `marker` on their command line whose parent is `parent`.
+fn children_of(parent: i32, marker: &str) -> Vec<i32> {
+    let pids =
+        std::fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| {
+        let line = command_line(*pid);
+        line.contains("qemu-system") && line.contains(marker) && parent_of(*pid) == parent
+    })
+    .collect()
+}
+
+/// A run of the program that goes on.
+pub(crate) struct Running {
+    child: Child,
+    out: std::thread::JoinHandle<String>,
+    err: std::thread::JoinHandle<String>,
+}
+
+impl Running {
+    fn new(mut child: Child) -> Self {
+        let read = |mut from: Box<dyn Read + Send>| {
+            std::thread::spawn(move || {
+                let mut bytes = Vec::new();
+                let _ = from.read_to_end(&mut bytes);
+                String::from_utf8_lossy(&bytes).into_owned()
+            })
+        };
+        let out = read(Box::new(child.stdout.take().unwrap()));
+        let err = read(Box::new(child.stderr.take().unwrap()));
+        Self { child, out, err }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Waits until a machine of this run has been up for a moment.
+    pub(crate) fn wait_for_qemu(&mut self) -> Pid {
+        let start = Instant::now();
+        loop {
+            if let [qemu, ..] = children_of(self.child.id() as i32, "virtio-serial")[..] {
+                std::thread::sleep(Duration::from_secs(3));
+                return Pid::from_raw(qemu).unwrap();
+            }
+            assert!(start.elapsed() < Duration::from_secs(300), "no machine was started");
+            assert!(self.child.try_wait().unwrap().is_none(), "the build ended before a machine was started");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub(crate) fn interrupt(&self) {
+        rustix::process::kill_process(self.pid(), rustix::process::Signal::INT).unwrap();
+    }
+
+    pub(crate) fn finish(mut self) -> Tested {
+        // The kernel's own record of the largest size, read until it is gone.
+        let mut peak_memory = 0;
+        let status = loop {
+            let status =
+                std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+            let high = status
+                .lines()
+                .find_map(|l| l.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+            peak_memory = peak_memory.max(high.unwrap_or(0) * 1024);
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        Tested {
+            code: status.code().unwrap_or(-1),
+            stdout: self.out.join().unwrap(),
+            stderr: self.err.join().unwrap(),
+            peak_memory,
+        }
+    }
+}
+
+/// A run of the program that is over.
+pub(crate) struct Tested {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) peak_memory: u64,
+}
+
+impl Tested {
+    #[track_caller]
+    pub(crate) fn succeeds(&self) {
+        let tail: Vec<&str> = self.stdout.lines().rev().take(15).collect();
+        assert_eq!(self.code, 0, "{}\n{tail:#?}", self.stderr);
+    }
+
+    /// The words stand in what was said, however it was wrapped.
+    #[track_caller]
+    pub(crate) fn says(&self, words: &str) {
+        let flat = |text: &str| {
+            let plain: String = text.chars().map(|c| if "│├╰─▶·".contains(c) { ' ' } else { c }).collect();
+            plain.split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        assert!(flat(&self.stderr).contains(&flat(words)), "nothing says {words:?}:\n{}", self.stderr);
+    }
+
+    fn events(&self) -> Vec<serde_json::Value> {
+        self.stdout.lines().filter_map(|l| serde_json::from_str(l).ok()).collect()
+    }
+
+    pub(crate) fn boots(&self) -> u64 {
+        let events = self.events();
+        let end =
+            events.iter().find(|e| e["event"] == "finished").unwrap_or_else(|| panic!("{}", self.stderr));
+        end["boots"].as_u64().unwrap()
+    }
+
+    pub(crate) fn built(&self) -> Vec<String> {
+        let events = self.events();
+        events
+            .iter()
+            .filter(|e| e["event"] == "built")
+            .map(|e| e["node"].as_str().unwrap().to_owned())
+            .collect()
+    }
+}
+
+/// A copy of a disk, booted by its own loader under plain QEMU.
+pub(crate) struct Boot {
+    child: Child,
+    _dir: tempfile::TempDir,
+    pub(crate) port: u16,
+}
+
+impl Boot {
+    pub(crate) fn start(disk: &Path, firmware: Option<&Path>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let copy = dir.path().join("disk.qcow2");
+        std::fs::copy(disk, &copy).unwrap();
+        // A port that was free a moment ago.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args(["-accel", "tcg,thread=multi", "-smp", "2", "-m", "1024", "-display", "none"])
+            .arg("-serial")
+            .arg(format!("file:{}", dir.path().join("serial").display()))
+            .arg("-drive")
+            .arg(format!("file={},if=virtio", copy.display()))
+            .arg("-nic")
+            .arg(format!("user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:{port}-:80"));
+        if let Some(firmware) = firmware {
+            let vars = dir.path().join("vars.fd");
+            let name = firmware.file_name().unwrap().to_str().unwrap().replace("CODE", "VARS");
+            std::fs::copy(firmware.with_file_name(name), &vars).unwrap();
+            command
+                .arg("-drive")
+                .arg(format!("if=pflash,format=raw,readonly=on,file={}", firmware.display()));
+            command.arg("-drive").arg(format!("if=pflash,format=raw,file={}", vars.display()));
+        }
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        Self { child, _dir: dir, port }
+    }
+}
+
+impl Drop for Boot {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// OVMF's code, wherever the distribution keeps it.
+pub(crate) fn ovmf() -> PathBuf {
+    ["/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_CODE_4M.fd"]
+        .iter()
+        .map(PathBuf::from)
+        .find(|p| p.exists())
+        .expect("the package ovmf is needed")
+}
+
+/// The page that a machine serves, once it does.
+pub(crate) fn serves(port: u16, patience: Duration) -> String {
+    let start = Instant::now();
+    loop {
+        if let Some(page) = get(port).filter(|p| p.starts_with("HTTP/1.1 200")) {
+            return page;
+        }
+        assert!(start.elapsed() < patience, "nothing answers on port {port}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+fn get(port: u16) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+    let mut page = String::new();
+    for line in BufReader::new(stream).lines() {
+        page.push_str(&line.ok()?);
+        page.push('\n');
+    }
+    Some(page)
+}
+
+pub(crate) fn sha256(path: &Path) -> String {
+    let output = Command::new("sha256sum").arg(path).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).split_whitespace().next().unwrap().to_owned()
+}

@@ -1,0 +1,325 @@
+//! Real machines: bootstraps, boots, layers, faults, and disks that boot by
+//! themselves. One base serves most of the tests, in a store that lives as
+//! long as the build directory; each test has its own project.
+//!
+//! Nothing of vimg runs as root here: if the tests do, they run the program as
+//! the user `vimg-test`, whom `.ci/run` makes.
+
+mod machines;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use machines::{Boot, Project, Tested, ovmf, serves};
+
+/// A project that makes `image` from Debian 12 with one layer of `body`.
+fn with_layer(name: &str, body: &str) -> Project {
+    let project = Project::new(name);
+    project.write(
+        "main.vimg",
+        &format!(
+            "use \"std/debian.vimg\"\nimage \"it\" {{ from \"debian-12\"; layer \"it\" }}\n\
+             configuration \"it\" {{\n{body}\n}}\n"
+        ),
+    );
+    project
+}
+
+#[test]
+fn the_web_example_is_built_served_and_rebuilt_only_where_it_changed() {
+    let project = Project::copy_of("web", "examples/web");
+    let first = project.vimg(&["build"]);
+    first.succeeds();
+    assert_eq!(first.boots(), 1, "all layers share one machine");
+
+    let second = project.vimg(&["build"]);
+    second.succeeds();
+    assert_eq!((second.boots(), second.built()), (0, vec![]), "a second build does nothing");
+
+    // The disk boots by itself and serves, from BIOS and from UEFI.
+    let disk = project.path("web.qcow2");
+    for firmware in [None, Some(ovmf())] {
+        let machine = Boot::start(&disk, firmware.as_deref());
+        let page = serves(machine.port, Duration::from_secs(600));
+        assert!(page.contains("<h1>It works</h1>"), "{page}");
+        assert!(page.contains("/posts/layers.html"), "{page}");
+    }
+
+    // A comment changes nothing; a file of the site, all from there on.
+    project.edit("main.vimg", "// The pages:", "//   These are the pages:");
+    let comment = project.vimg(&["build"]);
+    assert_eq!((comment.boots(), comment.built()), (0, vec![]));
+    project.edit("site/404.html", "Not here", "Nothing here");
+    let plan = project.vimg(&["plan"]);
+    assert!(plan.stdout.contains("build  web@site        file site/404.html changed"), "{}", plan.stdout);
+    let edited = project.vimg(&["build"]);
+    edited.succeeds();
+    assert_eq!(edited.built(), ["web@site", "web@tuning", "web:seal", "web:qcow2"]);
+    assert_eq!(edited.boots(), 1);
+
+    // A script that fails stops the build at its layer, and its repair goes
+    // on from there.
+    project.edit("tune.sh", "nginx -t", "echo on the way; nginx -t; exit 7");
+    let broken = project.vimg(&["build"]);
+    assert_eq!(broken.code, 1);
+    broken.says("run tune.sh failed: exit code 7");
+    broken.says("on the way");
+    broken.says("main.vimg:");
+    broken.says("vimg log web@tuning");
+    let log = project.vimg(&["log", "web@tuning"]);
+    assert!(log.stdout.contains("on the way"), "{}", log.stdout);
+    project.edit("tune.sh", "; exit 7", "");
+    let repaired = project.vimg(&["build"]);
+    repaired.succeeds();
+    assert_eq!(repaired.built(), ["web@tuning", "web:seal", "web:qcow2"]);
+}
+
+#[test]
+fn every_primitive_is_applied_and_idempotent() {
+    let project = Project::new("primitives");
+    let body = "
+        package \"tree\" \"file\"
+        group \"crew\" gid=3000
+        group \"deck\"
+        user \"kim\" uid=3001 group=\"crew\" groups=\"deck\" home=\"/home/kim\" shell=\"/bin/bash\" comment=\"Kim\"
+        user \"robot\" system=#true
+        file \"/etc/one\" content=\"one {{ greeting }}\\n\" mode=\"0640\" owner=\"kim\" group=\"crew\"
+        file \"/etc/two\" from=\"two\"
+        file \"/etc/three\" template=\"three.j2\"
+        file \"/etc/systemd/system/ticker.service\" content=\"[Service]\\nExecStart=/bin/sleep infinity\\n[Install]\\nWantedBy=multi-user.target\\n\"
+        directory \"/opt/empty\" mode=\"1777\"
+        directory \"/opt/tree\" from=\"tree\" owner=\"kim\" group=\"crew\"
+        symlink \"/opt/link\" target=\"tree/a\"
+        archive \"/opt/unpacked\" from=\"some.tar.gz\" strip=1 owner=\"kim\" group=\"crew\"
+        sysctl \"vm.swappiness\" value=7
+        service \"ticker\" enabled=#true state=\"running\"
+    ";
+    let test = "
+        run { script \"\"\"
+            test \"$(cat /etc/one)\" = 'one hello'
+            test \"$(stat -c '%a %U %G' /etc/one)\" = '640 kim crew'
+            test \"$(stat -c %a /etc/two)\" = 755
+            test \"$(cat /etc/three)\" = 'hello'
+            test \"$(stat -c %a /opt/empty)\" = 1777
+            test \"$(stat -c '%a %U' /opt/tree/a)\" = '600 kim'
+            test \"$(readlink /opt/tree/to-a)\" = a
+            test -d /opt/tree/sub/empty
+            test \"$(cat /opt/link)\" = tree-a
+            test \"$(stat -c %U /opt/unpacked/inner)\" = kim
+            test \"$(cat /opt/unpacked/inner)\" = packed
+            test \"$(cat /proc/sys/vm/swappiness)\" = 7
+            systemctl is-enabled --quiet ticker
+            systemctl is-active --quiet ticker
+            test \"$(id -u kim) $(id -gn kim)\" = '3001 crew'
+            id -nG kim | grep -qw deck
+            getent passwd robot
+            tree --version
+            \"\"\"
+        }
+        run user=\"kim\" workdir=\"/opt/tree\" { script \"\"\"
+            #!/bin/bash
+            set -euo pipefail
+            test \"$(id -un)\" = kim
+            test \"$HOME\" = /home/kim
+            test \"$PWD\" = /opt/tree
+            test \"$COLOUR\" = 'blue green'
+            test -z \"${DISPLAY-}\"
+            \"\"\"; env COLOUR=\"blue green\" }
+    ";
+    project.write(
+        "main.vimg",
+        &format!(
+            "use \"std/debian.vimg\"\nparam \"greeting\" default=\"hello\"\n\
+             image \"it\" {{ from \"debian-12\"; layer \"all\"; layer \"all\"; layer \"test\" }}\n\
+             configuration \"all\" {{{body}}}\nconfiguration \"test\" {{{test}}}\n"
+        ),
+    );
+    project.write("two", "two\n");
+    project.mode("two", 0o755);
+    project.write("three.j2", "{{ greeting }}\n");
+    project.write("tree/a", "tree-a\n");
+    project.mode("tree/a", 0o600);
+    project.write("tree/sub/b", "b");
+    std::fs::create_dir(project.path("tree/sub/empty")).unwrap();
+    std::os::unix::fs::symlink("a", project.path("tree/to-a")).unwrap();
+    project.write("top/inner", "packed\n");
+    let tar = Command::new("tar").args(["-czf", "some.tar.gz", "top"]).current_dir(project.root()).status();
+    assert!(tar.unwrap().success());
+    project.give_away();
+    project.vimg(&["build"]).succeeds();
+    // The second time everything is so already.
+    let log = project.vimg(&["log", "it@all#2"]).stdout;
+    let so = log.lines().filter(|l| l.ends_with("was so already")).count();
+    assert_eq!(so, 15, "{log}");
+}
+
+/// Each of these fails in its own way: the right words, nothing kept, the
+/// program still well. They are images of one project, so that they boot side
+/// by side.
+#[test]
+fn faults_have_names_and_leave_nothing() {
+    let faults: [(&str, &str, &str); 6] = [
+        (
+            "panic",
+            "echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger; sleep 60",
+            "the machine's kernel panicked",
+        ),
+        ("off", "systemctl poweroff --force --force; sleep 60", "the machine switched itself off"),
+        (
+            "agent",
+            "kill -9 $(systemctl show -P MainPID vimg-agent); sleep 60",
+            "the agent in the machine died",
+        ),
+        ("full", "dd if=/dev/urandom of=/big bs=1M", "the machine's disk is full"),
+        ("endless", "echo waiting; sleep infinity", "it did not end within 5 s"),
+        (
+            "chatty",
+            "yes 0123456789012345678901234567890123456789 | head -c 1000000000; echo the end; exit 3",
+            "exit code 3",
+        ),
+    ];
+    let project = Project::new("faults");
+    let mut text = "use \"std/debian.vimg\"\nimage \"small\" { bootstrap \"debian\" suite=\"bookworm\"; machine disk=\"2GiB\" memory=\"512MiB\" }\n".to_owned();
+    for (name, script, _) in faults {
+        let timeout = if name == "endless" { "timeout=\"5s\"" } else { "" };
+        text.push_str(&format!(
+            "image \"{name}\" {{ from \"small\"; layer \"{name}\" }}\n\
+             configuration \"{name}\" {{ run {timeout} {{ script {script:?} }} }}\n"
+        ));
+    }
+    project.write("main.vimg", &text);
+    let built = project.vimg(&["build", "--keep-going", "--jobs", "2"]);
+    assert_eq!(built.code, 1);
+    for (name, _, words) in faults {
+        built.says(words);
+        let record = project.vimg(&["why", name]);
+        assert!(
+            record.stdout.contains(&format!("build  {name}@{name}")),
+            "{name} was kept: {}",
+            record.stdout
+        );
+    }
+    built.says("the end");
+    // What a gigabyte of output left of itself: its head and its tail.
+    let log = project.vimg(&["log", "chatty"]).stdout;
+    assert!(log.contains("bytes of output left out") && log.len() < 10 << 20, "{} bytes", log.len());
+    assert!(built.peak_memory < 200 << 20, "vimg itself took {} bytes", built.peak_memory);
+    project.nothing_runs();
+}
+
+#[test]
+fn killed_programs_leave_nothing_and_the_next_build_goes_on() {
+    let project = with_layer("kills", "run { script \"sleep 5\" }\nrun { script \"echo done\" }");
+    project.vimg(&["build", "debian-12"]).succeeds();
+    // QEMU is killed: a named error.
+    let mut running = project.start(&["build"]);
+    let qemu = running.wait_for_qemu();
+    rustix::process::kill_process(qemu, rustix::process::Signal::KILL).unwrap();
+    let killed: Tested = running.finish();
+    assert_eq!(killed.code, 4, "{}", killed.stderr);
+    killed.says("QEMU was killed or crashed");
+    // vimg is killed: its machine goes with it.
+    let mut running = project.start(&["build"]);
+    running.wait_for_qemu();
+    running.kill();
+    project.nothing_runs();
+    // Ctrl-C: told, and clean.
+    let mut running = project.start(&["build"]);
+    running.wait_for_qemu();
+    running.interrupt();
+    let stopped = running.finish();
+    assert_eq!(stopped.code, 130, "{}", stopped.stderr);
+    project.nothing_runs();
+    let done = project.vimg(&["build"]);
+    done.succeeds();
+    assert_eq!(done.built(), ["it@it"]);
+    assert_eq!(project.staging(), 0, "staging is empty after a build");
+}
+
+#[test]
+fn two_builds_of_one_store_make_a_state_once() {
+    let project = with_layer("twice", "run { script \"sleep 3; date +%s%N >/stamp\" }");
+    project.vimg(&["build", "debian-12"]).succeeds();
+    let (a, b) = (project.start(&["build"]), project.start(&["build"]));
+    let (a, b) = (a.finish(), b.finish());
+    a.succeeds();
+    b.succeeds();
+    assert_eq!(a.boots() + b.boots(), 1, "{}\n{}", a.stderr, b.stderr);
+}
+
+#[test]
+fn a_long_chain_is_joined_and_a_big_tree_arrives() {
+    let project = Project::new("chain");
+    let mut text = "use \"std/debian.vimg\"\nimage \"it\" {\n from \"debian-12\"\n".to_owned();
+    for n in 0..20 {
+        text.push_str(&format!("layer \"mark\" n={n}\n"));
+    }
+    text.push_str("layer \"tree\"\nlayer \"test\"\n}\n");
+    text.push_str("configuration \"mark\" { input \"n\" type=\"int\"; file \"/marks/{{ n }}\" content=\"{{ n }}\\n\" }\n");
+    text.push_str("configuration \"tree\" { directory \"/srv/many\" from=\"many\" }\n");
+    text.push_str(
+        "configuration \"test\" { run { script \"test $(ls /marks | wc -l) = 20; \
+         test $(find /srv/many -type f | wc -l) = 10000; test \\\"$(cat /srv/many/42/42)\\\" = 'file 42 42'\" } }\n",
+    );
+    project.write("main.vimg", &text);
+    for a in 0..100 {
+        for b in 0..100 {
+            project.write(&format!("many/{a}/{b}"), &format!("file {a} {b}\n"));
+        }
+    }
+    project.give_away();
+    let built = project.vimg(&["build"]);
+    built.succeeds();
+    assert_eq!(built.boots(), 1, "22 layers, one machine");
+    // And a machine can be started from such a state.
+    project.edit("main.vimg", "= 20;", "= 20; true;");
+    let again = project.vimg(&["build"]);
+    again.succeeds();
+    assert_eq!(again.built(), ["it@test"]);
+}
+
+#[test]
+fn trixie_is_bootstrapped_and_a_disk_can_be_imported() {
+    let project = Project::new("trixie");
+    project.write(
+        "main.vimg",
+        "image \"base\" { bootstrap \"debian\" suite=\"trixie\" { package \"tree\" }; machine disk=\"3GiB\" }\n\
+         image \"it\" { from \"base\"; layer \"mark\"; output \"qcow2\" path=\"it.qcow2\"; output \"raw\" path=\"it.img\" }\n\
+         configuration \"mark\" { file \"/mark\" content=\"here\\n\"; run { script \"tree --version; . /etc/os-release; test $VERSION_CODENAME = trixie\" } }\n",
+    );
+    project.vimg(&["build"]).succeeds();
+    let raw = std::fs::metadata(project.path("it.img")).unwrap();
+    use std::os::unix::fs::MetadataExt;
+    assert!(raw.len() == 3 << 30 && raw.blocks() * 512 < 2 << 30, "the raw disk is not sparse");
+
+    // What was exported is a disk with an agent, so it can be a base again.
+    let sha256 = machines::sha256(&project.path("it.qcow2"));
+    let import = Project::new("import");
+    import.take(&project.path("it.qcow2"), "it.qcow2");
+    let recipe = |sum: &str| {
+        format!(
+            "image \"base\" {{ disk \"it.qcow2\" sha256=\"{sum}\" }}\nimage \"it\" {{ from \"base\"; layer \"test\" }}\n\
+             configuration \"test\" {{ run {{ script \"test $(cat /mark) = here; test -s /etc/machine-id\" }} }}\n"
+        )
+    };
+    import.write("main.vimg", &recipe(&"0".repeat(64)));
+    let wrong = import.vimg(&["build"]);
+    assert_eq!(wrong.code, 4);
+    wrong.says(&sha256);
+    import.write("main.vimg", &recipe(&sha256));
+    import.vimg(&["build"]).succeeds();
+}
+
+#[test]
+fn a_missing_qemu_has_a_name_and_a_remedy() {
+    let project = with_layer("no-qemu", "file \"/x\" content=\"\"");
+    project.vimg(&["build", "debian-12"]).succeeds();
+    let empty = tempfile::tempdir().unwrap();
+    let missing = project.vimg_with(&["build"], |command| {
+        command.env("PATH", Path::new(empty.path()));
+    });
+    assert_eq!(missing.code, 4, "{}", missing.stderr);
+    missing.says("`qemu-system-x86_64` is not installed");
+    missing.says("apt-get install qemu-system-x86");
+}
