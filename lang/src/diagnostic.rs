@@ -108,6 +108,12 @@ codes! {
     TemplateFailed = "template-failed",
 }
 
+/// The most mistakes that are reported at once: who makes more has made one
+/// of them very often.
+pub const MOST: usize = 200;
+/// Names beyond which none is proposed.
+const MOST_NAMES: usize = 2000;
+
 /// A mistake: what, where, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
@@ -179,7 +185,7 @@ impl Diagnostic {
     /// Proposes the nearest of `names` to `wanted`, or lists them when they
     /// are few and none is near.
     pub fn suggest<'a>(self, wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Self {
-        let mut names: Vec<&str> = names.into_iter().collect();
+        let mut names: Vec<&str> = names.into_iter().take(MOST_NAMES).collect();
         names.sort_unstable();
         names.dedup();
         if let Some(near) = nearest(wanted, &names) {

@@ -1,9 +1,9 @@
 //! From declarations to the [`Model`]: fills in inputs, renders templates and
 //! turns nodes into typed values. Names are known to be good by now.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::diagnostic::{Code, Diagnostic};
+use crate::diagnostic::{Code, Diagnostic, MOST};
 use crate::load;
 use crate::model::{Bootstrap, Check, DiskFormat, Image, Layer, Machine, Model, Origin, Output, Probe};
 use crate::resolve::{self, At, Capability, Configuration, Declarations};
@@ -42,6 +42,7 @@ pub fn compile(request: &Request, sources: &mut Sources) -> Result<Model, Vec<Di
         out,
         renderer: Renderer::new(),
         templates: HashMap::new(),
+        used: HashSet::new(),
     };
     let mut model = Model::default();
     if elaborator.out.is_empty() {
@@ -55,14 +56,9 @@ pub fn compile(request: &Request, sources: &mut Sources) -> Result<Model, Vec<Di
         return Ok(model);
     }
     // A configuration that is applied twice reports its mistakes twice.
-    let mut seen = Vec::new();
-    out.retain(|d| {
-        let new = !seen.contains(&(d.code, d.primary.clone(), d.message.clone()));
-        if new {
-            seen.push((d.code, d.primary.clone(), d.message.clone()));
-        }
-        new && seen.len() <= 200
-    });
+    let mut seen = HashSet::new();
+    out.retain(|d| seen.insert((d.code, d.primary.as_ref().map(|(span, _)| *span), d.message.clone())));
+    out.truncate(MOST);
     Err(out)
 }
 
@@ -74,6 +70,8 @@ struct Provider {
     configuration: String,
     span: Span,
     values: Vars,
+    /// Its layer has a mistake: nothing is known of its inputs.
+    broken: bool,
 }
 
 /// What an image hands on to those made from it.
@@ -89,6 +87,8 @@ struct Elaborator<'a> {
     out: Vec<Diagnostic>,
     renderer: Renderer,
     templates: HashMap<FileRef, Option<SourceId>>,
+    /// Files and directories of the project that the recipe names.
+    used: HashSet<FileRef>,
 }
 
 impl Elaborator<'_> {
@@ -97,6 +97,10 @@ impl Elaborator<'_> {
         let mut placed: HashMap<usize, usize> = HashMap::new();
         let mut handed: Vec<Inherited> = Vec::new();
         for &index in &declarations.order {
+            // Each mistake may stand here many times, for as many layers.
+            if self.out.len() >= 10 * MOST {
+                break;
+            }
             let declared = &declarations.images[index];
             let parent = declared.from.and_then(|i| placed.get(&i).copied());
             let mut inherited = parent.map_or_else(Inherited::default, |p| handed[p].clone());
@@ -105,7 +109,33 @@ impl Elaborator<'_> {
             model.images.push(image);
             handed.push(inherited);
         }
+        self.output_paths(&model);
         model
+    }
+
+    /// Outputs must not be written over each other, nor over what the recipe
+    /// reads.
+    fn output_paths(&mut self, model: &Model) {
+        let mut paths: BTreeMap<&str, Span> = BTreeMap::new();
+        for output in model.images.iter().flat_map(|i| &i.outputs) {
+            if let Some(first) = paths.insert(&output.path, output.span) {
+                self.out.push(
+                    Diagnostic::error(Code::Conflict, output.span, "two outputs have the same path")
+                        .related(first, "the other one")
+                        .help("give each its own path"),
+                );
+            }
+            let file = FileRef::project(output.path.clone());
+            let below =
+                |dir: &FileRef| dir.root == file.root && file.path.starts_with(&format!("{}/", dir.path));
+            let read = self.used.contains(&file) || self.used.iter().any(below);
+            if read || self.sources.iter().any(|s| s.name == file.to_string()) {
+                self.out.push(
+                    Diagnostic::error(Code::Conflict, output.span, format!("`{file}` is read by the recipe"))
+                        .help("write the output elsewhere"),
+                );
+            }
+        }
     }
 
     fn image(
@@ -142,18 +172,8 @@ impl Elaborator<'_> {
             }
             image.layers.push(made);
         }
-        let mut paths: HashMap<String, Span> = HashMap::new();
         for output in at.children_named("output") {
-            if let Some(output) = self.output(output, &scope) {
-                if let Some(first) = paths.insert(output.path.clone(), output.span) {
-                    self.out.push(
-                        Diagnostic::error(Code::Conflict, output.span, "two outputs have the same path")
-                            .related(first, "the other one")
-                            .help("give each its own path"),
-                    );
-                }
-                image.outputs.push(output);
-            }
+            image.outputs.extend(self.output(output, &scope));
         }
         image.checks = at.children_named("check").map(|c| self.check(c, &scope)).collect();
         image
@@ -184,7 +204,13 @@ impl Elaborator<'_> {
         };
         let mut packages: Vec<String> = Vec::new();
         for package in node.children_named("package") {
-            packages.extend(self.texts(package, scope));
+            packages.extend(
+                package
+                    .node
+                    .args
+                    .iter()
+                    .filter_map(|a| self.parsed(a, package, scope, primitive::package_name)),
+            );
         }
         packages.sort();
         packages.dedup();
@@ -224,7 +250,7 @@ impl Elaborator<'_> {
             }
         }
         if let Some(arg) = at.node.prop("disk") {
-            match self.size(arg, at, scope) {
+            match self.size(arg, at, scope).map(|n| n.checked_next_multiple_of(1 << 20).unwrap_or(n)) {
                 Some(n) if derived && n != machine.disk => self.out.push(
                     Diagnostic::error(
                         Code::Conflict,
@@ -233,7 +259,7 @@ impl Elaborator<'_> {
                     )
                     .help("set `disk` where the disk is made: beside `bootstrap`"),
                 ),
-                Some(n) if (1 << 30..=16 << 40).contains(&n) => machine.disk = n.next_multiple_of(1 << 20),
+                Some(n) if (1 << 30..=16 << 40).contains(&n) => machine.disk = n,
                 Some(_) => {
                     self.out.push(refuse(at, arg, "a disk has 1 GiB to 16 TiB", "8GiB will do for most"))
                 }
@@ -246,8 +272,10 @@ impl Elaborator<'_> {
         let arg = at.node.prop("path")?;
         let path = self.text(arg, at, scope)?;
         let span = at.span(&arg.range);
-        let normal =
-            FileRef::project("").join(&path).filter(|f| !path.starts_with("//") && !f.path.is_empty());
+        // A plain path: `std/` has no meaning here.
+        let normal = FileRef::project("")
+            .join(&format!("./{path}"))
+            .filter(|f| !path.starts_with('/') && !f.path.is_empty());
         let Some(file) = normal else {
             self.out.push(
                 Diagnostic::error(Code::InvalidValue, span, "an output stays below the output directory")
@@ -271,6 +299,10 @@ impl Elaborator<'_> {
         let mut vars = params.clone();
         for (name, span) in &configuration.requires {
             match inherited.providers.get(*name) {
+                Some(provider) if provider.broken => {
+                    self.broken(at, configuration, inherited);
+                    return empty_layer(at, configuration);
+                }
                 Some(provider) => vars.extend(provider.values.clone()),
                 None => {
                     let providers: Vec<String> = declarations
@@ -296,11 +328,15 @@ impl Elaborator<'_> {
                         .help(help),
                     );
                     // Its inputs are unknown: rendering would only add noise.
+                    self.broken(at, configuration, inherited);
                     return empty_layer(at, configuration);
                 }
             }
         }
-        let Some(own) = own else { return empty_layer(at, configuration) };
+        let Some(own) = own else {
+            self.broken(at, configuration, inherited);
+            return empty_layer(at, configuration);
+        };
         vars.extend(own.clone());
         let scope = Scope::new(vars.clone());
         let steps = self.steps(configuration.at, &scope);
@@ -321,6 +357,16 @@ impl Elaborator<'_> {
             steps,
             reads,
             checks,
+        }
+    }
+
+    /// Notes that a layer with a mistake would have provided something, so
+    /// that those who require it are not reported as well.
+    fn broken(&self, at: At, configuration: &Configuration, inherited: &mut Inherited) {
+        for (name, _) in &configuration.provides {
+            let configuration = configuration.at.name().to_owned();
+            let provider = Provider { configuration, span: at.head(), values: Vars::new(), broken: true };
+            inherited.providers.entry((*name).to_owned()).or_insert(provider);
         }
     }
 
@@ -347,9 +393,13 @@ impl Elaborator<'_> {
         let values = capability
             .inputs
             .iter()
-            .filter_map(|i| Some((i.at.name().to_owned(), own.get(i.at.name())?.clone())))
+            .filter_map(|i| {
+                let name = crate::value::template_name(i.at.name());
+                let value = own.get(&name)?.clone();
+                Some((name, value))
+            })
             .collect();
-        Provider { configuration: configuration.at.name().to_owned(), span: at.head(), values }
+        Provider { configuration: configuration.at.name().to_owned(), span: at.head(), values, broken: false }
     }
 
     fn check(&mut self, at: At, scope: &Scope) -> Check {

@@ -148,12 +148,19 @@ fn quoted(rest: &str, hashes: usize) -> (Kind, usize) {
     while at < bytes.len() {
         match bytes[at] {
             b'\\' if !raw => {
-                // An escape covers the next character, which may be several
-                // bytes; only ASCII ones matter to this loop.
-                at += 2;
+                // An escape covers the next character, or all the blanks and
+                // newlines that follow.
+                at += 1;
+                if bytes.get(at).is_some_and(|b| b" \t\r\n".contains(b)) {
+                    while bytes.get(at).is_some_and(|b| b" \t\r\n".contains(b)) {
+                        at += 1;
+                    }
+                } else {
+                    at += 1;
+                }
                 continue;
             }
-            b'\n' if !multi && !is_escaped_newline(bytes, at) => return (kind, at),
+            b'\n' if !multi => return (kind, at),
             b'"' => {
                 let tail = &bytes[at..];
                 let closing = tail.len() >= quotes + hashes
@@ -172,13 +179,6 @@ fn quoted(rest: &str, hashes: usize) -> (Kind, usize) {
         end += 1;
     }
     (kind, end)
-}
-
-/// In a one-line string a newline may follow `\` and blanks.
-fn is_escaped_newline(bytes: &[u8], newline: usize) -> bool {
-    let before = &bytes[..newline];
-    let blanks = before.iter().rev().take_while(|b| matches!(b, b' ' | b'\t' | b'\r' | b'\n')).count();
-    before.len() > blanks && before[before.len() - blanks - 1] == b'\\'
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub mod model;
 mod elaborate;
 mod format;
 
-pub use diagnostic::{Code, Diagnostic, Severity};
+pub use diagnostic::{Code, Diagnostic, MOST, Severity};
 pub use elaborate::{Request, compile};
 pub use format::format;
 pub use model::Model;

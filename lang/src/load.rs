@@ -170,7 +170,7 @@ pub(crate) fn unreadable(
         ReadError::TooLarge => (
             Code::TooLarge,
             format!("`{file}` is too large"),
-            Some(format!("recipes and templates have at most {} MiB", MAX_RECIPE >> 20)),
+            Some(format!("recipes and templates have at most {} KiB", MAX_RECIPE >> 10)),
         ),
         ReadError::Other(why) => (Code::UnreadableFile, format!("`{file}` can't be read: {why}"), None),
     };

@@ -129,10 +129,13 @@ pub(crate) fn resolve<'a>(files: &'a [Loaded], out: &mut Vec<Diagnostic>) -> Dec
 
 /// Drops and reports what is declared a second time.
 fn unique<'a>(nodes: impl Iterator<Item = At<'a>>, what: &str, out: &mut Vec<Diagnostic>) -> Vec<At<'a>> {
-    let mut first: HashMap<&str, At<'a>> = HashMap::new();
+    let mut first: HashMap<String, At<'a>> = HashMap::new();
     let mut kept = Vec::new();
+    // Two names that templates can't tell apart are one.
+    let read = matches!(what, "input" | "parameter");
     for at in nodes {
-        if let Some(earlier) = first.get(at.name()) {
+        let name = if read { crate::value::template_name(at.name()) } else { at.name().to_owned() };
+        if let Some(earlier) = first.get(&name) {
             out.push(
                 Diagnostic::error(
                     Code::DuplicateName,
@@ -143,7 +146,7 @@ fn unique<'a>(nodes: impl Iterator<Item = At<'a>>, what: &str, out: &mut Vec<Dia
                 .help("give one of them another name"),
             );
         } else {
-            first.insert(at.name(), at);
+            first.insert(name, at);
             kept.push(at);
         }
     }
@@ -237,7 +240,13 @@ fn images<'a>(declarations: &mut Declarations<'a>, nodes: Vec<At<'a>>, out: &mut
                     .help("an image is made from one thing: keep one of `from`, `bootstrap` and `disk`"),
             ),
         }
+        if out.len() >= crate::diagnostic::MOST {
+            break;
+        }
         for layer in at.children_named("layer") {
+            if out.len() >= crate::diagnostic::MOST {
+                break;
+            }
             if !declarations.configurations.contains_key(layer.name()) {
                 out.push(
                     Diagnostic::error(

@@ -27,6 +27,9 @@ impl Checker<'_> {
     fn nodes(&mut self, nodes: &[Node], kinds: &[Kind], within: Option<&str>) {
         let mut seen: HashMap<&str, &Node> = HashMap::new();
         for node in nodes {
+            if self.out.len() >= crate::diagnostic::MOST {
+                return;
+            }
             let Some(kind) = kinds.iter().find(|k| k.name == node.name) else {
                 let place = within.map_or("here".to_owned(), |w| format!("in `{w}`"));
                 self.out.push(
@@ -157,7 +160,7 @@ impl Checker<'_> {
     }
 
     fn value(&mut self, arg: &Arg, field: &Field, what: &str) {
-        match literal(arg, field.ty) {
+        match literal(arg, field) {
             Ok(()) => {}
             Err(Wrong::Type) => self.out.push(
                 Diagnostic::error(
@@ -204,7 +207,8 @@ enum Wrong {
 }
 
 /// Checks a value that is known without rendering anything.
-fn literal(arg: &Arg, ty: Ty) -> Result<(), Wrong> {
+fn literal(arg: &Arg, field: &Field) -> Result<(), Wrong> {
+    let ty = field.ty;
     let text = match &arg.value {
         Scalar::String(text) => text,
         Scalar::Int(n) => {
@@ -227,7 +231,10 @@ fn literal(arg: &Arg, ty: Ty) -> Result<(), Wrong> {
             Err(Wrong::Value("a name has letters, digits, `-`, `_` and `.`, at most 64 of them".into()))
         };
     }
-    if !arg.raw && value::is_template(text) {
+    // Words say what a node is; only a service's state may be a template,
+    // since it is looked at again when it has been rendered.
+    let fixed = matches!(ty, Ty::Word(_)) && field.name != "state";
+    if !arg.raw && !fixed && value::is_template(text) {
         return Ok(());
     }
     match ty {

@@ -66,6 +66,8 @@ impl fmt::Display for FileRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.root {
             Root::Project if self.path.is_empty() => f.write_str("."),
+            // Not to be taken for the library's.
+            Root::Project if self.path.starts_with("std/") => write!(f, "./{}", self.path),
             Root::Project => f.write_str(&self.path),
             Root::Std => write!(f, "std/{}", self.path),
         }
@@ -170,9 +172,15 @@ impl Sources {
         if let Some(id) = self.by_name.get(&name) {
             return *id;
         }
+        let id = self.add_new(name.clone(), text);
+        self.by_name.insert(name, id);
+        id
+    }
+
+    /// Adds a text that is no file of the project, whatever its name.
+    pub fn add_new(&mut self, name: impl Into<String>, text: impl Into<Arc<str>>) -> SourceId {
         let id = SourceId(self.list.len() as u32);
-        self.by_name.insert(name.clone(), id);
-        self.list.push(Source { name, text: text.into() });
+        self.list.push(Source { name: name.into(), text: text.into() });
         id
     }
 

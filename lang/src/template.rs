@@ -14,6 +14,12 @@ use crate::value::Value;
 /// Steps that one template may take; a page of HTML needs some hundreds.
 const FUEL: u64 = 5_000_000;
 
+/// Longest `{{ ... }}` or `{% ... %}` in bytes: the engine's parser descends
+/// once for each operator, and a stack is not endless.
+const MAX_TAG: usize = 4096;
+/// Most that one template may yield, in bytes.
+const MAX_OUTPUT: usize = 16 << 20;
+
 /// The names that a template can read.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Scope {
@@ -22,10 +28,8 @@ pub(crate) struct Scope {
 }
 
 impl Scope {
-    /// Templates write `_` where a name has `-` or `.`, which would be
-    /// operators there.
+    /// The names are those that [`value::template_name`](crate::value::template_name) gives.
     pub(crate) fn new(vars: BTreeMap<String, Value>) -> Self {
-        let vars = vars.into_iter().map(|(name, value)| (name.replace(['-', '.'], "_"), value)).collect();
         Self { vars: Arc::new(vars), reads: Arc::default() }
     }
 
@@ -133,10 +137,24 @@ pub(crate) fn path_text(file: &crate::source::FileRef) -> String {
 }
 
 fn render(env: &Environment<'static>, text: &str, place: Place, scope: &Scope) -> Result<String, Diagnostic> {
+    if let Some(range) = long_tag(text) {
+        let span = place.of(Some(range));
+        let message = "this template has too long an expression";
+        return Err(Diagnostic::error(Code::TemplateSyntax, span, message)
+            .help(format!("at most {MAX_TAG} bytes; give parts of it names with `{{% set %}}`")));
+    }
     let missed = Arc::new(Mutex::new(None));
     let tracker = Tracker { scope: scope.clone(), missed: missed.clone() };
     let context = minijinja::Value::from_object(tracker);
-    env.render_str(text, context).map_err(|error| {
+    let mut out = Bounded(Vec::new());
+    let rendered =
+        env.template_from_str(text).and_then(|t| t.render_captured_to(context, &mut out).map(|_| ()));
+    let full = out.0.len() >= MAX_OUTPUT;
+    rendered.map(|()| String::from_utf8_lossy(&out.0).into_owned()).map_err(|error| {
+        if full {
+            return Diagnostic::error(Code::TemplateFailed, place.span, "this template yields too much")
+                .help(format!("at most {} MiB; copy large files with `from=`", MAX_OUTPUT >> 20));
+        }
         let span = place.of(error.range());
         let detail = error.detail().unwrap_or("").to_owned();
         match error.kind() {
@@ -148,8 +166,13 @@ fn render(env: &Environment<'static>, text: &str, place: Place, scope: &Scope) -
             .label(detail)
             .help("`{{ name }}` inserts a value; mark a string `(raw)\"...\"` to keep braces as they are"),
             ErrorKind::UndefinedError => {
+                // What was missed last need not be what the error is about.
+                let at = error.range().and_then(|r| text.get(r)).unwrap_or("").trim().to_owned();
                 let missed = missed.lock().unwrap_or_else(PoisonError::into_inner).take();
-                let name = missed.unwrap_or_default();
+                let Some(name) = missed.filter(|m| *m == at || at.is_empty()) else {
+                    return Diagnostic::error(Code::UndefinedName, span, format!("`{at}` is not defined"))
+                        .help("the value before the dot has no such part");
+                };
                 Diagnostic::error(Code::UndefinedName, span, format!("`{name}` is not defined here"))
                     .suggest(&name, scope.vars.keys().map(String::as_str))
                     .help_if_none("declare it with `param`, or as an `input` of the configuration")
@@ -165,6 +188,46 @@ fn render(env: &Environment<'static>, text: &str, place: Place, scope: &Scope) -
             }
         }
     })
+}
+
+/// A buffer that takes no more than [`MAX_OUTPUT`].
+struct Bounded(Vec<u8>);
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_OUTPUT {
+            self.0.resize(MAX_OUTPUT, b' ');
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Where an expression is longer than it may be.
+fn long_tag(text: &str) -> Option<std::ops::Range<usize>> {
+    let mut at = 0;
+    while let Some(start) = text[at..].find('{').map(|n| at + n) {
+        let rest = &text[start..];
+        let close = if rest.starts_with("{{") {
+            "}}"
+        } else if rest.starts_with("{%") {
+            "%}"
+        } else {
+            at = start + 1;
+            continue;
+        };
+        let length = rest.find(close).unwrap_or(rest.len());
+        if length > MAX_TAG {
+            return Some(start..start + 2);
+        }
+        at = start + 2;
+    }
+    None
 }
 
 #[cfg(test)]
@@ -205,6 +268,12 @@ mod tests {
         assert_eq!(render("{{ prot }}"), Err(Code::UndefinedName));
         assert_eq!(render("{{ port "), Err(Code::TemplateSyntax));
         assert_eq!(render("{{ name | nofilter }}"), Err(Code::TemplateFailed));
+        assert_eq!(render(&format!("{{{{ 1{} }}}}", "+1".repeat(100_000))), Err(Code::TemplateSyntax));
+        assert_eq!(
+            render("{% for a in range(9000) %}{{ 'x' * 9000 }}{% endfor %}"),
+            Err(Code::TemplateFailed)
+        );
+        assert_eq!(render("{{ port.foo }}"), Err(Code::UndefinedName));
         let forever = "{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}";
         assert_eq!(render(forever), Err(Code::TemplateFailed));
     }

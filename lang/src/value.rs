@@ -178,8 +178,8 @@ pub fn guest_path(text: &str) -> Result<String, String> {
     if text.split('/').any(|part| part == "..") {
         return Err("a path in the machine has no `..`".to_owned());
     }
-    if text.contains(['\0', '\n']) {
-        return Err("a path has no newline".to_owned());
+    if text.contains(char::is_control) {
+        return Err("a path has no control characters".to_owned());
     }
     let parts: Vec<&str> = text.split('/').filter(|p| !p.is_empty() && *p != ".").collect();
     Ok(format!("/{}", parts.join("/")))
@@ -191,6 +191,12 @@ pub fn is_name(text: &str) -> bool {
         && text.len() <= 64
         && text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+}
+
+/// How templates call what a recipe calls `name`: `-` and `.` would be
+/// operators there.
+pub(crate) fn template_name(name: &str) -> String {
+    name.replace(['-', '.'], "_")
 }
 
 /// Whether `text` is rendered before it is used.

@@ -149,9 +149,13 @@ impl Project {
         Running::new(command.spawn().unwrap())
     }
 
-    /// Directories of work in progress.
-    pub(crate) fn staging(&self) -> usize {
-        std::fs::read_dir(base().join("store/staging")).unwrap().count()
+    /// Directories of work in progress whose process is gone.
+    pub(crate) fn abandoned_staging(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(base().join("store/staging")).unwrap().flatten();
+        entries
+            .map(|e| e.file_name().into_string().unwrap())
+            .filter(|name| !Path::new("/proc").join(name.split('-').next().unwrap()).exists())
+            .collect()
     }
 
     /// No machine of this project's runs is left.

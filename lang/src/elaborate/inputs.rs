@@ -17,7 +17,7 @@ impl Elaborator<'_> {
         let find = |name: &str| declarations.params.iter().find(|p| p.at.name() == name);
         let names = || declarations.params.iter().map(|p| p.at.name());
         if let Some((name, text)) = &request.values {
-            let source = self.sources.add(name.clone(), text.as_str());
+            let source = self.sources.add_new(name.clone(), text.as_str());
             match crate::syntax::parse(source, text) {
                 Err(errors) => self.out.extend(errors),
                 Ok(document) => {
@@ -37,7 +37,20 @@ impl Elaborator<'_> {
                         let base = FileRef::project("");
                         let place = ValuePlace { source, base: &base, span: span(&node.head_range) };
                         if let Some(value) = self.value(&node.args, param.ty, &place, &Scope::default()) {
-                            given.insert(node.name.clone(), value);
+                            if given.insert(node.name.clone(), value).is_some() {
+                                let message = format!("`{}` is given twice", node.name);
+                                self.out.push(
+                                    Diagnostic::error(Code::Duplicate, span(&node.name_range), message)
+                                        .help("remove one of them"),
+                                );
+                            }
+                        }
+                        if let Some(prop) = node.props.first() {
+                            let message = format!("`{}` takes arguments, not properties", node.name);
+                            self.out.push(
+                                Diagnostic::error(Code::UnknownProperty, span(&prop.name_range), message)
+                                    .help(format!("write `{} VALUE`", node.name)),
+                            );
                         }
                     }
                 }
@@ -71,7 +84,7 @@ impl Elaborator<'_> {
             let value = given.remove(param.at.name()).or_else(|| self.default(param, &vars));
             match value {
                 Some(value) => {
-                    vars.insert(param.at.name().to_owned(), value);
+                    vars.insert(value::template_name(param.at.name()), value);
                 }
                 None if param.default().is_some() => {}
                 None => self.out.push(
@@ -125,6 +138,15 @@ impl Elaborator<'_> {
                 );
             }
         }
+        for child in at.node.children() {
+            let below = child.children().next().map(|n| &n.name_range);
+            if let Some(range) = child.props.first().map(|p| &p.name_range).or(below) {
+                self.out.push(
+                    Diagnostic::error(Code::UnknownProperty, at.span(range), "an input takes arguments only")
+                        .help(format!("write `{} VALUE`", child.name)),
+                );
+            }
+        }
         let mut own = Vars::new();
         for input in &configuration.inputs {
             let name = input.at.name();
@@ -135,7 +157,7 @@ impl Elaborator<'_> {
             });
             match value {
                 Some(value) => {
-                    own.insert(name.to_owned(), value);
+                    own.insert(value::template_name(name), value);
                 }
                 None if input.default().is_some() || self.out.len() > before => {}
                 None => self.out.push(

@@ -289,11 +289,10 @@ fn resource(primitive: &Primitive) -> Option<String> {
 }
 
 /// `name`, `name:arch`, `name=version` or `name/suite`; never an option.
-fn package_name(text: &str) -> Result<String, String> {
-    let good = text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text.len() <= 200
-        && !text.ends_with(['-', '+'])
-        || text.ends_with("++");
+pub(super) fn package_name(text: &str) -> Result<String, String> {
+    // apt takes a `-` or `+` at the end of a name as an order.
+    let ordered = text.ends_with(['-', '+']) && !text.ends_with("++");
+    let good = text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.len() <= 200 && !ordered;
     let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "+-.:=~/_".contains(c));
     if good && plain {
         Ok(text.to_owned())
@@ -333,6 +332,8 @@ mod tests {
         assert!(package_name("g++").is_ok());
         assert!(package_name("-oDPkg::Pre-Invoke::=sh").is_err());
         assert!(package_name("nginx-").is_err());
+        assert!(package_name("-oDir::Bin=/x++").is_err());
+        assert!(package_name("a,b").is_err());
         assert_eq!(unit_name("nginx"), Ok("nginx.service".into()));
         assert_eq!(unit_name("apt-daily.timer"), Ok("apt-daily.timer".into()));
         assert!(unit_name("--now").is_err());

@@ -31,10 +31,6 @@ impl Elaborator<'_> {
         self.render(arg, at.loaded.source, scope)
     }
 
-    pub(super) fn texts(&mut self, at: At, scope: &Scope) -> Vec<String> {
-        at.node.args.iter().filter_map(|arg| self.text(arg, at, scope)).collect()
-    }
-
     /// Renders a string and reads it, reporting what can't be read.
     pub(super) fn parsed<T>(
         &mut self,
@@ -114,7 +110,10 @@ impl Elaborator<'_> {
             return None;
         };
         let error = match self.files.kind(&file) {
-            Ok(found) if found == kind => return Some(file),
+            Ok(found) if found == kind => {
+                self.used.insert(file.clone());
+                return Some(file);
+            }
             Ok(FileKind::File) => {
                 let message = format!("`{file}` is a file, not a directory");
                 self.out.push(
