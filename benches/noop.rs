@@ -5,6 +5,12 @@
 //! own. States are made by the tests' fake provider; what is measured is the
 //! program as users run it, from start to exit.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a benchmark prints, and stops where it can't go on"
+)]
+
 #[path = "../tests/common/mod.rs"]
 mod common;
 

@@ -201,6 +201,32 @@ fn style(global: &Global) -> Style {
     Style { colour, json: global.format == Format::Json, quiet: global.quiet, verbose: global.verbose }
 }
 
+/// Reads a recipe that is no file of a project: at most as much of it as vimg
+/// reads, and nothing that blocks or never ends.
+fn read_recipe(path: &std::path::Path) -> Result<String, Error> {
+    use std::io::Read;
+    use std::os::unix::fs::OpenOptionsExt;
+    let fail = |why: String, help: &str| {
+        Error::Message(format!("{}: {why}", path.display()), Some(help.to_owned()), RECIPE)
+    };
+    let nonblock = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(nonblock)
+        .open(path)
+        .map_err(|e| fail(e.to_string(), "check the path and its permissions"))?;
+    if !file.metadata().is_ok_and(|m| m.is_file()) {
+        return Err(fail("this is not a file".into(), "name a file"));
+    }
+    let mut bytes = Vec::new();
+    let limit = vimg_lang::MAX_RECIPE;
+    file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(|e| fail(e.to_string(), "check the file"))?;
+    if bytes.len() > limit {
+        return Err(fail("it is too large".into(), &format!("recipes have at most {} KiB", limit >> 10)));
+    }
+    String::from_utf8(bytes).map_err(|_| fail("it is not UTF-8".into(), "save it as UTF-8"))
+}
+
 /// Prints to standard output. A pipe that was closed is no error.
 fn print(text: &str) -> Outcome {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
@@ -220,6 +246,11 @@ fn report(error: &Error, style: Style) -> u8 {
     let mut err = std::io::stderr().lock();
     match error {
         Error::Code(code) => *code,
+        Error::Message(message, help, code) if style.json => {
+            let error = serde_json::json!({ "message": message, "help": help });
+            let _ = print_json(&serde_json::json!({ "error": error }));
+            *code
+        }
         Error::Message(message, help, code) => {
             let shown = Shown::plain(message).help(help.clone());
             let _ = write!(err, "{}", render(&shown, style));
@@ -234,7 +265,8 @@ fn report(error: &Error, style: Style) -> u8 {
                 let _ = write!(err, "{}", render(&Shown::new(sources, diagnostic), style));
             }
             let n = diagnostics.len();
-            let _ = writeln!(err, "{n} {} in the recipe", if n == 1 { "mistake" } else { "mistakes" });
+            let more = if n >= vimg_lang::MOST { " and possibly more" } else { "" };
+            let _ = writeln!(err, "{n} {}{more} in the recipe", if n == 1 { "mistake" } else { "mistakes" });
             RECIPE
         }
         Error::Build(sources, failures) => {

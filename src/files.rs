@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -98,7 +98,13 @@ impl Project {
         if dir.root == Root::Std {
             return Err(error(dir, "the library has no directories to copy"));
         }
-        let top = self.root.join(&dir.path);
+        // The directory may be a link to another one of the project.
+        let top = self
+            .open_at(&dir.path, OFlags::PATH | OFlags::DIRECTORY)
+            .and_then(|fd| std::fs::canonicalize(format!("/proc/self/fd/{}", fd.as_raw_fd())))
+            .map_err(|e| error(dir, &words(&e)))?;
+        let inner = top.strip_prefix(&self.root).map_err(|_| error(dir, "it is outside of the project"))?;
+        let inner = inner.to_str().ok_or_else(|| error(dir, "its name is not UTF-8"))?.to_owned();
         let mut entries: BTreeMap<String, Node> = BTreeMap::new();
         for found in walkdir::WalkDir::new(&top).follow_links(false) {
             let found = found.map_err(|e| error(dir, &e.to_string()))?;
@@ -116,7 +122,7 @@ impl Project {
                 })?;
                 Node::Link(target.to_owned())
             } else if meta.is_file() {
-                let whole = format!("{}/{path}", dir.path);
+                let whole = format!("{inner}/{path}");
                 let (blob, mode) = self
                     .hash_project(whole.trim_start_matches('/'))
                     .map_err(|e| error(dir, &format!("{path}: {}", words(&e))))?;

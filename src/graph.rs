@@ -26,7 +26,7 @@ pub struct NodeId(u32);
 /// A vertex: a state that is to be there.
 #[derive(Debug)]
 pub struct Node {
-    /// Unique in the graph: `image`, `image@layer`, `image:seal`,
+    /// Unique in the graph: `image:base`, `image@layer`, `image:seal`,
     /// `image:qcow2`.
     pub name: String,
     /// The image that declares it.
@@ -125,6 +125,7 @@ pub struct Graph {
     images: Vec<(String, NodeId)>,
     targets: Vec<Target>,
     by_name: HashMap<String, NodeId>,
+    image_index: HashMap<String, usize>,
 }
 
 /// A file that can't be hashed, and where the recipe names it.
@@ -146,6 +147,7 @@ impl Graph {
                 images: Vec::new(),
                 targets: Vec::new(),
                 by_name: HashMap::new(),
+                image_index: HashMap::new(),
             },
             project,
             errors: Vec::new(),
@@ -173,7 +175,7 @@ impl Graph {
 
     /// The last state of an image, before any output.
     pub fn image(&self, name: &str) -> Option<NodeId> {
-        self.images.iter().find(|(n, _)| n == name).map(|(_, id)| *id)
+        self.image_index.get(name).map(|n| self.images[*n].1)
     }
 
     /// All images with their last states.
@@ -246,12 +248,12 @@ impl Builder<'_> {
             Origin::Bootstrap(bootstrap) => {
                 let description = describe::bootstrap(bootstrap, &image.machine);
                 let work = Work::Bootstrap(bootstrap.clone());
-                self.push(image, format!("{}@base", image.name), work, None, description, image.origin_span)
+                self.push(image, format!("{}:base", image.name), work, None, description, image.origin_span)
             }
             Origin::Disk { file, sha256 } => {
                 let work = Work::Import { file: file.clone(), sha256: sha256.clone() };
                 let description = describe::import(sha256);
-                self.push(image, format!("{}@base", image.name), work, None, description, image.origin_span)
+                self.push(image, format!("{}:base", image.name), work, None, description, image.origin_span)
             }
         };
         for layer in &image.layers {
@@ -264,6 +266,7 @@ impl Builder<'_> {
                 Err(errors) => self.errors.extend(errors),
             }
         }
+        self.graph.image_index.insert(image.name.clone(), self.graph.images.len());
         self.graph.images.push((image.name.clone(), top));
         if image.outputs.is_empty() {
             return;
@@ -304,7 +307,7 @@ impl Builder<'_> {
         if let Some(parent) = parent {
             description.content("parent", parent_state_id(self.graph.node(parent)));
         }
-        description.value("agent behaviour", protocol::BEHAVIOUR);
+        description.value("agent behaviour", format_args!("{}.{}", protocol::PROTOCOL, protocol::BEHAVIOUR));
         let key = description.key();
         self.graph.add(Node {
             name,

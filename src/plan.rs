@@ -75,15 +75,16 @@ impl Plan {
             }
         }
         let mut steps: BTreeMap<NodeId, Step> = BTreeMap::new();
-        let mut present: HashMap<Key, bool> = HashMap::new();
+        let mut known = HashMap::new();
         // Ids grow upwards, so a parent is always planned before its children.
         for id in needed {
             let node = graph.node(id);
             let parent = node.parent.map(|p| (p, steps.get(&p)));
             let below = parent.is_none_or(|(_, step)| step == Some(&Step::Reuse));
-            let there = *present.entry(node.key).or_insert_with(|| store.has(&node.key));
-            // A state without what lies below it can't be used.
-            let step = if there && below { Step::Reuse } else { Step::Build(reason(graph, store, last, id)) };
+            let there = store.whole(&node.key, &mut known).is_some();
+            // A disk that stands alone may be there without its parent.
+            let step =
+                if there && below { Step::Reuse } else { Step::Build(reason(graph, store, last, id, below)) };
             steps.insert(id, step);
         }
         Self { steps }
@@ -103,11 +104,14 @@ impl Plan {
     }
 }
 
-fn reason(graph: &Graph, store: &Store, last: &BTreeMap<String, Key>, id: NodeId) -> Reason {
+fn reason(graph: &Graph, store: &Store, last: &BTreeMap<String, Key>, id: NodeId, below: bool) -> Reason {
     let node = graph.node(id);
     let Some(key) = last.get(&node.name) else { return Reason::New };
     if *key == node.key {
-        return Reason::Missing;
+        return match node.parent {
+            Some(parent) if !below => Reason::Parent(graph.node(parent).name.clone()),
+            _ => Reason::Missing,
+        };
     }
     let Some(record) = store.record(key) else {
         // It was built with another description, which is gone.
@@ -124,40 +128,32 @@ fn reason(graph: &Graph, store: &Store, last: &BTreeMap<String, Key>, id: NodeId
 /// What differs between two descriptions, causes before effects. The parent
 /// is left out: it has reasons of its own.
 pub fn changes(old: &Description, new: &Description) -> Vec<Change> {
-    let index = |d: &Description| {
-        let mut map: BTreeMap<(String, usize), Field> = BTreeMap::new();
-        let mut count: HashMap<String, usize> = HashMap::new();
-        for field in d.fields.iter().filter(|f| f.name != "parent") {
-            // The same name may stand several times, as in two `run`s.
-            let n = count.entry(field.name.clone()).or_default();
-            map.insert((field.name.clone(), *n), field.clone());
-            *n += 1;
-        }
-        map
-    };
-    let (before, after) = (index(old), index(new));
+    let (before, after) = (by_name(old), by_name(new));
     let mut notes = Vec::new();
     let mut found = Vec::new();
-    for (place, field) in &after {
-        let text = match before.get(place) {
-            Some(was) if was.value == field.value => continue,
-            Some(was) if field.kind == FieldKind::Content || was.kind == FieldKind::Content => {
-                format!("{} changed", field.name)
-            }
-            Some(was) => format!("{}: {} -> {}", field.name, brief(&was.value), brief(&field.value)),
-            None if field.kind == FieldKind::Content => format!("{} added", field.name),
-            None => format!("{} {} added", field.name, brief(&field.value)),
-        };
-        let list = if field.kind == FieldKind::Note { &mut notes } else { &mut found };
-        list.push(Change { text });
-    }
-    for (place, field) in before.iter().filter(|(place, _)| !after.contains_key(*place)) {
-        let text = match field.kind {
-            FieldKind::Content => format!("{} removed", place.0),
-            _ => format!("{} {} removed", place.0, brief(&field.value)),
-        };
-        let list = if field.kind == FieldKind::Note { &mut notes } else { &mut found };
-        list.push(Change { text });
+    let names: BTreeSet<&str> = before.keys().chain(after.keys()).copied().collect();
+    for name in names {
+        let empty = Vec::new();
+        let (was, now) = (before.get(name).unwrap_or(&empty), after.get(name).unwrap_or(&empty));
+        // The same name may stand several times, as in two `run`s: what is
+        // equal goes first, and the rest is compared in order.
+        let mut gone: Vec<&Field> = was.clone();
+        let come: Vec<&Field> = now
+            .iter()
+            .filter(|field| match gone.iter().position(|g| g.value == field.value) {
+                Some(at) => {
+                    gone.remove(at);
+                    false
+                }
+                None => true,
+            })
+            .copied()
+            .collect();
+        for n in 0..gone.len().max(come.len()) {
+            let (text, kind) = difference(name, gone.get(n).copied(), come.get(n).copied());
+            let list = if kind == FieldKind::Note { &mut notes } else { &mut found };
+            list.push(Change { text });
+        }
     }
     if found.is_empty() {
         let order = |d: &Description| {
@@ -178,15 +174,71 @@ pub fn changes(old: &Description, new: &Description) -> Vec<Change> {
     notes
 }
 
+fn by_name(description: &Description) -> BTreeMap<&str, Vec<&Field>> {
+    let mut map: BTreeMap<&str, Vec<&Field>> = BTreeMap::new();
+    for field in description.fields.iter().filter(|f| f.name != "parent") {
+        map.entry(&field.name).or_default().push(field);
+    }
+    map
+}
+
+fn difference(name: &str, was: Option<&Field>, now: Option<&Field>) -> (String, FieldKind) {
+    let kind = now.or(was).map_or(FieldKind::Value, |f| f.kind);
+    let name = plain(name);
+    let with = |field: &Field| match field.kind {
+        FieldKind::Content => name.clone(),
+        _ if field.value.is_empty() => name.clone(),
+        _ => format!("{name} {}", brief(&field.value)),
+    };
+    let text = match (was, now) {
+        (Some(was), Some(now)) if name == "package" || name == "packages" => words(&was.value, &now.value),
+        (Some(was), Some(now)) if was.kind != FieldKind::Content && now.kind != FieldKind::Content => {
+            format!("{name}: {} -> {}", brief(&was.value), brief(&now.value))
+        }
+        (None, Some(now)) => format!("{} added", with(now)),
+        (Some(was), None) => format!("{} removed", with(was)),
+        _ => format!("{name} changed"),
+    };
+    (text, kind)
+}
+
+/// The packages that came and went.
+fn words(was: &str, now: &str) -> String {
+    let set = |text: &str| text.split(' ').map(str::to_owned).collect::<BTreeSet<_>>();
+    let (was, now) = (set(was), set(now));
+    let list = |set: Vec<&String>| set.into_iter().map(String::as_str).collect::<Vec<_>>().join(" ");
+    let (come, gone) = (list(now.difference(&was).collect()), list(was.difference(&now).collect()));
+    match (come.is_empty(), gone.is_empty()) {
+        (false, false) => format!("package {} added, {} removed", brief(&come), brief(&gone)),
+        (false, true) => format!("package {} added", brief(&come)),
+        _ => format!("package {} removed", brief(&gone)),
+    }
+}
+
+/// A value as it can be shown in a line.
 fn brief(value: &str) -> String {
+    let value = plain(value);
     if value.is_empty() {
         return "nothing".into();
     }
     if value.chars().count() <= 40 {
-        return value.to_owned();
+        return value;
     }
     let start: String = value.chars().take(37).collect();
     format!("{start}...")
+}
+
+/// A text without what would move a terminal's cursor.
+pub fn plain(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
 }
 
 #[cfg(test)]
@@ -214,9 +266,28 @@ mod tests {
                 "input port: 80 -> 8080",
                 "content of file /x changed",
                 "file site/a.css added",
-                "package: a -> a b"
+                "package b added"
             ]
         );
+    }
+
+    #[test]
+    fn equal_values_of_one_name_are_no_change() {
+        let description = |scripts: &[&str]| {
+            let mut d = Description::default();
+            for script in scripts {
+                d.content("content of script", script);
+            }
+            d
+        };
+        assert_eq!(texts(&description(&["a", "b"]), &description(&["b"])), ["content of script removed"]);
+        assert_eq!(
+            texts(&description(&["a", "b"]), &description(&["b", "a"])),
+            ["order of its steps changed"]
+        );
+        let mut escape = Description::default();
+        escape.value("symlink /a", "\u{1b}[2J");
+        assert_eq!(texts(&Description::default(), &escape), ["symlink /a \\u{1b}[2J added"]);
     }
 
     #[test]

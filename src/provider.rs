@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use tokio::io::{AsyncRead, AsyncWrite};
 use vimg_lang::model::{Bootstrap, DiskFormat, Machine};
 
+mod child;
 pub mod debian;
 mod gpt;
 mod initramfs;
@@ -24,7 +25,8 @@ pub static AGENT: &[u8] = include_bytes!(env!("VIMG_AGENT"));
 pub enum Source {
     /// A distribution's packages, on a disk of this many bytes.
     Bootstrap(Bootstrap, u64),
-    /// A disk file that is there, with its SHA-256 in hexadecimal.
+    /// A copy of a disk file, with the SHA-256 in hexadecimal that it must
+    /// have. The provider may remove it.
     Import(PathBuf, String),
 }
 

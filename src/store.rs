@@ -1,7 +1,7 @@
 //! Where states live on this machine.
 //!
 //! ```text
-//! states/<key>/    disk.qcow2 | disk.raw, record.json, log.zst
+//! states/<key>/    disk.qcow2 | disk.raw, record.json, identity, log.zst
 //! blobs/<digest>   kernels and initrds
 //! staging/<pid>-<n>/                       work in progress
 //! locks/<key>      held while a state is made
@@ -13,6 +13,7 @@
 //! one rename of a directory whose contents are on disk, or not at all.
 //! Knows nothing of providers and graphs.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,8 @@ mod staging;
 
 pub use lock::{KeyLock, lock, try_lock};
 pub use project::{ProjectFiles, WrittenOutput};
-pub use record::{Boot, Disk, DiskKind, Record, SCHEMA};
+use record::Identity;
+pub use record::{Boot, Disk, DiskKind, Record, SCHEMA, StateId};
 pub use staging::Staging;
 
 /// A store that is there and can be written.
@@ -81,9 +83,41 @@ impl Store {
         &self.root
     }
 
-    /// Whether a state is there.
+    /// Whether a state is there, whole, with everything that lies below it.
     pub fn has(&self, key: &Key) -> bool {
-        self.state_dir(key).join("record.json").exists()
+        self.whole(key, &mut HashMap::new()).is_some()
+    }
+
+    /// The same for many states: what was found out is kept in `known`.
+    pub fn whole(&self, key: &Key, known: &mut HashMap<Key, Option<StateId>>) -> Option<StateId> {
+        let mut way = Vec::new();
+        let mut next = Some(*key);
+        // Down to the lowest disk, or to what is known.
+        while let Some(key) = next
+            && !known.contains_key(&key)
+        {
+            let identity = self.identity(&key);
+            next = identity.and_then(|i| i.backing).map(|(below, _)| below);
+            way.push((key, identity));
+            if way.len() > 1024 {
+                return None;
+            }
+        }
+        // And up again: a disk fits only on the one that it was made on.
+        for (key, identity) in way.into_iter().rev() {
+            let id = identity.filter(|i| match i.backing {
+                None => true,
+                Some((below, id)) => known.get(&below) == Some(&Some(id)),
+            });
+            known.insert(key, id.map(|i| i.id));
+        }
+        known.get(key).copied().flatten()
+    }
+
+    fn identity(&self, key: &Key) -> Option<Identity> {
+        let dir = self.state_dir(key);
+        let identity: Identity = postcard::from_bytes(&fs::read(dir.join("identity")).ok()?).ok()?;
+        (identity.schema == SCHEMA && dir.join(identity.kind.file_name()).exists()).then_some(identity)
     }
 
     /// The directory of a state, there or not.
@@ -102,16 +136,15 @@ impl Store {
     /// The disks that a state consists of, the lowest first; the last is its
     /// own. `None` if one of them is missing.
     pub fn chain(&self, key: &Key) -> Option<Vec<PathBuf>> {
+        if !self.has(key) {
+            return None;
+        }
         let mut disks = Vec::new();
         let mut next = Some(*key);
         while let Some(key) = next {
-            let record = self.record(&key)?;
-            let disk = self.state_dir(&key).join(record.disk.kind.file_name());
-            if !disk.exists() || disks.len() > 1024 {
-                return None;
-            }
-            disks.push(disk);
-            next = record.disk.backing;
+            let identity = self.identity(&key)?;
+            disks.push(self.state_dir(&key).join(identity.kind.file_name()));
+            next = identity.backing.map(|(below, _)| below);
         }
         disks.reverse();
         Some(disks)
@@ -140,15 +173,21 @@ impl Store {
     }
 
     /// Makes a staging directory the state `key`. Once this returns the state
-    /// survives a power cut. If another process was quicker, its state stays.
-    pub fn commit(&self, staging: Staging, record: &Record) -> Result<(), StoreError> {
+    /// survives a power cut. `false` if a whole state was there already, which
+    /// then stays: it is another one, and nothing that lies on the disk that
+    /// was to be committed fits it.
+    pub fn commit(&self, staging: Staging, record: &Record) -> Result<bool, StoreError> {
         let path = staging.path().join("record.json");
         let bytes =
             serde_json::to_vec_pretty(record).map_err(|e| StoreError::new("write", &path, e.into()))?;
         fs::write(&path, bytes).map_err(|e| StoreError::new("write", &path, e))?;
+        let path = staging.path().join("identity");
+        let bytes = postcard::to_stdvec(&Identity::from(record))
+            .map_err(|e| StoreError::new("write", &path, io::Error::other(e)))?;
+        fs::write(&path, bytes).map_err(|e| StoreError::new("write", &path, e))?;
         let to = self.state_dir(&record.key);
         let entries = fs::read_dir(staging.path()).map_err(|e| StoreError::new("read", staging.path(), e))?;
-        let keep = [record.disk.kind.file_name(), "record.json", "log.zst"];
+        let keep = [record.disk.kind.file_name(), "record.json", "identity", "log.zst"];
         for entry in entries.flatten() {
             if keep.iter().any(|name| entry.file_name() == *name) {
                 sync(&entry.path())?;
@@ -159,16 +198,20 @@ impl Store {
         sync(staging.path())?;
         match fs::rename(staging.path(), &to) {
             Ok(()) => staging.forget(),
-            Err(_) if self.record(&record.key).is_some() => {}
+            Err(_) if self.has(&record.key) => return Ok(false),
             Err(e) if to.exists() => {
-                // What is there is damaged, or of another version.
-                remove(&to)?;
+                // What is there is damaged, of another version, or lies on a
+                // disk that is gone. Out of the way in one step first.
+                let away = staging.path().with_extension("old");
+                fs::rename(&to, &away).map_err(|e| StoreError::new("replace", &to, e))?;
+                remove(&away)?;
                 fs::rename(staging.path(), &to).map_err(|_| StoreError::new("write", &to, e))?;
                 staging.forget();
             }
             Err(e) => return Err(StoreError::new("write", &to, e)),
         }
-        sync(&self.root.join("states"))
+        sync(&self.root.join("states"))?;
+        Ok(true)
     }
 
     /// What `project` last built.
@@ -244,7 +287,8 @@ mod tests {
     use super::*;
     use crate::digest::Description;
 
-    fn record(key: Key, backing: Option<Key>) -> Record {
+    fn record(key: Key, below: Option<&Record>) -> Record {
+        let backing = below.map(|r| (r.key, r.id));
         Record::new(
             key,
             "layer",
@@ -260,36 +304,61 @@ mod tests {
         staging
     }
 
+    fn key(name: &str) -> Key {
+        Key(Digest::of(name.as_bytes()))
+    }
+
     #[test]
     fn a_state_appears_whole_and_stays() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        let (a, b) = (Key(Digest::of(b"a")), Key(Digest::of(b"b")));
-        assert!(!store.has(&a));
+        let a = record(key("a"), None);
+        assert!(!store.has(&a.key));
         let staging = stage(&store, "first");
         fs::write(staging.path().join("scratch"), "").unwrap();
-        store.commit(staging, &record(a, None)).unwrap();
-        store.commit(stage(&store, "second"), &record(a, None)).unwrap();
-        let disk = store.state_dir(&a).join("disk.qcow2");
+        assert!(store.commit(staging, &a).unwrap());
+        assert!(!store.commit(stage(&store, "second"), &record(a.key, None)).unwrap());
+        let disk = store.state_dir(&a.key).join("disk.qcow2");
         assert_eq!(fs::read_to_string(&disk).unwrap(), "first");
-        assert!(!store.state_dir(&a).join("scratch").exists());
-        store.commit(stage(&store, "child"), &record(b, Some(a))).unwrap();
-        assert_eq!(store.chain(&b).unwrap().len(), 2);
+        assert!(!store.state_dir(&a.key).join("scratch").exists());
+        let b = record(key("b"), Some(&a));
+        store.commit(stage(&store, "child"), &b).unwrap();
+        assert_eq!(store.chain(&b.key).unwrap().len(), 2);
         assert_eq!(store.states().len(), 2);
         fs::remove_file(disk).unwrap();
-        assert_eq!(store.chain(&b), None, "a chain with a hole is no chain");
+        assert_eq!(store.chain(&b.key), None, "a chain with a hole is no chain");
     }
 
     #[test]
     fn a_damaged_state_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        let key = Key(Digest::of(b"a"));
-        store.commit(stage(&store, "first"), &record(key, None)).unwrap();
-        fs::write(store.state_dir(&key).join("record.json"), "{").unwrap();
-        assert!(store.record(&key).is_none());
-        store.commit(stage(&store, "second"), &record(key, None)).unwrap();
-        assert!(store.record(&key).is_some());
+        let a = record(key("a"), None);
+        store.commit(stage(&store, "first"), &a).unwrap();
+        fs::write(store.state_dir(&a.key).join("identity"), "").unwrap();
+        assert!(!store.has(&a.key));
+        assert!(store.commit(stage(&store, "second"), &a).unwrap());
+        assert!(store.has(&a.key));
+    }
+
+    /// A rebuilt parent has other blocks, whatever its key says: what was made
+    /// on the old one is gone with it.
+    #[test]
+    fn a_state_does_not_fit_a_rebuilt_parent() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let (old, new) = (record(key("a"), None), record(key("a"), None));
+        let child = record(key("b"), Some(&old));
+        store.commit(stage(&store, "old"), &old).unwrap();
+        store.commit(stage(&store, "child"), &child).unwrap();
+        assert!(store.has(&child.key));
+        fs::remove_dir_all(store.state_dir(&old.key)).unwrap();
+        assert!(!store.has(&child.key));
+        store.commit(stage(&store, "new"), &new).unwrap();
+        assert!(!store.has(&child.key), "it lies on other blocks");
+        let again = record(key("b"), Some(&new));
+        assert!(store.commit(stage(&store, "again"), &again).unwrap(), "the old one is replaced");
+        assert!(store.has(&child.key));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //! makes equals what a clean build makes, and a second build runs nothing.
 //! Machines are maps in memory (`common`); everything above is the real thing.
 
+#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,14 +48,16 @@ enum Item {
 #[derive(Clone, PartialEq)]
 struct Recipe {
     files: BTreeMap<String, Item>,
-    /// For each image its parent, its layers (configuration and input), its
-    /// processors, and whether it has an output.
-    images: Vec<(Option<usize>, Vec<(usize, u32)>, u32, bool)>,
+    images: Vec<RandomImage>,
     /// Lines of each configuration.
     configurations: Vec<Vec<String>>,
     greeting: String,
     comment: String,
 }
+
+/// Its parent, its layers (configuration and input), its processors, and
+/// whether it has an output.
+type RandomImage = (Option<usize>, Vec<(usize, u32)>, u32, bool);
 
 const TREES: [&str; 2] = ["site", "conf"];
 

@@ -1,6 +1,8 @@
 //! Keeps the house in order: layers point down, files stay readable, the
 //! environment is read in one place, and the agent's behaviour has a version.
 
+#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -117,6 +119,22 @@ fn providers_and_the_store_meet_in_the_executor() {
 #[test]
 fn the_agents_behaviour_was_looked_at() {
     let mut hasher = blake3::Hasher::new();
+    // How a base is made has a version of its own, in the same file.
+    for name in [
+        "debian.rs",
+        "gpt.rs",
+        "initramfs.rs",
+        "debian/customize.sh",
+        "debian/essential.sh",
+        "debian/mkfs.sh",
+        "debian/vimg-agent.service",
+    ] {
+        let text = std::fs::read_to_string(root().join("src/provider").join(name)).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        for line in code.lines().map(str::trim).filter(|l| !l.starts_with("//") && !l.is_empty()) {
+            hasher.update(line.as_bytes());
+        }
+    }
     for (path, text) in sources("agent/src") {
         hasher.update(path.as_os_str().as_encoded_bytes());
         // Comments and tests do nothing to a machine.
@@ -125,7 +143,8 @@ fn the_agents_behaviour_was_looked_at() {
             hasher.update(line.as_bytes());
         }
     }
-    let seen = format!("{} {}\n", vimg_agent::protocol::BEHAVIOUR, hasher.finalize().to_hex());
+    let versions = (vimg_agent::protocol::BEHAVIOUR, vimg::provider::debian::BEHAVIOUR);
+    let seen = format!("{} {} {}\n", versions.0, versions.1, hasher.finalize().to_hex());
     let file = root().join("agent/behaviour.lock");
     if std::env::var_os("VIMG_BLESS").is_some() {
         std::fs::write(&file, &seen).unwrap();
@@ -133,8 +152,9 @@ fn the_agents_behaviour_was_looked_at() {
     let kept = std::fs::read_to_string(&file).unwrap_or_default();
     assert_eq!(
         kept, seen,
-        "the agent's sources changed. If the same layer would now give another machine, raise \
-         BEHAVIOUR in agent/src/protocol.rs; then run this test with VIMG_BLESS=1"
+        "the agent's sources changed, or how a base is made. If the same layer would now give another \
+         machine, raise BEHAVIOUR in agent/src/protocol.rs, or that in src/provider/debian.rs; then run \
+         this test with VIMG_BLESS=1"
     );
 }
 

@@ -5,6 +5,8 @@
 //! Nothing of vimg runs as root here: if the tests do, they run the program as
 //! the user `vimg-test`, whom `.ci/run` makes.
 
+#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 mod machines;
 
 use std::path::Path;

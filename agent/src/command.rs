@@ -37,11 +37,38 @@ pub(crate) fn command(program: &str) -> Command {
     command
 }
 
-/// Runs a program whose output nobody needs to see unless it fails.
-pub(crate) fn query(command: &mut Command) -> Result<std::process::Output, Failure> {
+/// Runs a program for its answer on standard output; says whether it
+/// succeeded. After `timeout` it is killed, which is no success.
+pub(crate) fn query(command: &mut Command, timeout: Duration) -> Result<(bool, String), Failure> {
     let program = command.get_program().to_string_lossy().into_owned();
-    command.output().map_err(|e| Failure::new(format!("`{program}` can't be run: {e}")))
+    let fail = |e: io::Error| Failure::new(format!("`{program}` can't be run: {e}"));
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().map_err(fail)?;
+    let mut out = child.stdout.take();
+    let reader = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(out) = &mut out {
+            // Answers are lists of names; more is noise.
+            let _ = out.take(4 << 20).read_to_end(&mut bytes);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    });
+    let deadline = Instant::now() + timeout;
+    let success = loop {
+        if let Some(status) = child.try_wait().map_err(fail)? {
+            break status.success();
+        }
+        if Instant::now() >= deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            break false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    Ok((success, reader.join().unwrap_or_default()))
 }
+
+/// How long a question to the machine may take.
+pub(crate) const QUESTION: Duration = Duration::from_secs(120);
 
 /// Runs a program to its end, forwards what it prints, and fails if it does.
 /// After `timeout` it and what it started are killed.

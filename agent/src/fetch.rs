@@ -74,15 +74,11 @@ impl Channel {
         Ok(Received::Message(Frame::from_body(body)?.message()?))
     }
 
-    /// Asks for blobs. They must then be read with [`Channel::blob`], in the
-    /// same order.
+    /// Asks for blobs, a few thousand at most. They must then be read with
+    /// [`Channel::blob`], in the same order.
     pub(crate) fn request(&mut self, blobs: &[Blob]) -> io::Result<()> {
-        // A request stays far below the cap of a frame.
-        for part in blobs.chunks(4096) {
-            let digests: Vec<Digest> = part.iter().map(|b| b.digest).collect();
-            self.sender.send(&FromAgent::Fetch { digests })?;
-        }
-        Ok(())
+        let digests: Vec<Digest> = blobs.iter().map(|b| b.digest).collect();
+        self.sender.send(&FromAgent::Fetch { digests })
     }
 
     /// Writes a requested blob to `out` and checks its digest.

@@ -18,7 +18,7 @@ pub const PROTOCOL: u32 = 1;
 /// raising it rebuilds everything: raise it when the same layer would now
 /// give another machine. `agent/behaviour.lock` holds the digest of the
 /// sources that it was last looked at for.
-pub const BEHAVIOUR: u32 = 1;
+pub const BEHAVIOUR: u32 = 2;
 
 /// The name of the virtio-serial port.
 pub const PORT: &str = "vimg.agent";

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::command;
 use crate::failure::HOME;
@@ -12,11 +13,20 @@ use crate::failure::HOME;
 /// machine can't answer any more.
 const KEPT: &[&str] = &["vimg-agent", "dbus", "systemd-", "user@"];
 
+/// How long services may take to stop.
+const STOP: Duration = Duration::from_secs(600);
+
 /// Seals the machine. It must not run on after this.
 pub(crate) fn seal() -> io::Result<()> {
     stop_services();
     empty_file("/etc/machine-id")?;
+    let keys = first_boot()?;
     for path in [
+        "/etc/ssl/private/ssl-cert-snakeoil.key",
+        "/etc/iscsi/initiatorname.iscsi",
+        "/etc/nvme/hostid",
+        "/etc/nvme/hostnqn",
+        "/var/lib/systemd/timesync/clock",
         "/var/lib/dbus/machine-id",
         "/var/lib/systemd/random-seed",
         "/var/lib/systemd/credential.secret",
@@ -39,14 +49,54 @@ pub(crate) fn seal() -> io::Result<()> {
     ] {
         empty_dir(Path::new(dir), matches)?;
     }
+    if let Some(unit) = keys {
+        fs::write(FIRST_BOOT, unit)?;
+        fs::create_dir_all(WANTED)?;
+        let link = Path::new(WANTED).join("vimg-first-boot.service");
+        remove(&link)?;
+        std::os::unix::fs::symlink(FIRST_BOOT, link)?;
+    }
     remove(&Path::new(HOME).join("tmp"))?;
     empty_logs(Path::new("/var/log"))?;
     if Path::new("/var/lib/dbus").is_dir() {
         std::os::unix::fs::symlink("/etc/machine-id", "/var/lib/dbus/machine-id")?;
     }
     // What was deleted becomes holes in the disk.
-    let _ = command::query(command::command("fstrim").arg("/"));
+    let _ = command::query(command::command("fstrim").arg("/"), STOP);
     Ok(())
+}
+
+const FIRST_BOOT: &str = "/etc/systemd/system/vimg-first-boot.service";
+const WANTED: &str = "/etc/systemd/system/multi-user.target.wants";
+
+/// A unit that makes what sealing takes out and services can't do without:
+/// SSH host keys and the self-signed certificate of `ssl-cert`. `None` if the
+/// machine has neither.
+fn first_boot() -> io::Result<Option<String>> {
+    let ssh = Path::new("/usr/bin/ssh-keygen").exists() && Path::new("/etc/ssh/sshd_config").exists();
+    let ssl = Path::new("/usr/sbin/make-ssl-cert").exists();
+    let mut runs = String::new();
+    if ssh {
+        runs.push_str("ExecStart=/usr/bin/ssh-keygen -A\n");
+    }
+    if ssl {
+        runs.push_str("ExecStart=/usr/sbin/make-ssl-cert generate-default-snakeoil --force-overwrite\n");
+    }
+    if runs.is_empty() {
+        return Ok(None);
+    }
+    let stamp = Path::new(HOME).join("first-boot");
+    fs::create_dir_all(HOME)?;
+    fs::write(&stamp, "")?;
+    let stamp = stamp.display();
+    Ok(Some(format!(
+        "[Unit]\nDescription=Keys of this machine\nConditionPathExists={stamp}\n\
+         After=systemd-random-seed.service local-fs.target\n\
+         Before=ssh.service sshd.service postgresql.service postgresql@.service apache2.service \
+         nginx.service lighttpd.service postfix.service dovecot.service exim4.service\n\n\
+         [Service]\nType=oneshot\n{runs}ExecStartPost=/bin/rm -f {stamp}\n\n\
+         [Install]\nWantedBy=multi-user.target\n"
+    )))
 }
 
 /// Stops what runs, so that databases and the like close their files.
@@ -60,8 +110,7 @@ fn stop_services() {
         "--no-legend",
         "--full",
     ]);
-    let Ok(output) = command::query(&mut list) else { return };
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let Ok((_, text)) = command::query(&mut list, command::QUESTION) else { return };
     let units: Vec<&str> = text
         .lines()
         .filter_map(|l| l.split_whitespace().next())
@@ -73,7 +122,7 @@ fn stop_services() {
     let mut stop = command::command("systemctl");
     stop.arg("stop").arg("--").args(units);
     // A unit that refuses to be stopped is no reason not to seal.
-    let _ = command::query(&mut stop);
+    let _ = command::query(&mut stop, STOP);
 }
 
 fn empty_file(path: &str) -> io::Result<()> {

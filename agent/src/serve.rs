@@ -16,6 +16,10 @@ use crate::system;
 /// vimg has none, and its agent ends quietly.
 const PORT_WAIT: Duration = Duration::from_secs(120);
 
+/// How long systemd may take to start everything; what is not up by then is
+/// left to come.
+const BOOT_WAIT: Duration = Duration::from_secs(600);
+
 /// Serves the host until the machine goes away.
 pub fn serve() -> io::Result<()> {
     let start = Instant::now();
@@ -128,6 +132,9 @@ impl Agent {
                 Err(error) => refused("seal", error),
             },
             ToAgent::SendBootFiles => {
+                if let Some(path) = system::BOOT_FILES.iter().find(|p| !Path::new(p).is_file()) {
+                    return Ok(Some(refused("send", io::Error::other(format!("{path} is not there")))));
+                }
                 for path in system::BOOT_FILES {
                     self.channel.send_file(path)?;
                 }
@@ -139,10 +146,11 @@ impl Agent {
 
 /// Waits until systemd has started everything; names what failed to start.
 fn wait_until_up() -> Vec<String> {
-    let _ = command::query(command::command("systemctl").args(["is-system-running", "--wait", "--quiet"]));
+    let mut wait = command::command("systemctl");
+    wait.args(["is-system-running", "--wait", "--quiet"]);
+    let _ = command::query(&mut wait, BOOT_WAIT);
     let mut failed = command::command("systemctl");
     failed.args(["list-units", "--state=failed", "--plain", "--no-legend", "--full"]);
-    let Ok(output) = command::query(&mut failed) else { return Vec::new() };
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let Ok((_, text)) = command::query(&mut failed, command::QUESTION) else { return Vec::new() };
     text.lines().filter_map(|l| l.split_whitespace().next()).take(20).map(str::to_owned).collect()
 }

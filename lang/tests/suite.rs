@@ -16,6 +16,8 @@
 //! `VIMG_BLESS=1 cargo test -p vimg-lang --test suite` writes what is seen
 //! into the files; read the difference before you commit it.
 
+#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 

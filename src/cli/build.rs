@@ -1,6 +1,6 @@
 //! `vimg build`
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -100,6 +100,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         project::keep_stamps(&notes, project);
     }
     let root = args.output.clone();
+    let images: HashSet<&String> = images.iter().collect();
     let targets: Vec<&Target> =
         graph.targets().iter().filter(|t| !args.no_output && images.contains(&t.image)).collect();
     let dir = match root {

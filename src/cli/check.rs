@@ -20,5 +20,6 @@ pub(super) fn run(global: &Global, style: Style) -> Outcome {
         return Ok(());
     }
     let (files, images) = (loaded.sources.iter().count(), loaded.model.images.len());
-    super::print(&format!("no mistakes in {files} files, {images} images\n"))
+    let s = |n: usize| if n == 1 { "" } else { "s" };
+    super::print(&format!("no mistakes in {files} file{}, {images} image{}\n", s(files), s(images)))
 }

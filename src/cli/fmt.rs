@@ -1,11 +1,12 @@
 //! `vimg fmt`
 
 use std::fs;
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
-use vimg_lang::{MAX_RECIPE, Sources, format};
+use vimg_lang::{Sources, format};
 
-use super::{Error, Outcome, print};
+use super::{Error, Outcome, print, read_recipe};
 use crate::report::Style;
 
 /// Lay out recipes anew; comments, numbers and strings keep their spelling
@@ -25,11 +26,10 @@ pub(super) fn run(args: &Args, style: Style) -> Outcome {
     let mut differ = 0;
     for path in recipes(&args.paths)? {
         let fail = |e: std::io::Error| Error::host(format!("{}: {e}", path.display()));
-        if fs::metadata(&path).map_err(fail)?.len() > MAX_RECIPE as u64 {
-            return Err(Error::host(format!("{} is too large for a recipe", path.display())));
-        }
-        let text = fs::read_to_string(&path).map_err(fail)?;
-        let source = sources.add(path.display().to_string(), text.as_str());
+        // A link is followed, so that it stays one.
+        let path = path.canonicalize().unwrap_or(path.clone());
+        let text = read_recipe(&path)?;
+        let source = sources.add(shown(&path), text.as_str());
         let laid_out = match format(source, &text) {
             Ok(laid_out) => laid_out,
             Err(errors) => {
@@ -42,21 +42,39 @@ pub(super) fn run(args: &Args, style: Style) -> Outcome {
         }
         differ += 1;
         if !args.check {
-            let new = path.with_extension("vimg-new");
-            fs::write(&new, laid_out).map_err(fail)?;
-            let mode = fs::metadata(&path).map_err(fail)?.permissions();
-            fs::set_permissions(&new, mode).map_err(fail)?;
-            fs::rename(&new, &path).map_err(fail)?;
+            replace(&path, &laid_out).map_err(fail)?;
         }
         if !style.quiet {
             let verb = if args.check { "would change" } else { "changed" };
-            print(&format!("{verb} {}\n", path.display()))?;
+            print(&format!("{verb} {}\n", shown(&path)))?;
         }
     }
     if !mistakes.is_empty() {
         return Err(Error::Recipe(Box::new(sources), mistakes));
     }
     if args.check && differ > 0 { Err(Error::Code(1)) } else { Ok(()) }
+}
+
+/// The path from here, if it is below.
+fn shown(path: &Path) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(&here).unwrap_or(path).display().to_string()
+}
+
+/// Replaces a file in one step; it keeps its mode.
+fn replace(path: &Path, text: &str) -> std::io::Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let new = path.with_file_name(format!(".{name}.{}", std::process::id()));
+    let written = (|| {
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&new)?;
+        file.write_all(text.as_bytes())?;
+        fs::set_permissions(&new, fs::metadata(path)?.permissions())?;
+        fs::rename(&new, path)
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    written
 }
 
 fn recipes(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {

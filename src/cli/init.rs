@@ -35,5 +35,8 @@ pub(super) fn run(args: &Args) -> Outcome {
         fs::write(&path, text).map_err(|e| fail(&path, e))?;
         print(&format!("wrote {}\n", path.display()))?;
     }
-    print("next: vimg build\n")
+    if args.directory == Path::new(".") {
+        return print("next: vimg build\n");
+    }
+    print(&format!("next: cd {} && vimg build\n", args.directory.display()))
 }

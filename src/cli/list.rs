@@ -1,8 +1,11 @@
 //! `vimg list`
 
+use std::collections::HashMap;
+
 use serde_json::json;
 
 use super::{Global, Outcome, print, print_json, project};
+use crate::graph::NodeId;
 use crate::report::{Style, bytes};
 
 /// List the images of the recipe and what the store has of them
@@ -13,14 +16,29 @@ pub(super) fn run(global: &Global, style: Style) -> Outcome {
     let mut loaded = project::load(global)?;
     let graph = project::graph(&mut loaded)?;
     project::keep_stamps(&loaded.notes, loaded.project);
-    let mut rows = Vec::new();
-    for (name, top) in graph.images() {
-        let chain = graph.chain(*top);
-        let there: Vec<_> = chain.iter().filter_map(|id| loaded.store.record(&graph.node(*id).key)).collect();
-        let outputs: Vec<&str> =
-            graph.targets().iter().filter(|t| t.image == *name).map(|t| t.output.path.as_str()).collect();
-        rows.push((name, chain.len(), there.len(), there.iter().map(|r| r.bytes).sum::<u64>(), outputs));
+    // Each node once: what its chain has is what its parent's has and itself.
+    let mut chains: HashMap<NodeId, (usize, usize, u64)> = HashMap::new();
+    let mut known = HashMap::new();
+    for id in graph.ids() {
+        let node = graph.node(id);
+        let (states, there, size) = node.parent.and_then(|p| chains.get(&p).copied()).unwrap_or_default();
+        let whole = loaded.store.whole(&node.key, &mut known).is_some();
+        let record = if whole { loaded.store.record(&node.key) } else { None };
+        let own = record.map_or((0, 0), |r| (1, r.bytes));
+        chains.insert(id, (states + 1, there + own.0, size + own.1));
     }
+    let mut outputs: HashMap<&str, Vec<&str>> = HashMap::new();
+    for target in graph.targets() {
+        outputs.entry(&target.image).or_default().push(&target.output.path);
+    }
+    let rows: Vec<_> = graph
+        .images()
+        .iter()
+        .map(|(name, top)| {
+            let (states, there, size) = chains.get(top).copied().unwrap_or_default();
+            (name, states, there, size, outputs.remove(name.as_str()).unwrap_or_default())
+        })
+        .collect();
     if style.json {
         let images: Vec<_> = rows
             .iter()

@@ -44,12 +44,28 @@ fn as_text(graph: &Graph, plan: &Plan) -> String {
         let name = &graph.node(*id).name;
         match step {
             Step::Reuse => out.push_str(&format!("reuse  {name:width$}\n")),
-            Step::Build(reason) => out.push_str(&format!("build  {name:width$}  {reason}\n")),
+            Step::Build(Reason::Changed(changes)) => {
+                // A line for each change, so that long ones fit.
+                for (n, change) in changes.iter().enumerate() {
+                    let (verb, name) = if n == 0 { ("build", name.as_str()) } else { ("", "") };
+                    if n == 5 {
+                        let more = changes.len() - n;
+                        out.push_str(&format!("{verb:5}  {name:width$}  and {more} more: vimg why\n"));
+                        break;
+                    }
+                    out.push_str(&format!("{verb:5}  {name:width$}  {}\n", change.text));
+                }
+            }
+            Step::Build(reason) => {
+                let later = if matches!(reason, Reason::Parent(_)) { "; may be reused later" } else { "" };
+                out.push_str(&format!("build  {name:width$}  {reason}{later}\n"));
+            }
         }
     }
-    let lines: Vec<&str> = out.lines().map(str::trim_end).collect();
+    let mut lines: Vec<String> = out.lines().map(|l| l.trim_end().to_owned()).collect();
     let build = plan.to_build().count();
-    format!("{}\n{} to build, {} reused\n", lines.join("\n"), build, plan.reused())
+    lines.push(format!("{build} to build, {} reused", plan.reused()));
+    lines.join("\n") + "\n"
 }
 
 fn as_json(graph: &Graph, plan: &Plan) -> serde_json::Value {

@@ -1,5 +1,6 @@
 //! What most commands start with: the recipe, compiled, and its graph.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use vimg_lang::{FileRef, Model, Request, Sources, compile};
@@ -80,12 +81,7 @@ pub(super) fn load(global: &Global) -> Result<Loaded, Error> {
     let project = Project::open(&canonical, notes.stamps(), Some(store.parsed())).map_err(open_error)?;
     let values = match &global.values {
         None => None,
-        Some(path) => {
-            let text = std::fs::read_to_string(path).map_err(|e| {
-                Error::Message(format!("the values file {}: {e}", path.display()), None, RECIPE)
-            })?;
-            Some((path.display().to_string(), text))
-        }
+        Some(path) => Some((path.display().to_string(), super::read_recipe(path)?)),
     };
     let mut sources = Sources::default();
     let request = Request { files: &project, entry: FileRef::project(name), set: &global.set, values };
@@ -169,6 +165,7 @@ pub(super) fn wanted(graph: &Graph, loaded: &Loaded, names: &[String]) -> Result
 pub(super) fn nodes_of(graph: &Graph, images: &[String], outputs: bool) -> Vec<NodeId> {
     let mut nodes: Vec<NodeId> = images.iter().filter_map(|name| graph.image(name)).collect();
     if outputs {
+        let images: HashSet<&String> = images.iter().collect();
         nodes.extend(graph.targets().iter().filter(|t| images.contains(&t.image)).map(|t| t.node));
     }
     nodes.sort_unstable();

@@ -59,7 +59,10 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
             _ => field.value.clone(),
         };
         let note = if field.kind == FieldKind::Note { "  (not in the key)" } else { "" };
-        out.push_str(&format!("  {}: {value}{note}\n", field.name));
+        let name = crate::plan::plain(&field.name);
+        let value =
+            if value.is_empty() { String::new() } else { format!(": {}", crate::plan::plain(&value)) };
+        out.push_str(&format!("  {name}{value}{note}\n"));
     }
     print(&out)
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use vimg_agent::protocol::Primitive;
 
+use super::log::clean;
 use super::run::Making;
 use super::session::SessionError;
 use super::{Failure, FailureKind};
@@ -31,8 +32,7 @@ pub(super) async fn explain<P: Provider>(
     let node = making.node;
     let console = |instance: &P::Instance| {
         let text = instance.console();
-        let lines: Vec<String> =
-            text.lines().map(|l| l.trim().to_owned()).filter(|l| !l.is_empty()).collect();
+        let lines: Vec<String> = text.lines().map(|l| clean(l.trim())).filter(|l| !l.is_empty()).collect();
         lines[lines.len().saturating_sub(12)..].to_vec()
     };
     let trouble = match trouble {
@@ -64,6 +64,7 @@ pub(super) async fn explain<P: Provider>(
     };
     let mut failure = match trouble {
         Trouble::Session(SessionError::Step { step, message }) => {
+            let message: String = message.lines().map(clean).collect::<Vec<_>>().join(" ");
             let mut failure = making.failure(FailureKind::Recipe, message.clone());
             if let Work::Layer(work) = &node.work
                 && let Some((span, name)) = work.places.get(step)
@@ -76,8 +77,16 @@ pub(super) async fn explain<P: Provider>(
             return failure;
         }
         Trouble::Session(SessionError::Refused(why)) => {
-            making.failure(FailureKind::Host, format!("the agent can't {why}"))
+            making.failure(FailureKind::Host, format!("the agent can't {}", clean(&why)))
         }
+        Trouble::Session(SessionError::Endless(time)) => recipe(
+            format!("the machine did not finish within {} s", time.as_secs()),
+            "`vimg log` says what it was at; does a program wait for something?",
+        ),
+        Trouble::Session(SessionError::Silent(time)) if tail.is_none() => recipe(
+            format!("the machine did not answer within {} s of its boot", time.as_secs()),
+            "does the image hold the agent, and does it boot? Its console said the above",
+        ),
         Trouble::Session(SessionError::Silent(time)) => recipe(
             format!("the machine has not said anything for {} s", time.as_secs()),
             "does the layer stop the agent, or take all processors and memory? `machine` gives it more",

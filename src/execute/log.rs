@@ -81,7 +81,7 @@ impl Log {
 
 /// A line as it can be shown: what a terminal would show of it, without
 /// control characters, not endless.
-fn clean(line: &str) -> String {
+pub(super) fn clean(line: &str) -> String {
     let line = line.trim_end();
     // Progress bars return to the line's start and write over it.
     let line = line.rsplit('\r').next().unwrap_or(line);

@@ -3,8 +3,10 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
 
 use crate::event::{Event, Sink};
 use crate::graph::{Graph, Target};
@@ -86,6 +88,7 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
 
 fn copy_data(source: &File, target: &File) -> io::Result<()> {
     let length = source.metadata()?.len();
+    let mut buffer = vec![0; 1 << 20];
     target.set_len(length)?;
     let mut at = 0;
     while at < length {
@@ -99,8 +102,20 @@ fn copy_data(source: &File, target: &File) -> io::Result<()> {
         let (mut read_at, mut write_at) = (start, start);
         while read_at < end {
             let piece = (end - read_at).min(1 << 30) as usize;
-            let n =
-                rustix::fs::copy_file_range(source, Some(&mut read_at), target, Some(&mut write_at), piece)?;
+            let copied =
+                rustix::fs::copy_file_range(source, Some(&mut read_at), target, Some(&mut write_at), piece);
+            let n = match copied {
+                // Two filesystems, or one that can't.
+                Err(Errno::XDEV | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL) => {
+                    let piece = piece.min(buffer.len());
+                    let n = source.read_at(&mut buffer[..piece], read_at)?;
+                    target.write_all_at(&buffer[..n], write_at)?;
+                    read_at += n as u64;
+                    write_at += n as u64;
+                    n
+                }
+                copied => copied?,
+            };
             if n == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -113,7 +128,6 @@ fn copy_data(source: &File, target: &File) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::FileExt;
 
     #[test]
     fn holes_and_data_are_copied() {
@@ -125,5 +139,11 @@ mod tests {
         copy(&from, &to).unwrap();
         assert_eq!(fs::read(&from).unwrap(), fs::read(&to).unwrap());
         assert!(fs::metadata(&to).unwrap().blocks() * 512 < 8 << 20, "the holes were filled");
+        // To another filesystem, where the kernel does not copy.
+        if let Ok(other) = tempfile::tempdir_in("/dev/shm") {
+            let far = other.path().join("c");
+            copy(&from, &far).unwrap();
+            assert_eq!(fs::read(&from).unwrap(), fs::read(&far).unwrap());
+        }
     }
 }

@@ -11,14 +11,14 @@ use vimg_lang::model::{DiskFormat, Machine};
 
 use super::explain::{Trouble, explain};
 use super::log::Log;
-use super::session::{Blobs, Progress, Session, Source};
+use super::session::{Blobs, Progress, Session, SessionError, Source};
 use super::{Failure, FailureKind, Settled, Shared};
 use crate::digest::{Blob, Digest};
 use crate::event::Event;
 use crate::files;
 use crate::graph::{BlobSource, LayerWork, Node, NodeId, Work};
 use crate::provider::{self, Instance, Launch, Provider};
-use crate::store::{Boot, Disk, DiskKind, KeyLock, Record, Staging};
+use crate::store::{Boot, Disk, DiskKind, KeyLock, Record, Staging, StateId};
 
 /// A chain of disks is joined when it would grow beyond this. Opening and
 /// reading a chain of 16 costs nothing that can be measured, one of 128 twice
@@ -66,16 +66,16 @@ async fn start<P: Provider>(
     let node = shared.graph.node(rest[0]);
     // A semaphore that is never closed always gives its permit.
     let _job = shared.jobs.acquire().await;
+    let lock = Arc::new(lock);
     let result = match &node.work {
-        Work::Bootstrap(_) | Work::Import { .. } => base(shared, rest[0]).await,
-        Work::Export(format) => export(shared, rest[0], *format).await,
+        Work::Bootstrap(_) | Work::Import { .. } => base(shared, rest[0], lock).await,
+        Work::Export(format) => export(shared, rest[0], *format, lock).await,
         Work::Layer(_) | Work::Seal => {
             let mib = ((node.machine.memory >> 20) as u32).min(shared.memory_mib);
             let _memory = shared.memory.acquire_many(mib).await;
             return machine(shared, rest, lock, sender).await;
         }
     };
-    drop(lock);
     match result {
         Ok(()) => {
             let _ = sender.send(Settled::Built(rest[0]));
@@ -92,10 +92,12 @@ pub(super) struct Making<'a, P> {
     shared: &'a Shared<P>,
     pub(super) node: &'a Node,
     start: Instant,
+    /// Held until the node's state is there, or will never be.
+    lock: Arc<KeyLock>,
 }
 
 impl<'a, P: Provider> Making<'a, P> {
-    fn begin(shared: &'a Shared<P>, id: NodeId) -> Self {
+    fn begin(shared: &'a Shared<P>, id: NodeId, lock: Arc<KeyLock>) -> Self {
         let node = shared.graph.node(id);
         let reason = shared.reasons.get(&id);
         shared.tell(Event::Started {
@@ -103,7 +105,7 @@ impl<'a, P: Provider> Making<'a, P> {
             key: node.key.to_string(),
             reason: reason.map_or_else(|| "needed".to_owned(), ToString::to_string),
         });
-        Self { shared, node, start: Instant::now() }
+        Self { shared, node, start: Instant::now(), lock }
     }
 
     fn phase(&self, phase: &str) {
@@ -136,8 +138,15 @@ impl<'a, P: Provider> Making<'a, P> {
     }
 
     /// Makes a staging directory the node's state. Writing to disk blocks, so
-    /// it is done on another thread.
-    async fn commit(&self, staging: Staging, disk: Disk, boot: Option<Boot>) -> Made {
+    /// it is done on another thread, which holds the lock as well: it goes on
+    /// when the build is stopped. `None` if a state of this key was there,
+    /// against all expectation; it stays.
+    async fn commit(
+        &self,
+        staging: Staging,
+        disk: Disk,
+        boot: Option<Boot>,
+    ) -> Result<Option<StateId>, Box<Failure>> {
         let path = staging.path().join(disk.kind.file_name());
         let mut record = Record::new(
             self.node.key,
@@ -151,21 +160,25 @@ impl<'a, P: Provider> Making<'a, P> {
         record.seconds = self.start.elapsed().as_secs_f64();
         record.provider = self.shared.provider.name();
         record.bytes = on_disk(&path);
-        let bytes = record.bytes;
-        let store = self.shared.store.clone();
-        let done = tokio::task::spawn_blocking(move || store.commit(staging, &record)).await;
-        match done {
-            Ok(Ok(())) => {}
+        let (bytes, id) = (record.bytes, record.id);
+        let (store, lock) = (self.shared.store.clone(), self.lock.clone());
+        let done = tokio::task::spawn_blocking(move || {
+            let done = store.commit(staging, &record);
+            drop(lock);
+            done
+        });
+        let ours = match done.await {
+            Ok(Ok(ours)) => ours,
             Ok(Err(error)) => return Err(self.store_failure(&error)),
             Err(error) => return Err(self.failure(FailureKind::Store, error.to_string())),
-        }
+        };
         self.shared.tell(Event::Built {
             node: self.node.name.clone(),
             key: self.node.key.to_string(),
             seconds: self.start.elapsed().as_secs_f64(),
             bytes,
         });
-        Ok(())
+        Ok(ours.then_some(id))
     }
 
     /// Takes kernel and initrd into the store.
@@ -188,12 +201,24 @@ fn on_disk(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |m| m.blocks() * 512)
 }
 
-async fn base<P: Provider>(shared: &Shared<P>, id: NodeId) -> Made {
-    let making = Making::begin(shared, id);
+async fn base<P: Provider>(shared: &Shared<P>, id: NodeId, lock: Arc<KeyLock>) -> Made {
+    let making = Making::begin(shared, id, lock);
     let node = making.node;
+    let staging = making.staging()?;
     let source = match &node.work {
         Work::Import { file, sha256 } => {
-            provider::Source::Import(shared.project.root().join(&file.path), sha256.clone())
+            making.phase("copy");
+            // What is checked and converted is a copy that nobody changes.
+            let copy = staging.path().join("import");
+            let (project, path, to) = (shared.project.clone(), file.path.clone(), copy.clone());
+            let copied = tokio::task::spawn_blocking(move || {
+                std::io::copy(&mut project.open_file(&path)?, &mut std::fs::File::create(to)?)
+            });
+            match copied.await {
+                Ok(Ok(_)) => provider::Source::Import(copy, sha256.clone()),
+                Ok(Err(e)) => return Err(making.failure(FailureKind::Recipe, format!("`{file}`: {e}"))),
+                Err(e) => return Err(making.failure(FailureKind::Host, e.to_string())),
+            }
         }
         Work::Bootstrap(bootstrap) => {
             making.phase("bootstrap");
@@ -201,7 +226,6 @@ async fn base<P: Provider>(shared: &Shared<P>, id: NodeId) -> Made {
         }
         _ => return Err(making.failure(FailureKind::Recipe, "this is no base")),
     };
-    let staging = making.staging()?;
     let (sink, name) = (shared.sink.clone(), node.name.clone());
     let lines: provider::Lines =
         Arc::new(move |line: &str| sink(Event::Output { node: name.clone(), line: line.to_owned() }));
@@ -216,11 +240,11 @@ async fn base<P: Provider>(shared: &Shared<P>, id: NodeId) -> Made {
     };
     let disk = Disk { kind: DiskKind::Qcow2, backing: None, depth: 0 };
     making.phase("store");
-    making.commit(staging, disk, boot).await
+    making.commit(staging, disk, boot).await.map(|_| ())
 }
 
-async fn export<P: Provider>(shared: &Shared<P>, id: NodeId, format: DiskFormat) -> Made {
-    let making = Making::begin(shared, id);
+async fn export<P: Provider>(shared: &Shared<P>, id: NodeId, format: DiskFormat, lock: Arc<KeyLock>) -> Made {
+    let making = Making::begin(shared, id, lock);
     let node = making.node;
     making.phase("convert");
     let staging = making.staging()?;
@@ -232,7 +256,7 @@ async fn export<P: Provider>(shared: &Shared<P>, id: NodeId, format: DiskFormat)
     let to = staging.path().join(kind.file_name());
     shared.provider.export(&chain, format, &to).await.map_err(|e| making.provider_failure(e))?;
     making.phase("store");
-    making.commit(staging, Disk { kind, backing: None, depth: 0 }, None).await
+    making.commit(staging, Disk { kind, backing: None, depth: 0 }, None).await.map(|_| ())
 }
 
 fn parent_chain<P>(shared: &Shared<P>, node: &Node) -> Option<Vec<PathBuf>> {
@@ -258,11 +282,10 @@ struct Running<I: Instance> {
 async fn machine<P: Provider>(
     shared: &Shared<P>,
     rest: &[NodeId],
-    first_lock: KeyLock,
+    first_lock: Arc<KeyLock>,
     sender: &Sender,
 ) -> Vec<NodeId> {
-    let mut lock = first_lock;
-    let mut making = Making::begin(shared, rest[0]);
+    let mut making = Making::begin(shared, rest[0], first_lock);
     // The instance's own files outlive the states that it makes.
     let (scratch, mut staging) = match (making.staging(), making.staging()) {
         (Ok(scratch), Ok(staging)) => (scratch, staging),
@@ -277,15 +300,15 @@ async fn machine<P: Provider>(
         if n > 0 {
             // The machine stands at this node's parent. Who else makes the
             // node is not waited for while a machine is held.
-            match shared.store.try_lock(&node.key) {
-                Ok(Some(next)) if !shared.store.has(&node.key) => lock = next,
+            let lock = match shared.store.try_lock(&node.key) {
+                Ok(Some(lock)) if !shared.store.has(&node.key) => Arc::new(lock),
                 Ok(_) => {
                     running.instance.stop().await;
                     return rest[n..].to_vec();
                 }
                 Err(error) => return fail(sender, *id, Failure::store(&node.name, node.span, &error)),
-            }
-            making = Making::begin(shared, *id);
+            };
+            making = Making::begin(shared, *id, lock);
         }
         let next = match making.staging() {
             Ok(next) => next,
@@ -301,7 +324,6 @@ async fn machine<P: Provider>(
             Err(failure) => return fail(sender, *id, *failure),
         }
     }
-    drop(lock);
     running.instance.stop().await;
     Vec::new()
 }
@@ -341,10 +363,13 @@ async fn boot<P: Provider>(
     match failed_units {
         Ok(units) => {
             if !units.is_empty() {
-                making.line(&format!("units that failed at boot: {}", units.join(" ")));
+                making.line(&super::log::clean(&format!("units that failed at boot: {}", units.join(" "))));
             }
-            let disk =
-                Disk { kind: DiskKind::Qcow2, backing: Some(parent.key), depth: record.disk.depth + 1 };
+            let disk = Disk {
+                kind: DiskKind::Qcow2,
+                backing: Some((parent.key, record.id)),
+                depth: record.disk.depth + 1,
+            };
             Ok(Running { instance, session, chain, disk, boot: record.boot })
         }
         Err(trouble) => Err(explain(making, &mut instance, trouble, None).await),
@@ -435,18 +460,25 @@ async fn settle<P: Provider>(
     let fetch = boot_changed && boot.is_some();
     let files = (staging.path().join("vmlinuz"), staging.path().join("initrd"));
     let rest = async {
-        if fetch {
-            session.boot_files([&files.0, &files.1]).await?;
-        }
-        session.freeze().await
+        let fetched = match fetch {
+            // A machine without a kernel of its own boots by its loader, if
+            // at all.
+            true => match session.boot_files([&files.0, &files.1]).await {
+                Err(SessionError::Refused(_)) => false,
+                fetched => fetched.map(|()| true)?,
+            },
+            false => false,
+        };
+        session.freeze().await?;
+        Ok(fetched)
     };
     let rested = tokio::select! {
         rested = rest => rested.map_err(Trouble::Session),
         ended = instance.ended() => Err(Trouble::Ended(ended)),
     };
-    rested.map_err(Err)?;
+    let fetched = rested.map_err(Err)?;
     if fetch {
-        *boot = Some(making.keep_boot(&files).map_err(Ok)?);
+        *boot = if fetched { Some(making.keep_boot(&files).map_err(Ok)?) } else { None };
     }
     instance.snapshot(next_disk).await.map_err(|e| Ok(making.provider_failure(e)))?;
     if last {
@@ -479,8 +511,11 @@ async fn keep<P: Provider>(
         disk = Disk { kind: DiskKind::Qcow2, backing: None, depth: 0 };
     }
     making.phase("store");
-    making.commit(staging, disk.clone(), running.boot).await?;
-    running.disk = Disk { kind: DiskKind::Qcow2, backing: Some(node.key), depth: disk.depth + 1 };
+    let Some(id) = making.commit(staging, disk.clone(), running.boot).await? else {
+        // The machine's disk and the one in the store are two.
+        return Err(gone(making));
+    };
+    running.disk = Disk { kind: DiskKind::Qcow2, backing: Some((node.key, id)), depth: disk.depth + 1 };
     running.chain = shared.store.chain(&node.key).ok_or_else(|| gone(making))?;
     Ok(())
 }

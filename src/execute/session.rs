@@ -14,6 +14,12 @@ use vimg_agent::protocol::{self, Digest, Frame, FromAgent, Malformed, Primitive,
 const SILENCE: Duration = Duration::from_secs(180);
 /// How long a machine may take from its start to the end of its boot.
 const BOOT: Duration = Duration::from_secs(900);
+/// How long a filesystem may take to come to rest, or a kernel to be sent.
+const REST: Duration = Duration::from_secs(600);
+/// How long stopping services and cleaning up may take.
+const SEAL: Duration = Duration::from_secs(1800);
+/// How long a step may take beyond what a script is allowed.
+const STEP: Duration = Duration::from_secs(2 * 3600);
 /// The most that may lie in the channel before the agent's answer.
 const STALE: usize = 16 << 20;
 /// The largest kernel or initrd that is taken from a machine, in bytes.
@@ -26,6 +32,8 @@ pub(super) enum SessionError {
     Broken(String),
     /// Nothing came for too long.
     Silent(Duration),
+    /// The agent is alive, but does not come to an end.
+    Endless(Duration),
     /// The agent says that a step failed.
     Step { step: usize, message: String },
     /// The agent says no.
@@ -79,7 +87,16 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         tokio::time::timeout(BOOT, async {
             self.sync().await?;
             match self.message().await? {
-                FromAgent::Hello { protocol: protocol::PROTOCOL, .. } => {}
+                FromAgent::Hello {
+                    protocol: protocol::PROTOCOL, behaviour: protocol::BEHAVIOUR, ..
+                } => {}
+                FromAgent::Hello { protocol: protocol::PROTOCOL, behaviour, .. } => {
+                    return Err(SessionError::Broken(format!(
+                        "the agent in the image has the behaviour version {behaviour}, this vimg {}; \
+                         build the image's base anew",
+                        protocol::BEHAVIOUR
+                    )));
+                }
                 FromAgent::Hello { protocol, .. } => {
                     return Err(SessionError::Broken(format!(
                         "the agent in the image speaks version {protocol} of the protocol, this vimg version {}",
@@ -102,7 +119,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
     async fn sync(&mut self) -> Result<(), SessionError> {
         let nonce = RandomState::new().build_hasher().finish().to_le_bytes();
         let call = [protocol::SYNC.as_slice(), &nonce].concat();
-        self.channel.write_all(&call).await?;
+        self.put(&call).await?;
         let mut seen: Vec<u8> = Vec::new();
         let mut total = 0;
         loop {
@@ -134,10 +151,22 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         mut progress: impl FnMut(Progress),
     ) -> Result<bool, SessionError> {
         self.send(&ToAgent::Apply { layer: layer.to_owned(), steps: steps.to_vec() }).await?;
+        let mut deadline = tokio::time::Instant::now() + STEP;
         loop {
-            match self.message().await? {
+            // An agent may live while its work hangs.
+            let message = tokio::time::timeout_at(deadline, self.message())
+                .await
+                .unwrap_or(Err(SessionError::Endless(STEP)))?;
+            match message {
                 FromAgent::Fetch { digests } => self.serve(&digests, blobs).await?,
-                FromAgent::Started { step } if step < steps.len() => progress(Progress::Started(step)),
+                FromAgent::Started { step } if step < steps.len() => {
+                    let own = match &steps[step] {
+                        Primitive::Run(run) => Duration::from_secs(run.timeout),
+                        _ => Duration::ZERO,
+                    };
+                    deadline = tokio::time::Instant::now() + STEP + own;
+                    progress(Progress::Started(step));
+                }
                 FromAgent::Output { text, .. } => progress(Progress::Output(&text)),
                 FromAgent::Finished { step, changed } if step < steps.len() => {
                     progress(Progress::Finished { step, changed });
@@ -162,10 +191,10 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
             match source {
                 Source::Bytes(bytes) => {
                     if bytes.is_empty() {
-                        self.channel.write_all(&protocol::encode_data(&[])?).await?;
+                        self.put(&protocol::encode_data(&[])?).await?;
                     }
                     for chunk in bytes.chunks(protocol::CHUNK) {
-                        self.channel.write_all(&protocol::encode_data(chunk)?).await?;
+                        self.put(&protocol::encode_data(chunk)?).await?;
                     }
                 }
                 Source::File(path) => {
@@ -180,7 +209,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
                         if n == 0 && !first {
                             break;
                         }
-                        self.channel.write_all(&protocol::encode_data(&buffer[..n])?).await?;
+                        self.put(&protocol::encode_data(&buffer[..n])?).await?;
                         if n == 0 {
                             break;
                         }
@@ -195,19 +224,19 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
     /// Holds all writes of the machine.
     pub(super) async fn freeze(&mut self) -> Result<(), SessionError> {
         self.send(&ToAgent::Freeze).await?;
-        self.expect(&FromAgent::Frozen).await
+        self.expect(&FromAgent::Frozen, REST).await
     }
 
     /// Lets writes go on.
     pub(super) async fn thaw(&mut self) -> Result<(), SessionError> {
         self.send(&ToAgent::Thaw).await?;
-        self.expect(&FromAgent::Thawed).await
+        self.expect(&FromAgent::Thawed, REST).await
     }
 
     /// Takes out what must differ between machines.
     pub(super) async fn seal(&mut self) -> Result<(), SessionError> {
         self.send(&ToAgent::Seal).await?;
-        self.expect(&FromAgent::Sealed).await
+        self.expect(&FromAgent::Sealed, SEAL).await
     }
 
     /// Fetches the kernel and the initrd that the machine would boot.
@@ -240,8 +269,10 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         Ok(())
     }
 
-    async fn expect(&mut self, wanted: &FromAgent) -> Result<(), SessionError> {
-        match self.message().await? {
+    async fn expect(&mut self, wanted: &FromAgent, time: Duration) -> Result<(), SessionError> {
+        let message =
+            tokio::time::timeout(time, self.message()).await.unwrap_or(Err(SessionError::Endless(time)))?;
+        match message {
             FromAgent::Refused { message } => Err(SessionError::Refused(message)),
             message if message == *wanted => Ok(()),
             other => Err(unexpected(&other)),
@@ -254,8 +285,15 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
                 "the layer has more steps than fit into one message; split its configuration".into(),
             )
         })?;
-        self.channel.write_all(&bytes).await?;
-        Ok(())
+        self.put(&bytes).await
+    }
+
+    /// Writes; a machine that does not read for too long is given up.
+    async fn put(&mut self, bytes: &[u8]) -> Result<(), SessionError> {
+        match tokio::time::timeout(SILENCE, self.channel.write_all(bytes)).await {
+            Ok(written) => Ok(written?),
+            Err(_) => Err(SessionError::Silent(SILENCE)),
+        }
     }
 
     /// The next message that is not just a sign of life.
@@ -306,7 +344,11 @@ mod tests {
             guest.read_exact(&mut call).await.unwrap();
             guest.write_all(b"stale bytes \xff\xff\xff\xff of another time").await.unwrap();
             guest.write_all(&call).await.unwrap();
-            let hello = FromAgent::Hello { protocol: protocol::PROTOCOL, behaviour: 1, boot_id: "x".into() };
+            let hello = FromAgent::Hello {
+                protocol: protocol::PROTOCOL,
+                behaviour: protocol::BEHAVIOUR,
+                boot_id: "x".into(),
+            };
             guest.write_all(&protocol::encode_message(&hello).unwrap()).await.unwrap();
             let ready = FromAgent::Ready { failed_units: vec![] };
             guest.write_all(&protocol::encode_message(&ready).unwrap()).await.unwrap();

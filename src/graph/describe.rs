@@ -25,7 +25,9 @@ pub(super) fn bootstrap(bootstrap: &Bootstrap, machine: &Machine) -> Description
     d.value("bootstrap behaviour", debian::BEHAVIOUR);
     d.value("distribution", &bootstrap.distribution);
     d.value("suite", &bootstrap.suite);
-    d.value("mirror", bootstrap.mirror.as_deref().unwrap_or("the host's default"));
+    if let Some(mirror) = &bootstrap.mirror {
+        d.value("mirror", mirror);
+    }
     d.value("packages", bootstrap.packages.join(" "));
     d.value("disk size", machine.disk);
     d
@@ -99,7 +101,7 @@ impl Walk<'_> {
             }
             Primitive::File { path, content, mode, owner } => {
                 let name = format!("file {path}");
-                self.d.value("file", path);
+                self.d.value(&name, "");
                 let content = self.content(&name, content, span);
                 let mode = mode.or(content.map(|(_, mode)| mode)).unwrap_or(0o644);
                 self.d.value(format!("{name} mode"), format_args!("{mode:04o}"));
@@ -108,7 +110,7 @@ impl Walk<'_> {
             }
             Primitive::Directory { path, from, mode, owner } => {
                 let name = format!("directory {path}");
-                self.d.value("directory", path);
+                self.d.value(&name, "");
                 if let Some(mode) = mode {
                     self.d.value(format!("{name} mode"), format_args!("{mode:04o}"));
                 }
@@ -127,7 +129,7 @@ impl Walk<'_> {
             }
             Primitive::Archive { path, from, strip, owner } => {
                 let name = format!("archive {path}");
-                self.d.value("archive", path);
+                self.d.value(&name, "");
                 self.d.value(format!("{name} strip"), strip);
                 let owner = owner.as_ref().map(|owner| self.owner(&name, owner));
                 let content = self.file(from, span).map(|(blob, _)| blob);
@@ -141,20 +143,20 @@ impl Walk<'_> {
             }
             Primitive::Group { name, gid, system } => {
                 let label = format!("group {name}");
-                self.d.value("group", name);
-                self.d.value(format!("{label} gid"), option(gid.as_ref()));
+                self.d.value(&label, "");
+                self.optional(format!("{label} gid"), gid.as_ref());
                 self.d.value(format!("{label} system"), system);
                 (label, Some(Step::Group { name: name.clone(), gid: *gid, system: *system }))
             }
             Primitive::User { name, uid, group, groups, home, shell, comment, system } => {
                 let label = format!("user {name}");
-                self.d.value("user", name);
-                self.d.value(format!("{label} uid"), option(uid.as_ref()));
-                self.d.value(format!("{label} group"), option(group.as_ref()));
+                self.d.value(&label, "");
+                self.optional(format!("{label} uid"), uid.as_ref());
+                self.optional(format!("{label} group"), group.as_ref());
                 self.d.value(format!("{label} groups"), groups.join(","));
-                self.d.value(format!("{label} home"), option(home.as_ref()));
-                self.d.value(format!("{label} shell"), option(shell.as_ref()));
-                self.d.value(format!("{label} comment"), option(comment.as_ref()));
+                self.optional(format!("{label} home"), home.as_ref());
+                self.optional(format!("{label} shell"), shell.as_ref());
+                self.optional(format!("{label} comment"), comment.as_ref());
                 self.d.value(format!("{label} system"), system);
                 let user = protocol::User {
                     name: name.clone(),
@@ -175,11 +177,11 @@ impl Walk<'_> {
                     model::ServiceState::Restarted => ServiceState::Restarted,
                 });
                 let label = format!("service {unit}");
-                self.d.value("service", unit);
-                self.d.value(format!("{label} enabled"), option(enabled.as_ref()));
-                self.d.value(
+                self.d.value(&label, "");
+                self.optional(format!("{label} enabled"), enabled.as_ref());
+                self.optional(
                     format!("{label} state"),
-                    state.map_or("-".to_owned(), |s| format!("{s:?}").to_lowercase()),
+                    state.map(|s| format!("{s:?}").to_lowercase()).as_ref(),
                 );
                 (label, Some(Step::Service { unit: unit.clone(), enabled: *enabled, state }))
             }
@@ -280,6 +282,13 @@ impl Walk<'_> {
         Some(blob)
     }
 
+    /// A value that may be left out; then there is no field.
+    fn optional<T: std::fmt::Display>(&mut self, name: String, value: Option<&T>) {
+        if let Some(value) = value {
+            self.d.value(name, value);
+        }
+    }
+
     fn owner(&mut self, name: &str, owner: &model::Owner) -> protocol::Owner {
         self.d.value(format!("{name} owner"), format_args!("{}:{}", owner.user, owner.group));
         protocol::Owner { user: owner.user.clone(), group: owner.group.clone() }
@@ -288,8 +297,4 @@ impl Walk<'_> {
 
 fn join(dir: &str, path: &str) -> String {
     if dir.is_empty() { path.to_owned() } else { format!("{dir}/{path}") }
-}
-
-fn option<T: std::fmt::Display>(value: Option<&T>) -> String {
-    value.map_or("-".to_owned(), T::to_string)
 }

@@ -52,7 +52,13 @@ fn text(graph: &Graph) -> String {
             stack.push((*only, rest.clone(), rest));
             continue;
         }
+        // Beyond this the lines would be all indent.
+        let deep = rest.chars().count() >= 3 * 20;
         for (n, child) in children.iter().enumerate().rev() {
+            if deep {
+                stack.push((*child, rest.clone(), rest.clone()));
+                continue;
+            }
             let last = n + 1 == children.len();
             let (branch, below) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
             stack.push((*child, format!("{rest}{branch}"), format!("{rest}{below}")));

@@ -203,8 +203,11 @@ async fn mmdebstrap(
     let packages: Vec<&str> =
         PACKAGES.iter().copied().chain(bootstrap.packages.iter().map(String::as_str)).collect();
     let root_kib = (gpt::root_end(size) - gpt::ROOT_START) * gpt::SECTOR / 1024;
-    let mut command = Command::new("mmdebstrap");
+    // mmdebstrap itself only waits for its children when it is told to end.
+    // The shell in front of it leads their group and ends all of them.
+    let mut command = Command::new("sh");
     command
+        .args(["-c", "trap 'trap - TERM; kill -TERM 0; wait' TERM; mmdebstrap \"$@\" & wait $!", "sh"])
         .arg(format!("--mode={mode}"))
         .args(["--variant=apt", "--format=null"])
         .arg(format!("--include={}", packages.join(",")))
@@ -232,12 +235,24 @@ async fn mmdebstrap(
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .process_group(0);
-    let own: Vec<i32> = files.iter().map(AsRawFd::as_raw_fd).collect();
+    // Copies far above the places that they are put at, so that none of them
+    // is overwritten on the way.
+    let fail = |e: rustix::io::Errno| ProviderError::new(format!("mmdebstrap can't be run: {e}"));
+    let copies = files
+        .iter()
+        .map(|f| rustix::io::fcntl_dupfd_cloexec(f, 2 * FIRST_FD))
+        .collect::<Result<Vec<OwnedFd>, _>>()
+        .map_err(fail)?;
+    let own: Vec<i32> = copies.iter().map(AsRawFd::as_raw_fd).collect();
+    let parent = rustix::process::getpid();
     // SAFETY: the closure makes system calls only; the descriptors stay open
     // in the parent until the child has been spawned.
     unsafe {
         command.pre_exec(move || {
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+            if rustix::process::getppid() != Some(parent) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             for (n, fd) in own.iter().enumerate() {
                 let fd = BorrowedFd::borrow_raw(*fd);
                 let mut to = ManuallyDrop::new(OwnedFd::from_raw_fd(FIRST_FD + n as i32));

@@ -106,18 +106,22 @@ impl Qemu {
     }
 
     async fn accel(&self, kernel: Option<&Path>) -> Result<Accel, ProviderError> {
+        if let Some(accel) = self.accel.get() {
+            return Ok(*accel);
+        }
         let programs = self.programs().await?;
-        self.accel
-            .get_or_try_init(|| async {
-                let accel = match self.wanted {
-                    Some(accel) => accel,
-                    None => probe::choose(programs, kernel, &self.probes, &self.notice).await?,
-                };
-                let _ = self.name.set(format!("qemu {} {}", programs.version, accel.name()));
-                Ok(accel)
-            })
-            .await
-            .copied()
+        let accel = match self.wanted {
+            Some(accel) => Some(accel),
+            None => probe::choose(programs, kernel, &self.probes, &self.notice).await?,
+        };
+        let Some(accel) = accel else {
+            // This machine is emulated; the next may bring a kernel to ask.
+            (self.notice)("KVM was not tried yet on this host, so this machine is emulated");
+            return Ok(Accel::Tcg);
+        };
+        let _ = self.name.set(format!("qemu {} {}", programs.version, accel.name()));
+        let _ = self.accel.set(accel);
+        Ok(accel)
     }
 }
 
@@ -155,6 +159,7 @@ impl Provider for Qemu {
                 image::check_import(path, sha256).await?;
                 let source = if qcow2::is_qcow2(path) { image::standalone(path) } else { image::raw(path) };
                 image::convert(programs, &[source], DiskFormat::Qcow2, image::Compress::No, &disk).await?;
+                let _ = std::fs::remove_file(path);
                 Ok(Created { disk, boot: None })
             }
         }

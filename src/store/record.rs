@@ -15,6 +15,11 @@ pub struct Record {
     pub schema: u32,
     /// The state's key.
     pub key: Key,
+    /// Tells this state from another one that was made under the same key:
+    /// what is in a machine's filesystem is not the same to the last block
+    /// when it is made again, so what lies on top of one does not fit the
+    /// other.
+    pub id: StateId,
     /// What kind of node it came from: `base`, `layer`, `seal`, `output`.
     pub kind: String,
     /// The node's name when it was made.
@@ -41,6 +46,7 @@ impl Record {
         Self {
             schema: SCHEMA,
             key,
+            id: StateId::new(),
             kind: kind.to_owned(),
             name: name.to_owned(),
             description,
@@ -54,6 +60,34 @@ impl Record {
     }
 }
 
+/// A random number that a state gets when it is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StateId(u64);
+
+impl StateId {
+    fn new() -> Self {
+        use std::hash::{BuildHasher, Hasher};
+        Self(std::collections::hash_map::RandomState::new().build_hasher().finish())
+    }
+}
+
+/// What has to be read of a state to know whether it is whole: a small file
+/// beside the record, so that a build that does nothing reads little.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Identity {
+    pub(super) schema: u32,
+    pub(super) id: StateId,
+    pub(super) kind: DiskKind,
+    pub(super) backing: Option<(Key, StateId)>,
+}
+
+impl From<&Record> for Identity {
+    fn from(record: &Record) -> Self {
+        Self { schema: record.schema, id: record.id, kind: record.disk.kind, backing: record.disk.backing }
+    }
+}
+
 /// A state's disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
@@ -61,7 +95,7 @@ pub struct Disk {
     pub kind: DiskKind,
     /// The state whose disk lies below it, if it does not stand alone. The
     /// header of the file does not name it.
-    pub backing: Option<Key>,
+    pub backing: Option<(Key, StateId)>,
     /// How many disks lie below it.
     pub depth: u32,
 }

@@ -29,9 +29,16 @@ impl Staging {
         let door = File::open(parent).map_err(fail)?;
         rustix::fs::flock(&door, FlockOperation::LockExclusive).map_err(|e| fail(e.into()))?;
         reap(parent);
-        let n = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let path = parent.join(format!("{}-{n}", std::process::id()));
-        let lock = OpenOptions::new().write(true).create_new(true).open(lock_of(&path)).map_err(fail)?;
+        // Another container may have a process of the same number.
+        let (path, lock) = loop {
+            let n = COUNTER.fetch_add(1, Ordering::Relaxed);
+            let path = parent.join(format!("{}-{n}", std::process::id()));
+            match OpenOptions::new().write(true).create_new(true).open(lock_of(&path)) {
+                Ok(lock) => break (path, lock),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(fail(e)),
+            }
+        };
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|e| fail(e.into()))?;
         fs::create_dir(&path).map_err(fail)?;
         Ok(Self { path, _lock: lock, kept: false })

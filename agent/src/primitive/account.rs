@@ -85,7 +85,12 @@ pub(super) fn user(user: &User, context: &Context) -> Result<bool, Failure> {
         usermod
     } else {
         let mut useradd = command::command("useradd");
-        useradd.arg(if user.group.is_some() { "--no-user-group" } else { "--user-group" });
+        match (&user.group, system::group(&user.name)) {
+            (Some(_), _) => useradd.arg("--no-user-group"),
+            // A group of its name is there: it is the user's own.
+            (None, Some(_)) => useradd.args(["--no-user-group", "--gid", &user.name]),
+            (None, None) => useradd.arg("--user-group"),
+        };
         let home = if user.system && user.home.is_none() { "--no-create-home" } else { "--create-home" };
         useradd.arg(home);
         if user.system {

@@ -40,6 +40,8 @@ pub(super) fn apply(
     Ok(true)
 }
 
+/// With an owner the archive is unpacked aside and then moved in, so that only
+/// what it holds gets that owner, and not what was in the directory.
 fn unpack(
     archive: &Path,
     path: &Path,
@@ -47,12 +49,13 @@ fn unpack(
     owner: Option<(u32, u32)>,
     context: &Context,
 ) -> Result<(), Failure> {
+    let aside = Path::new(HOME).join("tmp").join("unpacked");
+    let to = if owner.is_some() { &aside } else { path };
+    let _ = fs::remove_dir_all(&aside);
+    fs::create_dir_all(to).map_err(|e| Failure::at(to, e))?;
     let mut tar = command::command("tar");
-    tar.arg("--extract").arg("--file").arg(archive).arg("--directory").arg(path);
-    tar.arg(format!("--strip-components={strip}")).arg("--numeric-owner");
-    if let Some((uid, gid)) = owner {
-        tar.arg(format!("--owner=:{uid}")).arg(format!("--group=:{gid}")).arg("--no-same-owner");
-    }
+    tar.arg("--extract").arg("--file").arg(archive).arg("--directory").arg(to);
+    tar.arg(format!("--strip-components={strip}")).arg("--numeric-owner").arg("--no-overwrite-dir");
     command::run(&mut tar, Duration::from_secs(3600), &context.output()).map_err(|mut failure| {
         failure.message = format!(
             "tar: {}; for .xz and .zst the machine needs the package xz-utils or zstd",
@@ -62,6 +65,16 @@ fn unpack(
     })?;
     let Some((uid, gid)) = owner else { return Ok(()) };
     let mut chown = command::command("chown");
-    chown.arg("--recursive").arg("--no-dereference").arg(format!("{uid}:{gid}")).arg(path);
-    command::run(&mut chown, Duration::from_secs(600), &context.output())
+    chown.arg("--recursive").arg("--no-dereference").arg(format!("{uid}:{gid}")).arg(&aside);
+    command::run(&mut chown, Duration::from_secs(600), &context.output())?;
+    let mut copy = command::command("sh");
+    copy.args([
+        "-c",
+        "tar -C \"$1\" -c . | tar -C \"$2\" -x --same-owner --numeric-owner --no-overwrite-dir",
+        "sh",
+    ]);
+    copy.arg(&aside).arg(path);
+    let copied = command::run(&mut copy, Duration::from_secs(3600), &context.output());
+    let _ = fs::remove_dir_all(&aside);
+    copied
 }

@@ -25,8 +25,8 @@ pub(super) fn apply(
     let manifest: Manifest = serde_json::from_slice(&bytes)
         .map_err(|e| Failure::new(format!("a list of files that does not parse: {e}")))?;
 
-    // All that differs is asked for at once, so that ten thousand small files
-    // are one round trip and one stream.
+    // What differs is asked for together, so that ten thousand small files
+    // are a few round trips.
     let mut changed = false;
     let mut wanted = Vec::new();
     for entry in &manifest.entries {
@@ -50,10 +50,13 @@ pub(super) fn apply(
             }
         }
     }
-    let blobs: Vec<Blob> = wanted.iter().map(|(_, _, blob)| *blob).collect();
-    context.channel.request(&blobs).map_err(|e| Failure::at(path, e))?;
-    for (target, mode, content) in wanted {
-        file::write(&target, content, mode, owner, context)?;
+    // A part at a time: the host does not read while it sends.
+    for part in wanted.chunks(1024) {
+        let blobs: Vec<Blob> = part.iter().map(|(_, _, blob)| *blob).collect();
+        context.channel.request(&blobs).map_err(|e| Failure::at(path, e))?;
+        for (target, mode, content) in part {
+            file::write(target, *content, *mode, owner, context)?;
+        }
         changed = true;
     }
     Ok(changed)

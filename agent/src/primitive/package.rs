@@ -84,8 +84,8 @@ fn installed(spec: &str) -> bool {
     let name = name.split('/').next().unwrap_or(name);
     let mut query = command::command("dpkg-query");
     query.args(["--show", "--showformat=${db:Status-Abbrev}\t${Version}\n", "--", name]);
-    let Ok(output) = command::query(&mut query) else { return false };
-    String::from_utf8_lossy(&output.stdout).lines().any(|line| {
+    let Ok((_, answer)) = command::query(&mut query, command::QUESTION) else { return false };
+    answer.lines().any(|line| {
         let (status, found) = line.split_once('\t').unwrap_or((line, ""));
         status.starts_with("ii") && version.is_none_or(|v| v == found)
     })

@@ -13,6 +13,7 @@ pub(super) fn apply(
     state: Option<ServiceState>,
     context: &Context,
 ) -> Result<bool, Failure> {
+    reload(unit, context)?;
     let mut changed = false;
     if let Some(enabled) = enabled
         && is("is-enabled", unit)? != enabled
@@ -33,10 +34,23 @@ pub(super) fn apply(
     Ok(changed)
 }
 
+/// A unit whose file changed must be read again, or its old form would run
+/// until the next boot.
+fn reload(unit: &str, context: &Context) -> Result<(), Failure> {
+    let mut show = command::command("systemctl");
+    show.args(["show", "--property=NeedDaemonReload", "--value", "--", unit]);
+    if command::query(&mut show, command::QUESTION)?.1.starts_with("yes") {
+        let mut reload = command::command("systemctl");
+        reload.arg("daemon-reload");
+        command::run(&mut reload, Duration::from_secs(600), &context.output())?;
+    }
+    Ok(())
+}
+
 fn is(question: &str, unit: &str) -> Result<bool, Failure> {
     let mut systemctl = command::command("systemctl");
     systemctl.args(["--quiet", question, "--", unit]);
-    Ok(command::query(&mut systemctl)?.status.success())
+    Ok(command::query(&mut systemctl, command::QUESTION)?.0)
 }
 
 fn systemctl(verb: &str, unit: &str, context: &Context) -> Result<(), Failure> {

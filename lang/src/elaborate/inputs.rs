@@ -36,14 +36,14 @@ impl Elaborator<'_> {
                         };
                         let base = FileRef::project("");
                         let place = ValuePlace { source, base: &base, span: span(&node.head_range) };
-                        if let Some(value) = self.value(&node.args, param.ty, &place, &Scope::default()) {
-                            if given.insert(node.name.clone(), value).is_some() {
-                                let message = format!("`{}` is given twice", node.name);
-                                self.out.push(
-                                    Diagnostic::error(Code::Duplicate, span(&node.name_range), message)
-                                        .help("remove one of them"),
-                                );
-                            }
+                        if let Some(value) = self.value(&node.args, param.ty, &place, &Scope::default())
+                            && given.insert(node.name.clone(), value).is_some()
+                        {
+                            let message = format!("`{}` is given twice", node.name);
+                            self.out.push(
+                                Diagnostic::error(Code::Duplicate, span(&node.name_range), message)
+                                    .help("remove one of them"),
+                            );
                         }
                         if let Some(prop) = node.props.first() {
                             let message = format!("`{}` takes arguments, not properties", node.name);

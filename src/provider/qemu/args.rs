@@ -23,7 +23,7 @@ pub(super) fn base() -> Vec<String> {
     words(
         "-nodefaults -no-user-config -display none -no-reboot \
          -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny \
-         -action panic=exit-failure -rtc base=utc,clock=host",
+         -action panic=shutdown -rtc base=utc,clock=host",
     )
 }
 

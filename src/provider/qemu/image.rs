@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use vimg_lang::model::DiskFormat;
 
 use super::{Programs, ProviderError, qcow2};
+use crate::provider::child;
 
 /// Whether a converted disk is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +77,7 @@ pub(super) async fn convert(
 
 async fn run(mut command: tokio::process::Command, what: &str) -> Result<(), ProviderError> {
     command.stdin(std::process::Stdio::null()).kill_on_drop(true);
+    child::die_with_us(&mut command);
     let output = command.output().await.map_err(|e| ProviderError::new(format!("{what}: {e}")))?;
     if output.status.success() {
         return Ok(());
@@ -92,20 +94,36 @@ async fn run(mut command: tokio::process::Command, what: &str) -> Result<(), Pro
 /// Refuses a disk from outside whose header is not plain or whose digest is
 /// another one.
 pub(super) async fn check_import(path: &Path, sha256: &str) -> Result<(), ProviderError> {
+    if let Some(format) = other_format(path) {
+        return Err(ProviderError::new(format!("the disk is {format}"))
+            .help("convert it first: qemu-img convert -O qcow2 DISK disk.qcow2"));
+    }
     if qcow2::is_qcow2(path) {
-        qcow2::read(path)
-            .map_err(|e| ProviderError::new(format!("`{}` can't be imported: {e}", path.display())))?;
+        qcow2::read(path).map_err(|e| ProviderError::new(format!("the disk can't be imported: {e}")))?;
     }
     let (file, expected) = (path.to_owned(), sha256.to_owned());
     let found = tokio::task::spawn_blocking(move || sha256_of(&file))
         .await
         .map_err(|e| ProviderError::new(e.to_string()))?
-        .map_err(|e| ProviderError::new(format!("`{}` can't be read: {e}", path.display())))?;
+        .map_err(|e| ProviderError::new(format!("the disk can't be read: {e}")))?;
     if found == expected {
         return Ok(());
     }
-    Err(ProviderError::new(format!("`{}` has the SHA-256 {found}", path.display()))
+    Err(ProviderError::new(format!("the disk has the SHA-256 {found}"))
         .help("the recipe says another one: was the file changed, or is the recipe out of date?"))
+}
+
+/// Names a format that would be taken for raw bytes.
+fn other_format(path: &Path) -> Option<&'static str> {
+    let mut magic = [0; 8];
+    std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut magic)).ok()?;
+    match &magic {
+        m if m.starts_with(b"KDMV") => Some("VMDK"),
+        b"vhdxfile" => Some("VHDX"),
+        b"conectix" => Some("VHD"),
+        m if m.starts_with(b"QED\0") => Some("QED"),
+        _ => None,
+    }
 }
 
 fn sha256_of(path: &Path) -> std::io::Result<String> {

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use super::qmp::Qmp;
 use super::{Accel, Programs, ProviderError, args, image};
-use crate::provider::{Ended, Instance, Launch};
+use crate::provider::{Ended, Instance, Launch, child};
 
 /// How much of the console is remembered, in bytes.
 const CONSOLE: usize = 32 << 10;
@@ -120,20 +120,7 @@ fn spawn(program: &Path, args: &[String], dir: &Path, log: &Path) -> Result<Chil
         // Ctrl-C is for vimg; it stops its machines itself.
         .process_group(0)
         .kill_on_drop(true);
-    let parent = rustix::process::getpid();
-    // SAFETY: the closure makes two system calls and touches no memory that
-    // the parent shares.
-    unsafe {
-        command.pre_exec(move || {
-            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-            // vimg may have died before the line above.
-            if rustix::process::getppid() == Some(parent) {
-                Ok(())
-            } else {
-                Err(std::io::Error::from(std::io::ErrorKind::Interrupted))
-            }
-        });
-    }
+    child::die_with_us(&mut command);
     command.spawn().map_err(fail)
 }
 

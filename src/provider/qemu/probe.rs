@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
@@ -13,7 +13,7 @@ use tokio::process::Command;
 
 use super::{Accel, Programs, ProviderError, args};
 use crate::digest::Digest;
-use crate::provider::{AGENT, Lines, initramfs};
+use crate::provider::{AGENT, Lines, child, initramfs};
 
 /// Under a KVM that works the machine speaks within a second.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -23,22 +23,29 @@ const HELLO: &str = "vimg-probe-hello";
 struct Answer {
     works: bool,
     why: String,
+    /// When it was found, in seconds since 1970.
+    #[serde(default)]
+    at: u64,
 }
 
-/// Chooses how to run machines, and says so where it is not by KVM.
+/// How long a `no` is believed: the host may only have been busy.
+const NO_LASTS: u64 = 24 * 3600;
+
+/// Chooses how to run machines, and says so where it is not by KVM. `None`
+/// if that can't be found out without a kernel.
 pub(super) async fn choose(
     programs: &Programs,
     kernel: Option<&Path>,
     probes: &Path,
     notice: &Lines,
-) -> Result<Accel, ProviderError> {
+) -> Result<Option<Accel>, ProviderError> {
     let why = match usable() {
         Err(why) => why,
         Ok(()) => {
             let file = answer_file(programs, probes);
             let answer = match (read(&file), kernel) {
                 (Some(answer), _) => answer,
-                (None, None) => Answer { works: false, why: "there is no kernel to try it with".into() },
+                (None, None) => return Ok(None),
                 (None, Some(kernel)) => {
                     let answer = run(programs, kernel).await?;
                     keep(&file, &answer);
@@ -46,13 +53,13 @@ pub(super) async fn choose(
                 }
             };
             if answer.works {
-                return Ok(Accel::Kvm);
+                return Ok(Some(Accel::Kvm));
             }
-            answer.why
+            format!("{}; asked again tomorrow, or if {} is removed", answer.why, file.display())
         }
     };
     notice(&format!("KVM is not used ({why}); machines are emulated, which is many times slower"));
-    Ok(Accel::Tcg)
+    Ok(Some(Accel::Tcg))
 }
 
 /// What is known, for people.
@@ -61,7 +68,7 @@ pub(super) async fn report(programs: &Programs, probes: &Path) -> String {
         Err(why) => format!("not usable: {why}"),
         Ok(()) => match read(&answer_file(programs, probes)) {
             Some(Answer { works: true, .. }) => "works: a machine booted with it".into(),
-            Some(Answer { works: false, why }) => format!("does not work: {why}"),
+            Some(Answer { works: false, why, .. }) => format!("does not work: {why}"),
             None => "/dev/kvm can be opened; the first build tries whether it works".into(),
         },
     }
@@ -89,7 +96,12 @@ fn answer_file(programs: &Programs, probes: &Path) -> PathBuf {
 }
 
 fn read(file: &Path) -> Option<Answer> {
-    serde_json::from_slice(&std::fs::read(file).ok()?).ok()
+    let answer: Answer = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
+    (answer.works || now().saturating_sub(answer.at) < NO_LASTS).then_some(answer)
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 fn keep(file: &Path, answer: &Answer) {
@@ -115,6 +127,7 @@ async fn run(programs: &Programs, kernel: &Path) -> Result<Answer, ProviderError
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
+    child::die_with_us(&mut command);
     let mut child = command.spawn().map_err(fail)?;
     let mut seen = String::new();
     let mut out = child.stdout.take();
@@ -138,14 +151,14 @@ async fn run(programs: &Programs, kernel: &Path) -> Result<Answer, ProviderError
     }
     let _ = child.kill().await;
     Ok(match spoke {
-        Ok(true) => Answer { works: true, why: String::new() },
+        Ok(true) => Answer { works: true, why: String::new(), at: now() },
         Ok(false) => {
             let why = words.lines().find(|l| !l.trim().is_empty()).unwrap_or("no message").trim();
-            Answer { works: false, why: format!("QEMU gave up: {why}") }
+            Answer { works: false, why: format!("QEMU gave up: {why}"), at: now() }
         }
         Err(_) => {
             let why = format!("a machine hung: it said nothing for {} s", DEADLINE.as_secs());
-            Answer { works: false, why }
+            Answer { works: false, why, at: now() }
         }
     })
 }
