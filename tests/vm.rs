@@ -78,6 +78,42 @@ fn the_web_example_is_built_served_and_rebuilt_only_where_it_changed() {
 }
 
 #[test]
+fn the_fleet_shares_what_is_the_same() {
+    let project = Project::copy_of("fleet", "examples/fleet");
+    project.vimg(&["build", "debian-12"]).succeeds();
+    let built = project.vimg(&["build"]);
+    built.succeeds();
+    // Six images of two shared layers and ten of their own. One machine makes
+    // the shared ones and goes on with a branch; the others start from there.
+    let mut nodes = built.built();
+    nodes.sort();
+    assert_eq!(
+        nodes,
+        [
+            "bastion@motd",
+            "common@openssh",
+            "common@operators",
+            "database@motd",
+            "database@postgresql",
+            "static@lighttpd",
+            "static@site",
+            "web-canary@motd",
+            "web@nginx",
+            "web@site",
+        ]
+    );
+    assert_eq!(built.boots(), 4);
+    // What only one of them reads rebuilds only that one.
+    let canary = project.vimg(&["build", "--set", "domain=example.net"]);
+    canary.succeeds();
+    let mut nodes = canary.built();
+    nodes.sort();
+    assert_eq!(nodes, ["bastion@motd", "database@motd", "web-canary@motd"]);
+    let again = project.vimg(&["build"]);
+    assert_eq!((again.boots(), again.built()), (0, vec![]), "going back costs nothing");
+}
+
+#[test]
 fn every_primitive_is_applied_and_idempotent() {
     let project = Project::new("primitives");
     let body = "

@@ -1,5 +1,6 @@
 //! The view on a terminal: a line for each node that is being made, with its
-//! phase, its time and what was printed last; finished nodes above.
+//! phase, its time and what was printed last, and the totals; finished nodes
+//! above.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -13,8 +14,27 @@ use crate::event::Event;
 
 pub(super) struct Live {
     all: MultiProgress,
-    lines: Mutex<HashMap<String, ProgressBar>>,
+    lines: Mutex<Lines>,
     plain: Plain,
+}
+
+#[derive(Default)]
+struct Lines {
+    nodes: HashMap<String, ProgressBar>,
+    /// The last line, while there is something to do.
+    totals: Option<ProgressBar>,
+    built: usize,
+    reused: usize,
+    all: usize,
+}
+
+impl Lines {
+    fn show_totals(&self) {
+        if let Some(bar) = &self.totals {
+            let left = self.all.saturating_sub(self.built + self.reused);
+            bar.set_message(format!("{} built, {} reused, {left} to go", self.built, self.reused));
+        }
+    }
 }
 
 impl Live {
@@ -25,40 +45,59 @@ impl Live {
     pub(super) fn event(&self, event: &Event) {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
+            Event::Planned { nodes, reused } => {
+                (lines.all, lines.reused) = (*nodes, *reused);
+                if nodes > reused {
+                    let bar = self.all.add(ProgressBar::new_spinner());
+                    if let Ok(style) = ProgressStyle::with_template("  {elapsed} {wide_msg}") {
+                        bar.set_style(style);
+                    }
+                    bar.enable_steady_tick(Duration::from_secs(1));
+                    lines.totals = Some(bar);
+                }
+            }
             Event::Started { node, .. } => {
-                let bar = self.all.add(ProgressBar::new_spinner());
-                let template = "{spinner} {prefix} {elapsed} {wide_msg}";
-                if let Ok(style) = ProgressStyle::with_template(template) {
+                let bar = ProgressBar::new_spinner();
+                let bar = match &lines.totals {
+                    Some(totals) => self.all.insert_before(totals, bar),
+                    None => self.all.add(bar),
+                };
+                if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} {elapsed} {wide_msg}") {
                     bar.set_style(style);
                 }
                 bar.set_prefix(node.clone());
                 bar.enable_steady_tick(Duration::from_millis(120));
-                lines.insert(node.clone(), bar);
+                lines.nodes.insert(node.clone(), bar);
             }
-            Event::Phase { node, phase } => {
-                if let Some(bar) = lines.get(node) {
-                    bar.set_message(phase.clone());
-                }
-            }
-            Event::Output { node, line } => {
-                if let Some(bar) = lines.get(node) {
-                    bar.set_message(line.clone());
+            Event::Phase { node, phase: text } | Event::Output { node, line: text } => {
+                if let Some(bar) = lines.nodes.get(node) {
+                    bar.set_message(text.clone());
                 }
             }
             Event::Built { node, .. } | Event::Failed { node, .. } => {
-                if let Some(bar) = lines.remove(node) {
+                lines.built += usize::from(matches!(event, Event::Built { .. }));
+                if let Some(bar) = lines.nodes.remove(node) {
+                    bar.finish_and_clear();
+                }
+            }
+            Event::Reused { .. } => lines.reused += 1,
+            Event::Finished { .. } => {
+                if let Some(bar) = lines.totals.take() {
                     bar.finish_and_clear();
                 }
             }
             _ => {}
         }
+        lines.show_totals();
         if let Some(line) = self.plain.lasting(event) {
             let _ = self.all.println(line);
         }
     }
 
     pub(super) fn end(&self) {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.nodes.clear();
+        lines.totals = None;
         let _ = self.all.clear();
     }
 }
