@@ -14,7 +14,6 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -25,13 +24,16 @@ use vimg::execute::{Budget, build};
 use vimg::files::{Project, Stamps};
 use vimg::graph::Graph;
 use vimg::plan::Plan;
-use vimg::store::Store;
+use vimg::store::{Last, Store};
 use vimg_lang::{FileRef, Request, Sources, compile};
 
 const SIZES: [usize; 4] = [10, 100, 1_000, 10_000];
 
 fn main() {
-    let rows: Vec<String> = SIZES.iter().map(|n| measure(*n)).collect();
+    // Sizes may be named: `cargo bench --bench noop -- 1000`.
+    let named: Vec<usize> = std::env::args().filter_map(|a| a.parse().ok()).collect();
+    let sizes = if named.is_empty() { SIZES.to_vec() } else { named };
+    let rows: Vec<String> = sizes.iter().map(|n| measure(*n)).collect();
     println!("layers   vimg plan   vimg build   ninja      build/ninja");
     for row in rows {
         println!("{row}");
@@ -104,7 +106,7 @@ fn fill(project: &Path, store: &Path) {
     let graph = Arc::new(Graph::new(&model, &project).expect("a graph"));
     let store = Store::open(store).expect("a store");
     let nodes: Vec<_> = graph.ids().collect();
-    let plan = Plan::new(&graph, &store, &BTreeMap::new(), &nodes);
+    let plan = Plan::new(&graph, &store, &Last::default(), &nodes);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let budget = Budget { jobs: 2, memory: 8 << 30, keep_going: false };
     let fake = Arc::new(common::Fake::default());

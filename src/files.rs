@@ -3,7 +3,7 @@
 //! Knows nothing of recipes or nodes. Every path is opened below the project's
 //! root with `RESOLVE_BENEATH`, so the kernel refuses links that lead out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use vimg_agent::protocol::{Entry, Manifest, Node};
 use vimg_lang::{Document, FileKind, FileRef, Files, ReadError, Root};
 
@@ -30,8 +30,18 @@ pub struct Project {
     root: PathBuf,
     dir: OwnedFd,
     stamps: Mutex<Stamps>,
+    seen: Mutex<Seen>,
     /// Parsed recipes are kept here by the digest of their text.
     parsed: Option<PathBuf>,
+}
+
+/// What this run has looked at already. A build asks for each file more than
+/// once, and means the same file.
+#[derive(Default)]
+struct Seen {
+    /// Directories that were reached without leaving the project.
+    dirs: HashMap<String, OwnedFd>,
+    files: HashMap<String, Stat>,
 }
 
 /// Why a file could not be hashed or copied.
@@ -49,7 +59,7 @@ impl Project {
     pub fn open(root: &Path, stamps: Stamps, parsed: Option<PathBuf>) -> io::Result<Self> {
         let root = root.canonicalize()?;
         let dir = rustix::fs::open(&root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { root, dir, stamps: Mutex::new(stamps), parsed })
+        Ok(Self { root, dir, stamps: Mutex::new(stamps), seen: Mutex::default(), parsed })
     }
 
     /// The project's root, absolute and without links.
@@ -72,25 +82,44 @@ impl Project {
     }
 
     fn hash_project(&self, path: &str) -> io::Result<(Blob, u32)> {
-        // A link in the project may point to another file in it, so the file
-        // itself is looked at, not the link.
-        let opened = File::from(self.open_at(path, OFlags::PATH)?);
-        let meta = opened.metadata()?;
-        if !meta.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, kind_name(&meta)));
+        let stat = self.stat(path)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, kind_name(&stat)));
         }
-        let mode = meta.mode() & 0o7777;
-        if let Some(digest) = self.lock().get(&meta) {
-            return Ok((Blob { digest, size: meta.len() }, mode));
+        let mode = stat.st_mode & 0o7777;
+        if let Some(digest) = self.lock().get(&stat) {
+            return Ok((Blob { digest, size: stat.st_size as u64 }, mode));
         }
         let file = File::from(self.open_at(path, OFlags::RDONLY)?);
-        let before = file.metadata()?;
+        let before = rustix::fs::fstat(&file)?;
         let blob = hash_reader(file.try_clone()?, &mut io::sink())?;
-        let after = file.metadata()?;
-        if blob.size == after.len() && stamps::same(&before, &after) {
+        let after = rustix::fs::fstat(&file)?;
+        if blob.size == after.st_size as u64 && stamps::same(&before, &after) {
             self.lock().put(&after, blob.digest);
         }
-        Ok((blob, after.mode() & 0o7777))
+        Ok((blob, after.st_mode & 0o7777))
+    }
+
+    /// What is at a path, links followed as far as they stay in the project.
+    fn stat(&self, path: &str) -> io::Result<Stat> {
+        let mut seen = self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(stat) = seen.files.get(path) {
+            return Ok(*stat);
+        }
+        // The way to the directory is checked once. A name in it that is no
+        // link can't lead out, so that one plain call answers for it.
+        let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+        if !seen.dirs.contains_key(dir) {
+            let opened = self.open_at(dir, OFlags::PATH | OFlags::DIRECTORY)?;
+            seen.dirs.insert(dir.to_owned(), opened);
+        }
+        let name = if name.is_empty() { "." } else { name };
+        let mut stat = rustix::fs::statat(&seen.dirs[dir], name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+            stat = rustix::fs::fstat(self.open_at(path, OFlags::PATH)?)?;
+        }
+        seen.files.insert(path.to_owned(), stat);
+        Ok(stat)
     }
 
     /// The tree below a directory, sorted by raw names.
@@ -128,7 +157,8 @@ impl Project {
                     .map_err(|e| error(dir, &format!("{path}: {}", words(&e))))?;
                 Node::File(mode, blob)
             } else {
-                return Err(error(dir, &format!("{path} is {}, which can't be copied", kind_name(&meta))));
+                let stat = rustix::fs::lstat(found.path()).map_err(|e| error(dir, &e.to_string()))?;
+                return Err(error(dir, &format!("{path} is {}, which can't be copied", kind_name(&stat))));
             };
             entries.insert(path.to_owned(), node);
             if entries.len() > MAX_TREE {
@@ -195,14 +225,15 @@ impl Files for Project {
             return embedded::read(&file.path).map(<[u8]>::to_vec).ok_or(ReadError::NotFound);
         }
         let opened = File::from(self.open_at(&file.path, OFlags::RDONLY).map_err(|e| read_error(&e))?);
-        let meta = opened.metadata().map_err(|e| read_error(&e))?;
-        if !meta.is_file() {
-            return Err(ReadError::NotAFile(kind_name(&meta)));
+        let stat = rustix::fs::fstat(&opened).map_err(|e| read_error(&e.into()))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(ReadError::NotAFile(kind_name(&stat)));
         }
-        if meta.len() > limit as u64 {
+        let size = stat.st_size as usize;
+        if size > limit {
             return Err(ReadError::TooLarge);
         }
-        let mut bytes = Vec::with_capacity(meta.len() as usize);
+        let mut bytes = Vec::with_capacity(size);
         // The file may grow while it is read, or lie about its size.
         opened.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(|e| read_error(&e))?;
         if bytes.len() > limit { Err(ReadError::TooLarge) } else { Ok(bytes) }
@@ -212,14 +243,11 @@ impl Files for Project {
         if file.root == Root::Std {
             return embedded::read(&file.path).map(|_| FileKind::File).ok_or(ReadError::NotFound);
         }
-        let opened = File::from(self.open_at(&file.path, OFlags::PATH).map_err(|e| read_error(&e))?);
-        let meta = opened.metadata().map_err(|e| read_error(&e))?;
-        if meta.is_file() {
-            Ok(FileKind::File)
-        } else if meta.is_dir() {
-            Ok(FileKind::Directory)
-        } else {
-            Err(ReadError::NotAFile(kind_name(&meta)))
+        let stat = self.stat(&file.path).map_err(|e| read_error(&e))?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => Ok(FileKind::File),
+            FileType::Directory => Ok(FileKind::Directory),
+            _ => Err(ReadError::NotAFile(kind_name(&stat))),
         }
     }
 
@@ -295,18 +323,12 @@ fn read_error(error: &io::Error) -> ReadError {
     }
 }
 
-fn kind_name(meta: &std::fs::Metadata) -> &'static str {
-    use std::os::unix::fs::FileTypeExt;
-    let kind = meta.file_type();
-    if kind.is_dir() {
-        "a directory"
-    } else if kind.is_fifo() {
-        "a FIFO"
-    } else if kind.is_socket() {
-        "a socket"
-    } else if kind.is_block_device() || kind.is_char_device() {
-        "a device"
-    } else {
-        "a special file"
+fn kind_name(stat: &Stat) -> &'static str {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => "a directory",
+        FileType::Fifo => "a FIFO",
+        FileType::Socket => "a socket",
+        FileType::BlockDevice | FileType::CharacterDevice => "a device",
+        _ => "a special file",
     }
 }

@@ -1,11 +1,11 @@
 //! Which nodes are there, which must be built, and why. Reads the store and
 //! never writes it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::digest::{Description, Field, FieldKind, Key};
+use crate::digest::{Description, Field, FieldKind};
 use crate::graph::{Graph, NodeId};
-use crate::store::Store;
+use crate::store::{Last, Store};
 
 /// What happens to a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,8 +63,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans the given nodes.
-    pub fn new(graph: &Graph, store: &Store, last: &BTreeMap<String, Key>, wanted: &[NodeId]) -> Self {
+    /// Plans the given nodes. What `last` knows to be whole is not looked at
+    /// again.
+    pub fn new(graph: &Graph, store: &Store, last: &Last, wanted: &[NodeId]) -> Self {
         let mut needed: BTreeSet<NodeId> = BTreeSet::new();
         for id in wanted {
             let mut next = Some(*id);
@@ -75,7 +76,7 @@ impl Plan {
             }
         }
         let mut steps: BTreeMap<NodeId, Step> = BTreeMap::new();
-        let mut known = HashMap::new();
+        let mut known = last.whole.clone();
         // Ids grow upwards, so a parent is always planned before its children.
         for id in needed {
             let node = graph.node(id);
@@ -104,9 +105,9 @@ impl Plan {
     }
 }
 
-fn reason(graph: &Graph, store: &Store, last: &BTreeMap<String, Key>, id: NodeId, below: bool) -> Reason {
+fn reason(graph: &Graph, store: &Store, last: &Last, id: NodeId, below: bool) -> Reason {
     let node = graph.node(id);
-    let Some(key) = last.get(&node.name) else { return Reason::New };
+    let Some(key) = last.nodes.get(&node.name) else { return Reason::New };
     if *key == node.key {
         return match node.parent {
             Some(parent) if !below => Reason::Parent(graph.node(parent).name.clone()),

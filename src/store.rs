@@ -16,7 +16,11 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::AtFlags;
 
 use crate::digest::{Blob, Digest, Key};
 
@@ -26,7 +30,7 @@ mod record;
 mod staging;
 
 pub use lock::{KeyLock, lock, try_lock};
-pub use project::{ProjectFiles, WrittenOutput};
+pub use project::{Last, ProjectFiles, WrittenOutput};
 use record::Identity;
 pub use record::{Boot, Disk, DiskKind, Record, SCHEMA, StateId};
 pub use staging::Staging;
@@ -35,6 +39,7 @@ pub use staging::Staging;
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
+    states: Arc<OwnedFd>,
 }
 
 /// Why the store can't be used.
@@ -75,7 +80,9 @@ impl Store {
             fs::create_dir_all(&dir).map_err(|e| StoreError::new("make", &dir, e))?;
         }
         let root = root.canonicalize().map_err(|e| StoreError::new("open", root, e))?;
-        Ok(Self { root })
+        let states = root.join("states");
+        let opened = File::open(&states).map_err(|e| StoreError::new("open", &states, e))?;
+        Ok(Self { root, states: Arc::new(opened.into()) })
     }
 
     /// The store's directory.
@@ -115,9 +122,12 @@ impl Store {
     }
 
     fn identity(&self, key: &Key) -> Option<Identity> {
-        let dir = self.state_dir(key);
-        let identity: Identity = postcard::from_bytes(&fs::read(dir.join("identity")).ok()?).ok()?;
-        (identity.schema == SCHEMA && dir.join(identity.kind.file_name()).exists()).then_some(identity)
+        let name = key.to_string();
+        let text = rustix::fs::readlinkat(&*self.states, format!("{name}/identity"), Vec::new()).ok()?;
+        let identity = Identity::parse(text.to_str().ok()?)?;
+        let disk = format!("{name}/{}", identity.kind.file_name());
+        rustix::fs::accessat(&*self.states, disk, rustix::fs::Access::EXISTS, AtFlags::empty()).ok()?;
+        Some(identity)
     }
 
     /// The directory of a state, there or not.
@@ -182,16 +192,15 @@ impl Store {
             serde_json::to_vec_pretty(record).map_err(|e| StoreError::new("write", &path, e.into()))?;
         fs::write(&path, bytes).map_err(|e| StoreError::new("write", &path, e))?;
         let path = staging.path().join("identity");
-        let bytes = postcard::to_stdvec(&Identity::from(record))
-            .map_err(|e| StoreError::new("write", &path, io::Error::other(e)))?;
-        fs::write(&path, bytes).map_err(|e| StoreError::new("write", &path, e))?;
+        std::os::unix::fs::symlink(Identity::from(record).text(), &path)
+            .map_err(|e| StoreError::new("write", &path, e))?;
         let to = self.state_dir(&record.key);
         let entries = fs::read_dir(staging.path()).map_err(|e| StoreError::new("read", staging.path(), e))?;
-        let keep = [record.disk.kind.file_name(), "record.json", "identity", "log.zst"];
+        let keep = [record.disk.kind.file_name(), "record.json", "log.zst"];
         for entry in entries.flatten() {
             if keep.iter().any(|name| entry.file_name() == *name) {
                 sync(&entry.path())?;
-            } else {
+            } else if entry.file_name() != "identity" {
                 remove(&entry.path())?;
             }
         }
@@ -335,7 +344,9 @@ mod tests {
         let store = Store::open(dir.path()).unwrap();
         let a = record(key("a"), None);
         store.commit(stage(&store, "first"), &a).unwrap();
-        fs::write(store.state_dir(&a.key).join("identity"), "").unwrap();
+        let identity = store.state_dir(&a.key).join("identity");
+        fs::remove_file(&identity).unwrap();
+        std::os::unix::fs::symlink("0:nothing", &identity).unwrap();
         assert!(!store.has(&a.key));
         assert!(store.commit(stage(&store, "second"), &a).unwrap());
         assert!(store.has(&a.key));

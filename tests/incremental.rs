@@ -18,7 +18,7 @@ use vimg::execute::{Budget, Outcome, build};
 use vimg::files::{Project, Stamps};
 use vimg::graph::Graph;
 use vimg::plan::Plan;
-use vimg::store::Store;
+use vimg::store::{Last, Store};
 use vimg_lang::{FileRef, Request, Sources, compile};
 
 /// A small, fast, repeatable source of choices (splitmix64).
@@ -250,7 +250,7 @@ fn run(project: &Path, store: &Path, leak: Option<PathBuf>) -> Built {
     let graph = Arc::new(Graph::new(&model, &project).unwrap());
     let store = Store::open(store).unwrap();
     let nodes: Vec<_> = graph.ids().collect();
-    let plan = Plan::new(&graph, &store, &BTreeMap::new(), &nodes);
+    let plan = Plan::new(&graph, &store, &Last::default(), &nodes);
     let planned = plan.to_build().count();
     let fake = Arc::new(Fake { leak, ..Fake::default() });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -53,7 +53,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     let graph = project::graph(&mut loaded)?;
     let images = project::wanted(&graph, &loaded, &args.images)?;
     let nodes = project::nodes_of(&graph, &images, !args.no_output);
-    let last = loaded.notes.nodes();
+    let last = loaded.last();
     let plan = Plan::new(&graph, &loaded.store, &last, &nodes);
     let project::Loaded { project, sources, store, notes, .. } = loaded;
     let reporter = report::reporter(style);
@@ -95,7 +95,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     };
     reporter.end();
 
-    remember(&graph, &plan, &store, &notes, last);
+    remember(&graph, &plan, &store, &notes, last.nodes);
     if let Ok(project) = Arc::try_unwrap(project) {
         project::keep_stamps(&notes, project);
     }
@@ -110,6 +110,8 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     execute::write_outputs(&graph, &targets, &store, &notes, &dir, &reporter.sink()).map_err(
         |(path, e)| Error::Message(format!("{} can't be written: {e}", path.display()), None, STORE),
     )?;
+    // The process ends here: taking a large graph apart would be for nothing.
+    std::mem::forget((graph.clone(), plan));
     if outcome.failures.is_empty() { Ok(()) } else { Err(Error::Build(Box::new(sources), outcome.failures)) }
 }
 

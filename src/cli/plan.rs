@@ -19,7 +19,8 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     let graph = project::graph(&mut loaded)?;
     let images = project::wanted(&graph, &loaded, &args.images)?;
     let nodes = project::nodes_of(&graph, &images, true);
-    let plan = Plan::new(&graph, &loaded.store, &loaded.notes.nodes(), &nodes);
+    let last = loaded.last();
+    let plan = Plan::new(&graph, &loaded.store, &last, &nodes);
     project::keep_stamps(&loaded.notes, loaded.project);
     if style.json {
         return print_json(&as_json(&graph, &plan));

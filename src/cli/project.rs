@@ -2,13 +2,14 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use vimg_lang::{FileRef, Model, Request, Sources, compile};
 
 use super::{Error, Global, HOST, RECIPE};
 use crate::files::Project;
 use crate::graph::{Graph, NodeId};
-use crate::store::{ProjectFiles, Store};
+use crate::store::{Last, ProjectFiles, Store};
 
 /// A recipe and all that was found out about it.
 pub(super) struct Loaded {
@@ -17,6 +18,15 @@ pub(super) struct Loaded {
     pub(super) model: Model,
     pub(super) store: Store,
     pub(super) notes: ProjectFiles,
+    last: JoinHandle<Last>,
+}
+
+impl Loaded {
+    /// What is known of the last build.
+    pub(super) fn last(&mut self) -> Last {
+        let last = std::mem::replace(&mut self.last, std::thread::spawn(Last::default));
+        last.join().unwrap_or_default()
+    }
 }
 
 /// Where states are kept.
@@ -78,6 +88,11 @@ pub(super) fn load(global: &Global) -> Result<Loaded, Error> {
     let open_error = |e: std::io::Error| Error::Message(format!("{}: {e}", root.display()), None, RECIPE);
     let canonical = root.canonicalize().map_err(open_error)?;
     let notes = store.project(&canonical);
+    // Two halves of the work that know nothing of each other.
+    let last = {
+        let (store, notes) = (store.clone(), notes.clone());
+        std::thread::spawn(move || Last::read(&store, &notes))
+    };
     let project = Project::open(&canonical, notes.stamps(), Some(store.parsed())).map_err(open_error)?;
     let values = match &global.values {
         None => None,
@@ -86,7 +101,7 @@ pub(super) fn load(global: &Global) -> Result<Loaded, Error> {
     let mut sources = Sources::default();
     let request = Request { files: &project, entry: FileRef::project(name), set: &global.set, values };
     match compile(&request, &mut sources) {
-        Ok(model) => Ok(Loaded { project, sources, model, store, notes }),
+        Ok(model) => Ok(Loaded { project, sources, model, store, notes, last }),
         Err(diagnostics) => Err(Error::Recipe(Box::new(sources), diagnostics)),
     }
 }

@@ -19,7 +19,8 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     let mut loaded = project::load(global)?;
     let graph = project::graph(&mut loaded)?;
     let id = project::node(&graph, &args.node)?;
-    let plan = Plan::new(&graph, &loaded.store, &loaded.notes.nodes(), &[id]);
+    let last = loaded.last();
+    let plan = Plan::new(&graph, &loaded.store, &last, &[id]);
     project::keep_stamps(&loaded.notes, loaded.project);
     let node = graph.node(id);
     if style.json {

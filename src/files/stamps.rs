@@ -5,9 +5,9 @@
 //! a file that was young when it was hashed is not remembered.
 
 use std::collections::HashMap;
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::Stat;
 
 use crate::digest::Digest;
 
@@ -59,37 +59,37 @@ impl Stamps {
         Some(out)
     }
 
-    pub(super) fn get(&mut self, meta: &Metadata) -> Option<Digest> {
-        let stamp = stamp(meta);
+    pub(super) fn get(&mut self, stat: &Stat) -> Option<Digest> {
+        let stamp = stamp(stat);
         let digest = *self.used.get(&stamp).or_else(|| self.known.get(&stamp))?;
         self.used.insert(stamp, digest);
         Some(digest)
     }
 
-    pub(super) fn put(&mut self, meta: &Metadata, digest: Digest) {
+    pub(super) fn put(&mut self, stat: &Stat, digest: Digest) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
         // A clock that jumped back makes files look young: hash them again.
-        if meta.mtime().max(meta.ctime()) + SETTLED >= now {
+        if stat.st_mtime.max(stat.st_ctime) + SETTLED >= now {
             return;
         }
-        self.used.insert(stamp(meta), digest);
+        self.used.insert(stamp(stat), digest);
         self.changed = true;
     }
 }
 
-pub(super) fn same(a: &Metadata, b: &Metadata) -> bool {
+pub(super) fn same(a: &Stat, b: &Stat) -> bool {
     stamp(a) == stamp(b)
 }
 
-fn stamp(meta: &Metadata) -> Stamp {
+fn stamp(stat: &Stat) -> Stamp {
     [
-        meta.dev(),
-        meta.ino(),
-        meta.len(),
-        meta.mtime() as u64,
-        meta.mtime_nsec() as u64,
-        meta.ctime() as u64,
-        meta.ctime_nsec() as u64,
+        stat.st_dev,
+        stat.st_ino,
+        stat.st_size as u64,
+        stat.st_mtime as u64,
+        stat.st_mtime_nsec,
+        stat.st_ctime as u64,
+        stat.st_ctime_nsec,
     ]
 }
 
@@ -104,11 +104,11 @@ mod tests {
         std::fs::write(&path, "x").unwrap();
         let digest = Digest::of(b"x");
         let mut stamps = Stamps::default();
-        stamps.put(&std::fs::metadata(&path).unwrap(), digest);
-        assert_eq!(stamps.get(&std::fs::metadata(&path).unwrap()), None, "written just now");
+        stamps.put(&rustix::fs::stat(&path).unwrap(), digest);
+        assert_eq!(stamps.get(&rustix::fs::stat(&path).unwrap()), None, "written just now");
 
         // An old file of the system: neither its mtime nor its ctime is young.
-        let old = std::fs::metadata("/etc/passwd").unwrap();
+        let old = rustix::fs::stat("/etc/passwd").unwrap();
         stamps.put(&old, digest);
         let bytes = stamps.to_bytes().unwrap();
         let mut again = Stamps::from_bytes(&bytes);

@@ -1,13 +1,14 @@
 //! What a project last built: disposable notes that explain and speed up the
 //! next build. Losing them costs reasons and time, never correctness.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::{StateId, Store};
 use crate::digest::Key;
 use crate::files::Stamps;
 
@@ -15,6 +16,28 @@ use crate::files::Stamps;
 #[derive(Debug, Clone)]
 pub struct ProjectFiles {
     dir: PathBuf,
+}
+
+/// What is known of a project's last build.
+#[derive(Debug, Clone, Default)]
+pub struct Last {
+    /// The keys that its nodes had.
+    pub nodes: BTreeMap<String, Key>,
+    /// Which of these are whole, as [`Store::whole`] notes it.
+    pub whole: HashMap<Key, Option<StateId>>,
+}
+
+impl Last {
+    /// Looks a last build up. It takes as long as reading the states of a
+    /// build that does nothing, and can be done beside reading its recipe.
+    pub fn read(store: &Store, notes: &ProjectFiles) -> Self {
+        let nodes = notes.nodes();
+        let mut whole = HashMap::with_capacity(nodes.len());
+        for key in nodes.values() {
+            store.whole(key, &mut whole);
+        }
+        Self { nodes, whole }
+    }
 }
 
 /// An output file as it was written.

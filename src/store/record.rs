@@ -72,11 +72,11 @@ impl StateId {
     }
 }
 
-/// What has to be read of a state to know whether it is whole: a small file
-/// beside the record, so that a build that does nothing reads little.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What has to be read of a state to know whether it is whole. It is the text
+/// of a symbolic link beside the record: one system call reads it, so that a
+/// build of thousands of states that does nothing is quick.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Identity {
-    pub(super) schema: u32,
     pub(super) id: StateId,
     pub(super) kind: DiskKind,
     pub(super) backing: Option<(Key, StateId)>,
@@ -84,7 +84,40 @@ pub(super) struct Identity {
 
 impl From<&Record> for Identity {
     fn from(record: &Record) -> Self {
-        Self { schema: record.schema, id: record.id, kind: record.disk.kind, backing: record.disk.backing }
+        Self { id: record.id, kind: record.disk.kind, backing: record.disk.backing }
+    }
+}
+
+impl Identity {
+    /// `SCHEMA:ID:KIND[:BACKING KEY:BACKING ID]`
+    pub(super) fn text(&self) -> String {
+        let kind = match self.kind {
+            DiskKind::Qcow2 => "qcow2",
+            DiskKind::Raw => "raw",
+        };
+        let backing = self.backing.map_or(String::new(), |(key, id)| format!(":{key}:{:x}", id.0));
+        format!("{SCHEMA}:{:x}:{kind}{backing}", self.id.0)
+    }
+
+    /// Reads what [`Identity::text`] wrote in the same version.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(':');
+        let id = |part: &str| u64::from_str_radix(part, 16).ok().map(StateId);
+        if parts.next()? != SCHEMA.to_string() {
+            return None;
+        }
+        let own = id(parts.next()?)?;
+        let kind = match parts.next()? {
+            "qcow2" => DiskKind::Qcow2,
+            "raw" => DiskKind::Raw,
+            _ => return None,
+        };
+        let backing = match (parts.next(), parts.next()) {
+            (Some(key), Some(below)) => Some((Key(key.parse().ok()?), id(below)?)),
+            (None, _) => None,
+            _ => return None,
+        };
+        Some(Self { id: own, kind, backing })
     }
 }
 
