@@ -1,6 +1,6 @@
 //! Real machines: bootstraps, boots, layers, faults, and disks that boot by
-//! themselves. One base serves most of the tests, in a store that lives as
-//! long as the build directory; each test has its own project.
+//! themselves. One base serves most of the tests, in a store that is new in
+//! each run; each test has its own project.
 //!
 //! Nothing of vimg runs as root here: if the tests do, they run the program as
 //! the user `vimg-test`, whom `.ci/run` makes.

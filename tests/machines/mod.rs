@@ -43,6 +43,9 @@ fn base() -> &'static Path {
             None => PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("vm"),
             Some(_) => std::env::temp_dir().join("vimg-test"),
         };
+        // What an earlier run left would be reused, and these tests count what
+        // is built.
+        let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir).unwrap();
         // The user may not be able to walk to where cargo builds.
         std::fs::copy(env!("CARGO_BIN_EXE_vimg"), dir.join("vimg.new")).unwrap();
