@@ -194,7 +194,7 @@ fn render(env: &Environment<'static>, text: &str, place: Place, scope: &Scope) -
 }
 
 /// Renders a text that only inserts values: most strings of a recipe do no
-/// more, and the engine takes ten times as long for them. `None` leaves the
+/// more, and the engine would compile a template for each. `None` leaves the
 /// text to the engine, with whatever is wrong about it.
 fn plain(text: &str, scope: &Scope) -> Option<String> {
     let mut out = String::with_capacity(text.len());
