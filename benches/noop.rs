@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vimg::execute::{Budget, build};
-use vimg::files::{Project, Stamps};
+use vimg::files::Project;
 use vimg::graph::Graph;
 use vimg::plan::Plan;
 use vimg::store::{Last, Store};
@@ -99,7 +99,7 @@ fn write_project(dir: &Path, n: usize) {
 }
 
 fn fill(project: &Path, store: &Path) {
-    let project = Project::open(project, Stamps::default(), None).expect("the project");
+    let project = Project::open(project).expect("the project");
     let mut sources = Sources::default();
     let request = Request { files: &project, entry: FileRef::project("main.vimg"), set: &[], values: None };
     let model = compile(&request, &mut sources).expect("a good recipe");

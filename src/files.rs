@@ -19,11 +19,18 @@ use crate::digest::{Blob, Digest};
 
 mod embedded;
 mod stamps;
+mod witness;
 
 pub use stamps::Stamps;
+use witness::Look;
+pub use witness::Witness;
 
 /// The most files that one directory of a recipe may hold.
 const MAX_TREE: usize = 500_000;
+
+/// How many directories are kept open at once; a process may hold 1,024 files
+/// by default.
+const MAX_OPEN_DIRS: usize = 256;
 
 /// A project on this machine.
 pub struct Project {
@@ -33,6 +40,8 @@ pub struct Project {
     seen: Mutex<Seen>,
     /// Parsed recipes are kept here by the digest of their text.
     parsed: Option<PathBuf>,
+    /// When it was opened, in seconds since 1970.
+    opened: i64,
 }
 
 /// What this run has looked at already. A build asks for each file more than
@@ -42,6 +51,10 @@ struct Seen {
     /// Directories that were reached without leaving the project.
     dirs: HashMap<String, OwnedFd>,
     files: HashMap<String, Stat>,
+    /// All of that, and what was listed, as the next run would check it.
+    looks: Vec<Look>,
+    /// Something could not be looked at in a way that can be checked again.
+    unsure: bool,
 }
 
 /// Why a file could not be hashed or copied.
@@ -54,12 +67,33 @@ pub struct FileError {
 }
 
 impl Project {
-    /// Opens the project at `root`. `parsed` is a directory for parsed
-    /// recipes, which is made when it is first needed.
-    pub fn open(root: &Path, stamps: Stamps, parsed: Option<PathBuf>) -> io::Result<Self> {
+    /// Opens the project at `root`.
+    pub fn open(root: &Path) -> io::Result<Self> {
         let root = root.canonicalize()?;
         let dir = rustix::fs::open(&root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { root, dir, stamps: Mutex::new(stamps), seen: Mutex::default(), parsed })
+        Ok(Self {
+            root,
+            dir,
+            stamps: Mutex::default(),
+            seen: Mutex::default(),
+            parsed: None,
+            opened: stamps::now(),
+        })
+    }
+
+    /// The project, with what an earlier run learned of it: digests of
+    /// unchanged files, and a directory for parsed recipes, which is made when
+    /// it is first needed.
+    pub fn knowing(self, stamps: Stamps, parsed: PathBuf) -> Self {
+        Self { stamps: Mutex::new(stamps), parsed: Some(parsed), ..self }
+    }
+
+    /// The project, as if it were opened `seconds` later than it was. For
+    /// tests, whose files are all young; they have to wait out the ticks of
+    /// the kernel's clock themselves.
+    pub fn later(mut self, seconds: i64) -> Self {
+        self.opened += seconds;
+        self
     }
 
     /// The project's root, absolute and without links.
@@ -102,24 +136,45 @@ impl Project {
 
     /// What is at a path, links followed as far as they stay in the project.
     fn stat(&self, path: &str) -> io::Result<Stat> {
-        let mut seen = self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut seen = self.seen();
         if let Some(stat) = seen.files.get(path) {
             return Ok(*stat);
         }
+        let found = self.look(&mut seen, path, true);
+        match &found {
+            Ok(stat) => {
+                seen.files.insert(path.to_owned(), *stat);
+                seen.looks.push(Look::followed(path, Some(stat)));
+            }
+            Err(e) if matches!(read_error(e), ReadError::NotFound) => {
+                seen.looks.push(Look::followed(path, None));
+            }
+            Err(_) => seen.unsure = true,
+        }
+        found
+    }
+
+    fn look(&self, seen: &mut Seen, path: &str, follow: bool) -> io::Result<Stat> {
         // The way to the directory is checked once. A name in it that is no
         // link can't lead out, so that one plain call answers for it.
         let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
         if !seen.dirs.contains_key(dir) {
             let opened = self.open_at(dir, OFlags::PATH | OFlags::DIRECTORY)?;
+            if seen.dirs.len() >= MAX_OPEN_DIRS {
+                seen.dirs.clear();
+            }
             seen.dirs.insert(dir.to_owned(), opened);
         }
         let name = if name.is_empty() { "." } else { name };
-        let mut stat = rustix::fs::statat(&seen.dirs[dir], name, AtFlags::SYMLINK_NOFOLLOW)?;
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
-            stat = rustix::fs::fstat(self.open_at(path, OFlags::PATH)?)?;
+        let stat = rustix::fs::statat(&seen.dirs[dir], name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if follow && FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+            return Ok(rustix::fs::fstat(self.open_at(path, OFlags::PATH)?)?);
         }
-        seen.files.insert(path.to_owned(), stat);
         Ok(stat)
+    }
+
+    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// The tree below a directory, sorted by raw names.
@@ -128,6 +183,7 @@ impl Project {
             return Err(error(dir, "the library has no directories to copy"));
         }
         // The directory may be a link to another one of the project.
+        let _ = self.stat(&dir.path);
         let top = self
             .open_at(&dir.path, OFlags::PATH | OFlags::DIRECTORY)
             .and_then(|fd| std::fs::canonicalize(format!("/proc/self/fd/{}", fd.as_raw_fd())))
@@ -142,6 +198,9 @@ impl Project {
                 .to_str()
                 .ok_or_else(|| error(dir, &format!("the name {relative:?} is not UTF-8; rename the file")))?;
             let meta = found.metadata().map_err(|e| error(dir, &e.to_string()))?;
+            let whole = format!("{inner}/{path}");
+            let whole = whole.trim_matches('/');
+            self.seen().looks.push(Look::entry(whole, &meta));
             let node = if meta.is_dir() {
                 Node::Dir(meta.mode() & 0o7777)
             } else if meta.is_symlink() {
@@ -151,10 +210,8 @@ impl Project {
                 })?;
                 Node::Link(target.to_owned())
             } else if meta.is_file() {
-                let whole = format!("{inner}/{path}");
-                let (blob, mode) = self
-                    .hash_project(whole.trim_start_matches('/'))
-                    .map_err(|e| error(dir, &format!("{path}: {}", words(&e))))?;
+                let (blob, mode) =
+                    self.hash_project(whole).map_err(|e| error(dir, &format!("{path}: {}", words(&e))))?;
                 Node::File(mode, blob)
             } else {
                 let stat = rustix::fs::lstat(found.path()).map_err(|e| error(dir, &e.to_string()))?;
@@ -224,6 +281,8 @@ impl Files for Project {
         if file.root == Root::Std {
             return embedded::read(&file.path).map(<[u8]>::to_vec).ok_or(ReadError::NotFound);
         }
+        // What is looked at before it is read can't be older than what was read.
+        self.stat(&file.path).map_err(|e| read_error(&e))?;
         let opened = File::from(self.open_at(&file.path, OFlags::RDONLY).map_err(|e| read_error(&e))?);
         let stat = rustix::fs::fstat(&opened).map_err(|e| read_error(&e.into()))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {

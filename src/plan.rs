@@ -7,6 +7,10 @@ use crate::digest::{Description, Field, FieldKind};
 use crate::graph::{Graph, NodeId};
 use crate::store::{Last, Store};
 
+mod standing;
+
+pub use standing::{Standing, Wanted};
+
 /// What happens to a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {

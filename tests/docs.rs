@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use vimg::event::Event;
-use vimg::files::{Project, Stamps};
+use vimg::files::Project;
 use vimg::graph::Graph;
 use vimg_lang::{Code, FileRef, Request, Sources, compile, schema};
 
@@ -42,7 +42,7 @@ fn the_language_reference_is_generated() {
 }
 
 fn compiled(dir: &Path) -> (Result<vimg_lang::Model, Vec<vimg_lang::Diagnostic>>, Project) {
-    let project = Project::open(dir, Stamps::default(), None).unwrap();
+    let project = Project::open(dir).unwrap();
     let mut sources = Sources::default();
     let request = Request { files: &project, entry: FileRef::project("main.vimg"), set: &[], values: None };
     (compile(&request, &mut sources), project)

@@ -14,10 +14,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use common::{Fake, State, read_state};
+use vimg::digest::Digest;
 use vimg::execute::{Budget, Outcome, build};
-use vimg::files::{Project, Stamps};
+use vimg::files::Project;
 use vimg::graph::Graph;
-use vimg::plan::Plan;
+use vimg::plan::{Plan, Standing};
 use vimg::store::{Last, Store};
 use vimg_lang::{FileRef, Request, Sources, compile};
 
@@ -215,11 +216,18 @@ impl Recipe {
         }
     }
 
-    fn write(&self, dir: &Path) {
-        let _ = std::fs::remove_dir_all(dir);
+    /// Brings a project from what it was to this, and leaves the rest alone.
+    fn write(&self, dir: &Path, was: Option<&Self>) {
         std::fs::create_dir_all(dir).unwrap();
-        std::fs::write(dir.join("main.vimg"), self.text()).unwrap();
-        for (name, item) in &self.files {
+        if was.is_none_or(|was| was.text() != self.text()) {
+            std::fs::write(dir.join("main.vimg"), self.text()).unwrap();
+        }
+        let empty = BTreeMap::new();
+        let was = was.map_or(&empty, |was| &was.files);
+        for (name, _) in was.iter().filter(|(name, item)| self.files.get(*name) != Some(*item)) {
+            std::fs::remove_file(dir.join(name)).unwrap();
+        }
+        for (name, item) in self.files.iter().filter(|(name, item)| was.get(*name) != Some(*item)) {
             let path = dir.join(name);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             match item {
@@ -238,13 +246,22 @@ struct Built {
     launches: usize,
     states: BTreeMap<String, State>,
     planned: usize,
+    standing: Standing,
+}
+
+/// What the command line asks for, which is always the same here.
+const REQUEST: Digest = Digest([7; 32]);
+
+/// Whether what an earlier build left behind says that nothing changed.
+fn stands(standing: &Standing, project: &Path, store: &Path) -> bool {
+    standing.holds(&REQUEST, &Project::open(project).unwrap(), &Store::open(store).unwrap())
 }
 
 /// Builds everything with a fake provider.
 fn run(project: &Path, store: &Path, leak: Option<PathBuf>) -> Built {
-    let project = Project::open(project, Stamps::default(), None).unwrap();
+    let project = Arc::new(Project::open(project).unwrap().later(1000));
     let mut sources = Sources::default();
-    let request = Request { files: &project, entry: FileRef::project("main.vimg"), set: &[], values: None };
+    let request = Request { files: &*project, entry: FileRef::project("main.vimg"), set: &[], values: None };
     let model = compile(&request, &mut sources)
         .unwrap_or_else(|d| panic!("{d:?}\n{}", sources.iter().next().unwrap().text));
     let graph = Arc::new(Graph::new(&model, &project).unwrap());
@@ -259,7 +276,7 @@ fn run(project: &Path, store: &Path, leak: Option<PathBuf>) -> Built {
         graph.clone(),
         &plan,
         &store,
-        Arc::new(project),
+        project.clone(),
         fake.clone(),
         Arc::new(|_| {}),
         budget,
@@ -274,7 +291,8 @@ fn run(project: &Path, store: &Path, leak: Option<PathBuf>) -> Built {
             (node.name.clone(), read_state(&disk))
         })
         .collect();
-    Built { outcome, launches: fake.launches.load(Ordering::Relaxed), states, planned }
+    let standing = Standing::new(REQUEST, &project, &graph, &plan, Vec::new()).unwrap();
+    Built { outcome, launches: fake.launches.load(Ordering::Relaxed), states, planned, standing }
 }
 
 /// A directory in memory: what is tested here is not the disk.
@@ -292,6 +310,7 @@ fn sequence(seed: u64, edits: usize, leak: bool) -> Result<usize, String> {
     let mut recipe = Recipe::random(&mut rng);
     let mut seen: Vec<Recipe> = Vec::new();
     let mut reused = 0;
+    let mut standing: Option<Standing> = None;
     for edit in 0..=edits {
         let mut what = "first";
         let mut back = false;
@@ -308,9 +327,15 @@ fn sequence(seed: u64, edits: usize, leak: bool) -> Result<usize, String> {
             }
             back = seen.contains(&recipe);
         }
+        recipe.write(&project, seen.last());
         seen.push(recipe.clone());
-        recipe.write(&project);
+        let stood = standing.as_ref().is_some_and(|s| stands(s, &project, &store));
         let incremental = run(&project, &store, leaked.clone());
+        if stood && incremental.planned > 0 {
+            return Err(format!(
+                "seed {seed}, edit {edit} ({what}): not noticed by what the last build left"
+            ));
+        }
         reused += incremental.outcome.reused;
         if back && incremental.planned > 0 {
             return Err(format!("seed {seed}, edit {edit} ({what}): what was built before is built again"));
@@ -318,6 +343,15 @@ fn sequence(seed: u64, edits: usize, leak: bool) -> Result<usize, String> {
         let again = run(&project, &store, leaked.clone());
         if again.planned > 0 || again.launches > 0 {
             return Err(format!("seed {seed}, edit {edit} ({what}): a second build runs something"));
+        }
+        // Stamps of files show a change only once the clock's tick is over.
+        standing = None;
+        if seed.is_multiple_of(8) {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            if !stands(&again.standing, &project, &store) {
+                return Err(format!("seed {seed}, edit {edit} ({what}): what did not change does not stand"));
+            }
+            standing = Some(again.standing);
         }
         let clean_store = dir.path().join("clean");
         let clean = run(&project, &clean_store, leaked.clone());

@@ -1,18 +1,18 @@
 //! `vimg build`
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::ValueEnum;
 
-use super::{Error, Global, INTERRUPTED, Outcome, STORE, project};
-use crate::event::Event;
+use super::{Error, Global, INTERRUPTED, Outcome, project};
+use crate::event::{Event, Sink};
 use crate::execute::{self, Budget};
-use crate::graph::Target;
-use crate::plan::Plan;
+use crate::plan::{Plan, Standing, Wanted};
 use crate::provider::qemu::{Accel, Qemu};
 use crate::report::{self, Style};
+use crate::store::{ProjectFiles, Store};
 
 /// Build images and write their outputs
 #[derive(Debug, clap::Args)]
@@ -49,7 +49,24 @@ enum AccelChoice {
 }
 
 pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
-    let mut loaded = project::load(global)?;
+    let opened = project::open(global)?;
+    let mut asked: Vec<&str> = args.images.iter().map(String::as_str).collect();
+    asked.push(if args.no_output { "no output" } else { "output" });
+    let request = opened.request(global, &asked);
+    let dir = match &args.output {
+        Some(dir) => std::path::absolute(dir).unwrap_or_else(|_| dir.clone()),
+        None => opened.project.root().to_owned(),
+    };
+    // The common case: nothing changed since all of it was there.
+    if let Some(standing) = opened.notes.standing::<Standing>()
+        && standing.holds(&request, &opened.project, &opened.store)
+    {
+        let reporter = report::reporter(style);
+        nothing_to_build(&reporter.sink(), standing.nodes());
+        reporter.end();
+        return write(&standing.wanted, &opened.store, &opened.notes, &dir, &reporter.sink());
+    }
+    let mut loaded = opened.compile(global)?;
     let graph = project::graph(&mut loaded)?;
     let images = project::wanted(&graph, &loaded, &args.images)?;
     let nodes = project::nodes_of(&graph, &images, !args.no_output);
@@ -60,10 +77,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     let (graph, project) = (Arc::new(graph), Arc::new(project));
 
     let outcome = if plan.to_build().next().is_none() {
-        // The common case is not worth a runtime.
-        let sink = reporter.sink();
-        sink(Event::Planned { nodes: plan.steps.len(), reused: plan.reused() });
-        sink(Event::Finished { built: 0, reused: plan.reused(), failed: 0, seconds: 0.0, boots: 0 });
+        nothing_to_build(&reporter.sink(), plan.reused());
         execute::Outcome { reused: plan.reused(), ..execute::Outcome::default() }
     } else {
         let budget = budget(args);
@@ -96,23 +110,33 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     reporter.end();
 
     remember(&graph, &plan, &store, &notes, last.nodes);
+    let images: HashSet<&String> = images.iter().collect();
+    let targets = graph.targets().iter().filter(|t| !args.no_output && images.contains(&t.image));
+    let wanted: Vec<Wanted> = targets.map(|target| Wanted::new(&graph, target)).collect();
     if let Ok(project) = Arc::try_unwrap(project) {
+        if outcome.failures.is_empty()
+            && let Some(standing) = Standing::new(request, &project, &graph, &plan, wanted.clone())
+        {
+            // Losing it costs time.
+            let _ = notes.set_standing(&standing);
+        }
         project::keep_stamps(&notes, project);
     }
-    let root = args.output.clone();
-    let images: HashSet<&String> = images.iter().collect();
-    let targets: Vec<&Target> =
-        graph.targets().iter().filter(|t| !args.no_output && images.contains(&t.image)).collect();
-    let dir = match root {
-        Some(dir) => std::path::absolute(&dir).unwrap_or(dir),
-        None => project::root(global)?,
-    };
-    execute::write_outputs(&graph, &targets, &store, &notes, &dir, &reporter.sink()).map_err(
-        |(path, e)| Error::Message(format!("{} can't be written: {e}", path.display()), None, STORE),
-    )?;
+    write(&wanted, &store, &notes, &dir, &reporter.sink())?;
     // The process ends here: taking a large graph apart would be for nothing.
     std::mem::forget((graph.clone(), plan));
     if outcome.failures.is_empty() { Ok(()) } else { Err(Error::Build(Box::new(sources), outcome.failures)) }
+}
+
+fn nothing_to_build(sink: &Sink, reused: usize) {
+    sink(Event::Planned { nodes: reused, reused });
+    sink(Event::Finished { built: 0, reused, failed: 0, seconds: 0.0, boots: 0 });
+}
+
+fn write(wanted: &[Wanted], store: &Store, notes: &ProjectFiles, dir: &Path, sink: &Sink) -> Outcome {
+    execute::write_outputs(wanted, store, notes, dir, sink).map_err(|(path, e)| {
+        Error::Message(format!("{} can't be written: {e}", path.display()), None, super::STORE)
+    })
 }
 
 /// Runs a build until it ends or Ctrl-C is pressed (`None`). Dropping the
@@ -172,8 +196,8 @@ fn budget(args: &Args) -> Budget {
 fn remember(
     graph: &crate::graph::Graph,
     plan: &Plan,
-    store: &crate::store::Store,
-    notes: &crate::store::ProjectFiles,
+    store: &Store,
+    notes: &ProjectFiles,
     last: BTreeMap<String, crate::digest::Key>,
 ) {
     let mut nodes = last.clone();

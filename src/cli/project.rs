@@ -1,12 +1,14 @@
 //! What most commands start with: the recipe, compiled, and its graph.
 
 use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use vimg_lang::{FileRef, Model, Request, Sources, compile};
 
 use super::{Error, Global, HOST, RECIPE};
+use crate::digest::{Description, Digest};
 use crate::files::Project;
 use crate::graph::{Graph, NodeId};
 use crate::store::{Last, ProjectFiles, Store};
@@ -75,35 +77,74 @@ fn find(global: &Global) -> Result<(PathBuf, String), Error> {
         })
 }
 
-/// The project's root.
-pub(super) fn root(global: &Global) -> Result<PathBuf, Error> {
-    let (root, _) = find(global)?;
-    root.canonicalize().map_err(|e| Error::Message(format!("{}: {e}", root.display()), None, RECIPE))
+/// A project and what is known of it, its recipe not yet read.
+pub(super) struct Opened {
+    pub(super) project: Project,
+    pub(super) store: Store,
+    pub(super) notes: ProjectFiles,
+    entry: FileRef,
+    /// The values file's name and text.
+    values: Option<(String, String)>,
 }
 
-/// Compiles the recipe.
-pub(super) fn load(global: &Global) -> Result<Loaded, Error> {
+/// Opens the project.
+pub(super) fn open(global: &Global) -> Result<Opened, Error> {
     let (root, name) = find(global)?;
     let store = Store::open(&store_path(global)?)?;
-    let open_error = |e: std::io::Error| Error::Message(format!("{}: {e}", root.display()), None, RECIPE);
-    let canonical = root.canonicalize().map_err(open_error)?;
-    let notes = store.project(&canonical);
-    // Two halves of the work that know nothing of each other.
-    let last = {
-        let (store, notes) = (store.clone(), notes.clone());
-        std::thread::spawn(move || Last::read(&store, &notes))
-    };
-    let project = Project::open(&canonical, notes.stamps(), Some(store.parsed())).map_err(open_error)?;
+    let project =
+        Project::open(&root).map_err(|e| Error::Message(format!("{}: {e}", root.display()), None, RECIPE))?;
+    let notes = store.project(project.root());
     let values = match &global.values {
         None => None,
         Some(path) => Some((path.display().to_string(), super::read_recipe(path)?)),
     };
-    let mut sources = Sources::default();
-    let request = Request { files: &project, entry: FileRef::project(name), set: &global.set, values };
-    match compile(&request, &mut sources) {
-        Ok(model) => Ok(Loaded { project, sources, model, store, notes, last }),
-        Err(diagnostics) => Err(Error::Recipe(Box::new(sources), diagnostics)),
+    Ok(Opened { project, store, notes, entry: FileRef::project(name), values })
+}
+
+impl Opened {
+    /// Everything that a plan comes from besides the project's files: this
+    /// program, what it was told of the recipe, and what `rest` says.
+    pub(super) fn request(&self, global: &Global, rest: &[&str]) -> Digest {
+        let mut d = Description::default();
+        // A program that was built anew is another one, whatever its version.
+        let program = std::fs::metadata("/proc/self/exe")
+            .map(|m| format!("{}:{}:{}:{}:{}", m.dev(), m.ino(), m.len(), m.ctime(), m.ctime_nsec()));
+        d.value("program", program.unwrap_or_else(|_| format!("process {}", std::process::id())));
+        d.value("recipe", &self.entry);
+        for (name, value) in &global.set {
+            d.value(format!("set {name}"), value);
+        }
+        if let Some((name, text)) = &self.values {
+            d.value("values", name);
+            d.value("values", text);
+        }
+        for part in rest {
+            d.value("asked", part);
+        }
+        d.key().0
     }
+
+    /// Compiles the recipe.
+    pub(super) fn compile(self, global: &Global) -> Result<Loaded, Error> {
+        let Self { project, store, notes, entry, values } = self;
+        // Two halves of the work that know nothing of each other.
+        let last = {
+            let (store, notes) = (store.clone(), notes.clone());
+            std::thread::spawn(move || Last::read(&store, &notes))
+        };
+        let project = project.knowing(notes.stamps(), store.parsed());
+        let mut sources = Sources::default();
+        let request = Request { files: &project, entry, set: &global.set, values };
+        match compile(&request, &mut sources) {
+            Ok(model) => Ok(Loaded { project, sources, model, store, notes, last }),
+            Err(diagnostics) => Err(Error::Recipe(Box::new(sources), diagnostics)),
+        }
+    }
+}
+
+/// Opens the project and compiles its recipe.
+pub(super) fn load(global: &Global) -> Result<Loaded, Error> {
+    open(global)?.compile(global)
 }
 
 /// Builds the graph of a compiled recipe.

@@ -9,13 +9,12 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use crate::event::{Event, Sink};
-use crate::graph::{Graph, Target};
+use crate::plan::Wanted;
 use crate::store::{ProjectFiles, Store, WrittenOutput};
 
-/// Writes the targets whose states are there below `dir`.
+/// Writes the files that are wanted, and whose states are there, below `dir`.
 pub fn write_outputs(
-    graph: &Graph,
-    targets: &[&Target],
+    wanted: &[Wanted],
     store: &Store,
     notes: &ProjectFiles,
     dir: &Path,
@@ -23,12 +22,12 @@ pub fn write_outputs(
 ) -> Result<(), (PathBuf, io::Error)> {
     let mut known = notes.outputs();
     let mut changed = false;
-    for target in targets {
-        let key = graph.node(target.node).key;
+    for Wanted { image, path, key } in wanted {
+        let key = *key;
         let Some(record) = store.record(&key) else { continue };
-        let to = dir.join(&target.output.path);
+        let to = dir.join(path);
         let told = |unchanged| Event::Written {
-            image: target.image.clone(),
+            image: image.clone(),
             path: to.display().to_string(),
             bytes: fs::metadata(&to).map_or(0, |m| m.blocks() * 512),
             unchanged,

@@ -13,9 +13,10 @@ use crate::digest::Digest;
 
 /// Files younger than this when hashed are hashed again, in seconds. Kernels
 /// stamp files with a coarse clock, network filesystems with another one.
-const SETTLED: i64 = 2;
+pub(super) const SETTLED: i64 = 2;
 
-type Stamp = [u64; 7];
+/// Device, inode, size, mtime and ctime with their nanoseconds.
+pub(super) type Stamp = [u64; 7];
 
 /// Digests by what `stat` says.
 #[derive(Debug, Default, Clone)]
@@ -67,7 +68,7 @@ impl Stamps {
     }
 
     pub(super) fn put(&mut self, stat: &Stat, digest: Digest) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
+        let now = now();
         // A clock that jumped back makes files look young: hash them again.
         if stat.st_mtime.max(stat.st_ctime) + SETTLED >= now {
             return;
@@ -77,11 +78,16 @@ impl Stamps {
     }
 }
 
+/// Seconds since 1970.
+pub(super) fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
+}
+
 pub(super) fn same(a: &Stat, b: &Stat) -> bool {
     stamp(a) == stamp(b)
 }
 
-fn stamp(stat: &Stat) -> Stamp {
+pub(super) fn stamp(stat: &Stat) -> Stamp {
     [
         stat.st_dev,
         stat.st_ino,

@@ -87,6 +87,16 @@ impl ProjectFiles {
         }
     }
 
+    /// What the last build that ended with nothing to build left to the next.
+    pub fn standing<T: for<'a> Deserialize<'a>>(&self) -> Option<T> {
+        postcard::from_bytes(&fs::read(self.dir.join("standing")).ok()?).ok()
+    }
+
+    /// Replaces [`ProjectFiles::standing`].
+    pub fn set_standing<T: Serialize>(&self, standing: &T) -> io::Result<()> {
+        self.write("standing", standing)
+    }
+
     /// Where the log of a node's last failure is kept.
     pub fn failed_log(&self, node: &str) -> PathBuf {
         // Names have no `/`; `@` and `#` are fine in file names.

@@ -1,0 +1,147 @@
+//! What a run saw of a project, so that the next one can tell whether it would
+//! see the same without reading, parsing or hashing anything.
+//!
+//! Every look at the project is noted: files that were read or hashed, names
+//! that were not there, directories that were listed. Names come and go with
+//! their directory's times, so that a listing need not be made again.
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+
+use rustix::fs::Stat;
+use serde::{Deserialize, Serialize};
+
+use super::stamps::{self, SETTLED, Stamp};
+use super::{Project, ReadError, read_error};
+
+/// One look at a path.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Look {
+    path: String,
+    /// Whether a link is followed, or is itself what was found in a listing.
+    follow: bool,
+    /// What was there, if anything.
+    stamp: Option<Stamp>,
+}
+
+impl Look {
+    pub(super) fn followed(path: &str, stat: Option<&Stat>) -> Self {
+        Self { path: path.to_owned(), follow: true, stamp: stat.map(stamps::stamp) }
+    }
+
+    pub(super) fn entry(path: &str, meta: &Metadata) -> Self {
+        let stamp = [
+            meta.dev(),
+            meta.ino(),
+            meta.len(),
+            meta.mtime() as u64,
+            meta.mtime_nsec() as u64,
+            meta.ctime() as u64,
+            meta.ctime_nsec() as u64,
+        ];
+        Self { path: path.to_owned(), follow: false, stamp: Some(stamp) }
+    }
+}
+
+/// All that a run saw of a project.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Witness {
+    looks: Vec<Look>,
+}
+
+impl Witness {
+    /// Whether a run would see all of it again.
+    pub fn holds(&self, project: &Project) -> bool {
+        let mut seen = project.seen();
+        self.looks.iter().all(|look| match project.look(&mut seen, &look.path, look.follow) {
+            Ok(stat) => look.stamp == Some(stamps::stamp(&stat)),
+            Err(e) => look.stamp.is_none() && matches!(read_error(&e), ReadError::NotFound),
+        })
+    }
+}
+
+impl Project {
+    /// What was seen of the project since it was opened. `None` if something
+    /// of it changed so lately that another change might not show, or could
+    /// not be looked at.
+    pub fn witness(&self) -> Option<Witness> {
+        let mut seen = self.seen();
+        let looks = std::mem::take(&mut seen.looks);
+        let old = |look: &Look| {
+            look.stamp
+                .is_none_or(|[.., mtime, _, ctime, _]| (mtime.max(ctime) as i64) + SETTLED < self.opened)
+        };
+        (!seen.unsure && looks.iter().all(old)).then_some(Witness { looks })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::path::Path;
+    use vimg_lang::{FileRef, Files};
+
+    /// Sees a project that is taken for old, whatever its files' times are.
+    fn see(dir: &Path) -> Witness {
+        let project = Project::open(dir).unwrap().later(1000);
+        let _ = project.read(&FileRef::project("main"), 100);
+        let _ = project.kind(&FileRef::project("absent"));
+        let _ = project.hash(&FileRef::project("link"));
+        project.tree(&FileRef::project("tree")).unwrap();
+        project.witness().unwrap()
+    }
+
+    #[test]
+    fn whatever_was_seen_and_changes_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("tree/sub")).unwrap();
+        for name in ["main", "target", "other", "tree/a", "tree/sub/b", "unread"] {
+            fs::write(at(name), name).unwrap();
+        }
+        std::os::unix::fs::symlink("target", at("link")).unwrap();
+        std::os::unix::fs::symlink("a", at("tree/link")).unwrap();
+        let holds = |witness: &Witness| witness.holds(&Project::open(dir.path()).unwrap());
+        assert!(Project::open(dir.path()).unwrap().witness().is_some(), "nothing seen, nothing young");
+        let project = Project::open(dir.path()).unwrap();
+        let _ = project.read(&FileRef::project("main"), 100);
+        assert!(project.witness().is_none(), "what was written just now may change unseen");
+
+        let pause = || std::thread::sleep(std::time::Duration::from_millis(20));
+        let edits: [(&str, &dyn Fn()); 11] = [
+            ("content", &|| fs::write(at("main"), "niam").unwrap()),
+            ("appeared", &|| fs::write(at("absent"), "").unwrap()),
+            ("gone again", &|| fs::remove_file(at("absent")).unwrap()),
+            ("behind a link", &|| fs::write(at("target"), "tegrat").unwrap()),
+            ("link", &|| {
+                fs::remove_file(at("link")).unwrap();
+                std::os::unix::fs::symlink("other", at("link")).unwrap();
+            }),
+            ("in a tree", &|| fs::write(at("tree/sub/b"), "B").unwrap()),
+            ("new in a tree", &|| fs::write(at("tree/sub/c"), "").unwrap()),
+            ("renamed in a tree", &|| fs::rename(at("tree/sub/c"), at("tree/sub/d")).unwrap()),
+            ("mode", &|| {
+                use std::os::unix::fs::PermissionsExt;
+                fs::set_permissions(at("tree/a"), fs::Permissions::from_mode(0o600)).unwrap();
+            }),
+            ("link in a tree", &|| {
+                fs::remove_file(at("tree/link")).unwrap();
+                std::os::unix::fs::symlink("b", at("tree/link")).unwrap();
+            }),
+            ("directory", &|| {
+                fs::rename(at("tree"), at("was")).unwrap();
+                fs::create_dir(at("tree")).unwrap();
+            }),
+        ];
+        for (what, edit) in edits {
+            let witness = see(dir.path());
+            assert!(holds(&witness), "before {what}");
+            fs::write(at("unread"), what).unwrap();
+            assert!(holds(&witness), "what was not read does not count");
+            pause();
+            edit();
+            assert!(!holds(&witness), "{what}");
+        }
+    }
+}
