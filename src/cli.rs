@@ -21,6 +21,7 @@ mod list;
 mod log;
 mod plan;
 mod project;
+mod settings;
 mod why;
 
 /// Build bootable virtual-machine images from recipes, incrementally.

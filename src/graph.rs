@@ -35,7 +35,9 @@ pub struct Node {
     pub work: Work,
     /// The state it is made from.
     pub parent: Option<NodeId>,
-    /// The machine that it is made in.
+    /// What must be there while it is made.
+    pub needs: Needs,
+    /// The machine that it is of.
     pub machine: Machine,
     /// Everything that enters its key.
     pub description: Description,
@@ -43,6 +45,17 @@ pub struct Node {
     pub key: Key,
     /// Where it is declared.
     pub span: Span,
+}
+
+/// What must be there while a state is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// Nothing of the machine.
+    Nothing,
+    /// Its disk, with the machine switched off.
+    Disk,
+    /// The machine, booted.
+    Machine,
 }
 
 /// What it takes to make a state.
@@ -57,7 +70,7 @@ pub enum Work {
         /// Its SHA-256 in hexadecimal.
         sha256: String,
     },
-    /// A configuration, applied in a booted machine.
+    /// A configuration, applied.
     Layer(Arc<LayerWork>),
     /// The sealed form of the state below.
     Seal,
@@ -74,11 +87,6 @@ impl Work {
             Self::Seal => "seal",
             Self::Export(_) => "output",
         }
-    }
-
-    /// Whether a machine must run for it.
-    pub fn needs_machine(&self) -> bool {
-        matches!(self, Self::Layer(_) | Self::Seal)
     }
 }
 
@@ -247,11 +255,11 @@ impl Builder<'_> {
             Origin::Image(index) => self.graph.images[*index].1,
             Origin::Bootstrap(bootstrap) => {
                 let description = describe::bootstrap(bootstrap, &image.machine);
-                let work = Work::Bootstrap(bootstrap.clone());
+                let work = (Work::Bootstrap(bootstrap.clone()), Needs::Nothing);
                 self.push(image, format!("{}:base", image.name), work, None, description, image.origin_span)
             }
             Origin::Disk { file, sha256 } => {
-                let work = Work::Import { file: file.clone(), sha256: sha256.clone() };
+                let work = (Work::Import { file: file.clone(), sha256: sha256.clone() }, Needs::Nothing);
                 let description = describe::import(sha256);
                 self.push(image, format!("{}:base", image.name), work, None, description, image.origin_span)
             }
@@ -260,7 +268,8 @@ impl Builder<'_> {
             match describe::layer(layer, &image.machine, self.project) {
                 Ok((work, description)) => {
                     let name = format!("{}@{}", image.name, layer.name);
-                    let work = Work::Layer(Arc::new(work));
+                    let needs = if layer.booted { Needs::Machine } else { Needs::Disk };
+                    let work = (Work::Layer(Arc::new(work)), needs);
                     top = self.push(image, name, work, Some(top), description, layer.span);
                 }
                 Err(errors) => self.errors.extend(errors),
@@ -273,7 +282,13 @@ impl Builder<'_> {
         }
         let span = image.outputs[0].span;
         let name = format!("{}:seal", image.name);
-        let sealed = self.push(image, name, Work::Seal, Some(top), describe::seal(), span);
+        // What has run is stopped in an orderly way before it is sealed.
+        let needs = match self.graph.chain(top).iter().any(|id| self.graph.node(*id).needs == Needs::Machine)
+        {
+            true => Needs::Machine,
+            false => Needs::Disk,
+        };
+        let sealed = self.push(image, name, (Work::Seal, needs), Some(top), describe::seal(needs), span);
         let mut made: Vec<(DiskFormat, NodeId)> = Vec::new();
         for output in &image.outputs {
             let known = made.iter().find(|(format, _)| *format == output.format).map(|(_, id)| *id);
@@ -283,7 +298,7 @@ impl Builder<'_> {
                 let id = self.push(
                     image,
                     name,
-                    Work::Export(output.format),
+                    (Work::Export(output.format), Needs::Nothing),
                     Some(sealed),
                     description,
                     output.span,
@@ -299,7 +314,7 @@ impl Builder<'_> {
         &mut self,
         image: &Image,
         name: String,
-        work: Work,
+        (work, needs): (Work, Needs),
         parent: Option<NodeId>,
         mut description: Description,
         span: Span,
@@ -314,6 +329,7 @@ impl Builder<'_> {
             image: image.name.clone(),
             work,
             parent,
+            needs,
             machine: image.machine,
             description,
             key,

@@ -8,11 +8,14 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use vimg_agent::protocol::Network;
 use vimg_lang::model::{Bootstrap, DiskFormat, Machine};
 
 mod child;
+pub mod container;
 pub mod debian;
 mod gpt;
+pub mod host;
 mod initramfs;
 pub mod qcow2;
 pub mod qemu;
@@ -37,6 +40,8 @@ pub struct Created {
     pub disk: PathBuf,
     /// Kernel and initrd, if they are known without booting.
     pub boot: Option<(PathBuf, PathBuf)>,
+    /// Modules of the same kernel, for an appliance.
+    pub modules: Option<PathBuf>,
 }
 
 /// What to start.
@@ -50,9 +55,38 @@ pub struct Launch {
     pub machine: Machine,
     /// Kernel and initrd for a direct boot; otherwise the disk's own loader.
     pub boot: Option<(PathBuf, PathBuf)>,
+    /// The machine need not run: its disk is worked on from outside, if the
+    /// provider knows a way.
+    pub offline: Option<Offline>,
     /// A directory for sockets and the like.
     pub scratch: PathBuf,
 }
+
+/// What there is to work on a disk from outside of its machine.
+#[derive(Debug, Clone)]
+pub struct Offline {
+    /// A kernel and its modules, for an appliance.
+    pub appliance: Option<(PathBuf, PathBuf)>,
+    /// Whether its filesystem was made here, and nothing but a kernel's own
+    /// filesystem code has written to it since. Only then a host's kernel may
+    /// be trusted with it.
+    pub ours: bool,
+    /// Whether a layer may want the network.
+    pub network: bool,
+}
+
+/// Where an instance's agent is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// In the machine itself, which boots.
+    Machine,
+    /// Outside of it: it must be told to prepare, with this network.
+    Outside(Option<Network>),
+}
+
+/// The memory that work on a disk from outside of its machine may take, in
+/// bytes.
+pub const OFFLINE_MEMORY: u64 = 1 << 30;
 
 /// How an instance came to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,8 +141,7 @@ pub trait Provider: Send + Sync + 'static {
     /// Its instances.
     type Instance: Instance;
 
-    /// Names the provider for records, for instance `qemu 7.2.22 tcg`. It may
-    /// be asked only after something was launched.
+    /// Names the provider for the records of what it made without an instance.
     fn name(&self) -> String;
 
     /// Makes a base disk in `dir`.
@@ -139,6 +172,12 @@ pub trait Provider: Send + Sync + 'static {
 pub trait Instance: Send {
     /// The stream to the agent.
     type Channel: AsyncRead + AsyncWrite + Unpin + Send;
+
+    /// Names the way it runs for records, for instance `qemu 7.2.22 tcg`.
+    fn way(&self) -> String;
+
+    /// Where its agent is.
+    fn place(&self) -> Place;
 
     /// The stream to the agent; it can be taken once.
     fn channel(&mut self) -> Option<Self::Channel>;

@@ -64,6 +64,9 @@ const TREES: [&str; 2] = ["site", "conf"];
 
 fn lines(rng: &mut Rng) -> Vec<String> {
     let mut lines = Vec::new();
+    if rng.below(4) == 0 {
+        lines.push("needs \"booted\"".to_owned());
+    }
     for n in 0..1 + rng.below(4) {
         let tree = TREES[rng.below(2)];
         lines.push(match rng.below(8) {

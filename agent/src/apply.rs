@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::failure::HOME;
 use crate::fetch::Channel;
+use crate::offline::Guests;
 use crate::primitive::{self, Context};
 use crate::protocol::{FromAgent, Primitive};
 use crate::system;
@@ -15,9 +16,14 @@ pub(crate) fn apply(
     channel: &mut Channel,
     layer: &str,
     steps: &[Primitive],
+    offline: bool,
     boot_stamp: &mut String,
 ) -> io::Result<FromAgent> {
     let sender = channel.sender.clone();
+    let guests = match Guests::enter(offline) {
+        Ok(guests) => guests,
+        Err(error) => return Ok(FromAgent::Refused { message: format!("prepare the layer: {error}") }),
+    };
     for (step, primitive) in steps.iter().enumerate() {
         sender.send(&FromAgent::Started { step })?;
         let mut context = Context { channel, sender: &sender, step };
@@ -28,6 +34,7 @@ pub(crate) fn apply(
             }
         }
     }
+    drop(guests);
     if let Err(error) = note(layer) {
         let step = steps.len().saturating_sub(1);
         return Ok(FromAgent::Failed { step, message: format!("{HOME}/layers: {error}"), exit: None });

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::failure::Failure;
 use crate::fetch::Sender;
+use crate::offline;
 use crate::protocol::FromAgent;
 
 /// How much of a step's output is sent as it comes, in bytes.
@@ -34,6 +35,7 @@ pub(crate) fn command(program: &str) -> Command {
         .env("LANG", "C.UTF-8")
         .current_dir("/")
         .stdin(Stdio::null());
+    offline::adapt(&mut command);
     command
 }
 

@@ -1,23 +1,28 @@
 //! The first process of a machine. With modules beside it, it loads them,
 //! mounts the root filesystem and hands over to its init: a direct boot that
-//! spares the distribution's own initrd (3 s and more under TCG). Without, it
-//! says hello and switches off: the probe for an accelerator that works.
+//! spares the distribution's own initrd (3 s and more under TCG). Told so by
+//! the kernel's command line it stays, and serves the host as an appliance.
+//! Without modules it says hello and switches off: the probe for an
+//! accelerator that works.
 
 use std::convert::Infallible;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::mount::{MountFlags, mount, mount_move};
+use rustix::mount::{MountFlags, mount};
+
+use crate::protocol::APPLIANCE;
+use crate::{modules, serve, system};
 
 /// How long the disk may take to appear.
 const DISK_WAIT: Duration = Duration::from_secs(30);
 
 /// Does what the initramfs is for. Returns only if that fails.
 pub fn main() -> io::Result<()> {
-    let result = if Path::new("/modules").is_dir() { boot().map(|never| match never {}) } else { probe() };
+    let result = if modules::any() { start() } else { probe() };
     if let Err(error) = &result {
         say(&format!("vimg-init: {error}\n"));
     }
@@ -36,24 +41,25 @@ fn probe() -> io::Result<()> {
     Ok(())
 }
 
-fn boot() -> io::Result<Infallible> {
+fn start() -> io::Result<()> {
     mount("devtmpfs", "/dev", "devtmpfs", MountFlags::empty(), None)?;
     mount("proc", "/proc", "proc", MountFlags::empty(), None)?;
     let cmdline = fs::read_to_string("/proc/cmdline")?;
+    if cmdline.split_whitespace().any(|word| word == APPLIANCE) {
+        mount("sysfs", "/sys", "sysfs", MountFlags::empty(), None)?;
+        modules::load("console")?;
+        return serve::appliance();
+    }
+    boot(&cmdline).map(|never| match never {})
+}
+
+fn boot(cmdline: &str) -> io::Result<Infallible> {
     let root = cmdline
         .split_whitespace()
         .find_map(|word| word.strip_prefix("root="))
         .ok_or_else(|| io::Error::other("the command line names no root"))?
         .to_owned();
-    let mut modules: Vec<_> = fs::read_dir("/modules")?.flatten().map(|e| e.path()).collect();
-    // Their names start with their turn.
-    modules.sort();
-    for module in modules {
-        match rustix::system::finit_module(File::open(&module)?, c"", 0) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(error) => return Err(io::Error::other(format!("{}: {error}", module.display()))),
-        }
-    }
+    modules::load("disk")?;
     let start = Instant::now();
     while !Path::new(&root).exists() {
         if start.elapsed() > DISK_WAIT {
@@ -62,11 +68,8 @@ fn boot() -> io::Result<Infallible> {
         std::thread::sleep(Duration::from_millis(2));
     }
     mount(root.as_str(), "/root", "ext4", MountFlags::RDONLY, None)?;
-    mount_move("/dev", "/root/dev")?;
-    mount_move("/proc", "/root/proc")?;
-    std::env::set_current_dir("/root")?;
-    mount_move(".", "/")?;
-    rustix::process::chroot(".")?;
-    std::env::set_current_dir("/")?;
+    rustix::mount::mount_move("/dev", "/root/dev")?;
+    rustix::mount::mount_move("/proc", "/root/proc")?;
+    system::switch_root("/root")?;
     Err(std::process::Command::new("/sbin/init").exec())
 }

@@ -1,11 +1,17 @@
 //! The agent's program. As the first process of a machine it brings up the
-//! root filesystem or answers the accelerator probe; under systemd it serves
-//! the host.
+//! root filesystem, answers the accelerator probe, or serves the host as an
+//! appliance; in a container it serves on a socket that it is given; under
+//! systemd it serves on the machine's port.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let result = if std::process::id() == 1 { vimg_agent::early::main() } else { vimg_agent::serve::serve() };
+    let contained = std::env::args_os().nth(1).is_some_and(|a| a == "container");
+    let result = match std::process::id() {
+        1 => vimg_agent::early::main(),
+        _ if contained => vimg_agent::serve::container(),
+        _ => vimg_agent::serve::machine(),
+    };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

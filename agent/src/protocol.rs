@@ -12,13 +12,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The version of these messages. Host and agent must have the same.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// The version of what the agent does to a machine. It enters every key, so
 /// raising it rebuilds everything: raise it when the same layer would now
 /// give another machine. `agent/behaviour.lock` holds the digest of the
 /// sources that it was last looked at for.
-pub const BEHAVIOUR: u32 = 2;
+pub const BEHAVIOUR: u32 = 3;
 
 /// The name of the virtio-serial port.
 pub const PORT: &str = "vimg.agent";
@@ -199,7 +199,13 @@ pub enum ToAgent {
         layer: String,
         /// What is to be.
         steps: Vec<Primitive>,
+        /// Nothing is to be started: the machine is taken for one that is
+        /// switched off, even where it runs.
+        offline: bool,
     },
+    /// Bring the disk of another machine up, where the agent is no part of
+    /// that machine. Answered by `Prepared`.
+    Prepare(Prepare),
     /// Write everything to disk and hold all writes. Answered by `Frozen`.
     Freeze,
     /// Let writes go on. Answered by `Thawed`.
@@ -211,6 +217,42 @@ pub enum ToAgent {
     /// followed by an empty frame of data.
     SendBootFiles,
 }
+
+/// What an agent needs to know that works on a disk from outside of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepare {
+    /// Seconds since 1970: the agent's own clock may have stood still.
+    pub seconds: u64,
+    /// Bytes that nobody else gets: two forks of one memory have the same
+    /// pool of randomness.
+    pub seed: Vec<u8>,
+    /// How the network is reached, if it is to be.
+    pub network: Option<Network>,
+}
+
+/// How the network is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// What stands in `/etc/resolv.conf` while layers are applied.
+    pub resolv_conf: String,
+}
+
+/// The card of an appliance, as QEMU's own NAT gives addresses by default
+/// (QEMU's documentation, "Using the user mode network stack").
+pub mod card {
+    /// The machine's own address.
+    pub const ADDRESS: [u8; 4] = [10, 0, 2, 15];
+    /// Its network.
+    pub const NETMASK: [u8; 4] = [255, 255, 255, 0];
+    /// The way out.
+    pub const GATEWAY: [u8; 4] = [10, 0, 2, 2];
+    /// Who knows names.
+    pub const RESOLVER: &str = "10.0.2.3";
+}
+
+/// The word on the kernel's command line that makes an agent with the process
+/// id 1 serve as an appliance.
+pub const APPLIANCE: &str = "vimg.appliance";
 
 /// From the agent to the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -269,6 +311,8 @@ pub enum FromAgent {
         /// The exit code of the program that failed.
         exit: Option<i32>,
     },
+    /// The disk is mounted and layers may come.
+    Prepared,
     /// All is on disk and writes are held.
     Frozen,
     /// Writes go on.

@@ -1,14 +1,20 @@
 //! The agent's life: find the port, shake hands, answer.
+//!
+//! It lives in one of three places. In the machine itself, under its systemd;
+//! in an appliance, a small machine to which the disk of another is given; or
+//! in a container of the host, whose root is that disk's.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
-use std::path::Path;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::appliance::{self, Attached};
 use crate::apply;
 use crate::command;
 use crate::fetch::{Channel, Received, Sender};
-use crate::protocol::{self, ALIVE_EVERY, FromAgent, PORT, ToAgent};
+use crate::offline;
+use crate::protocol::{self, ALIVE_EVERY, FromAgent, PORT, Prepare, ToAgent};
 use crate::seal;
 use crate::system;
 
@@ -20,30 +26,45 @@ const PORT_WAIT: Duration = Duration::from_secs(120);
 /// left to come.
 const BOOT_WAIT: Duration = Duration::from_secs(600);
 
-/// Serves the host until the machine goes away.
-pub fn serve() -> io::Result<()> {
+/// Serves the host from within the machine until it goes away.
+pub fn machine() -> io::Result<()> {
+    match wait_for_port(Duration::from_millis(20))? {
+        Some(path) => on_port(&path, Place::Machine),
+        None => Ok(()),
+    }
+}
+
+/// Serves the host as an appliance.
+pub(crate) fn appliance() -> io::Result<()> {
+    let path =
+        wait_for_port(Duration::from_millis(1))?.ok_or_else(|| io::Error::other("there is no port"))?;
+    on_port(&path, Place::Appliance(None))
+}
+
+/// Serves the host in a container, on the socket that is standard input.
+pub fn container() -> io::Result<()> {
+    let socket = File::from(rustix::io::dup(io::stdin())?);
+    let output = socket.try_clone()?;
+    Agent::start(Box::new(socket), Box::new(output), Place::Container)
+}
+
+fn wait_for_port(pause: Duration) -> io::Result<Option<PathBuf>> {
     let start = Instant::now();
-    let path = loop {
+    loop {
         if let Some(path) = system::port(PORT) {
-            break path;
+            return Ok(Some(path));
         }
         if start.elapsed() > PORT_WAIT {
-            return Ok(());
+            return Ok(None);
         }
-        std::thread::sleep(Duration::from_millis(20));
-    };
-    let port = open(&path)?;
-    let sender = Sender::new(Box::new(port.try_clone()?));
-    let alive = sender.clone();
-    std::thread::spawn(move || {
-        loop {
-            std::thread::sleep(Duration::from_secs(ALIVE_EVERY));
-            if alive.send(&FromAgent::Alive).is_err() {
-                return;
-            }
-        }
-    });
-    Agent { channel: Channel::new(Box::new(Port(port)), sender), boot_stamp: system::boot_stamp() }.run()
+        std::thread::sleep(pause);
+    }
+}
+
+fn on_port(path: &Path, place: Place) -> io::Result<()> {
+    let port = open(path)?;
+    let output = port.try_clone()?;
+    Agent::start(Box::new(Port(port)), Box::new(output), place)
 }
 
 fn open(path: &Path) -> io::Result<File> {
@@ -66,19 +87,42 @@ impl Read for Port {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.0.read(buffer) {
-                Ok(0) => std::thread::sleep(Duration::from_millis(50)),
+                Ok(0) => std::thread::sleep(Duration::from_millis(5)),
                 result => return result,
             }
         }
     }
 }
 
+/// Where the agent lives.
+enum Place {
+    Machine,
+    /// With the disk that it was given, if it was.
+    Appliance(Option<Attached>),
+    Container,
+}
+
 struct Agent {
     channel: Channel,
     boot_stamp: String,
+    place: Place,
 }
 
 impl Agent {
+    fn start(input: Box<dyn Read + Send>, output: Box<dyn Write + Send>, place: Place) -> io::Result<()> {
+        let sender = Sender::new(output);
+        let alive = sender.clone();
+        std::thread::spawn(move || {
+            loop {
+                std::thread::sleep(Duration::from_secs(ALIVE_EVERY));
+                if alive.send(&FromAgent::Alive).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { channel: Channel::new(input, sender), boot_stamp: system::boot_stamp(), place }.run()
+    }
+
     fn run(&mut self) -> io::Result<()> {
         loop {
             let answer = match self.channel.receive()? {
@@ -106,24 +150,35 @@ impl Agent {
             behaviour: protocol::BEHAVIOUR,
             boot_id: boot_id.trim().to_owned(),
         })?;
-        sender.send(&FromAgent::Ready { failed_units: wait_until_up() })
+        let failed_units = match self.place {
+            Place::Machine => wait_until_up(),
+            Place::Appliance(_) | Place::Container => Vec::new(),
+        };
+        sender.send(&FromAgent::Ready { failed_units })
     }
 
     fn answer(&mut self, message: ToAgent) -> io::Result<Option<FromAgent>> {
         let refused =
             |what: &str, error: io::Error| FromAgent::Refused { message: format!("{what}: {error}") };
         Ok(Some(match message {
-            ToAgent::Apply { layer, steps } => {
-                apply::apply(&mut self.channel, &layer, &steps, &mut self.boot_stamp)?
+            ToAgent::Apply { layer, steps, offline } => {
+                apply::apply(&mut self.channel, &layer, &steps, offline, &mut self.boot_stamp)?
             }
+            ToAgent::Prepare(what) => match self.prepare(&what) {
+                Ok(()) => {
+                    self.boot_stamp = system::boot_stamp();
+                    FromAgent::Prepared
+                }
+                Err(error) => refused("prepare", error),
+            },
             ToAgent::Freeze => {
                 rustix::fs::sync();
-                match system::freeze(Path::new("/"), true) {
+                match self.hold() {
                     Ok(()) => FromAgent::Frozen,
                     Err(error) => refused("freeze", error),
                 }
             }
-            ToAgent::Thaw => match system::freeze(Path::new("/"), false) {
+            ToAgent::Thaw => match self.thaw() {
                 Ok(()) => FromAgent::Thawed,
                 Err(error) => refused("thaw", error),
             },
@@ -141,6 +196,43 @@ impl Agent {
                 return Ok(None);
             }
         }))
+    }
+}
+
+impl Agent {
+    fn prepare(&mut self, what: &Prepare) -> io::Result<()> {
+        match &mut self.place {
+            Place::Machine => Err(io::Error::other("this machine runs by itself")),
+            Place::Appliance(Some(_)) => Err(io::Error::other("there is a disk already")),
+            Place::Appliance(attached) => {
+                *attached = Some(appliance::prepare(what)?);
+                Ok(())
+            }
+            Place::Container => {
+                if let Some(network) = &what.network {
+                    offline::resolve_by(&network.resolv_conf);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn hold(&mut self) -> io::Result<()> {
+        match &mut self.place {
+            Place::Machine => system::freeze(Path::new("/"), true),
+            Place::Appliance(Some(attached)) => attached.hold(),
+            Place::Appliance(None) => Ok(()),
+            // Only the host may.
+            Place::Container => Ok(()),
+        }
+    }
+
+    fn thaw(&mut self) -> io::Result<()> {
+        match &mut self.place {
+            Place::Machine => system::freeze(Path::new("/"), false),
+            Place::Appliance(Some(attached)) => attached.thaw(),
+            Place::Appliance(None) | Place::Container => Ok(()),
+        }
     }
 }
 

@@ -80,6 +80,14 @@ pub(crate) fn freeze(path: &Path, hold: bool) -> io::Result<()> {
     result.map_err(io::Error::from)
 }
 
+/// Makes a mounted filesystem the root of this process and its children.
+pub(crate) fn switch_root(root: &str) -> io::Result<()> {
+    std::env::set_current_dir(root)?;
+    rustix::mount::mount_move(".", "/")?;
+    rustix::process::chroot(".")?;
+    std::env::set_current_dir("/")
+}
+
 /// The virtio-serial port with this name. It is looked up in sysfs, because
 /// the agent may start before udev has made the links by name.
 pub(crate) fn port(name: &str) -> Option<PathBuf> {

@@ -7,4 +7,3 @@ gzip_types text/css image/svg+xml application/xml;
 gzip_min_length ${MIN_LENGTH};
 EOF
 nginx -t
-systemctl reload nginx

@@ -356,6 +356,7 @@ impl Elaborator<'_> {
             span: at.head(),
             steps,
             reads,
+            booted: needs_booted(configuration.at),
             checks,
         }
     }
@@ -431,6 +432,13 @@ impl Elaborator<'_> {
     }
 }
 
+/// Whether a configuration, or a script of it, says that it needs the machine
+/// to run. There is no other need yet.
+fn needs_booted(configuration: At) -> bool {
+    configuration.child("needs").is_some()
+        || configuration.children_named("run").any(|run| run.child("needs").is_some())
+}
+
 fn empty_layer(at: At, configuration: &Configuration) -> Layer {
     Layer {
         name: configuration.at.name().to_owned(),
@@ -438,6 +446,7 @@ fn empty_layer(at: At, configuration: &Configuration) -> Layer {
         span: at.head(),
         steps: Vec::new(),
         reads: BTreeMap::new(),
+        booted: false,
         checks: Vec::new(),
     }
 }

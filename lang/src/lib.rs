@@ -18,11 +18,13 @@ mod template;
 pub mod model;
 mod elaborate;
 mod format;
+mod settings;
 
 pub use diagnostic::{Code, Diagnostic, MOST, Severity};
 pub use elaborate::{Request, compile};
 pub use format::format;
 pub use model::Model;
 pub use prescan::MAX_RECIPE;
+pub use settings::{Setting, settings};
 pub use source::{FileKind, FileRef, Files, ReadError, Root, Source, SourceId, Sources, Span};
 pub use syntax::Document;

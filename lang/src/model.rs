@@ -95,6 +95,8 @@ pub struct Layer {
     /// The values that its templates read, by name. They are what explains a
     /// change; the steps hold what came of them.
     pub reads: BTreeMap<String, Value>,
+    /// Whether the machine must run while the layer is applied.
+    pub booted: bool,
     /// Checks of the configuration and of the capabilities it provides.
     pub checks: Vec<Check>,
 }

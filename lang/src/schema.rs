@@ -189,6 +189,13 @@ const PACKAGE: Kind = kind(
     Args::Many(req("name", Ty::Str, "a package, as `apt-get install` takes it")),
 );
 
+const NEEDS: Kind = kind(
+    "needs",
+    "What it takes to apply this. Without it everything is done offline, on the disk of a machine that is switched off: services are enabled and not started, kernel settings are written for the next boot. `booted` is for what needs running services or the machine's own kernel.",
+    Args::One(req("what", Ty::Word(&["booted"]), "`booted`")),
+)
+.once();
+
 /// The nodes of a `configuration`.
 pub const CONFIGURATION: &[Kind] = &[
     INPUT,
@@ -198,6 +205,7 @@ pub const CONFIGURATION: &[Kind] = &[
         "A capability that a layer below must provide. Its inputs can be read here, with the values that its provider was given.",
         Args::One(req("capability", Ty::Name, "its name")),
     ),
+    NEEDS,
     PACKAGE,
     kind("file", "A file in the machine. Exactly one of `content`, `template` and `from` says what is in it.", Args::One(req("path", Ty::GuestPath, "where")))
         .props(&[
@@ -238,9 +246,9 @@ pub const CONFIGURATION: &[Kind] = &[
     ]),
     kind("service", "A systemd service.", Args::One(req("unit", Ty::Str, "its name; `.service` may be left out"))).props(&[
         opt("enabled", Ty::Bool, "whether it starts at boot"),
-        opt("state", Ty::Word(&["running", "stopped", "restarted"]), "what it is to be now"),
+        opt("state", Ty::Word(&["running", "stopped", "restarted"]), "what it is to be now; offline, at the next boot it is as `enabled` says"),
     ]),
-    kind("sysctl", "A kernel setting, now and at each boot.", Args::One(req("key", Ty::Str, "for instance `vm.swappiness`")))
+    kind("sysctl", "A kernel setting at each boot, and now if the machine runs.", Args::One(req("key", Ty::Str, "for instance `vm.swappiness`")))
         .props(&[req("value", Ty::Scalar, "what to set it to")]),
     kind(
         "run",
@@ -257,6 +265,7 @@ pub const CONFIGURATION: &[Kind] = &[
         kind("script", "The script itself.", Args::One(req("text", Ty::Str, "shell commands"))).once(),
         kind("env", "Variables of its environment, as properties.", Args::None).open(),
         kind("undo", "A script that takes back what the script did.", Args::One(req("text", Ty::Str, "shell commands"))).once(),
+        NEEDS,
     ]),
     CHECK,
 ];

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::ValueEnum;
-
+use super::settings::ProviderArgs;
 use super::{Error, Global, INTERRUPTED, Outcome, project};
 use crate::event::{Event, Sink};
 use crate::execute::{self, Budget};
 use crate::plan::{Plan, Standing, Wanted};
-use crate::provider::qemu::{Accel, Qemu};
+use crate::provider::Lines;
+use crate::provider::host::Host;
+use crate::provider::qemu::Qemu;
 use crate::report::{self, Style};
 use crate::store::{ProjectFiles, Store};
 
@@ -35,17 +36,8 @@ pub(super) struct Args {
     /// Go on with what does not depend on a node that failed
     #[arg(short, long)]
     keep_going: bool,
-    /// How to run machines
-    #[arg(long, value_enum, default_value = "auto", env = "VIMG_ACCEL")]
-    accel: AccelChoice,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum AccelChoice {
-    /// KVM where it works, emulation elsewhere
-    Auto,
-    Kvm,
-    Tcg,
+    #[command(flatten)]
+    provider: ProviderArgs,
 }
 
 pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
@@ -83,16 +75,10 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         let budget = budget(args);
         let sink = reporter.sink();
         let notice = sink.clone();
-        let accel = match args.accel {
-            AccelChoice::Auto => None,
-            AccelChoice::Kvm => Some(Accel::Kvm),
-            AccelChoice::Tcg => Some(Accel::Tcg),
-        };
-        let provider = Qemu::new(
-            accel,
-            store.probes(),
-            Arc::new(move |text: &str| notice(Event::Notice { text: text.to_owned() })),
-        );
+        let (choice, accel) = args.provider.choose()?;
+        let notice: Lines = Arc::new(move |text: &str| notice(Event::Notice { text: text.to_owned() }));
+        let qemu = Qemu::new(accel, store.probes(), store.appliances(), notice.clone());
+        let provider = Host::new(choice, qemu, notice);
         let work =
             execute::build(graph.clone(), &plan, &store, project.clone(), Arc::new(provider), sink, budget);
         match interruptible(work)? {

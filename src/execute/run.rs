@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc;
+use vimg_agent::protocol::Primitive;
 use vimg_lang::model::{DiskFormat, Machine};
 
 use super::explain::{Trouble, explain};
@@ -16,8 +17,8 @@ use super::{Failure, FailureKind, Settled, Shared};
 use crate::digest::{Blob, Digest};
 use crate::event::Event;
 use crate::files;
-use crate::graph::{BlobSource, LayerWork, Node, NodeId, Work};
-use crate::provider::{self, Instance, Launch, Provider};
+use crate::graph::{BlobSource, LayerWork, Needs, Node, NodeId, Work};
+use crate::provider::{self, Instance, Launch, Place, Provider};
 use crate::store::{Boot, Disk, DiskKind, KeyLock, Record, Staging, StateId};
 
 /// A chain of disks is joined when it would grow beyond this. Opening and
@@ -71,7 +72,11 @@ async fn start<P: Provider>(
         Work::Bootstrap(_) | Work::Import { .. } => base(shared, rest[0], lock).await,
         Work::Export(format) => export(shared, rest[0], *format, lock).await,
         Work::Layer(_) | Work::Seal => {
-            let mib = ((node.machine.memory >> 20) as u32).min(shared.memory_mib);
+            let memory = match node.needs {
+                Needs::Machine => node.machine.memory,
+                Needs::Disk | Needs::Nothing => provider::OFFLINE_MEMORY,
+            };
+            let mib = ((memory >> 20) as u32).min(shared.memory_mib);
             let _memory = shared.memory.acquire_many(mib).await;
             return machine(shared, rest, lock, sender).await;
         }
@@ -141,24 +146,21 @@ impl<'a, P: Provider> Making<'a, P> {
     /// it is done on another thread, which holds the lock as well: it goes on
     /// when the build is stopped. `None` if a state of this key was there,
     /// against all expectation; it stays.
-    async fn commit(
-        &self,
-        staging: Staging,
-        disk: Disk,
-        boot: Option<Boot>,
-    ) -> Result<Option<StateId>, Box<Failure>> {
-        let path = staging.path().join(disk.kind.file_name());
+    async fn commit(&self, staging: Staging, made: Facts) -> Result<Option<StateId>, Box<Failure>> {
+        let path = staging.path().join(made.disk.kind.file_name());
         let mut record = Record::new(
             self.node.key,
             self.node.work.kind(),
             &self.node.name,
             self.node.description.clone(),
-            disk,
+            made.disk,
         );
-        record.boot = boot;
+        record.boot = made.boot;
+        record.appliance = made.appliance;
+        record.ours = made.ours;
         record.made = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         record.seconds = self.start.elapsed().as_secs_f64();
-        record.provider = self.shared.provider.name();
+        record.provider = made.way;
         record.bytes = on_disk(&path);
         let (bytes, id) = (record.bytes, record.id);
         let (store, lock) = (self.shared.store.clone(), self.lock.clone());
@@ -181,17 +183,29 @@ impl<'a, P: Provider> Making<'a, P> {
         Ok(ours.then_some(id))
     }
 
+    /// Takes a file into the store.
+    fn keep_file(&self, path: &Path) -> Result<Blob, Box<Failure>> {
+        let file = std::fs::File::open(path).map_err(|e| self.io_failure(path, e))?;
+        let blob = files::hash_reader(file, &mut std::io::sink()).map_err(|e| self.io_failure(path, e))?;
+        self.shared.store.commit_blob(path, &blob).map_err(|e| self.store_failure(&e))?;
+        Ok(blob)
+    }
+
     /// Takes kernel and initrd into the store.
     fn keep_boot(&self, files: &(PathBuf, PathBuf)) -> Result<Boot, Box<Failure>> {
-        let keep = |path: &Path| {
-            let file = std::fs::File::open(path).map_err(|e| self.io_failure(path, e))?;
-            let blob =
-                files::hash_reader(file, &mut std::io::sink()).map_err(|e| self.io_failure(path, e))?;
-            self.shared.store.commit_blob(path, &blob).map_err(|e| self.store_failure(&e))?;
-            Ok::<Blob, Box<Failure>>(blob)
-        };
-        Ok(Boot { kernel: keep(&files.0)?, initrd: keep(&files.1)? })
+        Ok(Boot { kernel: self.keep_file(&files.0)?, initrd: self.keep_file(&files.1)? })
     }
+}
+
+/// What is noted of a state besides what its node says.
+#[derive(Debug, Clone)]
+struct Facts {
+    disk: Disk,
+    boot: Option<Boot>,
+    appliance: Option<Boot>,
+    ours: bool,
+    /// How it was made, for people.
+    way: String,
 }
 
 /// What a file takes on disk, in bytes.
@@ -238,9 +252,19 @@ async fn base<P: Provider>(shared: &Shared<P>, id: NodeId, lock: Arc<KeyLock>) -
         Some(files) => Some(making.keep_boot(files)?),
         None => None,
     };
-    let disk = Disk { kind: DiskKind::Qcow2, backing: None, depth: 0 };
+    let appliance = match (&created.modules, boot) {
+        (Some(modules), Some(boot)) => Some(Boot { kernel: boot.kernel, initrd: making.keep_file(modules)? }),
+        _ => None,
+    };
+    let made = Facts {
+        disk: Disk { kind: DiskKind::Qcow2, backing: None, depth: 0 },
+        boot,
+        appliance,
+        ours: matches!(node.work, Work::Bootstrap(_)),
+        way: shared.provider.name(),
+    };
     making.phase("store");
-    making.commit(staging, disk, boot).await.map(|_| ())
+    making.commit(staging, made).await.map(|_| ())
 }
 
 async fn export<P: Provider>(shared: &Shared<P>, id: NodeId, format: DiskFormat, lock: Arc<KeyLock>) -> Made {
@@ -256,7 +280,14 @@ async fn export<P: Provider>(shared: &Shared<P>, id: NodeId, format: DiskFormat,
     let to = staging.path().join(kind.file_name());
     shared.provider.export(&chain, format, &to).await.map_err(|e| making.provider_failure(e))?;
     making.phase("store");
-    making.commit(staging, Disk { kind, backing: None, depth: 0 }, None).await.map(|_| ())
+    let made = Facts {
+        disk: Disk { kind, backing: None, depth: 0 },
+        boot: None,
+        appliance: None,
+        ours: false,
+        way: shared.provider.name(),
+    };
+    making.commit(staging, made).await.map(|_| ())
 }
 
 fn parent_chain<P>(shared: &Shared<P>, node: &Node) -> Option<Vec<PathBuf>> {
@@ -275,8 +306,7 @@ struct Running<I: Instance> {
     session: Session<I::Channel>,
     /// The disks below the one that takes the writes.
     chain: Vec<PathBuf>,
-    disk: Disk,
-    boot: Option<Boot>,
+    made: Facts,
 }
 
 async fn machine<P: Provider>(
@@ -291,7 +321,7 @@ async fn machine<P: Provider>(
         (Ok(scratch), Ok(staging)) => (scratch, staging),
         (Err(failure), _) | (_, Err(failure)) => return fail(sender, rest[0], *failure),
     };
-    let mut running = match boot(&making, &scratch, &staging).await {
+    let mut running = match boot(&making, rest, &scratch, &staging).await {
         Ok(running) => running,
         Err(failure) => return fail(sender, rest[0], *failure),
     };
@@ -328,9 +358,20 @@ async fn machine<P: Provider>(
     Vec::new()
 }
 
-/// Starts a machine on the node's parent and waits until it is up.
+/// Whether a layer may want to fetch something: packages do, and scripts may.
+fn wants_network(work: &Work) -> bool {
+    match work {
+        Work::Layer(work) => {
+            work.steps.iter().any(|s| matches!(s, Primitive::Package { .. } | Primitive::Run(_)))
+        }
+        _ => false,
+    }
+}
+
+/// Starts an instance on the node's parent and waits until its agent is up.
 async fn boot<P: Provider>(
     making: &Making<'_, P>,
+    rest: &[NodeId],
     scratch: &Staging,
     staging: &Staging,
 ) -> Result<Running<P::Instance>, Box<Failure>> {
@@ -338,16 +379,25 @@ async fn boot<P: Provider>(
     let parent = node.parent.map(|id| shared.graph.node(id)).ok_or_else(|| gone(making))?;
     let record = shared.store.record(&parent.key).ok_or_else(|| gone(making))?;
     let chain = shared.store.chain(&parent.key).ok_or_else(|| gone(making))?;
-    let boot = record.boot.filter(|b| shared.store.has_blob(&b.kernel) && shared.store.has_blob(&b.initrd));
-    making.phase("boot");
-    shared.boots.fetch_add(1, Ordering::Relaxed);
+    // Kernel and initrd, if they are still in the store.
+    let files = |boot: &Option<Boot>| {
+        let boot = boot.filter(|b| shared.store.has_blob(&b.kernel) && shared.store.has_blob(&b.initrd))?;
+        Some((shared.store.blob(&boot.kernel.digest), shared.store.blob(&boot.initrd.digest)))
+    };
+    let offline = (node.needs == Needs::Disk).then(|| provider::Offline {
+        appliance: files(&record.appliance),
+        ours: record.ours,
+        network: rest.iter().any(|id| wants_network(&shared.graph.node(*id).work)),
+    });
+    making.phase("start");
     let mut instance = shared
         .provider
         .launch(&Launch {
             chain: chain.clone(),
             overlay: staging.path().join(DiskKind::Qcow2.file_name()),
             machine: Machine { ..node.machine },
-            boot: boot.map(|b| (shared.store.blob(&b.kernel.digest), shared.store.blob(&b.initrd.digest))),
+            boot: files(&record.boot),
+            offline,
             scratch: scratch.path().to_owned(),
         })
         .await
@@ -355,9 +405,21 @@ async fn boot<P: Provider>(
     let channel = instance
         .channel()
         .ok_or_else(|| making.failure(FailureKind::Host, "the machine has no agent port"))?;
+    let place = instance.place();
+    if place == Place::Machine {
+        shared.boots.fetch_add(1, Ordering::Relaxed);
+        making.phase("boot");
+    }
     let mut session = Session::new(channel);
+    let ready = async {
+        let units = session.ready().await?;
+        if let Place::Outside(network) = &place {
+            session.prepare(network.clone()).await?;
+        }
+        Ok(units)
+    };
     let failed_units = tokio::select! {
-        ready = session.ready() => ready.map_err(Trouble::Session),
+        ready = ready => ready.map_err(Trouble::Session),
         ended = instance.ended() => Err(Trouble::Ended(ended)),
     };
     match failed_units {
@@ -370,7 +432,14 @@ async fn boot<P: Provider>(
                 backing: Some((parent.key, record.id)),
                 depth: record.disk.depth + 1,
             };
-            Ok(Running { instance, session, chain, disk, boot: record.boot })
+            let made = Facts {
+                disk,
+                boot: record.boot,
+                appliance: record.appliance,
+                ours: record.ours && place != Place::Machine,
+                way: instance.way(),
+            };
+            Ok(Running { instance, session, chain, made })
         }
         Err(trouble) => Err(explain(making, &mut instance, trouble, None).await),
     }
@@ -385,6 +454,7 @@ async fn layer<P: Provider>(
     last: bool,
 ) -> Made {
     let (shared, node) = (making.shared, making.node);
+    let offline = node.needs == Needs::Disk;
     let log_path = staging.path().join("log.zst");
     let mut log = Log::create(&log_path).map_err(|e| making.io_failure(&log_path, e))?;
     let outcome = match &node.work {
@@ -394,7 +464,7 @@ async fn layer<P: Provider>(
             let Running { instance, session, .. } = &mut *running;
             let names = &work.places;
             let applied =
-                session.apply(&work.configuration, &work.steps, &blobs, |progress| match progress {
+                session.apply(&work.configuration, &work.steps, offline, &blobs, |progress| match progress {
                     Progress::Started(step) => {
                         log.heading(&names[step].1);
                         making.phase(&names[step].1);
@@ -455,9 +525,9 @@ async fn settle<P: Provider>(
     last: bool,
 ) -> Result<(), Result<Box<Failure>, Trouble>> {
     making.phase("snapshot");
-    let Running { instance, session, boot, .. } = &mut *running;
+    let Running { instance, session, made, .. } = &mut *running;
     // A disk that boots by its own loader goes on doing so.
-    let fetch = boot_changed && boot.is_some();
+    let fetch = boot_changed && made.boot.is_some();
     let files = (staging.path().join("vmlinuz"), staging.path().join("initrd"));
     let rest = async {
         let fetched = match fetch {
@@ -478,7 +548,7 @@ async fn settle<P: Provider>(
     };
     let fetched = rested.map_err(Err)?;
     if fetch {
-        *boot = if fetched { Some(making.keep_boot(&files).map_err(Ok)?) } else { None };
+        made.boot = if fetched { Some(making.keep_boot(&files).map_err(Ok)?) } else { None };
     }
     instance.snapshot(next_disk).await.map_err(|e| Ok(making.provider_failure(e)))?;
     if last {
@@ -499,8 +569,8 @@ async fn keep<P: Provider>(
 ) -> Made {
     let (shared, node) = (making.shared, making.node);
     let own = staging.path().join(DiskKind::Qcow2.file_name());
-    let mut disk = running.disk.clone();
-    if disk.depth >= MAX_DEPTH {
+    let mut made = running.made.clone();
+    if made.disk.depth >= MAX_DEPTH {
         making.phase("flatten");
         let mut chain = running.chain.clone();
         chain.push(own.clone());
@@ -508,14 +578,15 @@ async fn keep<P: Provider>(
         shared.provider.flatten(&chain, &flat).await.map_err(|e| making.provider_failure(e))?;
         // The running machine keeps the file that it has open.
         std::fs::rename(&flat, &own).map_err(|e| making.io_failure(&own, e))?;
-        disk = Disk { kind: DiskKind::Qcow2, backing: None, depth: 0 };
+        made.disk = Disk { kind: DiskKind::Qcow2, backing: None, depth: 0 };
     }
     making.phase("store");
-    let Some(id) = making.commit(staging, disk.clone(), running.boot).await? else {
+    let depth = made.disk.depth;
+    let Some(id) = making.commit(staging, made).await? else {
         // The machine's disk and the one in the store are two.
         return Err(gone(making));
     };
-    running.disk = Disk { kind: DiskKind::Qcow2, backing: Some((node.key, id)), depth: disk.depth + 1 };
+    running.made.disk = Disk { kind: DiskKind::Qcow2, backing: Some((node.key, id)), depth: depth + 1 };
     running.chain = shared.store.chain(&node.key).ok_or_else(|| gone(making))?;
     Ok(())
 }

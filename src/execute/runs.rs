@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::graph::{Graph, NodeId};
+use crate::graph::{Graph, Needs, NodeId};
 use crate::plan::Plan;
 
-/// Chains of nodes that one machine can make. Where several nodes are made
+/// Chains of nodes that one instance can make. Where several nodes are made
 /// from the same one, the machine goes on with the one that has most above
 /// it.
 pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Vec<NodeId>> {
@@ -14,7 +14,7 @@ pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Vec<NodeId>> {
     // upwards, so children come later.
     let mut height: HashMap<NodeId, u32> = HashMap::new();
     for id in build.iter().rev() {
-        let own = height.get(id).copied().unwrap_or(0) + u32::from(graph.node(*id).work.needs_machine());
+        let own = height.get(id).copied().unwrap_or(0) + u32::from(graph.node(*id).needs != Needs::Nothing);
         height.insert(*id, own);
         if let Some(parent) = graph.node(*id).parent {
             let above = height.entry(parent).or_default();
@@ -25,7 +25,7 @@ pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Vec<NodeId>> {
     let mut next: HashMap<NodeId, NodeId> = HashMap::new();
     for id in &build {
         let Some(parent) = graph.node(*id).parent else { continue };
-        if !graph.node(*id).work.needs_machine() {
+        if graph.node(*id).needs == Needs::Nothing {
             continue;
         }
         let better = next.get(&parent).is_none_or(|other| height[id] > height[other]);
@@ -39,9 +39,13 @@ pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Vec<NodeId>> {
         let node = graph.node(id);
         let goes_on = node.parent.and_then(|parent| {
             let below = graph.node(parent);
-            // A machine keeps its processors and memory while it runs.
-            let same =
-                below.work.needs_machine() && below.machine == node.machine && next.get(&parent) == Some(&id);
+            let alike = match node.needs {
+                Needs::Nothing => false,
+                Needs::Disk => true,
+                // A machine keeps its processors and memory while it runs.
+                Needs::Machine => below.machine == node.machine,
+            };
+            let same = alike && below.needs == node.needs && next.get(&parent) == Some(&id);
             if same { run_of.get(&parent).copied() } else { None }
         });
         let first = goes_on.unwrap_or(id);

@@ -3,11 +3,12 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use vimg_agent::protocol::{self, Digest, Frame, FromAgent, Malformed, Primitive, ToAgent};
+use vimg_agent::protocol::{self, Digest, Frame, FromAgent, Malformed, Network, Prepare, Primitive, ToAgent};
 
 /// An agent that says nothing for so long is gone, or its machine hangs. It
 /// says `Alive` every five seconds, but an emulated machine may be slow.
@@ -142,15 +143,25 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         }
     }
 
+    /// Has an agent outside of its machine mount the machine's disk.
+    pub(super) async fn prepare(&mut self, network: Option<Network>) -> Result<(), SessionError> {
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let mut seed = Vec::new();
+        std::fs::File::open("/dev/urandom")?.take(64).read_to_end(&mut seed)?;
+        self.send(&ToAgent::Prepare(Prepare { seconds, seed, network })).await?;
+        self.expect(&FromAgent::Prepared, REST).await
+    }
+
     /// Applies a layer.
     pub(super) async fn apply(
         &mut self,
         layer: &str,
         steps: &[Primitive],
+        offline: bool,
         blobs: &dyn Blobs,
         mut progress: impl FnMut(Progress),
     ) -> Result<bool, SessionError> {
-        self.send(&ToAgent::Apply { layer: layer.to_owned(), steps: steps.to_vec() }).await?;
+        self.send(&ToAgent::Apply { layer: layer.to_owned(), steps: steps.to_vec(), offline }).await?;
         let mut deadline = tokio::time::Instant::now() + STEP;
         loop {
             // An agent may live while its work hangs.
@@ -172,6 +183,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
                     progress(Progress::Finished { step, changed });
                 }
                 FromAgent::Done { boot_changed } => return Ok(boot_changed),
+                FromAgent::Refused { message } => return Err(SessionError::Refused(message)),
                 FromAgent::Failed { step, message, .. } => {
                     return Err(SessionError::Step {
                         step: step.min(steps.len().saturating_sub(1)),
@@ -205,7 +217,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
                     loop {
                         // A quarter of a megabyte from the page cache blocks
                         // for less than a switch of threads would take.
-                        let n = std::io::Read::read(&mut file, &mut buffer)?;
+                        let n = file.read(&mut buffer)?;
                         if n == 0 && !first {
                             break;
                         }
@@ -359,7 +371,7 @@ mod tests {
         let mut session = Session::new(host);
         session.ready().await?;
         let steps = [Primitive::Symlink { path: "/a".into(), target: "b".into() }];
-        let result = session.apply("x", &steps, &None_, |_| {}).await;
+        let result = session.apply("x", &steps, false, &None_, |_| {}).await;
         drop(session);
         agent.await.unwrap();
         result

@@ -11,7 +11,7 @@ use vimg_agent::protocol::{self, Manifest, Primitive as Step, ServiceState};
 use vimg_lang::model::{self, Bootstrap, Content, DiskFormat, Layer, Machine, Primitive};
 use vimg_lang::{FileRef, Span};
 
-use super::{BlobSource, GraphError, LayerWork};
+use super::{BlobSource, GraphError, LayerWork, Needs};
 use crate::digest::{Blob, Description};
 use crate::files::Project;
 use crate::provider::debian;
@@ -40,9 +40,12 @@ pub(super) fn import(sha256: &str) -> Description {
     d
 }
 
-pub(super) fn seal() -> Description {
+pub(super) fn seal(needs: Needs) -> Description {
     let mut d = Description::default();
     d.value("kind", "seal");
+    if needs == Needs::Machine {
+        d.value("needs", "booted");
+    }
     d.value("output behaviour", OUTPUT_BEHAVIOUR);
     d
 }
@@ -74,8 +77,12 @@ pub(super) fn layer(
     };
     walk.d.value("kind", "layer");
     walk.d.value("configuration", &layer.configuration);
-    walk.d.value("machine cpus", machine.cpus);
-    walk.d.value("machine memory", machine.memory);
+    // Who only works on the disk sees nothing of the machine.
+    if layer.booted {
+        walk.d.value("needs", "booted");
+        walk.d.value("machine cpus", machine.cpus);
+        walk.d.value("machine memory", machine.memory);
+    }
     for (name, value) in &layer.reads {
         walk.d.note(format!("input {name}"), value);
     }

@@ -19,7 +19,7 @@ use super::{AGENT, Lines, ProviderError, gpt, initramfs};
 use crate::digest::Digest;
 
 /// Raise when the same bootstrap gives another disk.
-pub const BEHAVIOUR: u32 = 1;
+pub const BEHAVIOUR: u32 = 2;
 
 /// What every base has: enough to boot, to be on a network and to install
 /// more. GRUB is purged again once it has made its images.
@@ -59,6 +59,8 @@ pub(super) struct Made {
     pub(super) disk: PathBuf,
     pub(super) kernel: PathBuf,
     pub(super) initrd: PathBuf,
+    /// Modules for an appliance with the same kernel.
+    pub(super) modules: PathBuf,
 }
 
 /// Looks a program up in PATH and in the directories for administrators,
@@ -123,8 +125,10 @@ fn subids() -> Result<u64, String> {
 }
 
 /// Files that the hooks write to, from descriptor 100 on: disk, kernel,
-/// modules, GRUB's core, its first sector, its UEFI program.
-const OUTPUTS: [&str; 6] = ["disk.raw", "vmlinuz", "modules.cpio", "core.img", "boot.img", "bootx64.efi"];
+/// modules, GRUB's core, its first sector, its UEFI program, an appliance's
+/// modules.
+const OUTPUTS: [&str; 7] =
+    ["disk.raw", "vmlinuz", "modules.cpio", "core.img", "boot.img", "bootx64.efi", "appliance.cpio"];
 /// mmdebstrap's own shell lines know descriptors of one digit only, so ours
 /// must leave those free.
 const FIRST_FD: i32 = 100;
@@ -353,7 +357,7 @@ fn finish(dir: &Path, id: [u8; 16]) -> io::Result<Made> {
     {
         std::fs::remove_file(dir.join(name))?;
     }
-    Ok(Made { disk, kernel: dir.join("vmlinuz"), initrd })
+    Ok(Made { disk, kernel: dir.join("vmlinuz"), initrd, modules: dir.join("appliance.cpio") })
 }
 
 /// Copies to where `to` stands and leaves holes where `from` has only zeroes.

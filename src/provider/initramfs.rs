@@ -8,6 +8,7 @@ pub(super) fn with_init(init: &[u8]) -> Vec<u8> {
     // Major 5, minor 1 is /dev/console.
     entry(&mut out, "dev/console", 0o20600, (5, 1), &[]);
     entry(&mut out, "proc", 0o40755, (0, 0), &[]);
+    entry(&mut out, "sys", 0o40755, (0, 0), &[]);
     entry(&mut out, "root", 0o40755, (0, 0), &[]);
     entry(&mut out, "init", 0o100_755, (0, 0), init);
     entry(&mut out, "TRAILER!!!", 0, (0, 0), &[]);

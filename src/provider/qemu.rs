@@ -1,19 +1,23 @@
 //! QEMU on this host: x86_64, with KVM where it works and TCG elsewhere.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+
+use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
 use vimg_lang::model::DiskFormat;
 
 use super::{Created, Launch, Lines, Provider, ProviderError, Source, debian, qcow2};
 
+mod appliance;
 mod args;
+mod disks;
 mod image;
 mod instance;
 mod probe;
 mod qmp;
 
+pub(super) use disks::{Disks, Monitor};
 pub use instance::QemuInstance;
 
 /// The oldest version that has what is used here: `blockdev-snapshot` on an
@@ -80,46 +84,61 @@ pub struct Qemu {
     /// What the user asked for, if anything.
     wanted: Option<Accel>,
     probes: PathBuf,
+    appliances: PathBuf,
     notice: Lines,
     programs: OnceCell<Programs>,
     accel: OnceCell<Accel>,
-    name: OnceLock<String>,
+    /// Why it is not KVM, until somebody was told.
+    why: Mutex<Option<String>>,
 }
 
 impl Qemu {
     /// A provider that finds out what it needs when it is first used.
-    /// `probes` is a directory for the probe's answers; `notice` is told what
-    /// a person should know.
-    pub fn new(wanted: Option<Accel>, probes: PathBuf, notice: Lines) -> Self {
+    /// `probes` is a directory for the probe's answers, `appliances` one for
+    /// appliances; `notice` is told what a person should know.
+    pub fn new(wanted: Option<Accel>, probes: PathBuf, appliances: PathBuf, notice: Lines) -> Self {
         Self {
             wanted,
             probes,
+            appliances,
             notice,
             programs: OnceCell::new(),
             accel: OnceCell::new(),
-            name: OnceLock::new(),
+            why: Mutex::default(),
         }
     }
 
-    async fn programs(&self) -> Result<&Programs, ProviderError> {
+    pub(super) async fn programs(&self) -> Result<&Programs, ProviderError> {
         self.programs.get_or_try_init(Programs::find).await
     }
 
+    /// How machines are run; says once why it is not by KVM.
     async fn accel(&self, kernel: Option<&Path>) -> Result<Accel, ProviderError> {
+        let accel = self.accel_quietly(kernel).await?;
+        if let Some(why) = self.why.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            (self.notice)(&why);
+        }
+        Ok(accel)
+    }
+
+    /// The same, for who only wants to know.
+    pub(super) async fn accel_quietly(&self, kernel: Option<&Path>) -> Result<Accel, ProviderError> {
+        let tell = |text: String| {
+            *self.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+        };
         if let Some(accel) = self.accel.get() {
             return Ok(*accel);
         }
         let programs = self.programs().await?;
         let accel = match self.wanted {
             Some(accel) => Some(accel),
-            None => probe::choose(programs, kernel, &self.probes, &self.notice).await?,
+            None => probe::choose(programs, kernel, &self.probes, &tell).await?,
         };
         let Some(accel) = accel else {
             // This machine is emulated; the next may bring a kernel to ask.
-            (self.notice)("KVM was not tried yet on this host, so this machine is emulated");
+            tell("KVM was not tried yet on this host, so this machine is emulated".into());
             return Ok(Accel::Tcg);
         };
-        let _ = self.name.set(format!("qemu {} {}", programs.version, accel.name()));
         let _ = self.accel.set(accel);
         Ok(accel)
     }
@@ -135,7 +154,7 @@ impl Provider for Qemu {
     type Instance = QemuInstance;
 
     fn name(&self) -> String {
-        self.name.get().cloned().unwrap_or_else(|| "qemu".into())
+        self.programs.get().map_or_else(|| "qemu".into(), |p| format!("qemu {}", p.version))
     }
 
     async fn create(&self, source: &Source, dir: &Path, lines: &Lines) -> Result<Created, ProviderError> {
@@ -153,26 +172,30 @@ impl Provider for Qemu {
                 )
                 .await?;
                 let _ = std::fs::remove_file(&made.disk);
-                Ok(Created { disk, boot: Some((made.kernel, made.initrd)) })
+                Ok(Created { disk, boot: Some((made.kernel, made.initrd)), modules: Some(made.modules) })
             }
             Source::Import(path, sha256) => {
                 image::check_import(path, sha256).await?;
                 let source = if qcow2::is_qcow2(path) { image::standalone(path) } else { image::raw(path) };
                 image::convert(programs, &[source], DiskFormat::Qcow2, image::Compress::No, &disk).await?;
                 let _ = std::fs::remove_file(path);
-                Ok(Created { disk, boot: None })
+                Ok(Created { disk, boot: None, modules: None })
             }
         }
     }
 
     async fn launch(&self, launch: &Launch) -> Result<QemuInstance, ProviderError> {
         let programs = self.programs().await?;
+        // A disk whose machine need not run is worked on from an appliance. One
+        // from outside brings no kernel for that; its machine runs then.
+        if let Some(offline) = &launch.offline
+            && let Some((kernel, _)) = &offline.appliance
+        {
+            let accel = self.accel(Some(kernel)).await?;
+            return appliance::start(programs, accel, launch, offline, &self.appliances).await;
+        }
         let accel = self.accel(launch.boot.as_ref().map(|(kernel, _)| kernel.as_path())).await?;
-        let top = launch.chain.last().ok_or_else(|| ProviderError::new("there is no disk to start from"))?;
-        let size =
-            qcow2::read(top).map_err(|e| ProviderError::new(format!("{}: {e}", top.display())))?.virtual_size;
-        image::create(programs, &launch.overlay, size).await?;
-        QemuInstance::start(programs, accel, launch, size).await
+        QemuInstance::boot(programs, accel, launch).await
     }
 
     async fn flatten(&self, chain: &[PathBuf], to: &Path) -> Result<(), ProviderError> {

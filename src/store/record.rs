@@ -6,7 +6,7 @@ use crate::digest::{Blob, Description, Key};
 
 /// The version of records and of what lies beside them. States of another
 /// version are not there, as far as this program is concerned.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// A state's record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,6 +30,13 @@ pub struct Record {
     pub disk: Disk,
     /// The kernel and initrd for a direct boot, if they are known.
     pub boot: Option<Boot>,
+    /// A kernel and its modules, to work on the disk from outside: those of
+    /// the base, whatever kernel a layer brought.
+    pub appliance: Option<Boot>,
+    /// Whether the disk's filesystem was made here, and no machine has run on
+    /// it since that could have written anything else to it than a kernel's
+    /// own filesystem code writes.
+    pub ours: bool,
     /// When it was made, in seconds since 1970.
     pub made: u64,
     /// How long it took, in seconds.
@@ -52,6 +59,8 @@ impl Record {
             description,
             disk,
             boot: None,
+            appliance: None,
+            ours: false,
             made: 0,
             seconds: 0.0,
             provider: String::new(),

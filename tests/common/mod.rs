@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use vimg::provider::{Created, Ended, Instance, Launch, Lines, Provider, ProviderError, Source};
+use vimg::provider::{Created, Ended, Instance, Launch, Lines, Place, Provider, ProviderError, Source};
 use vimg_agent::protocol::{self, Blob, Digest, Frame, FromAgent, Manifest, Node, Primitive, ToAgent};
 use vimg_lang::model::DiskFormat;
 
@@ -28,6 +28,7 @@ pub(crate) struct FakeInstance {
     channel: Option<DuplexStream>,
     state: Arc<Mutex<State>>,
     overlay: PathBuf,
+    place: Place,
 }
 
 pub(crate) fn read_state(path: &Path) -> State {
@@ -52,7 +53,7 @@ impl Provider for Fake {
             Source::Import(path, _) => String::from_utf8_lossy(&std::fs::read(path).unwrap()).into_owned(),
         };
         write_state(&disk, &State::from([("base".to_owned(), base)]));
-        Ok(Created { disk, boot: None })
+        Ok(Created { disk, boot: None, modules: None })
     }
 
     async fn launch(&self, launch: &Launch) -> Result<FakeInstance, ProviderError> {
@@ -64,10 +65,15 @@ impl Provider for Fake {
             state: state.clone(),
             leak: self.leak.clone(),
             steps: self.steps.clone(),
-            machine: format!("{} {}", launch.machine.cpus, launch.machine.memory),
+            // Who works on a disk from outside sees nothing of its machine.
+            machine: match launch.offline {
+                Some(_) => "off".into(),
+                None => format!("{} {}", launch.machine.cpus, launch.machine.memory),
+            },
         };
         tokio::spawn(agent.serve());
-        Ok(FakeInstance { channel: Some(host), state, overlay: launch.overlay.clone() })
+        let place = if launch.offline.is_some() { Place::Outside(None) } else { Place::Machine };
+        Ok(FakeInstance { channel: Some(host), state, overlay: launch.overlay.clone(), place })
     }
 
     async fn flatten(&self, chain: &[PathBuf], to: &Path) -> Result<(), ProviderError> {
@@ -85,6 +91,14 @@ impl Provider for Fake {
 
 impl Instance for FakeInstance {
     type Channel = DuplexStream;
+
+    fn way(&self) -> String {
+        "fake".into()
+    }
+
+    fn place(&self) -> Place {
+        self.place.clone()
+    }
 
     fn channel(&mut self) -> Option<DuplexStream> {
         self.channel.take()
@@ -129,7 +143,8 @@ impl Agent {
         self.say(&FromAgent::Ready { failed_units: vec![] }).await?;
         loop {
             match self.frame().await?.message::<ToAgent>().ok()? {
-                ToAgent::Apply { layer, steps } => {
+                ToAgent::Prepare(_) => self.say(&FromAgent::Prepared).await?,
+                ToAgent::Apply { layer, steps, offline } => {
                     for (step, primitive) in steps.iter().enumerate() {
                         self.say(&FromAgent::Started { step }).await?;
                         if let Err(message) = self.apply(primitive).await? {
@@ -139,7 +154,7 @@ impl Agent {
                         self.steps.fetch_add(1, Ordering::Relaxed);
                         self.say(&FromAgent::Finished { step, changed: true }).await?;
                     }
-                    let machine = self.machine.clone();
+                    let machine = format!("{} {offline}", self.machine);
                     self.change(|s| s.insert("machine".into(), machine));
                     self.change(|s| s.entry("layers".into()).or_default().push_str(&format!("{layer},")));
                     self.say(&FromAgent::Done { boot_changed: false }).await?;

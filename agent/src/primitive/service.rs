@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::Context;
 use crate::command;
 use crate::failure::Failure;
+use crate::offline;
 use crate::protocol::ServiceState;
 
 pub(super) fn apply(
@@ -13,13 +14,19 @@ pub(super) fn apply(
     state: Option<ServiceState>,
     context: &Context,
 ) -> Result<bool, Failure> {
-    reload(unit, context)?;
+    if !offline::is() {
+        reload(unit, context)?;
+    }
     let mut changed = false;
     if let Some(enabled) = enabled
         && is("is-enabled", unit)? != enabled
     {
         systemctl(if enabled { "enable" } else { "disable" }, unit, context)?;
         changed = true;
+    }
+    if offline::is() {
+        // What runs is up to the next boot.
+        return Ok(changed);
     }
     let verb = match state {
         Some(ServiceState::Running) if !is("is-active", unit)? => Some("start"),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::file;
 use crate::failure::Failure;
+use crate::offline;
 
 pub(super) fn apply(key: &str, value: &str) -> Result<bool, Failure> {
     // As sysctl(8): the first separator in a key says which one it uses.
@@ -18,6 +19,10 @@ pub(super) fn apply(key: &str, value: &str) -> Result<bool, Failure> {
         file::parents(&conf)?;
         fs::write(&conf, text).map_err(|e| Failure::at(&conf, e))?;
         changed = true;
+    }
+    if offline::is() {
+        // This kernel is not the machine's.
+        return Ok(changed);
     }
     let live = PathBuf::from("/proc/sys").join(&path);
     let now = fs::read_to_string(&live)

@@ -18,26 +18,41 @@ for unit in systemd-networkd-wait-online.service apt-daily.timer apt-daily-upgra
     chroot "$R" systemctl -q mask "$unit" || :
 done
 
-# What a direct boot loads before the root filesystem, in order.
-mkdir -p "$R/tmp/early/modules"
+# Modules that our initramfs loads, in order, in a directory for what they
+# are for. A kernel may have some of them built in.
 kernel=$(ls "$R/lib/modules" | sort -V | tail -n 1)
-n=10
-for module in virtio_pci virtio_blk; do
-    chroot "$R" modprobe --set-version "$kernel" --show-depends "$module" | while read -r verb path rest; do
-        [ "$verb" = insmod ] || continue
-        name=$(basename "$path")
-        ls "$R/tmp/early/modules" | grep -q -- "-${name%%.ko*}\.ko\$" && continue
-        to="$R/tmp/early/modules/$n-${name%%.ko*}.ko"
-        case $name in
-        *.xz) chroot "$R" xz -dc "$path" >"$to" ;;
-        *.zst) chroot "$R" zstd -qdc "$path" >"$to" ;;
-        *) cat "$R$path" >"$to" ;;
-        esac
-        n=$((n + 1))
+modules() {
+    to=$R/tmp/early/modules/$1
+    shift
+    mkdir -p "$to"
+    for module; do
+        chroot "$R" modprobe --set-version "$kernel" --show-depends "$module" | while read -r verb path rest; do
+            [ "$verb" = insmod ] || continue
+            name=$(basename "$path")
+            name=${name%%.ko*}
+            ls "$to" | grep -q -- "-$name\.ko\$" && continue
+            file=$to/$(ls "$to" | wc -l | xargs printf '%02d')-$name.ko
+            case $path in
+            *.xz) chroot "$R" xz -dc "$path" >"$file" ;;
+            *.zst) chroot "$R" zstd -qdc "$path" >"$file" ;;
+            *) cat "$R$path" >"$file" ;;
+            esac
+        done
     done
-    n=$((n + 20))
-done
-chroot "$R" sh -c 'cd /tmp/early && find . | sort | cpio -o -H newc --quiet' >/proc/self/fd/102
+}
+archive() {
+    chroot "$R" sh -c 'cd /tmp/early && find . | sort | cpio -o -H newc --quiet'
+}
+# For a direct boot.
+modules disk virtio_pci virtio_blk
+archive >/proc/self/fd/102
+# For an appliance.
+modules console virtio_pci virtio_console
+modules network virtio_pci virtio_net
+modules xfs xfs
+modules btrfs btrfs
+modules vfat nls_cp437 nls_ascii nls_iso8859-1 vfat
+archive >/proc/self/fd/106
 rm -rf "$R/tmp/early"
 
 # Boot loaders for BIOS and UEFI. grub-install would want block devices.

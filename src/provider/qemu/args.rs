@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use vimg_agent::protocol::PORT;
+use vimg_agent::protocol::{APPLIANCE, PORT};
 use vimg_lang::model::Machine;
 
 use super::Accel;
+use crate::provider::OFFLINE_MEMORY;
 
 /// The name of the block node that takes the writes first.
 pub(super) const TOP: &str = "top0";
@@ -37,6 +38,52 @@ pub(super) fn machine(accel: Accel, machine: &Machine) -> Vec<String> {
     words(&format!("-machine q35 -accel {accel} -cpu {cpu} -smp {} -m {memory}M", machine.cpus))
 }
 
+/// An appliance's processors: apt and dpkg hardly use a second one.
+const APPLIANCE_CPUS: u32 = 2;
+
+/// An appliance: its memory is a file, and a fork of it writes to a copy of
+/// its own.
+pub(super) fn appliance(accel: Accel, memory: &Path, fork: bool) -> Vec<String> {
+    let (accel, cpu) = match accel {
+        Accel::Kvm => ("kvm", "host"),
+        Accel::Tcg => ("tcg,thread=multi", "max"),
+    };
+    let ram = json!({
+        "qom-type": "memory-backend-file",
+        "id": "ram0",
+        "size": OFFLINE_MEMORY,
+        "mem-path": memory,
+        "share": !fork,
+    });
+    let mut args = vec!["-object".into(), ram.to_string()];
+    args.extend(words(&format!(
+        "-machine q35,memory-backend=ram0 -accel {accel} -cpu {cpu} -smp {APPLIANCE_CPUS} -m {}M",
+        OFFLINE_MEMORY >> 20
+    )));
+    args
+}
+
+/// What an appliance's kernel starts from, and what its disk is before there
+/// is one.
+pub(super) fn appliance_boot(kernel: &Path, initrd: &Path) -> Vec<String> {
+    let mut args = vec!["-blockdev".into(), json!({ "driver": "null-co", "node-name": TOP }).to_string()];
+    args.extend(drive());
+    args.extend(direct(kernel, initrd));
+    args
+}
+
+/// What an appliance boots.
+pub(super) fn direct(kernel: &Path, initrd: &Path) -> Vec<String> {
+    vec![
+        "-kernel".into(),
+        kernel.display().to_string(),
+        "-initrd".into(),
+        initrd.display().to_string(),
+        "-append".into(),
+        format!("console=ttyS0 quiet panic=-1 cryptomgr.notests noreplace-smp nokaslr {APPLIANCE}"),
+    ]
+}
+
 /// Sockets in the working directory: short names, whatever the store's path.
 pub(super) fn channels() -> Vec<String> {
     let mut args = words(
@@ -63,26 +110,34 @@ pub(super) fn network() -> Vec<String> {
 }
 
 /// The graph of disks: read-only parents, and the one that takes the writes.
-pub(super) fn disks(chain: &[PathBuf], overlay: &Path) -> Vec<String> {
-    let mut args = Vec::new();
+pub(super) fn nodes(chain: &[PathBuf], overlay: &Path) -> Vec<Value> {
+    let mut nodes = Vec::new();
     let mut below = Value::Null;
     for (n, disk) in chain.iter().enumerate() {
         let node = format!("base{n}");
-        let options = json!({
+        nodes.push(json!({
             "driver": "qcow2",
             "node-name": node,
             "read-only": true,
             "backing": below,
             "file": { "driver": "file", "filename": disk, "read-only": true },
-        });
-        args.extend(["-blockdev".into(), options.to_string()]);
+        }));
         below = Value::String(node);
     }
-    args.extend(["-blockdev".into(), writable(TOP, overlay, &below).to_string()]);
-    args.extend(words(&format!(
-        "-device virtio-blk-pci,drive={TOP},id=disk0,discard=on,werror=stop,rerror=stop"
-    )));
+    nodes.push(writable(TOP, overlay, &below));
+    nodes
+}
+
+/// The graph of disks and the drive on top of it.
+pub(super) fn disks(nodes: &[Value]) -> Vec<String> {
+    let mut args: Vec<String> = nodes.iter().flat_map(|n| ["-blockdev".into(), n.to_string()]).collect();
+    args.extend(drive());
     args
+}
+
+/// The drive that takes the writes.
+fn drive() -> Vec<String> {
+    words(&format!("-device virtio-blk-pci,drive={TOP},id=disk0,discard=on,werror=stop,rerror=stop"))
 }
 
 /// A disk that takes writes. They are not flushed while a layer is made; the
@@ -128,9 +183,7 @@ mod tests {
 
     #[test]
     fn parents_are_read_only_and_explicit() {
-        let args = disks(&["/a".into(), "/b,c".into()], Path::new("/top"));
-        let blockdevs: Vec<Value> =
-            args.iter().filter(|a| a.starts_with('{')).map(|a| serde_json::from_str(a).unwrap()).collect();
+        let blockdevs = nodes(&["/a".into(), "/b,c".into()], Path::new("/top"));
         assert_eq!(blockdevs.len(), 3);
         assert_eq!(blockdevs[0]["backing"], Value::Null);
         assert_eq!(blockdevs[1]["backing"], "base0");

@@ -7,62 +7,85 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::io::AsyncReadExt;
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
+use super::disks::{Disks, Monitor};
 use super::qmp::Qmp;
-use super::{Accel, Programs, ProviderError, args, image};
-use crate::provider::{Ended, Instance, Launch, child};
+use super::{Accel, Programs, ProviderError, args};
+use crate::provider::{Ended, Instance, Launch, Place, child};
 
 /// How much of the console is remembered, in bytes.
 const CONSOLE: usize = 32 << 10;
 /// How long QEMU may take to open its sockets. It is busy with nothing else,
 /// but the host may be.
 const OPENING: Duration = Duration::from_secs(60);
-const EVENTS: &[&str] = &["SHUTDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR", "VSERPORT_CHANGE"];
+const EVENTS: &[&str] = &["SHUTDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR", "VSERPORT_CHANGE", "RESUME"];
 
 /// A machine that runs; killed when dropped, and by the kernel if vimg dies.
 pub struct QemuInstance {
     child: Child,
-    qmp: Qmp,
+    monitor: Monitor,
     events: mpsc::Receiver<Value>,
     agent: Option<UnixStream>,
     console: Arc<Mutex<VecDeque<u8>>>,
     log: std::path::PathBuf,
-    programs: Programs,
-    top: String,
-    switches: u32,
-    size: u64,
+    disks: Disks,
     panicked: bool,
+    way: String,
+    place: Place,
+}
+
+/// What a start needs besides QEMU's arguments.
+pub(super) struct Start<'a> {
+    /// QEMU's working directory, where its sockets are.
+    pub(super) scratch: &'a Path,
+    pub(super) disks: Disks,
+    /// How it runs, for records.
+    pub(super) way: String,
+    pub(super) place: Place,
 }
 
 impl QemuInstance {
-    pub(super) async fn start(
+    /// Starts a machine that boots.
+    pub(super) async fn boot(
         programs: &Programs,
         accel: Accel,
         launch: &Launch,
-        size: u64,
     ) -> Result<Self, ProviderError> {
+        let disks = Disks::new(programs, launch).await?;
         let mut all = args::base();
         all.extend(args::machine(accel, &launch.machine));
         all.extend(args::channels());
         all.extend(args::devices());
         all.extend(args::network());
-        all.extend(args::disks(&launch.chain, &launch.overlay));
+        all.extend(args::disks(&disks.nodes(launch)));
         all.extend(args::boot(launch.boot.as_ref()));
+        let way = format!("qemu {} {}", programs.version, accel.name());
+        let start = Start { scratch: &launch.scratch, disks, way, place: Place::Machine };
+        Self::start(programs, &all, start).await
+    }
+
+    /// Starts QEMU with `all` its arguments and connects to it.
+    pub(super) async fn start(
+        programs: &Programs,
+        all: &[String],
+        start: Start<'_>,
+    ) -> Result<Self, ProviderError> {
+        let Start { scratch, disks, way, place } = start;
         for socket in ["qmp", "console", "agent"] {
-            let _ = std::fs::remove_file(launch.scratch.join(socket));
+            let _ = std::fs::remove_file(scratch.join(socket));
         }
-        let log = launch.scratch.join("qemu.log");
-        let mut child = spawn(&programs.system, &all, &launch.scratch, &log)?;
+        let log = scratch.join("qemu.log");
+        let mut child = spawn(&programs.system, all, scratch, &log)?;
 
         let connected = tokio::time::timeout(OPENING, async {
-            let qmp = connect(&launch.scratch, "qmp", &mut child).await?;
-            let console = connect(&launch.scratch, "console", &mut child).await?;
-            let agent = connect(&launch.scratch, "agent", &mut child).await?;
+            let qmp = wait_and_connect(scratch, "qmp", &mut child).await?;
+            let console = wait_and_connect(scratch, "console", &mut child).await?;
+            let agent = wait_and_connect(scratch, "agent", &mut child).await?;
             Some((qmp, console, agent))
         })
         .await;
@@ -75,17 +98,51 @@ impl QemuInstance {
         tokio::spawn(drain(console_stream, console.clone()));
         Ok(Self {
             child,
-            qmp,
+            monitor: Monitor::new(qmp),
             events,
             agent: Some(agent),
             console,
             log,
-            programs: programs.clone(),
-            top: args::TOP.to_owned(),
-            switches: 0,
-            size,
+            disks,
             panicked: false,
+            way,
+            place,
         })
+    }
+
+    /// Asks the monitor.
+    pub(super) async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, ProviderError> {
+        self.monitor.execute(command, arguments).await
+    }
+
+    /// Waits until an agent listens.
+    pub(super) async fn agent_opens(&mut self) -> Result<(), ProviderError> {
+        self.event(|e| e["event"] == "VSERPORT_CHANGE" && e["data"]["open"] == true).await
+    }
+
+    /// Waits until a machine that was loaded runs.
+    pub(super) async fn resumed(&mut self) -> Result<(), ProviderError> {
+        self.event(|e| e["event"] == "RESUME").await
+    }
+
+    async fn event(&mut self, wanted: impl Fn(&Value) -> bool) -> Result<(), ProviderError> {
+        loop {
+            let event = tokio::select! {
+                biased;
+                event = self.events.recv() => event,
+                _ = self.child.wait() => None,
+            };
+            match event {
+                Some(event) if wanted(&event) => return Ok(()),
+                Some(event) if self.judge(&event).is_none() => {}
+                _ => {
+                    let words = last_words(&self.log);
+                    let console = self.console();
+                    let console = console.lines().last().unwrap_or_default();
+                    return Err(ProviderError::new(format!("the machine ended: {words} {console}")));
+                }
+            }
+        }
     }
 
     fn judge(&mut self, event: &Value) -> Option<Ended> {
@@ -124,20 +181,29 @@ fn spawn(program: &Path, args: &[String], dir: &Path, log: &Path) -> Result<Chil
     command.spawn().map_err(fail)
 }
 
-/// Connects to a socket in `dir` once it is there; `None` if QEMU ends first.
-async fn connect(dir: &Path, name: &str, child: &mut Child) -> Option<UnixStream> {
-    // A socket's path may have 108 bytes; through the descriptor of its
-    // directory it is always short.
-    let handle = std::fs::File::open(dir).ok()?;
-    let path = format!("/proc/self/fd/{}/{name}", handle.as_raw_fd());
+/// Connects to a socket in `dir`. A socket's path may have 108 bytes; through
+/// the descriptor of its directory it is always short.
+pub(super) async fn connect(dir: &Path, name: &str) -> std::io::Result<UnixStream> {
+    let handle = std::fs::File::open(dir)?;
+    UnixStream::connect(format!("/proc/self/fd/{}/{name}", handle.as_raw_fd())).await
+}
+
+/// Makes a socket in `dir`, and listens.
+pub(super) fn listen(dir: &Path, name: &str) -> std::io::Result<UnixListener> {
+    let handle = std::fs::File::open(dir)?;
+    UnixListener::bind(format!("/proc/self/fd/{}/{name}", handle.as_raw_fd()))
+}
+
+/// Connects to a socket once it is there; `None` if QEMU ends first.
+pub(super) async fn wait_and_connect(dir: &Path, name: &str, child: &mut Child) -> Option<UnixStream> {
     loop {
-        if let Ok(stream) = UnixStream::connect(&path).await {
+        if let Ok(stream) = connect(dir, name).await {
             return Some(stream);
         }
         if !matches!(child.try_wait(), Ok(None)) {
             return None;
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
@@ -163,18 +229,20 @@ fn last_words(log: &Path) -> String {
 impl Instance for QemuInstance {
     type Channel = UnixStream;
 
+    fn way(&self) -> String {
+        self.way.clone()
+    }
+
+    fn place(&self) -> Place {
+        self.place.clone()
+    }
+
     fn channel(&mut self) -> Option<UnixStream> {
         self.agent.take()
     }
 
     async fn snapshot(&mut self, next: &Path) -> Result<(), ProviderError> {
-        image::create(&self.programs, next, self.size).await?;
-        self.switches += 1;
-        let node = format!("top{}", self.switches);
-        self.qmp.execute("blockdev-add", args::writable(&node, next, &Value::Null)).await?;
-        self.qmp.execute("blockdev-snapshot", json!({ "node": self.top, "overlay": node })).await?;
-        self.top = node;
-        Ok(())
+        self.disks.switch(&mut self.monitor, next).await
     }
 
     async fn ended(&mut self) -> Ended {

@@ -13,7 +13,7 @@ use tokio::process::Command;
 
 use super::{Accel, Programs, ProviderError, args};
 use crate::digest::Digest;
-use crate::provider::{AGENT, Lines, child, initramfs};
+use crate::provider::{AGENT, child, initramfs};
 
 /// Under a KVM that works the machine speaks within a second.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -37,7 +37,7 @@ pub(super) async fn choose(
     programs: &Programs,
     kernel: Option<&Path>,
     probes: &Path,
-    notice: &Lines,
+    tell: &impl Fn(String),
 ) -> Result<Option<Accel>, ProviderError> {
     let why = match usable() {
         Err(why) => why,
@@ -58,7 +58,7 @@ pub(super) async fn choose(
             format!("{}; asked again tomorrow, or if {} is removed", answer.why, file.display())
         }
     };
-    notice(&format!("KVM is not used ({why}); machines are emulated, which is many times slower"));
+    tell(format!("KVM is not used ({why}); machines are emulated, which is many times slower"));
     Ok(Some(Accel::Tcg))
 }
 

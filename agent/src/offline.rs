@@ -1,0 +1,163 @@
+//! A machine that is switched off: nothing is started in it, and what is done
+//! to it is done as it would be before its next boot.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
+
+static OFFLINE: AtomicBool = AtomicBool::new(false);
+static CONFINED: AtomicBool = AtomicBool::new(false);
+static RESOLV_CONF: Mutex<Option<String>> = Mutex::new(None);
+
+/// What Debian's `invoke-rc.d` and `deb-systemd-invoke` ask before they start
+/// anything; 101 forbids it (Debian's policy, "invoke-rc.d interface").
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+const FORBIDS: &str = "#!/bin/sh\n# Nothing is started while vimg applies a layer offline.\nexit 101\n";
+
+const RESOLV: &str = "/etc/resolv.conf";
+
+/// What package managers and scripts may do as root: change owners and modes,
+/// become other users, use chroots. `docs/isolation.md` lists these; a
+/// container has the same.
+const KEPT: &[CapabilitySet] = &[
+    CapabilitySet::CHOWN,
+    CapabilitySet::DAC_OVERRIDE,
+    CapabilitySet::DAC_READ_SEARCH,
+    CapabilitySet::FOWNER,
+    CapabilitySet::FSETID,
+    CapabilitySet::KILL,
+    CapabilitySet::SETGID,
+    CapabilitySet::SETUID,
+    CapabilitySet::SETPCAP,
+    CapabilitySet::SETFCAP,
+    CapabilitySet::NET_BIND_SERVICE,
+    CapabilitySet::SYS_CHROOT,
+    CapabilitySet::AUDIT_WRITE,
+];
+
+/// Whether a layer is applied to a machine that is switched off.
+pub(crate) fn is() -> bool {
+    OFFLINE.load(Ordering::Relaxed)
+}
+
+/// From now on programs run without the powers that could reach beyond the
+/// root filesystem.
+pub(crate) fn confine() {
+    CONFINED.store(true, Ordering::Relaxed);
+}
+
+/// What resolves names while layers are applied.
+pub(crate) fn resolve_by(resolv_conf: &str) {
+    *RESOLV_CONF.lock().unwrap_or_else(PoisonError::into_inner) = Some(resolv_conf.to_owned());
+}
+
+/// Makes a program fit for a machine that is switched off.
+pub(crate) fn adapt(command: &mut Command) {
+    if is() {
+        // systemctl then enables and disables, and ignores the rest.
+        command.env("SYSTEMD_OFFLINE", "1");
+    }
+    if CONFINED.load(Ordering::Relaxed) {
+        // SAFETY: the closure makes system calls only.
+        unsafe {
+            command.pre_exec(|| {
+                let kept = KEPT.iter().fold(CapabilitySet::empty(), |all, one| all | *one);
+                for bit in 0..64 {
+                    let one = CapabilitySet::from_bits_retain(1 << bit);
+                    if kept.contains(one) {
+                        continue;
+                    }
+                    match remove_capability_from_bounding_set(one) {
+                        // The kernel knows no more of them.
+                        Err(rustix::io::Errno::INVAL) => break,
+                        result => result?,
+                    }
+                }
+                Ok(())
+            });
+        }
+    }
+}
+
+/// What stands in the machine only while a layer is applied to it. Dropped,
+/// it is gone again, unless the layer has put something else in its place.
+pub(crate) struct Guests {
+    put: Vec<(PathBuf, String, Option<String>)>,
+}
+
+impl Guests {
+    /// Lets the guests in.
+    pub(crate) fn enter(offline: bool) -> io::Result<Self> {
+        OFFLINE.store(offline, Ordering::Relaxed);
+        let mut guests = Self { put: Vec::new() };
+        if offline && Path::new("/usr/sbin").is_dir() && fs::symlink_metadata(POLICY).is_err() {
+            guests.put(POLICY.into(), FORBIDS.into(), None)?;
+            fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755))?;
+        }
+        let resolv_conf = RESOLV_CONF.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(text) = resolv_conf
+            && Path::new("/etc").is_dir()
+        {
+            match fs::read_link(RESOLV) {
+                // It leads to a file of a service that does not run.
+                Ok(target) => {
+                    let target = Path::new("/etc").join(target);
+                    let below_run = clean(&target).strip_prefix("/run").is_ok();
+                    if below_run && !target.exists() {
+                        if let Some(dir) = target.parent() {
+                            fs::create_dir_all(clean(dir))?;
+                        }
+                        guests.put(target, text, None)?;
+                    }
+                }
+                Err(_) => {
+                    let was = fs::read_to_string(RESOLV).ok();
+                    guests.put(RESOLV.into(), text, was)?;
+                }
+            }
+        }
+        Ok(guests)
+    }
+
+    fn put(&mut self, path: PathBuf, text: String, was: Option<String>) -> io::Result<()> {
+        fs::write(&path, &text)?;
+        self.put.push((path, text, was));
+        Ok(())
+    }
+}
+
+impl Drop for Guests {
+    fn drop(&mut self) {
+        for (path, text, was) in self.put.drain(..) {
+            if fs::read_to_string(&path).ok().as_ref() != Some(&text) {
+                continue;
+            }
+            let _ = match was {
+                Some(was) => fs::write(&path, was),
+                None => fs::remove_file(&path),
+            };
+        }
+        OFFLINE.store(false, Ordering::Relaxed);
+    }
+}
+
+/// The path without `..`, as text.
+fn clean(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for part in path.components() {
+        match part {
+            std::path::Component::ParentDir => {
+                out.pop();
+            }
+            part => out.push(part),
+        }
+    }
+    out
+}

@@ -1,0 +1,395 @@
+//! A layer's disk, worked on by the host's own kernel: native speed where
+//! machines are emulated.
+//!
+//! `qemu-storage-daemon` shows the overlay as a plain file, the kernel mounts
+//! the filesystem in it, and the agent works in namespaces that `bwrap` makes:
+//! its own processes, names and mounts, no devices, few capabilities, and a
+//! filter before the system calls that package managers do without. Only
+//! filesystems that were made here are given to the host's kernel.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::fs::MemfdFlags;
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, mount_change, move_mount};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+use serde_json::json;
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use vimg_agent::protocol::Network;
+
+use super::debian::find_program;
+use super::qemu::{Disks, Monitor, Programs};
+use super::{AGENT, Ended, Instance, Launch, Offline, Place, ProviderError, child, gpt};
+
+mod mount;
+mod seccomp;
+
+/// How long the disk may take to show.
+const OPENING: Duration = Duration::from_secs(20);
+
+/// What `bwrap` leaves of root's capabilities; the agent leaves the same to
+/// programs in an appliance.
+const CAPABILITIES: &[&str] = &[
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_SETFCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_AUDIT_WRITE",
+];
+
+/// Where the agent's program is inside, and the descriptors that `bwrap` gets
+/// it and its filter by.
+const AGENT_PATH: &str = "/run/vimg/agent";
+const AGENT_FD: i32 = 100;
+const FILTER_FD: i32 = 101;
+
+/// The programs that a container takes.
+#[derive(Debug, Clone)]
+pub(super) struct Engine {
+    bwrap: PathBuf,
+    daemon: PathBuf,
+    version: String,
+}
+
+impl Engine {
+    /// Whether containers work here; otherwise why not.
+    pub(super) async fn find() -> Result<Self, ProviderError> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(ProviderError::new("only root may mount filesystems"));
+        }
+        let find = |name: &str, package: &str| {
+            find_program(name).ok_or_else(|| {
+                ProviderError::new(format!("`{name}` is not installed"))
+                    .help(format!("install it: apt-get install {package}"))
+            })
+        };
+        let bwrap = find("bwrap", "bubblewrap")?;
+        let daemon = find("qemu-storage-daemon", "qemu-utils")?;
+        for device in ["/dev/fuse", "/dev/loop-control"] {
+            File::options()
+                .read(true)
+                .write(true)
+                .open(device)
+                .map_err(|e| ProviderError::new(format!("{device}: {e}")))?;
+        }
+        // Where namespaces are forbidden, this says so.
+        let output = Command::new(&bwrap)
+            .args(["--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev"])
+            .arg(&bwrap)
+            .arg("--version")
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .map_err(|e| ProviderError::new(format!("bwrap can't be run: {e}")))?;
+        if !output.status.success() {
+            let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            return Err(ProviderError::new(format!("namespaces can't be made: {words}")));
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        let version = text.split_whitespace().last().unwrap_or("unknown").to_owned();
+        Ok(Self { bwrap, daemon, version })
+    }
+
+    /// Names it for records.
+    pub(super) fn name(&self) -> String {
+        format!("container, bwrap {}", self.version)
+    }
+}
+
+/// A container that runs.
+pub struct ContainerInstance {
+    agent: Option<UnixStream>,
+    bwrap: Child,
+    mounted: Option<mount::Mounted>,
+    daemon: Child,
+    monitor: Monitor,
+    disks: Disks,
+    words: Arc<Mutex<VecDeque<u8>>>,
+    network: Option<Network>,
+    way: String,
+    store: PathBuf,
+}
+
+/// Starts a container on a disk.
+pub(super) async fn start(
+    engine: &Engine,
+    programs: &Programs,
+    launch: &Launch,
+    offline: &Offline,
+) -> Result<ContainerInstance, ProviderError> {
+    let scratch = &launch.scratch;
+    let disks = Disks::new(programs, launch).await?;
+    let size = disks.size();
+    let fail = |what: &'static str| {
+        move |e: io::Error| ProviderError::new(format!("the container can't be started: {what}: {e}"))
+    };
+    let (shown, root) = (scratch.join("shown"), scratch.join("root"));
+    File::create(&shown).map_err(fail("its disk"))?;
+    std::fs::create_dir(&root).map_err(fail("its root"))?;
+    let mut daemon = spawn_daemon(engine, &disks, launch, &shown)?;
+    let connected = tokio::time::timeout(OPENING, Monitor::wait(scratch, "qmp", &mut daemon)).await;
+    let Ok(Some(monitor)) = connected else {
+        let words = std::fs::read_to_string(scratch.join("daemon.log")).unwrap_or_default();
+        return Err(ProviderError::new(format!("qemu-storage-daemon does not start: {}", words.trim())));
+    };
+    let monitor = monitor?;
+    // The export is in the daemon's own view of the filesystem.
+    let pid = daemon.id().ok_or_else(|| ProviderError::new("qemu-storage-daemon ended"))?;
+    let seen = format!("/proc/{pid}/root{}", shown.display());
+    let disk = File::options().read(true).write(true).open(&seen).map_err(fail("its disk"))?;
+    let (first, end) = (gpt::ROOT_START * gpt::SECTOR, gpt::root_end(size) * gpt::SECTOR);
+    let mounted = tokio::task::spawn_blocking(move || mount::Mounted::new(&disk, first, end - first))
+        .await
+        .map_err(|e| ProviderError::new(e.to_string()))?
+        .map_err(fail("mount"))?;
+    let (agent, bwrap) = spawn_agent(engine, &mounted, &root, offline.network)?;
+    let words = Arc::new(Mutex::new(VecDeque::new()));
+    let mut instance = ContainerInstance {
+        agent: Some(agent),
+        bwrap,
+        mounted: Some(mounted),
+        daemon,
+        monitor,
+        disks,
+        words: words.clone(),
+        network: offline.network.then(host_network),
+        way: engine.name(),
+        store: scratch.clone(),
+    };
+    if let Some(mut err) = instance.bwrap.stderr.take() {
+        tokio::spawn(async move {
+            let mut buffer = vec![0; 4096];
+            while let Ok(n) = err.read(&mut buffer).await {
+                if n == 0 {
+                    return;
+                }
+                let mut words = words.lock().unwrap_or_else(PoisonError::into_inner);
+                words.extend(&buffer[..n]);
+                let surplus = words.len().saturating_sub(8 << 10);
+                words.drain(..surplus);
+            }
+        });
+    }
+    Ok(instance)
+}
+
+/// Names are resolved as the host does.
+fn host_network() -> Network {
+    Network { resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default() }
+}
+
+/// The daemon that shows the disk, in a view of the filesystem that ends with
+/// it: whatever becomes of vimg, no mount is left.
+fn spawn_daemon(
+    engine: &Engine,
+    disks: &Disks,
+    launch: &Launch,
+    shown: &Path,
+) -> Result<Child, ProviderError> {
+    let fail = |e: io::Error| ProviderError::new(format!("qemu-storage-daemon can't be run: {e}"));
+    let mut command = Command::new(&engine.daemon);
+    let log = File::create(launch.scratch.join("daemon.log")).map_err(fail)?;
+    for node in disks.nodes(launch) {
+        command.args(["--blockdev", &node.to_string()]);
+    }
+    let export = json!({
+        "type": "fuse", "id": "shown", "node-name": disks.top(), "mountpoint": shown, "writable": true,
+    });
+    // The monitor comes last: who can connect to it finds the disk shown.
+    command
+        .args(["--export", &export.to_string()])
+        .args(["--chardev", "socket,id=qmp,path=qmp,server=on,wait=off"])
+        .args(["--monitor", "chardev=qmp,mode=control"])
+        .current_dir(&launch.scratch)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().map_err(fail)?)
+        .stderr(log)
+        .process_group(0)
+        .kill_on_drop(true);
+    child::die_with_us(&mut command);
+    // SAFETY: the closure makes system calls only.
+    unsafe { command.pre_exec(own_mounts) };
+    command.spawn().map_err(fail)
+}
+
+/// Leaves the host's view of mounts for a private copy of it.
+fn own_mounts() -> io::Result<()> {
+    // SAFETY: only the view of mounts is left, which no descriptor depends on.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS)? };
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    Ok(())
+}
+
+fn spawn_agent(
+    engine: &Engine,
+    mounted: &mount::Mounted,
+    root: &Path,
+    network: bool,
+) -> Result<(UnixStream, Child), ProviderError> {
+    let fail = |e: io::Error| ProviderError::new(format!("bwrap can't be run: {e}"));
+    let filter = seccomp::filter().map_err(|e| ProviderError::new(format!("the filter: {e}")))?;
+    let (agent, filter) = (memory(AGENT).map_err(fail)?, memory(&filter).map_err(fail)?);
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(fail)?;
+    ours.set_nonblocking(true).map_err(fail)?;
+    let mut command = Command::new(&engine.bwrap);
+    command.args(["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]);
+    if !network {
+        command.arg("--unshare-net");
+    }
+    if let Some(name) = mounted.read("etc/hostname").as_deref().map(str::trim).filter(|n| is_hostname(n)) {
+        command.args(["--hostname", name]);
+    }
+    command.args(["--die-with-parent", "--new-session", "--cap-drop", "ALL"]);
+    for capability in CAPABILITIES {
+        command.args(["--cap-add", capability]);
+    }
+    command.arg("--bind").arg(root).arg("/");
+    command.args(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/run"]);
+    command.args(["--perms", "0555", "--ro-bind-data", &AGENT_FD.to_string(), AGENT_PATH]);
+    command.args(["--seccomp", &FILTER_FD.to_string(), "--chdir", "/", "--clearenv"]);
+    command.args([AGENT_PATH, "container"]);
+    command
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true);
+    child::die_with_us(&mut command);
+    let parts = [(agent.as_raw_fd(), AGENT_FD), (filter.as_raw_fd(), FILTER_FD)];
+    let mount = mounted.mount.as_raw_fd();
+    let at = std::ffi::CString::new(root.as_os_str().as_encoded_bytes())
+        .map_err(|e| ProviderError::new(e.to_string()))?;
+    // SAFETY: the closure makes system calls only; the descriptors stay open
+    // in the parent until the child has been spawned.
+    unsafe {
+        command.pre_exec(move || {
+            own_mounts()?;
+            move_mount(
+                BorrowedFd::borrow_raw(mount),
+                c"",
+                rustix::fs::CWD,
+                at.as_c_str(),
+                MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+            )?;
+            for (from, to) in parts {
+                let mut to = std::mem::ManuallyDrop::new(OwnedFd::from_raw_fd(to));
+                // dup2 leaves the copy open over exec.
+                rustix::io::dup2(BorrowedFd::borrow_raw(from), &mut to)?;
+            }
+            Ok(())
+        });
+    }
+    let child = command.spawn().map_err(fail)?;
+    drop(command);
+    let ours = UnixStream::from_std(ours).map_err(fail)?;
+    Ok((ours, child))
+}
+
+fn is_hostname(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() < 64
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
+}
+
+/// A file in memory.
+fn memory(bytes: &[u8]) -> io::Result<File> {
+    use std::io::Seek;
+    let mut file = File::from(rustix::fs::memfd_create("vimg", MemfdFlags::CLOEXEC)?);
+    file.write_all(bytes)?;
+    file.rewind()?;
+    // Away from the places that it is put at in the child.
+    let high = rustix::io::fcntl_dupfd_cloexec(&file, 2 * AGENT_FD)?;
+    Ok(File::from(high))
+}
+
+impl ContainerInstance {
+    fn said(&self) -> String {
+        let words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes: Vec<u8> = words.iter().copied().collect();
+        String::from_utf8_lossy(&bytes).trim().to_owned()
+    }
+
+    /// Whether the disk that the overlay grows on has no room left.
+    fn host_is_full(&self) -> bool {
+        rustix::fs::statvfs(&self.store).is_ok_and(|s| s.f_bavail * s.f_frsize < 16 << 20)
+    }
+}
+
+impl Instance for ContainerInstance {
+    type Channel = UnixStream;
+
+    fn way(&self) -> String {
+        self.way.clone()
+    }
+
+    fn place(&self) -> Place {
+        Place::Outside(self.network.clone())
+    }
+
+    fn channel(&mut self) -> Option<UnixStream> {
+        self.agent.take()
+    }
+
+    async fn snapshot(&mut self, next: &Path) -> Result<(), ProviderError> {
+        let full = self.host_is_full();
+        let fail = |e: io::Error| {
+            let error = ProviderError::new(format!("the layer can't be written out: {e}"));
+            if full { error.help("the disk that holds the store is full") } else { error }
+        };
+        let mounted =
+            self.mounted.as_ref().ok_or_else(|| ProviderError::new("the container was stopped before"))?;
+        mounted.sync().map_err(fail)?;
+        mounted.freeze(true).map_err(fail)?;
+        let switched = self.disks.switch(&mut self.monitor, next).await;
+        mounted.freeze(false).map_err(fail)?;
+        switched
+    }
+
+    async fn ended(&mut self) -> Ended {
+        tokio::select! {
+            _ = self.daemon.wait() => {
+                let words = std::fs::read_to_string(self.store.join("daemon.log")).unwrap_or_default();
+                Ended::Killed(format!("qemu-storage-daemon: {}", words.trim()))
+            }
+            _ = self.bwrap.wait() => {
+                if self.host_is_full() {
+                    return Ended::HostDiskFull;
+                }
+                // Its last words may still be on their way.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                let said = self.said();
+                if said.is_empty() { Ended::AgentGone } else { Ended::Killed(said) }
+            }
+        }
+    }
+
+    fn console(&self) -> String {
+        self.said()
+    }
+
+    async fn stop(mut self) {
+        // From the top down, so that the kernel is not left with a filesystem
+        // whose disk is gone.
+        let _ = self.bwrap.kill().await;
+        if let Some(mounted) = self.mounted.take() {
+            let _ = tokio::task::spawn_blocking(move || mounted.release()).await;
+        }
+        let _ = self.daemon.kill().await;
+    }
+}

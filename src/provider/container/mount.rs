@@ -1,0 +1,168 @@
+//! Mounts a root filesystem out of a disk's file, seen by nobody: neither the
+//! loop device nor the mount has a name that outlives its descriptor.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::ioctl::{NoArg, Opcode, Setter, ioctl};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
+    fsmount, fsopen,
+};
+
+// linux/loop.h
+const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
+const LOOP_CONFIGURE: Opcode = 0x4C0A;
+const LO_FLAGS_AUTOCLEAR: u32 = 4;
+// linux/fs.h
+const FIFREEZE: Opcode = 0xC004_5877;
+const FITHAW: Opcode = 0xC004_5878;
+
+/// How long processes that were killed may hold a mount.
+const RELEASE: Duration = Duration::from_secs(5);
+
+/// `struct loop_config` of linux/loop.h.
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    info: LoopInfo,
+    reserved: [u64; 8],
+}
+
+/// `struct loop_info64`.
+#[repr(C)]
+struct LoopInfo {
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    size_limit: u64,
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    flags: u32,
+    file_name: [u8; 64],
+    crypt_name: [u8; 64],
+    encrypt_key: [u8; 32],
+    init: [u64; 2],
+}
+
+/// A mounted filesystem.
+pub(super) struct Mounted {
+    /// The mount itself, to be put somewhere.
+    pub(super) mount: OwnedFd,
+    root: File,
+    /// The loop device's name.
+    device: String,
+}
+
+impl Mounted {
+    /// Mounts the ext4 filesystem at `offset` in `disk`, both in bytes.
+    pub(super) fn new(disk: &File, offset: u64, size: u64) -> io::Result<Self> {
+        let (path, device) = attach(disk, offset, size)?;
+        let context = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_string(context.as_fd(), "source", format!("/dev/{path}"))?;
+        // What is deleted becomes holes in the disk.
+        fsconfig_set_flag(context.as_fd(), "discard")?;
+        fsconfig_create(context.as_fd())?;
+        // The filesystem holds the device now; with it the device goes.
+        drop(device);
+        let flags = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOATIME;
+        let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, flags)?;
+        let root = rustix::fs::openat(
+            &mount,
+            ".",
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        Ok(Self { mount, root: root.into(), device: path })
+    }
+
+    /// Unmounts, and waits until the filesystem is written out and its disk
+    /// is let go. Nobody else may use the mount any more, but processes that
+    /// are being killed may take a moment to be gone.
+    pub(super) fn release(self) {
+        let bound = format!("/sys/block/{}/loop", self.device);
+        drop(self);
+        let start = Instant::now();
+        while Path::new(&bound).exists() && start.elapsed() < RELEASE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Writes everything out. Errors of earlier writes show here.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.root)?)
+    }
+
+    /// Holds or releases all writes.
+    pub(super) fn freeze(&self, hold: bool) -> io::Result<()> {
+        // SAFETY: both calls ignore their argument.
+        let result = unsafe {
+            if hold {
+                ioctl(self.root.as_fd(), NoArg::<FIFREEZE>::new())
+            } else {
+                ioctl(self.root.as_fd(), NoArg::<FITHAW>::new())
+            }
+        };
+        result.map_err(io::Error::from)
+    }
+
+    /// A small file of the filesystem. Links are not followed: they are the
+    /// image's.
+    pub(super) fn read(&self, path: &str) -> Option<String> {
+        use std::io::Read;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let resolve = rustix::fs::ResolveFlags::IN_ROOT | rustix::fs::ResolveFlags::NO_SYMLINKS;
+        let file = rustix::fs::openat2(&self.root, path, flags, Mode::empty(), resolve).ok()?;
+        let mut text = String::new();
+        File::from(file).take(4096).read_to_string(&mut text).ok()?;
+        Some(text)
+    }
+}
+
+/// Makes a part of a file a block device, until nobody uses it.
+fn attach(disk: &File, offset: u64, size: u64) -> io::Result<(String, File)> {
+    let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
+    loop {
+        // SAFETY: the call takes no argument and answers with a number.
+        let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
+        if number < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let name = format!("loop{number}");
+        let device = OpenOptions::new().read(true).write(true).open(Path::new("/dev").join(&name))?;
+        let config = LoopConfig {
+            fd: disk.as_raw_fd() as u32,
+            block_size: 4096,
+            info: LoopInfo {
+                device: 0,
+                inode: 0,
+                rdevice: 0,
+                offset,
+                size_limit: size,
+                number: 0,
+                encrypt_type: 0,
+                encrypt_key_size: 0,
+                flags: LO_FLAGS_AUTOCLEAR,
+                file_name: [0; 64],
+                crypt_name: [0; 64],
+                encrypt_key: [0; 32],
+                init: [0; 2],
+            },
+            reserved: [0; 8],
+        };
+        // SAFETY: the opcode takes a `struct loop_config`, which this is.
+        match unsafe { ioctl(device.as_fd(), Setter::<LOOP_CONFIGURE, LoopConfig>::new(config)) } {
+            Ok(()) => return Ok((name, device)),
+            // Somebody else was faster.
+            Err(rustix::io::Errno::BUSY) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What this host offers: QEMU's machines and appliances, and containers where
+//! they are allowed. Chooses between them.
+
+use std::path::{Path, PathBuf};
+
+use tokio::sync::OnceCell;
+use vimg_lang::model::DiskFormat;
+
+use super::container::{self, ContainerInstance, Engine};
+use super::qemu::{Accel, Qemu, QemuInstance};
+use super::{Created, Ended, Instance, Launch, Lines, Place, Provider, ProviderError, Source};
+
+/// How layers are applied that need no booted machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// In QEMU where KVM works, otherwise in a container where that is
+    /// allowed, otherwise in QEMU.
+    Auto,
+    /// In an appliance under QEMU.
+    Qemu,
+    /// In a container, but for disks that the host's kernel should not mount.
+    Container,
+}
+
+/// The provider.
+pub struct Host {
+    choice: Choice,
+    qemu: Qemu,
+    notice: Lines,
+    /// What containers are run by, or why there are none.
+    engine: OnceCell<Result<Engine, ProviderError>>,
+}
+
+impl Host {
+    /// A provider that finds out what it needs when it is first used.
+    pub fn new(choice: Choice, qemu: Qemu, notice: Lines) -> Self {
+        Self { choice, qemu, notice, engine: OnceCell::new() }
+    }
+
+    async fn engine(&self) -> Result<&Engine, ProviderError> {
+        self.engine.get_or_init(Engine::find).await.as_ref().map_err(Clone::clone)
+    }
+
+    /// What runs a launch that needs no booted machine, if that is a
+    /// container.
+    async fn contained(&self, launch: &Launch) -> Result<Option<&Engine>, ProviderError> {
+        let Some(offline) = &launch.offline else { return Ok(None) };
+        if !offline.ours {
+            return Ok(None);
+        }
+        match self.choice {
+            Choice::Qemu => Ok(None),
+            Choice::Container => self.engine().await.map(Some).map_err(|e| {
+                let message = format!("containers don't work here: {}", e.message);
+                ProviderError::new(message).help(e.help.unwrap_or_else(|| "use --provider auto".into()))
+            }),
+            Choice::Auto => match self.engine().await {
+                // Only now is it worth knowing whether there is KVM.
+                Ok(engine) => {
+                    let kernel =
+                        launch.boot.as_ref().or(offline.appliance.as_ref()).map(|(k, _)| k.as_path());
+                    match self.qemu.accel_quietly(kernel).await {
+                        Ok(Accel::Kvm) => Ok(None),
+                        Ok(Accel::Tcg) | Err(_) => Ok(Some(engine)),
+                    }
+                }
+                Err(_) => Ok(None),
+            },
+        }
+    }
+}
+
+/// Says how layers will be applied, and why, without starting anything.
+pub async fn explain(choice: Choice, kvm: &str) -> String {
+    let engine = Engine::find().await;
+    let container = |engine: &Engine| format!("in a {} ", engine.name());
+    match (choice, engine) {
+        (Choice::Qemu, _) => "in an appliance under QEMU (as asked)".into(),
+        (Choice::Container, Ok(engine)) => container(&engine) + "(as asked)",
+        (Choice::Container, Err(why)) => format!("not at all: containers don't work here: {why}"),
+        (Choice::Auto, _) if kvm.starts_with("works") => "in an appliance under QEMU (KVM works)".into(),
+        (Choice::Auto, Ok(engine)) => container(&engine) + "(machines would be emulated)",
+        (Choice::Auto, Err(why)) => format!("in an appliance under QEMU (no containers: {why})"),
+    }
+}
+
+impl Provider for Host {
+    type Instance = HostInstance;
+
+    fn name(&self) -> String {
+        self.qemu.name()
+    }
+
+    async fn create(&self, source: &Source, dir: &Path, lines: &Lines) -> Result<Created, ProviderError> {
+        self.qemu.create(source, dir, lines).await
+    }
+
+    async fn launch(&self, launch: &Launch) -> Result<HostInstance, ProviderError> {
+        if let Some(engine) = self.contained(launch).await?
+            && let Some(offline) = &launch.offline
+        {
+            let started = container::start(engine, self.qemu.programs().await?, launch, offline).await;
+            match (started, self.choice) {
+                (Ok(instance), _) => return Ok(HostInstance::Container(Box::new(instance))),
+                (Err(error), Choice::Container) => return Err(error),
+                (Err(error), _) => {
+                    (self.notice)(&format!("{error}; an appliance is used instead"));
+                    let _ = std::fs::remove_file(&launch.overlay);
+                }
+            }
+        }
+        self.qemu.launch(launch).await.map(|i| HostInstance::Qemu(Box::new(i)))
+    }
+
+    async fn flatten(&self, chain: &[PathBuf], to: &Path) -> Result<(), ProviderError> {
+        self.qemu.flatten(chain, to).await
+    }
+
+    async fn export(&self, chain: &[PathBuf], format: DiskFormat, to: &Path) -> Result<(), ProviderError> {
+        self.qemu.export(chain, format, to).await
+    }
+}
+
+/// An instance on this host.
+pub enum HostInstance {
+    /// A machine or an appliance.
+    Qemu(Box<QemuInstance>),
+    /// A container.
+    Container(Box<ContainerInstance>),
+}
+
+impl Instance for HostInstance {
+    type Channel = tokio::net::UnixStream;
+
+    fn way(&self) -> String {
+        match self {
+            Self::Qemu(i) => i.way(),
+            Self::Container(i) => i.way(),
+        }
+    }
+
+    fn place(&self) -> Place {
+        match self {
+            Self::Qemu(i) => i.place(),
+            Self::Container(i) => i.place(),
+        }
+    }
+
+    fn channel(&mut self) -> Option<Self::Channel> {
+        match self {
+            Self::Qemu(i) => i.channel(),
+            Self::Container(i) => i.channel(),
+        }
+    }
+
+    async fn snapshot(&mut self, next: &Path) -> Result<(), ProviderError> {
+        match self {
+            Self::Qemu(i) => i.snapshot(next).await,
+            Self::Container(i) => i.snapshot(next).await,
+        }
+    }
+
+    async fn ended(&mut self) -> Ended {
+        match self {
+            Self::Qemu(i) => i.ended().await,
+            Self::Container(i) => i.ended().await,
+        }
+    }
+
+    fn console(&self) -> String {
+        match self {
+            Self::Qemu(i) => i.console(),
+            Self::Container(i) => i.console(),
+        }
+    }
+
+    async fn stop(self) {
+        match self {
+            Self::Qemu(i) => i.stop().await,
+            Self::Container(i) => i.stop().await,
+        }
+    }
+}

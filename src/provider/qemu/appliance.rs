@@ -1,0 +1,256 @@
+//! A small machine that works on the disks of others: the base's kernel and an
+//! initramfs with nothing but the agent. It is booted once; its memory, in a
+//! file, and the state of its devices are kept, and each use of it is a fork
+//! that writes to a copy of its own.
+//!
+//! What is kept only saves time. It fits one QEMU, one accelerator, one kernel
+//! and one agent, all of which name its directory; without it, or if it does
+//! not start, an appliance boots anew.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use vimg_agent::protocol::{Network, card};
+
+use super::disks::Disks;
+use super::instance::{QemuInstance, Start};
+use super::{Accel, Programs, ProviderError, args};
+use crate::digest::Description;
+use crate::provider::{AGENT, Launch, Offline, Place, initramfs};
+
+/// How long an appliance may take to boot; emulated it takes about three
+/// seconds.
+const BOOT: Duration = Duration::from_secs(180);
+/// How long a fork may take to run.
+const RESUME: Duration = Duration::from_secs(30);
+
+/// The files of an appliance.
+struct Kept {
+    memory: PathBuf,
+    devices: PathBuf,
+}
+
+impl Kept {
+    fn in_dir(dir: &Path) -> Self {
+        Self { memory: dir.join("memory"), devices: dir.join("devices") }
+    }
+}
+
+/// Starts an appliance on a disk. `appliances` is where they are kept.
+pub(super) async fn start(
+    programs: &Programs,
+    accel: Accel,
+    launch: &Launch,
+    offline: &Offline,
+    appliances: &Path,
+) -> Result<QemuInstance, ProviderError> {
+    let (kernel, modules) = offline
+        .appliance
+        .as_ref()
+        .ok_or_else(|| ProviderError::new("there is no kernel to run an appliance with"))?;
+    let network =
+        offline.network.then(|| Network { resolv_conf: format!("nameserver {}\n", card::RESOLVER) });
+    let way = |how: &str| format!("qemu {} {}, appliance{how}", programs.version, accel.name());
+    let dir = appliances.join(name(programs, accel, kernel, modules));
+    let kept = Kept::in_dir(&dir);
+    let place = Place::Outside(network);
+    if !kept.devices.exists() {
+        make(programs, accel, kernel, modules, appliances, &dir, &launch.scratch).await?;
+    }
+    match fork(programs, accel, launch, &kept, way(""), place.clone()).await {
+        Ok(instance) => Ok(instance),
+        Err(_) => {
+            // Memory is only a shortcut. It is made anew next time.
+            let _ = std::fs::remove_dir_all(&dir);
+            cold(programs, accel, launch, (kernel, modules), way(" booted anew"), place).await
+        }
+    }
+}
+
+/// Everything that a kept appliance depends on.
+fn name(programs: &Programs, accel: Accel, kernel: &Path, modules: &Path) -> String {
+    let mut d = Description::default();
+    d.value("qemu", &programs.version);
+    if let Ok(meta) = std::fs::metadata(&programs.system) {
+        d.value("qemu file", format_args!("{}:{}:{}", meta.len(), meta.mtime(), meta.ino()));
+    }
+    // Files of the store are named by their digests.
+    for file in [kernel, modules] {
+        d.value("file", file.file_name().unwrap_or_default().to_string_lossy());
+    }
+    d.content("agent", crate::digest::Digest::of(AGENT));
+    d.value("arguments", arguments(accel, Path::new("memory"), false).join(" "));
+    d.value("boot", args::appliance_boot(Path::new("k"), Path::new("i")).join(" "));
+    if accel == Accel::Kvm {
+        // The guest has seen this processor and this kernel's idea of it.
+        d.value("host", std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default());
+        let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        d.value(
+            "processor",
+            cpu.lines().take_while(|l| !l.is_empty()).filter(|l| !l.contains("MHz")).collect::<String>(),
+        );
+    }
+    d.key().short()
+}
+
+fn arguments(accel: Accel, memory: &Path, fork: bool) -> Vec<String> {
+    let mut all = args::base();
+    all.extend(args::appliance(accel, memory, fork));
+    all.extend(args::channels());
+    all.extend(args::network());
+    all
+}
+
+/// Boots an appliance and keeps it.
+async fn make(
+    programs: &Programs,
+    accel: Accel,
+    kernel: &Path,
+    modules: &Path,
+    appliances: &Path,
+    dir: &Path,
+    scratch: &Path,
+) -> Result<(), ProviderError> {
+    let fail = |e: std::io::Error| ProviderError::new(format!("the appliance can't be kept: {e}"));
+    std::fs::create_dir_all(appliances).map_err(fail)?;
+    // Two processes may make it at once; the first to end wins.
+    let new = tempdir(appliances).map_err(fail)?;
+    let kept = Kept::in_dir(&new.0);
+    let initrd = scratch.join("appliance.cpio");
+    std::fs::write(&initrd, initrd_of(modules).map_err(fail)?).map_err(fail)?;
+    let mut all = arguments(accel, &kept.memory, false);
+    all.extend(args::appliance_boot(kernel, &initrd));
+    let start =
+        Start { scratch, disks: Disks::none(programs), way: String::new(), place: Place::Outside(None) };
+    let mut instance = QemuInstance::start(programs, &all, start).await?;
+    tokio::time::timeout(BOOT, instance.agent_opens()).await.map_err(|_| {
+        ProviderError::new(format!("the appliance did not come up within {} s", BOOT.as_secs()))
+    })??;
+    let listener = super::instance::listen(scratch, "devices").map_err(fail)?;
+    let receive = async {
+        let (mut stream, _) = listener.accept().await?;
+        let mut bytes = Vec::new();
+        // Devices only: a megabyte. The memory stays where it is.
+        (&mut stream).take(64 << 20).read_to_end(&mut bytes).await?;
+        Ok::<_, std::io::Error>(bytes)
+    };
+    // QEMU stops the machine itself, and notes that it ran: whoever takes it
+    // over from here has it running at once.
+    share_memory(&mut instance).await?;
+    let save = async {
+        instance.execute("migrate", json!({ "uri": "unix:devices" })).await?;
+        loop {
+            let status = instance.execute("query-migrate", json!({})).await?;
+            match status["status"].as_str() {
+                Some("completed") => return Ok(()),
+                Some("failed" | "cancelled") => {
+                    return Err(ProviderError::new(format!(
+                        "QEMU can't save the appliance: {}",
+                        status["error-desc"].as_str().unwrap_or("no reason given")
+                    )));
+                }
+                _ => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    };
+    let (bytes, saved) = tokio::join!(receive, save);
+    saved?;
+    std::fs::write(&kept.devices, bytes.map_err(fail)?).map_err(fail)?;
+    drop(instance);
+    let _ = std::fs::remove_file(scratch.join("devices"));
+    match std::fs::rename(&new.0, dir) {
+        Ok(()) => {
+            std::mem::forget(new);
+            Ok(())
+        }
+        Err(_) if dir.is_dir() => Ok(()),
+        Err(error) => Err(fail(error)),
+    }
+}
+
+/// Forks a kept appliance.
+async fn fork(
+    programs: &Programs,
+    accel: Accel,
+    launch: &Launch,
+    kept: &Kept,
+    way: String,
+    place: Place,
+) -> Result<QemuInstance, ProviderError> {
+    let disks = Disks::new(programs, launch).await?;
+    let mut all = arguments(accel, &kept.memory, true);
+    all.extend(args::disks(&disks.nodes(launch)));
+    all.extend(["-incoming".into(), "defer".into()]);
+    let start = Start { scratch: &launch.scratch, disks, way, place };
+    let mut instance = QemuInstance::start(programs, &all, start).await?;
+    share_memory(&mut instance).await?;
+    let fail = |e: std::io::Error| ProviderError::new(format!("the appliance can't be resumed: {e}"));
+    let devices = std::fs::read(&kept.devices).map_err(fail)?;
+    instance.execute("migrate-incoming", json!({ "uri": "unix:devices" })).await?;
+    let mut stream = super::instance::connect(&launch.scratch, "devices").await.map_err(fail)?;
+    let _ = std::fs::remove_file(launch.scratch.join("devices"));
+    stream.write_all(&devices).await.map_err(fail)?;
+    stream.shutdown().await.map_err(fail)?;
+    tokio::time::timeout(RESUME, instance.resumed())
+        .await
+        .map_err(|_| ProviderError::new("the appliance does not resume"))??;
+    Ok(instance)
+}
+
+/// Boots an appliance for one use.
+async fn cold(
+    programs: &Programs,
+    accel: Accel,
+    launch: &Launch,
+    (kernel, modules): (&Path, &Path),
+    way: String,
+    place: Place,
+) -> Result<QemuInstance, ProviderError> {
+    let fail = |e: std::io::Error| ProviderError::new(format!("the appliance can't be started: {e}"));
+    let initrd = launch.scratch.join("appliance.cpio");
+    std::fs::write(&initrd, initrd_of(modules).map_err(fail)?).map_err(fail)?;
+    let memory = launch.scratch.join("memory");
+    let disks = Disks::new(programs, launch).await?;
+    let mut all = arguments(accel, &memory, false);
+    all.extend(args::disks(&disks.nodes(launch)));
+    all.extend(args::direct(kernel, &initrd));
+    let start = Start { scratch: &launch.scratch, disks, way, place };
+    let mut instance = QemuInstance::start(programs, &all, start).await?;
+    tokio::time::timeout(BOOT, instance.agent_opens()).await.map_err(|_| {
+        ProviderError::new(format!("the appliance did not come up within {} s", BOOT.as_secs()))
+    })??;
+    Ok(instance)
+}
+
+/// Memory is shared with its file, and no part of the stream.
+async fn share_memory(instance: &mut QemuInstance) -> Result<(), ProviderError> {
+    let capabilities = json!({ "capabilities": [{ "capability": "x-ignore-shared", "state": true }] });
+    instance.execute("migrate-set-capabilities", capabilities).await.map(|_| ())
+}
+
+/// The agent as `/init` and the modules: the kernel takes several archives
+/// one after the other.
+fn initrd_of(modules: &Path) -> std::io::Result<Vec<u8>> {
+    let mut initrd = initramfs::with_init(AGENT);
+    initrd.extend(std::fs::read(modules)?);
+    Ok(initrd)
+}
+
+/// A directory that goes away unless it is renamed.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn tempdir(dir: &Path) -> std::io::Result<Temporary> {
+    let path = dir.join(format!("new-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&path);
+    std::fs::create_dir(&path)?;
+    Ok(Temporary(path))
+}

@@ -1,0 +1,100 @@
+//! A chain of disks with one that takes the writes on top, and the switch to a
+//! new top: the same under a machine and under `qemu-storage-daemon`.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tokio::process::Child;
+
+use super::qmp::Qmp;
+use super::{Programs, ProviderError, args, image, instance, qcow2};
+use crate::provider::Launch;
+
+/// The disks of an instance.
+pub(in crate::provider) struct Disks {
+    programs: Programs,
+    size: u64,
+    top: String,
+    switches: u32,
+}
+
+impl Disks {
+    /// Makes the overlay that a launch asks for.
+    pub(in crate::provider) async fn new(
+        programs: &Programs,
+        launch: &Launch,
+    ) -> Result<Self, ProviderError> {
+        let parent =
+            launch.chain.last().ok_or_else(|| ProviderError::new("there is no disk to start from"))?;
+        let size = qcow2::read(parent)
+            .map_err(|e| ProviderError::new(format!("{}: {e}", parent.display())))?
+            .virtual_size;
+        image::create(programs, &launch.overlay, size).await?;
+        Ok(Self { programs: programs.clone(), size, top: args::TOP.to_owned(), switches: 0 })
+    }
+
+    /// No disks at all.
+    pub(super) fn none(programs: &Programs) -> Self {
+        Self { programs: programs.clone(), size: 0, top: args::TOP.to_owned(), switches: 0 }
+    }
+
+    /// The size of the disk in bytes.
+    pub(in crate::provider) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The node that takes the writes.
+    pub(in crate::provider) fn top(&self) -> &str {
+        &self.top
+    }
+
+    /// The graph of nodes, the lowest first.
+    pub(in crate::provider) fn nodes(&self, launch: &Launch) -> Vec<Value> {
+        args::nodes(&launch.chain, &launch.overlay)
+    }
+
+    /// Leaves the top as it is and goes on with a new one at `next`.
+    pub(in crate::provider) async fn switch(
+        &mut self,
+        monitor: &mut Monitor,
+        next: &Path,
+    ) -> Result<(), ProviderError> {
+        image::create(&self.programs, next, self.size).await?;
+        self.switches += 1;
+        let node = format!("top{}", self.switches);
+        monitor.execute("blockdev-add", args::writable(&node, next, &Value::Null)).await?;
+        monitor.execute("blockdev-snapshot", json!({ "node": self.top, "overlay": node })).await?;
+        self.top = node;
+        Ok(())
+    }
+}
+
+/// A connection to a monitor whose events are of no interest, or are waited
+/// for elsewhere.
+pub(in crate::provider) struct Monitor(Qmp);
+
+impl Monitor {
+    pub(super) fn new(qmp: Qmp) -> Self {
+        Self(qmp)
+    }
+
+    /// Connects to the monitor at the socket `name` in `dir`; `None` if its
+    /// program ends first.
+    pub(in crate::provider) async fn wait(
+        dir: &Path,
+        name: &str,
+        child: &mut Child,
+    ) -> Option<Result<Self, ProviderError>> {
+        let stream = instance::wait_and_connect(dir, name, child).await?;
+        Some(Qmp::new(stream, &[]).await.map(|(qmp, _)| Self(qmp)))
+    }
+
+    /// Asks.
+    pub(in crate::provider) async fn execute(
+        &mut self,
+        command: &str,
+        arguments: Value,
+    ) -> Result<Value, ProviderError> {
+        self.0.execute(command, arguments).await
+    }
+}
