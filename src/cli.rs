@@ -180,7 +180,7 @@ fn run(command: &Command, global: &Global, style: Style) -> Outcome {
         Command::Graph(_) => graph::run(global),
         Command::Log(args) => log::run(args, global),
         Command::List(_) => list::run(global, style),
-        Command::Doctor(_) => doctor::run(global, style),
+        Command::Doctor(args) => doctor::run(args, global, style),
         Command::Completions { shell } => {
             let mut bytes = Vec::new();
             clap_complete::generate(*shell, &mut Args::command(), "vimg", &mut bytes);

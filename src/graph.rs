@@ -264,11 +264,19 @@ impl Builder<'_> {
                 self.push(image, format!("{}:base", image.name), work, None, description, image.origin_span)
             }
         };
+        // A disk from outside brings no kernel for an appliance, and no
+        // filesystem that the host's kernel may be trusted with.
+        let imported = self
+            .graph
+            .chain(top)
+            .first()
+            .is_some_and(|id| matches!(self.graph.node(*id).work, Work::Import { .. }));
         for layer in &image.layers {
-            match describe::layer(layer, &image.machine, self.project) {
+            let booted = layer.booted || imported;
+            match describe::layer(layer, booted, &image.machine, self.project) {
                 Ok((work, description)) => {
                     let name = format!("{}@{}", image.name, layer.name);
-                    let needs = if layer.booted { Needs::Machine } else { Needs::Disk };
+                    let needs = if booted { Needs::Machine } else { Needs::Disk };
                     let work = (Work::Layer(Arc::new(work)), needs);
                     top = self.push(image, name, work, Some(top), description, layer.span);
                 }
@@ -283,11 +291,9 @@ impl Builder<'_> {
         let span = image.outputs[0].span;
         let name = format!("{}:seal", image.name);
         // What has run is stopped in an orderly way before it is sealed.
-        let needs = match self.graph.chain(top).iter().any(|id| self.graph.node(*id).needs == Needs::Machine)
-        {
-            true => Needs::Machine,
-            false => Needs::Disk,
-        };
+        let ran = |id: &NodeId| self.graph.node(*id).needs == Needs::Machine;
+        let booted = imported || self.graph.chain(top).iter().any(ran);
+        let needs = if booted { Needs::Machine } else { Needs::Disk };
         let sealed = self.push(image, name, (Work::Seal, needs), Some(top), describe::seal(needs), span);
         let mut made: Vec<(DiskFormat, NodeId)> = Vec::new();
         for output in &image.outputs {

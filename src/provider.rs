@@ -186,6 +186,20 @@ pub trait Instance: Send {
     /// with a new one at `next`. The agent must hold all writes.
     fn snapshot(&mut self, next: &Path) -> impl Future<Output = Result<(), ProviderError>> + Send;
 
+    /// Whether what runs in it can change its disk only by way of a kernel's
+    /// filesystem code that is the host's own.
+    fn guards_disk(&self) -> bool {
+        false
+    }
+
+    /// Tells the disk that takes the writes what is not used of it, where the
+    /// agent can't.
+    fn trim(&self) {}
+
+    /// It did not come up: what it was started from is not to be used again,
+    /// if it is only a shortcut.
+    fn distrust(&mut self) {}
+
     /// Waits until the machine can't go on. May be dropped and called again.
     fn ended(&mut self) -> impl Future<Output = Ended> + Send;
 

@@ -8,32 +8,21 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod machines;
+#[path = "vm/offline.rs"]
+mod offline;
 
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use machines::{Boot, Project, Tested, ovmf, serves};
-
-/// A project that makes `image` from Debian 12 with one layer of `body`.
-fn with_layer(name: &str, body: &str) -> Project {
-    let project = Project::new(name);
-    project.write(
-        "main.vimg",
-        &format!(
-            "use \"std/debian.vimg\"\nimage \"it\" {{ from \"debian-12\"; layer \"it\" }}\n\
-             configuration \"it\" {{\n{body}\n}}\n"
-        ),
-    );
-    project
-}
+use machines::{Boot, Project, Tested, ovmf, serves, with_layer};
 
 #[test]
 fn the_web_example_is_built_served_and_rebuilt_only_where_it_changed() {
     let project = Project::copy_of("web", "examples/web");
     let first = project.vimg(&["build"]);
     first.succeeds();
-    assert_eq!(first.boots(), 1, "all layers share one machine");
+    assert_eq!(first.boots(), 0, "no layer needs a booted machine");
 
     let second = project.vimg(&["build"]);
     second.succeeds();
@@ -58,7 +47,7 @@ fn the_web_example_is_built_served_and_rebuilt_only_where_it_changed() {
     let edited = project.vimg(&["build"]);
     edited.succeeds();
     assert_eq!(edited.built(), ["web@site", "web@tuning", "web:seal", "web:qcow2"]);
-    assert_eq!(edited.boots(), 1);
+    assert_eq!(edited.boots(), 0);
 
     // A script that fails stops the build at its layer, and its repair goes
     // on from there.
@@ -102,7 +91,7 @@ fn the_fleet_shares_what_is_the_same() {
             "web@site",
         ]
     );
-    assert_eq!(built.boots(), 4);
+    assert_eq!(built.boots(), 1, "only the database is asked while it runs");
     // What only one of them reads rebuilds only that one.
     let canary = project.vimg(&["build", "--set", "domain=example.net"]);
     canary.succeeds();
@@ -170,7 +159,7 @@ fn every_primitive_is_applied_and_idempotent() {
         &format!(
             "use \"std/debian.vimg\"\nparam \"greeting\" default=\"hello\"\n\
              image \"it\" {{ from \"debian-12\"; layer \"all\"; layer \"all\"; layer \"test\" }}\n\
-             configuration \"all\" {{{body}}}\nconfiguration \"test\" {{{test}}}\n"
+             configuration \"all\" {{ needs \"booted\"\n{body}}}\nconfiguration \"test\" {{ needs \"booted\"\n{test}}}\n"
         ),
     );
     project.write("two", "two\n");
@@ -223,7 +212,7 @@ fn faults_have_names_and_leave_nothing() {
         let timeout = if name == "endless" { "timeout=\"5s\"" } else { "" };
         text.push_str(&format!(
             "image \"{name}\" {{ from \"small\"; layer \"{name}\" }}\n\
-             configuration \"{name}\" {{ run {timeout} {{ script {script:?} }} }}\n"
+             configuration \"{name}\" {{ needs \"booted\"; run {timeout} {{ script {script:?} }} }}\n"
         ));
     }
     project.write("main.vimg", &text);
@@ -248,7 +237,8 @@ fn faults_have_names_and_leave_nothing() {
 
 #[test]
 fn killed_programs_leave_nothing_and_the_next_build_goes_on() {
-    let project = with_layer("kills", "run { script \"sleep 5\" }\nrun { script \"echo done\" }");
+    let project =
+        with_layer("kills", "needs \"booted\"\nrun { script \"sleep 5\" }\nrun { script \"echo done\" }");
     project.vimg(&["build", "debian-12"]).succeeds();
     // QEMU is killed: a named error.
     let mut running = project.start(&["build"]);
@@ -277,7 +267,7 @@ fn killed_programs_leave_nothing_and_the_next_build_goes_on() {
 
 #[test]
 fn two_builds_of_one_store_make_a_state_once() {
-    let project = with_layer("twice", "run { script \"sleep 3; date +%s%N >/stamp\" }");
+    let project = with_layer("twice", "needs \"booted\"\nrun { script \"sleep 3; date +%s%N >/stamp\" }");
     project.vimg(&["build", "debian-12"]).succeeds();
     let (a, b) = (project.start(&["build"]), project.start(&["build"]));
     let (a, b) = (a.finish(), b.finish());
@@ -309,9 +299,9 @@ fn a_long_chain_is_joined_and_a_big_tree_arrives() {
     project.give_away();
     let built = project.vimg(&["build"]);
     built.succeeds();
-    assert_eq!(built.boots(), 1, "22 layers, one machine");
+    assert_eq!(built.boots(), 0);
     // And a machine can be started from such a state.
-    project.edit("main.vimg", "= 20;", "= 20; true;");
+    project.edit("main.vimg", "{ run { script \"test $(ls", "{ needs \"booted\"; run { script \"test $(ls");
     let again = project.vimg(&["build"]);
     again.succeeds();
     assert_eq!(again.built(), ["it@test"]);

@@ -11,21 +11,21 @@ use rustix::fs::{CWD, FileType, Mode, makedev};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
-use crate::filesystem::{self, Found};
+use crate::filesystem;
 use crate::protocol::Prepare;
 use crate::{modules, network, offline, system};
 
 /// The disk's name in the kernel: the only virtio-blk disk there is.
 const DISK: &str = "vda";
-/// Where an EFI system partition belongs.
+/// Where an EFI system partition belongs, if the image has the directory.
 const ESP: &str = "/boot/efi";
 /// linux/random.h: RNDRESEEDCRNG is _IO('R', 7).
 const RNDRESEEDCRNG: rustix::ioctl::Opcode = 0x5207;
 
 /// A machine's disk, mounted.
 pub(crate) struct Attached {
-    /// Mounted at [`ESP`] while writes are not held.
-    esp: Option<Found>,
+    /// Whether there is a filesystem at [`ESP`], too.
+    esp: bool,
 }
 
 /// Makes the disk's root filesystem this process's own.
@@ -39,16 +39,22 @@ pub(crate) fn prepare(prepare: &Prepare) -> io::Result<Attached> {
         offline::resolve_by(&network.resolv_conf);
     }
     let esp = filesystem::esp(&found).filter(|_| Path::new("/root").join(&ESP[1..]).is_dir());
-    if esp.is_some() {
-        // Where the modules are can't be reached any more from the new root.
-        modules::load("vfat")?;
+    if let Some(esp) = esp {
+        filesystem::attach(esp, &format!("/root{ESP}"), "")?;
     }
     outfit("/root")?;
+    // The old ones lie open below the new root.
+    for name in ["/sys", "/proc", "/dev"] {
+        unmount(name, UnmountFlags::DETACH)?;
+    }
+    modules::leave();
     system::switch_root("/root")?;
+    if let Ok(name) = fs::read_to_string("/etc/hostname") {
+        // Package scripts put it into what they make.
+        rustix::system::sethostname(name.trim().as_bytes())?;
+    }
     offline::confine();
-    let mut attached = Attached { esp: esp.cloned() };
-    attached.release()?;
-    Ok(attached)
+    Ok(Attached { esp: esp.is_some() })
 }
 
 /// What two forks of one memory must not share: the time at which they were
@@ -115,35 +121,23 @@ fn outfit(root: &str) -> io::Result<()> {
 
 impl Attached {
     /// Holds all writes.
-    pub(crate) fn hold(&mut self) -> io::Result<()> {
-        if self.esp.is_some() {
-            // A FAT filesystem can't hold writes; one that is not there can.
-            unmount(ESP, UnmountFlags::empty())?;
-        }
+    pub(crate) fn hold(&self) -> io::Result<()> {
+        self.esp(true)?;
         system::freeze(Path::new("/"), true)
     }
 
     /// Lets writes go on.
-    pub(crate) fn thaw(&mut self) -> io::Result<()> {
+    pub(crate) fn thaw(&self) -> io::Result<()> {
         system::freeze(Path::new("/"), false)?;
-        self.release()
+        self.esp(false)
     }
 
-    fn release(&mut self) -> io::Result<()> {
-        match &self.esp {
-            // The device's name is gone with /dev, its number is not.
-            Some(esp) => {
-                let name = esp.device.trim_start_matches("/dev/");
-                let number = fs::read_to_string(format!("/sys/class/block/{name}/dev"))?;
-                let (major, minor) = number.trim().split_once(':').unwrap_or_default();
-                let number = makedev(major.parse().unwrap_or(0), minor.parse().unwrap_or(0));
-                let device = format!("/run/{name}");
-                rustix::fs::mknodat(CWD, &device, FileType::BlockDevice, Mode::RUSR, number)?;
-                let mounted = filesystem::attach(&esp.at(&device), ESP, "");
-                fs::remove_file(&device)?;
-                mounted
-            }
-            None => Ok(()),
+    /// A FAT filesystem can't hold writes; one that is read-only has none.
+    fn esp(&self, hold: bool) -> io::Result<()> {
+        if self.esp {
+            let flags = if hold { MountFlags::RDONLY } else { MountFlags::empty() };
+            mount_remount(ESP, flags, c"")?;
         }
+        Ok(())
     }
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::mount::{MountFlags, mount};
 
 use crate::protocol::APPLIANCE;
-use crate::{modules, serve, system};
+use crate::{modules, system};
 
 /// How long the disk may take to appear.
 const DISK_WAIT: Duration = Duration::from_secs(30);
@@ -48,9 +48,25 @@ fn start() -> io::Result<()> {
     if cmdline.split_whitespace().any(|word| word == APPLIANCE) {
         mount("sysfs", "/sys", "sysfs", MountFlags::empty(), None)?;
         modules::load("console")?;
-        return serve::appliance();
+        // Who is root in a namespace of users could mount a /proc of its own,
+        // and with it reach the kernel and the disk.
+        let _ = fs::write("/proc/sys/user/max_user_namespaces", "0");
+        return attend();
     }
     boot(&cmdline).map(|never| match never {})
+}
+
+/// Runs the agent and buries whoever is left without a parent.
+fn attend() -> io::Result<()> {
+    let agent = std::process::Command::new("/init").arg("appliance").spawn()?;
+    let agent = rustix::process::Pid::from_child(&agent);
+    loop {
+        match rustix::process::wait(rustix::process::WaitOptions::empty()) {
+            Ok(Some((pid, _))) if pid == agent => return Err(io::Error::other("the agent ended")),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 fn boot(cmdline: &str) -> io::Result<Infallible> {

@@ -67,13 +67,6 @@ pub(crate) struct Found {
     esp: bool,
 }
 
-impl Found {
-    /// The same filesystem by another name of its device.
-    pub(crate) fn at(&self, device: &str) -> Self {
-        Self { device: device.to_owned(), ..self.clone() }
-    }
-}
-
 /// All filesystems of the disk, the largest first.
 pub(crate) fn find(disk: &str) -> io::Result<Vec<Found>> {
     let sys = Path::new("/sys/class/block").join(disk);

@@ -6,10 +6,11 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let contained = std::env::args_os().nth(1).is_some_and(|a| a == "container");
-    let result = match std::process::id() {
-        1 => vimg_agent::early::main(),
-        _ if contained => vimg_agent::serve::container(),
+    let place = std::env::args().nth(1);
+    let result = match (std::process::id(), place.as_deref()) {
+        (1, _) => vimg_agent::early::main(),
+        (_, Some("appliance")) => vimg_agent::serve::appliance(),
+        (_, Some("container")) => vimg_agent::serve::container(),
         _ => vimg_agent::serve::machine(),
     };
     match result {

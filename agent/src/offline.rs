@@ -86,6 +86,33 @@ pub(crate) fn adapt(command: &mut Command) {
     }
 }
 
+/// Ends what a layer left running and forgets what a reboot would: the next
+/// layer finds the machine as it would be if it came on another day.
+pub(crate) fn clear_away() {
+    let own = std::process::id();
+    // What is killed may leave children behind once more.
+    for _ in 0..3 {
+        let Ok(entries) = fs::read_dir("/proc") else { break };
+        let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+        for pid in pids.filter(|pid| *pid > 1 && *pid as u32 != own) {
+            // The kernel's own threads do not mind.
+            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
+    for dir in ["/run", "/dev/shm"] {
+        let Ok(entries) = fs::read_dir(dir) else { continue };
+        for entry in entries.flatten().filter(|e| e.file_name() != "vimg") {
+            let path = entry.path();
+            let _ = match entry.file_type() {
+                Ok(kind) if kind.is_dir() => fs::remove_dir_all(path),
+                _ => fs::remove_file(path),
+            };
+        }
+    }
+}
+
 /// What stands in the machine only while a layer is applied to it. Dropped,
 /// it is gone again, unless the layer has put something else in its place.
 pub(crate) struct Guests {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::command;
 use crate::failure::HOME;
+use crate::system;
 
 /// Services that stay up while the others are stopped: without them the
 /// machine can't answer any more.
@@ -32,6 +33,7 @@ pub(crate) fn seal() -> io::Result<()> {
         "/var/lib/dbus/machine-id",
         "/var/lib/systemd/random-seed",
         "/var/lib/systemd/credential.secret",
+        "/var/cache/ldconfig/aux-cache",
         "/boot/efi/loader/random-seed",
         "/root/.bash_history",
     ] {
@@ -64,7 +66,7 @@ pub(crate) fn seal() -> io::Result<()> {
         std::os::unix::fs::symlink("/etc/machine-id", "/var/lib/dbus/machine-id")?;
     }
     // What was deleted becomes holes in the disk.
-    let _ = command::query(command::command("fstrim").arg("/"), STOP);
+    system::trim(Path::new("/"));
     Ok(())
 }
 

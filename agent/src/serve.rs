@@ -35,7 +35,7 @@ pub fn machine() -> io::Result<()> {
 }
 
 /// Serves the host as an appliance.
-pub(crate) fn appliance() -> io::Result<()> {
+pub fn appliance() -> io::Result<()> {
     let path =
         wait_for_port(Duration::from_millis(1))?.ok_or_else(|| io::Error::other("there is no port"))?;
     on_port(&path, Place::Appliance(None))
@@ -43,7 +43,9 @@ pub(crate) fn appliance() -> io::Result<()> {
 
 /// Serves the host in a container, on the socket that is standard input.
 pub fn container() -> io::Result<()> {
-    let socket = File::from(rustix::io::dup(io::stdin())?);
+    // No program that is started gets at the socket.
+    let socket = File::from(rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?);
+    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
     let output = socket.try_clone()?;
     Agent::start(Box::new(socket), Box::new(output), Place::Container)
 }
@@ -162,7 +164,11 @@ impl Agent {
             |what: &str, error: io::Error| FromAgent::Refused { message: format!("{what}: {error}") };
         Ok(Some(match message {
             ToAgent::Apply { layer, steps, offline } => {
-                apply::apply(&mut self.channel, &layer, &steps, offline, &mut self.boot_stamp)?
+                let done = apply::apply(&mut self.channel, &layer, &steps, offline, &mut self.boot_stamp)?;
+                if !matches!(self.place, Place::Machine) {
+                    offline::clear_away();
+                }
+                done
             }
             ToAgent::Prepare(what) => match self.prepare(&what) {
                 Ok(()) => {

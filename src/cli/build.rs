@@ -78,7 +78,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         let (choice, accel) = args.provider.choose()?;
         let notice: Lines = Arc::new(move |text: &str| notice(Event::Notice { text: text.to_owned() }));
         let qemu = Qemu::new(accel, store.probes(), store.appliances(), notice.clone());
-        let provider = Host::new(choice, qemu, notice);
+        let provider = Host::new(choice, qemu, store.root(), notice);
         let work =
             execute::build(graph.clone(), &plan, &store, project.clone(), Arc::new(provider), sink, budget);
         match interruptible(work)? {

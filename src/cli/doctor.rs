@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::settings::ProviderArgs;
 use super::{Error, Global, HOST, Outcome, print, print_json, project};
 use crate::provider::{debian, qemu};
 use crate::report::{Style, bytes};
@@ -9,7 +10,10 @@ use crate::store::Store;
 
 /// Say what of this host works, and what to install
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
+pub(super) struct Args {
+    #[command(flatten)]
+    provider: ProviderArgs,
+}
 
 struct Finding {
     what: &'static str,
@@ -25,7 +29,7 @@ fn finding(what: &'static str, result: Result<String, (String, Option<String>)>)
     }
 }
 
-pub(super) fn run(global: &Global, style: Style) -> Outcome {
+pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     let path = project::store_path(global)?;
     let store = Store::open(&path);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -42,9 +46,12 @@ pub(super) fn run(global: &Global, style: Style) -> Outcome {
         },
     ));
     if let (Ok(programs), Ok(store)) = (&programs, &store) {
-        let said = runtime.block_on(qemu::kvm_report(programs, &store.probes()));
+        let said = qemu::kvm_report(programs, &store.probes()).to_string();
         // Without KVM everything works, only slower.
         findings.push(finding("kvm", Ok(said)));
+        let explained = args.provider.explain(store)?;
+        findings.push(finding("layers", Ok(format!("applied {}", explained.offline))));
+        findings.push(finding("machines", Ok(format!("booted {}", explained.booted))));
     }
     findings.push(finding(
         "bootstrap",

@@ -2,8 +2,9 @@
 
 use serde_json::json;
 
+use super::settings::ProviderArgs;
 use super::{Global, Outcome, print, print_json, project};
-use crate::graph::Graph;
+use crate::graph::{Graph, Needs};
 use crate::plan::{Plan, Reason, Step};
 use crate::report::Style;
 
@@ -12,6 +13,8 @@ use crate::report::Style;
 pub(super) struct Args {
     /// Images; those that the project declares unless given
     images: Vec<String>,
+    #[command(flatten)]
+    provider: ProviderArgs,
 }
 
 pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
@@ -22,10 +25,29 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     let last = loaded.last();
     let plan = Plan::new(&graph, &loaded.store, &last, &nodes);
     project::keep_stamps(&loaded.notes, loaded.project);
+    // Finding out costs a moment, and is of interest only if something is done.
+    let to_build = |needs: Needs| plan.to_build().any(|(id, _)| graph.node(id).needs == needs);
+    let offline = match to_build(Needs::Disk) {
+        true => Some(args.provider.explain(&loaded.store)?.offline),
+        false => None,
+    };
+    let booted = match to_build(Needs::Machine) {
+        true => Some(args.provider.explain(&loaded.store)?.booted),
+        false => None,
+    };
     if style.json {
-        return print_json(&as_json(&graph, &plan));
+        let mut plan = as_json(&graph, &plan);
+        plan["offline"] = json!(offline);
+        plan["booted"] = json!(booted);
+        return print_json(&plan);
     }
-    print(&as_text(&graph, &plan))
+    let mut text = as_text(&graph, &plan);
+    for (what, how) in [("applied", offline), ("booted", booted)] {
+        if let Some(how) = how {
+            text.push_str(&format!("{what} {how}\n"));
+        }
+    }
+    print(&text)
 }
 
 /// What a step is called. A node below which something is rebuilt may turn
@@ -79,6 +101,11 @@ fn as_json(graph: &Graph, plan: &Plan) -> serde_json::Value {
                 "node": node.name,
                 "key": node.key,
                 "action": word(step),
+                "needs": match node.needs {
+                    Needs::Nothing => None,
+                    Needs::Disk => Some("disk"),
+                    Needs::Machine => Some("booted"),
+                },
                 "reason": match step {
                     Step::Reuse => None,
                     Step::Build(reason) => Some(reason.to_string()),

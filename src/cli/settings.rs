@@ -7,8 +7,9 @@ use clap::ValueEnum;
 use vimg_lang::{Setting, Sources};
 
 use super::Error;
-use crate::provider::host::Choice;
-use crate::provider::qemu::Accel;
+use crate::provider::host::{self, Choice};
+use crate::provider::qemu::{self, Accel, Kvm};
+use crate::store::Store;
 
 const KNOWN: &[Setting] = &[("provider", &["auto", "qemu", "container"]), ("accel", &["auto", "kvm", "tcg"])];
 
@@ -67,6 +68,42 @@ impl ProviderArgs {
             Some(AccelChoice::Tcg) => Some(Accel::Tcg),
         };
         Ok((choice, accel))
+    }
+}
+
+/// How instances will be run, and why, in words.
+pub(super) struct Explained {
+    /// Layers that need no booted machine.
+    pub(super) offline: String,
+    /// Machines.
+    pub(super) booted: String,
+}
+
+impl ProviderArgs {
+    /// Says what was chosen and why, without starting a machine.
+    pub(super) fn explain(&self, store: &Store) -> Result<Explained, Error> {
+        let (choice, accel) = self.choose()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| Error::host(format!("the runtime does not start: {e}")))?;
+        runtime.block_on(async {
+            let kvm = match (accel, qemu::Programs::find().await) {
+                (_, Err(error)) => {
+                    let why = format!("not at all: {error}");
+                    return Ok(Explained { offline: why.clone(), booted: why });
+                }
+                (Some(Accel::Kvm), _) => Kvm::Works,
+                (Some(Accel::Tcg), _) => Kvm::Fails("it was asked for emulation".into()),
+                (None, Ok(programs)) => qemu::kvm_report(&programs, &store.probes()),
+            };
+            let booted = match kvm {
+                Kvm::Works => "under QEMU with KVM",
+                Kvm::Unknown => "under QEMU, with KVM if it works, or else emulated",
+                Kvm::Fails(_) => "under QEMU, emulated",
+            };
+            Ok(Explained { offline: host::explain(choice, &kvm).await, booted: booted.into() })
+        })
     }
 }
 

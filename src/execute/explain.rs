@@ -9,7 +9,7 @@ use super::log::clean;
 use super::run::Making;
 use super::session::SessionError;
 use super::{Failure, FailureKind};
-use crate::graph::Work;
+use crate::graph::{Needs, Work};
 use crate::provider::{Ended, Instance, Provider};
 
 /// After its agent is gone a machine may still say why.
@@ -71,7 +71,9 @@ pub(super) async fn explain<P: Provider>(
             {
                 failure.span = *span;
                 failure.message = format!("{name} failed: {message}");
-                failure.help = advice(&work.steps[step], &message, tail.as_deref().unwrap_or_default());
+                let offline = node.needs == Needs::Disk;
+                failure.help =
+                    advice(&work.steps[step], offline, &message, tail.as_deref().unwrap_or_default());
             }
             failure.tail = tail.unwrap_or_default();
             return failure;
@@ -104,7 +106,10 @@ pub(super) async fn explain<P: Provider>(
         ),
         Trouble::Ended(Ended::AgentGone) => recipe(
             "the agent in the machine died".into(),
-            "does a script kill processes, or run out of memory? `machine memory=` gives it more",
+            match node.needs {
+                Needs::Disk => "does a script kill processes, or take more than 1 GiB of memory?",
+                _ => "does a script kill processes, or run out of memory? `machine memory=` gives it more",
+            },
         ),
         Trouble::Ended(Ended::HostDiskFull) => {
             let mut failure = making.failure(FailureKind::Store, "the disk that holds the store is full");
@@ -124,8 +129,28 @@ pub(super) async fn explain<P: Provider>(
     failure
 }
 
+/// What programs say when they miss a running system.
+const NOT_BOOTED: &[&str] = &[
+    "System has not been booted with systemd",
+    "Failed to connect to bus",
+    "Running in chroot, ignoring",
+    "Could not connect to",
+    "could not connect to server",
+    "connection to server",
+    "Connection refused",
+    "Can't connect to",
+    "Cannot connect to",
+    "is the server running",
+    "Read-only file system",
+    "Operation not permitted",
+    "must be superuser",
+    "No such device",
+    "Module not found",
+    "could not insert",
+];
+
 /// What to do about a failed step, where that can be told.
-fn advice(step: &Primitive, message: &str, tail: &[String]) -> Option<String> {
+fn advice(step: &Primitive, offline: bool, message: &str, tail: &[String]) -> Option<String> {
     let said = |text: &str| message.contains(text) || tail.iter().any(|l| l.contains(text));
     if said("No space left on device") {
         return Some(
@@ -142,7 +167,12 @@ fn advice(step: &Primitive, message: &str, tail: &[String]) -> Option<String> {
         Primitive::Run(run) if said("did not end within") => {
             format!("it had {} s; give it more with `timeout=`", run.timeout)
         }
-        Primitive::Service { .. } => "what the unit's journal said last is above".into(),
+        Primitive::Run(_) if offline && NOT_BOOTED.iter().any(|text| said(text)) => {
+            "the machine is switched off while this layer is applied; a script that needs running \
+             services or the machine's kernel says `needs \"booted\"`"
+                .into()
+        }
+        Primitive::Service { .. } if !offline => "what the unit's journal said last is above".into(),
         Primitive::Run(_) => "fix the script and build again: it goes on from the last good layer".into(),
         _ => return None,
     })

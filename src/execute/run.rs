@@ -351,7 +351,10 @@ async fn machine<P: Provider>(
             Ok(()) => {
                 let _ = sender.send(Settled::Built(*id));
             }
-            Err(failure) => return fail(sender, *id, *failure),
+            Err(failure) => {
+                running.instance.stop().await;
+                return fail(sender, *id, *failure);
+            }
         }
     }
     running.instance.stop().await;
@@ -436,12 +439,17 @@ async fn boot<P: Provider>(
                 disk,
                 boot: record.boot,
                 appliance: record.appliance,
-                ours: record.ours && place != Place::Machine,
+                ours: record.ours && instance.guards_disk(),
                 way: instance.way(),
             };
             Ok(Running { instance, session, chain, made })
         }
-        Err(trouble) => Err(explain(making, &mut instance, trouble, None).await),
+        Err(trouble) => {
+            instance.distrust();
+            let failure = explain(making, &mut instance, trouble, None).await;
+            instance.stop().await;
+            Err(failure)
+        }
     }
 }
 
@@ -488,6 +496,7 @@ async fn layer<P: Provider>(
                 sealed = session.seal() => sealed.map(|()| false).map_err(Trouble::Session),
                 ended = instance.ended() => Err(Trouble::Ended(ended)),
             }
+            .inspect(|_| running.instance.trim())
         }
     };
     let boot_changed = match outcome {

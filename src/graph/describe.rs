@@ -61,6 +61,7 @@ pub(super) fn export(format: DiskFormat) -> Description {
 /// A layer's work and description.
 pub(super) fn layer(
     layer: &Layer,
+    booted: bool,
     machine: &Machine,
     project: &Project,
 ) -> Result<(LayerWork, Description), Vec<GraphError>> {
@@ -78,7 +79,7 @@ pub(super) fn layer(
     walk.d.value("kind", "layer");
     walk.d.value("configuration", &layer.configuration);
     // Who only works on the disk sees nothing of the machine.
-    if layer.booted {
+    if booted {
         walk.d.value("needs", "booted");
         walk.d.value("machine cpus", machine.cpus);
         walk.d.value("machine memory", machine.memory);

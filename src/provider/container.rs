@@ -158,6 +158,11 @@ pub(super) async fn start(
         .await
         .map_err(|e| ProviderError::new(e.to_string()))?
         .map_err(fail("mount"))?;
+    if mounted.has("boot/efi") {
+        mounted.release();
+        let _ = daemon.kill().await;
+        return Err(ProviderError::new("the image has a second filesystem, at /boot/efi"));
+    }
     let (agent, bwrap) = spawn_agent(engine, &mounted, &root, offline.network)?;
     let words = Arc::new(Mutex::new(VecDeque::new()));
     let mut instance = ContainerInstance {
@@ -248,6 +253,8 @@ fn spawn_agent(
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(fail)?;
     ours.set_nonblocking(true).map_err(fail)?;
     let mut command = Command::new(&engine.bwrap);
+    // What vimg's own environment holds can be read in /proc/1/environ.
+    command.env_clear();
     command.args(["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]);
     if !network {
         command.arg("--unshare-net");
@@ -261,6 +268,11 @@ fn spawn_agent(
     }
     command.arg("--bind").arg(root).arg("/");
     command.args(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/run"]);
+    // bwrap covers these only where access(2) says that they can be written,
+    // which the kernel denies of a root that writes them all the same.
+    for name in ["/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus"] {
+        command.args(["--ro-bind-try", name, name]);
+    }
     command.args(["--perms", "0555", "--ro-bind-data", &AGENT_FD.to_string(), AGENT_PATH]);
     command.args(["--seccomp", &FILTER_FD.to_string(), "--chdir", "/", "--clearenv"]);
     command.args([AGENT_PATH, "container"]);
@@ -354,11 +366,23 @@ impl Instance for ContainerInstance {
         };
         let mounted =
             self.mounted.as_ref().ok_or_else(|| ProviderError::new("the container was stopped before"))?;
+        self.disks.add(&mut self.monitor, next).await?;
         mounted.sync().map_err(fail)?;
-        mounted.freeze(true).map_err(fail)?;
-        let switched = self.disks.switch(&mut self.monitor, next).await;
-        mounted.freeze(false).map_err(fail)?;
+        // Dropped, whatever happens, it lets writes go on.
+        let held = mounted.hold().map_err(fail)?;
+        let switched = self.disks.switch(&mut self.monitor).await;
+        drop(held);
         switched
+    }
+
+    fn guards_disk(&self) -> bool {
+        true
+    }
+
+    fn trim(&self) {
+        if let Some(mounted) = &self.mounted {
+            mounted.trim();
+        }
     }
 
     async fn ended(&mut self) -> Ended {
@@ -384,12 +408,22 @@ impl Instance for ContainerInstance {
     }
 
     async fn stop(mut self) {
-        // From the top down, so that the kernel is not left with a filesystem
-        // whose disk is gone.
         let _ = self.bwrap.kill().await;
         if let Some(mounted) = self.mounted.take() {
             let _ = tokio::task::spawn_blocking(move || mounted.release()).await;
         }
         let _ = self.daemon.kill().await;
+    }
+}
+
+/// From the top down, so that the kernel is not left with a filesystem whose
+/// disk is gone.
+impl Drop for ContainerInstance {
+    fn drop(&mut self) {
+        let _ = self.bwrap.start_kill();
+        if let Some(mounted) = self.mounted.take() {
+            mounted.release();
+        }
+        let _ = self.daemon.start_kill();
     }
 }

@@ -7,7 +7,7 @@ use tokio::sync::OnceCell;
 use vimg_lang::model::DiskFormat;
 
 use super::container::{self, ContainerInstance, Engine};
-use super::qemu::{Accel, Qemu, QemuInstance};
+use super::qemu::{Accel, Kvm, Qemu, QemuInstance};
 use super::{Created, Ended, Instance, Launch, Lines, Place, Provider, ProviderError, Source};
 
 /// How layers are applied that need no booted machine.
@@ -27,14 +27,20 @@ pub struct Host {
     choice: Choice,
     qemu: Qemu,
     notice: Lines,
+    /// Whether nobody else can write to the store: what its records say of
+    /// disks can be believed.
+    owned: bool,
     /// What containers are run by, or why there are none.
     engine: OnceCell<Result<Engine, ProviderError>>,
 }
 
 impl Host {
     /// A provider that finds out what it needs when it is first used.
-    pub fn new(choice: Choice, qemu: Qemu, notice: Lines) -> Self {
-        Self { choice, qemu, notice, engine: OnceCell::new() }
+    /// `store` is where disks and their records are.
+    pub fn new(choice: Choice, qemu: Qemu, store: &Path, notice: Lines) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        let owned = std::fs::metadata(store).is_ok_and(|m| m.uid() == 0 && m.mode() & 0o022 == 0);
+        Self { choice, qemu, notice, owned, engine: OnceCell::new() }
     }
 
     async fn engine(&self) -> Result<&Engine, ProviderError> {
@@ -45,7 +51,7 @@ impl Host {
     /// container.
     async fn contained(&self, launch: &Launch) -> Result<Option<&Engine>, ProviderError> {
         let Some(offline) = &launch.offline else { return Ok(None) };
-        if !offline.ours {
+        if !offline.ours || !self.owned {
             return Ok(None);
         }
         match self.choice {
@@ -71,15 +77,16 @@ impl Host {
 }
 
 /// Says how layers will be applied, and why, without starting anything.
-pub async fn explain(choice: Choice, kvm: &str) -> String {
+pub async fn explain(choice: Choice, kvm: &Kvm) -> String {
     let engine = Engine::find().await;
     let container = |engine: &Engine| format!("in a {} ", engine.name());
     match (choice, engine) {
         (Choice::Qemu, _) => "in an appliance under QEMU (as asked)".into(),
         (Choice::Container, Ok(engine)) => container(&engine) + "(as asked)",
         (Choice::Container, Err(why)) => format!("not at all: containers don't work here: {why}"),
-        (Choice::Auto, _) if kvm.starts_with("works") => "in an appliance under QEMU (KVM works)".into(),
-        (Choice::Auto, Ok(engine)) => container(&engine) + "(machines would be emulated)",
+        (Choice::Auto, _) if *kvm == Kvm::Works => "in an appliance under QEMU (KVM works)".into(),
+        (Choice::Auto, Ok(engine)) if *kvm == Kvm::Unknown => container(&engine) + "(unless KVM works)",
+        (Choice::Auto, Ok(engine)) => container(&engine) + "(KVM does not work)",
         (Choice::Auto, Err(why)) => format!("in an appliance under QEMU (no containers: {why})"),
     }
 }
@@ -157,6 +164,24 @@ impl Instance for HostInstance {
         match self {
             Self::Qemu(i) => i.snapshot(next).await,
             Self::Container(i) => i.snapshot(next).await,
+        }
+    }
+
+    fn guards_disk(&self) -> bool {
+        matches!(self, Self::Container(_))
+    }
+
+    fn trim(&self) {
+        match self {
+            Self::Qemu(i) => i.trim(),
+            Self::Container(i) => i.trim(),
+        }
+    }
+
+    fn distrust(&mut self) {
+        match self {
+            Self::Qemu(i) => i.distrust(),
+            Self::Container(i) => i.distrust(),
         }
     }
 

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
-use vimg_lang::model::DiskFormat;
+use vimg_lang::model::{DiskFormat, Machine};
 
-use super::{Created, Launch, Lines, Provider, ProviderError, Source, debian, qcow2};
+use super::{Created, Launch, Lines, OFFLINE_MEMORY, Provider, ProviderError, Source, debian, qcow2};
 
 mod appliance;
 mod args;
@@ -19,6 +19,7 @@ mod qmp;
 
 pub(super) use disks::{Disks, Monitor};
 pub use instance::QemuInstance;
+pub use probe::Kvm;
 
 /// The oldest version that has what is used here: `blockdev-snapshot` on an
 /// explicit graph, `-action`, `detect-zeroes` with `discard`.
@@ -146,8 +147,8 @@ impl Qemu {
 
 /// What can be said about KVM without starting a machine, or what an earlier
 /// probe found; for `vimg doctor`.
-pub async fn kvm_report(programs: &Programs, probes: &Path) -> String {
-    probe::report(programs, probes).await
+pub fn kvm_report(programs: &Programs, probes: &Path) -> Kvm {
+    probe::report(programs, probes)
 }
 
 impl Provider for Qemu {
@@ -192,9 +193,14 @@ impl Provider for Qemu {
             && let Some((kernel, _)) = &offline.appliance
         {
             let accel = self.accel(Some(kernel)).await?;
-            return appliance::start(programs, accel, launch, offline, &self.appliances).await;
+            return appliance::start(programs, accel, launch, offline, &self.appliances, &self.notice).await;
         }
         let accel = self.accel(launch.boot.as_ref().map(|(kernel, _)| kernel.as_path())).await?;
+        if launch.offline.is_some() {
+            // The kernel went away. Its machine is as large as an appliance.
+            let machine = Machine { cpus: 2, memory: OFFLINE_MEMORY, ..launch.machine };
+            return QemuInstance::boot(programs, accel, &Launch { machine, ..launch.clone() }).await;
+        }
         QemuInstance::boot(programs, accel, launch).await
     }
 

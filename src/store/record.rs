@@ -33,9 +33,8 @@ pub struct Record {
     /// A kernel and its modules, to work on the disk from outside: those of
     /// the base, whatever kernel a layer brought.
     pub appliance: Option<Boot>,
-    /// Whether the disk's filesystem was made here, and no machine has run on
-    /// it since that could have written anything else to it than a kernel's
-    /// own filesystem code writes.
+    /// Whether the disk's filesystem was made here, and nothing but the host's
+    /// own kernel has written to it since: no machine, and no appliance.
     pub ours: bool,
     /// When it was made, in seconds since 1970.
     pub made: u64,

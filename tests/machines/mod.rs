@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -65,6 +66,19 @@ fn own(path: &Path) {
             std::os::unix::fs::lchown(entry.path(), Some(account.uid), Some(account.gid)).unwrap();
         }
     }
+}
+
+/// A project that makes `it` from Debian 12 with one layer of `body`.
+pub(crate) fn with_layer(name: &str, body: &str) -> Project {
+    let project = Project::new(name);
+    project.write(
+        "main.vimg",
+        &format!(
+            "use \"std/debian.vimg\"\nimage \"it\" {{ from \"debian-12\"; layer \"it\" }}\n\
+             configuration \"it\" {{\n{body}\n}}\n"
+        ),
+    );
+    project
 }
 
 /// A project in a directory of its own; all share one store.
@@ -136,19 +150,83 @@ impl Project {
         self.spawn(args, |_| {})
     }
 
+    /// Runs the program as root with a store of root's own, if the tests are
+    /// root's.
+    pub(crate) fn as_root(&self) -> Option<impl Fn(&[&str]) -> Tested> {
+        account()?;
+        Some(|args: &[&str]| self.start_as_root(args).finish())
+    }
+
+    pub(crate) fn start_as_root(&self, args: &[&str]) -> Running {
+        self.spawn(args, |command| {
+            command.uid(0).gid(0).env("VIMG_STORE", root_store()).env("HOST_TOKEN", "secret");
+        })
+    }
+
+    /// The record of the newest state of this name.
+    pub(crate) fn record(&self, node: &str) -> serde_json::Value {
+        newest_record(&base().join("store"), node)
+    }
+
+    /// The same, of root's store.
+    pub(crate) fn root_record(&self, node: &str) -> serde_json::Value {
+        newest_record(&root_store(), node)
+    }
+
+    /// Removes from root's store whatever is no base.
+    pub(crate) fn forget_layers(&self) {
+        for (dir, record) in records(&root_store()) {
+            if record["kind"] != "base" {
+                std::fs::remove_dir_all(dir).unwrap();
+            }
+        }
+    }
+
+    /// Spoils what is kept of appliances.
+    pub(crate) fn damage_appliances(&self) {
+        let kept: Vec<_> = std::fs::read_dir(base().join("store/appliances")).unwrap().flatten().collect();
+        assert!(!kept.is_empty());
+        for entry in kept {
+            std::fs::write(entry.path().join("devices"), b"no devices").unwrap();
+        }
+    }
+
+    /// No mount and no loop device of root's store is left.
+    pub(crate) fn nothing_is_mounted(&self) {
+        let start = Instant::now();
+        let marker = root_store().display().to_string();
+        loop {
+            let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+            let backing = std::fs::read_dir("/sys/block")
+                .unwrap()
+                .flatten()
+                .filter_map(|entry| std::fs::read_to_string(entry.path().join("loop/backing_file")).ok());
+            let left: Vec<String> = mounts
+                .lines()
+                .map(str::to_owned)
+                .chain(backing)
+                .filter(|line| line.contains(&marker) || line.contains("shown"))
+                .collect();
+            if left.is_empty() {
+                return;
+            }
+            assert!(start.elapsed() < Duration::from_secs(20), "left: {left:?}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     fn spawn(&self, args: &[&str], change: impl FnOnce(&mut Command)) -> Running {
-        use std::os::unix::process::CommandExt;
         let program = base().join("vimg");
         let mut command = Command::new(program);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("HOME", base()).env("VIMG_STORE", base().join("store")).env("VIMG_ACCEL", "tcg");
+        if let Some(account) = account() {
+            command.uid(account.uid).gid(account.gid);
+        }
         change(&mut command);
         let json = args.first() == Some(&"build");
         command.args(args).args(json.then_some("--format=json")).current_dir(&self.root);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        if let Some(account) = account() {
-            command.uid(account.uid).gid(account.gid);
-        }
         Running::new(command.spawn().unwrap())
     }
 
@@ -176,6 +254,28 @@ impl Project {
     }
 }
 
+fn root_store() -> PathBuf {
+    base().join("root-store")
+}
+
+/// The states of a store, with their directories.
+fn records(store: &Path) -> Vec<(PathBuf, serde_json::Value)> {
+    let entries = std::fs::read_dir(store.join("states")).unwrap().flatten();
+    entries
+        .filter_map(|entry| {
+            let bytes = std::fs::read(entry.path().join("record.json")).ok()?;
+            Some((entry.path(), serde_json::from_slice(&bytes).ok()?))
+        })
+        .collect()
+}
+
+fn newest_record(store: &Path, node: &str) -> serde_json::Value {
+    let mut found: Vec<_> =
+        records(store).into_iter().map(|(_, record)| record).filter(|r| r["name"] == node).collect();
+    found.sort_by_key(|r| r["made"].as_u64());
+    found.pop().unwrap_or_else(|| panic!("there is no state of {node}"))
+}
+
 fn command_line(pid: i32) -> String {
     let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&bytes).replace('\0', " ")
@@ -192,7 +292,9 @@ fn children_of(parent: i32, marker: &str) -> Vec<i32> {
         std::fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
     pids.filter(|pid| {
         let line = command_line(*pid);
-        line.contains("qemu-system") && line.contains(marker) && parent_of(*pid) == parent
+        (line.contains("qemu-system") || line.contains("qemu-storage") || line.contains("bwrap"))
+            && line.contains(marker)
+            && parent_of(*pid) == parent
     })
     .collect()
 }
@@ -234,6 +336,22 @@ impl Running {
             assert!(self.child.try_wait().unwrap().is_none(), "the build ended before a machine was started");
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Waits until a program of this run has been up for a moment.
+    pub(crate) fn wait_for(&self, program: &str) {
+        let start = Instant::now();
+        let id = self.child.id() as i32;
+        let runs = || children_of(id, "").iter().any(|pid| command_line(*pid).contains(program));
+        while !runs() {
+            assert!(start.elapsed() < Duration::from_secs(120), "{program} was not started");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
+
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(self.pid(), signal).unwrap();
     }
 
     pub(crate) fn kill(mut self) {
@@ -390,6 +508,34 @@ fn get(port: u16) -> Option<String> {
         page.push('\n');
     }
     Some(page)
+}
+
+/// All files of the root filesystem on a raw disk that vimg made: type and
+/// mode, owner, content. Takes root, for the kernel to mount it.
+pub(crate) fn tree_of(disk: &Path) -> std::collections::BTreeMap<String, String> {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    // The third partition; the layout is in src/provider/gpt.rs.
+    let options = format!("loop,ro,noload,offset={}", (2048 + 131_072) * 512);
+    let mounted = Command::new("mount").args(["-o", &options]).arg(disk).arg(dir.path()).status();
+    assert!(mounted.unwrap().success());
+    let mut tree = std::collections::BTreeMap::new();
+    for entry in walkdir::WalkDir::new(dir.path()) {
+        let entry = entry.unwrap();
+        let meta = entry.metadata().unwrap();
+        let content = if meta.is_file() {
+            vimg_agent::protocol::Digest::of(&std::fs::read(entry.path()).unwrap()).to_string()
+        } else if meta.is_symlink() {
+            std::fs::read_link(entry.path()).unwrap().display().to_string()
+        } else {
+            String::new()
+        };
+        let name = entry.path().strip_prefix(dir.path()).unwrap().display().to_string();
+        tree.insert(name, format!("{:o} {}:{} {content}", meta.mode(), meta.uid(), meta.gid()));
+    }
+    let unmounted = Command::new("umount").arg(dir.path()).status();
+    assert!(unmounted.unwrap().success());
+    tree
 }
 
 pub(crate) fn sha256(path: &Path) -> String {

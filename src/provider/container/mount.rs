@@ -21,6 +21,15 @@ const LO_FLAGS_AUTOCLEAR: u32 = 4;
 // linux/fs.h
 const FIFREEZE: Opcode = 0xC004_5877;
 const FITHAW: Opcode = 0xC004_5878;
+const FITRIM: Opcode = 0xC018_5879;
+
+/// `struct fstrim_range`.
+#[repr(C)]
+struct TrimRange {
+    start: u64,
+    length: u64,
+    least: u64,
+}
 
 /// How long processes that were killed may hold a mount.
 const RELEASE: Duration = Duration::from_secs(5);
@@ -69,6 +78,8 @@ impl Mounted {
         fsconfig_set_string(context.as_fd(), "source", format!("/dev/{path}"))?;
         // What is deleted becomes holes in the disk.
         fsconfig_set_flag(context.as_fd(), "discard")?;
+        // Whatever its superblock says: it is not to stop the host.
+        fsconfig_set_string(context.as_fd(), "errors", "remount-ro")?;
         fsconfig_create(context.as_fd())?;
         // The filesystem holds the device now; with it the device goes.
         drop(device);
@@ -100,8 +111,26 @@ impl Mounted {
         Ok(rustix::fs::syncfs(&self.root)?)
     }
 
-    /// Holds or releases all writes.
-    pub(super) fn freeze(&self, hold: bool) -> io::Result<()> {
+    /// Holds all writes until what is returned is dropped.
+    pub(super) fn hold(&self) -> io::Result<Held<'_>> {
+        self.freeze(true)?;
+        Ok(Held(self))
+    }
+
+    /// Tells the disk what the filesystem does not use. One that can't be
+    /// told so is only larger.
+    pub(super) fn trim(&self) {
+        let range = TrimRange { start: 0, length: u64::MAX, least: 0 };
+        // SAFETY: the opcode takes a `struct fstrim_range`, which this is.
+        let _ = unsafe { ioctl(self.root.as_fd(), Setter::<FITRIM, TrimRange>::new(range)) };
+    }
+
+    /// Whether there is something at `path`.
+    pub(super) fn has(&self, path: &str) -> bool {
+        rustix::fs::statat(&self.root, path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    fn freeze(&self, hold: bool) -> io::Result<()> {
         // SAFETY: both calls ignore their argument.
         let result = unsafe {
             if hold {
@@ -123,6 +152,15 @@ impl Mounted {
         let mut text = String::new();
         File::from(file).take(4096).read_to_string(&mut text).ok()?;
         Some(text)
+    }
+}
+
+/// Writes are held as long as this lives.
+pub(super) struct Held<'a>(&'a Mounted);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.freeze(false);
     }
 }
 

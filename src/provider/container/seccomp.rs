@@ -44,6 +44,7 @@ const DENIED: &[i64] = &[
     libc::SYS_open_by_handle_at,
     libc::SYS_open_tree,
     libc::SYS_perf_event_open,
+    libc::SYS_pidfd_getfd,
     libc::SYS_pivot_root,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
@@ -76,6 +77,9 @@ const NAMESPACES: [i32; 7] = [
     libc::CLONE_NEWUTS,
 ];
 
+/// linux/audit.h
+const AUDIT_ARCH_X86_64: u32 = 0xC000_003E;
+
 /// The filter as the kernel takes it.
 pub(super) fn filter() -> Result<Vec<u8>, seccompiler::BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = DENIED.iter().map(|call| (*call, Vec::new())).collect();
@@ -105,7 +109,12 @@ pub(super) fn filter() -> Result<Vec<u8>, seccompiler::BackendError> {
     // Without it the C library uses `clone`.
     let (load, equal, not_less, answer) = (0x20, 0x15, 0x35, 0x06);
     let error = |number: i32| 0x0005_0000 | number as u32;
+    // A program of another architecture finds a kernel that lacks its calls:
+    // `struct seccomp_data` has the number first, the architecture next.
     let mut program = vec![
+        statement(load, 0, 0, 4),
+        statement(equal, 1, 0, AUDIT_ARCH_X86_64),
+        statement(answer, 0, 0, error(libc::ENOSYS)),
         statement(load, 0, 0, 0),
         statement(not_less, 0, 1, 0x4000_0000),
         statement(answer, 0, 0, error(libc::ENOSYS)),

@@ -19,13 +19,15 @@ use super::disks::Disks;
 use super::instance::{QemuInstance, Start};
 use super::{Accel, Programs, ProviderError, args};
 use crate::digest::Description;
-use crate::provider::{AGENT, Launch, Offline, Place, initramfs};
+use crate::provider::{AGENT, Instance, Launch, Lines, Offline, Place, initramfs};
 
 /// How long an appliance may take to boot; emulated it takes about three
 /// seconds.
 const BOOT: Duration = Duration::from_secs(180);
 /// How long a fork may take to run.
 const RESUME: Duration = Duration::from_secs(30);
+/// How long saving its devices may take.
+const SAVE: Duration = Duration::from_secs(60);
 
 /// The files of an appliance.
 struct Kept {
@@ -46,6 +48,7 @@ pub(super) async fn start(
     launch: &Launch,
     offline: &Offline,
     appliances: &Path,
+    notice: &Lines,
 ) -> Result<QemuInstance, ProviderError> {
     let (kernel, modules) = offline
         .appliance
@@ -57,14 +60,29 @@ pub(super) async fn start(
     let dir = appliances.join(name(programs, accel, kernel, modules));
     let kept = Kept::in_dir(&dir);
     let place = Place::Outside(network);
-    if !kept.devices.exists() {
-        make(programs, accel, kernel, modules, appliances, &dir, &launch.scratch).await?;
-    }
-    match fork(programs, accel, launch, &kept, way(""), place.clone()).await {
-        Ok(instance) => Ok(instance),
-        Err(_) => {
+    let forked = async {
+        if !kept.devices.exists() {
+            // One process, and one run of it, makes it; the others wait.
+            std::fs::create_dir_all(appliances)
+                .map_err(|e| ProviderError::new(format!("{}: {e}", appliances.display())))?;
+            let _lock = crate::store::lock(&dir.with_extension("lock"))
+                .await
+                .map_err(|e| ProviderError::new(e.to_string()))?;
+            if !kept.devices.exists() {
+                make(programs, accel, kernel, modules, &dir, &launch.scratch).await?;
+            }
+        }
+        fork(programs, accel, launch, &kept, way(""), place.clone()).await
+    };
+    match forked.await {
+        Ok(mut instance) => {
+            instance.forked_from(&dir);
+            Ok(instance)
+        }
+        Err(error) => {
             // Memory is only a shortcut. It is made anew next time.
             let _ = std::fs::remove_dir_all(&dir);
+            notice(&format!("{error}; the appliance boots"));
             cold(programs, accel, launch, (kernel, modules), way(" booted anew"), place).await
         }
     }
@@ -88,10 +106,8 @@ fn name(programs: &Programs, accel: Accel, kernel: &Path, modules: &Path) -> Str
         // The guest has seen this processor and this kernel's idea of it.
         d.value("host", std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default());
         let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        d.value(
-            "processor",
-            cpu.lines().take_while(|l| !l.is_empty()).filter(|l| !l.contains("MHz")).collect::<String>(),
-        );
+        let same = |line: &&str| !line.contains("MHz") && !line.contains("bogomips");
+        d.value("processor", cpu.lines().take_while(|l| !l.is_empty()).filter(same).collect::<String>());
     }
     d.key().short()
 }
@@ -110,14 +126,12 @@ async fn make(
     accel: Accel,
     kernel: &Path,
     modules: &Path,
-    appliances: &Path,
     dir: &Path,
     scratch: &Path,
 ) -> Result<(), ProviderError> {
     let fail = |e: std::io::Error| ProviderError::new(format!("the appliance can't be kept: {e}"));
-    std::fs::create_dir_all(appliances).map_err(fail)?;
-    // Two processes may make it at once; the first to end wins.
-    let new = tempdir(appliances).map_err(fail)?;
+    // Whoever left one of this name is dead: the lock was free.
+    let new = tempdir(&dir.with_extension("new")).map_err(fail)?;
     let kept = Kept::in_dir(&new.0);
     let initrd = scratch.join("appliance.cpio");
     std::fs::write(&initrd, initrd_of(modules).map_err(fail)?).map_err(fail)?;
@@ -156,17 +170,22 @@ async fn make(
             }
         }
     };
-    let (bytes, saved) = tokio::join!(receive, save);
-    saved?;
-    std::fs::write(&kept.devices, bytes.map_err(fail)?).map_err(fail)?;
-    drop(instance);
+    let receive = async { receive.await.map_err(fail) };
+    let (bytes, ()) = tokio::time::timeout(SAVE, async { tokio::try_join!(receive, save) })
+        .await
+        .map_err(|_| ProviderError::new("QEMU does not save the appliance"))??;
+    std::fs::write(&kept.devices, bytes).map_err(fail)?;
+    instance.stop().await;
+    // What is only half on disk after a power cut must not be taken for whole.
+    for file in [&kept.memory, &kept.devices] {
+        std::fs::File::open(file).and_then(|f| f.sync_all()).map_err(fail)?;
+    }
     let _ = std::fs::remove_file(scratch.join("devices"));
     match std::fs::rename(&new.0, dir) {
         Ok(()) => {
             std::mem::forget(new);
             Ok(())
         }
-        Err(_) if dir.is_dir() => Ok(()),
         Err(error) => Err(fail(error)),
     }
 }
@@ -186,7 +205,18 @@ async fn fork(
     all.extend(["-incoming".into(), "defer".into()]);
     let start = Start { scratch: &launch.scratch, disks, way, place };
     let mut instance = QemuInstance::start(programs, &all, start).await?;
-    share_memory(&mut instance).await?;
+    match resume(&mut instance, launch, kept).await {
+        Ok(()) => Ok(instance),
+        Err(error) => {
+            // It holds the disk.
+            instance.stop().await;
+            Err(error)
+        }
+    }
+}
+
+async fn resume(instance: &mut QemuInstance, launch: &Launch, kept: &Kept) -> Result<(), ProviderError> {
+    share_memory(instance).await?;
     let fail = |e: std::io::Error| ProviderError::new(format!("the appliance can't be resumed: {e}"));
     let devices = std::fs::read(&kept.devices).map_err(fail)?;
     instance.execute("migrate-incoming", json!({ "uri": "unix:devices" })).await?;
@@ -196,8 +226,7 @@ async fn fork(
     stream.shutdown().await.map_err(fail)?;
     tokio::time::timeout(RESUME, instance.resumed())
         .await
-        .map_err(|_| ProviderError::new("the appliance does not resume"))??;
-    Ok(instance)
+        .map_err(|_| ProviderError::new("the appliance does not resume"))?
 }
 
 /// Boots an appliance for one use.
@@ -248,9 +277,8 @@ impl Drop for Temporary {
     }
 }
 
-fn tempdir(dir: &Path) -> std::io::Result<Temporary> {
-    let path = dir.join(format!("new-{}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&path);
-    std::fs::create_dir(&path)?;
-    Ok(Temporary(path))
+fn tempdir(path: &Path) -> std::io::Result<Temporary> {
+    let _ = std::fs::remove_dir_all(path);
+    std::fs::create_dir(path)?;
+    Ok(Temporary(path.to_owned()))
 }

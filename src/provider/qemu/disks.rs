@@ -53,8 +53,8 @@ impl Disks {
         args::nodes(&launch.chain, &launch.overlay)
     }
 
-    /// Leaves the top as it is and goes on with a new one at `next`.
-    pub(in crate::provider) async fn switch(
+    /// Makes a new top at `next`, to be switched to.
+    pub(in crate::provider) async fn add(
         &mut self,
         monitor: &mut Monitor,
         next: &Path,
@@ -62,7 +62,12 @@ impl Disks {
         image::create(&self.programs, next, self.size).await?;
         self.switches += 1;
         let node = format!("top{}", self.switches);
-        monitor.execute("blockdev-add", args::writable(&node, next, &Value::Null)).await?;
+        monitor.execute("blockdev-add", args::writable(&node, next, &Value::Null)).await.map(|_| ())
+    }
+
+    /// Leaves the top as it is and goes on with the one that was added.
+    pub(in crate::provider) async fn switch(&mut self, monitor: &mut Monitor) -> Result<(), ProviderError> {
+        let node = format!("top{}", self.switches);
         monitor.execute("blockdev-snapshot", json!({ "node": self.top, "overlay": node })).await?;
         self.top = node;
         Ok(())

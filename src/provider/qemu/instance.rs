@@ -37,6 +37,8 @@ pub struct QemuInstance {
     panicked: bool,
     way: String,
     place: Place,
+    /// What it was forked from.
+    kept: Option<std::path::PathBuf>,
 }
 
 /// What a start needs besides QEMU's arguments.
@@ -107,7 +109,13 @@ impl QemuInstance {
             panicked: false,
             way,
             place,
+            kept: None,
         })
+    }
+
+    /// Notes what it was forked from.
+    pub(super) fn forked_from(&mut self, kept: &Path) {
+        self.kept = Some(kept.to_owned());
     }
 
     /// Asks the monitor.
@@ -242,7 +250,8 @@ impl Instance for QemuInstance {
     }
 
     async fn snapshot(&mut self, next: &Path) -> Result<(), ProviderError> {
-        self.disks.switch(&mut self.monitor, next).await
+        self.disks.add(&mut self.monitor, next).await?;
+        self.disks.switch(&mut self.monitor).await
     }
 
     async fn ended(&mut self) -> Ended {
@@ -266,6 +275,12 @@ impl Instance for QemuInstance {
                     return Ended::Killed(last_words(&self.log));
                 }
             }
+        }
+    }
+
+    fn distrust(&mut self) {
+        if let Some(kept) = self.kept.take() {
+            let _ = std::fs::remove_dir_all(kept);
         }
     }
 

@@ -62,14 +62,35 @@ pub(super) async fn choose(
     Ok(Some(Accel::Tcg))
 }
 
-/// What is known, for people.
-pub(super) async fn report(programs: &Programs, probes: &Path) -> String {
+/// What is known about KVM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kvm {
+    /// A machine has booted with it.
+    Works,
+    /// It can't be used, and why.
+    Fails(String),
+    /// Nobody has tried yet; the first machine will.
+    Unknown,
+}
+
+impl std::fmt::Display for Kvm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Works => f.write_str("works: a machine has booted with it"),
+            Self::Fails(why) => write!(f, "does not work: {why}"),
+            Self::Unknown => f.write_str("can be opened; the first build tries whether it works"),
+        }
+    }
+}
+
+/// What is known.
+pub(super) fn report(programs: &Programs, probes: &Path) -> Kvm {
     match usable() {
-        Err(why) => format!("not usable: {why}"),
+        Err(why) => Kvm::Fails(why),
         Ok(()) => match read(&answer_file(programs, probes)) {
-            Some(Answer { works: true, .. }) => "works: a machine booted with it".into(),
-            Some(Answer { works: false, why, .. }) => format!("does not work: {why}"),
-            None => "/dev/kvm can be opened; the first build tries whether it works".into(),
+            Some(Answer { works: true, .. }) => Kvm::Works,
+            Some(Answer { works: false, why, .. }) => Kvm::Fails(why),
+            None => Kvm::Unknown,
         },
     }
 }

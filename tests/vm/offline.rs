@@ -1,0 +1,259 @@
+//! Layers that need no booted machine, in an appliance as an ordinary user
+//! and, where the tests are root's, in a container as root.
+
+use super::machines::{Project, Tested, tree_of, with_layer};
+
+/// What a layer leaves when the machine is off: units enabled, settings
+/// written, nothing started, and no trace of how it was done. Its machine then
+/// boots, and all of it is so.
+const DECLARED: &str = "
+    package \"nginx-light\"
+    sysctl \"vm.swappiness\" value=7
+    file \"/etc/systemd/system/ticker.service\" content=\"[Service]\\nExecStart=/bin/sleep infinity\\n[Install]\\nWantedBy=multi-user.target\\n\"
+    service \"ticker\" enabled=#true state=\"running\"
+    run { script \"\"\"
+        test ! -d /run/systemd/system
+        test ! -e /dev/vda
+        test \"$(cat /proc/sys/vm/swappiness)\" != 7
+        test -e /usr/sbin/policy-rc.d
+        getent hosts deb.debian.org || grep -q nameserver /etc/resolv.conf
+        systemctl is-enabled --quiet ticker
+        test \"$(hostname)\" = debian
+        date +%s >/made-at
+        \"\"\" }
+";
+const BOOTED: &str = "
+    needs \"booted\"
+    run { script \"\"\"
+        test ! -e /usr/sbin/policy-rc.d
+        test -L /etc/resolv.conf
+        systemctl is-active --quiet ticker
+        systemctl is-active --quiet nginx
+        test \"$(cat /proc/sys/vm/swappiness)\" = 7
+        test $(($(date +%s) - $(cat /made-at))) -lt 3600
+        \"\"\" }
+";
+
+fn declared(name: &str) -> Project {
+    let project = Project::new(name);
+    project.write(
+        "main.vimg",
+        &format!(
+            "use \"std/debian.vimg\"\nimage \"it\" {{ from \"debian-12\"; layer \"off\"; layer \"on\" }}\n\
+             configuration \"off\" {{{DECLARED}}}\nconfiguration \"on\" {{{BOOTED}}}\n"
+        ),
+    );
+    project
+}
+
+#[test]
+fn what_is_applied_offline_holds_once_the_machine_boots() {
+    let project = declared("offline");
+    let built = project.vimg(&["build"]);
+    built.succeeds();
+    assert_eq!((built.built().len(), built.boots()), (2 + usize::from(built.built().len() == 3), 1));
+    let record = project.record("it@off");
+    let way = record["provider"].as_str().unwrap();
+    assert!(way.contains("appliance") && !way.contains("anew"), "{way}");
+    assert_eq!(record["ours"], false, "another kernel than the host's has written to it");
+
+    // Its memory is only a shortcut: without it an appliance boots.
+    project.edit("main.vimg", "date +%s >/made-at", "date +%s >/made-at; true");
+    project.damage_appliances();
+    let again = project.vimg(&["build", "--no-output"]);
+    again.succeeds();
+    let way = project.record("it@off")["provider"].as_str().unwrap().to_owned();
+    assert!(way.contains("booted anew"), "{way}");
+}
+
+#[test]
+fn a_script_that_misses_a_running_system_is_told_what_to_say() {
+    let project = with_layer("not-booted", "run { script \"bash -c 'echo >/dev/tcp/127.0.0.1/80'\" }");
+    let failed = project.vimg(&["build"]);
+    assert_eq!(failed.code, 1, "{}", failed.stderr);
+    failed.says("Connection refused");
+    failed.says("needs \"booted\"");
+}
+
+#[test]
+fn faults_of_an_appliance_have_names_and_leave_nothing() {
+    let project = Project::new("offline-faults");
+    let mut text = "use \"std/debian.vimg\"\nimage \"small\" { bootstrap \"debian\" suite=\"bookworm\"; machine disk=\"2GiB\" memory=\"512MiB\" }\n".to_owned();
+    let faults = [
+        ("full", "dd if=/dev/urandom of=/big bs=1M", "the machine's disk is full"),
+        ("endless", "sleep infinity", "it did not end within 5 s"),
+        ("orphan", "sleep 600 & exit 3", "exit code 3"),
+        // Nothing below its root can be reached from a script.
+        (
+            "raw",
+            "mknod /tmp/vda b 254 0 || unshare -Urm true || mount -t tmpfs none /mnt || echo 0 >/proc/sys/kernel/printk || exit 4",
+            "exit code 4",
+        ),
+    ];
+    for (name, script, _) in faults {
+        let timeout = if name == "endless" { "timeout=\"5s\"" } else { "" };
+        text.push_str(&format!(
+            "image \"{name}\" {{ from \"small\"; layer \"{name}\" }}\n\
+             configuration \"{name}\" {{ run {timeout} {{ script {script:?} }} }}\n"
+        ));
+    }
+    project.write("main.vimg", &text);
+    let built = project.vimg(&["build", "--keep-going", "--jobs", "2"]);
+    assert_eq!((built.code, built.boots()), (1, 0), "{}", built.stderr);
+    for (name, _, words) in faults {
+        built.says(words);
+        let why = project.vimg(&["why", name]).stdout;
+        assert!(why.contains(&format!("build  {name}@{name}")), "{name} was kept: {why}");
+    }
+    project.nothing_runs();
+}
+
+/// Root's own way: the project, built in a container.
+fn as_root(project: &Project) -> Option<impl Fn(&[&str]) -> Tested> {
+    let root = project.as_root();
+    if root.is_none() {
+        #[expect(clippy::print_stdout, reason = "what is left out is said")]
+        {
+            println!("containers were not tested: these tests are not root's");
+        }
+    }
+    root
+}
+
+/// Tries from inside a container to see and to change what is outside. Each
+/// line must fail, or the layer does.
+const ESCAPES: &str = r#"
+no() { if "$@" >/tmp/said 2>&1; then echo "possible: $*"; cat /tmp/said; exit 9; fi; }
+no test -e SECRET
+no test -e /proc/1/root/SECRET
+no grep -q "[v]img-test-host" /proc/*/cmdline
+no test "$(ls /proc | grep -c '^[0-9]')" -gt 20
+no grep -q "SECRE[T]" /proc/self/mountinfo
+no mount -t tmpfs none /mnt
+no mount --bind / /mnt
+no umount /proc
+no mount -o remount,rw /proc/sys
+no mknod /tmp/sda b 8 0
+no mknod /tmp/mem c 1 1
+no sh -c 'echo x >/proc/sys/kernel/hostname'
+no sh -c 'echo x >/proc/sys/kernel/core_pattern'
+no sh -c 'echo 61 >/proc/sys/vm/swappiness'
+no sh -c 'echo 1 >/proc/sys/net/ipv4/ip_forward'
+no grep -q HOST_TOKEN /proc/1/environ
+no sh -c 'ls -l /proc/self/fd | grep socket'
+no sh -c 'echo h >/proc/sysrq-trigger'
+no sh -c 'ls /sys/* | grep .'
+no dmesg
+no unshare --user true
+no unshare --mount true
+no unshare --net true
+no nsenter --target 1 --mount true
+no chroot /proc/1/root/.. test -e SECRET
+no date -s '2001-01-01'
+no hostname other
+no sh -c 'echo 1 >/proc/1/oom_score_adj && echo -1000 >/proc/self/oom_score_adj'
+no ls -l /dev/loop-control /dev/fuse /dev/kvm /dev/vda /dev/mem
+grep -q '^Seccomp:.2' /proc/self/status
+grep -q '^NoNewPrivs:.1' /proc/self/status
+test "$(id -u)" = 0
+chown daemon /tmp/said && chmod 4755 /tmp/said
+setpriv --reuid=daemon --regid=daemon --clear-groups id -un | grep -qx daemon
+"#;
+
+#[test]
+fn a_container_sees_and_changes_nothing_of_the_host() {
+    let project = Project::new("escape");
+    let Some(vimg) = as_root(&project) else { return };
+    let secret = tempfile::NamedTempFile::with_prefix("vimg-test-host-secret").unwrap();
+    let script = ESCAPES.replace("SECRET", secret.path().to_str().unwrap());
+    project.write("escape.sh", &script);
+    project.write(
+        "main.vimg",
+        "use \"std/debian.vimg\"\nimage \"it\" { from \"debian-12\"; layer \"escape\"; layer \"quiet\" }\n\
+         configuration \"escape\" { run \"escape.sh\" }\n\
+         configuration \"quiet\" { file \"/quiet\" content=\"\" }\n",
+    );
+    let kernel = || {
+        ["kernel/hostname", "kernel/core_pattern", "vm/swappiness", "net/ipv4/ip_forward"]
+            .map(|name| std::fs::read_to_string(format!("/proc/sys/{name}")).unwrap())
+    };
+    let before = kernel();
+    vimg(&["build", "--provider", "container"]).succeeds();
+    assert_eq!(kernel(), before);
+    let record = project.root_record("it@escape");
+    assert!(record["provider"].as_str().unwrap().contains("container"));
+    assert_eq!(record["ours"], true);
+    project.nothing_is_mounted();
+}
+
+#[test]
+fn killed_containers_leave_nothing() {
+    let project = with_layer("kill-container", "run { script \"sleep 60\" }");
+    let Some(vimg) = as_root(&project) else { return };
+    vimg(&["build", "debian-12"]).succeeds();
+    for signal in [rustix::process::Signal::KILL, rustix::process::Signal::INT] {
+        let running = project.start_as_root(&["build", "--provider", "container"]);
+        running.wait_for("bwrap");
+        running.signal(signal);
+        drop(running.finish());
+        project.nothing_runs();
+        project.nothing_is_mounted();
+    }
+}
+
+/// The same files, whichever way a layer was applied. What is listed differs
+/// for a reason.
+#[test]
+fn both_ways_give_the_same_files() {
+    // The example, and images of the other that need no booted machine.
+    let projects = [
+        (
+            "examples/web",
+            vec!["web"],
+            "output \"qcow2\" path=\"web.qcow2\"",
+            "output \"raw\" path=\"web.img\"",
+        ),
+        (
+            "examples/fleet",
+            vec!["bastion", "static"],
+            "layer \"motd\" role=\"bastion\"",
+            "layer \"motd\" role=\"bastion\"\noutput \"raw\" path=\"bastion.img\"",
+        ),
+    ];
+    for (example, images, from, to) in projects {
+        let name = example.replace('/', "-");
+        let project = Project::copy_of(&format!("same-{name}"), example);
+        let Some(vimg) = as_root(&project) else { return };
+        project.edit("main.vimg", from, to);
+        if example.ends_with("fleet") {
+            let from = "layer \"lighttpd\" port=8080\n    layer \"site\"";
+            project.edit("main.vimg", from, &format!("{from}\noutput \"raw\" path=\"static.img\""));
+        }
+        let mut trees = Vec::new();
+        for provider in ["container", "qemu"] {
+            let out = project.path(provider);
+            let mut args = vec!["build", "--provider", provider, "--output", out.to_str().unwrap()];
+            args.extend(&images);
+            vimg(&args).succeeds();
+            trees.push(
+                images.iter().map(|image| tree_of(&out.join(format!("{image}.img")))).collect::<Vec<_>>(),
+            );
+            // The other way has to do it again.
+            project.forget_layers();
+        }
+        let (container, appliance) = (&trees[0], &trees[1]);
+        for (image, (a, b)) in images.iter().zip(container.iter().zip(appliance)) {
+            let names: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+            let differ: Vec<_> = names.into_iter().filter(|n| a.get(*n) != b.get(*n)).collect();
+            assert_eq!(
+                differ,
+                EXPECTED.iter().filter(|n| a.contains_key(**n)).collect::<Vec<_>>(),
+                "{image}"
+            );
+            assert!(a.len() > 10_000, "{} files are no system", a.len());
+        }
+    }
+}
+
+/// Files that differ between two builds of the same layer, in whatever way.
+const EXPECTED: [&str; 0] = [];
