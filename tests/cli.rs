@@ -107,6 +107,32 @@ fn usage_and_recipes_have_their_own_exit_codes() {
 }
 
 #[test]
+fn the_choice_of_a_way_is_shown_and_explained() {
+    let dir = small();
+    // The flag first, then the settings, then what the host offers.
+    says(
+        &vimg(dir.path(), &["plan", "--provider", "qemu"]),
+        0,
+        "applied in an appliance under QEMU (as asked)",
+    );
+    says(&vimg(dir.path(), &["plan"]), 0, "applied in a");
+    let config = dir.path().join(".config/vimg/config.kdl");
+    std::fs::create_dir_all(config.parent().unwrap()).unwrap();
+    std::fs::write(&config, "provider \"qemu\"\n").unwrap();
+    says(&vimg(dir.path(), &["plan"]), 0, "(as asked)");
+    let json = String::from_utf8(vimg(dir.path(), &["plan", "--format", "json"]).stdout).unwrap();
+    let plan: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(plan["offline"].as_str().unwrap().contains("appliance"), "{plan}");
+    assert_eq!(plan["steps"][1]["needs"], "disk");
+    let doctor = vimg(dir.path(), &["doctor"]);
+    says(&doctor, doctor.status.code().unwrap(), "layers applied in an appliance under QEMU (as asked)");
+    std::fs::write(&config, "provider \"qeum\"\nprovidr \"qemu\"\n").unwrap();
+    let wrong = vimg(dir.path(), &["plan"]);
+    says(&wrong, 3, "one of: auto, qemu, container");
+    says(&wrong, 3, "provider");
+}
+
+#[test]
 fn the_graph_is_shown_in_four_ways() {
     let dir = small();
     says(&vimg(dir.path(), &["graph"]), 0, "debian-12:base");

@@ -2,12 +2,13 @@
 //! its root the agent's own, and gives it what programs expect of a system.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, makedev};
+use rustix::ioctl::{NoArg, Opcode, Setter};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
@@ -19,8 +20,20 @@ use crate::{modules, network, offline, system};
 const DISK: &str = "vda";
 /// Where an EFI system partition belongs, if the image has the directory.
 const ESP: &str = "/boot/efi";
-/// linux/random.h: RNDRESEEDCRNG is _IO('R', 7).
-const RNDRESEEDCRNG: rustix::ioctl::Opcode = 0x5207;
+/// linux/random.h: RNDADDENTROPY is _IOW('R', 3, int[2]), RNDRESEEDCRNG is
+/// _IO('R', 7).
+const RNDADDENTROPY: Opcode = 0x4008_5203;
+const RNDRESEEDCRNG: Opcode = 0x5207;
+/// How many bytes of the host's randomness are taken.
+const SEED: usize = 64;
+
+/// `struct rand_pool_info`.
+#[repr(C)]
+struct Entropy {
+    bits: i32,
+    size: i32,
+    bytes: [u8; SEED],
+}
 
 /// A machine's disk, mounted.
 pub(crate) struct Attached {
@@ -62,10 +75,16 @@ pub(crate) fn prepare(prepare: &Prepare) -> io::Result<Attached> {
 fn wake(prepare: &Prepare) -> io::Result<()> {
     let now = Timespec { tv_sec: prepare.seconds as i64, tv_nsec: 0 };
     clock_settime(ClockId::Realtime, now)?;
-    let mut random = OpenOptions::new().write(true).open("/dev/urandom")?;
-    random.write_all(&prepare.seed)?;
-    // SAFETY: the call takes no argument, and `random` is open.
-    unsafe { rustix::ioctl::ioctl(random.as_fd(), rustix::ioctl::NoArg::<RNDRESEEDCRNG>::new()) }?;
+    let random = OpenOptions::new().write(true).open("/dev/urandom")?;
+    let mut seed = Entropy { bits: 8 * SEED as i32, size: SEED as i32, bytes: [0; SEED] };
+    let given = prepare.seed.get(..SEED).ok_or_else(|| io::Error::other("the seed is too short"))?;
+    seed.bytes.copy_from_slice(given);
+    // SAFETY: the first call takes a `struct rand_pool_info`, which `Entropy`
+    // is, the second nothing, and `random` is open.
+    unsafe {
+        rustix::ioctl::ioctl(random.as_fd(), Setter::<RNDADDENTROPY, Entropy>::new(seed))?;
+        rustix::ioctl::ioctl(random.as_fd(), NoArg::<RNDRESEEDCRNG>::new())?;
+    }
     Ok(())
 }
 

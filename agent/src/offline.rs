@@ -68,6 +68,8 @@ pub(crate) fn adapt(command: &mut Command) {
         // SAFETY: the closure makes system calls only.
         unsafe {
             command.pre_exec(|| {
+                // As in a container: a program's owner gives nobody rights.
+                rustix::thread::set_no_new_privs(true)?;
                 let kept = KEPT.iter().fold(CapabilitySet::empty(), |all, one| all | *one);
                 for bit in 0..64 {
                     let one = CapabilitySet::from_bits_retain(1 << bit);

@@ -100,6 +100,14 @@ pub(super) async fn explain<P: Provider>(
         Trouble::Ended(Ended::Panic) => {
             recipe("the machine's kernel panicked".into(), "the last lines of its console are above")
         }
+        Trouble::Ended(Ended::Off) if node.needs == Needs::Disk => recipe(
+            "what the layer was applied in went down".into(),
+            "did it take more than 1 GiB of memory? What needs more says `needs \"booted\"`",
+        ),
+        Trouble::Ended(Ended::Killed(words)) if node.needs == Needs::Disk => host(
+            format!("what the layer was applied in was killed or crashed; it said: {words}"),
+            "was the host short of memory? build again: finished layers are kept",
+        ),
         Trouble::Ended(Ended::Off) => recipe(
             "the machine switched itself off or rebooted".into(),
             "a layer must leave the machine running; does a script call reboot or poweroff?",

@@ -182,6 +182,44 @@ impl Project {
         }
     }
 
+    /// Builds on another disk than the base's, in a store of its own, and
+    /// returns what came of `node` as a raw disk as well.
+    pub(crate) fn vimg_on_disk(&self, raw: &Path, node: &str) -> (Tested, PathBuf) {
+        let store = self.path("store");
+        let _ = std::fs::remove_dir_all(&store);
+        std::fs::create_dir_all(store.join("states")).unwrap();
+        let (from, _) = state(&base().join("store"), "debian-12:base");
+        for (from, to) in [(from, "states"), (base().join("store/blobs"), ".")] {
+            let status = Command::new("cp").arg("-a").arg(from).arg(store.join(to)).status();
+            assert!(status.unwrap().success());
+        }
+        let disk = state(&store, "debian-12:base").0.join("disk.qcow2");
+        let convert = |from: &str, format: &str, to: &Path| {
+            let status = Command::new("qemu-img").args(["convert", "-O", format, from]).arg(to).status();
+            assert!(status.unwrap().success());
+        };
+        convert(raw.to_str().unwrap(), "qcow2", &disk);
+        own(&store);
+        let built = self.vimg_with(&["build", "--no-output"], |command| {
+            command.env("VIMG_STORE", &store);
+        });
+        built.succeeds();
+        let mut graph = serde_json::Value::Null;
+        for disk in [disk, state(&store, node).0.join("disk.qcow2")] {
+            graph = serde_json::json!({
+                "driver": "qcow2", "backing": graph, "file": { "driver": "file", "filename": disk },
+            });
+        }
+        let to = self.path("result.raw");
+        convert(&format!("json:{graph}"), "raw", &to);
+        (built, to)
+    }
+
+    pub(crate) fn append(&self, name: &str, text: &str) {
+        let whole = std::fs::read_to_string(self.path(name)).unwrap() + text;
+        std::fs::write(self.path(name), whole).unwrap();
+    }
+
     /// Spoils what is kept of appliances.
     pub(crate) fn damage_appliances(&self) {
         let kept: Vec<_> = std::fs::read_dir(base().join("store/appliances")).unwrap().flatten().collect();
@@ -267,6 +305,11 @@ fn records(store: &Path) -> Vec<(PathBuf, serde_json::Value)> {
             Some((entry.path(), serde_json::from_slice(&bytes).ok()?))
         })
         .collect()
+}
+
+fn state(store: &Path, node: &str) -> (PathBuf, serde_json::Value) {
+    let newest = newest_record(store, node);
+    records(store).into_iter().find(|(_, r)| r["key"] == newest["key"]).unwrap()
 }
 
 fn newest_record(store: &Path, node: &str) -> serde_json::Value {

@@ -1,7 +1,9 @@
 //! Layers that need no booted machine, in an appliance as an ordinary user
 //! and, where the tests are root's, in a container as root.
 
-use super::machines::{Project, Tested, tree_of, with_layer};
+use std::time::Duration;
+
+use super::machines::{Boot, Project, Tested, ovmf, serves, tree_of, with_layer};
 
 /// What a layer leaves when the machine is off: units enabled, settings
 /// written, nothing started, and no trace of how it was done. Its machine then
@@ -108,6 +110,81 @@ fn faults_of_an_appliance_have_names_and_leave_nothing() {
     project.nothing_runs();
 }
 
+/// An EFI system partition is mounted where the image has a place for it, and
+/// what is put there lands in it.
+#[test]
+fn the_efi_system_partition_is_part_of_the_machine() {
+    let project = Project::new("esp");
+    project.write(
+        "main.vimg",
+        "use \"std/debian.vimg\"\n\
+         image \"it\" { from \"debian-12\"; layer \"place\"; output \"raw\" path=\"it.img\" }\n\
+         configuration \"place\" { directory \"/boot/efi\" }\n",
+    );
+    project.vimg(&["build", "--no-output"]).succeeds();
+    project.edit("main.vimg", "layer \"place\";", "layer \"place\"; layer \"loader\"; layer \"more\";");
+    project.append(
+        "main.vimg",
+        "configuration \"loader\" { file \"/boot/efi/EFI/vimg/one.txt\" content=\"one\" }\n\
+         configuration \"more\" { file \"/boot/efi/EFI/vimg/two.txt\" content=\"two\" }\n",
+    );
+    project.vimg(&["build"]).succeeds();
+    let image = format!("{}@@{}", project.path("it.img").display(), 2048 * 512);
+    for (name, text) in [("one.txt", "one"), ("two.txt", "two")] {
+        let path = format!("::/EFI/vimg/{name}");
+        let output = std::process::Command::new("mtype").args(["-i", &image, &path]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), text, "{output:?}");
+    }
+}
+
+/// The other filesystems that a distribution may have made its root on. The
+/// base's disk is put in their place; nothing else of it is looked at.
+#[test]
+fn other_filesystems_are_worked_on_as_well() {
+    const MARK: &str = "this is the mark that a layer leaves";
+    let project = with_layer("filesystems", &format!("file \"/etc/mark\" content=\"{MARK}\""));
+    project.vimg(&["build", "debian-12"]).succeeds();
+    let tree = tempfile::tempdir().unwrap();
+    for dir in ["dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "var"] {
+        std::fs::create_dir(tree.path().join(dir)).unwrap();
+    }
+    for (name, text) in [("passwd", "root:x:0:0:root:/root:/bin/sh\n"), ("group", "root:x:0:\n")] {
+        std::fs::write(tree.path().join("etc").join(name), text).unwrap();
+    }
+    for kind in ["btrfs", "xfs"] {
+        let disk = project.path(&format!("{kind}.raw"));
+        std::fs::File::create(&disk).unwrap().set_len(1 << 30).unwrap();
+        let mut mkfs = std::process::Command::new(format!("mkfs.{kind}"));
+        if kind == "btrfs" {
+            mkfs.arg("--rootdir").arg(tree.path());
+        } else {
+            std::fs::write(project.path("proto"), proto(tree.path())).unwrap();
+            mkfs.arg("-p").arg(project.path("proto"));
+        }
+        let output = mkfs.arg(&disk).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let (built, raw) = project.vimg_on_disk(&disk, "it@it");
+        assert_eq!((built.built(), built.boots()), (vec!["it@it".to_owned()], 0), "{kind}");
+        let disk = std::fs::read(raw).unwrap();
+        let found = disk.windows(MARK.len()).any(|w| w == MARK.as_bytes());
+        assert!(found, "the file is not on the {kind} disk");
+    }
+}
+
+/// A tree as `mkfs.xfs` takes it.
+fn proto(tree: &std::path::Path) -> String {
+    let mut out = "/\n0 0\nd--755 0 0\n".to_owned();
+    for entry in std::fs::read_dir(tree).unwrap().flatten() {
+        out.push_str(&format!("{} d--755 0 0\n", entry.file_name().to_str().unwrap()));
+        for file in std::fs::read_dir(entry.path()).unwrap().flatten() {
+            let name = file.file_name();
+            out.push_str(&format!("{} ---644 0 0 {}\n", name.to_str().unwrap(), file.path().display()));
+        }
+        out.push_str("$\n");
+    }
+    out + "$\n"
+}
+
 /// Root's own way: the project, built in a container.
 fn as_root(project: &Project) -> Option<impl Fn(&[&str]) -> Tested> {
     let root = project.as_root();
@@ -211,7 +288,7 @@ fn both_ways_give_the_same_files() {
             "examples/web",
             vec!["web"],
             "output \"qcow2\" path=\"web.qcow2\"",
-            "output \"raw\" path=\"web.img\"",
+            "output \"qcow2\" path=\"web.qcow2\"\noutput \"raw\" path=\"web.img\"",
         ),
         (
             "examples/fleet",
@@ -238,6 +315,16 @@ fn both_ways_give_the_same_files() {
             trees.push(
                 images.iter().map(|image| tree_of(&out.join(format!("{image}.img")))).collect::<Vec<_>>(),
             );
+            // What a container made boots by itself as well; what an appliance
+            // made does in another test.
+            let disk = out.join("web.qcow2");
+            if provider == "container" && disk.exists() {
+                for firmware in [None, Some(ovmf())] {
+                    let machine = Boot::start(&disk, firmware.as_deref());
+                    let page = serves(machine.port, Duration::from_secs(600));
+                    assert!(page.contains("<h1>It works</h1>"), "{page}");
+                }
+            }
             // The other way has to do it again.
             project.forget_layers();
         }

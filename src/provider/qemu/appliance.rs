@@ -29,6 +29,9 @@ const RESUME: Duration = Duration::from_secs(30);
 /// How long saving its devices may take.
 const SAVE: Duration = Duration::from_secs(60);
 
+/// How many appliances are kept, of about 130 MB each.
+const KEPT: usize = 4;
+
 /// The files of an appliance.
 struct Kept {
     memory: PathBuf,
@@ -65,9 +68,9 @@ pub(super) async fn start(
             // One process, and one run of it, makes it; the others wait.
             std::fs::create_dir_all(appliances)
                 .map_err(|e| ProviderError::new(format!("{}: {e}", appliances.display())))?;
-            let _lock = crate::store::lock(&dir.with_extension("lock"))
+            let _lock = exclusive(&dir.with_extension("lock"))
                 .await
-                .map_err(|e| ProviderError::new(e.to_string()))?;
+                .map_err(|e| ProviderError::new(format!("{}: {e}", appliances.display())))?;
             if !kept.devices.exists() {
                 make(programs, accel, kernel, modules, &dir, &launch.scratch).await?;
             }
@@ -84,6 +87,18 @@ pub(super) async fn start(
             let _ = std::fs::remove_dir_all(&dir);
             notice(&format!("{error}; the appliance boots"));
             cold(programs, accel, launch, (kernel, modules), way(" booted anew"), place).await
+        }
+    }
+}
+
+/// Waits until nobody else has the lock. It is let go with the file, whatever
+/// becomes of its holder.
+async fn exclusive(path: &Path) -> std::io::Result<std::fs::File> {
+    let file = std::fs::File::create(path)?;
+    loop {
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => tokio::time::sleep(Duration::from_millis(20)).await,
+            result => return result.map(|()| file).map_err(Into::into),
         }
     }
 }
@@ -181,12 +196,30 @@ async fn make(
         std::fs::File::open(file).and_then(|f| f.sync_all()).map_err(fail)?;
     }
     let _ = std::fs::remove_file(scratch.join("devices"));
+    forget_old(dir.parent().unwrap_or(dir));
     match std::fs::rename(&new.0, dir) {
         Ok(()) => {
             std::mem::forget(new);
             Ok(())
         }
         Err(error) => Err(fail(error)),
+    }
+}
+
+/// Removes appliances but for the newest few: other kernels, other versions of
+/// QEMU or of the agent. Who runs a fork of one has its files open.
+fn forget_old(appliances: &Path) {
+    let Ok(entries) = std::fs::read_dir(appliances) else { return };
+    let mut kept: Vec<_> = entries
+        .flatten()
+        .filter_map(|entry| {
+            Some((entry.path().join("devices").metadata().ok()?.modified().ok()?, entry.path()))
+        })
+        .collect();
+    kept.sort();
+    let surplus = kept.len().saturating_sub(KEPT - 1);
+    for (_, dir) in kept.drain(..surplus) {
+        let _ = std::fs::remove_dir_all(dir);
     }
 }
 
