@@ -163,12 +163,7 @@ impl Project {
         })
     }
 
-    /// The record of the newest state of this name.
-    pub(crate) fn record(&self, node: &str) -> serde_json::Value {
-        newest_record(&base().join("store"), node)
-    }
-
-    /// The same, of root's store.
+    /// The record of the newest state of this name in root's store.
     pub(crate) fn root_record(&self, node: &str) -> serde_json::Value {
         newest_record(&root_store(), node)
     }
@@ -182,9 +177,9 @@ impl Project {
         }
     }
 
-    /// Builds on another disk than the base's, in a store of its own, and
-    /// returns what came of `node` as a raw disk as well.
-    pub(crate) fn vimg_on_disk(&self, raw: &Path, node: &str) -> (Tested, PathBuf) {
+    /// A store of this project's own that holds nothing but the base, which
+    /// must be in the common one.
+    pub(crate) fn own_store(&self) -> PathBuf {
         let store = self.path("store");
         let _ = std::fs::remove_dir_all(&store);
         std::fs::create_dir_all(store.join("states")).unwrap();
@@ -193,6 +188,21 @@ impl Project {
             let status = Command::new("cp").arg("-a").arg(from).arg(store.join(to)).status();
             assert!(status.unwrap().success());
         }
+        own(&store);
+        store
+    }
+
+    /// Runs the program with another store than the common one.
+    pub(crate) fn vimg_in(&self, store: &Path, args: &[&str]) -> Tested {
+        self.vimg_with(args, |command| {
+            command.env("VIMG_STORE", store);
+        })
+    }
+
+    /// Builds on another disk than the base's, in a store of its own, and
+    /// returns what came of `node` as a raw disk as well.
+    pub(crate) fn vimg_on_disk(&self, raw: &Path, node: &str) -> (Tested, PathBuf) {
+        let store = self.own_store();
         let disk = state(&store, "debian-12:base").0.join("disk.qcow2");
         let convert = |from: &str, format: &str, to: &Path| {
             let status = Command::new("qemu-img").args(["convert", "-O", format, from]).arg(to).status();
@@ -200,9 +210,7 @@ impl Project {
         };
         convert(raw.to_str().unwrap(), "qcow2", &disk);
         own(&store);
-        let built = self.vimg_with(&["build", "--no-output"], |command| {
-            command.env("VIMG_STORE", &store);
-        });
+        let built = self.vimg_in(&store, &["build", "--no-output"]);
         built.succeeds();
         let mut graph = serde_json::Value::Null;
         for disk in [disk, state(&store, node).0.join("disk.qcow2")] {
@@ -218,15 +226,6 @@ impl Project {
     pub(crate) fn append(&self, name: &str, text: &str) {
         let whole = std::fs::read_to_string(self.path(name)).unwrap() + text;
         std::fs::write(self.path(name), whole).unwrap();
-    }
-
-    /// Spoils what is kept of appliances.
-    pub(crate) fn damage_appliances(&self) {
-        let kept: Vec<_> = std::fs::read_dir(base().join("store/appliances")).unwrap().flatten().collect();
-        assert!(!kept.is_empty());
-        for entry in kept {
-            std::fs::write(entry.path().join("devices"), b"no devices").unwrap();
-        }
     }
 
     /// No mount and no loop device of root's store is left.
@@ -312,7 +311,18 @@ fn state(store: &Path, node: &str) -> (PathBuf, serde_json::Value) {
     records(store).into_iter().find(|(_, r)| r["key"] == newest["key"]).unwrap()
 }
 
-fn newest_record(store: &Path, node: &str) -> serde_json::Value {
+/// Spoils what a store keeps of appliances.
+pub(crate) fn damage_appliances(store: &Path) {
+    let entries = std::fs::read_dir(store.join("appliances")).unwrap().flatten();
+    let kept: Vec<_> = entries.map(|e| e.path()).filter(|path| path.is_dir()).collect();
+    assert!(!kept.is_empty());
+    for dir in kept {
+        std::fs::write(dir.join("devices"), b"no devices").unwrap();
+    }
+}
+
+/// The record of the newest state of this name.
+pub(crate) fn newest_record(store: &Path, node: &str) -> serde_json::Value {
     let mut found: Vec<_> =
         records(store).into_iter().map(|(_, record)| record).filter(|r| r["name"] == node).collect();
     found.sort_by_key(|r| r["made"].as_u64());

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use super::machines::{Boot, Project, Tested, ovmf, serves, tree_of, with_layer};
+use super::machines::{
+    Boot, Project, Tested, damage_appliances, newest_record, ovmf, serves, tree_of, with_layer,
+};
 
 /// What a layer leaves when the machine is off: units enabled, settings
 /// written, nothing started, and no trace of how it was done. Its machine then
@@ -51,22 +53,29 @@ fn declared(name: &str) -> Project {
 #[test]
 fn what_is_applied_offline_holds_once_the_machine_boots() {
     let project = declared("offline");
-    let built = project.vimg(&["build"]);
+    project.vimg(&["build", "debian-12"]).succeeds();
+    let store = project.own_store();
+    let built = project.vimg_in(&store, &["build"]);
     built.succeeds();
-    assert_eq!((built.built().len(), built.boots()), (2 + usize::from(built.built().len() == 3), 1));
-    let record = project.record("it@off");
+    assert_eq!((built.built().len(), built.boots()), (2, 1));
+    let record = newest_record(&store, "it@off");
     let way = record["provider"].as_str().unwrap();
     assert!(way.contains("appliance") && !way.contains("anew"), "{way}");
     assert_eq!(record["ours"], false, "another kernel than the host's has written to it");
 
     // Its memory is only a shortcut: without it an appliance boots.
-    project.edit("main.vimg", "date +%s >/made-at", "date +%s >/made-at; true");
-    project.damage_appliances();
-    let again = project.vimg(&["build", "--no-output"]);
+    project.write("main.vimg", MARKED);
+    project.vimg_in(&store, &["build"]).succeeds();
+    damage_appliances(&store);
+    project.edit("main.vimg", "one", "two");
+    let again = project.vimg_in(&store, &["build"]);
     again.succeeds();
-    let way = project.record("it@off")["provider"].as_str().unwrap().to_owned();
+    let way = newest_record(&store, "it@mark")["provider"].as_str().unwrap().to_owned();
     assert!(way.contains("booted anew"), "{way}");
 }
+
+const MARKED: &str = "use \"std/debian.vimg\"\nimage \"it\" { from \"debian-12\"; layer \"mark\" }\n\
+    configuration \"mark\" { file \"/mark\" content=\"one\" }\n";
 
 #[test]
 fn a_script_that_misses_a_running_system_is_told_what_to_say() {
