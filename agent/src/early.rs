@@ -48,6 +48,9 @@ fn start() -> io::Result<()> {
     if cmdline.split_whitespace().any(|word| word == APPLIANCE) {
         mount("sysfs", "/sys", "sysfs", MountFlags::empty(), None)?;
         modules::load("console")?;
+        // Whether a fork of this will want it is not known yet, but each would
+        // take its time to load it.
+        modules::load("network")?;
         // Who is root in a namespace of users could mount a /proc of its own,
         // and with it reach the kernel and the disk.
         let _ = fs::write("/proc/sys/user/max_user_namespaces", "0");

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use rustix::ioctl::{Opcode, Setter, ioctl};
 use rustix::net::{AddressFamily, SocketType, socket};
 
-use crate::modules;
 use crate::protocol::card::{ADDRESS, GATEWAY, NETMASK};
 
 // linux/sockios.h
@@ -61,9 +60,8 @@ fn set<const OPCODE: Opcode>(socket: &OwnedFd, request: Interface) -> io::Result
     unsafe { ioctl(socket.as_fd(), Setter::<OPCODE, Interface>::new(request)) }.map_err(io::Error::from)
 }
 
-/// Brings the loopback and the first card up.
+/// Brings the loopback and the first card up. Its driver was loaded before.
 pub(crate) fn up() -> io::Result<()> {
-    modules::load("network")?;
     let start = Instant::now();
     let card = loop {
         let mut cards =

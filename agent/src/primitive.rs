@@ -4,6 +4,7 @@ mod account;
 mod archive;
 mod directory;
 mod file;
+mod kernel_module;
 mod package;
 mod run;
 mod service;
@@ -50,6 +51,7 @@ pub(crate) fn apply(primitive: &Primitive, context: &mut Context) -> Result<bool
         Primitive::User(user) => account::user(user, context),
         Primitive::Service { unit, enabled, state } => service::apply(unit, *enabled, *state, context),
         Primitive::Sysctl { key, value } => sysctl::apply(key, value),
+        Primitive::KernelModule { name } => kernel_module::apply(name, context),
         Primitive::Run(run) => run::apply(run, context),
     }
 }

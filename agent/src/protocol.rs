@@ -148,6 +148,7 @@ pub enum Primitive {
     User(User),
     Service { unit: String, enabled: Option<bool>, state: Option<ServiceState> },
     Sysctl { key: String, value: String },
+    KernelModule { name: String },
     Run(Run),
 }
 

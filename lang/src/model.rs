@@ -159,6 +159,8 @@ pub enum Primitive {
     Service { unit: String, enabled: Option<bool>, state: Option<ServiceState> },
     /// A kernel setting.
     Sysctl { key: String, value: String },
+    /// A module of the kernel.
+    KernelModule { name: String },
     /// A script. The timeout is in seconds.
     Run {
         script: Content,

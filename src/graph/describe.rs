@@ -197,6 +197,11 @@ impl Walk<'_> {
                 self.d.value(format!("sysctl {key}"), value);
                 (format!("sysctl {key}"), Some(Step::Sysctl { key: key.clone(), value: value.clone() }))
             }
+            Primitive::KernelModule { name } => {
+                let label = format!("kernel-module {name}");
+                self.d.value(&label, "");
+                (label, Some(Step::KernelModule { name: name.clone() }))
+            }
             Primitive::Run { script, env, user, workdir, timeout, undo } => {
                 let label = match script {
                     Content::File(file) => format!("run {file}"),

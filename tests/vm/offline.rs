@@ -13,11 +13,13 @@ use super::machines::{
 const DECLARED: &str = "
     package \"nginx-light\"
     sysctl \"vm.swappiness\" value=7
+    kernel-module \"overlay\"
     file \"/etc/systemd/system/ticker.service\" content=\"[Service]\\nExecStart=/bin/sleep infinity\\n[Install]\\nWantedBy=multi-user.target\\n\"
     service \"ticker\" enabled=#true state=\"running\"
     run { script \"\"\"
         test ! -d /run/systemd/system
         test ! -e /dev/vda
+        test ! -d /sys/module/overlay
         test \"$(cat /proc/sys/vm/swappiness)\" != 7
         test -e /usr/sbin/policy-rc.d
         getent hosts deb.debian.org || grep -q nameserver /etc/resolv.conf
@@ -31,6 +33,7 @@ const BOOTED: &str = "
     run { script \"\"\"
         test ! -e /usr/sbin/policy-rc.d
         test -L /etc/resolv.conf
+        test -d /sys/module/overlay
         systemctl is-active --quiet ticker
         systemctl is-active --quiet nginx
         test \"$(cat /proc/sys/vm/swappiness)\" = 7

@@ -68,6 +68,7 @@ impl Elaborator<'_> {
             "user" => self.user(at, scope),
             "service" => self.service(at, scope),
             "sysctl" => self.sysctl(at, scope),
+            "kernel-module" => self.kernel_module(at, scope),
             "run" => self.run(at, scope),
             _ => None,
         }
@@ -182,6 +183,14 @@ impl Elaborator<'_> {
         Some(Primitive::Sysctl { key, value })
     }
 
+    fn kernel_module(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
+        let name = self.parsed(at.node.args.first()?, at, scope, |t| {
+            let good = !t.is_empty() && t.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c));
+            if good { Ok(t.to_owned()) } else { Err("letters, digits, `-` and `_`".into()) }
+        })?;
+        Some(Primitive::KernelModule { name })
+    }
+
     fn run(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
         let inline = at.child("script");
         let given = usize::from(!at.node.args.is_empty())
@@ -283,6 +292,7 @@ fn resource(primitive: &Primitive) -> Option<String> {
         Primitive::User { name, .. } => format!("the user `{name}`"),
         Primitive::Group { name, .. } => format!("the group `{name}`"),
         Primitive::Sysctl { key, .. } => format!("the setting `{key}`"),
+        Primitive::KernelModule { name } => format!("the kernel module `{name}`"),
         Primitive::Service { unit, .. } => format!("the service `{unit}`"),
         _ => return None,
     })
