@@ -38,12 +38,12 @@ forget() {
     grep -L '"kind": "base"' "$VIMG_STORE"/states/*/record.json | xargs -r dirname | xargs -r rm -rf
 }
 
-row "from nothing to a qcow2: vimg" "$(cd "$dir/web" && took "$vimg" build --quiet --provider container)"
+row "from nothing to a qcow2: vimg" "$(cd "$dir/web" && took "$vimg" build --quiet --provider container) s"
 if command -v mkosi >/dev/null; then
     "$here/benches/mkosi.sh" "$dir/mkosi" "$here/examples/web"
     mk() { (cd "$dir/mkosi" && mkosi -f "$@" build); }
-    row "from nothing to a qcow2: mkosi" "$(took mk)"
-    row "  and again, to fill its incremental cache" "$(took mk -i)"
+    row "from nothing to a qcow2: mkosi" "$(took mk) s"
+    row "  and again, to fill its incremental cache" "$(took mk -i) s"
 fi
 
 echo
@@ -120,7 +120,6 @@ for layer in last middle; do
     forget
     build web --provider container
     change "vimg, container" "$dir/web/$file" build web --provider container
-    [ -n "${QUICK-}" ] || RUNS=3
     build booted
     runs=2 change "vimg, booted" "$dir/booted/$file" build booted
     if command -v mkosi >/dev/null; then
