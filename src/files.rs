@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -197,27 +196,32 @@ impl Project {
             let path = relative
                 .to_str()
                 .ok_or_else(|| error(dir, &format!("the name {relative:?} is not UTF-8; rename the file")))?;
-            let meta = found.metadata().map_err(|e| error(dir, &e.to_string()))?;
             let whole = format!("{inner}/{path}");
             let whole = whole.trim_matches('/');
-            self.seen().looks.push(Look::entry(whole, &meta));
-            let node = if meta.is_dir() {
-                Node::Dir(meta.mode() & 0o7777)
-            } else if meta.is_symlink() {
-                let target = std::fs::read_link(found.path()).map_err(|e| error(dir, &words(&e)))?;
-                let target = target.to_str().ok_or_else(|| {
-                    error(dir, &format!("the link {path} points to a name that is not UTF-8"))
-                })?;
-                Node::Link(target.to_owned())
-            } else if meta.is_file() {
+            if found.file_type().is_file() {
+                // Looked at and noted where it is hashed.
                 let (blob, mode) =
                     self.hash_project(whole).map_err(|e| error(dir, &format!("{path}: {}", words(&e))))?;
-                Node::File(mode, blob)
+                entries.insert(path.to_owned(), Node::File(mode, blob));
             } else {
                 let stat = rustix::fs::lstat(found.path()).map_err(|e| error(dir, &e.to_string()))?;
-                return Err(error(dir, &format!("{path} is {}, which can't be copied", kind_name(&stat))));
-            };
-            entries.insert(path.to_owned(), node);
+                self.seen().looks.push(Look::entry(whole, &stat));
+                let node = match FileType::from_raw_mode(stat.st_mode) {
+                    FileType::Directory => Node::Dir(stat.st_mode & 0o7777),
+                    FileType::Symlink => {
+                        let target = std::fs::read_link(found.path()).map_err(|e| error(dir, &words(&e)))?;
+                        let target = target.to_str().ok_or_else(|| {
+                            error(dir, &format!("the link {path} points to a name that is not UTF-8"))
+                        })?;
+                        Node::Link(target.to_owned())
+                    }
+                    _ => {
+                        let kind = kind_name(&stat);
+                        return Err(error(dir, &format!("{path} is {kind}, which can't be copied")));
+                    }
+                };
+                entries.insert(path.to_owned(), node);
+            }
             if entries.len() > MAX_TREE {
                 return Err(error(dir, &format!("it holds more than {MAX_TREE} files")));
             }

@@ -27,14 +27,13 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     project::keep_stamps(&loaded.notes, loaded.project);
     // Finding out costs a moment, and is of interest only if something is done.
     let to_build = |needs: Needs| plan.to_build().any(|(id, _)| graph.node(id).needs == needs);
-    let offline = match to_build(Needs::Disk) {
-        true => Some(args.provider.explain(&loaded.store)?.offline),
+    let (disks, machines) = (to_build(Needs::Disk), to_build(Needs::Machine));
+    let explained = match disks || machines {
+        true => Some(args.provider.explain(&loaded.store)?),
         false => None,
     };
-    let booted = match to_build(Needs::Machine) {
-        true => Some(args.provider.explain(&loaded.store)?.booted),
-        false => None,
-    };
+    let offline = explained.as_ref().filter(|_| disks).map(|e| e.offline.as_str());
+    let booted = explained.as_ref().filter(|_| machines).map(|e| e.booted.as_str());
     if style.json {
         let mut plan = as_json(&graph, &plan);
         plan["offline"] = json!(offline);

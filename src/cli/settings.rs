@@ -1,6 +1,7 @@
 //! What a user has set once and for all: `vimg/config.kdl` below
 //! `$XDG_CONFIG_HOME`. Flags and the environment say more than it does.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
@@ -46,17 +47,8 @@ impl ProviderArgs {
     /// What was chosen: by flag or environment, by the settings, or `auto`.
     pub(super) fn choose(&self) -> Result<(Choice, Option<Accel>), Error> {
         let set = read()?;
-        let word = |name: &str| set.get(name).map(String::as_str);
-        let provider = self.provider.or(match word("provider") {
-            Some("qemu") => Some(ProviderChoice::Qemu),
-            Some("container") => Some(ProviderChoice::Container),
-            _ => None,
-        });
-        let accel = self.accel.or(match word("accel") {
-            Some("kvm") => Some(AccelChoice::Kvm),
-            Some("tcg") => Some(AccelChoice::Tcg),
-            _ => None,
-        });
+        let provider = self.provider.or_else(|| word(&set, "provider"));
+        let accel = self.accel.or_else(|| word(&set, "accel"));
         let choice = match provider {
             None | Some(ProviderChoice::Auto) => Choice::Auto,
             Some(ProviderChoice::Qemu) => Choice::Qemu,
@@ -102,9 +94,15 @@ impl ProviderArgs {
                 Kvm::Unknown => "under QEMU, with KVM if it works, or else emulated",
                 Kvm::Fails(_) => "under QEMU, emulated",
             };
-            Ok(Explained { offline: host::explain(choice, &kvm).await, booted: booted.into() })
+            let offline = host::explain(choice, &kvm, store.root()).await;
+            Ok(Explained { offline, booted: booted.into() })
         })
     }
+}
+
+/// What a setting says, which is one of the words by now.
+fn word<T: ValueEnum>(set: &BTreeMap<String, String>, name: &str) -> Option<T> {
+    T::from_str(set.get(name)?, false).ok()
 }
 
 fn path() -> Option<PathBuf> {
@@ -113,7 +111,7 @@ fn path() -> Option<PathBuf> {
     Some(config.join("vimg/config.kdl"))
 }
 
-fn read() -> Result<std::collections::BTreeMap<String, String>, Error> {
+fn read() -> Result<BTreeMap<String, String>, Error> {
     let Some(path) = path().filter(|p| p.exists()) else { return Ok(Default::default()) };
     let text = super::read_recipe(&path)?;
     let mut sources = Sources::default();

@@ -5,9 +5,6 @@
 //! that were not there, directories that were listed. Names come and go with
 //! their directory's times, so that a listing need not be made again.
 
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
-
 use rustix::fs::Stat;
 use serde::{Deserialize, Serialize};
 
@@ -29,17 +26,8 @@ impl Look {
         Self { path: path.to_owned(), follow: true, stamp: stat.map(stamps::stamp) }
     }
 
-    pub(super) fn entry(path: &str, meta: &Metadata) -> Self {
-        let stamp = [
-            meta.dev(),
-            meta.ino(),
-            meta.len(),
-            meta.mtime() as u64,
-            meta.mtime_nsec() as u64,
-            meta.ctime() as u64,
-            meta.ctime_nsec() as u64,
-        ];
-        Self { path: path.to_owned(), follow: false, stamp: Some(stamp) }
+    pub(super) fn entry(path: &str, stat: &Stat) -> Self {
+        Self { path: path.to_owned(), follow: false, stamp: Some(stamps::stamp(stat)) }
     }
 }
 

@@ -38,9 +38,7 @@ impl Host {
     /// A provider that finds out what it needs when it is first used.
     /// `store` is where disks and their records are.
     pub fn new(choice: Choice, qemu: Qemu, store: &Path, notice: Lines) -> Self {
-        use std::os::unix::fs::MetadataExt;
-        let owned = std::fs::metadata(store).is_ok_and(|m| m.uid() == 0 && m.mode() & 0o022 == 0);
-        Self { choice, qemu, notice, owned, engine: OnceCell::new() }
+        Self { choice, qemu, notice, owned: owned(store), engine: OnceCell::new() }
     }
 
     async fn engine(&self) -> Result<&Engine, ProviderError> {
@@ -76,9 +74,18 @@ impl Host {
     }
 }
 
+/// Whether only root can write to the store.
+fn owned(store: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(store).is_ok_and(|m| m.uid() == 0 && m.mode() & 0o022 == 0)
+}
+
 /// Says how layers will be applied, and why, without starting anything.
-pub async fn explain(choice: Choice, kvm: &Kvm) -> String {
-    let engine = Engine::find().await;
+pub async fn explain(choice: Choice, kvm: &Kvm, store: &Path) -> String {
+    let engine = match Engine::find().await {
+        Ok(_) if !owned(store) => Err(ProviderError::new("others than root can write to the store")),
+        found => found,
+    };
     let container = |engine: &Engine| format!("in a {} ", engine.name());
     match (choice, engine) {
         (Choice::Qemu, _) => "in an appliance under QEMU (as asked)".into(),
