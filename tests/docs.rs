@@ -30,6 +30,15 @@ fn generated(document: &str, marker: &str, text: &str) {
 }
 
 #[test]
+fn what_a_layer_may_do_is_listed() {
+    let document = read("docs/isolation.md");
+    let start = document.find("- Capabilities: ").unwrap() + "- Capabilities: ".len();
+    let list = document[start..].split('.').next().unwrap();
+    let listed: Vec<&str> = list.split(',').map(str::trim).collect();
+    assert_eq!(listed, vimg_agent::protocol::CAPABILITIES);
+}
+
+#[test]
 fn the_language_reference_is_generated() {
     generated("docs/language.md", "reference", schema::reference().trim_end());
     let rows: Vec<String> =

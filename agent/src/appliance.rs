@@ -142,12 +142,12 @@ impl Attached {
     /// Holds all writes.
     pub(crate) fn hold(&self) -> io::Result<()> {
         self.esp(true)?;
-        system::freeze(Path::new("/"), true)
+        system::freeze(true)
     }
 
     /// Lets writes go on.
     pub(crate) fn thaw(&self) -> io::Result<()> {
-        system::freeze(Path::new("/"), false)?;
+        system::freeze(false)?;
         self.esp(false)
     }
 

@@ -142,8 +142,9 @@ pub(crate) fn attach(found: &Found, at: &str, options: &str) -> io::Result<()> {
         .map_err(|e| io::Error::other(format!("{} can't be mounted: {e}", found.device)))
 }
 
-/// Mounts the root filesystem of the disk at `at`, and says which it is.
-pub(crate) fn mount_root(all: &[Found], at: &str) -> io::Result<Found> {
+/// Mounts the root filesystem of the disk at `at`.
+pub(crate) fn mount_root(all: &[Found], at: &str) -> io::Result<()> {
+    let mut why = None;
     for found in all.iter().filter(|f| f.kind != Kind::Vfat) {
         // Where distributions put their root on btrfs.
         let ways: &[&str] = if found.kind == Kind::Btrfs {
@@ -152,16 +153,19 @@ pub(crate) fn mount_root(all: &[Found], at: &str) -> io::Result<Found> {
             &["discard"]
         };
         for options in ways {
-            if attach(found, at, options).is_err() {
+            if let Err(error) = attach(found, at, options) {
+                why = Some(error);
                 continue;
             }
             if Path::new(at).join("etc").is_dir() && Path::new(at).join("usr").is_dir() {
-                return Ok(found.clone());
+                return Ok(());
             }
             rustix::mount::unmount(at, rustix::mount::UnmountFlags::empty())?;
         }
     }
-    Err(io::Error::other("the disk has no root filesystem of a known kind (ext4, xfs, btrfs)"))
+    Err(why.unwrap_or_else(|| {
+        io::Error::other("the disk has no root filesystem of a known kind (ext4, xfs, btrfs)")
+    }))
 }
 
 /// The EFI system partition, if the disk has one.

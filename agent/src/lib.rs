@@ -2,10 +2,11 @@
 //!
 //! A small static program that starts early in boot, answers the host over a
 //! virtio-serial port and makes what a layer declares true. It knows nothing
-//! of recipes, images or graphs. The host uses [`protocol`] alone.
+//! of recipes, images or graphs. The host uses [`protocol`] and [`fsctl`].
 
 pub mod protocol;
 mod failure;
+pub mod fsctl;
 mod system;
 mod fetch;
 mod offline;

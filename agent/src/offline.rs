@@ -12,6 +12,8 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 
+use crate::protocol::CAPABILITIES;
+
 static OFFLINE: AtomicBool = AtomicBool::new(false);
 static CONFINED: AtomicBool = AtomicBool::new(false);
 static RESOLV_CONF: Mutex<Option<String>> = Mutex::new(None);
@@ -22,25 +24,6 @@ const POLICY: &str = "/usr/sbin/policy-rc.d";
 const FORBIDS: &str = "#!/bin/sh\n# Nothing is started while vimg applies a layer offline.\nexit 101\n";
 
 const RESOLV: &str = "/etc/resolv.conf";
-
-/// What package managers and scripts may do as root: change owners and modes,
-/// become other users, use chroots. `docs/isolation.md` lists these; a
-/// container has the same.
-const KEPT: &[CapabilitySet] = &[
-    CapabilitySet::CHOWN,
-    CapabilitySet::DAC_OVERRIDE,
-    CapabilitySet::DAC_READ_SEARCH,
-    CapabilitySet::FOWNER,
-    CapabilitySet::FSETID,
-    CapabilitySet::KILL,
-    CapabilitySet::SETGID,
-    CapabilitySet::SETUID,
-    CapabilitySet::SETPCAP,
-    CapabilitySet::SETFCAP,
-    CapabilitySet::NET_BIND_SERVICE,
-    CapabilitySet::SYS_CHROOT,
-    CapabilitySet::AUDIT_WRITE,
-];
 
 /// Whether a layer is applied to a machine that is switched off.
 pub(crate) fn is() -> bool {
@@ -65,12 +48,13 @@ pub(crate) fn adapt(command: &mut Command) {
         command.env("SYSTEMD_OFFLINE", "1");
     }
     if CONFINED.load(Ordering::Relaxed) {
+        let kept: CapabilitySet =
+            CAPABILITIES.iter().filter_map(|name| CapabilitySet::from_name(name)).collect();
         // SAFETY: the closure makes system calls only.
         unsafe {
-            command.pre_exec(|| {
+            command.pre_exec(move || {
                 // As in a container: a program's owner gives nobody rights.
                 rustix::thread::set_no_new_privs(true)?;
-                let kept = KEPT.iter().fold(CapabilitySet::empty(), |all, one| all | *one);
                 for bit in 0..64 {
                     let one = CapabilitySet::from_bits_retain(1 << bit);
                     if kept.contains(one) {
@@ -118,7 +102,7 @@ pub(crate) fn clear_away() {
 /// What stands in the machine only while a layer is applied to it. Dropped,
 /// it is gone again, unless the layer has put something else in its place.
 pub(crate) struct Guests {
-    put: Vec<(PathBuf, String, Option<String>)>,
+    put: Vec<(PathBuf, String, Option<Vec<u8>>)>,
 }
 
 impl Guests {
@@ -147,7 +131,7 @@ impl Guests {
                     }
                 }
                 Err(_) => {
-                    let was = fs::read_to_string(RESOLV).ok();
+                    let was = fs::read(RESOLV).ok();
                     guests.put(RESOLV.into(), text, was)?;
                 }
             }
@@ -155,7 +139,7 @@ impl Guests {
         Ok(guests)
     }
 
-    fn put(&mut self, path: PathBuf, text: String, was: Option<String>) -> io::Result<()> {
+    fn put(&mut self, path: PathBuf, text: String, was: Option<Vec<u8>>) -> io::Result<()> {
         fs::write(&path, &text)?;
         self.put.push((path, text, was));
         Ok(())
@@ -165,7 +149,7 @@ impl Guests {
 impl Drop for Guests {
     fn drop(&mut self) {
         for (path, text, was) in self.put.drain(..) {
-            if fs::read_to_string(&path).ok().as_ref() != Some(&text) {
+            if fs::read(&path).ok().as_deref() != Some(text.as_bytes()) {
                 continue;
             }
             let _ = match was {
@@ -189,4 +173,14 @@ fn clean(path: &Path) -> PathBuf {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_capability_has_a_number() {
+        assert!(CAPABILITIES.iter().all(|name| CapabilitySet::from_name(name).is_some()));
+    }
 }

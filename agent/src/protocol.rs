@@ -251,6 +251,25 @@ pub mod card {
     pub const RESOLVER: &str = "10.0.2.3";
 }
 
+/// What programs of a layer may do as root while its machine is switched off:
+/// change owners and modes, become other users, use chroots. The same in an
+/// appliance and in a container; `docs/isolation.md` lists them.
+pub const CAPABILITIES: [&str; 13] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "SETFCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "AUDIT_WRITE",
+];
+
 /// The word on the kernel's command line that makes an agent with the process
 /// id 1 serve as an appliance.
 pub const APPLIANCE: &str = "vimg.appliance";

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::command;
 use crate::failure::HOME;
-use crate::system;
+use crate::fsctl;
 
 /// Services that stay up while the others are stopped: without them the
 /// machine can't answer any more.
@@ -66,7 +66,10 @@ pub(crate) fn seal() -> io::Result<()> {
         std::os::unix::fs::symlink("/etc/machine-id", "/var/lib/dbus/machine-id")?;
     }
     // What was deleted becomes holes in the disk.
-    system::trim(Path::new("/"));
+    // In a container only the host may.
+    if let Ok(root) = fs::File::open("/") {
+        fsctl::trim(root);
+    }
     Ok(())
 }
 

@@ -225,7 +225,7 @@ impl Agent {
 
     fn hold(&mut self) -> io::Result<()> {
         match &mut self.place {
-            Place::Machine => system::freeze(Path::new("/"), true),
+            Place::Machine => system::freeze(true),
             Place::Appliance(Some(attached)) => attached.hold(),
             Place::Appliance(None) => Ok(()),
             // Only the host may.
@@ -235,7 +235,7 @@ impl Agent {
 
     fn thaw(&mut self) -> io::Result<()> {
         match &mut self.place {
-            Place::Machine => system::freeze(Path::new("/"), false),
+            Place::Machine => system::freeze(false),
             Place::Appliance(Some(attached)) => attached.thaw(),
             Place::Appliance(None) | Place::Container => Ok(()),
         }

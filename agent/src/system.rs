@@ -2,8 +2,9 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+
+use crate::fsctl;
 
 /// A line of `/etc/passwd`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,34 +64,9 @@ pub(crate) fn group(name: &str) -> Option<Group> {
     groups().into_iter().find(|g| g.name == name)
 }
 
-/// Holds or releases all writes to the filesystem at `path`.
-pub(crate) fn freeze(path: &Path, hold: bool) -> io::Result<()> {
-    // linux/fs.h: FIFREEZE is _IOWR('X', 119, int), FITHAW _IOWR('X', 120, int).
-    const FIFREEZE: rustix::ioctl::Opcode = 0xC004_5877;
-    const FITHAW: rustix::ioctl::Opcode = 0xC004_5878;
-    let dir = File::open(path)?;
-    // SAFETY: both calls ignore their argument, and `dir` is open.
-    let result = unsafe {
-        if hold {
-            rustix::ioctl::ioctl(dir.as_fd(), rustix::ioctl::NoArg::<FIFREEZE>::new())
-        } else {
-            rustix::ioctl::ioctl(dir.as_fd(), rustix::ioctl::NoArg::<FITHAW>::new())
-        }
-    };
-    result.map_err(io::Error::from)
-}
-
-/// Tells the disk what a filesystem does not use. A disk that can't be told
-/// so is only larger, and in a container only the host may.
-pub(crate) fn trim(path: &Path) {
-    // linux/fs.h: FITRIM is _IOWR('X', 121, struct fstrim_range).
-    const FITRIM: rustix::ioctl::Opcode = 0xC018_5879;
-    let Ok(dir) = File::open(path) else { return };
-    // `struct fstrim_range`: start, length, the least that is worth it.
-    let range: [u64; 3] = [0, u64::MAX, 0];
-    // SAFETY: the opcode takes a `struct fstrim_range`, which `range` is.
-    let _ =
-        unsafe { rustix::ioctl::ioctl(dir.as_fd(), rustix::ioctl::Setter::<FITRIM, [u64; 3]>::new(range)) };
+/// Holds or releases all writes to the root filesystem.
+pub(crate) fn freeze(hold: bool) -> io::Result<()> {
+    fsctl::freeze(File::open("/")?, hold)
 }
 
 /// Makes a mounted filesystem the root of this process and its children.

@@ -415,7 +415,7 @@ async fn boot<P: Provider>(
     }
     let mut session = Session::new(channel);
     let ready = async {
-        let units = session.ready().await?;
+        let units = session.ready(place == Place::Machine).await?;
         if let Place::Outside(network) = &place {
             session.prepare(network.clone()).await?;
         }

@@ -15,6 +15,9 @@ use vimg_agent::protocol::{self, Digest, Frame, FromAgent, Malformed, Network, P
 const SILENCE: Duration = Duration::from_secs(180);
 /// How long a machine may take from its start to the end of its boot.
 const BOOT: Duration = Duration::from_secs(900);
+/// How long an agent outside of its machine may take to answer: it waits for
+/// nothing else.
+const AWAKE: Duration = Duration::from_secs(120);
 /// How long a filesystem may take to come to rest, or a kernel to be sent.
 const REST: Duration = Duration::from_secs(600);
 /// How long stopping services and cleaning up may take.
@@ -82,10 +85,11 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         Self { channel }
     }
 
-    /// Shakes hands and waits until the machine is up. Returns the units that
-    /// failed to start.
-    pub(super) async fn ready(&mut self) -> Result<Vec<String>, SessionError> {
-        tokio::time::timeout(BOOT, async {
+    /// Shakes hands and waits until the machine is up, or the agent alone
+    /// where it is outside of it. Returns the units that failed to start.
+    pub(super) async fn ready(&mut self, booting: bool) -> Result<Vec<String>, SessionError> {
+        let patience = if booting { BOOT } else { AWAKE };
+        tokio::time::timeout(patience, async {
             self.sync().await?;
             match self.message().await? {
                 FromAgent::Hello {
@@ -112,7 +116,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
             }
         })
         .await
-        .unwrap_or(Err(SessionError::Silent(BOOT)))
+        .unwrap_or(Err(SessionError::Silent(patience)))
     }
 
     /// Sends a nonce and reads until it comes back: what lies in the channel
@@ -369,7 +373,7 @@ mod tests {
             let _ = tokio::io::copy(&mut guest, &mut tokio::io::sink()).await;
         });
         let mut session = Session::new(host);
-        session.ready().await?;
+        session.ready(true).await?;
         let steps = [Primitive::Symlink { path: "/a".into(), target: "b".into() }];
         let result = session.apply("x", &steps, false, &None_, |_| {}).await;
         drop(session);

@@ -7,27 +7,25 @@
 //! filter before the system calls that package managers do without. Only
 //! filesystems that were made here are given to the host's kernel.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::MemfdFlags;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, mount_change, move_mount};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde_json::json;
-use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
-use vimg_agent::protocol::Network;
+use vimg_agent::protocol::{CAPABILITIES, Network};
 
+use super::child::{self, Tail};
 use super::debian::find_program;
 use super::qemu::{Disks, Monitor, Programs};
-use super::{AGENT, Ended, Instance, Launch, Offline, Place, ProviderError, child, gpt};
+use super::{AGENT, Ended, Instance, Launch, Offline, Place, ProviderError, gpt};
 
 mod mount;
 mod seccomp;
@@ -35,23 +33,10 @@ mod seccomp;
 /// How long the disk may take to show.
 const OPENING: Duration = Duration::from_secs(20);
 
-/// What `bwrap` leaves of root's capabilities; the agent leaves the same to
-/// programs in an appliance.
-const CAPABILITIES: &[&str] = &[
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_DAC_READ_SEARCH",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETPCAP",
-    "CAP_SETFCAP",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_SYS_CHROOT",
-    "CAP_AUDIT_WRITE",
-];
+/// What `qemu-storage-daemon` says, beside its sockets.
+const LOG: &str = "daemon.log";
+/// How much of what `bwrap` says is remembered, in bytes.
+const WORDS: usize = 8 << 10;
 
 /// Where the agent's program is inside, and the descriptors that `bwrap` gets
 /// it and its filter by.
@@ -68,10 +53,15 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// Whether containers work here; otherwise why not.
-    pub(super) async fn find() -> Result<Self, ProviderError> {
+    /// What runs containers here, on disks of a store that is `owned` by root
+    /// alone; otherwise why there are none.
+    pub(super) async fn allowed(owned: bool) -> Result<Self, ProviderError> {
         if !rustix::process::geteuid().is_root() {
             return Err(ProviderError::new("only root may mount filesystems"));
+        }
+        if !owned {
+            return Err(ProviderError::new("others than root can write to the store")
+                .help("chown and chmod the store, or take another one"));
         }
         let find = |name: &str, package: &str| {
             find_program(name).ok_or_else(|| {
@@ -120,10 +110,10 @@ pub struct ContainerInstance {
     daemon: Child,
     monitor: Monitor,
     disks: Disks,
-    words: Arc<Mutex<VecDeque<u8>>>,
+    words: Tail,
     network: Option<Network>,
     way: String,
-    store: PathBuf,
+    scratch: PathBuf,
 }
 
 /// Starts a container on a disk.
@@ -145,8 +135,8 @@ pub(super) async fn start(
     let mut daemon = spawn_daemon(engine, &disks, launch, &shown)?;
     let connected = tokio::time::timeout(OPENING, Monitor::wait(scratch, "qmp", &mut daemon)).await;
     let Ok(Some(monitor)) = connected else {
-        let words = std::fs::read_to_string(scratch.join("daemon.log")).unwrap_or_default();
-        return Err(ProviderError::new(format!("qemu-storage-daemon does not start: {}", words.trim())));
+        let words = child::last_words(&scratch.join(LOG));
+        return Err(ProviderError::new(format!("qemu-storage-daemon does not start: {words}")));
     };
     let monitor = monitor?;
     // The export is in the daemon's own view of the filesystem.
@@ -163,35 +153,20 @@ pub(super) async fn start(
         let _ = daemon.kill().await;
         return Err(ProviderError::new("the image has a second filesystem, at /boot/efi"));
     }
-    let (agent, bwrap) = spawn_agent(engine, &mounted, &root, offline.network)?;
-    let words = Arc::new(Mutex::new(VecDeque::new()));
-    let mut instance = ContainerInstance {
+    let (agent, mut bwrap) = spawn_agent(engine, &mounted, &root, offline.network)?;
+    let err = bwrap.stderr.take().ok_or_else(|| ProviderError::new("bwrap ended"))?;
+    Ok(ContainerInstance {
         agent: Some(agent),
         bwrap,
         mounted: Some(mounted),
         daemon,
         monitor,
         disks,
-        words: words.clone(),
+        words: Tail::of(err, WORDS),
         network: offline.network.then(host_network),
         way: engine.name(),
-        store: scratch.clone(),
-    };
-    if let Some(mut err) = instance.bwrap.stderr.take() {
-        tokio::spawn(async move {
-            let mut buffer = vec![0; 4096];
-            while let Ok(n) = err.read(&mut buffer).await {
-                if n == 0 {
-                    return;
-                }
-                let mut words = words.lock().unwrap_or_else(PoisonError::into_inner);
-                words.extend(&buffer[..n]);
-                let surplus = words.len().saturating_sub(8 << 10);
-                words.drain(..surplus);
-            }
-        });
-    }
-    Ok(instance)
+        scratch: scratch.clone(),
+    })
 }
 
 /// Names are resolved as the host does.
@@ -208,8 +183,8 @@ fn spawn_daemon(
     shown: &Path,
 ) -> Result<Child, ProviderError> {
     let fail = |e: io::Error| ProviderError::new(format!("qemu-storage-daemon can't be run: {e}"));
-    let mut command = Command::new(&engine.daemon);
-    let log = File::create(launch.scratch.join("daemon.log")).map_err(fail)?;
+    let log = launch.scratch.join(LOG);
+    let mut command = child::daemon(&engine.daemon, &launch.scratch, &log).map_err(fail)?;
     for node in disks.nodes(launch) {
         command.args(["--blockdev", &node.to_string()]);
     }
@@ -220,14 +195,7 @@ fn spawn_daemon(
     command
         .args(["--export", &export.to_string()])
         .args(["--chardev", "socket,id=qmp,path=qmp,server=on,wait=off"])
-        .args(["--monitor", "chardev=qmp,mode=control"])
-        .current_dir(&launch.scratch)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().map_err(fail)?)
-        .stderr(log)
-        .process_group(0)
-        .kill_on_drop(true);
-    child::die_with_us(&mut command);
+        .args(["--monitor", "chardev=qmp,mode=control"]);
     // SAFETY: the closure makes system calls only.
     unsafe { command.pre_exec(own_mounts) };
     command.spawn().map_err(fail)
@@ -264,7 +232,7 @@ fn spawn_agent(
     }
     command.args(["--die-with-parent", "--new-session", "--cap-drop", "ALL"]);
     for capability in CAPABILITIES {
-        command.args(["--cap-add", capability]);
+        command.args(["--cap-add", &format!("CAP_{capability}")]);
     }
     command.arg("--bind").arg(root).arg("/");
     command.args(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/run"]);
@@ -331,15 +299,9 @@ fn memory(bytes: &[u8]) -> io::Result<File> {
 }
 
 impl ContainerInstance {
-    fn said(&self) -> String {
-        let words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes: Vec<u8> = words.iter().copied().collect();
-        String::from_utf8_lossy(&bytes).trim().to_owned()
-    }
-
     /// Whether the disk that the overlay grows on has no room left.
     fn host_is_full(&self) -> bool {
-        rustix::fs::statvfs(&self.store).is_ok_and(|s| s.f_bavail * s.f_frsize < 16 << 20)
+        rustix::fs::statvfs(&self.scratch).is_ok_and(|s| s.f_bavail * s.f_frsize < 16 << 20)
     }
 }
 
@@ -388,8 +350,7 @@ impl Instance for ContainerInstance {
     async fn ended(&mut self) -> Ended {
         tokio::select! {
             _ = self.daemon.wait() => {
-                let words = std::fs::read_to_string(self.store.join("daemon.log")).unwrap_or_default();
-                Ended::Killed(format!("qemu-storage-daemon: {}", words.trim()))
+                Ended::Killed(format!("qemu-storage-daemon: {}", child::last_words(&self.scratch.join(LOG))))
             }
             _ = self.bwrap.wait() => {
                 if self.host_is_full() {
@@ -397,14 +358,14 @@ impl Instance for ContainerInstance {
                 }
                 // Its last words may still be on their way.
                 tokio::time::sleep(Duration::from_millis(50)).await;
-                let said = self.said();
+                let said = self.words.text().trim().to_owned();
                 if said.is_empty() { Ended::AgentGone } else { Ended::Killed(said) }
             }
         }
     }
 
     fn console(&self) -> String {
-        self.said()
+        self.words.text()
     }
 
     async fn stop(mut self) {

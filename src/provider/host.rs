@@ -42,35 +42,30 @@ impl Host {
     }
 
     async fn engine(&self) -> Result<&Engine, ProviderError> {
-        self.engine.get_or_init(Engine::find).await.as_ref().map_err(Clone::clone)
+        self.engine.get_or_init(|| Engine::allowed(self.owned)).await.as_ref().map_err(Clone::clone)
     }
 
     /// What runs a launch that needs no booted machine, if that is a
     /// container.
     async fn contained(&self, launch: &Launch) -> Result<Option<&Engine>, ProviderError> {
         let Some(offline) = &launch.offline else { return Ok(None) };
-        if !offline.ours || !self.owned {
+        if self.choice == Choice::Qemu {
             return Ok(None);
         }
-        match self.choice {
-            Choice::Qemu => Ok(None),
-            Choice::Container => self.engine().await.map(Some).map_err(|e| {
+        let asked = self.choice == Choice::Container;
+        let engine = match self.engine().await {
+            Ok(engine) => engine,
+            Err(e) if asked => {
                 let message = format!("containers don't work here: {}", e.message);
-                ProviderError::new(message).help(e.help.unwrap_or_else(|| "use --provider auto".into()))
-            }),
-            Choice::Auto => match self.engine().await {
-                // Only now is it worth knowing whether there is KVM.
-                Ok(engine) => {
-                    let kernel =
-                        launch.boot.as_ref().or(offline.appliance.as_ref()).map(|(k, _)| k.as_path());
-                    match self.qemu.accel_quietly(kernel).await {
-                        Ok(Accel::Kvm) => Ok(None),
-                        Ok(Accel::Tcg) | Err(_) => Ok(Some(engine)),
-                    }
-                }
-                Err(_) => Ok(None),
-            },
-        }
+                let help = e.help.unwrap_or_else(|| "`--provider auto` takes what works".into());
+                return Err(ProviderError::new(message).help(help));
+            }
+            Err(_) => return Ok(None),
+        };
+        // Only now is it worth knowing whether there is KVM.
+        let kernel = launch.boot.as_ref().or(offline.appliance.as_ref()).map(|(k, _)| k.as_path());
+        let better = !asked && self.qemu.accel_quietly(kernel).await.is_ok_and(|accel| accel == Accel::Kvm);
+        Ok((offline.ours && !better).then_some(engine))
     }
 }
 
@@ -82,10 +77,7 @@ fn owned(store: &Path) -> bool {
 
 /// Says how layers will be applied, and why, without starting anything.
 pub async fn explain(choice: Choice, kvm: &Kvm, store: &Path) -> String {
-    let engine = match Engine::find().await {
-        Ok(_) if !owned(store) => Err(ProviderError::new("others than root can write to the store")),
-        found => found,
-    };
+    let engine = Engine::allowed(owned(store)).await;
     let container = |engine: &Engine| format!("in a {} ", engine.name());
     match (choice, engine) {
         (Choice::Qemu, _) => "in an appliance under QEMU (as asked)".into(),

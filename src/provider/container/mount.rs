@@ -8,29 +8,17 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::ioctl::{NoArg, Opcode, Setter, ioctl};
+use rustix::ioctl::{Opcode, Setter, ioctl};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
     fsmount, fsopen,
 };
+use vimg_agent::fsctl;
 
 // linux/loop.h
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
 const LOOP_CONFIGURE: Opcode = 0x4C0A;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
-// linux/fs.h
-const FIFREEZE: Opcode = 0xC004_5877;
-const FITHAW: Opcode = 0xC004_5878;
-const FITRIM: Opcode = 0xC018_5879;
-
-/// `struct fstrim_range`.
-#[repr(C)]
-struct TrimRange {
-    start: u64,
-    length: u64,
-    least: u64,
-}
-
 /// How long processes that were killed may hold a mount.
 const RELEASE: Duration = Duration::from_secs(5);
 
@@ -113,33 +101,19 @@ impl Mounted {
 
     /// Holds all writes until what is returned is dropped.
     pub(super) fn hold(&self) -> io::Result<Held<'_>> {
-        self.freeze(true)?;
+        fsctl::freeze(&self.root, true)?;
         Ok(Held(self))
     }
 
     /// Tells the disk what the filesystem does not use. One that can't be
     /// told so is only larger.
     pub(super) fn trim(&self) {
-        let range = TrimRange { start: 0, length: u64::MAX, least: 0 };
-        // SAFETY: the opcode takes a `struct fstrim_range`, which this is.
-        let _ = unsafe { ioctl(self.root.as_fd(), Setter::<FITRIM, TrimRange>::new(range)) };
+        fsctl::trim(&self.root);
     }
 
     /// Whether there is something at `path`.
     pub(super) fn has(&self, path: &str) -> bool {
         rustix::fs::statat(&self.root, path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok()
-    }
-
-    fn freeze(&self, hold: bool) -> io::Result<()> {
-        // SAFETY: both calls ignore their argument.
-        let result = unsafe {
-            if hold {
-                ioctl(self.root.as_fd(), NoArg::<FIFREEZE>::new())
-            } else {
-                ioctl(self.root.as_fd(), NoArg::<FITHAW>::new())
-            }
-        };
-        result.map_err(io::Error::from)
     }
 
     /// A small file of the filesystem. Links are not followed: they are the
@@ -160,7 +134,7 @@ pub(super) struct Held<'a>(&'a Mounted);
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        let _ = self.0.freeze(false);
+        let _ = fsctl::freeze(&self.0.root, false);
     }
 }
 

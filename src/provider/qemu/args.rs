@@ -78,14 +78,13 @@ pub(super) fn appliance_boot(kernel: &Path, initrd: &Path) -> Vec<String> {
 
 /// What an appliance boots.
 pub(super) fn direct(kernel: &Path, initrd: &Path) -> Vec<String> {
-    vec![
-        "-kernel".into(),
-        kernel.display().to_string(),
-        "-initrd".into(),
-        initrd.display().to_string(),
-        "-append".into(),
-        format!("{APPLIANCE_CMDLINE} {APPLIANCE}"),
-    ]
+    linux(kernel, initrd, &format!("{APPLIANCE_CMDLINE} {APPLIANCE}"))
+}
+
+/// A kernel that is started without a boot loader.
+fn linux(kernel: &Path, initrd: &Path, cmdline: &str) -> Vec<String> {
+    let (kernel, initrd) = (kernel.display().to_string(), initrd.display().to_string());
+    ["-kernel", &kernel, "-initrd", &initrd, "-append", cmdline].map(str::to_owned).to_vec()
 }
 
 /// Sockets in the working directory: short names, whatever the store's path.
@@ -166,15 +165,7 @@ pub(super) fn writable(node: &str, file: &Path, backing: &Value) -> Value {
 
 /// A direct boot.
 pub(super) fn boot(boot: Option<&(PathBuf, PathBuf)>) -> Vec<String> {
-    let Some((kernel, initrd)) = boot else { return Vec::new() };
-    vec![
-        "-kernel".into(),
-        kernel.display().to_string(),
-        "-initrd".into(),
-        initrd.display().to_string(),
-        "-append".into(),
-        words(CMDLINE).join(" "),
-    ]
+    boot.map_or_else(Vec::new, |(kernel, initrd)| linux(kernel, initrd, CMDLINE))
 }
 
 pub(super) fn words(text: &str) -> Vec<String> {

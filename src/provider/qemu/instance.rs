@@ -1,22 +1,19 @@
 //! A running QEMU.
 
-use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::io::AsyncReadExt;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::sync::mpsc;
 
 use super::disks::{Disks, Monitor};
 use super::qmp::Qmp;
 use super::{Accel, Programs, ProviderError, args};
-use crate::provider::{Ended, Instance, Launch, Place, child};
+use crate::provider::child::{self, Tail};
+use crate::provider::{Ended, Instance, Launch, Place};
 
 /// How much of the console is remembered, in bytes.
 const CONSOLE: usize = 32 << 10;
@@ -31,7 +28,7 @@ pub struct QemuInstance {
     monitor: Monitor,
     events: mpsc::Receiver<Value>,
     agent: Option<UnixStream>,
-    console: Arc<Mutex<VecDeque<u8>>>,
+    console: Tail,
     log: std::path::PathBuf,
     disks: Disks,
     panicked: bool,
@@ -82,7 +79,9 @@ impl QemuInstance {
             let _ = std::fs::remove_file(scratch.join(socket));
         }
         let log = scratch.join("qemu.log");
-        let mut child = spawn(&programs.system, all, scratch, &log)?;
+        let fail = |e| ProviderError::new(format!("`{}` can't be run: {e}", programs.system.display()));
+        let mut command = child::daemon(&programs.system, scratch, &log).map_err(fail)?;
+        let mut child = command.args(all).spawn().map_err(fail)?;
 
         let connected = tokio::time::timeout(OPENING, async {
             let qmp = wait_and_connect(scratch, "qmp", &mut child).await?;
@@ -92,12 +91,11 @@ impl QemuInstance {
         })
         .await;
         let Ok(Some((qmp, console_stream, agent))) = connected else {
-            let words = last_words(&log);
+            let words = child::last_words(&log);
             return Err(ProviderError::new(format!("QEMU does not start: {words}")));
         };
         let (qmp, events) = Qmp::new(qmp, EVENTS).await?;
-        let console = Arc::new(Mutex::new(VecDeque::new()));
-        tokio::spawn(drain(console_stream, console.clone()));
+        let console = Tail::of(console_stream, CONSOLE);
         Ok(Self {
             child,
             monitor: Monitor::new(qmp),
@@ -144,7 +142,7 @@ impl QemuInstance {
                 Some(event) if wanted(&event) => return Ok(()),
                 Some(event) if self.judge(&event).is_none() => {}
                 _ => {
-                    let words = last_words(&self.log);
+                    let words = child::last_words(&self.log);
                     let console = self.console();
                     let console = console.lines().last().unwrap_or_default();
                     return Err(ProviderError::new(format!("the machine ended: {words} {console}")));
@@ -172,23 +170,6 @@ impl QemuInstance {
     }
 }
 
-fn spawn(program: &Path, args: &[String], dir: &Path, log: &Path) -> Result<Child, ProviderError> {
-    let fail = |e: std::io::Error| ProviderError::new(format!("`{}` can't be run: {e}", program.display()));
-    let file = std::fs::File::create(log).map_err(fail)?;
-    let mut command = Command::new(program);
-    command
-        .args(args)
-        .current_dir(dir)
-        .stdin(Stdio::null())
-        .stdout(file.try_clone().map_err(fail)?)
-        .stderr(file)
-        // Ctrl-C is for vimg; it stops its machines itself.
-        .process_group(0)
-        .kill_on_drop(true);
-    child::die_with_us(&mut command);
-    command.spawn().map_err(fail)
-}
-
 /// Connects to a socket in `dir`. A socket's path may have 108 bytes; through
 /// the descriptor of its directory it is always short.
 pub(super) async fn connect(dir: &Path, name: &str) -> std::io::Result<UnixStream> {
@@ -213,25 +194,6 @@ pub(super) async fn wait_and_connect(dir: &Path, name: &str, child: &mut Child) 
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-}
-
-async fn drain(mut stream: UnixStream, console: Arc<Mutex<VecDeque<u8>>>) {
-    let mut buffer = vec![0; 4096];
-    while let Ok(n) = stream.read(&mut buffer).await {
-        if n == 0 {
-            return;
-        }
-        let mut console = console.lock().unwrap_or_else(PoisonError::into_inner);
-        console.extend(&buffer[..n]);
-        let surplus = console.len().saturating_sub(CONSOLE);
-        console.drain(..surplus);
-    }
-}
-
-fn last_words(log: &Path) -> String {
-    let text = std::fs::read(log).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text[text.len().saturating_sub(2000)..]).trim().to_owned();
-    if text.is_empty() { "it says nothing".into() } else { text }
 }
 
 impl Instance for QemuInstance {
@@ -263,7 +225,7 @@ impl Instance for QemuInstance {
                     Some(event) => if let Some(ended) = self.judge(&event) { return ended },
                     None => {
                         let _ = self.child.wait().await;
-                        return Ended::Killed(last_words(&self.log));
+                        return Ended::Killed(child::last_words(&self.log));
                     }
                 },
                 _ = self.child.wait() => {
@@ -272,7 +234,7 @@ impl Instance for QemuInstance {
                             return ended;
                         }
                     }
-                    return Ended::Killed(last_words(&self.log));
+                    return Ended::Killed(child::last_words(&self.log));
                 }
             }
         }
@@ -285,9 +247,7 @@ impl Instance for QemuInstance {
     }
 
     fn console(&self) -> String {
-        let console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes: Vec<u8> = console.iter().copied().collect();
-        String::from_utf8_lossy(&bytes).into_owned()
+        self.console.text()
     }
 
     async fn stop(mut self) {
