@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use machines::{Boot, Project, Tested, ovmf, serves, with_layer};
+use machines::{Boot, Project, Tested, all_fail, ovmf, serves, with_layer};
 
 #[test]
 fn the_web_example_is_built_served_and_rebuilt_only_where_it_changed() {
@@ -188,7 +188,7 @@ fn every_primitive_is_applied_and_idempotent() {
 /// by side.
 #[test]
 fn faults_have_names_and_leave_nothing() {
-    let faults: [(&str, &str, &str); 6] = [
+    let faults = [
         (
             "panic",
             "echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger; sleep 60",
@@ -208,27 +208,7 @@ fn faults_have_names_and_leave_nothing() {
             "exit code 3",
         ),
     ];
-    let project = Project::new("faults");
-    let mut text = "use \"std/debian.vimg\"\nimage \"small\" { bootstrap \"debian\" suite=\"bookworm\"; machine disk=\"2GiB\" memory=\"512MiB\" }\n".to_owned();
-    for (name, script, _) in faults {
-        let timeout = if name == "endless" { "timeout=\"5s\"" } else { "" };
-        text.push_str(&format!(
-            "image \"{name}\" {{ from \"small\"; layer \"{name}\" }}\n\
-             configuration \"{name}\" {{ needs \"booted\"; run {timeout} {{ script {script:?} }} }}\n"
-        ));
-    }
-    project.write("main.vimg", &text);
-    let built = project.vimg(&["build", "--keep-going", "--jobs", "2"]);
-    assert_eq!(built.code, 1);
-    for (name, _, words) in faults {
-        built.says(words);
-        let record = project.vimg(&["why", name]);
-        assert!(
-            record.stdout.contains(&format!("build  {name}@{name}")),
-            "{name} was kept: {}",
-            record.stdout
-        );
-    }
+    let (project, built) = all_fail("faults", "needs \"booted\"", &faults);
     built.says("the end");
     // What a gigabyte of output left of itself: its head and its tail.
     let log = project.vimg(&["log", "chatty"]).stdout;

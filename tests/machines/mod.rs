@@ -81,6 +81,30 @@ pub(crate) fn with_layer(name: &str, body: &str) -> Project {
     project
 }
 
+/// Builds an image for each fault: its name, the script that brings it about,
+/// and the words that it must be told in. All must fail and nothing be kept.
+/// They are images of one project, so that they are made side by side.
+pub(crate) fn all_fail(project: &str, needs: &str, faults: &[(&str, &str, &str)]) -> (Project, Tested) {
+    let project = Project::new(project);
+    let mut text = "use \"std/debian.vimg\"\nimage \"small\" { bootstrap \"debian\" suite=\"bookworm\"; machine disk=\"2GiB\" memory=\"512MiB\" }\n".to_owned();
+    for (name, script, _) in faults {
+        let timeout = if *name == "endless" { "timeout=\"5s\"" } else { "" };
+        text.push_str(&format!(
+            "image \"{name}\" {{ from \"small\"; layer \"{name}\" }}\n\
+             configuration \"{name}\" {{\n{needs}\nrun {timeout} {{ script {script:?} }}\n}}\n"
+        ));
+    }
+    project.write("main.vimg", &text);
+    let built = project.vimg(&["build", "--keep-going", "--jobs", "2"]);
+    assert_eq!(built.code, 1, "{}", built.stderr);
+    for (name, _, words) in faults {
+        built.says(words);
+        let why = project.vimg(&["why", name]).stdout;
+        assert!(why.contains(&format!("build  {name}@{name}")), "{name} was kept: {why}");
+    }
+    (project, built)
+}
+
 /// A project in a directory of its own; all share one store.
 pub(crate) struct Project {
     root: PathBuf,

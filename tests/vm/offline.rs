@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::machines::{
-    Boot, Project, Tested, damage_appliances, newest_record, ovmf, serves, tree_of, with_layer,
+    Boot, Project, Tested, all_fail, damage_appliances, newest_record, ovmf, serves, tree_of, with_layer,
 };
 
 /// What a layer leaves when the machine is off: units enabled, settings
@@ -101,8 +101,6 @@ fn a_container_that_is_not_allowed_is_refused() {
 
 #[test]
 fn faults_of_an_appliance_have_names_and_leave_nothing() {
-    let project = Project::new("offline-faults");
-    let mut text = "use \"std/debian.vimg\"\nimage \"small\" { bootstrap \"debian\" suite=\"bookworm\"; machine disk=\"2GiB\" memory=\"512MiB\" }\n".to_owned();
     let faults = [
         ("full", "dd if=/dev/urandom of=/big bs=1M", "the machine's disk is full"),
         ("endless", "sleep infinity", "it did not end within 5 s"),
@@ -114,21 +112,8 @@ fn faults_of_an_appliance_have_names_and_leave_nothing() {
             "exit code 4",
         ),
     ];
-    for (name, script, _) in faults {
-        let timeout = if name == "endless" { "timeout=\"5s\"" } else { "" };
-        text.push_str(&format!(
-            "image \"{name}\" {{ from \"small\"; layer \"{name}\" }}\n\
-             configuration \"{name}\" {{ run {timeout} {{ script {script:?} }} }}\n"
-        ));
-    }
-    project.write("main.vimg", &text);
-    let built = project.vimg(&["build", "--keep-going", "--jobs", "2"]);
-    assert_eq!((built.code, built.boots()), (1, 0), "{}", built.stderr);
-    for (name, _, words) in faults {
-        built.says(words);
-        let why = project.vimg(&["why", name]).stdout;
-        assert!(why.contains(&format!("build  {name}@{name}")), "{name} was kept: {why}");
-    }
+    let (project, built) = all_fail("offline-faults", "", &faults);
+    assert_eq!(built.boots(), 0);
     project.nothing_runs();
 }
 

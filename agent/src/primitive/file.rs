@@ -95,6 +95,16 @@ pub(super) fn attributes(path: &Path, mode: u32, owner: (u32, u32)) -> Result<bo
     Ok(changed)
 }
 
+/// Makes a file of the agent's own hold `text`; says whether it did not.
+pub(super) fn text(path: &Path, text: &str) -> Result<bool, Failure> {
+    if fs::read_to_string(path).ok().as_deref() == Some(text) {
+        return Ok(false);
+    }
+    parents(path)?;
+    fs::write(path, text).map_err(|e| Failure::at(path, e))?;
+    Ok(true)
+}
+
 /// Makes the directories above `path` that are missing, as root's with 0755.
 pub(super) fn parents(path: &Path) -> Result<(), Failure> {
     let Some(parent) = path.parent() else { return Ok(()) };

@@ -1,6 +1,5 @@
 //! `kernel-module`: a module, in a file for each boot and in the kernel now.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{Context, file};
@@ -12,12 +11,7 @@ pub(super) fn apply(name: &str, context: &Context) -> Result<bool, Failure> {
     // systemd's modules-load.d(5).
     let conf = PathBuf::from(format!("/etc/modules-load.d/90-vimg-{name}.conf"));
     let text = format!("{name}\n");
-    let mut changed = false;
-    if fs::read_to_string(&conf).ok().as_deref() != Some(&text) {
-        file::parents(&conf)?;
-        fs::write(&conf, text).map_err(|e| Failure::at(&conf, e))?;
-        changed = true;
-    }
+    let mut changed = file::text(&conf, &text)?;
     // The kernel's own name for it has no dashes.
     let live = Path::new("/sys/module").join(name.replace('-', "_"));
     if !offline::is() && !live.exists() {

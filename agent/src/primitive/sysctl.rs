@@ -14,12 +14,7 @@ pub(super) fn apply(key: &str, value: &str) -> Result<bool, Failure> {
     let name = path.replace('/', ".");
     let conf = PathBuf::from(format!("/etc/sysctl.d/90-vimg-{name}.conf"));
     let text = format!("{key} = {value}\n");
-    let mut changed = false;
-    if fs::read_to_string(&conf).ok().as_deref() != Some(&text) {
-        file::parents(&conf)?;
-        fs::write(&conf, text).map_err(|e| Failure::at(&conf, e))?;
-        changed = true;
-    }
+    let mut changed = file::text(&conf, &text)?;
     if offline::is() {
         // This kernel is not the machine's.
         return Ok(changed);
