@@ -108,7 +108,7 @@ fn fill(project: &Path, store: &Path) {
     let nodes: Vec<_> = graph.ids().collect();
     let plan = Plan::new(&graph, &store, &Last::default(), &nodes);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let budget = Budget { jobs: 2, memory: 8 << 30, keep_going: false };
+    let budget = Budget { jobs: 2, memory: 8 << 30, keep_going: false, keep_memory: true };
     let fake = Arc::new(common::Fake::default());
     let outcome =
         runtime.block_on(build(graph, &plan, &store, Arc::new(project), fake, Arc::new(|_| {}), budget));

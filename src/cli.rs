@@ -17,11 +17,13 @@ mod doctor;
 mod fmt;
 mod graph;
 mod init;
+mod junit;
 mod list;
 mod log;
 mod plan;
 mod project;
 mod settings;
+mod test;
 mod why;
 
 /// Build bootable virtual-machine images from recipes, incrementally.
@@ -103,6 +105,7 @@ enum Command {
     Fmt(fmt::Args),
     Plan(plan::Args),
     Build(build::Args),
+    Test(test::Args),
     Why(why::Args),
     Graph(graph::Args),
     Log(log::Args),
@@ -176,6 +179,7 @@ fn run(command: &Command, global: &Global, style: Style) -> Outcome {
         Command::Fmt(args) => fmt::run(args, style),
         Command::Plan(args) => plan::run(args, global, style),
         Command::Build(args) => build::run(args, global, style),
+        Command::Test(args) => test::run(args, global, style),
         Command::Why(args) => why::run(args, global, style),
         Command::Graph(_) => graph::run(global),
         Command::Log(args) => log::run(args, global),

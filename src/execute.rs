@@ -15,23 +15,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio::task::JoinSet;
 use vimg_lang::Span;
 
 use crate::event::{Event, Sink};
 use crate::files::Project;
-use crate::graph::{Graph, NodeId};
+use crate::graph::{Graph, Needs, Node, NodeId};
 use crate::plan::{Plan, Reason};
-use crate::provider::{Provider, ProviderError};
+use crate::provider::{OFFLINE_MEMORY, Provider, ProviderError};
 use crate::store::{Store, StoreError};
 
+mod checks;
 mod explain;
 mod log;
 mod output;
 mod run;
 mod runs;
 mod session;
+mod up;
 
 pub use log::read as read_log;
 pub use output::write_outputs;
@@ -45,6 +47,8 @@ pub struct Budget {
     pub memory: u64,
     /// Go on with what does not depend on a failed node.
     pub keep_going: bool,
+    /// Keep the memory of machines that booted, to fork them.
+    pub keep_memory: bool,
 }
 
 /// Why a node could not be made.
@@ -102,6 +106,7 @@ struct Shared<P> {
     /// In MiB.
     memory: Semaphore,
     memory_mib: u32,
+    keep_memory: bool,
     boots: AtomicUsize,
     /// Where the logs of failures go.
     failed_log: Box<dyn Fn(&str) -> PathBuf + Send + Sync>,
@@ -110,6 +115,16 @@ struct Shared<P> {
 impl<P> Shared<P> {
     fn tell(&self, event: Event) {
         (self.sink)(event);
+    }
+
+    /// Waits for the memory that an instance for a node may take.
+    async fn reserve(&self, node: &Node) -> Option<SemaphorePermit<'_>> {
+        let memory = match node.needs {
+            Needs::Machine => node.machine.memory,
+            Needs::Disk | Needs::Nothing => OFFLINE_MEMORY,
+        };
+        // A semaphore that is never closed always gives its permits.
+        self.memory.acquire_many(((memory >> 20) as u32).min(self.memory_mib)).await.ok()
     }
 }
 
@@ -144,6 +159,7 @@ pub async fn build<P: Provider>(
         jobs: Semaphore::new(budget.jobs.max(1)),
         memory: Semaphore::new(memory_mib as usize),
         memory_mib,
+        keep_memory: budget.keep_memory,
         boots: AtomicUsize::new(0),
         failed_log: Box::new(move |node| notes.failed_log(node)),
         graph: graph.clone(),

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use petgraph::graph::{DiGraph, NodeIndex};
-use vimg_agent::protocol::{self, Primitive};
-use vimg_lang::model::{Bootstrap, DiskFormat, Image, Machine, Model, Origin, Output};
+use vimg_agent::protocol::{self, Primitive, Probe};
+use vimg_lang::model::{Bootstrap, Check, DiskFormat, Image, Machine, Model, Origin, Output};
 use vimg_lang::{FileRef, Span};
 
 use crate::digest::{Description, Digest, Key};
@@ -26,8 +26,8 @@ pub struct NodeId(u32);
 /// A vertex: a state that is to be there.
 #[derive(Debug)]
 pub struct Node {
-    /// Unique in the graph: `image:base`, `image@layer`, `image:seal`,
-    /// `image:qcow2`.
+    /// Unique in the graph: `image:base`, `image@layer`, `image:check/name`,
+    /// `image:seal`, `image:qcow2`.
     pub name: String,
     /// The image that declares it.
     pub image: String,
@@ -72,6 +72,9 @@ pub enum Work {
     },
     /// A configuration, applied.
     Layer(Arc<LayerWork>),
+    /// Questions to the machine of the state below; what comes of it is no
+    /// disk.
+    Check(Arc<CheckWork>),
     /// The sealed form of the state below.
     Seal,
     /// The state below as one disk.
@@ -84,6 +87,7 @@ impl Work {
         match self {
             Self::Bootstrap(_) | Self::Import { .. } => "base",
             Self::Layer(_) => "layer",
+            Self::Check(_) => "check",
             Self::Seal => "seal",
             Self::Export(_) => "output",
         }
@@ -101,6 +105,15 @@ pub struct LayerWork {
     pub places: Vec<(Span, String)>,
     /// Where the blobs of the steps come from.
     pub blobs: BTreeMap<Digest, BlobSource>,
+}
+
+/// What the agent is to ask, and where that is declared.
+#[derive(Debug)]
+pub struct CheckWork {
+    /// The questions.
+    pub probes: Vec<Probe>,
+    /// A place and a name for each.
+    pub places: Vec<(Span, String)>,
 }
 
 /// Where a blob comes from.
@@ -131,6 +144,8 @@ pub struct Graph {
     /// For each image, its name, its last state before any output, and the
     /// index of its first own node in order.
     images: Vec<(String, NodeId)>,
+    /// For each image, its checks.
+    checks: Vec<Vec<NodeId>>,
     targets: Vec<Target>,
     by_name: HashMap<String, NodeId>,
     image_index: HashMap<String, usize>,
@@ -153,11 +168,13 @@ impl Graph {
             graph: Self {
                 graph: DiGraph::new(),
                 images: Vec::new(),
+                checks: Vec::new(),
                 targets: Vec::new(),
                 by_name: HashMap::new(),
                 image_index: HashMap::new(),
             },
             project,
+            checks: Vec::new(),
             errors: Vec::new(),
         };
         for image in &model.images {
@@ -184,6 +201,11 @@ impl Graph {
     /// The last state of an image, before any output.
     pub fn image(&self, name: &str) -> Option<NodeId> {
         self.image_index.get(name).map(|n| self.images[*n].1)
+    }
+
+    /// The checks of an image.
+    pub fn checks(&self, image: &str) -> &[NodeId] {
+        self.image_index.get(image).map_or(&[], |n| &self.checks[*n])
     }
 
     /// All images with their last states.
@@ -246,11 +268,14 @@ fn parent_state_id(parent: &Node) -> Key {
 struct Builder<'a> {
     graph: Graph,
     project: &'a Project,
+    /// For each image, what its layers and those below them promise, each
+    /// with the name of its layer.
+    checks: Vec<Vec<(&'a str, &'a Check)>>,
     errors: Vec<GraphError>,
 }
 
-impl Builder<'_> {
-    fn image(&mut self, image: &Image) {
+impl<'a> Builder<'a> {
+    fn image(&mut self, image: &'a Image) {
         let mut top = match &image.origin {
             Origin::Image(index) => self.graph.images[*index].1,
             Origin::Bootstrap(bootstrap) => {
@@ -285,6 +310,7 @@ impl Builder<'_> {
         }
         self.graph.image_index.insert(image.name.clone(), self.graph.images.len());
         self.graph.images.push((image.name.clone(), top));
+        self.checks(image, top);
         if image.outputs.is_empty() {
             return;
         }
@@ -314,6 +340,34 @@ impl Builder<'_> {
             });
             self.graph.targets.push(Target { image: image.name.clone(), node, output: output.clone() });
         }
+    }
+
+    /// What layers promise must hold in every image that has them; an image's
+    /// own checks are about that image.
+    fn checks(&mut self, image: &'a Image, top: NodeId) {
+        let mut promised = match &image.origin {
+            Origin::Image(index) => self.checks[*index].clone(),
+            _ => Vec::new(),
+        };
+        promised.extend(image.layers.iter().flat_map(|l| l.checks.iter().map(|c| (l.name.as_str(), c))));
+        let own = image.checks.iter().map(|c| (String::new(), c));
+        let all = promised.iter().map(|(layer, check)| (format!("{layer}/"), *check)).chain(own);
+        let mut nodes = Vec::new();
+        for (layer, check) in all {
+            let name = format!("{}:check/{layer}{}", image.name, check.name);
+            let mut unique = name.clone();
+            for n in 2.. {
+                if !self.graph.by_name.contains_key(&unique) {
+                    break;
+                }
+                unique = format!("{name}#{n}");
+            }
+            let (work, description) = describe::check(check, &image.machine);
+            let work = (Work::Check(Arc::new(work)), Needs::Machine);
+            nodes.push(self.push(image, unique, work, Some(top), description, check.span));
+        }
+        self.graph.checks.push(nodes);
+        self.checks.push(promised);
     }
 
     fn push(

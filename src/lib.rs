@@ -4,6 +4,7 @@
 
 pub mod digest;
 pub mod event;
+pub mod sparse;
 pub mod files;
 pub mod store;
 pub mod provider;

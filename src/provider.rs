@@ -58,8 +58,21 @@ pub struct Launch {
     /// The machine need not run: its disk is worked on from outside, if the
     /// provider knows a way.
     pub offline: Option<Offline>,
-    /// A directory for sockets and the like.
+    /// What its memory may be taken from, and kept for. Without it a machine
+    /// boots.
+    pub memory: Option<Memory>,
+    /// A directory for sockets and the like. It lies on the disk that the
+    /// store is on.
     pub scratch: PathBuf,
+}
+
+/// The memory of a booted machine.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    /// Names the disk below: one name never means two contents.
+    pub of: String,
+    /// Whether the machine is to be kept again, when it has gone on.
+    pub again: bool,
 }
 
 /// What there is to work on a disk from outside of its machine.
@@ -80,6 +93,8 @@ pub struct Offline {
 pub enum Place {
     /// In the machine itself, which boots.
     Machine,
+    /// In the machine, which booted before and was kept with its writes held.
+    Forked,
     /// Outside of it: it must be told to prepare, with this network.
     Outside(Option<Network>),
 }
@@ -195,6 +210,21 @@ pub trait Instance: Send {
     /// Tells the disk that takes the writes what is not used of it, where the
     /// agent can't.
     fn trim(&self) {}
+
+    /// Whether it can be kept: others then fork it instead of booting.
+    fn can_be_kept(&self) -> bool {
+        false
+    }
+
+    /// Whether it can be kept as it has booted, and nobody has done that yet.
+    fn has_just_booted(&self) -> bool {
+        false
+    }
+
+    /// Keeps it as it is and ends it. The agent must hold all writes. `of`
+    /// names the disk that was left by the last snapshot; `None` if there was
+    /// none, and it has only booted.
+    fn keep(self, of: Option<&str>) -> impl Future<Output = Result<(), ProviderError>> + Send;
 
     /// It did not come up: what it was started from is not to be used again,
     /// if it is only a shortcut.

@@ -6,7 +6,7 @@
 //! staging/<pid>-<n>/                       work in progress
 //! locks/<key>      held while a state is made
 //! projects/<id>/   what a project last built; disposable
-//! parsed/ probes/ appliances/              caches; disposable
+//! parsed/ probes/ appliances/ memories/    caches; disposable
 //! ```
 //!
 //! The files are the truth, there is no index beside them. A state appears by
@@ -242,11 +242,6 @@ impl Store {
     /// Where the answers of the accelerator probe are kept.
     pub fn probes(&self) -> PathBuf {
         self.root.join("probes")
-    }
-
-    /// Where appliances are kept.
-    pub fn appliances(&self) -> PathBuf {
-        self.root.join("appliances")
     }
 
     /// Where parsed recipes are kept.

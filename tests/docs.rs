@@ -99,6 +99,14 @@ configuration "c" {
     sysctl "NAME" value=1
     run { script "x"; env NAME="1"; undo "y" }
     run "HOST"
+    check "x" {
+        http "http://name/" status=200 contains="x" header="x: y"
+        port 1
+        run "x"
+        file "/PATH" contains="x"
+        service "name"
+        package "p"
+    }
 }
 "#;
 
@@ -127,6 +135,8 @@ fn every_field_of_a_key_is_documented() {
                 ("tree/link", "HOST"),
                 ("tree/sub", "HOST"),
                 ("tree", "HOST"),
+                ("http://name/", "NAME"),
+                ("port 1", "port NAME"),
             ] {
                 name = name.replace(own, placeholder);
             }

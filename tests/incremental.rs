@@ -274,7 +274,7 @@ fn run(project: &Path, store: &Path, leak: Option<PathBuf>) -> Built {
     let planned = plan.to_build().count();
     let fake = Arc::new(Fake { leak, ..Fake::default() });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let budget = Budget { jobs: 3, memory: 16 << 30, keep_going: false };
+    let budget = Budget { jobs: 3, memory: 16 << 30, keep_going: false, keep_memory: true };
     let outcome = runtime.block_on(build(
         graph.clone(),
         &plan,

@@ -1,40 +1,22 @@
 //! Works on the disk of another machine from outside of it: mounts it, makes
 //! its root the agent's own, and gives it what programs expect of a system.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, makedev};
-use rustix::ioctl::{NoArg, Opcode, Setter};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
-use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::filesystem;
 use crate::protocol::Prepare;
-use crate::{modules, network, offline, system};
+use crate::{modules, network, offline, system, wake};
 
 /// The disk's name in the kernel: the only virtio-blk disk there is.
 const DISK: &str = "vda";
 /// Where an EFI system partition belongs, if the image has the directory.
 const ESP: &str = "/boot/efi";
-/// linux/random.h: RNDADDENTROPY is _IOW('R', 3, int[2]), RNDRESEEDCRNG is
-/// _IO('R', 7).
-const RNDADDENTROPY: Opcode = 0x4008_5203;
-const RNDRESEEDCRNG: Opcode = 0x5207;
-/// How many bytes of the host's randomness are taken.
-const SEED: usize = 64;
-
-/// `struct rand_pool_info`.
-#[repr(C)]
-struct Entropy {
-    bits: i32,
-    size: i32,
-    bytes: [u8; SEED],
-}
-
 /// A machine's disk, mounted.
 pub(crate) struct Attached {
     /// Whether there is a filesystem at [`ESP`], too.
@@ -43,7 +25,7 @@ pub(crate) struct Attached {
 
 /// Makes the disk's root filesystem this process's own.
 pub(crate) fn prepare(prepare: &Prepare) -> io::Result<Attached> {
-    wake(prepare)?;
+    wake::wake(&prepare.wake)?;
     modules::load("disk")?;
     let found = filesystem::find(DISK)?;
     filesystem::mount_root(&found, "/root")?;
@@ -68,24 +50,6 @@ pub(crate) fn prepare(prepare: &Prepare) -> io::Result<Attached> {
     }
     offline::confine();
     Ok(Attached { esp: esp.is_some() })
-}
-
-/// What two forks of one memory must not share: the time at which they were
-/// made, and what their kernels take for random.
-fn wake(prepare: &Prepare) -> io::Result<()> {
-    let now = Timespec { tv_sec: prepare.seconds as i64, tv_nsec: 0 };
-    clock_settime(ClockId::Realtime, now)?;
-    let random = OpenOptions::new().write(true).open("/dev/urandom")?;
-    let mut seed = Entropy { bits: 8 * SEED as i32, size: SEED as i32, bytes: [0; SEED] };
-    let given = prepare.seed.get(..SEED).ok_or_else(|| io::Error::other("the seed is too short"))?;
-    seed.bytes.copy_from_slice(given);
-    // SAFETY: the first call takes a `struct rand_pool_info`, which `Entropy`
-    // is, the second nothing, and `random` is open.
-    unsafe {
-        rustix::ioctl::ioctl(random.as_fd(), Setter::<RNDADDENTROPY, Entropy>::new(seed))?;
-        rustix::ioctl::ioctl(random.as_fd(), NoArg::<RNDRESEEDCRNG>::new())?;
-    }
-    Ok(())
 }
 
 /// Mounts what programs expect of a running system below `root`, and nothing

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The version of these messages. Host and agent must have the same.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// The version of what the agent does to a machine. It enters every key, so
 /// raising it rebuilds everything: raise it when the same layer would now
@@ -178,6 +178,40 @@ pub struct Run {
     pub undo: Option<String>,
 }
 
+/// A question to a machine that runs. See the recipe language; times are in
+/// seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "the fields are those of the recipe language")]
+pub enum Probe {
+    Http {
+        url: String,
+        status: Option<u16>,
+        contains: Option<String>,
+        header: Option<(String, String)>,
+        within: u64,
+    },
+    Port {
+        port: u16,
+        within: u64,
+    },
+    Run {
+        script: String,
+        timeout: u64,
+    },
+    File {
+        path: String,
+        contains: Option<String>,
+    },
+    Service {
+        unit: String,
+        within: u64,
+    },
+    Package {
+        name: String,
+    },
+}
+
 /// What a service is to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -207,6 +241,15 @@ pub enum ToAgent {
     /// Bring the disk of another machine up, where the agent is no part of
     /// that machine. Answered by `Prepared`.
     Prepare(Prepare),
+    /// Ask these of the machine, in order, up to the first no. Answered by
+    /// `Passed` or `Failed`.
+    Check {
+        /// What is asked.
+        probes: Vec<Probe>,
+    },
+    /// The machine runs on from where its memory was kept. Answered by
+    /// `Awake`.
+    Wake(Wake),
     /// Write everything to disk and hold all writes. Answered by `Frozen`.
     Freeze,
     /// Let writes go on. Answered by `Thawed`.
@@ -219,14 +262,20 @@ pub enum ToAgent {
     SendBootFiles,
 }
 
+/// What two forks of one memory must not share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wake {
+    /// Nanoseconds since 1970: the machine's own clock stood still.
+    pub time: u64,
+    /// Bytes that nobody else gets: both have the same pool of randomness.
+    pub seed: Vec<u8>,
+}
+
 /// What an agent needs to know that works on a disk from outside of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prepare {
-    /// Seconds since 1970: the agent's own clock may have stood still.
-    pub seconds: u64,
-    /// Bytes that nobody else gets: two forks of one memory have the same
-    /// pool of randomness.
-    pub seed: Vec<u8>,
+    /// The appliance may be a fork.
+    pub wake: Wake,
     /// How the network is reached, if it is to be.
     pub network: Option<Network>,
 }
@@ -331,8 +380,12 @@ pub enum FromAgent {
         /// The exit code of the program that failed.
         exit: Option<i32>,
     },
+    /// All that was asked is so.
+    Passed,
     /// The disk is mounted and layers may come.
     Prepared,
+    /// The clock and the randomness are the machine's own.
+    Awake,
     /// All is on disk and writes are held.
     Frozen,
     /// Writes go on.

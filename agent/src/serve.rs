@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use crate::appliance::{self, Attached};
 use crate::apply;
+use crate::check;
 use crate::command;
 use crate::fetch::{Channel, Received, Sender};
 use crate::offline;
 use crate::protocol::{self, ALIVE_EVERY, FromAgent, PORT, Prepare, ToAgent};
 use crate::seal;
 use crate::system;
+use crate::wake;
 
 /// How long a machine may take to show the port. An image that runs without
 /// vimg has none, and its agent ends quietly.
@@ -108,6 +110,9 @@ struct Agent {
     channel: Channel,
     boot_stamp: String,
     place: Place,
+    /// What failed while the machine booted, once that was found out: a fork
+    /// is up from its beginning.
+    failed_units: Option<Vec<String>>,
 }
 
 impl Agent {
@@ -122,7 +127,13 @@ impl Agent {
                 }
             }
         });
-        Self { channel: Channel::new(input, sender), boot_stamp: system::boot_stamp(), place }.run()
+        Self {
+            channel: Channel::new(input, sender),
+            boot_stamp: system::boot_stamp(),
+            place,
+            failed_units: None,
+        }
+        .run()
     }
 
     fn run(&mut self) -> io::Result<()> {
@@ -152,11 +163,12 @@ impl Agent {
             behaviour: protocol::BEHAVIOUR,
             boot_id: boot_id.trim().to_owned(),
         })?;
-        let failed_units = match self.place {
+        let place = &self.place;
+        let failed_units = self.failed_units.get_or_insert_with(|| match place {
             Place::Machine => wait_until_up(),
             Place::Appliance(_) | Place::Container => Vec::new(),
-        };
-        sender.send(&FromAgent::Ready { failed_units })
+        });
+        sender.send(&FromAgent::Ready { failed_units: failed_units.clone() })
     }
 
     fn answer(&mut self, message: ToAgent) -> io::Result<Option<FromAgent>> {
@@ -170,6 +182,11 @@ impl Agent {
                 }
                 done
             }
+            ToAgent::Check { probes } => check::check(&self.channel.sender, &probes)?,
+            ToAgent::Wake(what) => match wake::wake(&what).and_then(|()| wake::rename_boot()) {
+                Ok(()) => FromAgent::Awake,
+                Err(error) => refused("wake", error),
+            },
             ToAgent::Prepare(what) => match self.prepare(&what) {
                 Ok(()) => {
                     self.boot_stamp = system::boot_stamp();

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::diagnostic::{Code, Diagnostic, MOST};
 use crate::load;
-use crate::model::{Bootstrap, Check, DiskFormat, Image, Layer, Machine, Model, Origin, Output, Probe};
+use crate::model::{Bootstrap, Check, DiskFormat, Image, Layer, Machine, Model, Origin, Output};
 use crate::resolve::{self, At, Capability, Configuration, Declarations};
 use crate::source::{FileKind, FileRef, Files, SourceId, Sources, Span};
 use crate::syntax::Arg;
 use crate::template::{Renderer, Scope};
 use crate::value::Value;
 
+mod check;
 mod inputs;
 mod primitive;
 mod single;
@@ -401,34 +402,6 @@ impl Elaborator<'_> {
             })
             .collect();
         Provider { configuration: configuration.at.name().to_owned(), span: at.head(), values, broken: false }
-    }
-
-    fn check(&mut self, at: At, scope: &Scope) -> Check {
-        let mut probes = Vec::new();
-        for node in at.children() {
-            let Some(arg) = node.node.args.first() else { continue };
-            let contains = node.node.prop("contains").and_then(|a| self.text(a, node, scope));
-            let probe = match node.node.name.as_str() {
-                "port" => self.ranged(arg, node, scope, 1, 65535).map(|n| Probe::Port(n as u16)),
-                "file" => self.guest_path(arg, node, scope).map(|path| Probe::File { path, contains }),
-                "http" => {
-                    let prop = |name: &str| node.node.prop(name);
-                    let status = prop("status").and_then(|a| self.ranged(a, node, scope, 100, 599));
-                    let within = prop("within").and_then(|a| self.duration(a, node, scope));
-                    self.text(arg, node, scope).map(|url| Probe::Http {
-                        url,
-                        status: status.map(|n| n as u16),
-                        contains,
-                        within: within.unwrap_or(30),
-                    })
-                }
-                "run" => self.text(arg, node, scope).map(Probe::Run),
-                "service" => self.text(arg, node, scope).map(Probe::Service),
-                _ => self.text(arg, node, scope).map(Probe::Package),
-            };
-            probes.extend(probe);
-        }
-        Check { name: at.name().to_owned(), span: at.head(), probes }
     }
 }
 

@@ -220,24 +220,32 @@ pub struct Check {
     pub name: String,
     /// Where it is declared.
     pub span: Span,
-    /// All of these must hold.
-    pub probes: Vec<Probe>,
+    /// All of these must hold, in this order.
+    pub probes: Vec<(Probe, Span)>,
 }
 
-/// One question to a machine.
+/// One question to a machine. `within` says for how many seconds it is asked
+/// again before no is taken for an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields are those of the schema")]
 pub enum Probe {
-    /// An HTTP request; `within` is in seconds.
-    Http { url: String, status: Option<u16>, contains: Option<String>, within: u64 },
+    /// An HTTP request.
+    Http {
+        url: String,
+        status: Option<u16>,
+        contains: Option<String>,
+        /// A header's name, and what its value must hold.
+        header: Option<(String, String)>,
+        within: u64,
+    },
     /// A TCP port.
-    Port(u16),
-    /// A script.
-    Run(String),
+    Port { port: u16, within: u64 },
+    /// A script, and how many seconds it may take.
+    Run { script: String, timeout: u64 },
     /// A file.
     File { path: String, contains: Option<String> },
     /// A service.
-    Service(String),
+    Service { unit: String, within: u64 },
     /// A package.
     Package(String),
 }

@@ -163,23 +163,29 @@ const INPUT: Kind = kind(
 )
 .once()]);
 
+const WITHIN: Field = opt("within", Ty::Duration, "how long to go on asking; `30s` unless given");
+
 const CHECK: Kind = kind(
     "check",
-    "What must be true of the booted machine. Checks are rendered and type-checked with their image; they have no influence on any key.",
+    "What must be true of the booted machine. Each check is made in a fork of it that is thrown away; it changes no key of a state. An output is written once the checks of its image have passed.",
     Args::One(req("name", Ty::Name, "shown in reports")),
 )
 .of(&[
-    kind("http", "An HTTP request from inside the machine.", Args::One(req("url", Ty::Str, "where to")))
+    kind("http", "An HTTP request from inside the machine. Redirections are not followed.", Args::One(req("url", Ty::Str, "where to, for instance `http://localhost/`")))
         .props(&[
             opt("status", Ty::Int, "the status to expect; any 2xx unless given"),
             opt("contains", Ty::Str, "text that the body must hold"),
-            opt("within", Ty::Duration, "how long to go on trying; `30s` unless given"),
+            opt("header", Ty::Str, "`Name: text`: a header of the answer, and text that it must hold"),
+            WITHIN,
         ]),
-    kind("port", "A TCP port that must accept connections.", Args::One(req("port", Ty::Int, "the port"))),
-    kind("run", "A shell script that must exit with 0.", Args::One(req("script", Ty::Str, "the script"))),
+    kind("port", "A TCP port of the machine that must accept connections.", Args::One(req("port", Ty::Int, "the port")))
+        .props(&[WITHIN]),
+    kind("run", "A shell script that must exit with 0.", Args::One(req("script", Ty::Str, "the script")))
+        .props(&[opt("timeout", Ty::Duration, "how long it may take; `5m` unless given")]),
     kind("file", "A file that must exist.", Args::One(req("path", Ty::GuestPath, "the file")))
         .props(&[opt("contains", Ty::Str, "text that it must hold")]),
-    kind("service", "A service that must be active.", Args::One(req("unit", Ty::Str, "the unit"))),
+    kind("service", "A service that must be active.", Args::One(req("unit", Ty::Str, "the unit")))
+        .props(&[WITHIN]),
     kind("package", "A package that must be installed.", Args::One(req("name", Ty::Str, "the package"))),
 ]);
 

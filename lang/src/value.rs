@@ -156,6 +156,29 @@ pub fn duration(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "a duration is a whole number of units, up to a week".to_owned())
 }
 
+/// An `http://` address with a host and no password in it.
+pub fn http_url(text: &str) -> Result<String, String> {
+    let rest = text
+        .strip_prefix("http://")
+        .ok_or("an address starts with `http://`; what needs TLS can be asked by a `run`")?;
+    let host = rest.split(['/', '?']).next().unwrap_or_default();
+    let clean = text.bytes().all(|b| (0x21..0x7f).contains(&b) && b != b'#');
+    if host.is_empty() || host.contains('@') || !clean {
+        return Err("an address such as `http://localhost:8080/path`, without spaces".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// A header's name and a text, from `Name: text`.
+pub fn http_header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').unwrap_or((text, ""));
+    let token = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    if name.is_empty() || !name.bytes().all(token) || !text.contains(':') {
+        return Err("a header and a text that it holds, such as `Content-Type: text/html`".to_owned());
+    }
+    Ok((name.to_owned(), value.trim().to_owned()))
+}
+
 fn number_and_unit(text: &str) -> (&str, &str) {
     let text = text.trim();
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());

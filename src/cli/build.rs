@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::project::{self, Extent};
 use super::settings::ProviderArgs;
-use super::{Error, Global, INTERRUPTED, Outcome, project};
+use super::{Error, Global, INTERRUPTED, Outcome};
 use crate::event::{Event, Sink};
 use crate::execute::{self, Budget};
 use crate::plan::{Plan, Standing, Wanted};
@@ -15,7 +16,7 @@ use crate::provider::qemu::Qemu;
 use crate::report::{self, Style};
 use crate::store::{ProjectFiles, Store};
 
-/// Build images and write their outputs
+/// Build images, check them and write their outputs
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Images; those that the project declares unless given
@@ -23,9 +24,16 @@ pub(super) struct Args {
     /// Write outputs below this directory instead of the project's
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// Make the states only; seal and write nothing
+    /// Make the states only; check, seal and write nothing
     #[arg(long)]
     no_output: bool,
+    #[command(flatten)]
+    how: How,
+}
+
+/// How a build is done.
+#[derive(Debug, clap::Args)]
+pub(super) struct How {
     /// How many machines to run at once; one for two processors unless given
     #[arg(short, long, value_name = "N")]
     jobs: Option<usize>,
@@ -36,21 +44,43 @@ pub(super) struct Args {
     /// Go on with what does not depend on a node that failed
     #[arg(short, long)]
     keep_going: bool,
+    /// Boot machines whenever they are needed, and keep no memory of them
+    #[arg(long)]
+    no_memory: bool,
     #[command(flatten)]
     provider: ProviderArgs,
 }
 
 pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
+    let extent = if args.no_output { Extent::States } else { Extent::Outputs };
+    let dir = args.output.as_ref().map(|dir| std::path::absolute(dir).unwrap_or_else(|_| dir.clone()));
+    build(&Asked { images: &args.images, extent, dir, how: &args.how, junit: None }, global, style)
+}
+
+/// What is asked of a build.
+pub(super) struct Asked<'a> {
+    pub(super) images: &'a [String],
+    pub(super) extent: Extent,
+    /// Where outputs go; below the project unless given.
+    pub(super) dir: Option<PathBuf>,
+    pub(super) how: &'a How,
+    /// A report on checks to write.
+    pub(super) junit: Option<&'a Path>,
+}
+
+pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     let opened = project::open(global)?;
     let mut asked: Vec<&str> = args.images.iter().map(String::as_str).collect();
-    asked.push(if args.no_output { "no output" } else { "output" });
+    asked.push(match args.extent {
+        Extent::States => "states",
+        Extent::Checks => "checks",
+        Extent::Outputs => "outputs",
+    });
     let request = opened.request(global, &asked);
-    let dir = match &args.output {
-        Some(dir) => std::path::absolute(dir).unwrap_or_else(|_| dir.clone()),
-        None => opened.project.root().to_owned(),
-    };
+    let dir = args.dir.clone().unwrap_or_else(|| opened.project.root().to_owned());
     // The common case: nothing changed since all of it was there.
-    if let Some(standing) = opened.notes.standing::<Standing>()
+    if args.junit.is_none()
+        && let Some(standing) = opened.notes.standing::<Standing>()
         && standing.holds(&request, &opened.project, &opened.store)
     {
         let reporter = report::reporter(style);
@@ -60,8 +90,8 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     }
     let mut loaded = opened.compile(global)?;
     let graph = project::graph(&mut loaded)?;
-    let images = project::wanted(&graph, &loaded, &args.images)?;
-    let nodes = project::nodes_of(&graph, &images, !args.no_output);
+    let images = project::wanted(&graph, &loaded, args.images)?;
+    let nodes = project::nodes_of(&graph, &images, args.extent);
     let last = loaded.last();
     let plan = Plan::new(&graph, &loaded.store, &last, &nodes);
     let project::Loaded { project, sources, store, notes, .. } = loaded;
@@ -72,12 +102,12 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         nothing_to_build(&reporter.sink(), plan.reused());
         execute::Outcome { reused: plan.reused(), ..execute::Outcome::default() }
     } else {
-        let budget = budget(args);
+        let budget = budget(args.how);
         let sink = reporter.sink();
         let notice = sink.clone();
-        let (choice, accel) = args.provider.choose()?;
+        let (choice, accel) = args.how.provider.choose()?;
         let notice: Lines = Arc::new(move |text: &str| notice(Event::Notice { text: text.to_owned() }));
-        let qemu = Qemu::new(accel, store.probes(), store.appliances(), notice.clone());
+        let qemu = Qemu::new(accel, store.root(), notice.clone());
         let provider = Host::new(choice, qemu, store.root(), notice);
         let work =
             execute::build(graph.clone(), &plan, &store, project.clone(), Arc::new(provider), sink, budget);
@@ -96,8 +126,18 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     reporter.end();
 
     remember(&graph, &plan, &store, &notes, last.nodes);
+    if let Some(path) = args.junit {
+        let text = super::junit::report(&graph, &images, &store, &outcome.failures);
+        std::fs::write(path, text)
+            .map_err(|e| Error::host(format!("{} can't be written: {e}", path.display())))?;
+    }
     let images: HashSet<&String> = images.iter().collect();
-    let targets = graph.targets().iter().filter(|t| !args.no_output && images.contains(&t.image));
+    // An image whose checks have not passed is no output.
+    let passed = |image: &str| graph.checks(image).iter().all(|id| store.has(&graph.node(*id).key));
+    let targets = graph
+        .targets()
+        .iter()
+        .filter(|t| args.extent == Extent::Outputs && images.contains(&t.image) && passed(&t.image));
     let wanted: Vec<Wanted> = targets.map(|target| Wanted::new(&graph, target)).collect();
     if let Ok(project) = Arc::try_unwrap(project) {
         if outcome.failures.is_empty()
@@ -162,7 +202,7 @@ fn interruptible<T>(work: impl Future<Output = T>) -> Result<Option<T>, Error> {
     Ok(result)
 }
 
-fn budget(args: &Args) -> Budget {
+fn budget(args: &How) -> Budget {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let total = std::fs::read_to_string("/proc/meminfo")
         .ok()
@@ -175,6 +215,7 @@ fn budget(args: &Args) -> Budget {
         jobs: args.jobs.unwrap_or(processors.div_ceil(2)).max(1),
         memory: args.memory.unwrap_or(total / 4 * 3),
         keep_going: args.keep_going,
+        keep_memory: !args.no_memory,
     }
 }
 

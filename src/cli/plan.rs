@@ -21,7 +21,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     let mut loaded = project::load(global)?;
     let graph = project::graph(&mut loaded)?;
     let images = project::wanted(&graph, &loaded, &args.images)?;
-    let nodes = project::nodes_of(&graph, &images, true);
+    let nodes = project::nodes_of(&graph, &images, project::Extent::Outputs);
     let last = loaded.last();
     let plan = Plan::new(&graph, &loaded.store, &last, &nodes);
     project::keep_stamps(&loaded.notes, loaded.project);

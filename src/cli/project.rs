@@ -217,10 +217,24 @@ pub(super) fn wanted(graph: &Graph, loaded: &Loaded, names: &[String]) -> Result
     Ok(names.to_vec())
 }
 
-/// The nodes of some images: their last states, and their outputs.
-pub(super) fn nodes_of(graph: &Graph, images: &[String], outputs: bool) -> Vec<NodeId> {
+/// What of an image is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Extent {
+    /// Its states.
+    States,
+    /// And its checks.
+    Checks,
+    /// And its outputs.
+    Outputs,
+}
+
+/// The nodes of some images.
+pub(super) fn nodes_of(graph: &Graph, images: &[String], extent: Extent) -> Vec<NodeId> {
     let mut nodes: Vec<NodeId> = images.iter().filter_map(|name| graph.image(name)).collect();
-    if outputs {
+    if extent >= Extent::Checks {
+        nodes.extend(images.iter().flat_map(|name| graph.checks(name)));
+    }
+    if extent >= Extent::Outputs {
         let images: HashSet<&String> = images.iter().collect();
         nodes.extend(graph.targets().iter().filter(|t| images.contains(&t.image)).map(|t| t.node));
     }

@@ -75,6 +75,17 @@ pub(super) async fn explain<P: Provider>(
                 failure.help =
                     advice(&work.steps[step], offline, &message, tail.as_deref().unwrap_or_default());
             }
+            if let Work::Check(work) = &node.work
+                && let Some((span, name)) = work.places.get(step)
+            {
+                failure.span = *span;
+                failure.message = format!("{name}: {message}");
+                failure.help = Some(format!(
+                    "`vimg log {}` has all that was said; what is asked, and what the image does, can both \
+                     be wrong",
+                    node.name
+                ));
+            }
             failure.tail = tail.unwrap_or_default();
             return failure;
         }

@@ -3,22 +3,22 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc;
 use vimg_agent::protocol::Primitive;
-use vimg_lang::model::{DiskFormat, Machine};
+use vimg_lang::model::DiskFormat;
 
 use super::explain::{Trouble, explain};
 use super::log::Log;
 use super::session::{Blobs, Progress, Session, SessionError, Source};
-use super::{Failure, FailureKind, Settled, Shared};
+use super::up::{self, Up};
+use super::{Failure, FailureKind, Settled, Shared, checks};
 use crate::digest::{Blob, Digest};
 use crate::event::Event;
 use crate::files;
 use crate::graph::{BlobSource, LayerWork, Needs, Node, NodeId, Work};
-use crate::provider::{self, Instance, Launch, Place, Provider};
+use crate::provider::{self, Instance, Provider};
 use crate::store::{Boot, Disk, DiskKind, KeyLock, Record, Staging, StateId};
 
 /// A chain of disks is joined when it would grow beyond this. Opening and
@@ -35,6 +35,10 @@ pub(super) async fn make<P: Provider>(
     nodes: Vec<NodeId>,
     sender: Sender,
 ) -> Vec<NodeId> {
+    if matches!(shared.graph.node(nodes[0]).work, Work::Check(_)) {
+        checks::make(shared, nodes, sender).await;
+        return Vec::new();
+    }
     let mut rest = nodes.as_slice();
     while let Some((first, others)) = rest.split_first() {
         let node = shared.graph.node(*first);
@@ -71,13 +75,8 @@ async fn start<P: Provider>(
     let result = match &node.work {
         Work::Bootstrap(_) | Work::Import { .. } => base(shared, rest[0], lock).await,
         Work::Export(format) => export(shared, rest[0], *format, lock).await,
-        Work::Layer(_) | Work::Seal => {
-            let memory = match node.needs {
-                Needs::Machine => node.machine.memory,
-                Needs::Disk | Needs::Nothing => provider::OFFLINE_MEMORY,
-            };
-            let mib = ((memory >> 20) as u32).min(shared.memory_mib);
-            let _memory = shared.memory.acquire_many(mib).await;
+        Work::Layer(_) | Work::Check(_) | Work::Seal => {
+            let _memory = shared.reserve(node).await;
             return machine(shared, rest, lock, sender).await;
         }
     };
@@ -94,7 +93,7 @@ type Made = Result<(), Box<Failure>>;
 
 /// What a node's making has in common with all others.
 pub(super) struct Making<'a, P> {
-    shared: &'a Shared<P>,
+    pub(super) shared: &'a Shared<P>,
     pub(super) node: &'a Node,
     start: Instant,
     /// Held until the node's state is there, or will never be.
@@ -102,7 +101,7 @@ pub(super) struct Making<'a, P> {
 }
 
 impl<'a, P: Provider> Making<'a, P> {
-    fn begin(shared: &'a Shared<P>, id: NodeId, lock: Arc<KeyLock>) -> Self {
+    pub(super) fn begin(shared: &'a Shared<P>, id: NodeId, lock: Arc<KeyLock>) -> Self {
         let node = shared.graph.node(id);
         let reason = shared.reasons.get(&id);
         shared.tell(Event::Started {
@@ -113,11 +112,11 @@ impl<'a, P: Provider> Making<'a, P> {
         Self { shared, node, start: Instant::now(), lock }
     }
 
-    fn phase(&self, phase: &str) {
+    pub(super) fn phase(&self, phase: &str) {
         self.shared.tell(Event::Phase { node: self.node.name.clone(), phase: phase.to_owned() });
     }
 
-    fn line(&self, line: &str) {
+    pub(super) fn line(&self, line: &str) {
         self.shared.tell(Event::Output { node: self.node.name.clone(), line: line.to_owned() });
     }
 
@@ -125,7 +124,7 @@ impl<'a, P: Provider> Making<'a, P> {
         Box::new(Failure::new(&self.node.name, self.node.span, kind, message))
     }
 
-    fn provider_failure(&self, error: provider::ProviderError) -> Box<Failure> {
+    pub(super) fn provider_failure(&self, error: provider::ProviderError) -> Box<Failure> {
         Box::new(Failure::provider(&self.node.name, self.node.span, error))
     }
 
@@ -133,12 +132,12 @@ impl<'a, P: Provider> Making<'a, P> {
         Box::new(Failure::store(&self.node.name, self.node.span, error))
     }
 
-    fn io_failure(&self, path: &Path, error: std::io::Error) -> Box<Failure> {
+    pub(super) fn io_failure(&self, path: &Path, error: std::io::Error) -> Box<Failure> {
         let message = format!("{}: {error}", path.display());
         self.failure(FailureKind::Store, message)
     }
 
-    fn staging(&self) -> Result<Staging, Box<Failure>> {
+    pub(super) fn staging(&self) -> Result<Staging, Box<Failure>> {
         self.shared.store.staging().map_err(|e| self.store_failure(&e))
     }
 
@@ -146,7 +145,11 @@ impl<'a, P: Provider> Making<'a, P> {
     /// it is done on another thread, which holds the lock as well: it goes on
     /// when the build is stopped. `None` if a state of this key was there,
     /// against all expectation; it stays.
-    async fn commit(&self, staging: Staging, made: Facts) -> Result<Option<StateId>, Box<Failure>> {
+    pub(super) async fn commit(
+        &self,
+        staging: Staging,
+        made: Facts,
+    ) -> Result<Option<StateId>, Box<Failure>> {
         let path = staging.path().join(made.disk.kind.file_name());
         let mut record = Record::new(
             self.node.key,
@@ -183,6 +186,15 @@ impl<'a, P: Provider> Making<'a, P> {
         Ok(ours.then_some(id))
     }
 
+    /// Keeps the log of what failed.
+    pub(super) fn keep_log(&self, log: &Path) -> Option<PathBuf> {
+        let kept = (self.shared.failed_log)(&self.node.name);
+        if let Some(dir) = kept.parent() {
+            let _ = std::fs::create_dir_all(dir);
+        }
+        std::fs::copy(log, &kept).is_ok().then_some(kept)
+    }
+
     /// Takes a file into the store.
     fn keep_file(&self, path: &Path) -> Result<Blob, Box<Failure>> {
         let file = std::fs::File::open(path).map_err(|e| self.io_failure(path, e))?;
@@ -199,13 +211,21 @@ impl<'a, P: Provider> Making<'a, P> {
 
 /// What is noted of a state besides what its node says.
 #[derive(Debug, Clone)]
-struct Facts {
-    disk: Disk,
-    boot: Option<Boot>,
-    appliance: Option<Boot>,
-    ours: bool,
+pub(super) struct Facts {
+    pub(super) disk: Disk,
+    pub(super) boot: Option<Boot>,
+    pub(super) appliance: Option<Boot>,
+    pub(super) ours: bool,
     /// How it was made, for people.
-    way: String,
+    pub(super) way: String,
+}
+
+impl Facts {
+    /// Of what does not boot and has nothing above it.
+    pub(super) fn of(kind: DiskKind, way: String) -> Self {
+        let disk = Disk { kind, backing: None, depth: 0 };
+        Self { disk, boot: None, appliance: None, ours: false, way }
+    }
 }
 
 /// What a file takes on disk, in bytes.
@@ -280,13 +300,7 @@ async fn export<P: Provider>(shared: &Shared<P>, id: NodeId, format: DiskFormat,
     let to = staging.path().join(kind.file_name());
     shared.provider.export(&chain, format, &to).await.map_err(|e| making.provider_failure(e))?;
     making.phase("store");
-    let made = Facts {
-        disk: Disk { kind, backing: None, depth: 0 },
-        boot: None,
-        appliance: None,
-        ours: false,
-        way: shared.provider.name(),
-    };
+    let made = Facts::of(kind, shared.provider.name());
     making.commit(staging, made).await.map(|_| ())
 }
 
@@ -294,7 +308,7 @@ fn parent_chain<P>(shared: &Shared<P>, node: &Node) -> Option<Vec<PathBuf>> {
     shared.store.chain(&shared.graph.node(node.parent?).key)
 }
 
-fn gone<P: Provider>(making: &Making<'_, P>) -> Box<Failure> {
+pub(super) fn gone<P: Provider>(making: &Making<'_, P>) -> Box<Failure> {
     let mut failure = making.failure(FailureKind::Store, "the state below went away during the build");
     failure.help = Some("build again".into());
     failure
@@ -321,8 +335,11 @@ async fn machine<P: Provider>(
         (Ok(scratch), Ok(staging)) => (scratch, staging),
         (Err(failure), _) | (_, Err(failure)) => return fail(sender, rest[0], *failure),
     };
-    let mut running = match boot(&making, rest, &scratch, &staging).await {
-        Ok(running) => running,
+    let network = rest.iter().any(|id| wants_network(&shared.graph.node(*id).work));
+    let again = is_forked(shared, rest[rest.len() - 1]);
+    let overlay = staging.path().join(DiskKind::Qcow2.file_name());
+    let mut running = match up::up(&making, network, again, &scratch, &overlay).await {
+        Ok(up) => Running::on(up),
         Err(failure) => return fail(sender, rest[0], *failure),
     };
     for (n, id) in rest.iter().enumerate() {
@@ -348,6 +365,11 @@ async fn machine<P: Provider>(
         let spent = std::mem::replace(&mut staging, next);
         let next_disk = staging.path().join(DiskKind::Qcow2.file_name());
         match layer(&making, &mut running, spent, &next_disk, last).await {
+            Ok(()) if last => {
+                end(&making, running, again).await;
+                let _ = sender.send(Settled::Built(*id));
+                return Vec::new();
+            }
             Ok(()) => {
                 let _ = sender.send(Settled::Built(*id));
             }
@@ -357,7 +379,6 @@ async fn machine<P: Provider>(
             }
         }
     }
-    running.instance.stop().await;
     Vec::new()
 }
 
@@ -371,85 +392,42 @@ fn wants_network(work: &Work) -> bool {
     }
 }
 
-/// Starts an instance on the node's parent and waits until its agent is up.
-async fn boot<P: Provider>(
-    making: &Making<'_, P>,
-    rest: &[NodeId],
-    scratch: &Staging,
-    staging: &Staging,
-) -> Result<Running<P::Instance>, Box<Failure>> {
-    let (shared, node) = (making.shared, making.node);
-    let parent = node.parent.map(|id| shared.graph.node(id)).ok_or_else(|| gone(making))?;
-    let record = shared.store.record(&parent.key).ok_or_else(|| gone(making))?;
-    let chain = shared.store.chain(&parent.key).ok_or_else(|| gone(making))?;
-    // Kernel and initrd, if they are still in the store.
-    let files = |boot: &Option<Boot>| {
-        let boot = boot.filter(|b| shared.store.has_blob(&b.kernel) && shared.store.has_blob(&b.initrd))?;
-        Some((shared.store.blob(&boot.kernel.digest), shared.store.blob(&boot.initrd.digest)))
+/// Whether what this build goes on to do would fork the machine of a node.
+fn is_forked<P>(shared: &Shared<P>, id: NodeId) -> bool {
+    let wants = |child: &NodeId| {
+        shared.graph.node(*child).needs == Needs::Machine && shared.reasons.contains_key(child)
     };
-    let offline = (node.needs == Needs::Disk).then(|| provider::Offline {
-        appliance: files(&record.appliance),
-        ours: record.ours,
-        network: rest.iter().any(|id| wants_network(&shared.graph.node(*id).work)),
-    });
-    making.phase("start");
-    let mut instance = shared
-        .provider
-        .launch(&Launch {
-            chain: chain.clone(),
-            overlay: staging.path().join(DiskKind::Qcow2.file_name()),
-            machine: Machine { ..node.machine },
-            boot: files(&record.boot),
-            offline,
-            scratch: scratch.path().to_owned(),
-        })
-        .await
-        .map_err(|e| making.provider_failure(e))?;
-    let channel = instance
-        .channel()
-        .ok_or_else(|| making.failure(FailureKind::Host, "the machine has no agent port"))?;
-    let place = instance.place();
-    if place == Place::Machine {
-        shared.boots.fetch_add(1, Ordering::Relaxed);
-        making.phase("boot");
-    }
-    let mut session = Session::new(channel);
-    let ready = async {
-        let units = session.ready(place == Place::Machine).await?;
-        if let Place::Outside(network) = &place {
-            session.prepare(network.clone()).await?;
-        }
-        Ok(units)
-    };
-    let failed_units = tokio::select! {
-        ready = ready => ready.map_err(Trouble::Session),
-        ended = instance.ended() => Err(Trouble::Ended(ended)),
-    };
-    match failed_units {
-        Ok(units) => {
-            if !units.is_empty() {
-                making.line(&super::log::clean(&format!("units that failed at boot: {}", units.join(" "))));
+    shared.keep_memory && shared.graph.children(id).iter().any(wants)
+}
+
+/// Lets a machine go whose disk is at rest; keeps it if somebody will fork it.
+async fn end<P: Provider>(making: &Making<'_, P>, running: Running<P::Instance>, again: bool) {
+    let Running { instance, session, made, .. } = running;
+    drop(session);
+    match made.disk.backing {
+        Some((key, id)) if again && instance.can_be_kept() => {
+            making.phase("keep");
+            if let Err(error) = instance.keep(Some(&up::name(&key, id))).await {
+                making.shared.tell(Event::Notice { text: error.to_string() });
             }
-            let disk = Disk {
-                kind: DiskKind::Qcow2,
-                backing: Some((parent.key, record.id)),
-                depth: record.disk.depth + 1,
-            };
-            let made = Facts {
-                disk,
-                boot: record.boot,
-                appliance: record.appliance,
-                ours: record.ours && instance.guards_disk(),
-                way: instance.way(),
-            };
-            Ok(Running { instance, session, chain, made })
         }
-        Err(trouble) => {
-            instance.distrust();
-            let failure = explain(making, &mut instance, trouble, None).await;
-            instance.stop().await;
-            Err(failure)
-        }
+        _ => instance.stop().await,
+    }
+}
+
+impl<I: Instance> Running<I> {
+    fn on(up: Up<I>) -> Self {
+        let Up { instance, session, chain, parent, record, .. } = up;
+        let disk =
+            Disk { kind: DiskKind::Qcow2, backing: Some((parent, record.id)), depth: record.disk.depth + 1 };
+        let made = Facts {
+            disk,
+            boot: record.boot,
+            appliance: record.appliance,
+            ours: record.ours && instance.guards_disk(),
+            way: instance.way(),
+        };
+        Self { instance, session, chain, made }
     }
 }
 
@@ -461,7 +439,7 @@ async fn layer<P: Provider>(
     next_disk: &Path,
     last: bool,
 ) -> Made {
-    let (shared, node) = (making.shared, making.node);
+    let node = making.node;
     let offline = node.needs == Needs::Disk;
     let log_path = staging.path().join("log.zst");
     let mut log = Log::create(&log_path).map_err(|e| making.io_failure(&log_path, e))?;
@@ -503,14 +481,8 @@ async fn layer<P: Provider>(
         Ok(boot_changed) => boot_changed,
         Err(trouble) => {
             let tail = log.finish();
-            let kept = (shared.failed_log)(&node.name);
             let mut failure = explain(making, &mut running.instance, trouble, Some(tail)).await;
-            if let Some(dir) = kept.parent() {
-                let _ = std::fs::create_dir_all(dir);
-            }
-            if std::fs::copy(&log_path, &kept).is_ok() {
-                failure.log = Some(kept);
-            }
+            failure.log = making.keep_log(&log_path);
             return Err(failure);
         }
     };

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::graph::{Graph, Needs, NodeId};
+use crate::graph::{Graph, Needs, NodeId, Work};
 use crate::plan::Plan;
 
 /// Chains of nodes that one instance can make. Where several nodes are made
@@ -10,11 +10,13 @@ use crate::plan::Plan;
 /// it.
 pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Vec<NodeId>> {
     let build: Vec<NodeId> = plan.to_build().map(|(id, _)| id).collect();
+    let is_check = |id: NodeId| matches!(graph.node(id).work, Work::Check(_));
     // How many machine-made nodes stand above, in the longest chain. Ids grow
     // upwards, so children come later.
     let mut height: HashMap<NodeId, u32> = HashMap::new();
     for id in build.iter().rev() {
-        let own = height.get(id).copied().unwrap_or(0) + u32::from(graph.node(*id).needs != Needs::Nothing);
+        let made = graph.node(*id).needs != Needs::Nothing && !is_check(*id);
+        let own = height.get(id).copied().unwrap_or(0) + u32::from(made);
         height.insert(*id, own);
         if let Some(parent) = graph.node(*id).parent {
             let above = height.entry(parent).or_default();
@@ -25,7 +27,7 @@ pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Vec<NodeId>> {
     let mut next: HashMap<NodeId, NodeId> = HashMap::new();
     for id in &build {
         let Some(parent) = graph.node(*id).parent else { continue };
-        if graph.node(*id).needs == Needs::Nothing {
+        if graph.node(*id).needs == Needs::Nothing || is_check(*id) {
             continue;
         }
         let better = next.get(&parent).is_none_or(|other| height[id] > height[other]);
@@ -35,8 +37,15 @@ pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Vec<NodeId>> {
     }
     let mut runs: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
     let mut run_of: HashMap<NodeId, NodeId> = HashMap::new();
+    let mut asked: HashMap<Option<NodeId>, NodeId> = HashMap::new();
     for id in build {
         let node = graph.node(id);
+        if is_check(id) {
+            // All questions to one machine are one run.
+            let first = *asked.entry(node.parent).or_insert(id);
+            runs.entry(first).or_default().push(id);
+            continue;
+        }
         let goes_on = node.parent.and_then(|parent| {
             let below = graph.node(parent);
             let alike = match node.needs {

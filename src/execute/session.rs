@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use vimg_agent::protocol::{self, Digest, Frame, FromAgent, Malformed, Network, Prepare, Primitive, ToAgent};
+use vimg_agent::protocol::{
+    self, Digest, Frame, FromAgent, Malformed, Network, Prepare, Primitive, Probe, ToAgent, Wake,
+};
 
 /// An agent that says nothing for so long is gone, or its machine hangs. It
 /// says `Alive` every five seconds, but an emulated machine may be slow.
@@ -149,23 +151,67 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
 
     /// Has an agent outside of its machine mount the machine's disk.
     pub(super) async fn prepare(&mut self, network: Option<Network>) -> Result<(), SessionError> {
-        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let mut seed = Vec::new();
-        std::fs::File::open("/dev/urandom")?.take(64).read_to_end(&mut seed)?;
-        self.send(&ToAgent::Prepare(Prepare { seconds, seed, network })).await?;
+        let wake = awakening()?;
+        self.send(&ToAgent::Prepare(Prepare { wake, network })).await?;
         self.expect(&FromAgent::Prepared, REST).await
     }
 
-    /// Applies a layer.
+    /// Makes a fork a machine of its own, whose writes go on.
+    pub(super) async fn wake(&mut self) -> Result<(), SessionError> {
+        self.send(&ToAgent::Wake(awakening()?)).await?;
+        self.expect(&FromAgent::Awake, AWAKE).await?;
+        self.thaw().await
+    }
+
+    /// Applies a layer; says whether it has changed what the machine boots.
     pub(super) async fn apply(
         &mut self,
         layer: &str,
         steps: &[Primitive],
         offline: bool,
         blobs: &dyn Blobs,
-        mut progress: impl FnMut(Progress),
+        progress: impl FnMut(Progress),
     ) -> Result<bool, SessionError> {
         self.send(&ToAgent::Apply { layer: layer.to_owned(), steps: steps.to_vec(), offline }).await?;
+        let times: Vec<u64> =
+            steps.iter().map(|s| if let Primitive::Run(run) = s { run.timeout } else { 0 }).collect();
+        match self.follow(&times, blobs, progress).await? {
+            FromAgent::Done { boot_changed } => Ok(boot_changed),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Asks the machine questions.
+    pub(super) async fn check(
+        &mut self,
+        probes: &[Probe],
+        progress: impl FnMut(Progress),
+    ) -> Result<(), SessionError> {
+        self.send(&ToAgent::Check { probes: probes.to_vec() }).await?;
+        let times: Vec<u64> = probes
+            .iter()
+            .map(|probe| match probe {
+                Probe::Http { within, .. } | Probe::Port { within, .. } | Probe::Service { within, .. } => {
+                    *within
+                }
+                Probe::Run { timeout, .. } => *timeout,
+                Probe::File { .. } | Probe::Package { .. } => 0,
+            })
+            .collect();
+        match self.follow(&times, &NoBlobs, progress).await? {
+            FromAgent::Passed => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Follows steps, which may take so many seconds each by themselves, to
+    /// the message that ends them.
+    async fn follow(
+        &mut self,
+        times: &[u64],
+        blobs: &dyn Blobs,
+        mut progress: impl FnMut(Progress),
+    ) -> Result<FromAgent, SessionError> {
         let mut deadline = tokio::time::Instant::now() + STEP;
         loop {
             // An agent may live while its work hangs.
@@ -174,27 +220,20 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
                 .unwrap_or(Err(SessionError::Endless(STEP)))?;
             match message {
                 FromAgent::Fetch { digests } => self.serve(&digests, blobs).await?,
-                FromAgent::Started { step } if step < steps.len() => {
-                    let own = match &steps[step] {
-                        Primitive::Run(run) => Duration::from_secs(run.timeout),
-                        _ => Duration::ZERO,
-                    };
-                    deadline = tokio::time::Instant::now() + STEP + own;
+                FromAgent::Started { step } if step < times.len() => {
+                    deadline = tokio::time::Instant::now() + STEP + Duration::from_secs(times[step]);
                     progress(Progress::Started(step));
                 }
                 FromAgent::Output { text, .. } => progress(Progress::Output(&text)),
-                FromAgent::Finished { step, changed } if step < steps.len() => {
+                FromAgent::Finished { step, changed } if step < times.len() => {
                     progress(Progress::Finished { step, changed });
                 }
-                FromAgent::Done { boot_changed } => return Ok(boot_changed),
                 FromAgent::Refused { message } => return Err(SessionError::Refused(message)),
                 FromAgent::Failed { step, message, .. } => {
-                    return Err(SessionError::Step {
-                        step: step.min(steps.len().saturating_sub(1)),
-                        message,
-                    });
+                    let step = step.min(times.len().saturating_sub(1));
+                    return Err(SessionError::Step { step, message });
                 }
-                other => return Err(unexpected(&other)),
+                last => return Ok(last),
             }
         }
     }
@@ -335,6 +374,23 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
     }
 }
 
+/// What is a fork's own: the time, and randomness that nobody else gets.
+fn awakening() -> Result<Wake, SessionError> {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+    let mut seed = Vec::new();
+    std::fs::File::open("/dev/urandom")?.take(64).read_to_end(&mut seed)?;
+    Ok(Wake { time, seed })
+}
+
+/// For conversations in which no blob is due.
+struct NoBlobs;
+
+impl Blobs for NoBlobs {
+    fn get(&self, _: &Digest) -> Option<Source> {
+        None
+    }
+}
+
 fn unexpected(message: &FromAgent) -> SessionError {
     let text = serde_json::to_string(message).unwrap_or_default();
     let short: String = text.chars().take(80).collect();
@@ -344,13 +400,6 @@ fn unexpected(message: &FromAgent) -> SessionError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    struct None_;
-    impl Blobs for None_ {
-        fn get(&self, _: &Digest) -> Option<Source> {
-            None
-        }
-    }
 
     /// An agent that answers the handshake and then says what it is told to.
     async fn against(hostile: Vec<u8>) -> Result<bool, SessionError> {
@@ -375,7 +424,7 @@ mod tests {
         let mut session = Session::new(host);
         session.ready(true).await?;
         let steps = [Primitive::Symlink { path: "/a".into(), target: "b".into() }];
-        let result = session.apply("x", &steps, false, &None_, |_| {}).await;
+        let result = session.apply("x", &steps, false, &NoBlobs, |_| {}).await;
         drop(session);
         agent.await.unwrap();
         result

@@ -7,17 +7,20 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use vimg_agent::protocol::{self, Manifest, Primitive as Step, ServiceState};
-use vimg_lang::model::{self, Bootstrap, Content, DiskFormat, Layer, Machine, Primitive};
+use vimg_agent::protocol::{self, Digest, Manifest, Primitive as Step, Probe, ServiceState};
+use vimg_lang::model::{self, Bootstrap, Check, Content, DiskFormat, Layer, Machine, Primitive};
 use vimg_lang::{FileRef, Span};
 
-use super::{BlobSource, GraphError, LayerWork, Needs};
+use super::{BlobSource, CheckWork, GraphError, LayerWork, Needs};
 use crate::digest::{Blob, Description};
 use crate::files::Project;
 use crate::provider::debian;
 
 /// Raise when sealing or exporting gives another disk.
 const OUTPUT_BEHAVIOUR: u32 = 1;
+
+/// Raise when a check that passed may now fail.
+const CHECK_BEHAVIOUR: u32 = 1;
 
 pub(super) fn bootstrap(bootstrap: &Bootstrap, machine: &Machine) -> Description {
     let mut d = Description::default();
@@ -56,6 +59,65 @@ pub(super) fn export(format: DiskFormat) -> Description {
     d.value("format", format.name());
     d.value("output behaviour", OUTPUT_BEHAVIOUR);
     d
+}
+
+/// A check's work and description.
+pub(super) fn check(check: &Check, machine: &Machine) -> (CheckWork, Description) {
+    let mut d = Description::default();
+    d.value("kind", "check");
+    d.value("check behaviour", CHECK_BEHAVIOUR);
+    d.value("machine cpus", machine.cpus);
+    d.value("machine memory", machine.memory);
+    let mut work = CheckWork { probes: Vec::new(), places: Vec::new() };
+    for (probe, span) in &check.probes {
+        let (name, probe) = question(&mut d, probe);
+        work.probes.push(probe);
+        work.places.push((*span, name));
+    }
+    (work, d)
+}
+
+fn question(d: &mut Description, probe: &model::Probe) -> (String, Probe) {
+    let optional = |d: &mut Description, name: &str, value: &Option<String>| {
+        if let Some(value) = value {
+            d.value(name, value);
+        }
+    };
+    match probe.clone() {
+        model::Probe::Http { url, status, contains, header, within } => {
+            let name = format!("http {url}");
+            d.value(&name, "");
+            optional(d, &format!("{name} status"), &status.map(|s| s.to_string()));
+            optional(d, &format!("{name} contains"), &contains);
+            optional(d, &format!("{name} header"), &header.as_ref().map(|(n, v)| format!("{n}: {v}")));
+            d.value(format!("{name} within"), within);
+            (name, Probe::Http { url, status, contains, header, within })
+        }
+        model::Probe::Port { port, within } => {
+            d.value(format!("port {port}"), "");
+            d.value(format!("port {port} within"), within);
+            (format!("port {port}"), Probe::Port { port, within })
+        }
+        model::Probe::Run { script, timeout } => {
+            d.content("content of script", Digest::of(script.as_bytes()));
+            d.value("timeout", timeout);
+            ("run".into(), Probe::Run { script, timeout })
+        }
+        model::Probe::File { path, contains } => {
+            d.value(format!("file {path}"), "");
+            optional(d, &format!("file {path} contains"), &contains);
+            (format!("file {path}"), Probe::File { path, contains })
+        }
+        model::Probe::Service { unit, within } => {
+            d.value(format!("service {unit}"), "");
+            d.value(format!("service {unit} within"), within);
+            (format!("service {unit}"), Probe::Service { unit, within })
+        }
+        model::Probe::Package(package) => {
+            d.value("package", &package);
+            (format!("package {package}"), Probe::Package { name: package })
+        }
+    }
 }
 
 /// A layer's work and description.

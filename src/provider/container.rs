@@ -341,6 +341,11 @@ impl Instance for ContainerInstance {
         true
     }
 
+    async fn keep(self, _: Option<&str>) -> Result<(), ProviderError> {
+        self.stop().await;
+        Err(ProviderError::new("a container has no memory of its own"))
+    }
+
     fn trim(&self) {
         if let Some(mounted) = &self.mounted {
             mounted.trim();

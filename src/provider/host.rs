@@ -177,6 +177,21 @@ impl Instance for HostInstance {
         }
     }
 
+    fn can_be_kept(&self) -> bool {
+        matches!(self, Self::Qemu(i) if i.can_be_kept())
+    }
+
+    fn has_just_booted(&self) -> bool {
+        matches!(self, Self::Qemu(i) if i.has_just_booted())
+    }
+
+    async fn keep(self, of: Option<&str>) -> Result<(), ProviderError> {
+        match self {
+            Self::Qemu(i) => i.keep(of).await,
+            Self::Container(i) => i.keep(of).await,
+        }
+    }
+
     fn distrust(&mut self) {
         match self {
             Self::Qemu(i) => i.distrust(),

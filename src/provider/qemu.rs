@@ -14,6 +14,8 @@ mod args;
 mod disks;
 mod image;
 mod instance;
+mod kept;
+mod machine;
 mod probe;
 mod qmp;
 
@@ -111,6 +113,7 @@ pub struct Qemu {
     wanted: Option<Accel>,
     probes: PathBuf,
     appliances: PathBuf,
+    memories: PathBuf,
     notice: Lines,
     programs: OnceCell<Programs>,
     accel: OnceCell<Accel>,
@@ -120,13 +123,14 @@ pub struct Qemu {
 
 impl Qemu {
     /// A provider that finds out what it needs when it is first used.
-    /// `probes` is a directory for the probe's answers, `appliances` one for
-    /// appliances; `notice` is told what a person should know.
-    pub fn new(wanted: Option<Accel>, probes: PathBuf, appliances: PathBuf, notice: Lines) -> Self {
+    /// `store` is where disks are, and what saves time; `notice` is told what
+    /// a person should know.
+    pub fn new(wanted: Option<Accel>, store: &Path, notice: Lines) -> Self {
         Self {
             wanted,
-            probes,
-            appliances,
+            probes: store.join("probes"),
+            appliances: store.join("appliances"),
+            memories: store.join("memories"),
             notice,
             programs: OnceCell::new(),
             accel: OnceCell::new(),
@@ -224,9 +228,10 @@ impl Provider for Qemu {
         if launch.offline.is_some() {
             // The kernel went away. Its machine is as large as an appliance.
             let machine = Machine { cpus: 2, memory: OFFLINE_MEMORY, ..launch.machine };
-            return QemuInstance::boot(programs, accel, &Launch { machine, ..launch.clone() }).await;
+            let launch = Launch { machine, memory: None, ..launch.clone() };
+            return machine::start(programs, accel, &launch, &self.memories, &self.notice).await;
         }
-        QemuInstance::boot(programs, accel, launch).await
+        machine::start(programs, accel, launch, &self.memories, &self.notice).await
     }
 
     async fn flatten(&self, chain: &[PathBuf], to: &Path) -> Result<(), ProviderError> {

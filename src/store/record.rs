@@ -73,6 +73,12 @@ impl Record {
 #[serde(transparent)]
 pub struct StateId(u64);
 
+impl std::fmt::Display for StateId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:x}", self.0)
+    }
+}
+
 impl StateId {
     fn new() -> Self {
         use std::hash::{BuildHasher, Hasher};
@@ -102,6 +108,7 @@ impl Identity {
         let kind = match self.kind {
             DiskKind::Qcow2 => "qcow2",
             DiskKind::Raw => "raw",
+            DiskKind::None => "none",
         };
         let backing = self.backing.map_or(String::new(), |(key, id)| format!(":{key}:{:x}", id.0));
         format!("{SCHEMA}:{:x}:{kind}{backing}", self.id.0)
@@ -118,6 +125,7 @@ impl Identity {
         let kind = match parts.next()? {
             "qcow2" => DiskKind::Qcow2,
             "raw" => DiskKind::Raw,
+            "none" => DiskKind::None,
             _ => return None,
         };
         let backing = match (parts.next(), parts.next()) {
@@ -149,14 +157,18 @@ pub enum DiskKind {
     Qcow2,
     /// Raw and sparse.
     Raw,
+    /// None at all: what is known of the state is in its log.
+    None,
 }
 
 impl DiskKind {
-    /// The file's name in the state's directory.
+    /// The name of the file in the state's directory without which it is not
+    /// there: the disk, if it has one.
     pub fn file_name(self) -> &'static str {
         match self {
             Self::Qcow2 => "disk.qcow2",
             Self::Raw => "disk.raw",
+            Self::None => "log.zst",
         }
     }
 }

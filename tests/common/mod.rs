@@ -118,6 +118,10 @@ impl Instance for FakeInstance {
         String::new()
     }
 
+    async fn keep(self, _: Option<&str>) -> Result<(), ProviderError> {
+        Err(ProviderError::new("no memory"))
+    }
+
     async fn stop(self) {}
 }
 
@@ -159,6 +163,14 @@ impl Agent {
                     self.change(|s| s.entry("layers".into()).or_default().push_str(&format!("{layer},")));
                     self.say(&FromAgent::Done { boot_changed: false }).await?;
                 }
+                ToAgent::Check { probes } => {
+                    for step in 0..probes.len() {
+                        self.say(&FromAgent::Started { step }).await?;
+                        self.say(&FromAgent::Finished { step, changed: false }).await?;
+                    }
+                    self.say(&FromAgent::Passed).await?;
+                }
+                ToAgent::Wake(_) => self.say(&FromAgent::Awake).await?,
                 ToAgent::Freeze => self.say(&FromAgent::Frozen).await?,
                 ToAgent::Thaw => self.say(&FromAgent::Thawed).await?,
                 ToAgent::Seal => {

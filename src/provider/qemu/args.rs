@@ -33,14 +33,14 @@ pub(super) fn base() -> Vec<String> {
     )
 }
 
-/// Processor, memory and how they are run.
-pub(super) fn machine(accel: Accel, machine: &Machine) -> Vec<String> {
-    let (accel, cpu) = match accel {
-        Accel::Kvm => ("kvm", "host"),
-        Accel::Tcg => ("tcg,thread=multi", "max"),
+/// Processor, memory and how they are run. `ram` is a file that the memory is
+/// in, and whether it is written to, or only copied from where it is changed.
+pub(super) fn machine(accel: Accel, machine: &Machine, ram: Option<(&Path, bool)>) -> Vec<String> {
+    let cpu = match accel {
+        Accel::Kvm => "host",
+        Accel::Tcg => "max",
     };
-    let memory = machine.memory >> 20;
-    words(&format!("-machine q35 -accel {accel} -cpu {cpu} -smp {} -m {memory}M", machine.cpus))
+    computer(accel, cpu, machine.cpus, machine.memory, ram)
 }
 
 /// An appliance: its memory is a file, and a fork of it writes to a copy of
@@ -48,22 +48,33 @@ pub(super) fn machine(accel: Accel, machine: &Machine) -> Vec<String> {
 /// gives: vectors that are emulated element by element, and guards that end a
 /// translated block at each system call: a tenth of a small layer, measured.
 pub(super) fn appliance(accel: Accel, memory: &Path, fork: bool) -> Vec<String> {
-    let (accel, cpu, cpus) = match accel {
-        Accel::Kvm => ("kvm", "host", 2),
-        Accel::Tcg => ("tcg,thread=multi", "max,avx=off,avx2=off,smap=off,smep=off", 1),
+    let (cpu, cpus) = match accel {
+        Accel::Kvm => ("host", 2),
+        Accel::Tcg => ("max,avx=off,avx2=off,smap=off,smep=off", 1),
     };
-    let ram = json!({
-        "qom-type": "memory-backend-file",
-        "id": "ram0",
-        "size": OFFLINE_MEMORY,
-        "mem-path": memory,
-        "share": !fork,
-    });
-    let mut args = vec!["-object".into(), ram.to_string()];
-    args.extend(words(&format!(
-        "-machine q35,memory-backend=ram0 -accel {accel} -cpu {cpu} -smp {cpus} -m {}M",
-        OFFLINE_MEMORY >> 20
-    )));
+    computer(accel, cpu, cpus, OFFLINE_MEMORY, Some((memory, !fork)))
+}
+
+fn computer(accel: Accel, cpu: &str, cpus: u32, memory: u64, ram: Option<(&Path, bool)>) -> Vec<String> {
+    let mut args = Vec::new();
+    let mut backend = "";
+    if let Some((path, shared)) = ram {
+        let ram = json!({
+            "qom-type": "memory-backend-file",
+            "id": "ram0",
+            "size": memory,
+            "mem-path": path,
+            "share": shared,
+        });
+        args.extend(["-object".into(), ram.to_string()]);
+        backend = ",memory-backend=ram0";
+    }
+    let accel = match accel {
+        Accel::Kvm => "kvm",
+        Accel::Tcg => "tcg,thread=multi",
+    };
+    let memory = memory >> 20;
+    args.extend(words(&format!("-machine q35{backend} -accel {accel} -cpu {cpu} -smp {cpus} -m {memory}M")));
     args
 }
 

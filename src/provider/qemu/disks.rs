@@ -24,12 +24,18 @@ impl Disks {
         programs: &Programs,
         launch: &Launch,
     ) -> Result<Self, ProviderError> {
+        let disks = Self::on(programs, launch)?;
+        image::create(programs, &launch.overlay, disks.size).await?;
+        Ok(disks)
+    }
+
+    /// Takes an overlay that is there already.
+    pub(super) fn on(programs: &Programs, launch: &Launch) -> Result<Self, ProviderError> {
         let parent =
             launch.chain.last().ok_or_else(|| ProviderError::new("there is no disk to start from"))?;
         let size = qcow2::read(parent)
             .map_err(|e| ProviderError::new(format!("{}: {e}", parent.display())))?
             .virtual_size;
-        image::create(programs, &launch.overlay, size).await?;
         Ok(Self { programs: programs.clone(), size, top: args::TOP.to_owned(), switches: 0 })
     }
 

@@ -10,10 +10,11 @@ use tokio::process::Child;
 use tokio::sync::mpsc;
 
 use super::disks::{Disks, Monitor};
+use super::machine::{self, Keeping};
 use super::qmp::Qmp;
-use super::{Accel, Programs, ProviderError, args};
+use super::{Programs, ProviderError};
 use crate::provider::child::{self, Tail};
-use crate::provider::{Ended, Instance, Launch, Place};
+use crate::provider::{Ended, Instance, Place};
 
 /// How much of the console is remembered, in bytes.
 const CONSOLE: usize = 32 << 10;
@@ -36,6 +37,8 @@ pub struct QemuInstance {
     place: Place,
     /// What it was forked from.
     kept: Option<std::path::PathBuf>,
+    /// What it takes to keep it, if its memory is a file of its own.
+    pub(super) keeping: Option<Keeping>,
 }
 
 /// What a start needs besides QEMU's arguments.
@@ -49,25 +52,6 @@ pub(super) struct Start<'a> {
 }
 
 impl QemuInstance {
-    /// Starts a machine that boots.
-    pub(super) async fn boot(
-        programs: &Programs,
-        accel: Accel,
-        launch: &Launch,
-    ) -> Result<Self, ProviderError> {
-        let disks = Disks::new(programs, launch).await?;
-        let mut all = args::base();
-        all.extend(args::machine(accel, &launch.machine));
-        all.extend(args::channels());
-        all.extend(args::devices());
-        all.extend(args::network());
-        all.extend(args::disks(&disks.nodes(launch)));
-        all.extend(args::boot(launch.boot.as_ref()));
-        let way = format!("qemu {} {}", programs.version, accel.name());
-        let start = Start { scratch: &launch.scratch, disks, way, place: Place::Machine };
-        Self::start(programs, &all, start).await
-    }
-
     /// Starts QEMU with `all` its arguments and connects to it.
     pub(super) async fn start(
         programs: &Programs,
@@ -108,6 +92,7 @@ impl QemuInstance {
             way,
             place,
             kept: None,
+            keeping: None,
         })
     }
 
@@ -214,6 +199,18 @@ impl Instance for QemuInstance {
     async fn snapshot(&mut self, next: &Path) -> Result<(), ProviderError> {
         self.disks.add(&mut self.monitor, next).await?;
         self.disks.switch(&mut self.monitor).await
+    }
+
+    fn can_be_kept(&self) -> bool {
+        self.keeping.is_some()
+    }
+
+    fn has_just_booted(&self) -> bool {
+        self.keeping.as_ref().is_some_and(Keeping::has_booted)
+    }
+
+    async fn keep(self, of: Option<&str>) -> Result<(), ProviderError> {
+        machine::keep(self, of).await
     }
 
     async fn ended(&mut self) -> Ended {

@@ -1,0 +1,172 @@
+//! Checks: asks a machine that runs whether it is as it should be, and says
+//! what was seen instead.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::command::{self, Output};
+use crate::failure::Failure;
+use crate::fetch::Sender;
+use crate::http;
+use crate::protocol::{FromAgent, Probe};
+
+/// How long to wait before a question is asked again.
+const PAUSE: Duration = Duration::from_millis(50);
+/// The most of a file that is searched for a text, in bytes.
+const SEARCHED: u64 = 64 << 20;
+/// How much of an answer is shown, in characters.
+const SHOWN: usize = 160;
+
+/// Asks `probes` and reports each. The returned message is the last.
+pub(crate) fn check(sender: &Sender, probes: &[Probe]) -> io::Result<FromAgent> {
+    for (step, probe) in probes.iter().enumerate() {
+        sender.send(&FromAgent::Started { step })?;
+        match ask(probe, &Output { sender, step }) {
+            Ok(()) => sender.send(&FromAgent::Finished { step, changed: false })?,
+            Err(failure) => {
+                return Ok(FromAgent::Failed { step, message: failure.message, exit: failure.exit });
+            }
+        }
+    }
+    Ok(FromAgent::Passed)
+}
+
+fn ask(probe: &Probe, output: &Output) -> Result<(), Failure> {
+    match probe {
+        Probe::Http { url, status, contains, header, within } => again(*within, |patience| {
+            let answer = http::get(url, patience)?;
+            judge(&answer, *status, contains.as_deref(), header.as_ref())
+        }),
+        Probe::Port { port, within } => again(*within, |patience| http::connect(*port, patience).map(|_| ())),
+        Probe::Run { script, timeout } => {
+            let mut shell = command::command("/bin/sh");
+            shell.args(["-euc", script, "check"]);
+            command::run(&mut shell, Duration::from_secs(*timeout), output)
+        }
+        Probe::File { path, contains } => file(path, contains.as_deref()).map_err(Failure::new),
+        Probe::Service { unit, within } => again(*within, |_| service(unit)),
+        Probe::Package { name } => package(name).map_err(Failure::new),
+    }
+}
+
+/// Asks until the answer is yes or the time is over.
+fn again(within: u64, mut ask: impl FnMut(Duration) -> Result<(), String>) -> Result<(), Failure> {
+    let (start, within) = (Instant::now(), Duration::from_secs(within));
+    loop {
+        let left = within.saturating_sub(start.elapsed()).max(Duration::from_secs(1));
+        match ask(left) {
+            Ok(()) => return Ok(()),
+            Err(why) if start.elapsed() >= within => {
+                return Err(Failure::new(format!("{why} (asked for {} s)", within.as_secs())));
+            }
+            Err(_) => std::thread::sleep(PAUSE),
+        }
+    }
+}
+
+fn judge(
+    answer: &http::Answer,
+    status: Option<u16>,
+    contains: Option<&str>,
+    header: Option<&(String, String)>,
+) -> Result<(), String> {
+    let fits = status.map_or((200..300).contains(&answer.status), |status| answer.status == status);
+    if !fits {
+        let wanted = status.map_or_else(|| "a 2xx status".to_owned(), |s| format!("status {s}"));
+        return Err(format!("status {} where {wanted} was due: {}", answer.status, brief(&answer.body)));
+    }
+    if let Some((name, text)) = header {
+        let values: Vec<&str> = answer.header(name).collect();
+        if !values.iter().any(|value| value.contains(text)) {
+            let seen = if values.is_empty() { "is not there".to_owned() } else { values.join(", ") };
+            return Err(format!("`{text}` is not in the header {name}: {}", brief(&seen)));
+        }
+    }
+    match contains {
+        Some(text) if !answer.body.contains(text) => {
+            Err(format!("`{text}` is not in the answer: {}", brief(&answer.body)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn file(path: &str, contains: Option<&str>) -> Result<(), String> {
+    let meta = fs::metadata(path).map_err(|e| e.to_string())?;
+    let Some(text) = contains else { return Ok(()) };
+    if !meta.is_file() {
+        return Err("it is no file whose content could be searched".into());
+    }
+    let mut bytes = Vec::new();
+    let file = fs::File::open(Path::new(path)).map_err(|e| e.to_string())?;
+    io::Read::read_to_end(&mut io::Read::take(file, SEARCHED), &mut bytes).map_err(|e| e.to_string())?;
+    let content = String::from_utf8_lossy(&bytes);
+    if content.contains(text) { Ok(()) } else { Err(format!("`{text}` is not in it: {}", brief(&content))) }
+}
+
+fn service(unit: &str) -> Result<(), String> {
+    let mut systemctl = command::command("systemctl");
+    systemctl.args(["show", "--property=LoadState,ActiveState,SubState,Result", "--", unit]);
+    let (_, text) = command::query(&mut systemctl, command::QUESTION).map_err(|f| f.message)?;
+    let property = |name: &str| {
+        let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix('='));
+        line.unwrap_or("unknown").to_owned()
+    };
+    match (property("ActiveState").as_str(), property("LoadState").as_str()) {
+        ("active" | "reloading", _) => Ok(()),
+        (_, "not-found") => Err("there is no such service".into()),
+        (state, _) => Err(format!("it is {state} ({}, {})", property("SubState"), property("Result"))),
+    }
+}
+
+fn package(name: &str) -> Result<(), String> {
+    let mut dpkg = command::command("dpkg-query");
+    dpkg.args(["--show", "--showformat=${db:Status-Status}\n", "--", name]);
+    let (_, text) = command::query(&mut dpkg, command::QUESTION).map_err(|f| f.message)?;
+    match text.lines().next() {
+        Some("installed") => Ok(()),
+        Some(status) if !status.is_empty() => Err(format!("dpkg calls it {status}")),
+        _ => Err("it is not installed".into()),
+    }
+}
+
+/// The beginning of a text, in one line.
+fn brief(text: &str) -> String {
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut out: String = words.chars().take(SHOWN).collect();
+    if out.len() < words.len() {
+        out.push_str("...");
+    }
+    if out.is_empty() { "nothing".into() } else { out }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_looked_for_and_into() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("motd");
+        let name = path.to_str().unwrap();
+        assert!(file(name, None).unwrap_err().contains("No such file"));
+        fs::write(&path, "hello\n  world").unwrap();
+        assert_eq!(file(name, None), Ok(()));
+        assert_eq!(file(name, Some("hello")), Ok(()));
+        assert_eq!(file(name, Some("bye")), Err("`bye` is not in it: hello world".into()));
+        assert!(file(dir.path().to_str().unwrap(), Some("x")).unwrap_err().contains("no file"));
+    }
+
+    #[test]
+    fn a_question_is_asked_until_its_time_is_over() {
+        let mut left = 3;
+        let answer = again(60, |_| {
+            left -= 1;
+            if left == 0 { Ok(()) } else { Err("not yet".into()) }
+        });
+        assert!(answer.is_ok() && left == 0);
+        let never = again(0, |_| Err("never".into())).unwrap_err();
+        assert_eq!(never.message, "never (asked for 0 s)");
+    }
+}

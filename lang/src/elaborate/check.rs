@@ -1,0 +1,46 @@
+//! Checks: what must be true of the booted machine.
+
+use super::{At, Elaborator, Scope};
+use crate::model::{Check, Probe};
+use crate::value;
+
+/// How many seconds a machine is given to come to what is asked of it.
+const WITHIN: u64 = 30;
+/// How many seconds a script may take.
+const TIMEOUT: u64 = 300;
+
+impl Elaborator<'_> {
+    pub(super) fn check(&mut self, at: At, scope: &Scope) -> Check {
+        let probes = at.children().filter_map(|node| Some((self.probe(node, scope)?, node.head()))).collect();
+        Check { name: at.name().to_owned(), span: at.head(), probes }
+    }
+
+    fn probe(&mut self, node: At, scope: &Scope) -> Option<Probe> {
+        let arg = node.node.args.first()?;
+        let prop = |name: &str| node.node.prop(name);
+        let contains = prop("contains").and_then(|a| self.text(a, node, scope));
+        let seconds = |a| self.duration(a, node, scope);
+        let within = prop("within").and_then(seconds).unwrap_or(WITHIN);
+        Some(match node.node.name.as_str() {
+            "port" => Probe::Port { port: self.ranged(arg, node, scope, 1, 65535)? as u16, within },
+            "file" => Probe::File { path: self.guest_path(arg, node, scope)?, contains },
+            "http" => {
+                let status = prop("status").and_then(|a| self.ranged(a, node, scope, 100, 599));
+                let header = prop("header").and_then(|a| self.parsed(a, node, scope, value::http_header));
+                Probe::Http {
+                    url: self.parsed(arg, node, scope, value::http_url)?,
+                    status: status.map(|n| n as u16),
+                    contains,
+                    header,
+                    within,
+                }
+            }
+            "run" => {
+                let timeout = prop("timeout").and_then(|a| self.duration(a, node, scope));
+                Probe::Run { script: self.text(arg, node, scope)?, timeout: timeout.unwrap_or(TIMEOUT) }
+            }
+            "service" => Probe::Service { unit: self.text(arg, node, scope)?, within },
+            _ => Probe::Package(self.text(arg, node, scope)?),
+        })
+    }
+}

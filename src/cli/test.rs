@@ -1,0 +1,34 @@
+//! `vimg test`
+
+use std::path::PathBuf;
+
+use super::build::{self, Asked, How};
+use super::project::Extent;
+use super::{Global, Outcome};
+use crate::report::Style;
+
+/// Build images and run their checks; write no outputs
+///
+/// Each check asks a fork of its image's machine, which is thrown away. What
+/// has passed is not asked again until the image or the check changes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Images; those that the project declares unless given
+    images: Vec<String>,
+    /// Write what came of the checks to a file, as JUnit XML
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+    #[command(flatten)]
+    how: How,
+}
+
+pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
+    let asked = Asked {
+        images: &args.images,
+        extent: Extent::Checks,
+        dir: None,
+        how: &args.how,
+        junit: args.junit.as_deref(),
+    };
+    build::build(&asked, global, style)
+}

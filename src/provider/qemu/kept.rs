@@ -1,0 +1,248 @@
+//! The memory of a machine that ran, kept in files, and forks of it.
+//!
+//! Main memory is a file that the machine wrote to; the state of its devices
+//! is what QEMU sends to whom it migrates. A fork maps the file privately and
+//! takes the devices over, and runs where the machine stood. What is kept only
+//! saves time: whatever does not fit or does not start is removed, and a
+//! machine boots instead.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::instance::{self, QemuInstance};
+use super::{Accel, Programs, ProviderError};
+use crate::digest::Description;
+
+/// How long saving the devices may take.
+const SAVE: Duration = Duration::from_secs(60);
+/// How long a fork may take to run.
+const RESUME: Duration = Duration::from_secs(30);
+
+/// The files of a kept machine, in a directory of their own.
+pub(super) struct Kept {
+    dir: PathBuf,
+}
+
+impl Kept {
+    pub(super) fn at(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    /// Makes the directory that it is to be in.
+    pub(super) fn new(dir: PathBuf) -> std::io::Result<Self> {
+        std::fs::create_dir(&dir)?;
+        Ok(Self { dir })
+    }
+
+    /// Main memory.
+    pub(super) fn memory(&self) -> PathBuf {
+        self.dir.join("memory")
+    }
+
+    /// What the machine wrote to its disk before it was kept, if it did.
+    pub(super) fn disk(&self) -> PathBuf {
+        self.dir.join("disk.qcow2")
+    }
+
+    fn devices(&self) -> PathBuf {
+        self.dir.join("devices")
+    }
+
+    /// Whether there is one.
+    pub(super) fn is_there(&self) -> bool {
+        self.devices().exists()
+    }
+
+    /// Notes that it was of use.
+    pub(super) fn touch(&self) {
+        if let Ok(file) = std::fs::File::open(self.devices()) {
+            let _ = file.set_modified(std::time::SystemTime::now());
+        }
+    }
+
+    pub(super) fn remove(&self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+
+    /// Takes its name, whole. If there is one of that name already, it stays.
+    pub(super) fn rename(self, to: &Path) -> std::io::Result<()> {
+        match std::fs::rename(&self.dir, to) {
+            Err(_) if Self::at(to).is_there() => {
+                self.remove();
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// Saves the devices of a machine whose memory is here. QEMU stops it
+    /// itself, and notes that it ran: whoever takes it over from here has it
+    /// running at once. `scratch` is QEMU's directory.
+    pub(super) async fn save(
+        &self,
+        instance: &mut QemuInstance,
+        scratch: &Path,
+    ) -> Result<(), ProviderError> {
+        let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be kept: {e}"));
+        let listener = instance::listen(scratch, "devices").map_err(fail)?;
+        let receive = async {
+            let (mut stream, _) = listener.accept().await?;
+            let mut bytes = Vec::new();
+            // Devices only: a megabyte. The memory stays where it is.
+            (&mut stream).take(64 << 20).read_to_end(&mut bytes).await?;
+            Ok::<_, std::io::Error>(bytes)
+        };
+        share_memory(instance).await?;
+        let send = async {
+            instance.execute("migrate", json!({ "uri": "unix:devices" })).await?;
+            loop {
+                let status = instance.execute("query-migrate", json!({})).await?;
+                match status["status"].as_str() {
+                    Some("completed") => return Ok(()),
+                    Some("failed" | "cancelled") => {
+                        return Err(ProviderError::new(format!(
+                            "QEMU can't save the machine: {}",
+                            status["error-desc"].as_str().unwrap_or("no reason given")
+                        )));
+                    }
+                    _ => tokio::time::sleep(Duration::from_millis(5)).await,
+                }
+            }
+        };
+        let receive = async { receive.await.map_err(fail) };
+        let (bytes, ()) = tokio::time::timeout(SAVE, async { tokio::try_join!(receive, send) })
+            .await
+            .map_err(|_| ProviderError::new("QEMU does not save the machine"))??;
+        let _ = std::fs::remove_file(scratch.join("devices"));
+        std::fs::write(self.devices(), bytes).map_err(fail)
+    }
+
+    /// Makes it outlive a power cut: what is only half on disk must not be
+    /// taken for whole.
+    pub(super) fn sync(&self) -> std::io::Result<()> {
+        for file in [self.memory(), self.devices()] {
+            std::fs::File::open(file)?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    /// Has a QEMU that waits for it take the machine over.
+    pub(super) async fn resume(
+        &self,
+        instance: &mut QemuInstance,
+        scratch: &Path,
+    ) -> Result<(), ProviderError> {
+        share_memory(instance).await?;
+        let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be resumed: {e}"));
+        let devices = std::fs::read(self.devices()).map_err(fail)?;
+        instance.execute("migrate-incoming", json!({ "uri": "unix:devices" })).await?;
+        let mut stream = instance::connect(scratch, "devices").await.map_err(fail)?;
+        let _ = std::fs::remove_file(scratch.join("devices"));
+        stream.write_all(&devices).await.map_err(fail)?;
+        stream.shutdown().await.map_err(fail)?;
+        tokio::time::timeout(RESUME, instance.resumed())
+            .await
+            .map_err(|_| ProviderError::new("the machine does not resume"))?
+    }
+}
+
+/// What has QEMU wait for a machine that it is to take over.
+pub(super) fn incoming() -> [String; 2] {
+    ["-incoming".into(), "defer".into()]
+}
+
+/// Memory is shared with its file, and no part of the stream.
+async fn share_memory(instance: &mut QemuInstance) -> Result<(), ProviderError> {
+    let capabilities = json!({ "capabilities": [{ "capability": "x-ignore-shared", "state": true }] });
+    instance.execute("migrate-set-capabilities", capabilities).await.map(|_| ())
+}
+
+/// What any kept machine depends on: QEMU, and under KVM the host itself.
+pub(super) fn facts(programs: &Programs, accel: Accel) -> Description {
+    let mut d = Description::default();
+    d.value("qemu", &programs.version);
+    if let Ok(meta) = std::fs::metadata(&programs.system) {
+        d.value("qemu file", format_args!("{}:{}:{}", meta.len(), meta.mtime(), meta.ino()));
+    }
+    if accel == Accel::Kvm {
+        // The guest has seen this processor and this kernel's idea of it.
+        d.value("host", std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default());
+        let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let same = |line: &&str| !line.contains("MHz") && !line.contains("bogomips");
+        d.value("processor", cpu.lines().take_while(|l| !l.is_empty()).filter(same).collect::<String>());
+    }
+    d
+}
+
+/// Waits until nobody else has the lock. It is let go with the file, whatever
+/// becomes of its holder.
+pub(super) async fn exclusive(path: &Path) -> std::io::Result<std::fs::File> {
+    let file = std::fs::File::create(path)?;
+    loop {
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => tokio::time::sleep(Duration::from_millis(20)).await,
+            result => return result.map(|()| file).map_err(Into::into),
+        }
+    }
+}
+
+/// Removes the oldest of what is kept in `home`, as long as it is more than
+/// `most` bytes. Who runs a fork of one has its files open.
+pub(super) fn forget_old(home: &Path, most: u64) {
+    let Ok(entries) = std::fs::read_dir(home) else { return };
+    let size = |dir: &Path| -> u64 {
+        let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        files.filter_map(|f| Some(f.metadata().ok()?.blocks() * 512)).sum()
+    };
+    let mut kept: Vec<_> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .map(|path| (Kept::at(&path).devices().metadata().and_then(|m| m.modified()).ok(), size(&path), path))
+        .collect();
+    kept.sort();
+    let mut sum: u64 = kept.iter().map(|(_, size, _)| size).sum();
+    for (_, size, path) in kept {
+        if sum <= most {
+            break;
+        }
+        sum -= size;
+        Kept::at(&path).remove();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_goes_first() {
+        let home = tempfile::tempdir().unwrap();
+        for (n, name) in ["b", "a", "c"].iter().enumerate() {
+            let kept = Kept::new(home.path().join(name)).unwrap();
+            std::fs::write(kept.memory(), vec![1; 64 << 10]).unwrap();
+            std::fs::write(kept.devices(), "").unwrap();
+            let time = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(n as u64);
+            std::fs::File::open(kept.devices()).unwrap().set_modified(time).unwrap();
+        }
+        let left = || {
+            let entries = std::fs::read_dir(home.path()).unwrap().flatten();
+            let mut names: Vec<String> =
+                entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+            names.sort();
+            names.concat()
+        };
+        forget_old(home.path(), 1 << 20);
+        assert_eq!(left(), "abc");
+        forget_old(home.path(), 150 << 10);
+        assert_eq!(left(), "ac");
+        Kept::at(&home.path().join("a")).touch();
+        forget_old(home.path(), 100 << 10);
+        assert_eq!(left(), "a");
+        forget_old(&home.path().join("nothing"), 0);
+    }
+}
