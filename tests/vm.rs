@@ -8,6 +8,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod machines;
+#[path = "vm/memory.rs"]
+mod memory;
 #[path = "vm/offline.rs"]
 mod offline;
 
@@ -70,7 +72,7 @@ fn the_web_example_is_built_served_and_rebuilt_only_where_it_changed() {
 fn the_fleet_shares_what_is_the_same() {
     let project = Project::copy_of("fleet", "examples/fleet");
     project.vimg(&["build", "debian-12"]).succeeds();
-    let built = project.vimg(&["build"]);
+    let built = project.vimg(&["build", "--no-output"]);
     built.succeeds();
     // Six images of two shared layers and ten of their own. One machine makes
     // the shared ones and goes on with a branch; the others start from there.
@@ -93,13 +95,18 @@ fn the_fleet_shares_what_is_the_same() {
     );
     assert_eq!(built.boots(), 1, "only the database is asked while it runs");
     // What only one of them reads rebuilds only that one.
-    let canary = project.vimg(&["build", "--set", "domain=example.net"]);
+    let canary = project.vimg(&["build", "--no-output", "--set", "domain=example.net"]);
     canary.succeeds();
     let mut nodes = canary.built();
     nodes.sort();
     assert_eq!(nodes, ["bastion@motd", "database@motd", "web-canary@motd"]);
-    let again = project.vimg(&["build"]);
+    let again = project.vimg(&["build", "--no-output"]);
     assert_eq!((again.boots(), again.built()), (0, vec![]), "going back costs nothing");
+    // Every image is booted once and keeps what its layers promise.
+    let tested = project.vimg(&["test"]);
+    tested.succeeds();
+    assert_eq!(tested.boots(), 6);
+    assert_eq!(tested.built().len(), 11, "{:?}", tested.built());
 }
 
 #[test]

@@ -34,14 +34,16 @@ pub(crate) fn connect(port: u16, patience: Duration) -> Result<TcpStream, String
 }
 
 fn any(addresses: &[IpAddr], port: u16, patience: Duration) -> Result<TcpStream, String> {
-    let mut why = "it has no address".to_owned();
+    let mut first = None;
     for address in addresses {
         match TcpStream::connect_timeout(&SocketAddr::new(*address, port), patience) {
             Ok(stream) => return Ok(stream),
-            Err(error) => why = format!("{address} port {port}: {error}"),
+            Err(error) => {
+                first.get_or_insert(format!("{address} port {port}: {error}"));
+            }
         }
     }
-    Err(why)
+    Err(first.unwrap_or_else(|| "it has no address".into()))
 }
 
 /// Asks for `url`, which takes no longer than `patience`.

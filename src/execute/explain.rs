@@ -80,11 +80,6 @@ pub(super) async fn explain<P: Provider>(
             {
                 failure.span = *span;
                 failure.message = format!("{name}: {message}");
-                failure.help = Some(format!(
-                    "`vimg log {}` has all that was said; what is asked, and what the image does, can both \
-                     be wrong",
-                    node.name
-                ));
             }
             failure.tail = tail.unwrap_or_default();
             return failure;

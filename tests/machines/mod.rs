@@ -285,7 +285,7 @@ impl Project {
             command.uid(account.uid).gid(account.gid);
         }
         change(&mut command);
-        let json = args.first() == Some(&"build");
+        let json = matches!(args.first(), Some(&"build" | &"test"));
         command.args(args).args(json.then_some("--format=json")).current_dir(&self.root);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Running::new(command.spawn().unwrap())
@@ -335,9 +335,9 @@ fn state(store: &Path, node: &str) -> (PathBuf, serde_json::Value) {
     records(store).into_iter().find(|(_, r)| r["key"] == newest["key"]).unwrap()
 }
 
-/// Spoils what a store keeps of appliances.
-pub(crate) fn damage_appliances(store: &Path) {
-    let entries = std::fs::read_dir(store.join("appliances")).unwrap().flatten();
+/// Spoils what a store keeps of `appliances` or of `memories`.
+pub(crate) fn damage(store: &Path, what: &str) {
+    let entries = std::fs::read_dir(store.join(what)).unwrap().flatten();
     let kept: Vec<_> = entries.map(|e| e.path()).filter(|path| path.is_dir()).collect();
     assert!(!kept.is_empty());
     for dir in kept {
@@ -491,6 +491,12 @@ impl Tested {
 
     fn events(&self) -> Vec<serde_json::Value> {
         self.stdout.lines().filter_map(|l| serde_json::from_str(l).ok()).collect()
+    }
+
+    /// What it told besides the progress of its nodes.
+    pub(crate) fn notices(&self) -> Vec<String> {
+        let notices = self.events().into_iter().filter(|e| e["event"] == "notice");
+        notices.map(|e| e["text"].as_str().unwrap().to_owned()).collect()
     }
 
     pub(crate) fn boots(&self) -> u64 {

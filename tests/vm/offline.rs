@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::machines::{
-    Boot, Project, Tested, all_fail, damage_appliances, newest_record, ovmf, serves, tree_of, with_layer,
+    Boot, Project, Tested, all_fail, damage, newest_record, ovmf, serves, tree_of, with_layer,
 };
 
 /// What a layer leaves when the machine is off: units enabled, settings
@@ -69,7 +69,7 @@ fn what_is_applied_offline_holds_once_the_machine_boots() {
     // Its memory is only a shortcut: without it an appliance boots.
     project.write("main.vimg", MARKED);
     project.vimg_in(&store, &["build"]).succeeds();
-    damage_appliances(&store);
+    damage(&store, "appliances");
     project.edit("main.vimg", "one", "two");
     let again = project.vimg_in(&store, &["build"]);
     again.succeeds();

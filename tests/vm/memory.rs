@@ -1,0 +1,173 @@
+//! Machines that boot once: checks and booted layers in forks.
+
+use std::collections::BTreeSet;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::machines::{Project, damage};
+
+/// A service that answers HTTP without any package, and one that never stops
+/// writing to the console.
+const SERVED: &str = r##"
+configuration "served" {
+    file "/etc/systemd/system/hello.socket" content="[Socket]\nListenStream=8000\nAccept=yes\n[Install]\nWantedBy=sockets.target\n"
+    file "/etc/systemd/system/hello@.service" content="[Service]\nStandardInput=socket\nExecStart=/usr/local/bin/hello\n"
+    file "/usr/local/bin/hello" mode="0755" content="#!/bin/sh\nread -r method path rest\nwhile read -r line && [ ${#line} -gt 1 ]; do :; done\ncase $path in /) status=200;; *) status=404;; esac\nprintf 'HTTP/1.0 %s X\r\nX-Test: yes\r\n\r\nhello %s' $status $path\n"
+    service "hello.socket" enabled=#true
+}
+configuration "flood" {
+    needs "booted"
+    input "words" type="string" default="once"
+    file "/etc/systemd/system/flood.service" content="[Service]\nExecStart=/bin/sh -c 'while :; do echo flood of words >/dev/console; done'\n"
+    service "flood" state="running"
+    run { script "echo {{ words }} >/words; systemctl is-active flood" }
+}
+"##;
+
+fn project(name: &str, image: &str) -> Project {
+    let project = Project::new(name);
+    project.write(
+        "main.vimg",
+        &format!("use \"std/debian.vimg\"\nimage \"it\" {{\n    from \"debian-12\"\n{image}\n}}\n{SERVED}"),
+    );
+    project
+}
+
+/// What a check printed.
+fn log(project: &Project, check: &str) -> Vec<String> {
+    let log = project.vimg(&["log", &format!("it:check/{check}")]);
+    log.succeeds();
+    log.stdout.lines().filter(|l| !l.starts_with("==")).map(str::to_owned).collect()
+}
+
+#[test]
+fn forks_of_one_machine_are_no_twins() {
+    // Whoever draws a number in the first moment after the fork, while the
+    // console is being flooded.
+    let ask = "head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid; \
+               cat /proc/sys/kernel/random/boot_id; mktemp -u; date +%s.%N; cat /words";
+    // Two that ask the same would be one.
+    let checks: String =
+        (0..10).map(|n| format!("    check \"n{n}\" {{ run \"{ask}; : {n}\" }}\n")).collect();
+    let project = project("twins", &format!("    layer \"flood\"\n{checks}"));
+    let built = project.vimg(&["test"]);
+    built.succeeds();
+    assert_eq!(built.boots(), 1, "one boot for the layer, none for ten checks");
+    let mut drawn = BTreeSet::new();
+    for n in 0..10 {
+        let lines = log(&project, &format!("n{n}"));
+        assert_eq!(lines.len(), 6, "{lines:?}");
+        let time: f64 = lines[4].parse().unwrap();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+        // The machine was kept a minute ago or more; its clock did not stay
+        // there. A sane clock is before now, and after the test began.
+        assert!(time < now + 1.0 && time > now - 600.0, "{time} is not {now}");
+        assert_eq!(lines[5], "once");
+        drawn.extend(lines[..5].iter().cloned());
+    }
+    assert_eq!(drawn.len(), 50, "two forks drew the same: {drawn:?}");
+
+    // The layer goes on from the machine that was kept before it.
+    project.edit("main.vimg", "default=\"once\"", "default=\"again\"");
+    let edited = project.vimg(&["test"]);
+    edited.succeeds();
+    assert_eq!(edited.boots(), 0);
+    assert_eq!(edited.built().len(), 11);
+    assert_eq!(log(&project, "n3")[5], "again");
+}
+
+#[test]
+fn checks_say_what_was_seen_and_hold_outputs_back() {
+    let good = r#"
+    check "good" {
+        http "http://localhost:8000/" contains="hello /" header="x-test: yes"
+        http "http://127.0.0.1:8000/x" status=404
+        port 8000
+        run "systemctl is-active hello.socket; test -d /run/systemd/system"
+        file "/etc/passwd" contains="root:x:0"
+        service "hello.socket"
+        package "systemd"
+    }
+    check "spoils" { run "rm /usr/local/bin/hello; systemctl stop hello.socket" }"#;
+    let bad = r#"
+    check "status" { http "http://localhost:8000/x" within="1s" }
+    check "body" { http "http://localhost:8000/" contains="bye" within="1s" }
+    check "header" { http "http://localhost:8000/" header="X-Test: no" within="1s" }
+    check "nobody" { http "http://localhost:81/" within="1s" }
+    check "port" { port 81 within="1s" }
+    check "script" { run "echo seen; exit 3" }
+    check "slow" { run "sleep 60" timeout="1s" }
+    check "file" { file "/nothing" }
+    check "content" { file "/etc/hostname" contains="other" }
+    check "service" { service "nothing" within="1s" }
+    check "package" { package "nginx" }"#;
+    let project = project(
+        "checks",
+        &format!("    layer \"served\"\n{good}\n{bad}\n    output \"raw\" path=\"it.img\""),
+    );
+    let built = project.vimg(&["test", "--junit", "report.xml"]);
+    assert_eq!(built.code, 1, "{}", built.stderr);
+    for words in [
+        "http http://localhost:8000/x: status 404 where a 2xx status was due: hello /x",
+        "http http://localhost:8000/: `bye` is not in the answer: hello /",
+        "`no` is not in the header X-Test: yes",
+        "127.0.0.1 port 81: Connection refused",
+        "run: exit code 3",
+        "seen",
+        "it did not end within 1 s",
+        "file /nothing: No such file",
+        "`other` is not in it: debian",
+        "service nothing: there is no such service",
+        "package nginx: it is not installed",
+        "main.vimg:16:",
+    ] {
+        built.says(words);
+    }
+    let mut passed = built.built();
+    passed.retain(|node| node.contains(":check/"));
+    passed.sort();
+    assert_eq!(passed, ["it:check/good", "it:check/spoils"], "each in a fork of its own");
+    assert_eq!(built.boots(), 1);
+    let report = std::fs::read_to_string(project.path("report.xml")).unwrap();
+    assert!(report.contains("tests=\"13\" failures=\"11\" skipped=\"0\""), "{report}");
+
+    // No output without its checks, and only what failed is asked again.
+    assert_eq!(project.vimg(&["build", "--keep-going"]).code, 1);
+    assert!(!project.path("it.img").exists());
+    project.edit("main.vimg", bad, "");
+    let built = project.vimg(&["build"]);
+    built.succeeds();
+    assert!(project.path("it.img").exists());
+    assert_eq!(built.boots(), 0);
+}
+
+#[test]
+fn a_machine_that_can_not_be_forked_boots_to_the_same_files() {
+    let digest = |n: u32| {
+        format!(
+            "    check \"files{n}\" {{ run \"find /etc /usr/local /opt /words -xdev -type f ! -name 'resolv*' | sort | \
+             xargs sha256sum | sha256sum; : {n}\" }}"
+        )
+    };
+    let project = project("unforked", &format!("    layer \"flood\"\n{}", digest(0)));
+    project.vimg(&["build", "debian-12"]).succeeds();
+    let store = project.own_store();
+    let vimg = |args: &[&str]| project.vimg_in(&store, args);
+    let said = |n: u32| vimg(&["log", &format!("it:check/files{n}")]).stdout;
+    vimg(&["test"]).succeeds();
+    let first = said(0);
+    assert!(first.contains("  -"), "{first}");
+    // Memory that does not start is said in a line.
+    damage(&store, "memories");
+    project.edit("main.vimg", &digest(0), &digest(1));
+    let damaged = vimg(&["test"]);
+    damaged.succeeds();
+    assert_eq!(damaged.boots(), 1);
+    let notices = damaged.notices();
+    assert_eq!(notices.iter().filter(|n| n.contains("the machine boots")).count(), 1, "{notices:?}");
+    assert_eq!(said(1), first);
+    project.edit("main.vimg", &digest(1), &format!("{}\n{}", digest(2), digest(3)));
+    let none = vimg(&["test", "--no-memory"]);
+    none.succeeds();
+    assert_eq!(none.boots(), 1, "both are asked of one machine");
+    assert_eq!((said(2), said(3)), (first.clone(), first));
+}
