@@ -20,7 +20,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vimg::execute::{Budget, build};
+use vimg::execute::{Budget, Workshop, build};
 use vimg::files::Project;
 use vimg::graph::Graph;
 use vimg::plan::Plan;
@@ -110,7 +110,8 @@ fn fill(project: &Path, store: &Path) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let budget = Budget { jobs: 2, memory: 8 << 30, keep_going: false, keep_memory: true };
     let fake = Arc::new(common::Fake::default());
-    let outcome =
-        runtime.block_on(build(graph, &plan, &store, Arc::new(project), fake, Arc::new(|_| {}), budget));
+    let workshop =
+        Workshop { graph, store, project: Arc::new(project), provider: fake, sink: Arc::new(|_| {}), budget };
+    let outcome = runtime.block_on(build(&workshop, &plan));
     assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
 }

@@ -23,6 +23,7 @@ mod log;
 mod plan;
 mod project;
 mod settings;
+mod shell;
 mod test;
 mod why;
 
@@ -106,6 +107,8 @@ enum Command {
     Plan(plan::Args),
     Build(build::Args),
     Test(test::Args),
+    Shell(shell::ShellArgs),
+    Run(shell::RunArgs),
     Why(why::Args),
     Graph(graph::Args),
     Log(log::Args),
@@ -180,6 +183,8 @@ fn run(command: &Command, global: &Global, style: Style) -> Outcome {
         Command::Plan(args) => plan::run(args, global, style),
         Command::Build(args) => build::run(args, global, style),
         Command::Test(args) => test::run(args, global, style),
+        Command::Shell(args) => shell::shell(args, global, style),
+        Command::Run(args) => shell::run(args, global, style),
         Command::Why(args) => why::run(args, global, style),
         Command::Graph(_) => graph::run(global),
         Command::Log(args) => log::run(args, global),

@@ -28,13 +28,16 @@ use crate::store::{Store, StoreError};
 
 mod checks;
 mod explain;
+mod interact;
 mod log;
 mod output;
 mod run;
 mod runs;
 mod session;
+mod site;
 mod up;
 
+pub use interact::{Ended, Input, interact};
 pub use log::read as read_log;
 pub use output::write_outputs;
 
@@ -135,36 +138,52 @@ enum Settled {
     Failed(NodeId, Box<Failure>),
 }
 
+/// Where and with what a build is done.
+pub struct Workshop<P> {
+    /// All nodes.
+    pub graph: Arc<Graph>,
+    /// Where states are.
+    pub store: Store,
+    /// Where files are read from.
+    pub project: Arc<Project>,
+    /// What runs machines.
+    pub provider: Arc<P>,
+    /// Who is told.
+    pub sink: Sink,
+    /// How much of the host may be used.
+    pub budget: Budget,
+}
+
+impl<P> Workshop<P> {
+    fn share(&self, reasons: BTreeMap<NodeId, Reason>) -> Shared<P> {
+        let notes = self.store.project(self.project.root());
+        let memory_mib = (self.budget.memory >> 20).clamp(128, u64::from(u32::MAX >> 4)) as u32;
+        Shared {
+            store: self.store.clone(),
+            project: self.project.clone(),
+            provider: self.provider.clone(),
+            sink: self.sink.clone(),
+            reasons,
+            jobs: Semaphore::new(self.budget.jobs.max(1)),
+            memory: Semaphore::new(memory_mib as usize),
+            memory_mib,
+            keep_memory: self.budget.keep_memory,
+            boots: AtomicUsize::new(0),
+            failed_log: Box::new(move |node| notes.failed_log(node)),
+            graph: self.graph.clone(),
+        }
+    }
+}
+
 /// Makes everything that `plan` says is to be built.
-pub async fn build<P: Provider>(
-    graph: Arc<Graph>,
-    plan: &Plan,
-    store: &Store,
-    project: Arc<Project>,
-    provider: Arc<P>,
-    sink: Sink,
-    budget: Budget,
-) -> Outcome {
+pub async fn build<P: Provider>(workshop: &Workshop<P>, plan: &Plan) -> Outcome {
     let start = Instant::now();
+    let Workshop { graph, sink, budget, .. } = workshop;
     let mut outcome = Outcome { reused: plan.reused(), ..Outcome::default() };
     sink(Event::Planned { nodes: plan.steps.len(), reused: outcome.reused });
-    let notes = store.project(project.root());
-    let memory_mib = (budget.memory >> 20).clamp(128, u64::from(u32::MAX >> 4)) as u32;
-    let shared = Arc::new(Shared {
-        store: store.clone(),
-        project,
-        provider,
-        sink: sink.clone(),
-        reasons: plan.to_build().map(|(id, reason)| (id, reason.clone())).collect(),
-        jobs: Semaphore::new(budget.jobs.max(1)),
-        memory: Semaphore::new(memory_mib as usize),
-        memory_mib,
-        keep_memory: budget.keep_memory,
-        boots: AtomicUsize::new(0),
-        failed_log: Box::new(move |node| notes.failed_log(node)),
-        graph: graph.clone(),
-    });
-    let mut waiting = runs::cut(&graph, plan);
+    let reasons = plan.to_build().map(|(id, reason)| (id, reason.clone())).collect();
+    let shared = Arc::new(workshop.share(reasons));
+    let mut waiting = runs::cut(graph, plan);
     let mut settled: HashSet<NodeId> =
         plan.steps.keys().copied().filter(|id| !shared.reasons.contains_key(id)).collect();
     let mut dead: BTreeSet<NodeId> = BTreeSet::new();
@@ -202,7 +221,7 @@ pub async fn build<P: Provider>(
             },
         }
     }
-    skip(&graph, &shared, &settled, &dead);
+    skip(graph, &shared, &settled, &dead);
     outcome.boots = shared.boots.load(Ordering::Relaxed);
     sink(Event::Finished {
         built: outcome.built,

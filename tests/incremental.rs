@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 
 use common::{Fake, State, read_state};
 use vimg::digest::Digest;
-use vimg::execute::{Budget, Outcome, build};
+use vimg::execute::{Budget, Outcome, Workshop, build};
 use vimg::files::Project;
 use vimg::graph::Graph;
 use vimg::plan::{Plan, Standing};
@@ -275,15 +275,15 @@ fn run(project: &Path, store: &Path, leak: Option<PathBuf>) -> Built {
     let fake = Arc::new(Fake { leak, ..Fake::default() });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let budget = Budget { jobs: 3, memory: 16 << 30, keep_going: false, keep_memory: true };
-    let outcome = runtime.block_on(build(
-        graph.clone(),
-        &plan,
-        &store,
-        project.clone(),
-        fake.clone(),
-        Arc::new(|_| {}),
+    let workshop = Workshop {
+        graph: graph.clone(),
+        store: store.clone(),
+        project: project.clone(),
+        provider: fake.clone(),
+        sink: Arc::new(|_| {}),
         budget,
-    ));
+    };
+    let outcome = runtime.block_on(build(&workshop, &plan));
     assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
     let states = graph
         .ids()

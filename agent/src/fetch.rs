@@ -39,6 +39,8 @@ pub(crate) struct Channel {
 /// What the host sent.
 pub(crate) enum Received {
     Message(ToAgent),
+    /// A piece of a program's input.
+    Data(Vec<u8>),
     /// The host starts anew with this nonce.
     Sync([u8; 8]),
     /// Nothing more will come.
@@ -71,7 +73,10 @@ impl Channel {
         }
         let mut body = vec![0; Frame::length(header)?];
         self.input.read_exact(&mut body)?;
-        Ok(Received::Message(Frame::from_body(body)?.message()?))
+        Ok(match Frame::from_body(body)? {
+            Frame::Data(bytes) => Received::Data(bytes),
+            frame => Received::Message(frame.message()?),
+        })
     }
 
     /// Asks for blobs, a few thousand at most. They must then be read with

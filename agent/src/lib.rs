@@ -20,6 +20,7 @@ mod primitive;
 mod apply;
 mod http;
 mod check;
+mod exec;
 mod seal;
 pub mod serve;
 pub mod early;

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The version of these messages. Host and agent must have the same.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// The version of what the agent does to a machine. It enters every key, so
 /// raising it rebuilds everything: raise it when the same layer would now
@@ -250,6 +250,13 @@ pub enum ToAgent {
     /// The machine runs on from where its memory was kept. Answered by
     /// `Awake`.
     Wake(Wake),
+    /// Run a program for a person. `Wrote` comes as it writes, and `Exited`
+    /// in the end. Frames of data are its input.
+    Exec(Exec),
+    /// The terminal of the program has another size.
+    Resize(Size),
+    /// The program's input ends.
+    EndInput,
     /// Write everything to disk and hold all writes. Answered by `Frozen`.
     Freeze,
     /// Let writes go on. Answered by `Thawed`.
@@ -260,6 +267,43 @@ pub enum ToAgent {
     /// Send the kernel, then the initrd, that the machine would boot, each
     /// followed by an empty frame of data.
     SendBootFiles,
+}
+
+/// A program that a person runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    /// The program and its arguments; root's login shell if it is empty.
+    pub command: Vec<String>,
+    /// The terminal that it runs on, if any.
+    pub terminal: Option<Terminal>,
+}
+
+/// A person's terminal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terminal {
+    /// Its kind, as in `TERM`.
+    pub kind: String,
+    /// Its size.
+    pub size: Size,
+}
+
+/// The size of a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Size {
+    /// Characters from top to bottom.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
+}
+
+/// Where a program writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stream {
+    /// Standard output, or its terminal.
+    Output,
+    /// Standard error.
+    Error,
 }
 
 /// What two forks of one memory must not share.
@@ -382,6 +426,15 @@ pub enum FromAgent {
     },
     /// All that was asked is so.
     Passed,
+    /// A program wrote what the next frame of data holds.
+    Wrote(Stream),
+    /// A program ended, with a code or by a signal.
+    Exited {
+        /// Its exit code.
+        code: Option<i32>,
+        /// The signal that killed it.
+        signal: Option<i32>,
+    },
     /// The disk is mounted and layers may come.
     Prepared,
     /// The clock and the randomness are the machine's own.

@@ -13,6 +13,7 @@ use crate::appliance::{self, Attached};
 use crate::apply;
 use crate::check;
 use crate::command;
+use crate::exec::Running;
 use crate::fetch::{Channel, Received, Sender};
 use crate::offline;
 use crate::protocol::{self, ALIVE_EVERY, FromAgent, PORT, Prepare, ToAgent};
@@ -113,6 +114,8 @@ struct Agent {
     /// What failed while the machine booted, once that was found out: a fork
     /// is up from its beginning.
     failed_units: Option<Vec<String>>,
+    /// The program that a person runs.
+    running: Option<Running>,
 }
 
 impl Agent {
@@ -132,6 +135,7 @@ impl Agent {
             boot_stamp: system::boot_stamp(),
             place,
             failed_units: None,
+            running: None,
         }
         .run()
     }
@@ -142,6 +146,12 @@ impl Agent {
                 Received::End => return Ok(()),
                 Received::Sync(nonce) => {
                     self.greet(nonce)?;
+                    continue;
+                }
+                Received::Data(bytes) => {
+                    if let Some(running) = &mut self.running {
+                        running.input(bytes);
+                    }
                     continue;
                 }
                 Received::Message(message) => self.answer(message)?,
@@ -187,6 +197,28 @@ impl Agent {
                 Ok(()) => FromAgent::Awake,
                 Err(error) => refused("wake", error),
             },
+            ToAgent::Exec(exec) => match Running::start(&exec, &self.channel.sender) {
+                Ok(running) => {
+                    self.running = Some(running);
+                    return Ok(None);
+                }
+                Err(error) => {
+                    let name = exec.command.first().map_or("the login shell", String::as_str);
+                    FromAgent::Refused { message: format!("{name}: {error}") }
+                }
+            },
+            ToAgent::Resize(size) => {
+                if let Some(running) = &self.running {
+                    running.resize(size);
+                }
+                return Ok(None);
+            }
+            ToAgent::EndInput => {
+                if let Some(running) = &mut self.running {
+                    running.end_input();
+                }
+                return Ok(None);
+            }
             ToAgent::Prepare(what) => match self.prepare(&what) {
                 Ok(()) => {
                     self.boot_stamp = system::boot_stamp();

@@ -8,7 +8,9 @@ use super::project::{self, Extent};
 use super::settings::ProviderArgs;
 use super::{Error, Global, INTERRUPTED, Outcome};
 use crate::event::{Event, Sink};
-use crate::execute::{self, Budget};
+use crate::execute::{self, Budget, Workshop};
+use crate::files::Project;
+use crate::graph::Graph;
 use crate::plan::{Plan, Standing, Wanted};
 use crate::provider::Lines;
 use crate::provider::host::Host;
@@ -102,16 +104,8 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
         nothing_to_build(&reporter.sink(), plan.reused());
         execute::Outcome { reused: plan.reused(), ..execute::Outcome::default() }
     } else {
-        let budget = budget(args.how);
-        let sink = reporter.sink();
-        let notice = sink.clone();
-        let (choice, accel) = args.how.provider.choose()?;
-        let notice: Lines = Arc::new(move |text: &str| notice(Event::Notice { text: text.to_owned() }));
-        let qemu = Qemu::new(accel, store.root(), notice.clone());
-        let provider = Host::new(choice, qemu, store.root(), notice);
-        let work =
-            execute::build(graph.clone(), &plan, &store, project.clone(), Arc::new(provider), sink, budget);
-        match interruptible(work)? {
+        let workshop = workshop(&graph, &store, &project, reporter.sink(), args.how)?;
+        match interruptible(execute::build(&workshop, &plan))? {
             Some(outcome) => outcome,
             None => {
                 reporter.end();
@@ -154,6 +148,29 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     if outcome.failures.is_empty() { Ok(()) } else { Err(Error::Build(Box::new(sources), outcome.failures)) }
 }
 
+/// Where a build is done, by this host.
+pub(super) fn workshop(
+    graph: &Arc<Graph>,
+    store: &Store,
+    project: &Arc<Project>,
+    sink: Sink,
+    how: &How,
+) -> Result<Workshop<Host>, Error> {
+    let notice = sink.clone();
+    let (choice, accel) = how.provider.choose()?;
+    let notice: Lines = Arc::new(move |text: &str| notice(Event::Notice { text: text.to_owned() }));
+    let qemu = Qemu::new(accel, store.root(), notice.clone());
+    let provider = Host::new(choice, qemu, store.root(), notice);
+    Ok(Workshop {
+        graph: graph.clone(),
+        store: store.clone(),
+        project: project.clone(),
+        provider: Arc::new(provider),
+        sink,
+        budget: budget(how),
+    })
+}
+
 fn nothing_to_build(sink: &Sink, reused: usize) {
     sink(Event::Planned { nodes: reused, reused });
     sink(Event::Finished { built: 0, reused, failed: 0, seconds: 0.0, boots: 0 });
@@ -167,7 +184,7 @@ fn write(wanted: &[Wanted], store: &Store, notes: &ProjectFiles, dir: &Path, sin
 
 /// Runs a build until it ends or Ctrl-C is pressed (`None`). Dropping the
 /// build kills its machines; a second Ctrl-C does not wait even for that.
-fn interruptible<T>(work: impl Future<Output = T>) -> Result<Option<T>, Error> {
+pub(super) fn interruptible<T>(work: impl Future<Output = T>) -> Result<Option<T>, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -220,8 +237,8 @@ fn budget(args: &How) -> Budget {
 }
 
 /// Notes which keys the project's nodes have now, to explain the next build.
-fn remember(
-    graph: &crate::graph::Graph,
+pub(super) fn remember(
+    graph: &Graph,
     plan: &Plan,
     store: &Store,
     notes: &ProjectFiles,

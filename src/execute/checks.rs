@@ -10,7 +10,7 @@ use super::explain::{Trouble, explain};
 use super::log::Log;
 use super::run::{Facts, Making};
 use super::session::Progress;
-use super::up::{self, Up};
+use super::up::{self, Stand, Up};
 use super::{Failure, Settled, Shared};
 use crate::event::Event;
 use crate::graph::{NodeId, Work};
@@ -92,7 +92,10 @@ async fn one<P: Provider>(
         Some(up) => up,
         None => {
             let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
-            up::up(&making, true, false, &scratch, &overlay).await?
+            let parent = node.parent.map(|id| shared.graph.node(id)).ok_or_else(|| making.gone())?;
+            let (machine, needs) = (node.machine, node.needs);
+            let stand = Stand { state: parent, machine, needs, network: true, again: false };
+            up::up(&making, &stand, &scratch, &overlay).await?
         }
     };
     let asked = ask(&making, &mut up, &mut log).await;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use vimg_agent::protocol::Primitive;
 
 use super::log::clean;
-use super::run::Making;
 use super::session::SessionError;
+use super::site::Site;
 use super::{Failure, FailureKind};
 use crate::graph::{Needs, Work};
 use crate::provider::{Ended, Instance, Provider};
@@ -24,12 +24,12 @@ pub(super) enum Trouble {
 /// Turns trouble into a failure that says what happened, where, and what to
 /// do.
 pub(super) async fn explain<P: Provider>(
-    making: &Making<'_, P>,
+    site: &Site<'_, P>,
     instance: &mut P::Instance,
     trouble: Trouble,
     tail: Option<Vec<String>>,
 ) -> Box<Failure> {
-    let node = making.node;
+    let node = site.node;
     let console = |instance: &P::Instance| {
         let text = instance.console();
         let lines: Vec<String> = text.lines().map(|l| clean(l.trim())).filter(|l| !l.is_empty()).collect();
@@ -53,19 +53,19 @@ pub(super) async fn explain<P: Provider>(
         other => other,
     };
     let recipe = |message: String, help: &str| {
-        let mut failure = making.failure(FailureKind::Recipe, message);
+        let mut failure = site.failure(FailureKind::Recipe, message);
         failure.help = Some(help.to_owned());
         failure
     };
     let host = |message: String, help: &str| {
-        let mut failure = making.failure(FailureKind::Host, message);
+        let mut failure = site.failure(FailureKind::Host, message);
         failure.help = Some(help.to_owned());
         failure
     };
     let mut failure = match trouble {
         Trouble::Session(SessionError::Step { step, message }) => {
             let message: String = message.lines().map(clean).collect::<Vec<_>>().join(" ");
-            let mut failure = making.failure(FailureKind::Recipe, message.clone());
+            let mut failure = site.failure(FailureKind::Recipe, message.clone());
             if let Work::Layer(work) = &node.work
                 && let Some((span, name)) = work.places.get(step)
             {
@@ -85,7 +85,7 @@ pub(super) async fn explain<P: Provider>(
             return failure;
         }
         Trouble::Session(SessionError::Refused(why)) => {
-            making.failure(FailureKind::Host, format!("the agent can't {}", clean(&why)))
+            site.failure(FailureKind::Host, format!("the agent can't {}", clean(&why)))
         }
         Trouble::Session(SessionError::Endless(time)) => recipe(
             format!("the machine did not finish within {} s", time.as_secs()),
@@ -126,7 +126,7 @@ pub(super) async fn explain<P: Provider>(
             },
         ),
         Trouble::Ended(Ended::HostDiskFull) => {
-            let mut failure = making.failure(FailureKind::Store, "the disk that holds the store is full");
+            let mut failure = site.failure(FailureKind::Store, "the disk that holds the store is full");
             failure.help =
                 Some("make room, or set VIMG_STORE to another disk; finished layers are kept".into());
             failure

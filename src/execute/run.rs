@@ -12,6 +12,7 @@ use vimg_lang::model::DiskFormat;
 use super::explain::{Trouble, explain};
 use super::log::Log;
 use super::session::{Blobs, Progress, Session, SessionError, Source};
+use super::site::Site;
 use super::up::{self, Up};
 use super::{Failure, FailureKind, Settled, Shared, checks};
 use crate::digest::{Blob, Digest};
@@ -93,52 +94,30 @@ type Made = Result<(), Box<Failure>>;
 
 /// What a node's making has in common with all others.
 pub(super) struct Making<'a, P> {
-    pub(super) shared: &'a Shared<P>,
-    pub(super) node: &'a Node,
+    site: Site<'a, P>,
     start: Instant,
     /// Held until the node's state is there, or will never be.
     lock: Arc<KeyLock>,
 }
 
+impl<'a, P> std::ops::Deref for Making<'a, P> {
+    type Target = Site<'a, P>;
+
+    fn deref(&self) -> &Site<'a, P> {
+        &self.site
+    }
+}
+
 impl<'a, P: Provider> Making<'a, P> {
     pub(super) fn begin(shared: &'a Shared<P>, id: NodeId, lock: Arc<KeyLock>) -> Self {
-        let node = shared.graph.node(id);
+        let site = Site { shared, node: shared.graph.node(id) };
         let reason = shared.reasons.get(&id);
         shared.tell(Event::Started {
-            node: node.name.clone(),
-            key: node.key.to_string(),
+            node: site.node.name.clone(),
+            key: site.node.key.to_string(),
             reason: reason.map_or_else(|| "needed".to_owned(), ToString::to_string),
         });
-        Self { shared, node, start: Instant::now(), lock }
-    }
-
-    pub(super) fn phase(&self, phase: &str) {
-        self.shared.tell(Event::Phase { node: self.node.name.clone(), phase: phase.to_owned() });
-    }
-
-    pub(super) fn line(&self, line: &str) {
-        self.shared.tell(Event::Output { node: self.node.name.clone(), line: line.to_owned() });
-    }
-
-    pub(super) fn failure(&self, kind: FailureKind, message: impl Into<String>) -> Box<Failure> {
-        Box::new(Failure::new(&self.node.name, self.node.span, kind, message))
-    }
-
-    pub(super) fn provider_failure(&self, error: provider::ProviderError) -> Box<Failure> {
-        Box::new(Failure::provider(&self.node.name, self.node.span, error))
-    }
-
-    fn store_failure(&self, error: &crate::store::StoreError) -> Box<Failure> {
-        Box::new(Failure::store(&self.node.name, self.node.span, error))
-    }
-
-    pub(super) fn io_failure(&self, path: &Path, error: std::io::Error) -> Box<Failure> {
-        let message = format!("{}: {error}", path.display());
-        self.failure(FailureKind::Store, message)
-    }
-
-    pub(super) fn staging(&self) -> Result<Staging, Box<Failure>> {
-        self.shared.store.staging().map_err(|e| self.store_failure(&e))
+        Self { site, start: Instant::now(), lock }
     }
 
     /// Makes a staging directory the node's state. Writing to disk blocks, so
@@ -184,15 +163,6 @@ impl<'a, P: Provider> Making<'a, P> {
             bytes,
         });
         Ok(ours.then_some(id))
-    }
-
-    /// Keeps the log of what failed.
-    pub(super) fn keep_log(&self, log: &Path) -> Option<PathBuf> {
-        let kept = (self.shared.failed_log)(&self.node.name);
-        if let Some(dir) = kept.parent() {
-            let _ = std::fs::create_dir_all(dir);
-        }
-        std::fs::copy(log, &kept).is_ok().then_some(kept)
     }
 
     /// Takes a file into the store.
@@ -296,7 +266,7 @@ async fn export<P: Provider>(shared: &Shared<P>, id: NodeId, format: DiskFormat,
         DiskFormat::Qcow2 => DiskKind::Qcow2,
         DiskFormat::Raw => DiskKind::Raw,
     };
-    let chain = parent_chain(shared, node).ok_or_else(|| gone(&making))?;
+    let chain = parent_chain(shared, node).ok_or_else(|| making.gone())?;
     let to = staging.path().join(kind.file_name());
     shared.provider.export(&chain, format, &to).await.map_err(|e| making.provider_failure(e))?;
     making.phase("store");
@@ -306,12 +276,6 @@ async fn export<P: Provider>(shared: &Shared<P>, id: NodeId, format: DiskFormat,
 
 fn parent_chain<P>(shared: &Shared<P>, node: &Node) -> Option<Vec<PathBuf>> {
     shared.store.chain(&shared.graph.node(node.parent?).key)
-}
-
-pub(super) fn gone<P: Provider>(making: &Making<'_, P>) -> Box<Failure> {
-    let mut failure = making.failure(FailureKind::Store, "the state below went away during the build");
-    failure.help = Some("build again".into());
-    failure
 }
 
 /// A run's machine and where its disk stands.
@@ -337,8 +301,13 @@ async fn machine<P: Provider>(
     };
     let network = rest.iter().any(|id| wants_network(&shared.graph.node(*id).work));
     let again = is_forked(shared, rest[rest.len() - 1]);
+    let Some(parent) = making.node.parent.map(|id| shared.graph.node(id)) else {
+        return fail(sender, rest[0], *making.gone());
+    };
+    let stand =
+        up::Stand { state: parent, machine: making.node.machine, needs: making.node.needs, network, again };
     let overlay = staging.path().join(DiskKind::Qcow2.file_name());
-    let mut running = match up::up(&making, network, again, &scratch, &overlay).await {
+    let mut running = match up::up(&making, &stand, &scratch, &overlay).await {
         Ok(up) => Running::on(up),
         Err(failure) => return fail(sender, rest[0], *failure),
     };
@@ -565,10 +534,10 @@ async fn keep<P: Provider>(
     let depth = made.disk.depth;
     let Some(id) = making.commit(staging, made).await? else {
         // The machine's disk and the one in the store are two.
-        return Err(gone(making));
+        return Err(making.gone());
     };
     running.made.disk = Disk { kind: DiskKind::Qcow2, backing: Some((node.key, id)), depth: depth + 1 };
-    running.chain = shared.store.chain(&node.key).ok_or_else(|| gone(making))?;
+    running.chain = shared.store.chain(&node.key).ok_or_else(|| making.gone())?;
     Ok(())
 }
 

@@ -8,9 +8,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc;
 use vimg_agent::protocol::{
-    self, Digest, Frame, FromAgent, Malformed, Network, Prepare, Primitive, Probe, ToAgent, Wake,
+    self, Digest, Exec, Frame, FromAgent, Malformed, Network, Prepare, Primitive, Probe, Stream, ToAgent,
+    Wake,
 };
+
+use super::interact::{Ended, Input};
 
 /// An agent that says nothing for so long is gone, or its machine hangs. It
 /// says `Alive` every five seconds, but an emulated machine may be slow.
@@ -204,6 +208,52 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         }
     }
 
+    /// Runs a program for a person until it ends.
+    pub(super) async fn exec(
+        &mut self,
+        exec: Exec,
+        mut input: mpsc::Receiver<Input>,
+        output: &mut (impl FnMut(Stream, &[u8]) + Send),
+    ) -> Result<Ended, SessionError> {
+        self.send(&ToAgent::Exec(exec)).await?;
+        // Both halves go on at once, and neither is ever stopped halfway
+        // through a frame.
+        let (mut from, mut to) = tokio::io::split(&mut self.channel);
+        let write = async {
+            while let Some(said) = input.recv().await {
+                match said {
+                    Input::Bytes(bytes) => {
+                        for chunk in bytes.chunks(protocol::CHUNK) {
+                            put(&mut to, &protocol::encode_data(chunk)?).await?;
+                        }
+                    }
+                    Input::End => send(&mut to, &ToAgent::EndInput).await?,
+                    Input::Resize(size) => send(&mut to, &ToAgent::Resize(size)).await?,
+                }
+            }
+            // Nothing more will come, and the program goes on.
+            std::future::pending::<Result<Ended, SessionError>>().await
+        };
+        let read = async {
+            loop {
+                match message(&mut from).await? {
+                    FromAgent::Wrote(stream) => match frame(&mut from).await? {
+                        Frame::Data(bytes) => output(stream, &bytes),
+                        Frame::Message(_) => return Err(SessionError::Broken("output without data".into())),
+                    },
+                    FromAgent::Exited { code: Some(code), .. } => return Ok(Ended::Code(code)),
+                    FromAgent::Exited { signal, .. } => return Ok(Ended::Signal(signal.unwrap_or(0))),
+                    FromAgent::Refused { message } => return Err(SessionError::Refused(message)),
+                    other => return Err(unexpected(&other)),
+                }
+            }
+        };
+        tokio::select! {
+            ended = read => ended,
+            broken = write => broken,
+        }
+    }
+
     /// Follows steps, which may take so many seconds each by themselves, to
     /// the message that ends them.
     async fn follow(
@@ -335,43 +385,59 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
     }
 
     async fn send(&mut self, message: &ToAgent) -> Result<(), SessionError> {
-        let bytes = protocol::encode_message(message).map_err(|_| {
-            SessionError::Broken(
-                "the layer has more steps than fit into one message; split its configuration".into(),
-            )
-        })?;
-        self.put(&bytes).await
+        send(&mut self.channel, message).await
     }
 
-    /// Writes; a machine that does not read for too long is given up.
     async fn put(&mut self, bytes: &[u8]) -> Result<(), SessionError> {
-        match tokio::time::timeout(SILENCE, self.channel.write_all(bytes)).await {
-            Ok(written) => Ok(written?),
-            Err(_) => Err(SessionError::Silent(SILENCE)),
-        }
+        put(&mut self.channel, bytes).await
     }
 
-    /// The next message that is not just a sign of life.
     async fn message(&mut self) -> Result<FromAgent, SessionError> {
-        loop {
-            match self.frame().await?.message()? {
-                FromAgent::Alive => {}
-                message => return Ok(message),
-            }
-        }
+        message(&mut self.channel).await
     }
 
     async fn frame(&mut self) -> Result<Frame, SessionError> {
-        tokio::time::timeout(SILENCE, async {
-            let mut header = [0; 4];
-            self.channel.read_exact(&mut header).await?;
-            let mut body = vec![0; Frame::length(header)?];
-            self.channel.read_exact(&mut body).await?;
-            Ok(Frame::from_body(body)?)
-        })
-        .await
-        .unwrap_or(Err(SessionError::Silent(SILENCE)))
+        frame(&mut self.channel).await
     }
+}
+
+async fn send(channel: &mut (impl AsyncWrite + Unpin), message: &ToAgent) -> Result<(), SessionError> {
+    let bytes = protocol::encode_message(message).map_err(|_| {
+        SessionError::Broken(
+            "the layer has more steps than fit into one message; split its configuration".into(),
+        )
+    })?;
+    put(channel, &bytes).await
+}
+
+/// Writes; a machine that does not read for too long is given up.
+async fn put(channel: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<(), SessionError> {
+    match tokio::time::timeout(SILENCE, channel.write_all(bytes)).await {
+        Ok(written) => Ok(written?),
+        Err(_) => Err(SessionError::Silent(SILENCE)),
+    }
+}
+
+/// The next message that is not just a sign of life.
+async fn message(channel: &mut (impl AsyncRead + Unpin)) -> Result<FromAgent, SessionError> {
+    loop {
+        match frame(channel).await?.message()? {
+            FromAgent::Alive => {}
+            message => return Ok(message),
+        }
+    }
+}
+
+async fn frame(channel: &mut (impl AsyncRead + Unpin)) -> Result<Frame, SessionError> {
+    tokio::time::timeout(SILENCE, async {
+        let mut header = [0; 4];
+        channel.read_exact(&mut header).await?;
+        let mut body = vec![0; Frame::length(header)?];
+        channel.read_exact(&mut body).await?;
+        Ok(Frame::from_body(body)?)
+    })
+    .await
+    .unwrap_or(Err(SessionError::Silent(SILENCE)))
 }
 
 /// What is a fork's own: the time, and randomness that nobody else gets.

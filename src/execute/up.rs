@@ -7,12 +7,11 @@ use std::sync::atomic::Ordering;
 use vimg_lang::model::Machine;
 
 use super::explain::{Trouble, explain};
-use super::run::{Making, gone};
 use super::session::Session;
+use super::site::Site;
 use super::{Failure, FailureKind};
 use crate::digest::Key;
-use crate::event::Event;
-use crate::graph::Needs;
+use crate::graph::{Needs, Node};
 use crate::provider::{Instance, Launch, Memory, Offline, Place, Provider};
 use crate::store::{Boot, Record, Staging, StateId};
 
@@ -38,52 +37,63 @@ pub(super) fn name(key: &Key, id: StateId) -> String {
     format!("{key}:{id}")
 }
 
-/// Starts an instance on the node's parent and waits until its agent is up.
-/// `again` says that it may be kept once more when it has gone on.
+/// What an instance is to stand on, and as what.
+pub(super) struct Stand<'a> {
+    /// The state whose disk it gets.
+    pub(super) state: &'a Node,
+    /// The machine, if it is to be booted.
+    pub(super) machine: Machine,
+    /// Whether it is to be booted.
+    pub(super) needs: Needs,
+    /// Whether what is done from outside of the machine may want the network.
+    pub(super) network: bool,
+    /// Whether it may be kept once more when it has gone on.
+    pub(super) again: bool,
+}
+
+/// Starts an instance and waits until its agent is up.
 pub(super) async fn up<P: Provider>(
-    making: &Making<'_, P>,
-    network: bool,
-    again: bool,
+    site: &Site<'_, P>,
+    stand: &Stand<'_>,
     scratch: &Staging,
     overlay: &Path,
 ) -> Result<Up<P::Instance>, Box<Failure>> {
-    let (shared, node) = (making.shared, making.node);
-    let parent = node.parent.map(|id| shared.graph.node(id)).ok_or_else(|| gone(making))?;
-    let record = shared.store.record(&parent.key).ok_or_else(|| gone(making))?;
-    let chain = shared.store.chain(&parent.key).ok_or_else(|| gone(making))?;
+    let (shared, parent) = (site.shared, stand.state);
+    let record = shared.store.record(&parent.key).ok_or_else(|| site.gone())?;
+    let chain = shared.store.chain(&parent.key).ok_or_else(|| site.gone())?;
     // Kernel and initrd, if they are still in the store.
     let files = |boot: &Option<Boot>| {
         let boot = boot.filter(|b| shared.store.has_blob(&b.kernel) && shared.store.has_blob(&b.initrd))?;
         Some((shared.store.blob(&boot.kernel.digest), shared.store.blob(&boot.initrd.digest)))
     };
-    let offline = (node.needs == Needs::Disk).then(|| Offline {
+    let offline = (stand.needs == Needs::Disk).then(|| Offline {
         appliance: files(&record.appliance),
         ours: record.ours,
-        network,
+        network: stand.network,
     });
-    let kept = shared.keep_memory && node.needs == Needs::Machine;
+    let kept = shared.keep_memory && stand.needs == Needs::Machine;
     let mut launch = Launch {
         chain: chain.clone(),
         overlay: overlay.to_owned(),
-        machine: Machine { ..node.machine },
+        machine: Machine { ..stand.machine },
         boot: files(&record.boot),
         offline,
-        memory: kept.then(|| Memory { of: name(&parent.key, record.id), again }),
+        memory: kept.then(|| Memory { of: name(&parent.key, record.id), again: stand.again }),
         scratch: scratch.path().to_owned(),
     };
     for tries in 1.. {
         if tries > TRIES {
             launch.memory = None;
         }
-        making.phase("start");
-        let mut instance = shared.provider.launch(&launch).await.map_err(|e| making.provider_failure(e))?;
+        site.phase("start");
+        let mut instance = shared.provider.launch(&launch).await.map_err(|e| site.provider_failure(e))?;
         let channel = instance
             .channel()
-            .ok_or_else(|| making.failure(FailureKind::Host, "the machine has no agent port"))?;
+            .ok_or_else(|| site.failure(FailureKind::Host, "the machine has no agent port"))?;
         let place = instance.place();
         if place == Place::Machine {
             shared.boots.fetch_add(1, Ordering::Relaxed);
-            making.phase("boot");
+            site.phase("boot");
         }
         let mut session = Session::new(channel);
         let first = instance.has_just_booted();
@@ -103,17 +113,17 @@ pub(super) async fn up<P: Provider>(
         };
         match units {
             Ok(units) if !units.is_empty() => {
-                making.line(&super::log::clean(&format!("units that failed at boot: {}", units.join(" "))));
+                site.line(&super::log::clean(&format!("units that failed at boot: {}", units.join(" "))));
             }
             Ok(_) => {}
             Err(trouble) => {
                 instance.distrust();
                 if place == Place::Forked && tries <= TRIES {
                     instance.stop().await;
-                    notice(making, "a kept machine does not go on; it boots");
+                    site.notice("a kept machine does not go on; it boots");
                     continue;
                 }
-                let failure = explain(making, &mut instance, trouble, None).await;
+                let failure = explain(site, &mut instance, trouble, None).await;
                 instance.stop().await;
                 return Err(failure);
             }
@@ -122,16 +132,12 @@ pub(super) async fn up<P: Provider>(
             return Ok(Up { instance, session, chain, parent: parent.key, record, scratch: None });
         }
         // Kept as it is now, it never has to boot again.
-        making.phase("keep");
+        site.phase("keep");
         drop(session);
         if let Err(error) = instance.keep(None).await {
-            notice(making, &format!("{error}; it boots again"));
+            site.notice(&format!("{error}; it boots again"));
             launch.memory = None;
         }
     }
-    Err(gone(making))
-}
-
-fn notice<P: Provider>(making: &Making<'_, P>, text: &str) {
-    making.shared.tell(Event::Notice { text: text.to_owned() });
+    Err(site.gone())
 }

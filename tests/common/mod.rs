@@ -177,7 +177,10 @@ impl Agent {
                     self.change(|s| s.insert("sealed".into(), "yes".into()));
                     self.say(&FromAgent::Sealed).await?;
                 }
-                ToAgent::SendBootFiles => return None,
+                // Nobody asks for these here.
+                ToAgent::SendBootFiles | ToAgent::Exec(_) | ToAgent::Resize(_) | ToAgent::EndInput => {
+                    return None;
+                }
             }
         }
     }

@@ -277,17 +277,31 @@ impl Project {
     }
 
     fn spawn(&self, args: &[&str], change: impl FnOnce(&mut Command)) -> Running {
-        let program = base().join("vimg");
+        let json = matches!(args.first(), Some(&"build" | &"test"));
+        self.start_program(&base().join("vimg"), |command| {
+            change(command);
+            command.args(args).args(json.then_some("--format=json"));
+        })
+    }
+
+    /// Runs a shell's script as the user, who finds the program in `$VIMG`.
+    pub(crate) fn sh(&self, script: &str) -> Tested {
+        let shell = self.start_program(Path::new("/bin/sh"), |command| {
+            command.args(["-c", script]).env("VIMG", base().join("vimg"));
+        });
+        shell.finish()
+    }
+
+    fn start_program(&self, program: &Path, change: impl FnOnce(&mut Command)) -> Running {
         let mut command = Command::new(program);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("HOME", base()).env("VIMG_STORE", base().join("store")).env("VIMG_ACCEL", "tcg");
         if let Some(account) = account() {
             command.uid(account.uid).gid(account.gid);
         }
-        change(&mut command);
-        let json = matches!(args.first(), Some(&"build" | &"test"));
-        command.args(args).args(json.then_some("--format=json")).current_dir(&self.root);
+        command.current_dir(&self.root);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        change(&mut command);
         Running::new(command.spawn().unwrap())
     }
 

@@ -171,3 +171,33 @@ fn a_machine_that_can_not_be_forked_boots_to_the_same_files() {
     assert_eq!(none.boots(), 1, "both are asked of one machine");
     assert_eq!((said(2), said(3)), (first.clone(), first));
 }
+
+#[test]
+fn people_get_into_forks() {
+    let project = project("people", "    layer \"served\"\n");
+    let run = |layer: &str, script: &str| project.vimg(&["run", layer, "--", "sh", "-c", script]);
+    let first = run("it", "echo out; echo err >&2; echo spoilt >/etc/hostname; exit 7");
+    assert_eq!((first.code, first.stdout.as_str()), (7, "out\n"), "{}", first.stderr);
+    assert!(first.stderr.ends_with("err\n"), "{}", first.stderr);
+    let second = run("it", "cat /etc/hostname; kill -9 $$");
+    assert_eq!((second.code, second.stdout.as_str()), (137, "debian\n"), "{}", second.stderr);
+    let large = run("it@served", "head -c 3000000 /dev/zero | tr '\\0' x");
+    assert_eq!(large.stdout.len(), 3_000_000);
+    let nothing = project.vimg(&["run", "it", "--", "nothing"]);
+    assert_eq!(nothing.code, 127);
+    nothing.says("nothing: No such file");
+    let other = project.vimg(&["shell", "itt"]);
+    assert_eq!(other.code, 2);
+    other.says("did you mean `it`?");
+
+    // Input, a terminal of its size, and Ctrl-D.
+    let typed = "stty size; tty; test -t 2 && echo $TERM is all; exit 5\\n";
+    let seen = project.sh(&format!(
+        "printf '{typed}' | TERM=vt220 script -qec 'stty rows 33 cols 101; exec $VIMG shell it' /dev/null"
+    ));
+    assert_eq!(seen.code, 5, "{}{}", seen.stdout, seen.stderr);
+    for words in ["33 101\r\n", "/dev/pts/0\r\n", "vt220 is all\r\n"] {
+        assert!(seen.stdout.contains(words), "{}", seen.stdout);
+    }
+    project.nothing_runs();
+}

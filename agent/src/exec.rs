@@ -1,0 +1,184 @@
+//! Runs a program for a person, on a terminal or without one.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::fs::OFlags;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+
+use crate::command;
+use crate::fetch::Sender;
+use crate::protocol::{self, Exec, FromAgent, Size, Stream, Terminal};
+use crate::system;
+
+/// How much is read at once, in bytes.
+const PIECE: usize = 32 << 10;
+/// How many pieces of input may wait for the program.
+const WAITING: usize = 16;
+/// How long what an ended program left running may hold its output open.
+const GRACE: Duration = Duration::from_millis(200);
+
+/// A program that runs, or has run.
+pub(crate) struct Running {
+    input: Option<mpsc::SyncSender<Vec<u8>>>,
+    terminal: Option<OwnedFd>,
+}
+
+impl Running {
+    /// Starts the program; what it writes and how it ends is sent.
+    pub(crate) fn start(exec: &Exec, sender: &Sender) -> io::Result<Self> {
+        let mut command = program(exec);
+        match &exec.terminal {
+            Some(terminal) => Self::on_terminal(&mut command, terminal, sender),
+            None => Self::on_pipes(&mut command, sender),
+        }
+    }
+
+    fn on_terminal(command: &mut Command, terminal: &Terminal, sender: &Sender) -> io::Result<Self> {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        grantpt(&master)?;
+        unlockpt(&master)?;
+        let name = ptsname(&master, Vec::new())?;
+        let name = name.to_str().map_err(io::Error::other)?.to_owned();
+        // The agent itself must not come to have a terminal: it would end with it.
+        let noctty = OFlags::NOCTTY.bits() as i32;
+        let slave = File::options().read(true).write(true).custom_flags(noctty).open(name)?;
+        resize(&master, terminal.size)?;
+        command.env("TERM", &terminal.kind);
+        command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave);
+        // SAFETY: the closure makes system calls only.
+        unsafe {
+            command.pre_exec(|| {
+                rustix::process::setsid()?;
+                rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+                Ok(())
+            });
+        }
+        let child = command.spawn()?;
+        // The command holds the terminal open; only the child should.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let (reader, writer) = (File::from(master.try_clone()?), File::from(master.try_clone()?));
+        let readers = vec![forward(reader, Stream::Output, sender)];
+        wait(child, readers, sender.clone());
+        Ok(Self { input: Some(feed(writer)), terminal: Some(master) })
+    }
+
+    fn on_pipes(command: &mut Command, sender: &Sender) -> io::Result<Self> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        let input = child.stdin.take().map(feed);
+        let mut readers = Vec::new();
+        readers.extend(child.stdout.take().map(|out| forward(out, Stream::Output, sender)));
+        readers.extend(child.stderr.take().map(|out| forward(out, Stream::Error, sender)));
+        wait(child, readers, sender.clone());
+        Ok(Self { input, terminal: None })
+    }
+
+    /// Passes input on. A program that is gone takes none.
+    pub(crate) fn input(&mut self, bytes: Vec<u8>) {
+        if let Some(input) = &self.input
+            && input.send(bytes).is_err()
+        {
+            self.input = None;
+        }
+    }
+
+    /// Ends the input.
+    pub(crate) fn end_input(&mut self) {
+        match self.terminal {
+            // Ctrl-D: a terminal is not closed.
+            Some(_) => self.input(vec![4]),
+            None => self.input = None,
+        }
+    }
+
+    /// Tells the terminal its size.
+    pub(crate) fn resize(&self, size: Size) {
+        if let Some(terminal) = &self.terminal {
+            // A terminal of the wrong size is still one.
+            let _ = resize(terminal, size);
+        }
+    }
+}
+
+fn program(exec: &Exec) -> Command {
+    let root = system::user("root");
+    let home = root.as_ref().map_or("/root", |r| r.home.as_str());
+    let shell = root.as_ref().map(|r| r.shell.as_str()).filter(|s| !s.is_empty()).unwrap_or("/bin/sh");
+    let mut command = match exec.command.as_slice() {
+        [] => {
+            let mut command = command::command(shell);
+            let name = shell.rsplit('/').next().unwrap_or(shell);
+            // The dash makes it a login shell.
+            command.arg0(format!("-{name}"));
+            command
+        }
+        [program, arguments @ ..] => {
+            let mut command = command::command(program);
+            command.args(arguments);
+            command
+        }
+    };
+    command.env("HOME", home).env("USER", "root").env("LOGNAME", "root").env("SHELL", shell);
+    command.current_dir(if std::path::Path::new(home).is_dir() { home } else { "/" });
+    command
+}
+
+fn resize(terminal: impl AsFd, size: Size) -> io::Result<()> {
+    let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    Ok(tcsetwinsize(terminal, size)?)
+}
+
+/// Writes what comes to the program, on a thread of its own: one that does
+/// not read holds up nothing but its input.
+fn feed(mut writer: impl Write + Send + 'static) -> mpsc::SyncSender<Vec<u8>> {
+    let (sender, pieces) = mpsc::sync_channel::<Vec<u8>>(WAITING);
+    std::thread::spawn(move || {
+        for piece in pieces {
+            if writer.write_all(&piece).and_then(|()| writer.flush()).is_err() {
+                return;
+            }
+        }
+    });
+    sender
+}
+
+fn forward(mut reader: impl Read + Send + 'static, stream: Stream, sender: &Sender) -> JoinHandle<()> {
+    let sender = sender.clone();
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; PIECE];
+        // A terminal whose last program is gone reads as an error.
+        while let Ok(n) = reader.read(&mut buffer) {
+            if n == 0 || wrote(&sender, stream, &buffer[..n]).is_err() {
+                return;
+            }
+        }
+    })
+}
+
+/// Both frames at once: nothing may come between them.
+fn wrote(sender: &Sender, stream: Stream, bytes: &[u8]) -> io::Result<()> {
+    let mut frames = protocol::encode_message(&FromAgent::Wrote(stream))?;
+    frames.extend(protocol::encode_data(bytes)?);
+    sender.raw(&frames)
+}
+
+fn wait(mut child: Child, readers: Vec<JoinHandle<()>>, sender: Sender) {
+    std::thread::spawn(move || {
+        let status = child.wait();
+        let end = Instant::now() + GRACE;
+        while readers.iter().any(|r| !r.is_finished()) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let (code, signal) = status.map_or((None, None), |s| (s.code(), s.signal()));
+        let _ = sender.send(&FromAgent::Exited { code, signal });
+    });
+}

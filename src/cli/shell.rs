@@ -1,0 +1,181 @@
+//! `vimg shell` and `vimg run`: a person in a fork of a machine.
+
+use std::io::{IsTerminal, Read, Write};
+use std::sync::Arc;
+
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use tokio::sync::mpsc;
+use vimg_agent::protocol::{Exec, Size, Stream, Terminal};
+
+use super::build::{self, How};
+use super::{Error, Global, INTERRUPTED, Outcome, project};
+use crate::event::Event;
+use crate::execute::{self, Ended, Input};
+use crate::plan::Plan;
+use crate::report::{self, Style};
+
+/// Open a shell in an image's machine
+///
+/// The machine is a fork that is thrown away; the image stays as it is. What
+/// is missing of it is built first.
+#[derive(Debug, clap::Args)]
+pub(super) struct ShellArgs {
+    /// An image, or a layer of one
+    #[arg(value_name = "IMAGE[@LAYER]")]
+    image: String,
+    #[command(flatten)]
+    how: How,
+}
+
+/// Run a command in an image's machine
+///
+/// The machine is a fork that is thrown away; the image stays as it is. What
+/// is missing of it is built first. Input, output and exit code are those of
+/// the command; one that a signal kills gives 128 and the signal's number.
+#[derive(Debug, clap::Args)]
+pub(super) struct RunArgs {
+    /// An image, or a layer of one
+    #[arg(value_name = "IMAGE[@LAYER]")]
+    image: String,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    terminal: bool,
+    #[command(flatten)]
+    how: How,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+pub(super) fn shell(args: &ShellArgs, global: &Global, style: Style) -> Outcome {
+    enter(&args.image, Vec::new(), std::io::stdin().is_terminal(), &args.how, global, style)
+}
+
+pub(super) fn run(args: &RunArgs, global: &Global, style: Style) -> Outcome {
+    enter(&args.image, args.command.clone(), args.terminal, &args.how, global, style)
+}
+
+fn enter(
+    name: &str,
+    command: Vec<String>,
+    on_terminal: bool,
+    how: &How,
+    global: &Global,
+    style: Style,
+) -> Outcome {
+    let mut loaded = project::load(global)?;
+    let graph = project::graph(&mut loaded)?;
+    let id = project::node(&graph, name)?;
+    let last = loaded.last();
+    let plan = Plan::new(&graph, &loaded.store, &last, &[id]);
+    let project::Loaded { project, sources, store, notes, .. } = loaded;
+    let (graph, project) = (Arc::new(graph), Arc::new(project));
+    let reporter = report::reporter(style);
+    let told = reporter.sink();
+    // What there is to say of a build is said; of a fork there is nothing.
+    let building = plan.to_build().next().is_some();
+    let sink: crate::event::Sink = Arc::new(move |event| match event {
+        Event::Phase { .. } if !building => {}
+        event => told(event),
+    });
+    let workshop = build::workshop(&graph, &store, &project, sink, how)?;
+    if building {
+        let outcome = build::interruptible(execute::build(&workshop, &plan))?.ok_or_else(stopped)?;
+        build::remember(&graph, &plan, &store, &notes, last.nodes);
+        if !outcome.failures.is_empty() {
+            reporter.end();
+            return Err(Error::Build(Box::new(sources), outcome.failures));
+        }
+    }
+    reporter.end();
+    let terminal = on_terminal
+        .then(|| Terminal { kind: std::env::var("TERM").unwrap_or_else(|_| "dumb".into()), size: size() });
+    let exec = Exec { command, terminal };
+    let raw = Raw::enter(on_terminal);
+    let ended = build::interruptible(async {
+        let input = listen(on_terminal);
+        execute::interact(&workshop, id, exec, input, write).await
+    });
+    drop(raw);
+    match ended?.ok_or_else(stopped)? {
+        Ok(Ended::Code(0)) => Ok(()),
+        Ok(Ended::Code(code)) => Err(Error::Code(u8::try_from(code).unwrap_or(1))),
+        Ok(Ended::Signal(signal)) => Err(Error::Code(u8::try_from(128 + signal).unwrap_or(255))),
+        Err(failure) => Err(Error::Build(Box::new(sources), vec![*failure])),
+    }
+}
+
+fn stopped() -> Error {
+    Error::Message("stopped".into(), None, INTERRUPTED)
+}
+
+fn write(stream: Stream, bytes: &[u8]) {
+    // A reader that went away is no reason to stop the command.
+    let _ = match stream {
+        Stream::Output => std::io::stdout().write_all(bytes).and_then(|()| std::io::stdout().flush()),
+        Stream::Error => std::io::stderr().write_all(bytes),
+    };
+}
+
+/// The size of the terminal.
+fn size() -> Size {
+    match tcgetwinsize(std::io::stdout()) {
+        Ok(size) if size.ws_row > 0 => Size { rows: size.ws_row, columns: size.ws_col },
+        _ => Size { rows: 24, columns: 80 },
+    }
+}
+
+/// What the person does, as it comes.
+fn listen(on_terminal: bool) -> mpsc::Receiver<Input> {
+    let (sender, receiver) = mpsc::channel(16);
+    if on_terminal {
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            let kind = tokio::signal::unix::SignalKind::window_change();
+            let Ok(mut changes) = tokio::signal::unix::signal(kind) else { return };
+            while changes.recv().await.is_some() {
+                if sender.send(Input::Resize(size())).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    // Reading a terminal can't be stopped; the thread ends with the program.
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 32 << 10];
+        loop {
+            let said = match std::io::stdin().read(&mut buffer) {
+                Ok(0) | Err(_) => Input::End,
+                Ok(n) => Input::Bytes(buffer[..n].to_vec()),
+            };
+            let end = matches!(said, Input::End);
+            if sender.blocking_send(said).is_err() || end {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// A terminal that passes every key on. Dropped, it is as it was.
+struct Raw(Option<Termios>);
+
+impl Raw {
+    fn enter(wanted: bool) -> Self {
+        let was = wanted.then(|| tcgetattr(std::io::stdin()).ok()).flatten();
+        if let Some(was) = &was {
+            let mut raw = was.clone();
+            raw.make_raw();
+            let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &raw);
+        }
+        Self(was)
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        if let Some(was) = &self.0 {
+            let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, was);
+        }
+    }
+}

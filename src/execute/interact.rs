@@ -1,0 +1,77 @@
+//! A program that a person runs in a fork of a state's machine, which is
+//! thrown away.
+
+use tokio::sync::mpsc;
+use vimg_agent::protocol::{Exec, Size, Stream};
+
+use super::explain::{Trouble, explain};
+use super::log::clean;
+use super::session::SessionError;
+use super::site::Site;
+use super::up::{self, Stand};
+use super::{Failure, Workshop};
+use crate::graph::{Needs, NodeId};
+use crate::provider::{Instance, Provider};
+use crate::store::DiskKind;
+
+/// What a shell answers for a command that it can't run.
+const NOT_FOUND: i32 = 127;
+
+/// What a person does.
+#[derive(Debug)]
+pub enum Input {
+    /// Types, or sends from a file.
+    Bytes(Vec<u8>),
+    /// Ends the input.
+    End,
+    /// Changes the size of the terminal.
+    Resize(Size),
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// With a code.
+    Code(i32),
+    /// By a signal.
+    Signal(i32),
+}
+
+/// Runs a program in the machine of a state that is there.
+pub async fn interact<P: Provider>(
+    workshop: &Workshop<P>,
+    id: NodeId,
+    exec: Exec,
+    input: mpsc::Receiver<Input>,
+    mut output: impl FnMut(Stream, &[u8]) + Send,
+) -> Result<Ended, Box<Failure>> {
+    let shared = workshop.share(std::collections::BTreeMap::new());
+    let node = workshop.graph.node(id);
+    let site = Site { shared: &shared, node };
+    let scratch = site.staging()?;
+    let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
+    let stand =
+        Stand { state: node, machine: node.machine, needs: Needs::Machine, network: true, again: false };
+    let mut up = up::up(&site, &stand, &scratch, &overlay).await?;
+    let ended = tokio::select! {
+        ended = up.session.exec(exec, input, &mut output) => ended.map_err(Trouble::Session),
+        ended = up.instance.ended() => Err(Trouble::Ended(ended)),
+    };
+    match ended {
+        // It could not be started; what there is of it is a name.
+        Err(Trouble::Session(SessionError::Refused(why))) => {
+            up.instance.stop().await;
+            output(Stream::Error, format!("{}\n", clean(&why)).as_bytes());
+            Ok(Ended::Code(NOT_FOUND))
+        }
+        Ok(ended) => {
+            up.instance.stop().await;
+            Ok(ended)
+        }
+        Err(trouble) => {
+            let failure = explain(&site, &mut up.instance, trouble, None).await;
+            up.instance.stop().await;
+            Err(failure)
+        }
+    }
+}

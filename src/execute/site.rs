@@ -1,0 +1,65 @@
+//! A node at work: what it tells, and how its troubles are named.
+
+use std::path::{Path, PathBuf};
+
+use super::{Failure, FailureKind, Shared};
+use crate::event::Event;
+use crate::graph::Node;
+use crate::provider::ProviderError;
+use crate::store::{Staging, StoreError};
+
+/// A node at work.
+pub(super) struct Site<'a, P> {
+    pub(super) shared: &'a Shared<P>,
+    pub(super) node: &'a Node,
+}
+
+impl<P> Site<'_, P> {
+    pub(super) fn phase(&self, phase: &str) {
+        self.shared.tell(Event::Phase { node: self.node.name.clone(), phase: phase.to_owned() });
+    }
+
+    pub(super) fn line(&self, line: &str) {
+        self.shared.tell(Event::Output { node: self.node.name.clone(), line: line.to_owned() });
+    }
+
+    pub(super) fn notice(&self, text: &str) {
+        self.shared.tell(Event::Notice { text: text.to_owned() });
+    }
+
+    pub(super) fn failure(&self, kind: FailureKind, message: impl Into<String>) -> Box<Failure> {
+        Box::new(Failure::new(&self.node.name, self.node.span, kind, message))
+    }
+
+    pub(super) fn provider_failure(&self, error: ProviderError) -> Box<Failure> {
+        Box::new(Failure::provider(&self.node.name, self.node.span, error))
+    }
+
+    pub(super) fn store_failure(&self, error: &StoreError) -> Box<Failure> {
+        Box::new(Failure::store(&self.node.name, self.node.span, error))
+    }
+
+    pub(super) fn io_failure(&self, path: &Path, error: std::io::Error) -> Box<Failure> {
+        self.failure(FailureKind::Store, format!("{}: {error}", path.display()))
+    }
+
+    /// A state that was there is not there any more.
+    pub(super) fn gone(&self) -> Box<Failure> {
+        let mut failure = self.failure(FailureKind::Store, "the state below went away during the build");
+        failure.help = Some("build again".into());
+        failure
+    }
+
+    pub(super) fn staging(&self) -> Result<Staging, Box<Failure>> {
+        self.shared.store.staging().map_err(|e| self.store_failure(&e))
+    }
+
+    /// Keeps the log of what failed.
+    pub(super) fn keep_log(&self, log: &Path) -> Option<PathBuf> {
+        let kept = (self.shared.failed_log)(&self.node.name);
+        if let Some(dir) = kept.parent() {
+            let _ = std::fs::create_dir_all(dir);
+        }
+        std::fs::copy(log, &kept).is_ok().then_some(kept)
+    }
+}
