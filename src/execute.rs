@@ -21,10 +21,10 @@ use vimg_lang::Span;
 
 use crate::event::{Event, Sink};
 use crate::files::Project;
-use crate::graph::{Graph, Needs, Node, NodeId};
+use crate::graph::{Graph, Needs, Node, NodeId, Work};
 use crate::plan::{Plan, Reason};
 use crate::provider::{OFFLINE_MEMORY, Provider, ProviderError};
-use crate::store::{Store, StoreError};
+use crate::store::{ProjectFiles, Store, StoreError};
 
 mod checks;
 mod explain;
@@ -111,8 +111,8 @@ struct Shared<P> {
     memory_mib: u32,
     keep_memory: bool,
     boots: AtomicUsize,
-    /// Where the logs of failures go.
-    failed_log: Box<dyn Fn(&str) -> PathBuf + Send + Sync>,
+    /// The project's notes: where logs and disks of failures go.
+    notes: ProjectFiles,
 }
 
 impl<P> Shared<P> {
@@ -123,6 +123,10 @@ impl<P> Shared<P> {
     /// Waits for the memory that an instance for a node may take.
     async fn reserve(&self, node: &Node) -> Option<SemaphorePermit<'_>> {
         let memory = match node.needs {
+            // A fork for questions writes to little of what it maps.
+            Needs::Machine if self.keep_memory && matches!(node.work, Work::Check(_)) => {
+                node.machine.memory / 4
+            }
             Needs::Machine => node.machine.memory,
             Needs::Disk | Needs::Nothing => OFFLINE_MEMORY,
         };
@@ -169,7 +173,7 @@ impl<P> Workshop<P> {
             memory_mib,
             keep_memory: self.budget.keep_memory,
             boots: AtomicUsize::new(0),
-            failed_log: Box::new(move |node| notes.failed_log(node)),
+            notes,
             graph: self.graph.clone(),
         }
     }
@@ -183,6 +187,7 @@ pub async fn build<P: Provider>(workshop: &Workshop<P>, plan: &Plan) -> Outcome 
     sink(Event::Planned { nodes: plan.steps.len(), reused: outcome.reused });
     let reasons = plan.to_build().map(|(id, reason)| (id, reason.clone())).collect();
     let shared = Arc::new(workshop.share(reasons));
+    let urgency = runs::urgency(graph, plan, &shared.store, &shared.notes.nodes());
     let mut waiting = runs::cut(graph, plan);
     let mut settled: HashSet<NodeId> =
         plan.steps.keys().copied().filter(|id| !shared.reasons.contains_key(id)).collect();
@@ -192,8 +197,11 @@ pub async fn build<P: Provider>(workshop: &Workshop<P>, plan: &Plan) -> Outcome 
     let mut stopping = false;
     loop {
         let ready = |run: &Vec<NodeId>| graph.node(run[0]).parent.is_none_or(|p| settled.contains(&p));
-        let (start_now, later) = waiting.into_iter().partition(|run| !stopping && ready(run));
+        let (mut start_now, later): (Vec<_>, Vec<_>) =
+            waiting.into_iter().partition(|run| !stopping && ready(run));
         waiting = later;
+        // Who starts first gets a processor first.
+        start_now.sort_by(|a, b| urgency[&b[0]].total_cmp(&urgency[&a[0]]));
         for run in start_now {
             tasks.spawn(run::make(shared.clone(), run, sender.clone()));
         }

@@ -30,7 +30,7 @@ mod record;
 mod staging;
 
 pub use lock::{KeyLock, lock, try_lock};
-pub use project::{Last, ProjectFiles, WrittenOutput};
+pub use project::{FailedDisk, Last, ProjectFiles, WrittenOutput};
 use record::Identity;
 pub use record::{Boot, Disk, DiskKind, Record, SCHEMA, StateId};
 pub use staging::Staging;

@@ -77,9 +77,22 @@ fn examples_and_the_library_are_good_and_laid_out() {
 fn every_command_explains_itself() {
     let dir = tempfile::tempdir().unwrap();
     says(&vimg(dir.path(), &["--help"]), 0, "Exit codes: 0 done;");
-    for command in
-        ["init", "check", "fmt", "plan", "build", "why", "graph", "log", "list", "doctor", "completions"]
-    {
+    for command in [
+        "init",
+        "check",
+        "fmt",
+        "plan",
+        "build",
+        "test",
+        "shell",
+        "run",
+        "why",
+        "graph",
+        "log",
+        "list",
+        "doctor",
+        "completions",
+    ] {
         says(&vimg(dir.path(), &[command, "--help"]), 0, "Usage: vimg");
     }
     let completions = vimg(dir.path(), &["completions", "bash"]);

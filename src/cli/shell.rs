@@ -1,6 +1,7 @@
 //! `vimg shell` and `vimg run`: a person in a fork of a machine.
 
 use std::io::{IsTerminal, Read, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
@@ -11,8 +12,10 @@ use super::build::{self, How};
 use super::{Error, Global, INTERRUPTED, Outcome, project};
 use crate::event::Event;
 use crate::execute::{self, Ended, Input};
-use crate::plan::Plan;
+use crate::graph::{Graph, NodeId};
+use crate::plan::{Plan, plain};
 use crate::report::{self, Style};
+use crate::store::{ProjectFiles, Store};
 
 /// Open a shell in an image's machine
 ///
@@ -23,6 +26,9 @@ pub(super) struct ShellArgs {
     /// An image, or a layer of one
     #[arg(value_name = "IMAGE[@LAYER]")]
     image: String,
+    /// Enter the machine of the layer that failed, as it was then
+    #[arg(long)]
+    failed: bool,
     #[command(flatten)]
     how: How,
 }
@@ -48,24 +54,35 @@ pub(super) struct RunArgs {
 }
 
 pub(super) fn shell(args: &ShellArgs, global: &Global, style: Style) -> Outcome {
-    enter(&args.image, Vec::new(), std::io::stdin().is_terminal(), &args.how, global, style)
+    let on_terminal = std::io::stdin().is_terminal();
+    let door = Door { name: &args.image, failed: args.failed, command: Vec::new(), on_terminal };
+    enter(door, &args.how, global, style)
 }
 
 pub(super) fn run(args: &RunArgs, global: &Global, style: Style) -> Outcome {
-    enter(&args.image, args.command.clone(), args.terminal, &args.how, global, style)
+    let command = args.command.clone();
+    let door = Door { name: &args.image, failed: false, command, on_terminal: args.terminal };
+    enter(door, &args.how, global, style)
 }
 
-fn enter(
-    name: &str,
+/// Where a person goes in, and what for.
+struct Door<'a> {
+    name: &'a str,
+    failed: bool,
     command: Vec<String>,
     on_terminal: bool,
-    how: &How,
-    global: &Global,
-    style: Style,
-) -> Outcome {
+}
+
+fn enter(door: Door, how: &How, global: &Global, style: Style) -> Outcome {
+    let Door { name, failed, command, on_terminal } = door;
     let mut loaded = project::load(global)?;
     let graph = project::graph(&mut loaded)?;
-    let id = project::node(&graph, name)?;
+    let mut id = project::node(&graph, name)?;
+    let (mut disk, mut why) = (None, None);
+    if failed {
+        let (below, found, what) = find_failed(&graph, id, &loaded.store, &loaded.notes)?;
+        (id, disk, why) = (below, Some(found), Some(what));
+    }
     let last = loaded.last();
     let plan = Plan::new(&graph, &loaded.store, &last, &[id]);
     let project::Loaded { project, sources, store, notes, .. } = loaded;
@@ -78,6 +95,9 @@ fn enter(
         Event::Phase { .. } if !building => {}
         event => told(event),
     });
+    if let Some(text) = why {
+        sink(Event::Notice { text });
+    }
     let workshop = build::workshop(&graph, &store, &project, sink, how)?;
     if building {
         let outcome = build::interruptible(execute::build(&workshop, &plan))?.ok_or_else(stopped)?;
@@ -94,7 +114,7 @@ fn enter(
     let raw = Raw::enter(on_terminal);
     let ended = build::interruptible(async {
         let input = listen(on_terminal);
-        execute::interact(&workshop, id, exec, input, write).await
+        execute::interact(&workshop, id, disk, exec, input, write).await
     });
     drop(raw);
     match ended?.ok_or_else(stopped)? {
@@ -103,6 +123,29 @@ fn enter(
         Ok(Ended::Signal(signal)) => Err(Error::Code(u8::try_from(128 + signal).unwrap_or(255))),
         Err(failure) => Err(Error::Build(Box::new(sources), vec![*failure])),
     }
+}
+
+/// The state that the disk of a layer that failed lies on, the disk, and why
+/// it failed.
+fn find_failed(
+    graph: &Graph,
+    id: NodeId,
+    store: &Store,
+    notes: &ProjectFiles,
+) -> Result<(NodeId, PathBuf, String), Error> {
+    let name = &graph.node(id).name;
+    for id in graph.chain(id) {
+        let node = graph.node(id);
+        let (Some(parent), Some((disk, failed))) = (node.parent, notes.failed(&node.name)) else { continue };
+        let below = &graph.node(parent).key;
+        let there = store.has(below) && store.record(below).is_some_and(|r| (*below, r.id) == failed.below);
+        if there && !store.has(&node.key) {
+            let why = format!("{}: {}", node.name, plain(&failed.why));
+            return Ok((parent, disk, why));
+        }
+    }
+    let help = "the disk of a layer that fails is kept until it is built, or what lies below it changes";
+    Err(Error::Message(format!("nothing of {name} has failed"), Some(help.into()), 1))
 }
 
 fn stopped() -> Error {

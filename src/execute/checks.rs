@@ -94,7 +94,7 @@ async fn one<P: Provider>(
             let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
             let parent = node.parent.map(|id| shared.graph.node(id)).ok_or_else(|| making.gone())?;
             let (machine, needs) = (node.machine, node.needs);
-            let stand = Stand { state: parent, machine, needs, network: true, again: false };
+            let stand = Stand { state: parent, machine, needs, network: true, again: false, on_top: None };
             up::up(&making, &stand, &scratch, &overlay).await?
         }
     };

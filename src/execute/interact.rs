@@ -1,6 +1,8 @@
 //! A program that a person runs in a fork of a state's machine, which is
 //! thrown away.
 
+use std::path::PathBuf;
+
 use tokio::sync::mpsc;
 use vimg_agent::protocol::{Exec, Size, Stream};
 
@@ -37,10 +39,12 @@ pub enum Ended {
     Signal(i32),
 }
 
-/// Runs a program in the machine of a state that is there.
+/// Runs a program in the machine of a state that is there, or in the machine
+/// of `failed`: what a layer left on top of that state when it failed.
 pub async fn interact<P: Provider>(
     workshop: &Workshop<P>,
     id: NodeId,
+    failed: Option<PathBuf>,
     exec: Exec,
     input: mpsc::Receiver<Input>,
     mut output: impl FnMut(Stream, &[u8]) + Send,
@@ -50,8 +54,8 @@ pub async fn interact<P: Provider>(
     let site = Site { shared: &shared, node };
     let scratch = site.staging()?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
-    let stand =
-        Stand { state: node, machine: node.machine, needs: Needs::Machine, network: true, again: false };
+    let (machine, needs) = (node.machine, Needs::Machine);
+    let stand = Stand { state: node, machine, needs, network: true, again: false, on_top: failed };
     let mut up = up::up(&site, &stand, &scratch, &overlay).await?;
     let ended = tokio::select! {
         ended = up.session.exec(exec, input, &mut output) => ended.map_err(Trouble::Session),

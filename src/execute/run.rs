@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc;
 use vimg_agent::protocol::Primitive;
@@ -20,12 +20,15 @@ use crate::event::Event;
 use crate::files;
 use crate::graph::{BlobSource, LayerWork, Needs, Node, NodeId, Work};
 use crate::provider::{self, Instance, Provider};
-use crate::store::{Boot, Disk, DiskKind, KeyLock, Record, Staging, StateId};
+use crate::store::{Boot, Disk, DiskKind, FailedDisk, KeyLock, Record, Staging, StateId};
 
 /// A chain of disks is joined when it would grow beyond this. Opening and
 /// reading a chain of 16 costs nothing that can be measured, one of 128 twice
 /// as much, and at 1,000 qemu-img crashes.
 const MAX_DEPTH: u32 = 16;
+
+/// How long the disk of a layer that failed may take to come to rest.
+const LAST_REST: Duration = Duration::from_secs(60);
 
 type Sender = mpsc::UnboundedSender<Settled>;
 
@@ -145,6 +148,7 @@ impl<'a, P: Provider> Making<'a, P> {
         record.provider = made.way;
         record.bytes = on_disk(&path);
         let (bytes, id) = (record.bytes, record.id);
+        self.shared.notes.forget_failed(&self.node.name);
         let (store, lock) = (self.shared.store.clone(), self.lock.clone());
         let done = tokio::task::spawn_blocking(move || {
             let done = store.commit(staging, &record);
@@ -285,6 +289,8 @@ struct Running<I: Instance> {
     /// The disks below the one that takes the writes.
     chain: Vec<PathBuf>,
     made: Facts,
+    /// Whether it would boot another kernel than the one that it runs.
+    stale: bool,
 }
 
 async fn machine<P: Provider>(
@@ -304,8 +310,14 @@ async fn machine<P: Provider>(
     let Some(parent) = making.node.parent.map(|id| shared.graph.node(id)) else {
         return fail(sender, rest[0], *making.gone());
     };
-    let stand =
-        up::Stand { state: parent, machine: making.node.machine, needs: making.node.needs, network, again };
+    let stand = up::Stand {
+        state: parent,
+        machine: making.node.machine,
+        needs: making.node.needs,
+        network,
+        again,
+        on_top: None,
+    };
     let overlay = staging.path().join(DiskKind::Qcow2.file_name());
     let mut running = match up::up(&making, &stand, &scratch, &overlay).await {
         Ok(up) => Running::on(up),
@@ -371,10 +383,10 @@ fn is_forked<P>(shared: &Shared<P>, id: NodeId) -> bool {
 
 /// Lets a machine go whose disk is at rest; keeps it if somebody will fork it.
 async fn end<P: Provider>(making: &Making<'_, P>, running: Running<P::Instance>, again: bool) {
-    let Running { instance, session, made, .. } = running;
+    let Running { instance, session, made, stale, .. } = running;
     drop(session);
     match made.disk.backing {
-        Some((key, id)) if again && instance.can_be_kept() => {
+        Some((key, id)) if again && !stale && instance.can_be_kept() => {
             making.phase("keep");
             if let Err(error) = instance.keep(Some(&up::name(&key, id))).await {
                 making.shared.tell(Event::Notice { text: error.to_string() });
@@ -396,7 +408,7 @@ impl<I: Instance> Running<I> {
             ours: record.ours && instance.guards_disk(),
             way: instance.way(),
         };
-        Self { instance, session, chain, made }
+        Self { instance, session, chain, made, stale: false }
     }
 }
 
@@ -450,12 +462,18 @@ async fn layer<P: Provider>(
         Ok(boot_changed) => boot_changed,
         Err(trouble) => {
             let tail = log.finish();
+            let alive = matches!(trouble, Trouble::Session(SessionError::Step { .. }));
             let mut failure = explain(making, &mut running.instance, trouble, Some(tail)).await;
             failure.log = making.keep_log(&log_path);
+            if alive {
+                keep_failed(making, running, &staging, next_disk, &failure).await;
+            }
             return Err(failure);
         }
     };
     log.finish();
+    // What runs is not what would boot.
+    running.stale |= boot_changed;
     let settle = settle(making, running, &staging, next_disk, boot_changed, last);
     match settle.await {
         Ok(()) => {}
@@ -463,6 +481,28 @@ async fn layer<P: Provider>(
         Err(Err(trouble)) => return Err(explain(making, &mut running.instance, trouble, None).await),
     }
     keep(making, running, staging).await
+}
+
+/// Keeps the disk of a layer that failed, for `vimg shell --failed`. That it
+/// can't be kept is no further trouble.
+async fn keep_failed<P: Provider>(
+    making: &Making<'_, P>,
+    running: &mut Running<P::Instance>,
+    staging: &Staging,
+    next_disk: &Path,
+    failure: &Failure,
+) {
+    let Running { instance, session, made, .. } = running;
+    let Some(below) = made.disk.backing else { return };
+    let rest = tokio::time::timeout(LAST_REST, async {
+        session.freeze().await.ok()?;
+        instance.snapshot(next_disk).await.ok()
+    });
+    if let Ok(Some(())) = rest.await {
+        let disk = staging.path().join(DiskKind::Qcow2.file_name());
+        let failed = FailedDisk { below, why: failure.message.clone() };
+        let _ = making.shared.notes.keep_failed(&making.node.name, &disk, &failed);
+    }
 }
 
 /// Brings the machine's disk to rest and goes on with a new one.

@@ -2,8 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use crate::digest::Key;
 use crate::graph::{Graph, Needs, NodeId, Work};
 use crate::plan::Plan;
+use crate::store::Store;
+
+/// What a node takes that was never made, in seconds.
+const GUESS: f64 = 10.0;
 
 /// Chains of nodes that one instance can make. Where several nodes are made
 /// from the same one, the machine goes on with the one that has most above
@@ -62,4 +67,26 @@ pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Vec<NodeId>> {
         runs.entry(first).or_default().push(id);
     }
     runs.into_values().collect()
+}
+
+/// How long, in seconds, it takes from a node to the end of what is built on
+/// it, by what it took the last time: the longest way is gone first.
+pub(super) fn urgency(
+    graph: &Graph,
+    plan: &Plan,
+    store: &Store,
+    last: &BTreeMap<String, Key>,
+) -> HashMap<NodeId, f64> {
+    let mut urgency: HashMap<NodeId, f64> = HashMap::new();
+    let build: Vec<NodeId> = plan.to_build().map(|(id, _)| id).collect();
+    // Ids grow upwards, so children come later.
+    for id in build.iter().rev() {
+        let node = graph.node(*id);
+        let before = last.get(&node.name).and_then(|key| store.record(key)).map(|r| r.seconds);
+        let own = before.unwrap_or(GUESS);
+        let above = |child: &NodeId| urgency.get(child).copied().unwrap_or(0.0);
+        let longest = graph.children(*id).iter().map(above).fold(0.0, f64::max);
+        urgency.insert(*id, own + longest);
+    }
+    urgency
 }

@@ -56,7 +56,7 @@ impl<P> Site<'_, P> {
 
     /// Keeps the log of what failed.
     pub(super) fn keep_log(&self, log: &Path) -> Option<PathBuf> {
-        let kept = (self.shared.failed_log)(&self.node.name);
+        let kept = self.shared.notes.failed_log(&self.node.name);
         if let Some(dir) = kept.parent() {
             let _ = std::fs::create_dir_all(dir);
         }

@@ -49,6 +49,8 @@ pub(super) struct Stand<'a> {
     pub(super) network: bool,
     /// Whether it may be kept once more when it has gone on.
     pub(super) again: bool,
+    /// A disk on top of the state's that is no state.
+    pub(super) on_top: Option<PathBuf>,
 }
 
 /// Starts an instance and waits until its agent is up.
@@ -60,7 +62,8 @@ pub(super) async fn up<P: Provider>(
 ) -> Result<Up<P::Instance>, Box<Failure>> {
     let (shared, parent) = (site.shared, stand.state);
     let record = shared.store.record(&parent.key).ok_or_else(|| site.gone())?;
-    let chain = shared.store.chain(&parent.key).ok_or_else(|| site.gone())?;
+    let mut chain = shared.store.chain(&parent.key).ok_or_else(|| site.gone())?;
+    chain.extend(stand.on_top.clone());
     // Kernel and initrd, if they are still in the store.
     let files = |boot: &Option<Boot>| {
         let boot = boot.filter(|b| shared.store.has_blob(&b.kernel) && shared.store.has_blob(&b.initrd))?;
@@ -71,7 +74,7 @@ pub(super) async fn up<P: Provider>(
         ours: record.ours,
         network: stand.network,
     });
-    let kept = shared.keep_memory && stand.needs == Needs::Machine;
+    let kept = shared.keep_memory && stand.needs == Needs::Machine && stand.on_top.is_none();
     let mut launch = Launch {
         chain: chain.clone(),
         overlay: overlay.to_owned(),

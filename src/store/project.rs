@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +47,15 @@ pub struct WrittenOutput {
     pub key: Key,
     /// What `stat` said of the file: inode, size, mtime and its nanoseconds.
     pub stamp: [i64; 4],
+}
+
+/// What is known of a disk that was kept because its layer failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedDisk {
+    /// The state that it lies on.
+    pub below: (Key, StateId),
+    /// What failed, in a sentence.
+    pub why: String,
 }
 
 impl ProjectFiles {
@@ -99,8 +108,36 @@ impl ProjectFiles {
 
     /// Where the log of a node's last failure is kept.
     pub fn failed_log(&self, node: &str) -> PathBuf {
-        // Names have no `/`; `@` and `#` are fine in file names.
-        self.dir.join("failed").join(format!("{node}.zst"))
+        self.of_failed(node, "zst")
+    }
+
+    /// Keeps the disk of a node that failed, as it was then, in the place of
+    /// the one before.
+    pub fn keep_failed(&self, node: &str, disk: &Path, failed: &FailedDisk) -> io::Result<()> {
+        self.forget_failed(node);
+        fs::create_dir_all(self.dir.join("failed"))?;
+        fs::rename(disk, self.of_failed(node, "qcow2"))?;
+        let bytes = postcard::to_stdvec(failed).map_err(io::Error::other)?;
+        super::replace(&self.of_failed(node, "disk"), &bytes)
+    }
+
+    /// The disk of a node that failed, and what is known of it.
+    pub fn failed(&self, node: &str) -> Option<(PathBuf, FailedDisk)> {
+        let failed = postcard::from_bytes(&fs::read(self.of_failed(node, "disk")).ok()?).ok()?;
+        let disk = self.of_failed(node, "qcow2");
+        disk.exists().then_some((disk, failed))
+    }
+
+    /// Removes the disk of a node that failed, if there is one.
+    pub fn forget_failed(&self, node: &str) {
+        for kind in ["disk", "qcow2"] {
+            let _ = fs::remove_file(self.of_failed(node, kind));
+        }
+    }
+
+    fn of_failed(&self, node: &str, kind: &str) -> PathBuf {
+        // `@`, `:` and `#` are fine in file names.
+        self.dir.join("failed").join(format!("{}.{kind}", node.replace('/', "+")))
     }
 
     fn read<T: for<'a> Deserialize<'a> + Default>(&self, name: &str) -> T {

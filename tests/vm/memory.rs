@@ -199,5 +199,18 @@ fn people_get_into_forks() {
     for words in ["33 101\r\n", "/dev/pts/0\r\n", "vt220 is all\r\n"] {
         assert!(seen.stdout.contains(words), "{}", seen.stdout);
     }
+    // Where a layer failed: with what it had done by then.
+    let broken = "    layer \"broken\"\n}\nconfiguration \"broken\" {\n    run { script \"echo half >/half; exit 3\" }\n}\n";
+    project.edit("main.vimg", "    layer \"served\"\n\n}", &format!("    layer \"served\"\n{broken}"));
+    assert_eq!(project.vimg(&["shell", "--failed", "it"]).code, 1, "nothing has failed yet");
+    assert_eq!(project.vimg(&["build"]).code, 1);
+    let entered = project.sh("echo 'cat /half; exit 4' | $VIMG shell --failed it");
+    assert_eq!((entered.code, entered.stdout.as_str()), (4, "half\n"), "{}", entered.stderr);
+    entered.says("it@broken: run failed: exit code 3");
+    project.edit("main.vimg", "exit 3", "true");
+    project.vimg(&["build"]).succeeds();
+    let repaired = project.vimg(&["shell", "--failed", "it"]);
+    assert_eq!(repaired.code, 1);
+    repaired.says("nothing of it@broken has failed");
     project.nothing_runs();
 }
