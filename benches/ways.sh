@@ -56,7 +56,7 @@ for way in qemu container; do
     row "  vimg, $way" "$(cat "$dir/m")"
 done
 forget
-row "  vimg, booted" "$(took build booted) s"
+row "  vimg, booted" "$(took build booted --no-memory) s"
 
 base=$(grep -l '"kind": "base"' "$VIMG_STORE"/states/*/record.json | head -n 1 | xargs dirname)
 qemu-img convert -O raw "$base/disk.qcow2" "$dir/base.raw"
@@ -121,7 +121,9 @@ for layer in last middle; do
     build web --provider container
     change "vimg, container" "$dir/web/$file" build web --provider container
     build booted
-    runs=2 change "vimg, booted" "$dir/booted/$file" build booted
+    runs=2 change "vimg, booted each time" "$dir/booted/$file" build booted --no-memory
+    build booted
+    change "vimg, forked from a machine that booted" "$dir/booted/$file" build booted
     if command -v mkosi >/dev/null; then
         [ $layer = last ] && mfile=mkosi.postinst || mfile=mkosi.extra/srv/www/404.html
         runs=3 change "mkosi -i" "$dir/mkosi/$mfile" mk -i

@@ -37,7 +37,7 @@ mod session;
 mod site;
 mod up;
 
-pub use interact::{Ended, Input, interact};
+pub use interact::{Ended, Input, interact, watch};
 pub use log::read as read_log;
 pub use output::write_outputs;
 

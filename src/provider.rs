@@ -236,6 +236,10 @@ pub trait Instance: Send {
     /// The last lines of its console.
     fn console(&self) -> String;
 
+    /// What its console said after the first `seen` bytes, as far as that is
+    /// still known, and how many bytes it has said in all.
+    fn console_since(&self, seen: u64) -> (u64, Vec<u8>);
+
     /// Switches the machine off without asking it.
     fn stop(self) -> impl Future<Output = ()> + Send;
 }

@@ -1,4 +1,5 @@
-//! `vimg shell` and `vimg run`: a person in a fork of a machine.
+//! `vimg shell`, `vimg run` and `vimg console`: a person and a machine that is
+//! thrown away.
 
 use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
@@ -7,13 +8,15 @@ use std::sync::Arc;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::sync::mpsc;
 use vimg_agent::protocol::{Exec, Size, Stream, Terminal};
+use vimg_lang::Sources;
 
 use super::build::{self, How};
 use super::{Error, Global, INTERRUPTED, Outcome, project};
-use crate::event::Event;
-use crate::execute::{self, Ended, Input};
-use crate::graph::{Graph, NodeId};
+use crate::event::{Event, Sink};
+use crate::execute::{self, Ended, Input, Workshop};
+use crate::graph::{Graph, NodeId, Work};
 use crate::plan::{Plan, plain};
+use crate::provider::host::Host;
 use crate::report::{self, Style};
 use crate::store::{ProjectFiles, Store};
 
@@ -53,6 +56,19 @@ pub(super) struct RunArgs {
     command: Vec<String>,
 }
 
+/// Boot an image's machine and show its serial console
+///
+/// The machine is thrown away when it is switched off, or by Ctrl-C; the image
+/// stays as it is. What is missing of it is built first.
+#[derive(Debug, clap::Args)]
+pub(super) struct ConsoleArgs {
+    /// An image, or a layer of one
+    #[arg(value_name = "IMAGE[@LAYER]")]
+    image: String,
+    #[command(flatten)]
+    how: How,
+}
+
 pub(super) fn shell(args: &ShellArgs, global: &Global, style: Style) -> Outcome {
     let on_terminal = std::io::stdin().is_terminal();
     let door = Door { name: &args.image, failed: args.failed, command: Vec::new(), on_terminal };
@@ -65,6 +81,16 @@ pub(super) fn run(args: &RunArgs, global: &Global, style: Style) -> Outcome {
     enter(door, &args.how, global, style)
 }
 
+pub(super) fn console(args: &ConsoleArgs, global: &Global, style: Style) -> Outcome {
+    let Ready { workshop, id, sources, .. } = prepare(&args.image, false, &args.how, global, style)?;
+    let watched =
+        build::interruptible(execute::watch(&workshop, id, |bytes| write(Stream::Output, bytes)))?;
+    match watched.ok_or_else(stopped)? {
+        Ok(()) => Ok(()),
+        Err(failure) => Err(Error::Build(Box::new(sources), vec![*failure])),
+    }
+}
+
 /// Where a person goes in, and what for.
 struct Door<'a> {
     name: &'a str,
@@ -75,39 +101,7 @@ struct Door<'a> {
 
 fn enter(door: Door, how: &How, global: &Global, style: Style) -> Outcome {
     let Door { name, failed, command, on_terminal } = door;
-    let mut loaded = project::load(global)?;
-    let graph = project::graph(&mut loaded)?;
-    let mut id = project::node(&graph, name)?;
-    let (mut disk, mut why) = (None, None);
-    if failed {
-        let (below, found, what) = find_failed(&graph, id, &loaded.store, &loaded.notes)?;
-        (id, disk, why) = (below, Some(found), Some(what));
-    }
-    let last = loaded.last();
-    let plan = Plan::new(&graph, &loaded.store, &last, &[id]);
-    let project::Loaded { project, sources, store, notes, .. } = loaded;
-    let (graph, project) = (Arc::new(graph), Arc::new(project));
-    let reporter = report::reporter(style);
-    let told = reporter.sink();
-    // What there is to say of a build is said; of a fork there is nothing.
-    let building = plan.to_build().next().is_some();
-    let sink: crate::event::Sink = Arc::new(move |event| match event {
-        Event::Phase { .. } if !building => {}
-        event => told(event),
-    });
-    if let Some(text) = why {
-        sink(Event::Notice { text });
-    }
-    let workshop = build::workshop(&graph, &store, &project, sink, how)?;
-    if building {
-        let outcome = build::interruptible(execute::build(&workshop, &plan))?.ok_or_else(stopped)?;
-        build::remember(&graph, &plan, &store, &notes, last.nodes);
-        if !outcome.failures.is_empty() {
-            reporter.end();
-            return Err(Error::Build(Box::new(sources), outcome.failures));
-        }
-    }
-    reporter.end();
+    let Ready { workshop, id, disk, sources } = prepare(name, failed, how, global, style)?;
     let terminal = on_terminal
         .then(|| Terminal { kind: std::env::var("TERM").unwrap_or_else(|_| "dumb".into()), size: size() });
     let exec = Exec { command, terminal };
@@ -123,6 +117,57 @@ fn enter(door: Door, how: &How, global: &Global, style: Style) -> Outcome {
         Ok(Ended::Signal(signal)) => Err(Error::Code(u8::try_from(128 + signal).unwrap_or(255))),
         Err(failure) => Err(Error::Build(Box::new(sources), vec![*failure])),
     }
+}
+
+/// A state that is there, and where its machine can be started.
+struct Ready {
+    workshop: Workshop<Host>,
+    id: NodeId,
+    /// What a layer left on it that failed.
+    disk: Option<PathBuf>,
+    sources: Sources,
+}
+
+/// Builds what is missing of a state.
+fn prepare(name: &str, failed: bool, how: &How, global: &Global, style: Style) -> Result<Ready, Error> {
+    let mut loaded = project::load(global)?;
+    let graph = project::graph(&mut loaded)?;
+    let mut id = project::node(&graph, name)?;
+    if matches!(graph.node(id).work, Work::Check(_) | Work::Export(_)) {
+        return Err(Error::Message(format!("`{name}` is no machine"), None, 2));
+    }
+    let (mut disk, mut why) = (None, None);
+    if failed {
+        let (below, found, what) = find_failed(&graph, id, &loaded.store, &loaded.notes)?;
+        (id, disk, why) = (below, Some(found), Some(what));
+    }
+    let last = loaded.last();
+    let plan = Plan::new(&graph, &loaded.store, &last, &[id]);
+    let project::Loaded { project, sources, store, notes, .. } = loaded;
+    let (graph, project) = (Arc::new(graph), Arc::new(project));
+    let reporter = report::reporter(style);
+    let told = reporter.sink();
+    let building = plan.to_build().next().is_some();
+    let sink: Sink = Arc::new(move |event| match event {
+        // A boot takes long enough to be told; of a fork there is nothing to
+        // say.
+        Event::Phase { phase, .. } if !building && phase == "start" => {}
+        event => told(event),
+    });
+    if let Some(text) = why {
+        sink(Event::Notice { text });
+    }
+    let workshop = build::workshop(&graph, &store, &project, sink, how)?;
+    if building {
+        let outcome = build::interruptible(execute::build(&workshop, &plan))?.ok_or_else(stopped)?;
+        build::remember(&graph, &plan, &store, &notes, last.nodes);
+        if !outcome.failures.is_empty() {
+            reporter.end();
+            return Err(Error::Build(Box::new(sources), outcome.failures));
+        }
+    }
+    reporter.end();
+    Ok(Ready { workshop, id, disk, sources })
 }
 
 /// The state that the disk of a layer that failed lies on, the disk, and why

@@ -2,6 +2,7 @@
 //! thrown away.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use vimg_agent::protocol::{Exec, Size, Stream};
@@ -13,11 +14,14 @@ use super::site::Site;
 use super::up::{self, Stand};
 use super::{Failure, Workshop};
 use crate::graph::{Needs, NodeId};
-use crate::provider::{Instance, Provider};
+use crate::provider::{self, Instance, Launch, Provider};
 use crate::store::DiskKind;
 
 /// What a shell answers for a command that it can't run.
 const NOT_FOUND: i32 = 127;
+
+/// How often a console is looked at.
+const LOOK: Duration = Duration::from_millis(30);
 
 /// What a person does.
 #[derive(Debug)]
@@ -78,4 +82,42 @@ pub async fn interact<P: Provider>(
             Err(failure)
         }
     }
+}
+
+/// Boots the machine of a state that is there and passes on what its console
+/// says, until it is switched off.
+pub async fn watch<P: Provider>(
+    workshop: &Workshop<P>,
+    id: NodeId,
+    mut output: impl FnMut(&[u8]) + Send,
+) -> Result<(), Box<Failure>> {
+    let shared = workshop.share(std::collections::BTreeMap::new());
+    let node = workshop.graph.node(id);
+    let site = Site { shared: &shared, node };
+    let scratch = site.staging()?;
+    let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
+    let (machine, needs) = (node.machine, Needs::Machine);
+    let stand = Stand { state: node, machine, needs, network: true, again: false, on_top: None };
+    let (launch, _) = up::prepare(&site, &stand, &scratch, &overlay)?;
+    // It is the boot that is to be seen.
+    let launch = Launch { memory: None, ..launch };
+    let mut instance = shared.provider.launch(&launch).await.map_err(|e| site.provider_failure(e))?;
+    // The agent's stream stays open: without it the agent would wait.
+    let _channel = instance.channel();
+    let mut seen = 0;
+    let ended = loop {
+        let ended = tokio::time::timeout(LOOK, instance.ended()).await;
+        let (total, bytes) = instance.console_since(seen);
+        seen = total;
+        output(&bytes);
+        if let Ok(ended) = ended {
+            break ended;
+        }
+    };
+    let result = match ended {
+        provider::Ended::Off => Ok(()),
+        other => Err(explain(&site, &mut instance, Trouble::Ended(other), None).await),
+    };
+    instance.stop().await;
+    result
 }

@@ -53,13 +53,13 @@ pub(super) struct Stand<'a> {
     pub(super) on_top: Option<PathBuf>,
 }
 
-/// Starts an instance and waits until its agent is up.
-pub(super) async fn up<P: Provider>(
+/// What to launch, and the record of the state below.
+pub(super) fn prepare<P: Provider>(
     site: &Site<'_, P>,
     stand: &Stand<'_>,
     scratch: &Staging,
     overlay: &Path,
-) -> Result<Up<P::Instance>, Box<Failure>> {
+) -> Result<(Launch, Record), Box<Failure>> {
     let (shared, parent) = (site.shared, stand.state);
     let record = shared.store.record(&parent.key).ok_or_else(|| site.gone())?;
     let mut chain = shared.store.chain(&parent.key).ok_or_else(|| site.gone())?;
@@ -75,8 +75,8 @@ pub(super) async fn up<P: Provider>(
         network: stand.network,
     });
     let kept = shared.keep_memory && stand.needs == Needs::Machine && stand.on_top.is_none();
-    let mut launch = Launch {
-        chain: chain.clone(),
+    let launch = Launch {
+        chain,
         overlay: overlay.to_owned(),
         machine: Machine { ..stand.machine },
         boot: files(&record.boot),
@@ -84,6 +84,18 @@ pub(super) async fn up<P: Provider>(
         memory: kept.then(|| Memory { of: name(&parent.key, record.id), again: stand.again }),
         scratch: scratch.path().to_owned(),
     };
+    Ok((launch, record))
+}
+
+/// Starts an instance and waits until its agent is up.
+pub(super) async fn up<P: Provider>(
+    site: &Site<'_, P>,
+    stand: &Stand<'_>,
+    scratch: &Staging,
+    overlay: &Path,
+) -> Result<Up<P::Instance>, Box<Failure>> {
+    let shared = site.shared;
+    let (mut launch, record) = prepare(site, stand, scratch, overlay)?;
     for tries in 1.. {
         if tries > TRIES {
             launch.memory = None;
@@ -132,7 +144,8 @@ pub(super) async fn up<P: Provider>(
             }
         }
         if !first {
-            return Ok(Up { instance, session, chain, parent: parent.key, record, scratch: None });
+            let (chain, parent) = (launch.chain, stand.state.key);
+            return Ok(Up { instance, session, chain, parent, record, scratch: None });
         }
         // Kept as it is now, it never has to boot again.
         site.phase("keep");

@@ -38,24 +38,32 @@ pub(super) fn last_words(log: &Path) -> String {
 /// The end of a stream that is read as it comes.
 #[derive(Clone)]
 pub(super) struct Tail {
-    bytes: Arc<Mutex<VecDeque<u8>>>,
+    kept: Arc<Mutex<KeptBytes>>,
+}
+
+#[derive(Default)]
+struct KeptBytes {
+    bytes: VecDeque<u8>,
+    /// How many came in all.
+    total: u64,
 }
 
 impl Tail {
     /// Keeps the last `most` bytes of `stream`.
     pub(super) fn of(mut stream: impl AsyncRead + Unpin + Send + 'static, most: usize) -> Self {
-        let tail = Self { bytes: Arc::default() };
-        let bytes = tail.bytes.clone();
+        let tail = Self { kept: Arc::default() };
+        let kept = tail.kept.clone();
         tokio::spawn(async move {
             let mut buffer = vec![0; 4096];
             while let Ok(n) = stream.read(&mut buffer).await {
                 if n == 0 {
                     return;
                 }
-                let mut bytes = bytes.lock().unwrap_or_else(PoisonError::into_inner);
-                bytes.extend(&buffer[..n]);
-                let surplus = bytes.len().saturating_sub(most);
-                bytes.drain(..surplus);
+                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.total += n as u64;
+                kept.bytes.extend(&buffer[..n]);
+                let surplus = kept.bytes.len().saturating_sub(most);
+                kept.bytes.drain(..surplus);
             }
         });
         tail
@@ -63,9 +71,16 @@ impl Tail {
 
     /// What there is so far.
     pub(super) fn text(&self) -> String {
-        let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes: Vec<u8> = bytes.iter().copied().collect();
-        String::from_utf8_lossy(&bytes).into_owned()
+        String::from_utf8_lossy(&self.since(0).1).into_owned()
+    }
+
+    /// What came after the first `seen` bytes, as far as it is kept, and how
+    /// many came in all.
+    pub(super) fn since(&self, seen: u64) -> (u64, Vec<u8>) {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = usize::try_from(kept.total.saturating_sub(seen)).unwrap_or(usize::MAX);
+        let skipped = kept.bytes.len().saturating_sub(new);
+        (kept.total, kept.bytes.iter().skip(skipped).copied().collect())
     }
 }
 
@@ -80,5 +95,30 @@ pub(super) fn die_with_us(command: &mut Command) {
             // vimg may have died before the line above.
             if getppid() == Some(parent) { Ok(()) } else { Err(io::Error::from(io::ErrorKind::Interrupted)) }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_a_stream_is_kept_and_read_in_pieces() {
+        let (mut writer, reader) = tokio::io::duplex(64);
+        let tail = Tail::of(reader, 4);
+        let write = async |bytes: &[u8]| {
+            let before = tail.since(0).0;
+            tokio::io::AsyncWriteExt::write_all(&mut writer, bytes).await.unwrap();
+            while tail.since(0).0 < before + bytes.len() as u64 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let mut write = write;
+        write(b"abc").await;
+        assert_eq!(tail.since(0), (3, b"abc".to_vec()));
+        write(b"def").await;
+        assert_eq!(tail.since(3), (6, b"def".to_vec()));
+        assert_eq!((tail.since(0), tail.since(6)), ((6, b"cdef".to_vec()), (6, Vec::new())));
+        assert_eq!(tail.text(), "cdef");
     }
 }

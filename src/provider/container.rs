@@ -369,6 +369,10 @@ impl Instance for ContainerInstance {
         }
     }
 
+    fn console_since(&self, seen: u64) -> (u64, Vec<u8>) {
+        self.words.since(seen)
+    }
+
     fn console(&self) -> String {
         self.words.text()
     }

@@ -206,6 +206,13 @@ impl Instance for HostInstance {
         }
     }
 
+    fn console_since(&self, seen: u64) -> (u64, Vec<u8>) {
+        match self {
+            Self::Qemu(i) => i.console_since(seen),
+            Self::Container(i) => i.console_since(seen),
+        }
+    }
+
     fn console(&self) -> String {
         match self {
             Self::Qemu(i) => i.console(),

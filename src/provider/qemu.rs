@@ -55,6 +55,8 @@ pub struct Programs {
     pub img: PathBuf,
     /// For instance `7.2.22`.
     pub version: String,
+    /// Where empty disks may be kept, to be copied.
+    blanks: Option<PathBuf>,
 }
 
 impl Programs {
@@ -73,9 +75,9 @@ impl Programs {
             && let Ok(version) = std::fs::read_to_string(file)
             && !version.is_empty()
         {
-            return Ok(Self { system: system.clone(), img, version });
+            return Ok(Self { system: system.clone(), img, version, blanks: Some(probes.to_owned()) });
         }
-        let found = Self::find().await?;
+        let found = Self { blanks: Some(probes.to_owned()), ..Self::find().await? };
         if let Some((_, file)) = known {
             // One that can't be kept is asked for again.
             let _ = std::fs::write(file, &found.version);
@@ -103,7 +105,7 @@ impl Programs {
             return Err(ProviderError::new(format!("QEMU {version} is too old"))
                 .help(format!("vimg needs QEMU {}.{} or newer", OLDEST.0, OLDEST.1)));
         }
-        Ok(Self { system, img, version })
+        Ok(Self { system, img, version, blanks: None })
     }
 }
 

@@ -114,6 +114,10 @@ impl Instance for FakeInstance {
         std::future::pending().await
     }
 
+    fn console_since(&self, _: u64) -> (u64, Vec<u8>) {
+        (0, Vec::new())
+    }
+
     fn console(&self) -> String {
         String::new()
     }

@@ -199,6 +199,11 @@ fn people_get_into_forks() {
     for words in ["33 101\r\n", "/dev/pts/0\r\n", "vt220 is all\r\n"] {
         assert!(seen.stdout.contains(words), "{}", seen.stdout);
     }
+    // A console from its boot to its prompt.
+    let seen = project.sh("timeout --signal=INT 120 $VIMG console it | sed -n '/login:/q;p'");
+    assert!(seen.stdout.contains("Debian GNU/Linux 12 debian ttyS0"), "{}{}", seen.stdout, seen.stderr);
+    assert_eq!(project.vimg(&["run", "it:check/x", "--", "true"]).code, 2);
+
     // Where a layer failed: with what it had done by then.
     let broken = "    layer \"broken\"\n}\nconfiguration \"broken\" {\n    run { script \"echo half >/half; exit 3\" }\n}\n";
     project.edit("main.vimg", "    layer \"served\"\n\n}", &format!("    layer \"served\"\n{broken}"));

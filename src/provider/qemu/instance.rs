@@ -243,6 +243,10 @@ impl Instance for QemuInstance {
         }
     }
 
+    fn console_since(&self, seen: u64) -> (u64, Vec<u8>) {
+        self.console.since(seen)
+    }
+
     fn console(&self) -> String {
         self.console.text()
     }
