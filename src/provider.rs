@@ -58,21 +58,12 @@ pub struct Launch {
     /// The machine need not run: its disk is worked on from outside, if the
     /// provider knows a way.
     pub offline: Option<Offline>,
-    /// What its memory may be taken from, and kept for. Without it a machine
-    /// boots.
-    pub memory: Option<Memory>,
+    /// Names the disk below, for who keeps memories of machines: one name never
+    /// means two contents. Without it nothing is kept, and a machine boots.
+    pub memory: Option<String>,
     /// A directory for sockets and the like. It lies on the disk that the
     /// store is on.
     pub scratch: PathBuf,
-}
-
-/// The memory of a booted machine.
-#[derive(Debug, Clone)]
-pub struct Memory {
-    /// Names the disk below: one name never means two contents.
-    pub of: String,
-    /// Whether the machine is to be kept again, when it has gone on.
-    pub again: bool,
 }
 
 /// What there is to work on a disk from outside of its machine.
@@ -211,20 +202,13 @@ pub trait Instance: Send {
     /// agent can't.
     fn trim(&self) {}
 
-    /// Whether it can be kept: others then fork it instead of booting.
+    /// Whether it boots, and can be kept when it has: others then fork it.
     fn can_be_kept(&self) -> bool {
         false
     }
 
-    /// Whether it can be kept as it has booted, and nobody has done that yet.
-    fn has_just_booted(&self) -> bool {
-        false
-    }
-
-    /// Keeps it as it is and ends it. The agent must hold all writes. `of`
-    /// names the disk that was left by the last snapshot; `None` if there was
-    /// none, and it has only booted.
-    fn keep(self, of: Option<&str>) -> impl Future<Output = Result<(), ProviderError>> + Send;
+    /// Keeps it as it has booted, and ends it. The agent must hold all writes.
+    fn keep(self) -> impl Future<Output = Result<(), ProviderError>> + Send;
 
     /// It did not come up: what it was started from is not to be used again,
     /// if it is only a shortcut.

@@ -102,11 +102,11 @@ fn the_fleet_shares_what_is_the_same() {
     assert_eq!(nodes, ["bastion@motd", "database@motd", "web-canary@motd"]);
     let again = project.vimg(&["build", "--no-output"]);
     assert_eq!((again.boots(), again.built()), (0, vec![]), "going back costs nothing");
-    // Every image is booted once and keeps what its layers promise.
+    // Every image keeps what its layers promise. Each boots once, but for the
+    // one that the database was made from.
     let tested = project.vimg(&["test"]);
     tested.succeeds();
-    assert_eq!(tested.boots(), 6);
-    assert_eq!(tested.built().len(), 11, "{:?}", tested.built());
+    assert_eq!((tested.boots(), tested.built().len()), (5, 10), "{:?}", tested.built());
 }
 
 #[test]

@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,8 +24,9 @@ use crate::system;
 const PIECE: usize = 32 << 10;
 /// How many pieces of input may wait for the program.
 const WAITING: usize = 16;
-/// How long what an ended program left running may hold its output open.
-const GRACE: Duration = Duration::from_millis(200);
+/// How long nothing may come of what an ended program left running before it
+/// is no longer waited for.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// A program that runs, or has run.
 pub(crate) struct Running {
@@ -151,17 +153,28 @@ fn feed(mut writer: impl Write + Send + 'static) -> mpsc::SyncSender<Vec<u8>> {
     sender
 }
 
-fn forward(mut reader: impl Read + Send + 'static, stream: Stream, sender: &Sender) -> JoinHandle<()> {
-    let sender = sender.clone();
-    std::thread::spawn(move || {
+/// What reads a program's output.
+struct Reader {
+    thread: JoinHandle<()>,
+    /// Even while it waits for output, odd while it sends some.
+    turn: Arc<AtomicUsize>,
+}
+
+fn forward(mut reader: impl Read + Send + 'static, stream: Stream, sender: &Sender) -> Reader {
+    let (sender, turn) = (sender.clone(), Arc::new(AtomicUsize::new(0)));
+    let turns = turn.clone();
+    let thread = std::thread::spawn(move || {
         let mut buffer = vec![0; PIECE];
         // A terminal whose last program is gone reads as an error.
         while let Ok(n) = reader.read(&mut buffer) {
+            turns.fetch_add(1, Ordering::SeqCst);
             if n == 0 || wrote(&sender, stream, &buffer[..n]).is_err() {
                 return;
             }
+            turns.fetch_add(1, Ordering::SeqCst);
         }
-    })
+    });
+    Reader { thread, turn }
 }
 
 /// Both frames at once: nothing may come between them.
@@ -171,12 +184,19 @@ fn wrote(sender: &Sender, stream: Stream, bytes: &[u8]) -> io::Result<()> {
     sender.raw(&frames)
 }
 
-fn wait(mut child: Child, readers: Vec<JoinHandle<()>>, sender: Sender) {
+/// Says how the program ended, after all that it wrote. What it left running
+/// may hold its output open, and is not waited for once it is silent.
+fn wait(mut child: Child, readers: Vec<Reader>, sender: Sender) {
     std::thread::spawn(move || {
         let status = child.wait();
-        let end = Instant::now() + GRACE;
-        while readers.iter().any(|r| !r.is_finished()) && Instant::now() < end {
+        let turns = || readers.iter().map(|r| r.turn.load(Ordering::SeqCst)).collect::<Vec<_>>();
+        let (mut seen, mut since) = (turns(), Instant::now());
+        while readers.iter().any(|r| !r.thread.is_finished()) && since.elapsed() < GRACE {
             std::thread::sleep(Duration::from_millis(1));
+            let now = turns();
+            if now != seen || now.iter().any(|turn| turn % 2 == 1) {
+                (seen, since) = (now, Instant::now());
+            }
         }
         let (code, signal) = status.map_or((None, None), |s| (s.code(), s.signal()));
         let _ = sender.send(&FromAgent::Exited { code, signal });

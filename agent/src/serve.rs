@@ -193,7 +193,7 @@ impl Agent {
                 done
             }
             ToAgent::Check { probes } => check::check(&self.channel.sender, &probes)?,
-            ToAgent::Wake(what) => match wake::wake(&what).and_then(|()| wake::rename_boot()) {
+            ToAgent::Wake(what) => match wake::wake(&what) {
                 Ok(()) => FromAgent::Awake,
                 Err(error) => refused("wake", error),
             },

@@ -1,13 +1,11 @@
 //! Makes a fork of a machine's memory a machine of its own: the time at which
 //! it was made, and what its kernel takes for random.
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
 
 use rustix::ioctl::{NoArg, Opcode, Setter};
-use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::protocol::Wake;
@@ -18,10 +16,6 @@ const RNDADDENTROPY: Opcode = 0x4008_5203;
 const RNDRESEEDCRNG: Opcode = 0x5207;
 /// How many bytes of the host's randomness are taken.
 const SEED: usize = 64;
-
-/// The kernel's name for this boot, and what stands in for it in a fork.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-const OWN_BOOT_ID: &str = "/run/vimg-boot-id";
 
 /// `struct rand_pool_info`.
 #[repr(C)]
@@ -47,16 +41,4 @@ pub(crate) fn wake(wake: &Wake) -> io::Result<()> {
         rustix::ioctl::ioctl(random.as_fd(), NoArg::<RNDRESEEDCRNG>::new())?;
     }
     Ok(())
-}
-
-/// Gives a machine that was booted once a name of its own for its boot, in
-/// the place where programs look for it.
-pub(crate) fn rename_boot() -> io::Result<()> {
-    let own = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
-    // A fork of a fork has one already.
-    if Path::new(OWN_BOOT_ID).exists() {
-        let _ = unmount(BOOT_ID, UnmountFlags::DETACH);
-    }
-    fs::write(OWN_BOOT_ID, own)?;
-    Ok(mount_bind(OWN_BOOT_ID, BOOT_ID)?)
 }

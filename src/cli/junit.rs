@@ -29,8 +29,8 @@ pub(super) fn report(graph: &Graph, images: &[String], store: &Store, failures: 
                     failed += 1;
                     format!(
                         "<failure message=\"{}\">{}</failure>",
-                        escape(plain(&failure.message)),
-                        escape(failure.tail.iter().map(|l| plain(l) + "\n").collect::<String>())
+                        escape(legal(&failure.message)),
+                        escape(failure.tail.iter().map(|l| legal(l) + "\n").collect::<String>())
                     )
                 }
                 (None, None) => {
@@ -51,4 +51,9 @@ pub(super) fn report(graph: &Graph, images: &[String], store: &Store, failures: 
         ));
     }
     out + "</testsuites>\n"
+}
+
+/// The text without what XML 1.0 has no place for.
+fn legal(text: &str) -> String {
+    plain(text).replace(['\u{fffe}', '\u{ffff}'], "\u{fffd}")
 }

@@ -83,8 +83,7 @@ pub(super) fn run(args: &RunArgs, global: &Global, style: Style) -> Outcome {
 
 pub(super) fn console(args: &ConsoleArgs, global: &Global, style: Style) -> Outcome {
     let Ready { workshop, id, sources, .. } = prepare(&args.image, false, &args.how, global, style)?;
-    let watched =
-        build::interruptible(execute::watch(&workshop, id, |bytes| write(Stream::Output, bytes)))?;
+    let watched = build::interruptible(execute::watch(&workshop, id, |bytes| write(Stream::Output, bytes)))?;
     match watched.ok_or_else(stopped)? {
         Ok(()) => Ok(()),
         Err(failure) => Err(Error::Build(Box::new(sources), vec![*failure])),
@@ -105,11 +104,12 @@ fn enter(door: Door, how: &How, global: &Global, style: Style) -> Outcome {
     let terminal = on_terminal
         .then(|| Terminal { kind: std::env::var("TERM").unwrap_or_else(|_| "dumb".into()), size: size() });
     let exec = Exec { command, terminal };
-    let raw = Raw::enter(on_terminal);
-    let ended = build::interruptible(async {
-        let input = listen(on_terminal);
-        execute::interact(&workshop, id, disk, exec, input, write).await
-    });
+    let mut raw = None;
+    let enter = || {
+        raw = on_terminal.then(Raw::enter);
+        listen(on_terminal)
+    };
+    let ended = build::interruptible(execute::interact(&workshop, id, disk, exec, enter, write));
     drop(raw);
     match ended?.ok_or_else(stopped)? {
         Ok(Ended::Code(0)) => Ok(()),
@@ -249,8 +249,8 @@ fn listen(on_terminal: bool) -> mpsc::Receiver<Input> {
 struct Raw(Option<Termios>);
 
 impl Raw {
-    fn enter(wanted: bool) -> Self {
-        let was = wanted.then(|| tcgetattr(std::io::stdin()).ok()).flatten();
+    fn enter() -> Self {
+        let was = tcgetattr(std::io::stdin()).ok();
         if let Some(was) = &was {
             let mut raw = was.clone();
             raw.make_raw();

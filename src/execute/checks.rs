@@ -1,7 +1,7 @@
 //! Makes checks: each asks a fork of its image's machine, which is thrown
 //! away. What comes of one is a record without a disk.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -17,27 +17,24 @@ use crate::graph::{NodeId, Work};
 use crate::provider::{Instance, Provider};
 use crate::store::DiskKind;
 
-/// Makes all checks of an image: side by side where its machine can be
-/// forked, otherwise one after the other in one that boots.
+/// Makes all checks of a machine, side by side as far as processors go.
 pub(super) async fn make<P: Provider>(
     shared: Arc<Shared<P>>,
     nodes: Vec<NodeId>,
     sender: mpsc::UnboundedSender<Settled>,
 ) {
-    if !shared.keep_memory {
-        let mut machine = None;
-        for id in nodes {
-            settle(&shared, id, &mut machine, &sender).await;
-        }
-        if let Some(Up { instance, .. }) = machine {
-            instance.stop().await;
-        }
-        return;
-    }
+    let broken = Arc::new(Mutex::new(None));
     let mut tasks = JoinSet::new();
     for id in nodes {
-        let (shared, sender) = (shared.clone(), sender.clone());
-        tasks.spawn(async move { settle(&shared, id, &mut None, &sender).await });
+        let (shared, sender, broken) = (shared.clone(), sender.clone(), broken.clone());
+        tasks.spawn(async move {
+            let settled = match one(&shared, id, &broken).await {
+                Ok(true) => Settled::Built(id),
+                Ok(false) => Settled::There(id),
+                Err(failure) => Settled::Failed(id, failure),
+            };
+            let _ = sender.send(settled);
+        });
     }
     while let Some(done) = tasks.join_next().await {
         if let Err(error) = done
@@ -48,30 +45,15 @@ pub(super) async fn make<P: Provider>(
     }
 }
 
-/// The machine of the check before, if it is to be asked more.
-type Machine<P> = Option<Up<<P as Provider>::Instance>>;
-
-async fn settle<P: Provider>(
-    shared: &Shared<P>,
-    id: NodeId,
-    machine: &mut Machine<P>,
-    sender: &mpsc::UnboundedSender<Settled>,
-) {
-    let settled = match one(shared, id, machine).await {
-        Ok(true) => Settled::Built(id),
-        Ok(false) => Settled::There(id),
-        Err(failure) => Settled::Failed(id, failure),
-    };
-    let _ = sender.send(settled);
-}
+/// Why their machine does not come up, once one of them has found that out.
+type Broken = Mutex<Option<Failure>>;
 
 /// Makes one check; `false` if somebody else has made it meanwhile.
-async fn one<P: Provider>(
-    shared: &Shared<P>,
-    id: NodeId,
-    machine: &mut Machine<P>,
-) -> Result<bool, Box<Failure>> {
+async fn one<P: Provider>(shared: &Shared<P>, id: NodeId, broken: &Broken) -> Result<bool, Box<Failure>> {
     let node = shared.graph.node(id);
+    // A semaphore that is never closed always gives its permit. It comes
+    // before the lock, so that no more files are open than there are jobs.
+    let _job = shared.jobs.acquire().await;
     let lock = shared
         .store
         .lock(&node.key)
@@ -81,42 +63,38 @@ async fn one<P: Provider>(
         shared.tell(Event::Reused { node: node.name.clone(), key: node.key.to_string() });
         return Ok(false);
     }
-    // A semaphore that is never closed always gives its permit.
-    let _job = shared.jobs.acquire().await;
     let _memory = shared.reserve(node).await;
     let making = Making::begin(shared, id, Arc::new(lock));
+    let known = broken.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some(failure) = known {
+        return Err(Box::new(Failure { node: node.name.clone(), span: node.span, ..failure }));
+    }
     let (scratch, staging) = (making.staging()?, making.staging()?);
     let log_path = staging.path().join(DiskKind::None.file_name());
     let mut log = Log::create(&log_path).map_err(|e| making.io_failure(&log_path, e))?;
-    let mut up = match machine.take() {
-        Some(up) => up,
-        None => {
-            let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
-            let parent = node.parent.map(|id| shared.graph.node(id)).ok_or_else(|| making.gone())?;
-            let (machine, needs) = (node.machine, node.needs);
-            let stand = Stand { state: parent, machine, needs, network: true, again: false, on_top: None };
-            up::up(&making, &stand, &scratch, &overlay).await?
+    let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
+    let parent = node.parent.map(|id| shared.graph.node(id)).ok_or_else(|| making.gone())?;
+    let (machine, needs) = (node.machine, node.needs);
+    let stand = Stand { state: parent, machine, needs, network: true, on_top: None };
+    let mut up = up::up(&making, &stand, &scratch, &overlay).await.inspect_err(|failure| {
+        *broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(Failure::clone(failure));
+    })?;
+    let asked = ask(&making, &mut up, &mut log).await;
+    let tail = log.finish();
+    let way = up.instance.way();
+    let failure = match asked {
+        Ok(()) => None,
+        Err(trouble) => {
+            let mut failure = explain(&making, &mut up.instance, trouble, Some(tail)).await;
+            failure.log = making.keep_log(&log_path);
+            Some(failure)
         }
     };
-    let asked = ask(&making, &mut up, &mut log).await;
-    let way = up.instance.way();
-    if let Err(trouble) = asked {
-        let tail = log.finish();
-        let mut failure = explain(&making, &mut up.instance, trouble, Some(tail)).await;
-        failure.log = making.keep_log(&log_path);
-        up.instance.stop().await;
-        return Err(failure);
+    up.instance.stop().await;
+    match failure {
+        Some(failure) => Err(failure),
+        None => making.commit(staging, Facts::of(DiskKind::None, way)).await.map(|_| true),
     }
-    log.finish();
-    if shared.keep_memory {
-        up.instance.stop().await;
-    } else {
-        // Its disk is in the directory that goes with the first check.
-        up.scratch.get_or_insert(scratch);
-        *machine = Some(up);
-    }
-    making.commit(staging, Facts::of(DiskKind::None, way)).await?;
-    Ok(true)
 }
 
 async fn ask<P: Provider>(

@@ -50,7 +50,7 @@ pub async fn interact<P: Provider>(
     id: NodeId,
     failed: Option<PathBuf>,
     exec: Exec,
-    input: mpsc::Receiver<Input>,
+    listen: impl FnOnce() -> mpsc::Receiver<Input>,
     mut output: impl FnMut(Stream, &[u8]) + Send,
 ) -> Result<Ended, Box<Failure>> {
     let shared = workshop.share(std::collections::BTreeMap::new());
@@ -59,8 +59,10 @@ pub async fn interact<P: Provider>(
     let scratch = site.staging()?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
     let (machine, needs) = (node.machine, Needs::Machine);
-    let stand = Stand { state: node, machine, needs, network: true, again: false, on_top: failed };
+    let stand = Stand { state: node, machine, needs, network: true, on_top: failed };
     let mut up = up::up(&site, &stand, &scratch, &overlay).await?;
+    // Until now Ctrl-C was for us.
+    let input = listen();
     let ended = tokio::select! {
         ended = up.session.exec(exec, input, &mut output) => ended.map_err(Trouble::Session),
         ended = up.instance.ended() => Err(Trouble::Ended(ended)),
@@ -97,7 +99,7 @@ pub async fn watch<P: Provider>(
     let scratch = site.staging()?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
     let (machine, needs) = (node.machine, Needs::Machine);
-    let stand = Stand { state: node, machine, needs, network: true, again: false, on_top: None };
+    let stand = Stand { state: node, machine, needs, network: true, on_top: None };
     let (launch, _) = up::prepare(&site, &stand, &scratch, &overlay)?;
     // It is the boot that is to be seen.
     let launch = Launch { memory: None, ..launch };
@@ -110,10 +112,15 @@ pub async fn watch<P: Provider>(
         let (total, bytes) = instance.console_since(seen);
         seen = total;
         output(&bytes);
-        if let Ok(ended) = ended {
-            break ended;
+        match ended {
+            // It stops before the machine does.
+            Ok(provider::Ended::AgentGone) | Err(_) => {}
+            Ok(ended) => break ended,
         }
     };
+    // Its last words may still be on their way.
+    tokio::time::sleep(LOOK).await;
+    output(&instance.console_since(seen).1);
     let result = match ended {
         provider::Ended::Off => Ok(()),
         other => Err(explain(&site, &mut instance, Trouble::Ended(other), None).await),

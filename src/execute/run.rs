@@ -289,8 +289,6 @@ struct Running<I: Instance> {
     /// The disks below the one that takes the writes.
     chain: Vec<PathBuf>,
     made: Facts,
-    /// Whether it would boot another kernel than the one that it runs.
-    stale: bool,
 }
 
 async fn machine<P: Provider>(
@@ -306,7 +304,6 @@ async fn machine<P: Provider>(
         (Err(failure), _) | (_, Err(failure)) => return fail(sender, rest[0], *failure),
     };
     let network = rest.iter().any(|id| wants_network(&shared.graph.node(*id).work));
-    let again = is_forked(shared, rest[rest.len() - 1]);
     let Some(parent) = making.node.parent.map(|id| shared.graph.node(id)) else {
         return fail(sender, rest[0], *making.gone());
     };
@@ -315,7 +312,6 @@ async fn machine<P: Provider>(
         machine: making.node.machine,
         needs: making.node.needs,
         network,
-        again,
         on_top: None,
     };
     let overlay = staging.path().join(DiskKind::Qcow2.file_name());
@@ -346,11 +342,6 @@ async fn machine<P: Provider>(
         let spent = std::mem::replace(&mut staging, next);
         let next_disk = staging.path().join(DiskKind::Qcow2.file_name());
         match layer(&making, &mut running, spent, &next_disk, last).await {
-            Ok(()) if last => {
-                end(&making, running, again).await;
-                let _ = sender.send(Settled::Built(*id));
-                return Vec::new();
-            }
             Ok(()) => {
                 let _ = sender.send(Settled::Built(*id));
             }
@@ -360,6 +351,7 @@ async fn machine<P: Provider>(
             }
         }
     }
+    running.instance.stop().await;
     Vec::new()
 }
 
@@ -370,29 +362,6 @@ fn wants_network(work: &Work) -> bool {
             work.steps.iter().any(|s| matches!(s, Primitive::Package { .. } | Primitive::Run(_)))
         }
         _ => false,
-    }
-}
-
-/// Whether what this build goes on to do would fork the machine of a node.
-fn is_forked<P>(shared: &Shared<P>, id: NodeId) -> bool {
-    let wants = |child: &NodeId| {
-        shared.graph.node(*child).needs == Needs::Machine && shared.reasons.contains_key(child)
-    };
-    shared.keep_memory && shared.graph.children(id).iter().any(wants)
-}
-
-/// Lets a machine go whose disk is at rest; keeps it if somebody will fork it.
-async fn end<P: Provider>(making: &Making<'_, P>, running: Running<P::Instance>, again: bool) {
-    let Running { instance, session, made, stale, .. } = running;
-    drop(session);
-    match made.disk.backing {
-        Some((key, id)) if again && !stale && instance.can_be_kept() => {
-            making.phase("keep");
-            if let Err(error) = instance.keep(Some(&up::name(&key, id))).await {
-                making.shared.tell(Event::Notice { text: error.to_string() });
-            }
-        }
-        _ => instance.stop().await,
     }
 }
 
@@ -408,7 +377,7 @@ impl<I: Instance> Running<I> {
             ours: record.ours && instance.guards_disk(),
             way: instance.way(),
         };
-        Self { instance, session, chain, made, stale: false }
+        Self { instance, session, chain, made }
     }
 }
 
@@ -472,8 +441,6 @@ async fn layer<P: Provider>(
         }
     };
     log.finish();
-    // What runs is not what would boot.
-    running.stale |= boot_changed;
     let settle = settle(making, running, &staging, next_disk, boot_changed, last);
     match settle.await {
         Ok(()) => {}

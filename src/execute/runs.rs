@@ -42,12 +42,13 @@ pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Vec<NodeId>> {
     }
     let mut runs: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
     let mut run_of: HashMap<NodeId, NodeId> = HashMap::new();
-    let mut asked: HashMap<Option<NodeId>, NodeId> = HashMap::new();
+    let mut asked = HashMap::new();
     for id in build {
         let node = graph.node(id);
         if is_check(id) {
             // All questions to one machine are one run.
-            let first = *asked.entry(node.parent).or_insert(id);
+            let machine = (node.parent, node.machine.cpus, node.machine.memory);
+            let first = *asked.entry(machine).or_insert(id);
             runs.entry(first).or_default().push(id);
             continue;
         }

@@ -223,12 +223,16 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
             while let Some(said) = input.recv().await {
                 match said {
                     Input::Bytes(bytes) => {
+                        // A program may leave its input alone as long as it
+                        // likes; whether its machine lives shows elsewhere.
                         for chunk in bytes.chunks(protocol::CHUNK) {
-                            put(&mut to, &protocol::encode_data(chunk)?).await?;
+                            to.write_all(&protocol::encode_data(chunk)?).await?;
                         }
                     }
-                    Input::End => send(&mut to, &ToAgent::EndInput).await?,
-                    Input::Resize(size) => send(&mut to, &ToAgent::Resize(size)).await?,
+                    Input::End => to.write_all(&protocol::encode_message(&ToAgent::EndInput)?).await?,
+                    Input::Resize(size) => {
+                        to.write_all(&protocol::encode_message(&ToAgent::Resize(size))?).await?;
+                    }
                 }
             }
             // Nothing more will come, and the program goes on.

@@ -12,8 +12,8 @@ use super::site::Site;
 use super::{Failure, FailureKind};
 use crate::digest::Key;
 use crate::graph::{Needs, Node};
-use crate::provider::{Instance, Launch, Memory, Offline, Place, Provider};
-use crate::store::{Boot, Record, Staging, StateId};
+use crate::provider::{Instance, Launch, Offline, Place, Provider};
+use crate::store::{Boot, Record, Staging};
 
 /// How often a machine is started that others fork, or that was forked, before
 /// it is only booted.
@@ -28,13 +28,6 @@ pub(super) struct Up<I: Instance> {
     /// The state that it stands on.
     pub(super) parent: Key,
     pub(super) record: Record,
-    /// Kept as long as the instance, if nobody else keeps it.
-    pub(super) scratch: Option<Staging>,
-}
-
-/// Names a state's disk for who keeps memories of machines.
-pub(super) fn name(key: &Key, id: StateId) -> String {
-    format!("{key}:{id}")
 }
 
 /// What an instance is to stand on, and as what.
@@ -47,8 +40,6 @@ pub(super) struct Stand<'a> {
     pub(super) needs: Needs,
     /// Whether what is done from outside of the machine may want the network.
     pub(super) network: bool,
-    /// Whether it may be kept once more when it has gone on.
-    pub(super) again: bool,
     /// A disk on top of the state's that is no state.
     pub(super) on_top: Option<PathBuf>,
 }
@@ -81,7 +72,7 @@ pub(super) fn prepare<P: Provider>(
         machine: Machine { ..stand.machine },
         boot: files(&record.boot),
         offline,
-        memory: kept.then(|| Memory { of: name(&parent.key, record.id), again: stand.again }),
+        memory: kept.then(|| format!("{}:{}", parent.key, record.id)),
         scratch: scratch.path().to_owned(),
     };
     Ok((launch, record))
@@ -111,7 +102,7 @@ pub(super) async fn up<P: Provider>(
             site.phase("boot");
         }
         let mut session = Session::new(channel);
-        let first = instance.has_just_booted();
+        let first = instance.can_be_kept();
         let ready = async {
             let units = session.ready(place == Place::Machine).await?;
             match &place {
@@ -145,12 +136,12 @@ pub(super) async fn up<P: Provider>(
         }
         if !first {
             let (chain, parent) = (launch.chain, stand.state.key);
-            return Ok(Up { instance, session, chain, parent, record, scratch: None });
+            return Ok(Up { instance, session, chain, parent, record });
         }
         // Kept as it is now, it never has to boot again.
         site.phase("keep");
         drop(session);
-        if let Err(error) = instance.keep(None).await {
+        if let Err(error) = instance.keep().await {
             site.notice(&format!("{error}; it boots again"));
             launch.memory = None;
         }

@@ -341,7 +341,7 @@ impl Instance for ContainerInstance {
         true
     }
 
-    async fn keep(self, _: Option<&str>) -> Result<(), ProviderError> {
+    async fn keep(self) -> Result<(), ProviderError> {
         self.stop().await;
         Err(ProviderError::new("a container has no memory of its own"))
     }

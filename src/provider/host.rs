@@ -181,14 +181,10 @@ impl Instance for HostInstance {
         matches!(self, Self::Qemu(i) if i.can_be_kept())
     }
 
-    fn has_just_booted(&self) -> bool {
-        matches!(self, Self::Qemu(i) if i.has_just_booted())
-    }
-
-    async fn keep(self, of: Option<&str>) -> Result<(), ProviderError> {
+    async fn keep(self) -> Result<(), ProviderError> {
         match self {
-            Self::Qemu(i) => i.keep(of).await,
-            Self::Container(i) => i.keep(of).await,
+            Self::Qemu(i) => i.keep().await,
+            Self::Container(i) => i.keep().await,
         }
     }
 

@@ -122,7 +122,7 @@ impl Instance for FakeInstance {
         String::new()
     }
 
-    async fn keep(self, _: Option<&str>) -> Result<(), ProviderError> {
+    async fn keep(self) -> Result<(), ProviderError> {
         Err(ProviderError::new("no memory"))
     }
 

@@ -10,6 +10,7 @@ use tokio::process::Child;
 use tokio::sync::mpsc;
 
 use super::disks::{Disks, Monitor};
+use super::kept::Kept;
 use super::machine::{self, Keeping};
 use super::qmp::Qmp;
 use super::{Programs, ProviderError};
@@ -37,7 +38,7 @@ pub struct QemuInstance {
     place: Place,
     /// What it was forked from.
     kept: Option<std::path::PathBuf>,
-    /// What it takes to keep it, if its memory is a file of its own.
+    /// What it takes to keep it, once it has booted.
     pub(super) keeping: Option<Keeping>,
 }
 
@@ -205,12 +206,8 @@ impl Instance for QemuInstance {
         self.keeping.is_some()
     }
 
-    fn has_just_booted(&self) -> bool {
-        self.keeping.as_ref().is_some_and(Keeping::has_booted)
-    }
-
-    async fn keep(self, of: Option<&str>) -> Result<(), ProviderError> {
-        machine::keep(self, of).await
+    async fn keep(self) -> Result<(), ProviderError> {
+        machine::keep(self).await
     }
 
     async fn ended(&mut self) -> Ended {
@@ -239,7 +236,7 @@ impl Instance for QemuInstance {
 
     fn distrust(&mut self) {
         if let Some(kept) = self.kept.take() {
-            let _ = std::fs::remove_dir_all(kept);
+            Kept::at(&kept).remove();
         }
     }
 

@@ -8,6 +8,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
@@ -21,6 +22,9 @@ use crate::digest::Description;
 const SAVE: Duration = Duration::from_secs(60);
 /// How long a fork may take to run.
 const RESUME: Duration = Duration::from_secs(30);
+
+/// How the directories begin that are being removed.
+const GONE_PREFIX: &str = ".gone-";
 
 /// The files of a kept machine, in a directory of their own.
 pub(super) struct Kept {
@@ -43,7 +47,7 @@ impl Kept {
         self.dir.join("memory")
     }
 
-    /// What the machine wrote to its disk before it was kept, if it did.
+    /// What the machine wrote to its disk before it was kept, if it had one.
     pub(super) fn disk(&self) -> PathBuf {
         self.dir.join("disk.qcow2")
     }
@@ -64,19 +68,26 @@ impl Kept {
         }
     }
 
+    /// Removes it, at once: nobody finds a part of it.
     pub(super) fn remove(&self) {
-        let _ = std::fs::remove_dir_all(&self.dir);
+        static GONE: AtomicU32 = AtomicU32::new(0);
+        let n = GONE.fetch_add(1, Ordering::Relaxed);
+        let gone = self.dir.with_file_name(format!("{GONE_PREFIX}{}-{n}", std::process::id()));
+        if std::fs::rename(&self.dir, &gone).is_ok() {
+            let _ = std::fs::remove_dir_all(gone);
+        }
     }
 
     /// Takes its name, whole. If there is one of that name already, it stays.
     pub(super) fn rename(self, to: &Path) -> std::io::Result<()> {
-        match std::fs::rename(&self.dir, to) {
-            Err(_) if Self::at(to).is_there() => {
-                self.remove();
-                Ok(())
-            }
-            result => result,
+        let there = Self::at(to);
+        if there.is_there() {
+            self.remove();
+            return Ok(());
         }
+        // What is not whole is of no use to anybody.
+        there.remove();
+        std::fs::rename(&self.dir, to)
     }
 
     /// Saves the devices of a machine whose memory is here. QEMU stops it
@@ -202,6 +213,14 @@ pub(super) fn forget_old(home: &Path, most: u64) {
         .flatten()
         .map(|entry| entry.path())
         .filter(|path| path.is_dir())
+        .filter(|path| {
+            // Somebody died while he removed it.
+            let gone = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(GONE_PREFIX));
+            if gone {
+                let _ = std::fs::remove_dir_all(path);
+            }
+            !gone
+        })
         .map(|path| (Kept::at(&path).devices().metadata().and_then(|m| m.modified()).ok(), size(&path), path))
         .collect();
     kept.sort();

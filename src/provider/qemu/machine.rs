@@ -1,10 +1,12 @@
-//! Machines that boot, and forks of what they were.
+//! Machines that boot, and forks of them.
 //!
-//! A machine whose memory may be kept has it in a file. When it has booted, or
-//! when a state was taken of it, it can be kept under a name that says what it
-//! depends on: the disk below, QEMU, accelerator, devices, and this boot of
-//! the host, because nothing of it is synced. Whoever then wants that machine
-//! forks it.
+//! A machine whose memory may be kept has it in a file. When it has booted it
+//! is kept under a name that says what it depends on: the disk below, QEMU,
+//! accelerator, devices, and this boot of the host, because nothing of it is
+//! synced. Whoever then wants that machine forks it.
+//!
+//! What a layer leaves running is never kept: a fork of that would answer for
+//! programs that nobody starts when the disk boots by itself.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -13,8 +15,7 @@ use super::disks::Disks;
 use super::instance::{QemuInstance, Start};
 use super::kept::{self, Kept};
 use super::{Accel, Programs, ProviderError, args};
-use crate::digest::Description;
-use crate::provider::{Instance, Launch, Lines, Memory, Place};
+use crate::provider::{Instance, Launch, Lines, Place};
 use crate::sparse;
 
 /// The share of the free disk, one in so many, that kept machines may take.
@@ -22,37 +23,14 @@ const SHARE: u64 = 4;
 /// How much of a disk must stay free, in bytes.
 const FREE: u64 = 2 << 30;
 
-/// What it takes to keep a machine that runs.
+/// What it takes to keep a machine that boots.
 pub(super) struct Keeping {
-    home: PathBuf,
+    /// Where it is to be.
+    dir: PathBuf,
     scratch: PathBuf,
     overlay: PathBuf,
-    /// All that its name depends on but its disk.
-    facts: Description,
-    /// The name of what it was started from.
-    of: String,
-    /// Whether it is as it has booted, and nobody has kept that yet.
-    booted: bool,
     /// Held by who boots what others want to fork.
-    _lock: Option<File>,
-}
-
-impl Keeping {
-    fn dir(&self, of: &str) -> PathBuf {
-        let mut facts = self.facts.clone();
-        facts.value("disk", of);
-        self.home.join(facts.key().short())
-    }
-
-    /// The memory of the machine while it runs.
-    fn running(&self) -> PathBuf {
-        self.scratch.join("memory")
-    }
-
-    /// Whether it is as it has booted.
-    pub(super) fn has_booted(&self) -> bool {
-        self.booted
-    }
+    _lock: File,
 }
 
 /// Starts a machine: forks it if it was kept, otherwise boots it.
@@ -63,60 +41,55 @@ pub(super) async fn start(
     home: &Path,
     notice: &Lines,
 ) -> Result<QemuInstance, ProviderError> {
-    let Some(memory) = &launch.memory else { return boot(programs, accel, launch, None).await };
+    let Some(below) = &launch.memory else { return boot(programs, accel, launch, None).await };
     let fail = |e: std::io::Error| ProviderError::new(format!("{}: {e}", home.display()));
     std::fs::create_dir_all(home).map_err(fail)?;
-    let mut facts = kept::facts(programs, accel);
-    facts
-        .value("host's boot", std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default());
-    facts.value("arguments", arguments(accel, launch, Some((Path::new("memory"), true))).join(" "));
-    facts.value("boot", args::boot(launch.boot.as_ref()).join(" "));
-    let mut keeping = Keeping {
-        home: home.to_owned(),
-        scratch: launch.scratch.clone(),
-        overlay: launch.overlay.clone(),
-        facts,
-        of: memory.of.clone(),
-        booted: false,
-        _lock: None,
-    };
-    let dir = keeping.dir(&memory.of);
+    let dir = home.join(name(programs, accel, launch, below));
     let kept = Kept::at(&dir);
-    if !kept.is_there() {
-        // One boots it, the others wait and fork.
-        keeping._lock = Some(kept::exclusive(&dir.with_extension("lock")).await.map_err(fail)?);
-    }
-    if kept.is_there() {
-        keeping._lock = None;
-        match fork(programs, accel, launch, memory, &kept).await {
-            Ok(mut instance) => {
-                kept.touch();
-                instance.forked_from(&dir);
-                instance.keeping = memory.again.then_some(keeping);
-                return Ok(instance);
-            }
-            Err(error) => {
-                kept.remove();
-                notice(&format!("{error}; the machine boots"));
-                let _ = std::fs::remove_file(&launch.overlay);
+    let mut lock = None;
+    loop {
+        if kept.is_there() {
+            match fork(programs, accel, launch, &kept).await {
+                Ok(mut instance) => {
+                    kept.touch();
+                    instance.forked_from(&dir);
+                    return Ok(instance);
+                }
+                Err(error) => {
+                    kept.remove();
+                    notice(&format!("{error}; the machine boots"));
+                    let _ = std::fs::remove_file(&launch.overlay);
+                }
             }
         }
+        if lock.is_some() {
+            break;
+        }
+        // One boots it, the others wait and fork.
+        lock = Some(kept::exclusive(&dir.with_extension("lock")).await.map_err(fail)?);
     }
-    if !has_room(home, launch.machine.memory) {
+    let memory = launch.scratch.join("memory");
+    let Some(lock) = lock.filter(|_| free(home) > FREE + launch.machine.memory) else {
         return boot(programs, accel, launch, None).await;
-    }
-    keeping.booted = true;
-    let ram = keeping.running();
-    let mut instance = boot(programs, accel, launch, Some(&ram)).await?;
-    instance.keeping = Some(keeping);
+    };
+    let mut instance = boot(programs, accel, launch, Some(&memory)).await?;
+    let (scratch, overlay) = (launch.scratch.clone(), launch.overlay.clone());
+    instance.keeping = Some(Keeping { dir, scratch, overlay, _lock: lock });
     Ok(instance)
 }
 
-/// Whether the disk has room for a machine's memory.
-fn has_room(home: &Path, memory: u64) -> bool {
-    free(home) > FREE + memory
+/// Everything that a kept machine depends on.
+fn name(programs: &Programs, accel: Accel, launch: &Launch, below: &str) -> String {
+    let mut facts = kept::facts(programs, accel);
+    facts.value("disk", below);
+    facts.value("arguments", arguments(accel, launch, Some((Path::new("memory"), true))).join(" "));
+    facts.value("boot", args::boot(launch.boot.as_ref()).join(" "));
+    facts
+        .value("host's boot", std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default());
+    facts.key().short()
 }
 
+/// What is free of the disk, in bytes.
 fn free(home: &Path) -> u64 {
     rustix::fs::statvfs(home).map_or(0, |s| s.f_bavail * s.f_frsize)
 }
@@ -150,31 +123,14 @@ async fn fork(
     programs: &Programs,
     accel: Accel,
     launch: &Launch,
-    memory: &Memory,
     kept: &Kept,
 ) -> Result<QemuInstance, ProviderError> {
     let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be forked: {e}"));
     // What it wrote before it was kept is not in the disks below.
-    let written = kept.disk();
-    let disks = if written.exists() {
-        sparse::copy(&File::open(&written).map_err(fail)?, &File::create(&launch.overlay).map_err(fail)?)
-            .map_err(fail)?;
-        Disks::on(programs, launch)?
-    } else {
-        Disks::new(programs, launch).await?
-    };
-    // One that is to be kept again writes to a file of its own.
-    let own = launch.scratch.join("memory");
-    let (ram, shared) = if memory.again {
-        let (from, to) = (kept.memory(), own.clone());
-        let copied =
-            tokio::task::spawn_blocking(move || sparse::copy(&File::open(from)?, &File::create(to)?));
-        copied.await.map_err(|e| ProviderError::new(e.to_string()))?.map_err(fail)?;
-        (own, true)
-    } else {
-        (kept.memory(), false)
-    };
-    let mut all = arguments(accel, launch, Some((&ram, shared)));
+    sparse::copy(&File::open(kept.disk()).map_err(fail)?, &File::create(&launch.overlay).map_err(fail)?)
+        .map_err(fail)?;
+    let disks = Disks::on(programs, launch)?;
+    let mut all = arguments(accel, launch, Some((&kept.memory(), false)));
     all.extend(args::disks(&disks.nodes(launch)));
     all.extend(kept::incoming());
     let way = format!("qemu {} {}, forked", programs.version, accel.name());
@@ -190,19 +146,25 @@ async fn fork(
     }
 }
 
-/// Keeps a machine whose writes are held, and ends it. `of` names the disk
-/// that was taken of it last; `None` says that it has just booted.
-pub(super) async fn keep(mut instance: QemuInstance, of: Option<&str>) -> Result<(), ProviderError> {
+/// Keeps a machine that has booted, whose writes are held, and ends it.
+pub(super) async fn keep(mut instance: QemuInstance) -> Result<(), ProviderError> {
     let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be kept: {e}"));
-    let keeping =
-        instance.keeping.take().ok_or_else(|| ProviderError::new("the machine's memory has no file"))?;
-    let new = Kept::new(keeping.scratch.join("kept")).map_err(fail)?;
-    new.save(&mut instance, &keeping.scratch).await?;
+    let Some(keeping) = instance.keeping.take() else {
+        instance.stop().await;
+        return Err(ProviderError::new("the machine's memory has no file"));
+    };
+    let saved = async {
+        let new = Kept::new(keeping.scratch.join("kept")).map_err(fail)?;
+        new.save(&mut instance, &keeping.scratch).await.map(|()| new)
+    };
+    let saved = saved.await;
+    // Whatever came of it: it is to let go of its disk.
     instance.stop().await;
-    std::fs::rename(keeping.running(), new.memory()).map_err(fail)?;
-    if of.is_none() {
-        std::fs::rename(&keeping.overlay, new.disk()).map_err(fail)?;
+    let new = saved?;
+    std::fs::rename(keeping.scratch.join("memory"), new.memory()).map_err(fail)?;
+    std::fs::rename(&keeping.overlay, new.disk()).map_err(fail)?;
+    if let Some(home) = keeping.dir.parent() {
+        kept::forget_old(home, free(home) / SHARE);
     }
-    kept::forget_old(&keeping.home, free(&keeping.home) / SHARE);
-    new.rename(&keeping.dir(of.unwrap_or(&keeping.of))).map_err(fail)
+    new.rename(&keeping.dir).map_err(fail)
 }
