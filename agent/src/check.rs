@@ -14,6 +14,8 @@ use crate::protocol::{FromAgent, Probe};
 
 /// How long to wait before a question is asked again.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long any answer is waited for at least.
+const ANSWER: Duration = Duration::from_secs(10);
 /// The most of a file that is searched for a text, in bytes.
 const SEARCHED: u64 = 64 << 20;
 /// How much of an answer is shown, in characters.
@@ -51,11 +53,12 @@ fn ask(probe: &Probe, output: &Output) -> Result<(), Failure> {
     }
 }
 
-/// Asks until the answer is yes or the time is over.
+/// Asks until the answer is yes or the time is over; the last answer is
+/// waited for.
 fn again(within: u64, mut ask: impl FnMut(Duration) -> Result<(), String>) -> Result<(), Failure> {
     let (start, within) = (Instant::now(), Duration::from_secs(within));
     loop {
-        let left = within.saturating_sub(start.elapsed()).max(Duration::from_secs(1));
+        let left = within.saturating_sub(start.elapsed()).max(ANSWER);
         match ask(left) {
             Ok(()) => return Ok(()),
             Err(why) if start.elapsed() >= within => {
