@@ -121,7 +121,7 @@ fn checks_say_what_was_seen_and_hold_outputs_back() {
         "`other` is not in it: debian",
         "service nothing: there is no such service",
         "package nginx: it is not installed",
-        "main.vimg:16:",
+        "main.vimg:17:",
     ] {
         built.says(words);
     }
