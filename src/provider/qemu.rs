@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
 use vimg_lang::model::{DiskFormat, Machine};
@@ -115,7 +115,7 @@ pub struct Qemu {
     wanted: Option<Accel>,
     probes: PathBuf,
     appliances: PathBuf,
-    memories: PathBuf,
+    memories: Arc<machine::Memories>,
     notice: Lines,
     programs: OnceCell<Programs>,
     accel: OnceCell<Accel>,
@@ -132,7 +132,7 @@ impl Qemu {
             wanted,
             probes: store.join("probes"),
             appliances: store.join("appliances"),
-            memories: store.join("memories"),
+            memories: Arc::new(machine::Memories::new(store.join("memories"))),
             notice,
             programs: OnceCell::new(),
             accel: OnceCell::new(),

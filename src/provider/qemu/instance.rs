@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::disks::{Disks, Monitor};
 use super::kept::Kept;
-use super::machine::{self, Keeping};
+use super::machine::{self, Keeping, Origin};
 use super::qmp::Qmp;
 use super::{Programs, ProviderError};
 use crate::provider::child::{self, Tail};
@@ -36,8 +36,10 @@ pub struct QemuInstance {
     panicked: bool,
     way: String,
     place: Place,
-    /// What it was forked from.
+    /// The appliance that it was forked from.
     kept: Option<std::path::PathBuf>,
+    /// The machine that it was forked from.
+    pub(super) origin: Option<Origin>,
     /// What it takes to keep it, once it has booted.
     pub(super) keeping: Option<Keeping>,
 }
@@ -93,11 +95,12 @@ impl QemuInstance {
             way,
             place,
             kept: None,
+            origin: None,
             keeping: None,
         })
     }
 
-    /// Notes what it was forked from.
+    /// Notes the appliance that it was forked from.
     pub(super) fn forked_from(&mut self, kept: &Path) {
         self.kept = Some(kept.to_owned());
     }
@@ -237,6 +240,9 @@ impl Instance for QemuInstance {
     fn distrust(&mut self) {
         if let Some(kept) = self.kept.take() {
             Kept::at(&kept).remove();
+        }
+        if let Some(origin) = self.origin.take() {
+            origin.distrust();
         }
     }
 

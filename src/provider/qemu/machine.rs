@@ -8,8 +8,11 @@
 //! What a layer leaves running is never kept: a fork of that would answer for
 //! programs that nobody starts when the disk boots by itself.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::disks::Disks;
 use super::instance::{QemuInstance, Start};
@@ -23,8 +26,49 @@ const SHARE: u64 = 4;
 /// How much of a disk must stay free, in bytes.
 const FREE: u64 = 2 << 30;
 
+/// Where machines are kept, and whether that is of use here.
+pub(super) struct Memories {
+    home: PathBuf,
+    /// What this process has kept.
+    own: Mutex<HashSet<PathBuf>>,
+    /// Not even that goes on: this host, or this QEMU, can't do it.
+    useless: AtomicBool,
+}
+
+impl Memories {
+    pub(super) fn new(home: PathBuf) -> Self {
+        Self { home, own: Mutex::default(), useless: AtomicBool::new(false) }
+    }
+
+    fn kept(&self, dir: &Path) {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).insert(dir.to_owned());
+    }
+
+    /// Removes a machine that does not go on.
+    fn failed(&self, dir: &Path) {
+        Kept::at(dir).remove();
+        if self.own.lock().unwrap_or_else(PoisonError::into_inner).contains(dir) {
+            self.useless.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A kept machine that was forked.
+pub(super) struct Origin {
+    memories: Arc<Memories>,
+    dir: PathBuf,
+}
+
+impl Origin {
+    /// It did not come up.
+    pub(super) fn distrust(&self) {
+        self.memories.failed(&self.dir);
+    }
+}
+
 /// What it takes to keep a machine that boots.
 pub(super) struct Keeping {
+    memories: Arc<Memories>,
     /// Where it is to be.
     dir: PathBuf,
     scratch: PathBuf,
@@ -38,10 +82,14 @@ pub(super) async fn start(
     programs: &Programs,
     accel: Accel,
     launch: &Launch,
-    home: &Path,
+    memories: &Arc<Memories>,
     notice: &Lines,
 ) -> Result<QemuInstance, ProviderError> {
-    let Some(below) = &launch.memory else { return boot(programs, accel, launch, None).await };
+    let home = &memories.home;
+    let useless = || memories.useless.load(Ordering::Relaxed);
+    let Some(below) = launch.memory.as_ref().filter(|_| !useless()) else {
+        return boot(programs, accel, launch, None).await;
+    };
     let fail = |e: std::io::Error| ProviderError::new(format!("{}: {e}", home.display()));
     std::fs::create_dir_all(home).map_err(fail)?;
     let dir = home.join(name(programs, accel, launch, below));
@@ -52,11 +100,11 @@ pub(super) async fn start(
             match fork(programs, accel, launch, &kept).await {
                 Ok(mut instance) => {
                     kept.touch();
-                    instance.forked_from(&dir);
+                    instance.origin = Some(Origin { memories: memories.clone(), dir });
                     return Ok(instance);
                 }
                 Err(error) => {
-                    kept.remove();
+                    memories.failed(&dir);
                     notice(&format!("{error}; the machine boots"));
                     let _ = std::fs::remove_file(&launch.overlay);
                 }
@@ -69,12 +117,13 @@ pub(super) async fn start(
         lock = Some(kept::exclusive(&dir.with_extension("lock")).await.map_err(fail)?);
     }
     let memory = launch.scratch.join("memory");
-    let Some(lock) = lock.filter(|_| free(home) > FREE + launch.machine.memory) else {
+    let Some(lock) = lock.filter(|_| !useless() && free(home) > FREE + launch.machine.memory) else {
         return boot(programs, accel, launch, None).await;
     };
     let mut instance = boot(programs, accel, launch, Some(&memory)).await?;
     let (scratch, overlay) = (launch.scratch.clone(), launch.overlay.clone());
-    instance.keeping = Some(Keeping { dir, scratch, overlay, _lock: lock });
+    let memories = memories.clone();
+    instance.keeping = Some(Keeping { memories, dir, scratch, overlay, _lock: lock });
     Ok(instance)
 }
 
@@ -163,8 +212,28 @@ pub(super) async fn keep(mut instance: QemuInstance) -> Result<(), ProviderError
     let new = saved?;
     std::fs::rename(keeping.scratch.join("memory"), new.memory()).map_err(fail)?;
     std::fs::rename(&keeping.overlay, new.disk()).map_err(fail)?;
-    if let Some(home) = keeping.dir.parent() {
-        kept::forget_old(home, free(home) / SHARE);
+    let home = &keeping.memories.home;
+    kept::forget_old(home, free(home) / SHARE);
+    new.rename(&keeping.dir).map_err(fail)?;
+    keeping.memories.kept(&keeping.dir);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_forks_nothing_is_not_asked_again() {
+        let home = tempfile::tempdir().unwrap();
+        let memories = Arc::new(Memories::new(home.path().to_owned()));
+        let useless = || memories.useless.load(Ordering::Relaxed);
+        let of = |name: &str| Origin { memories: memories.clone(), dir: home.path().join(name) };
+        std::fs::create_dir(home.path().join("old")).unwrap();
+        of("old").distrust();
+        assert!(!useless() && !home.path().join("old").exists(), "another host may have kept it");
+        memories.kept(&home.path().join("new"));
+        of("new").distrust();
+        assert!(useless());
     }
-    new.rename(&keeping.dir).map_err(fail)
 }
