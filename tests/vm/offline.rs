@@ -288,54 +288,58 @@ fn killed_containers_leave_nothing() {
 /// The same files, whichever way a layer was applied.
 #[test]
 fn both_ways_give_the_same_files() {
-    let projects = [
-        ("examples/web", vec!["web"]),
-        ("examples/fleet", vec!["common", "bastion", "web", "web-canary", "static", "database"]),
-    ];
-    for (example, images) in projects {
-        let project = Project::copy_of(&format!("same-{}", example.replace('/', "-")), example);
-        let Some(vimg) = as_root(&project) else { return };
-        let raw: Vec<String> = images.iter().map(|image| format!("raw-{image}")).collect();
-        for image in &images {
-            let output = format!("output \"raw\" path=\"{image}.img\"");
-            project.append("main.vimg", &format!("image \"raw-{image}\" {{ from \"{image}\"; {output} }}\n"));
-        }
-        let (mut trees, day) = (Vec::new(), today());
-        for provider in ["container", "qemu"] {
-            let out = project.path(provider);
-            let mut args = vec!["build", "--provider", provider, "--output", out.to_str().unwrap()];
-            args.extend(raw.iter().map(String::as_str).chain(["web"]));
-            vimg(&args).succeeds();
-            trees.push(
-                images.iter().map(|image| tree_of(&out.join(format!("{image}.img")))).collect::<Vec<_>>(),
-            );
-            // What a container made boots by itself as well; what an appliance
-            // made does in another test.
-            let disk = out.join("web.qcow2");
-            if provider == "container" && example == "examples/web" {
-                for firmware in [None, Some(ovmf())] {
-                    let machine = Boot::start(&disk, firmware.as_deref());
-                    let page = serves(machine.port, Duration::from_secs(600));
-                    assert!(page.contains("<h1>It works</h1>"), "{page}");
-                }
+    both_ways("examples/web", &["web"]);
+    both_ways("examples/fleet", &["common", "bastion", "web", "web-canary", "static"]);
+}
+
+/// The same for the one image of the examples that has a booted layer.
+#[test]
+#[ignore = "it installs PostgreSQL twice, which takes 20 minutes where machines are emulated"]
+fn both_ways_give_the_same_database() {
+    both_ways("examples/fleet", &["database"]);
+}
+
+fn both_ways(example: &str, images: &[&str]) {
+    let project = Project::copy_of(&format!("same-{}-{}", example.replace('/', "-"), images[0]), example);
+    let Some(vimg) = as_root(&project) else { return };
+    let raw: Vec<String> = images.iter().map(|image| format!("raw-{image}")).collect();
+    for image in images {
+        let output = format!("output \"raw\" path=\"{image}.img\"");
+        project.append("main.vimg", &format!("image \"raw-{image}\" {{ from \"{image}\"; {output} }}\n"));
+    }
+    let (mut trees, day) = (Vec::new(), today());
+    for provider in ["container", "qemu"] {
+        let out = project.path(provider);
+        let mut args = vec!["build", "--provider", provider, "--output", out.to_str().unwrap()];
+        args.extend(raw.iter().map(String::as_str).chain(["web"]));
+        vimg(&args).succeeds();
+        trees.push(images.iter().map(|image| tree_of(&out.join(format!("{image}.img")))).collect::<Vec<_>>());
+        // What a container made boots by itself as well; what an appliance
+        // made does in another test.
+        let disk = out.join("web.qcow2");
+        if provider == "container" && example == "examples/web" {
+            for firmware in [None, Some(ovmf())] {
+                let machine = Boot::start(&disk, firmware.as_deref());
+                let page = serves(machine.port, Duration::from_secs(600));
+                assert!(page.contains("<h1>It works</h1>"), "{page}");
             }
-            // The other way has to do it again.
-            project.forget_layers();
         }
-        let (container, appliance) = (&trees[0], &trees[1]);
-        for (image, (a, b)) in images.iter().zip(container.iter().zip(appliance)) {
-            let names: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-            let mut differ: Vec<_> = names.into_iter().filter(|n| a.get(*n) != b.get(*n)).collect();
-            if *image == "database" {
-                differ.retain(|name| !is_drawn(name));
-            }
-            if day != today() {
-                // The day on which an account was made stands in these.
-                differ.retain(|n| !["etc/shadow", "etc/shadow-"].contains(&n.as_str()));
-            }
-            assert!(differ.is_empty(), "{image}: {differ:?}");
-            assert!(a.len() > 10_000, "{} files are no system", a.len());
+        // The other way has to do it again.
+        project.forget_layers();
+    }
+    let (container, appliance) = (&trees[0], &trees[1]);
+    for (image, (a, b)) in images.iter().zip(container.iter().zip(appliance)) {
+        let names: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+        let mut differ: Vec<_> = names.into_iter().filter(|n| a.get(*n) != b.get(*n)).collect();
+        if *image == "database" {
+            differ.retain(|name| !is_drawn(name));
         }
+        if day != today() {
+            // The day on which an account was made stands in these.
+            differ.retain(|n| !["etc/shadow", "etc/shadow-"].contains(&n.as_str()));
+        }
+        assert!(differ.is_empty(), "{image}: {differ:?}");
+        assert!(a.len() > 10_000, "{} files are no system", a.len());
     }
 }
 
