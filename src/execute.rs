@@ -29,6 +29,7 @@ use crate::store::{ProjectFiles, Store, StoreError};
 mod checks;
 mod explain;
 mod interact;
+mod layer;
 mod log;
 mod output;
 mod run;

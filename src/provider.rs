@@ -51,6 +51,9 @@ pub struct Launch {
     pub chain: Vec<PathBuf>,
     /// The disk that takes the writes; made by the provider.
     pub overlay: PathBuf,
+    /// The overlay is there already: its machine was switched off, and boots
+    /// again.
+    pub again: bool,
     /// The machine.
     pub machine: Machine,
     /// Kernel and initrd for a direct boot; otherwise the disk's own loader.

@@ -11,11 +11,13 @@ use crate::primitive::{self, Context};
 use crate::protocol::{FromAgent, Primitive};
 use crate::system;
 
-/// Applies `steps` and reports each. The returned message is the last.
+/// Applies `steps` beginning with `from`, up to the first that wants the
+/// machine to boot again, and reports each. The returned message is the last.
 pub(crate) fn apply(
     channel: &mut Channel,
     layer: &str,
     steps: &[Primitive],
+    from: usize,
     offline: bool,
     boot_stamp: &mut String,
 ) -> io::Result<FromAgent> {
@@ -24,8 +26,11 @@ pub(crate) fn apply(
         Ok(guests) => guests,
         Err(error) => return Ok(FromAgent::Refused { message: format!("prepare the layer: {error}") }),
     };
-    for (step, primitive) in steps.iter().enumerate() {
+    for (step, primitive) in steps.iter().enumerate().skip(from) {
         sender.send(&FromAgent::Started { step })?;
+        if matches!(primitive, Primitive::Reboot) {
+            return Ok(FromAgent::RebootDue { step, boot_changed: boot_changed(boot_stamp) });
+        }
         let mut context = Context { channel, sender: &sender, step };
         match primitive::apply(primitive, &mut context) {
             Ok(changed) => sender.send(&FromAgent::Finished { step, changed })?,
@@ -39,10 +44,15 @@ pub(crate) fn apply(
         let step = steps.len().saturating_sub(1);
         return Ok(FromAgent::Failed { step, message: format!("{HOME}/layers: {error}"), exit: None });
     }
+    Ok(FromAgent::Done { boot_changed: boot_changed(boot_stamp) })
+}
+
+/// Whether the machine would boot something else than when `stamp` was taken.
+fn boot_changed(stamp: &mut String) -> bool {
     let now = system::boot_stamp();
-    let boot_changed = now != *boot_stamp;
-    *boot_stamp = now;
-    Ok(FromAgent::Done { boot_changed })
+    let changed = now != *stamp;
+    *stamp = now;
+    changed
 }
 
 /// Keeps the machine's own list of its layers.

@@ -53,6 +53,7 @@ pub(crate) fn apply(primitive: &Primitive, context: &mut Context) -> Result<bool
         Primitive::Sysctl { key, value } => sysctl::apply(key, value),
         Primitive::KernelModule { name } => kernel_module::apply(name, context),
         Primitive::Run(run) => run::apply(run, context),
+        Primitive::Reboot => Err(Failure::new("a machine can't boot itself again in the middle of a layer")),
     }
 }
 

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The version of these messages. Host and agent must have the same.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 
 /// The version of what the agent does to a machine. It enters every key, so
 /// raising it rebuilds everything: raise it when the same layer would now
@@ -149,6 +149,7 @@ pub enum Primitive {
     Service { unit: String, enabled: Option<bool>, state: Option<ServiceState> },
     Sysctl { key: String, value: String },
     KernelModule { name: String },
+    Reboot,
     Run(Run),
 }
 
@@ -228,12 +229,14 @@ pub enum ServiceState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ToAgent {
-    /// Make these true, in order. Answered by `Done` or `Failed`.
+    /// Make these true, in order. Answered by `Done`, `RebootDue` or `Failed`.
     Apply {
         /// The layer's name, for the machine's own record.
         layer: String,
         /// What is to be.
         steps: Vec<Primitive>,
+        /// The first of them that is not so yet.
+        from: usize,
         /// Nothing is to be started: the machine is taken for one that is
         /// switched off, even where it runs.
         offline: bool,
@@ -264,6 +267,8 @@ pub enum ToAgent {
     /// Take out what must not be the same in two machines. Answered by
     /// `Sealed`.
     Seal,
+    /// Stop all services and switch the machine off. Answered by `GoingOff`.
+    SwitchOff,
     /// Send the kernel, then the initrd, that the machine would boot, each
     /// followed by an empty frame of data.
     SendBootFiles,
@@ -415,6 +420,16 @@ pub enum FromAgent {
         /// or last said so.
         boot_changed: bool,
     },
+    /// The next step is to switch the machine off and boot it again, which is
+    /// the host's part; what follows is to be asked for anew.
+    RebootDue {
+        /// The step's index.
+        step: usize,
+        /// As in `Done`.
+        boot_changed: bool,
+    },
+    /// The machine switches itself off.
+    GoingOff,
     /// A step could not be made true; later ones were not tried.
     Failed {
         /// Its index.

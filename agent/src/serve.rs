@@ -185,8 +185,9 @@ impl Agent {
         let refused =
             |what: &str, error: io::Error| FromAgent::Refused { message: format!("{what}: {error}") };
         Ok(Some(match message {
-            ToAgent::Apply { layer, steps, offline } => {
-                let done = apply::apply(&mut self.channel, &layer, &steps, offline, &mut self.boot_stamp)?;
+            ToAgent::Apply { layer, steps, from, offline } => {
+                let (channel, stamp) = (&mut self.channel, &mut self.boot_stamp);
+                let done = apply::apply(channel, &layer, &steps, from, offline, stamp)?;
                 if !matches!(self.place, Place::Machine) {
                     offline::clear_away();
                 }
@@ -241,6 +242,10 @@ impl Agent {
                 Ok(()) => FromAgent::Sealed,
                 Err(error) => refused("seal", error),
             },
+            ToAgent::SwitchOff => match switch_off() {
+                Ok(()) => FromAgent::GoingOff,
+                Err(error) => refused("switch the machine off", error),
+            },
             ToAgent::SendBootFiles => {
                 if let Some(path) = system::BOOT_FILES.iter().find(|p| !Path::new(p).is_file()) {
                     return Ok(Some(refused("send", io::Error::other(format!("{path} is not there")))));
@@ -288,6 +293,17 @@ impl Agent {
             Place::Appliance(Some(attached)) => attached.thaw(),
             Place::Appliance(None) | Place::Container => Ok(()),
         }
+    }
+}
+
+/// Has systemd stop everything and switch the machine off, in its own time.
+fn switch_off() -> io::Result<()> {
+    let mut off = command::command("systemctl");
+    off.args(["--no-block", "poweroff"]);
+    match command::query(&mut off, command::QUESTION) {
+        Ok((true, _)) => Ok(()),
+        Ok((false, text)) => Err(io::Error::other(text.trim().to_owned())),
+        Err(failure) => Err(io::Error::other(failure.message)),
     }
 }
 

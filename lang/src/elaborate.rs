@@ -406,9 +406,10 @@ impl Elaborator<'_> {
 }
 
 /// Whether a configuration, or a script of it, says that it needs the machine
-/// to run. There is no other need yet.
+/// to run, or can't be meant otherwise.
 fn needs_booted(configuration: At) -> bool {
     configuration.child("needs").is_some()
+        || configuration.child("reboot").is_some()
         || configuration.children_named("run").any(|run| run.child("needs").is_some())
 }
 

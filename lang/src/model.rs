@@ -161,6 +161,8 @@ pub enum Primitive {
     Sysctl { key: String, value: String },
     /// A module of the kernel.
     KernelModule { name: String },
+    /// The machine is switched off in order and boots again.
+    Reboot,
     /// A script. The timeout is in seconds.
     Run {
         script: Content,

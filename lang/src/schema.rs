@@ -257,6 +257,7 @@ pub const CONFIGURATION: &[Kind] = &[
     kind("sysctl", "A kernel setting at each boot, and now if the machine runs.", Args::One(req("key", Ty::Str, "for instance `vm.swappiness`")))
         .props(&[req("value", Ty::Scalar, "what to set it to")]),
     kind("kernel-module", "A module of the kernel, loaded at each boot, and now if the machine runs.", Args::One(req("name", Ty::Str, "for instance `br_netfilter`"))),
+    kind("reboot", "Switches the machine off in order and boots it again, on a new kernel if there is one, before what follows. Such a configuration is applied to a booted machine; `needs` need not say so.", Args::None),
     kind(
         "run",
         "A script, run once when the layer is made: a file of the project, or text in a `script` child. Without a `#!` line it is run by `/bin/sh -eu`. Its environment is PATH, HOME, LANG=C.UTF-8 and what `env` declares.",

@@ -116,7 +116,7 @@ pub(super) async fn explain<P: Provider>(
         ),
         Trouble::Ended(Ended::Off) => recipe(
             "the machine switched itself off or rebooted".into(),
-            "a layer must leave the machine running; does a script call reboot or poweroff?",
+            "does a script call reboot or poweroff? A step `reboot` of the configuration can be used instead",
         ),
         Trouble::Ended(Ended::AgentGone) => recipe(
             "the agent in the machine died".into(),

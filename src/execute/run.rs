@@ -1,34 +1,21 @@
 //! Makes one run: locks, a machine, layer after layer, a state after each.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc;
 use vimg_agent::protocol::Primitive;
 use vimg_lang::model::DiskFormat;
 
-use super::explain::{Trouble, explain};
-use super::log::Log;
-use super::session::{Blobs, Progress, Session, SessionError, Source};
 use super::site::Site;
-use super::up::{self, Up};
-use super::{Failure, FailureKind, Settled, Shared, checks};
-use crate::digest::{Blob, Digest};
+use super::{Failure, FailureKind, Settled, Shared, checks, layer, up};
+use crate::digest::Blob;
 use crate::event::Event;
 use crate::files;
-use crate::graph::{BlobSource, LayerWork, Needs, Node, NodeId, Work};
+use crate::graph::{Node, NodeId, Work};
 use crate::provider::{self, Instance, Provider};
-use crate::store::{Boot, Disk, DiskKind, FailedDisk, KeyLock, Record, Staging, StateId};
-
-/// A chain of disks is joined when it would grow beyond this. Opening and
-/// reading a chain of 16 costs nothing that can be measured, one of 128 twice
-/// as much, and at 1,000 qemu-img crashes.
-const MAX_DEPTH: u32 = 16;
-
-/// How long the disk of a layer that failed may take to come to rest.
-const LAST_REST: Duration = Duration::from_secs(60);
+use crate::store::{Boot, Disk, DiskKind, KeyLock, Record, Staging, StateId};
 
 type Sender = mpsc::UnboundedSender<Settled>;
 
@@ -93,7 +80,7 @@ async fn start<P: Provider>(
     }
 }
 
-type Made = Result<(), Box<Failure>>;
+pub(super) type Made = Result<(), Box<Failure>>;
 
 /// What a node's making has in common with all others.
 pub(super) struct Making<'a, P> {
@@ -178,7 +165,7 @@ impl<'a, P: Provider> Making<'a, P> {
     }
 
     /// Takes kernel and initrd into the store.
-    fn keep_boot(&self, files: &(PathBuf, PathBuf)) -> Result<Boot, Box<Failure>> {
+    pub(super) fn keep_boot(&self, files: &(PathBuf, PathBuf)) -> Result<Boot, Box<Failure>> {
         Ok(Boot { kernel: self.keep_file(&files.0)?, initrd: self.keep_file(&files.1)? })
     }
 }
@@ -282,15 +269,6 @@ fn parent_chain<P>(shared: &Shared<P>, node: &Node) -> Option<Vec<PathBuf>> {
     shared.store.chain(&shared.graph.node(node.parent?).key)
 }
 
-/// A run's machine and where its disk stands.
-struct Running<I: Instance> {
-    instance: I,
-    session: Session<I::Channel>,
-    /// The disks below the one that takes the writes.
-    chain: Vec<PathBuf>,
-    made: Facts,
-}
-
 async fn machine<P: Provider>(
     shared: &Shared<P>,
     rest: &[NodeId],
@@ -316,7 +294,7 @@ async fn machine<P: Provider>(
     };
     let overlay = staging.path().join(DiskKind::Qcow2.file_name());
     let mut running = match up::up(&making, &stand, &scratch, &overlay).await {
-        Ok(up) => Running::on(up),
+        Ok(up) => layer::Running::on(up),
         Err(failure) => return fail(sender, rest[0], *failure),
     };
     for (n, id) in rest.iter().enumerate() {
@@ -341,7 +319,7 @@ async fn machine<P: Provider>(
         let last = n + 1 == rest.len();
         let spent = std::mem::replace(&mut staging, next);
         let next_disk = staging.path().join(DiskKind::Qcow2.file_name());
-        match layer(&making, &mut running, spent, &next_disk, last).await {
+        match layer::make(&making, &mut running, spent, &next_disk, last).await {
             Ok(()) => {
                 let _ = sender.send(Settled::Built(*id));
             }
@@ -362,237 +340,5 @@ fn wants_network(work: &Work) -> bool {
             work.steps.iter().any(|s| matches!(s, Primitive::Package { .. } | Primitive::Run(_)))
         }
         _ => false,
-    }
-}
-
-impl<I: Instance> Running<I> {
-    fn on(up: Up<I>) -> Self {
-        let Up { instance, session, chain, parent, record, .. } = up;
-        let disk =
-            Disk { kind: DiskKind::Qcow2, backing: Some((parent, record.id)), depth: record.disk.depth + 1 };
-        let made = Facts {
-            disk,
-            boot: record.boot,
-            appliance: record.appliance,
-            ours: record.ours && instance.guards_disk(),
-            way: instance.way(),
-        };
-        Self { instance, session, chain, made }
-    }
-}
-
-/// Makes one node in a running machine and commits it.
-async fn layer<P: Provider>(
-    making: &Making<'_, P>,
-    running: &mut Running<P::Instance>,
-    staging: Staging,
-    next_disk: &Path,
-    last: bool,
-) -> Made {
-    let node = making.node;
-    let offline = node.needs == Needs::Disk;
-    let log_path = staging.path().join("log.zst");
-    let mut log = Log::create(&log_path).map_err(|e| making.io_failure(&log_path, e))?;
-    let outcome = match &node.work {
-        Work::Layer(work) => {
-            let blobs = stage_blobs(making, work, &staging).await?;
-            making.phase("apply");
-            let Running { instance, session, .. } = &mut *running;
-            let names = &work.places;
-            let applied =
-                session.apply(&work.configuration, &work.steps, offline, &blobs, |progress| match progress {
-                    Progress::Started(step) => {
-                        log.heading(&names[step].1);
-                        making.phase(&names[step].1);
-                    }
-                    Progress::Output(text) => log.text(text, |line| making.line(line)),
-                    Progress::Finished { step, changed } => {
-                        if !changed {
-                            log.heading(&format!("{} was so already", names[step].1));
-                        }
-                    }
-                });
-            tokio::select! {
-                applied = applied => applied.map_err(Trouble::Session),
-                ended = instance.ended() => Err(Trouble::Ended(ended)),
-            }
-        }
-        _ => {
-            making.phase("seal");
-            let Running { instance, session, .. } = &mut *running;
-            tokio::select! {
-                sealed = session.seal() => sealed.map(|()| false).map_err(Trouble::Session),
-                ended = instance.ended() => Err(Trouble::Ended(ended)),
-            }
-            .inspect(|_| running.instance.trim())
-        }
-    };
-    let boot_changed = match outcome {
-        Ok(boot_changed) => boot_changed,
-        Err(trouble) => {
-            let tail = log.finish();
-            let alive = matches!(trouble, Trouble::Session(SessionError::Step { .. }));
-            let mut failure = explain(making, &mut running.instance, trouble, Some(tail)).await;
-            failure.log = making.keep_log(&log_path);
-            if alive {
-                keep_failed(making, running, &staging, next_disk, &failure).await;
-            }
-            return Err(failure);
-        }
-    };
-    log.finish();
-    let settle = settle(making, running, &staging, next_disk, boot_changed, last);
-    match settle.await {
-        Ok(()) => {}
-        Err(Ok(failure)) => return Err(failure),
-        Err(Err(trouble)) => return Err(explain(making, &mut running.instance, trouble, None).await),
-    }
-    keep(making, running, staging).await
-}
-
-/// Keeps the disk of a layer that failed, for `vimg shell --failed`. That it
-/// can't be kept is no further trouble.
-async fn keep_failed<P: Provider>(
-    making: &Making<'_, P>,
-    running: &mut Running<P::Instance>,
-    staging: &Staging,
-    next_disk: &Path,
-    failure: &Failure,
-) {
-    let Running { instance, session, made, .. } = running;
-    let Some(below) = made.disk.backing else { return };
-    let rest = tokio::time::timeout(LAST_REST, async {
-        session.freeze().await.ok()?;
-        instance.snapshot(next_disk).await.ok()
-    });
-    if let Ok(Some(())) = rest.await {
-        let disk = staging.path().join(DiskKind::Qcow2.file_name());
-        let failed = FailedDisk { below, why: failure.message.clone() };
-        let _ = making.shared.notes.keep_failed(&making.node.name, &disk, &failed);
-    }
-}
-
-/// Brings the machine's disk to rest and goes on with a new one.
-async fn settle<P: Provider>(
-    making: &Making<'_, P>,
-    running: &mut Running<P::Instance>,
-    staging: &Staging,
-    next_disk: &Path,
-    boot_changed: bool,
-    last: bool,
-) -> Result<(), Result<Box<Failure>, Trouble>> {
-    making.phase("snapshot");
-    let Running { instance, session, made, .. } = &mut *running;
-    // A disk that boots by its own loader goes on doing so.
-    let fetch = boot_changed && made.boot.is_some();
-    let files = (staging.path().join("vmlinuz"), staging.path().join("initrd"));
-    let rest = async {
-        let fetched = match fetch {
-            // A machine without a kernel of its own boots by its loader, if
-            // at all.
-            true => match session.boot_files([&files.0, &files.1]).await {
-                Err(SessionError::Refused(_)) => false,
-                fetched => fetched.map(|()| true)?,
-            },
-            false => false,
-        };
-        session.freeze().await?;
-        Ok(fetched)
-    };
-    let rested = tokio::select! {
-        rested = rest => rested.map_err(Trouble::Session),
-        ended = instance.ended() => Err(Trouble::Ended(ended)),
-    };
-    let fetched = rested.map_err(Err)?;
-    if fetch {
-        made.boot = if fetched { Some(making.keep_boot(&files).map_err(Ok)?) } else { None };
-    }
-    instance.snapshot(next_disk).await.map_err(|e| Ok(making.provider_failure(e)))?;
-    if last {
-        return Ok(());
-    }
-    let thawed = tokio::select! {
-        thawed = session.thaw() => thawed.map_err(Trouble::Session),
-        ended = instance.ended() => Err(Trouble::Ended(ended)),
-    };
-    thawed.map_err(Err)
-}
-
-/// Commits a disk that is at rest.
-async fn keep<P: Provider>(
-    making: &Making<'_, P>,
-    running: &mut Running<P::Instance>,
-    staging: Staging,
-) -> Made {
-    let (shared, node) = (making.shared, making.node);
-    let own = staging.path().join(DiskKind::Qcow2.file_name());
-    let mut made = running.made.clone();
-    if made.disk.depth >= MAX_DEPTH {
-        making.phase("flatten");
-        let mut chain = running.chain.clone();
-        chain.push(own.clone());
-        let flat = staging.path().join("flat.qcow2");
-        shared.provider.flatten(&chain, &flat).await.map_err(|e| making.provider_failure(e))?;
-        // The running machine keeps the file that it has open.
-        std::fs::rename(&flat, &own).map_err(|e| making.io_failure(&own, e))?;
-        made.disk = Disk { kind: DiskKind::Qcow2, backing: None, depth: 0 };
-    }
-    making.phase("store");
-    let depth = made.disk.depth;
-    let Some(id) = making.commit(staging, made).await? else {
-        // The machine's disk and the one in the store are two.
-        return Err(making.gone());
-    };
-    running.made.disk = Disk { kind: DiskKind::Qcow2, backing: Some((node.key, id)), depth: depth + 1 };
-    running.chain = shared.store.chain(&node.key).ok_or_else(|| making.gone())?;
-    Ok(())
-}
-
-/// The blobs of a layer, copied where nobody changes them any more.
-struct Staged(BTreeMap<Digest, StagedBlob>);
-
-enum StagedBlob {
-    Bytes(Arc<[u8]>),
-    File(PathBuf),
-}
-
-impl Blobs for Staged {
-    fn get(&self, digest: &Digest) -> Option<Source> {
-        Some(match self.0.get(digest)? {
-            StagedBlob::Bytes(bytes) => Source::Bytes(bytes.clone()),
-            StagedBlob::File(path) => Source::File(path.clone()),
-        })
-    }
-}
-
-async fn stage_blobs<P: Provider>(
-    making: &Making<'_, P>,
-    work: &Arc<LayerWork>,
-    staging: &Staging,
-) -> Result<Staged, Box<Failure>> {
-    let dir = staging.path().join("inputs");
-    let (project, work, to) = (making.shared.project.clone(), work.clone(), dir.clone());
-    let copied = tokio::task::spawn_blocking(move || {
-        std::fs::create_dir_all(&to)
-            .map_err(|e| files::FileError { file: to.display().to_string(), why: e.to_string() })?;
-        let mut staged = BTreeMap::new();
-        for (digest, source) in &work.blobs {
-            let blob = match source {
-                BlobSource::Bytes(bytes) => StagedBlob::Bytes(bytes.clone()),
-                BlobSource::File(file) => {
-                    let path = to.join(digest.to_string());
-                    project.copy(file, digest, &path)?;
-                    StagedBlob::File(path)
-                }
-            };
-            staged.insert(*digest, blob);
-        }
-        Ok::<_, files::FileError>(Staged(staged))
-    })
-    .await;
-    match copied {
-        Ok(Ok(staged)) => Ok(staged),
-        Ok(Err(error)) => Err(making.failure(FailureKind::Recipe, format!("{}: {}", error.file, error.why))),
-        Err(error) => Err(making.failure(FailureKind::Host, error.to_string())),
     }
 }

@@ -81,6 +81,15 @@ pub(super) enum Progress<'a> {
     Finished { step: usize, changed: bool },
 }
 
+/// How far a layer has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Applied {
+    /// Whether the machine now boots something else.
+    pub(super) boot_changed: bool,
+    /// Where to go on once it has booted again; `None` at the layer's end.
+    pub(super) next: Option<usize>,
+}
+
 /// A conversation with an agent.
 pub(super) struct Session<C> {
     channel: C,
@@ -167,22 +176,36 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         self.thaw().await
     }
 
-    /// Applies a layer; says whether it has changed what the machine boots.
+    /// Applies a layer, beginning with the step `from`, up to its end or to
+    /// where its machine is to boot again.
     pub(super) async fn apply(
         &mut self,
         layer: &str,
-        steps: &[Primitive],
+        (steps, from): (&[Primitive], usize),
         offline: bool,
         blobs: &dyn Blobs,
         progress: impl FnMut(Progress),
-    ) -> Result<bool, SessionError> {
-        self.send(&ToAgent::Apply { layer: layer.to_owned(), steps: steps.to_vec(), offline }).await?;
+    ) -> Result<Applied, SessionError> {
+        let all = steps.to_vec();
+        self.send(&ToAgent::Apply { layer: layer.to_owned(), steps: all, from, offline }).await?;
         let times: Vec<u64> =
             steps.iter().map(|s| if let Primitive::Run(run) = s { run.timeout } else { 0 }).collect();
         match self.follow(&times, blobs, progress).await? {
-            FromAgent::Done { boot_changed } => Ok(boot_changed),
+            FromAgent::Done { boot_changed } => Ok(Applied { boot_changed, next: None }),
+            // Only what was told to is done, and each once.
+            FromAgent::RebootDue { step, boot_changed }
+                if step >= from && matches!(steps.get(step), Some(Primitive::Reboot)) =>
+            {
+                Ok(Applied { boot_changed, next: Some(step + 1) })
+            }
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Has the machine stop its services and switch itself off.
+    pub(super) async fn switch_off(&mut self) -> Result<(), SessionError> {
+        self.send(&ToAgent::SwitchOff).await?;
+        self.expect(&FromAgent::GoingOff, REST).await
     }
 
     /// Asks the machine questions.
@@ -472,7 +495,7 @@ mod tests {
     use super::*;
 
     /// An agent that answers the handshake and then says what it is told to.
-    async fn against(hostile: Vec<u8>) -> Result<bool, SessionError> {
+    async fn against(hostile: Vec<u8>) -> Result<Applied, SessionError> {
         let (host, mut guest) = tokio::io::duplex(1 << 16);
         let agent = tokio::spawn(async move {
             let mut call = [0; 24];
@@ -494,7 +517,7 @@ mod tests {
         let mut session = Session::new(host);
         session.ready(true).await?;
         let steps = [Primitive::Symlink { path: "/a".into(), target: "b".into() }];
-        let result = session.apply("x", &steps, false, &NoBlobs, |_| {}).await;
+        let result = session.apply("x", (&steps, 0), false, &NoBlobs, |_| {}).await;
         drop(session);
         agent.await.unwrap();
         result
@@ -507,7 +530,7 @@ mod tests {
     #[tokio::test]
     async fn stale_bytes_are_dropped_and_good_answers_taken() {
         let answer = [message(&FromAgent::Alive), message(&FromAgent::Done { boot_changed: true })].concat();
-        assert!(against(answer).await.unwrap());
+        assert_eq!(against(answer).await.unwrap(), Applied { boot_changed: true, next: None });
     }
 
     #[tokio::test]
@@ -520,6 +543,7 @@ mod tests {
             protocol::encode_data(b"x").unwrap(),
             message(&FromAgent::Frozen),
             message(&FromAgent::Started { step: 5 }),
+            message(&FromAgent::RebootDue { step: 0, boot_changed: false }),
             message(&FromAgent::Fetch { digests: vec![Digest::of(b"/etc/shadow")] }),
         ];
         for case in cases {

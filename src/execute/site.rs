@@ -6,7 +6,7 @@ use super::{Failure, FailureKind, Shared};
 use crate::event::Event;
 use crate::graph::Node;
 use crate::provider::ProviderError;
-use crate::store::{Staging, StoreError};
+use crate::store::{Boot, Staging, StoreError};
 
 /// A node at work.
 pub(super) struct Site<'a, P> {
@@ -52,6 +52,13 @@ impl<P> Site<'_, P> {
 
     pub(super) fn staging(&self) -> Result<Staging, Box<Failure>> {
         self.shared.store.staging().map_err(|e| self.store_failure(&e))
+    }
+
+    /// Kernel and initrd, if they are still in the store.
+    pub(super) fn boot_paths(&self, boot: &Option<Boot>) -> Option<(PathBuf, PathBuf)> {
+        let store = &self.shared.store;
+        let boot = boot.filter(|b| store.has_blob(&b.kernel) && store.has_blob(&b.initrd))?;
+        Some((store.blob(&boot.kernel.digest), store.blob(&boot.initrd.digest)))
     }
 
     /// Keeps the log of what failed.

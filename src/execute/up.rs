@@ -23,8 +23,8 @@ const TRIES: u32 = 2;
 pub(super) struct Up<I: Instance> {
     pub(super) instance: I,
     pub(super) session: Session<I::Channel>,
-    /// The disks below the one that takes the writes.
-    pub(super) chain: Vec<PathBuf>,
+    /// What it was launched as.
+    pub(super) launch: Launch,
     /// The state that it stands on.
     pub(super) parent: Key,
     pub(super) record: Record,
@@ -55,11 +55,7 @@ pub(super) fn prepare<P: Provider>(
     let record = shared.store.record(&parent.key).ok_or_else(|| site.gone())?;
     let mut chain = shared.store.chain(&parent.key).ok_or_else(|| site.gone())?;
     chain.extend(stand.on_top.clone());
-    // Kernel and initrd, if they are still in the store.
-    let files = |boot: &Option<Boot>| {
-        let boot = boot.filter(|b| shared.store.has_blob(&b.kernel) && shared.store.has_blob(&b.initrd))?;
-        Some((shared.store.blob(&boot.kernel.digest), shared.store.blob(&boot.initrd.digest)))
-    };
+    let files = |boot: &Option<Boot>| site.boot_paths(boot);
     let offline = (stand.needs == Needs::Disk).then(|| Offline {
         appliance: files(&record.appliance),
         ours: record.ours,
@@ -69,6 +65,7 @@ pub(super) fn prepare<P: Provider>(
     let launch = Launch {
         chain,
         overlay: overlay.to_owned(),
+        again: false,
         machine: Machine { ..stand.machine },
         boot: files(&record.boot),
         offline,
@@ -85,23 +82,13 @@ pub(super) async fn up<P: Provider>(
     scratch: &Staging,
     overlay: &Path,
 ) -> Result<Up<P::Instance>, Box<Failure>> {
-    let shared = site.shared;
     let (mut launch, record) = prepare(site, stand, scratch, overlay)?;
     for tries in 1.. {
         if tries > TRIES {
             launch.memory = None;
         }
-        site.phase("start");
-        let mut instance = shared.provider.launch(&launch).await.map_err(|e| site.provider_failure(e))?;
-        let channel = instance
-            .channel()
-            .ok_or_else(|| site.failure(FailureKind::Host, "the machine has no agent port"))?;
+        let (mut instance, mut session) = start(site, &launch).await?;
         let place = instance.place();
-        if place == Place::Machine {
-            shared.boots.fetch_add(1, Ordering::Relaxed);
-            site.phase("boot");
-        }
-        let mut session = Session::new(channel);
         let first = instance.can_be_kept();
         let ready = async {
             let units = session.ready(place == Place::Machine).await?;
@@ -118,10 +105,7 @@ pub(super) async fn up<P: Provider>(
             ended = instance.ended() => Err(Trouble::Ended(ended)),
         };
         match units {
-            Ok(units) if !units.is_empty() => {
-                site.line(&super::log::clean(&format!("units that failed at boot: {}", units.join(" "))));
-            }
-            Ok(_) => {}
+            Ok(units) => tell_failed(site, &units),
             Err(trouble) => {
                 instance.distrust();
                 if place == Place::Forked && tries <= TRIES {
@@ -135,8 +119,7 @@ pub(super) async fn up<P: Provider>(
             }
         }
         if !first {
-            let (chain, parent) = (launch.chain, stand.state.key);
-            return Ok(Up { instance, session, chain, parent, record });
+            return Ok(Up { instance, session, launch, parent: stand.state.key, record });
         }
         // Kept as it is now, it never has to boot again.
         site.phase("keep");
@@ -147,4 +130,52 @@ pub(super) async fn up<P: Provider>(
         }
     }
     Err(site.gone())
+}
+
+/// Starts an instance and opens the stream to its agent.
+async fn start<P: Provider>(
+    site: &Site<'_, P>,
+    launch: &Launch,
+) -> Result<(P::Instance, Session<Channel<P>>), Box<Failure>> {
+    site.phase("start");
+    let mut instance = site.shared.provider.launch(launch).await.map_err(|e| site.provider_failure(e))?;
+    let channel =
+        instance.channel().ok_or_else(|| site.failure(FailureKind::Host, "the machine has no agent port"))?;
+    if instance.place() == Place::Machine {
+        site.shared.boots.fetch_add(1, Ordering::Relaxed);
+        site.phase("boot");
+    }
+    Ok((instance, Session::new(channel)))
+}
+
+type Channel<P> = <<P as Provider>::Instance as Instance>::Channel;
+
+/// Boots a machine again that was switched off, and waits until it is up.
+pub(super) async fn again<P: Provider>(
+    site: &Site<'_, P>,
+    launch: &Launch,
+) -> Result<(P::Instance, Session<Channel<P>>), Box<Failure>> {
+    let (mut instance, mut session) = start(site, launch).await?;
+    let ready = tokio::select! {
+        ready = session.ready(true) => ready.map_err(Trouble::Session),
+        ended = instance.ended() => Err(Trouble::Ended(ended)),
+    };
+    match ready {
+        Ok(units) => {
+            tell_failed(site, &units);
+            Ok((instance, session))
+        }
+        Err(trouble) => {
+            let failure = explain(site, &mut instance, trouble, None).await;
+            instance.stop().await;
+            Err(failure)
+        }
+    }
+}
+
+/// Tells which units failed to start.
+fn tell_failed<P>(site: &Site<'_, P>, units: &[String]) {
+    if !units.is_empty() {
+        site.line(&super::log::clean(&format!("units that failed at boot: {}", units.join(" "))));
+    }
 }

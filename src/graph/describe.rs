@@ -264,6 +264,10 @@ impl Walk<'_> {
                 self.d.value(&label, "");
                 (label, Some(Step::KernelModule { name: name.clone() }))
             }
+            Primitive::Reboot => {
+                self.d.value("reboot", "");
+                ("reboot".to_owned(), Some(Step::Reboot))
+            }
             Primitive::Run { script, env, user, workdir, timeout, undo } => {
                 let label = match script {
                     Content::File(file) => format!("run {file}"),

@@ -152,7 +152,7 @@ impl Agent {
         loop {
             match self.frame().await?.message::<ToAgent>().ok()? {
                 ToAgent::Prepare(_) => self.say(&FromAgent::Prepared).await?,
-                ToAgent::Apply { layer, steps, offline } => {
+                ToAgent::Apply { layer, steps, from: 0, offline } => {
                     for (step, primitive) in steps.iter().enumerate() {
                         self.say(&FromAgent::Started { step }).await?;
                         if let Err(message) = self.apply(primitive).await? {
@@ -182,7 +182,12 @@ impl Agent {
                     self.say(&FromAgent::Sealed).await?;
                 }
                 // Nobody asks for these here.
-                ToAgent::SendBootFiles | ToAgent::Exec(_) | ToAgent::Resize(_) | ToAgent::EndInput => {
+                ToAgent::Apply { .. }
+                | ToAgent::SwitchOff
+                | ToAgent::SendBootFiles
+                | ToAgent::Exec(_)
+                | ToAgent::Resize(_)
+                | ToAgent::EndInput => {
                     return None;
                 }
             }

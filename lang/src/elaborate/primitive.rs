@@ -69,6 +69,7 @@ impl Elaborator<'_> {
             "service" => self.service(at, scope),
             "sysctl" => self.sysctl(at, scope),
             "kernel-module" => self.kernel_module(at, scope),
+            "reboot" => Some(Primitive::Reboot),
             "run" => self.run(at, scope),
             _ => None,
         }

@@ -159,7 +159,10 @@ async fn boot(
     launch: &Launch,
     memory: Option<&Path>,
 ) -> Result<QemuInstance, ProviderError> {
-    let disks = Disks::new(programs, launch).await?;
+    let disks = match launch.again {
+        true => Disks::on(programs, launch)?,
+        false => Disks::new(programs, launch).await?,
+    };
     let mut all = arguments(accel, launch, memory.map(|path| (path, true)));
     all.extend(args::disks(&disks.nodes(launch)));
     all.extend(args::boot(launch.boot.as_ref()));

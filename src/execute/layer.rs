@@ -1,0 +1,360 @@
+//! Makes one layer in a running machine: applies it, brings the disk to rest
+//! and commits it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Failure;
+use super::FailureKind;
+use super::explain::{Trouble, explain};
+use super::log::Log;
+use super::run::{Facts, Made, Making};
+use super::session::{Blobs, Progress, Session, SessionError, Source};
+use super::up::{self, Up};
+use crate::digest::Digest;
+use crate::files;
+use crate::graph::{BlobSource, LayerWork, Needs, Work};
+use crate::provider::{Ended, Instance, Launch, Provider};
+use crate::store::{Disk, DiskKind, FailedDisk, Staging};
+
+/// A chain of disks is joined when it would grow beyond this. Opening and
+/// reading a chain of 16 costs nothing that can be measured, one of 128 twice
+/// as much, and at 1,000 qemu-img crashes.
+const MAX_DEPTH: u32 = 16;
+
+/// How long the disk of a layer that failed may take to come to rest.
+const LAST_REST: Duration = Duration::from_secs(60);
+
+/// How long a machine may take to stop its services and switch itself off.
+/// systemd gives a service 90 s before it kills it.
+const OFF: Duration = Duration::from_secs(600);
+
+/// A run's machine and where its disk stands.
+pub(super) struct Running<I: Instance> {
+    pub(super) instance: I,
+    session: Session<I::Channel>,
+    /// What it was launched as, with the disks below the one that takes the
+    /// writes.
+    launch: Launch,
+    made: Facts,
+}
+
+impl<I: Instance> Running<I> {
+    pub(super) fn on(up: Up<I>) -> Self {
+        let Up { instance, session, launch, parent, record } = up;
+        let disk =
+            Disk { kind: DiskKind::Qcow2, backing: Some((parent, record.id)), depth: record.disk.depth + 1 };
+        let made = Facts {
+            disk,
+            boot: record.boot,
+            appliance: record.appliance,
+            ours: record.ours && instance.guards_disk(),
+            way: instance.way(),
+        };
+        Self { instance, session, launch, made }
+    }
+}
+
+/// Makes one node in a running machine and commits it.
+pub(super) async fn make<P: Provider>(
+    making: &Making<'_, P>,
+    running: &mut Running<P::Instance>,
+    staging: Staging,
+    next_disk: &Path,
+    last: bool,
+) -> Made {
+    let node = making.node;
+    let log_path = staging.path().join("log.zst");
+    let mut log = Log::create(&log_path).map_err(|e| making.io_failure(&log_path, e))?;
+    let outcome = match &node.work {
+        Work::Layer(work) => {
+            let blobs = stage_blobs(making, work, &staging).await?;
+            match apply(making, running, work, &blobs, &staging, &mut log).await {
+                Err(Stop::Failure(failure)) => return Err(failure),
+                Err(Stop::Trouble(trouble)) => Err(trouble),
+                Ok(boot_changed) => Ok(boot_changed),
+            }
+        }
+        _ => {
+            making.phase("seal");
+            let Running { instance, session, .. } = &mut *running;
+            tokio::select! {
+                sealed = session.seal() => sealed.map(|()| false).map_err(Trouble::Session),
+                ended = instance.ended() => Err(Trouble::Ended(ended)),
+            }
+            .inspect(|_| running.instance.trim())
+        }
+    };
+    let boot_changed = match outcome {
+        Ok(boot_changed) => boot_changed,
+        Err(trouble) => {
+            let tail = log.finish();
+            let alive = matches!(trouble, Trouble::Session(SessionError::Step { .. }));
+            let mut failure = explain(making, &mut running.instance, trouble, Some(tail)).await;
+            failure.log = making.keep_log(&log_path);
+            if alive {
+                keep_failed(making, running, &staging, next_disk, &failure).await;
+            }
+            return Err(failure);
+        }
+    };
+    log.finish();
+    match settle(making, running, &staging, next_disk, boot_changed, last).await {
+        Ok(()) => keep(making, running, staging).await,
+        Err(Stop::Failure(failure)) => Err(failure),
+        Err(Stop::Trouble(trouble)) => Err(explain(making, &mut running.instance, trouble, None).await),
+    }
+}
+
+/// Why a layer's making stops.
+enum Stop {
+    /// It is clear why.
+    Failure(Box<Failure>),
+    /// The machine's console or its end may say why.
+    Trouble(Trouble),
+}
+
+/// Applies a layer, booting its machine again where it says so. Says whether
+/// what it would boot now is not known yet.
+async fn apply<P: Provider>(
+    making: &Making<'_, P>,
+    running: &mut Running<P::Instance>,
+    work: &LayerWork,
+    blobs: &Staged,
+    staging: &Staging,
+    log: &mut Log,
+) -> Result<bool, Stop> {
+    making.phase("apply");
+    let offline = making.node.needs == Needs::Disk;
+    let names = &work.places;
+    let mut from = 0;
+    loop {
+        let Running { instance, session, .. } = &mut *running;
+        let applied =
+            session.apply(
+                &work.configuration,
+                (&work.steps, from),
+                offline,
+                blobs,
+                |progress| match progress {
+                    Progress::Started(step) => {
+                        log.heading(&names[step].1);
+                        making.phase(&names[step].1);
+                    }
+                    Progress::Output(text) => log.text(text, |line| making.line(line)),
+                    Progress::Finished { step, changed } => {
+                        if !changed {
+                            log.heading(&format!("{} was so already", names[step].1));
+                        }
+                    }
+                },
+            );
+        let applied = tokio::select! {
+            applied = applied => applied.map_err(Trouble::Session),
+            ended = instance.ended() => Err(Trouble::Ended(ended)),
+        };
+        let applied = applied.map_err(Stop::Trouble)?;
+        let Some(next) = applied.next else { return Ok(applied.boot_changed) };
+        if applied.boot_changed {
+            take_boot(making, running, staging).await?;
+        }
+        reboot(making, running, staging).await?;
+        from = next;
+    }
+}
+
+/// Switches the machine off in order and boots it again, on the disk that it
+/// had.
+async fn reboot<P: Provider>(
+    making: &Making<'_, P>,
+    running: &mut Running<P::Instance>,
+    staging: &Staging,
+) -> Result<(), Stop> {
+    let Running { instance, session, .. } = &mut *running;
+    let off = async {
+        session.switch_off().await.map_err(Trouble::Session)?;
+        // First the agent goes, then the machine. Its program has written
+        // everything once it is gone, too.
+        let mut off = false;
+        loop {
+            match instance.ended().await {
+                Ended::Off => off = true,
+                Ended::AgentGone => {}
+                Ended::Killed(_) if off => return Ok(()),
+                other => return Err(Trouble::Ended(other)),
+            }
+        }
+    };
+    let off = tokio::time::timeout(OFF, off).await;
+    off.unwrap_or(Err(Trouble::Session(SessionError::Endless(OFF)))).map_err(Stop::Trouble)?;
+    running.launch = Launch {
+        overlay: staging.path().join(DiskKind::Qcow2.file_name()),
+        again: true,
+        boot: making.boot_paths(&running.made.boot),
+        memory: None,
+        ..running.launch.clone()
+    };
+    let (instance, session) = up::again(making, &running.launch).await.map_err(Stop::Failure)?;
+    running.instance = instance;
+    running.session = session;
+    making.phase("apply");
+    Ok(())
+}
+
+/// Takes what the machine would now boot into the store. A machine without a
+/// kernel of its own boots by its loader, if at all; a disk that boots by its
+/// own loader goes on doing so.
+async fn take_boot<P: Provider>(
+    making: &Making<'_, P>,
+    running: &mut Running<P::Instance>,
+    staging: &Staging,
+) -> Result<(), Stop> {
+    let Running { instance, session, made, .. } = &mut *running;
+    if made.boot.is_none() {
+        return Ok(());
+    }
+    let files = (staging.path().join("vmlinuz"), staging.path().join("initrd"));
+    let fetched = tokio::select! {
+        fetched = session.boot_files([&files.0, &files.1]) => fetched,
+        ended = instance.ended() => return Err(Stop::Trouble(Trouble::Ended(ended))),
+    };
+    made.boot = match fetched {
+        Ok(()) => Some(making.keep_boot(&files).map_err(Stop::Failure)?),
+        Err(SessionError::Refused(_)) => None,
+        Err(error) => return Err(Stop::Trouble(Trouble::Session(error))),
+    };
+    Ok(())
+}
+
+/// Keeps the disk of a layer that failed, for `vimg shell --failed`. That it
+/// can't be kept is no further trouble.
+async fn keep_failed<P: Provider>(
+    making: &Making<'_, P>,
+    running: &mut Running<P::Instance>,
+    staging: &Staging,
+    next_disk: &Path,
+    failure: &Failure,
+) {
+    let Running { instance, session, made, .. } = running;
+    let Some(below) = made.disk.backing else { return };
+    let rest = tokio::time::timeout(LAST_REST, async {
+        session.freeze().await.ok()?;
+        instance.snapshot(next_disk).await.ok()
+    });
+    if let Ok(Some(())) = rest.await {
+        let disk = staging.path().join(DiskKind::Qcow2.file_name());
+        let failed = FailedDisk { below, why: failure.message.clone() };
+        let _ = making.shared.notes.keep_failed(&making.node.name, &disk, &failed);
+    }
+}
+
+/// Brings the machine's disk to rest and goes on with a new one.
+async fn settle<P: Provider>(
+    making: &Making<'_, P>,
+    running: &mut Running<P::Instance>,
+    staging: &Staging,
+    next_disk: &Path,
+    boot_changed: bool,
+    last: bool,
+) -> Result<(), Stop> {
+    making.phase("snapshot");
+    if boot_changed {
+        take_boot(making, running, staging).await?;
+    }
+    let Running { instance, session, .. } = &mut *running;
+    let rested = tokio::select! {
+        rested = session.freeze() => rested.map_err(Trouble::Session),
+        ended = instance.ended() => Err(Trouble::Ended(ended)),
+    };
+    rested.map_err(Stop::Trouble)?;
+    instance.snapshot(next_disk).await.map_err(|e| Stop::Failure(making.provider_failure(e)))?;
+    if last {
+        return Ok(());
+    }
+    let thawed = tokio::select! {
+        thawed = session.thaw() => thawed.map_err(Trouble::Session),
+        ended = instance.ended() => Err(Trouble::Ended(ended)),
+    };
+    thawed.map_err(Stop::Trouble)
+}
+
+/// Commits a disk that is at rest.
+async fn keep<P: Provider>(
+    making: &Making<'_, P>,
+    running: &mut Running<P::Instance>,
+    staging: Staging,
+) -> Made {
+    let (shared, node) = (making.shared, making.node);
+    let own = staging.path().join(DiskKind::Qcow2.file_name());
+    let mut made = running.made.clone();
+    if made.disk.depth >= MAX_DEPTH {
+        making.phase("flatten");
+        let mut chain = running.launch.chain.clone();
+        chain.push(own.clone());
+        let flat = staging.path().join("flat.qcow2");
+        shared.provider.flatten(&chain, &flat).await.map_err(|e| making.provider_failure(e))?;
+        // The running machine keeps the file that it has open.
+        std::fs::rename(&flat, &own).map_err(|e| making.io_failure(&own, e))?;
+        made.disk = Disk { kind: DiskKind::Qcow2, backing: None, depth: 0 };
+    }
+    making.phase("store");
+    let depth = made.disk.depth;
+    let Some(id) = making.commit(staging, made).await? else {
+        // The machine's disk and the one in the store are two.
+        return Err(making.gone());
+    };
+    running.made.disk = Disk { kind: DiskKind::Qcow2, backing: Some((node.key, id)), depth: depth + 1 };
+    running.launch.chain = shared.store.chain(&node.key).ok_or_else(|| making.gone())?;
+    Ok(())
+}
+
+/// The blobs of a layer, copied where nobody changes them any more.
+struct Staged(BTreeMap<Digest, StagedBlob>);
+
+enum StagedBlob {
+    Bytes(Arc<[u8]>),
+    File(PathBuf),
+}
+
+impl Blobs for Staged {
+    fn get(&self, digest: &Digest) -> Option<Source> {
+        Some(match self.0.get(digest)? {
+            StagedBlob::Bytes(bytes) => Source::Bytes(bytes.clone()),
+            StagedBlob::File(path) => Source::File(path.clone()),
+        })
+    }
+}
+
+async fn stage_blobs<P: Provider>(
+    making: &Making<'_, P>,
+    work: &Arc<LayerWork>,
+    staging: &Staging,
+) -> Result<Staged, Box<Failure>> {
+    let dir = staging.path().join("inputs");
+    let (project, work, to) = (making.shared.project.clone(), work.clone(), dir.clone());
+    let copied = tokio::task::spawn_blocking(move || {
+        std::fs::create_dir_all(&to)
+            .map_err(|e| files::FileError { file: to.display().to_string(), why: e.to_string() })?;
+        let mut staged = BTreeMap::new();
+        for (digest, source) in &work.blobs {
+            let blob = match source {
+                BlobSource::Bytes(bytes) => StagedBlob::Bytes(bytes.clone()),
+                BlobSource::File(file) => {
+                    let path = to.join(digest.to_string());
+                    project.copy(file, digest, &path)?;
+                    StagedBlob::File(path)
+                }
+            };
+            staged.insert(*digest, blob);
+        }
+        Ok::<_, files::FileError>(Staged(staged))
+    })
+    .await;
+    match copied {
+        Ok(Ok(staged)) => Ok(staged),
+        Ok(Err(error)) => Err(making.failure(FailureKind::Recipe, format!("{}: {}", error.file, error.why))),
+        Err(error) => Err(making.failure(FailureKind::Host, error.to_string())),
+    }
+}
