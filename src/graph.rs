@@ -97,8 +97,8 @@ impl Work {
 /// What the agent is to do, and where that is declared.
 #[derive(Debug)]
 pub struct LayerWork {
-    /// The configuration's name.
-    pub configuration: String,
+    /// Its name in the machine, if anything is applied.
+    pub layer: Option<String>,
     /// The steps.
     pub steps: Vec<Primitive>,
     /// A place and a name for each step.
@@ -173,7 +173,9 @@ impl Graph {
                 by_name: HashMap::new(),
                 image_index: HashMap::new(),
             },
+            model,
             project,
+            states: Vec::new(),
             checks: Vec::new(),
             errors: Vec::new(),
         };
@@ -267,17 +269,23 @@ fn parent_state_id(parent: &Node) -> Key {
 
 struct Builder<'a> {
     graph: Graph,
+    model: &'a Model,
     project: &'a Project,
-    /// For each image, what its layers and those below them promise, each
-    /// with the name of its layer.
-    checks: Vec<Vec<(&'a str, &'a Check)>>,
+    /// For each image, the state that it starts from and those after each of
+    /// its layers.
+    states: Vec<Vec<NodeId>>,
+    /// For each image, what its layers and those below them promise.
+    checks: Vec<Vec<Promise<'a>>>,
     errors: Vec<GraphError>,
 }
+
+/// A check that a layer brings with it, and the layer's name in the machine.
+type Promise<'a> = (&'a str, &'a Check);
 
 impl<'a> Builder<'a> {
     fn image(&mut self, image: &'a Image) {
         let mut top = match &image.origin {
-            Origin::Image(index) => self.graph.images[*index].1,
+            Origin::Image(index, layers) => self.states[*index][*layers],
             Origin::Bootstrap(bootstrap) => {
                 let description = describe::bootstrap(bootstrap, &image.machine);
                 let work = (Work::Bootstrap(bootstrap.clone()), Needs::Nothing);
@@ -296,6 +304,7 @@ impl<'a> Builder<'a> {
             .chain(top)
             .first()
             .is_some_and(|id| matches!(self.graph.node(*id).work, Work::Import { .. }));
+        let mut states = vec![top];
         for layer in &image.layers {
             let booted = layer.booted || imported;
             match describe::layer(layer, booted, &image.machine, self.project) {
@@ -307,7 +316,9 @@ impl<'a> Builder<'a> {
                 }
                 Err(errors) => self.errors.extend(errors),
             }
+            states.push(top);
         }
+        self.states.push(states);
         self.graph.image_index.insert(image.name.clone(), self.graph.images.len());
         self.graph.images.push((image.name.clone(), top));
         self.checks(image, top);
@@ -345,11 +356,7 @@ impl<'a> Builder<'a> {
     /// What layers promise must hold in every image that has them; an image's
     /// own checks are about that image.
     fn checks(&mut self, image: &'a Image, top: NodeId) {
-        let mut promised = match &image.origin {
-            Origin::Image(index) => self.checks[*index].clone(),
-            _ => Vec::new(),
-        };
-        promised.extend(image.layers.iter().flat_map(|l| l.checks.iter().map(|c| (l.name.as_str(), c))));
+        let promised = self.promised(image, image.layers.len());
         let own = image.checks.iter().map(|c| (String::new(), c));
         let all = promised.iter().map(|(layer, check)| (format!("{layer}/"), *check)).chain(own);
         let mut nodes = Vec::new();
@@ -368,6 +375,24 @@ impl<'a> Builder<'a> {
         }
         self.graph.checks.push(nodes);
         self.checks.push(promised);
+    }
+
+    /// What the first layers of an image promise, and what is below them.
+    fn promised(&self, image: &'a Image, layers: usize) -> Vec<Promise<'a>> {
+        let mut promised = match &image.origin {
+            Origin::Image(index, layers) if *layers == self.model.images[*index].layers.len() => {
+                self.checks[*index].clone()
+            }
+            Origin::Image(index, layers) => self.promised(&self.model.images[*index], *layers),
+            _ => Vec::new(),
+        };
+        for layer in &image.layers[..layers] {
+            if !layer.reverts.is_empty() {
+                promised.retain(|(id, _)| !layer.reverts.iter().any(|gone| gone == id));
+            }
+            promised.extend(layer.parts.iter().flat_map(|p| p.checks.iter().map(|c| (p.id.as_str(), c))));
+        }
+        promised
     }
 
     fn push(

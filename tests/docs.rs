@@ -84,6 +84,9 @@ image "a" {
     layer "c"
     output "qcow2" path="a"
 }
+image "d" { from "a"; replace "k" with="c"; layer "e"; layer "e" }
+capability "k"
+configuration "e"
 image "b" { disk "HOST" sha256="0000000000000000000000000000000000000000000000000000000000000000" }
 configuration "c" {
     package "p"
@@ -98,7 +101,8 @@ configuration "c" {
     service "name" enabled=#true state="running"
     sysctl "NAME" value=1
     run { script "x"; env NAME="1"; undo "y" }
-    run "HOST"
+    run "HOST" { undo "y" }
+    provides "k"
     check "x" {
         http "http://name/" status=200 contains="x" header="x: y"
         port 1

@@ -56,9 +56,35 @@ struct Recipe {
     comment: String,
 }
 
-/// Its parent, its layers (configuration and input), its processors, and
-/// whether it has an output.
-type RandomImage = (Option<usize>, Vec<(usize, u32)>, u32, bool);
+/// Its parent, its layers (configuration and input), its processors,
+/// whether it has an output, and what it does about a capability.
+type RandomImage = (Option<usize>, Vec<(usize, u32)>, u32, bool, usize);
+
+/// What is provided: two providers, and who requires one.
+const CAPABILITY: &str = "capability \"k\" { input \"port\" type=\"int\" }
+configuration \"p0\" provides=\"k\" { input \"port\" type=\"int\" default=5; file \"/p\" content=\"{{ port }}\"; directory \"/tree\" from=\"site\" }
+configuration \"p1\" provides=\"k\" { input \"port\" type=\"int\"; file \"/p\" content=\"{{ port }} {{ greeting }}\" mode=\"0600\" }
+configuration \"u\" { requires \"k\"; file \"/u\" content=\"{{ port }}\"; file \"/tree/a\" content=\"mine\" }
+";
+
+/// Lines of an image about the capability, if they make sense there; `known`
+/// is whether it is provided and required so far.
+fn about(what: usize, known: &mut (bool, bool)) -> &'static str {
+    let (line, after) = match (what, *known) {
+        (0, (false, _)) => ("layer \"p0\"; layer \"u\"", (true, true)),
+        (1, (false, _)) => ("layer \"p1\" port=7", (true, false)),
+        (2, (true, _)) => ("layer \"u\"", (true, true)),
+        (3, (true, used)) => ("replace \"k\" with=\"p1\"", (true, used)),
+        (4, (true, used)) => ("replace \"k\" with=\"p0\" port=9", (true, used)),
+        (5, (true, used)) => ("replace \"k\" with=\"p0\" by=\"rebuild\"", (true, used)),
+        (6, (true, used)) => ("replace \"k\" with=\"p1\" by=\"rebuild\"", (true, used)),
+        (7, (true, false)) => ("remove \"k\"", (false, false)),
+        (8, (true, false)) => ("remove \"k\" by=\"rebuild\"", (false, false)),
+        _ => ("", *known),
+    };
+    *known = after;
+    line
+}
 
 const TREES: [&str; 2] = ["site", "conf"];
 
@@ -105,7 +131,7 @@ impl Recipe {
                 let layers = (0..rng.below(4))
                     .map(|_| (rng.below(configurations.len()), rng.below(3) as u32))
                     .collect();
-                (parent, layers, 1 + rng.below(2) as u32, rng.below(3) == 0)
+                (parent, layers, 1 + rng.below(2) as u32, rng.below(3) == 0, rng.below(12))
             })
             .collect();
         Self { files, images, configurations, greeting: "hello".into(), comment: String::new() }
@@ -113,16 +139,24 @@ impl Recipe {
 
     fn text(&self) -> String {
         let mut out = format!("// {}\nparam \"greeting\" default=\"{}\"\n", self.comment, self.greeting);
-        for (n, (parent, layers, cpus, output)) in self.images.iter().enumerate() {
+        out.push_str(CAPABILITY);
+        let mut known: Vec<(bool, bool)> = Vec::new();
+        for (n, (parent, layers, cpus, output, what)) in self.images.iter().enumerate() {
+            let mut now = parent.map_or((false, false), |parent| known[parent]);
             let _ = writeln!(out, "image \"i{n}\" {{");
             let _ = match parent {
                 Some(parent) => writeln!(out, "    from \"i{parent}\""),
                 None => writeln!(out, "    bootstrap \"debian\" suite=\"bookworm\""),
             };
             let _ = writeln!(out, "    machine cpus={cpus}");
-            for (configuration, port) in layers {
+            for (n, (configuration, port)) in layers.iter().enumerate() {
+                if n == 1 {
+                    let _ = writeln!(out, "    {}", about(*what, &mut now));
+                }
                 let _ = writeln!(out, "    layer \"c{configuration}\" port={port}");
             }
+            let _ = writeln!(out, "    {}", about(what / 2 + 3, &mut now));
+            known.push(now);
             if *output {
                 let _ = writeln!(out, "    output \"raw\" path=\"i{n}.raw\"");
             }
@@ -142,7 +176,7 @@ impl Recipe {
         let names: Vec<String> = self.files.keys().cloned().collect();
         let name = names[rng.below(names.len())].clone();
         let movable: Vec<&String> = names.iter().filter(|n| n.contains('/') && !n.ends_with("/a")).collect();
-        match rng.below(12) {
+        match rng.below(13) {
             0 | 1 => {
                 // Some edits change nothing, or go back to an older content.
                 if let Some(Item::File(text, _)) = self.files.get_mut(&name) {
@@ -211,6 +245,11 @@ impl Recipe {
                 let image = rng.below(self.images.len());
                 self.images[image].2 = 1 + rng.below(2) as u32;
                 "machine"
+            }
+            11 => {
+                let image = rng.below(self.images.len());
+                self.images[image].4 = rng.below(12);
+                "capability"
             }
             _ => {
                 self.comment = format!("comment {}", rng.below(100));
@@ -401,4 +440,43 @@ fn incremental_builds_equal_clean_ones() {
 fn an_undeclared_read_is_found_out() {
     let found = (0..60).filter(|seed| sequence(1_000_000 + seed, 6, true).is_err()).count();
     assert!(found > 20, "only {found} of 60 sequences noticed");
+}
+
+/// What a replace leaves is what a rebuild makes, but for the machine's own
+/// record of it.
+#[test]
+fn a_replace_leaves_what_a_rebuild_makes() {
+    let recipe = |tail: &str| {
+        format!(
+            "image \"base\" {{ bootstrap \"debian\" suite=\"bookworm\" }}\n\
+             param \"greeting\" default=\"hello\"\n{CAPABILITY}\
+             configuration \"below\" {{ file \"/below\" content=\"1\"; file \"/p\" content=\"below\" }}\n\
+             configuration \"above\" {{ file \"/above\" content=\"1\" }}\n\
+             image \"web\" {{ from \"base\"; layer \"below\"; layer \"p0\"; layer \"u\"; layer \"above\" }}\n{tail}"
+        )
+    };
+    let dir = scratch();
+    let (project, store) = (dir.path().join("project"), dir.path().join("store"));
+    std::fs::create_dir_all(project.join("site")).unwrap();
+    std::fs::write(project.join("site/a"), "theirs").unwrap();
+    let tails = "image \"reverted\" { from \"web\"; replace \"k\" with=\"p1\" }\n\
+                 image \"rebuilt\" { from \"web\"; replace \"k\" with=\"p1\" by=\"rebuild\" }\n\
+                 image \"back\" { from \"reverted\"; replace \"k\" with=\"p0\" }\n\
+                 image \"bare\" { from \"base\"; layer \"below\"; layer \"p0\"; layer \"above\"; remove \"k\" }\n\
+                 image \"never\" { from \"base\"; layer \"below\"; layer \"above\" }\n";
+    std::fs::write(project.join("main.vimg"), recipe(tails)).unwrap();
+    let built = run(&project, &store, None);
+    let state = |name: &str| -> State {
+        let own = |key: &String| !key.starts_with("was ");
+        built.states[name].iter().filter(|(k, _)| own(k)).map(|(k, v)| (k.clone(), v.clone())).collect()
+    };
+    assert_eq!(state("reverted@p1"), state("rebuilt@above"));
+    assert!(
+        state("reverted@p1")["/u"] != state("web@u")["/u"]
+            || state("web@u")["/p"] != state("reverted@p1")["/p"]
+    );
+    assert_eq!(state("back@p0"), state("web@above"));
+    assert_eq!(state("bare@remove-k"), state("never@above"));
+    // What stands below is not made again.
+    assert!(built.states.contains_key("rebuilt@p1") && !built.states.contains_key("rebuilt@below"));
 }

@@ -1,11 +1,12 @@
 //! Applies a layer: its steps in order, up to the first that fails.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::Path;
 
 use crate::failure::HOME;
 use crate::fetch::Channel;
+use crate::ledger::Ledger;
 use crate::offline::Guests;
 use crate::primitive::{self, Context};
 use crate::protocol::{FromAgent, Primitive};
@@ -15,7 +16,7 @@ use crate::system;
 /// machine to boot again, and reports each. The returned message is the last.
 pub(crate) fn apply(
     channel: &mut Channel,
-    layer: &str,
+    layer: Option<String>,
     steps: &[Primitive],
     from: usize,
     offline: bool,
@@ -26,12 +27,20 @@ pub(crate) fn apply(
         Ok(guests) => guests,
         Err(error) => return Ok(FromAgent::Refused { message: format!("prepare the layer: {error}") }),
     };
+    let mut ledger = Ledger::below(Path::new(HOME));
+    // After a boot it goes on with the layer that it was at.
+    let named = |p: &Primitive| if let Primitive::Layer { name } = p { Some(name.clone()) } else { None };
+    if let Some(layer) = steps.iter().take(from).rev().find_map(named).or(layer)
+        && let Err(failure) = ledger.enter(&layer)
+    {
+        return Ok(FromAgent::Failed { step: from, message: failure.message, exit: None });
+    }
     for (step, primitive) in steps.iter().enumerate().skip(from) {
         sender.send(&FromAgent::Started { step })?;
         if matches!(primitive, Primitive::Reboot) {
             return Ok(FromAgent::RebootDue { step, boot_changed: boot_changed(boot_stamp) });
         }
-        let mut context = Context { channel, sender: &sender, step };
+        let mut context = Context { channel, sender: &sender, ledger: &mut ledger, step };
         match primitive::apply(primitive, &mut context) {
             Ok(changed) => sender.send(&FromAgent::Finished { step, changed })?,
             Err(failure) => {
@@ -40,10 +49,7 @@ pub(crate) fn apply(
         }
     }
     drop(guests);
-    if let Err(error) = note(layer) {
-        let step = steps.len().saturating_sub(1);
-        return Ok(FromAgent::Failed { step, message: format!("{HOME}/layers: {error}"), exit: None });
-    }
+    let _ = fs::remove_dir_all(Path::new(HOME).join("tmp"));
     Ok(FromAgent::Done { boot_changed: boot_changed(boot_stamp) })
 }
 
@@ -53,12 +59,4 @@ fn boot_changed(stamp: &mut String) -> bool {
     let changed = now != *stamp;
     *stamp = now;
     changed
-}
-
-/// Keeps the machine's own list of its layers.
-fn note(layer: &str) -> io::Result<()> {
-    let _ = fs::remove_dir_all(Path::new(HOME).join("tmp"));
-    fs::create_dir_all(HOME)?;
-    let mut file = OpenOptions::new().append(true).create(true).open(Path::new(HOME).join("layers"))?;
-    writeln!(file, "{layer}")
 }

@@ -11,6 +11,8 @@ mod system;
 mod fetch;
 mod offline;
 mod command;
+mod ledger;
+mod packages;
 mod modules;
 mod filesystem;
 mod network;

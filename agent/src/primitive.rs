@@ -16,19 +16,29 @@ use std::path::Path;
 use crate::command::Output;
 use crate::failure::Failure;
 use crate::fetch::{Channel, Sender};
-use crate::protocol::{Owner, Primitive};
+use crate::ledger::{self, Entry, Ledger, Page};
+use crate::protocol::{FromAgent, Owner, Primitive};
 use crate::system;
 
 /// What a primitive works with.
 pub(crate) struct Context<'a> {
     pub(crate) channel: &'a mut Channel,
     pub(crate) sender: &'a Sender,
+    pub(crate) ledger: &'a mut Ledger,
     pub(crate) step: usize,
 }
 
 impl Context<'_> {
     pub(crate) fn output(&self) -> Output<'_> {
         Output { sender: self.sender, step: self.step }
+    }
+
+    /// Says something to the person who builds.
+    fn say(&self, line: &str) -> Result<(), Failure> {
+        let text = format!("{line}\n");
+        self.sender
+            .send(&FromAgent::Output { step: self.step, text })
+            .map_err(|e| Failure::new(format!("the host does not listen: {e}")))
     }
 }
 
@@ -42,7 +52,7 @@ pub(crate) fn apply(primitive: &Primitive, context: &mut Context) -> Result<bool
         Primitive::Directory { path, mode, owner, tree } => {
             directory::apply(Path::new(path), *mode, ids(owner)?, *tree, context)
         }
-        Primitive::Symlink { path, target } => symlink::apply(Path::new(path), target),
+        Primitive::Symlink { path, target } => symlink::apply(Path::new(path), target, context),
         Primitive::Archive { path, content, strip, owner } => {
             let owner = owner.as_ref().map(ids).transpose()?;
             archive::apply(Path::new(path), *content, *strip, owner, context)
@@ -50,11 +60,54 @@ pub(crate) fn apply(primitive: &Primitive, context: &mut Context) -> Result<bool
         Primitive::Group { name, gid, system } => account::group(name, *gid, *system, context),
         Primitive::User(user) => account::user(user, context),
         Primitive::Service { unit, enabled, state } => service::apply(unit, *enabled, *state, context),
-        Primitive::Sysctl { key, value } => sysctl::apply(key, value),
+        Primitive::Sysctl { key, value } => sysctl::apply(key, value, context),
         Primitive::KernelModule { name } => kernel_module::apply(name, context),
         Primitive::Run(run) => run::apply(run, context),
         Primitive::Reboot => Err(Failure::new("a machine can't boot itself again in the middle of a layer")),
+        Primitive::Revert { layer } => revert(layer, context).map(|()| true),
+        Primitive::Layer { name } => context.ledger.enter(name).map(|()| false),
     }
+}
+
+/// Takes a layer back, the last change first. What is left of it halfway can
+/// be taken back again.
+fn revert(layer: &str, context: &mut Context) -> Result<(), Failure> {
+    let pages = context.ledger.pages()?;
+    let Some(at) = pages.iter().position(|page| page.layer == layer) else {
+        return Err(Failure::new(format!("the machine knows nothing of a layer `{layer}`")));
+    };
+    let (page, above) = (&pages[at], &pages[at + 1..]);
+    for entry in &page.entries {
+        let Entry::Path { path, .. } = entry else { continue };
+        let same = |other: &&Page| {
+            other.entries.iter().any(|e| matches!(e, Entry::Path { path: other, .. } if other == path))
+        };
+        if let Some(other) = above.iter().find(same) {
+            return Err(Failure::new(format!("{path} was changed again by the layer `{}`", other.layer)));
+        }
+    }
+    let others: Vec<&str> = pages
+        .iter()
+        .filter(|other| other.number != page.number)
+        .flat_map(|other| &other.entries)
+        .filter_map(|entry| if let Entry::Packages { names, .. } = entry { Some(names) } else { None })
+        .flatten()
+        .map(String::as_str)
+        .collect();
+    for entry in page.entries.iter().rev() {
+        match entry {
+            Entry::Path { path, was } => file::revert(&ledger::unescape(path), was, context)?,
+            Entry::Packages { before, after, .. } => {
+                package::revert(before, after.as_ref(), &others, context)?
+            }
+            Entry::Group { name, was } => account::revert_group(name, *was, context)?,
+            Entry::User { .. } => account::revert_user(entry, context)?,
+            Entry::Service { unit, enabled, active } => service::revert(unit, enabled, *active, context)?,
+            Entry::Setting { path, value } => sysctl::revert(path, value)?,
+            Entry::Run { .. } => run::revert(entry, context)?,
+        }
+    }
+    context.ledger.tear_out(page)
 }
 
 /// Numbers for names, `(uid, gid)`.

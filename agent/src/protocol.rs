@@ -18,7 +18,7 @@ pub const PROTOCOL: u32 = 5;
 /// raising it rebuilds everything: raise it when the same layer would now
 /// give another machine. `agent/behaviour.lock` holds the digest of the
 /// sources that it was last looked at for.
-pub const BEHAVIOUR: u32 = 3;
+pub const BEHAVIOUR: u32 = 4;
 
 /// The name of the virtio-serial port.
 pub const PORT: &str = "vimg.agent";
@@ -139,18 +139,59 @@ pub enum Node {
 #[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "the fields are those of the recipe language")]
 pub enum Primitive {
-    Package { names: Vec<String> },
-    File { path: String, content: Blob, mode: u32, owner: Owner },
-    Directory { path: String, mode: Option<u32>, owner: Owner, tree: Option<Blob> },
-    Symlink { path: String, target: String },
-    Archive { path: String, content: Blob, strip: u32, owner: Option<Owner> },
-    Group { name: String, gid: Option<u32>, system: bool },
+    Package {
+        names: Vec<String>,
+    },
+    File {
+        path: String,
+        content: Blob,
+        mode: u32,
+        owner: Owner,
+    },
+    Directory {
+        path: String,
+        mode: Option<u32>,
+        owner: Owner,
+        tree: Option<Blob>,
+    },
+    Symlink {
+        path: String,
+        target: String,
+    },
+    Archive {
+        path: String,
+        content: Blob,
+        strip: u32,
+        owner: Option<Owner>,
+    },
+    Group {
+        name: String,
+        gid: Option<u32>,
+        system: bool,
+    },
     User(User),
-    Service { unit: String, enabled: Option<bool>, state: Option<ServiceState> },
-    Sysctl { key: String, value: String },
-    KernelModule { name: String },
+    Service {
+        unit: String,
+        enabled: Option<bool>,
+        state: Option<ServiceState>,
+    },
+    Sysctl {
+        key: String,
+        value: String,
+    },
+    KernelModule {
+        name: String,
+    },
     Reboot,
     Run(Run),
+    /// No resource: takes a layer back, by what the machine has noted of it.
+    Revert {
+        layer: String,
+    },
+    /// No resource: what follows is another layer's.
+    Layer {
+        name: String,
+    },
 }
 
 /// See the recipe language.
@@ -231,8 +272,9 @@ pub enum ServiceState {
 pub enum ToAgent {
     /// Make these true, in order. Answered by `Done`, `RebootDue` or `Failed`.
     Apply {
-        /// The layer's name, for the machine's own record.
-        layer: String,
+        /// The layer that these are of, up to a step that names another; none
+        /// if layers are only taken back.
+        layer: Option<String>,
         /// What is to be.
         steps: Vec<Primitive>,
         /// The first of them that is not so yet.

@@ -187,7 +187,7 @@ impl Agent {
         Ok(Some(match message {
             ToAgent::Apply { layer, steps, from, offline } => {
                 let (channel, stamp) = (&mut self.channel, &mut self.boot_stamp);
-                let done = apply::apply(channel, &layer, &steps, from, offline, stamp)?;
+                let done = apply::apply(channel, layer, &steps, from, offline, stamp)?;
                 if !matches!(self.place, Place::Machine) {
                     offline::clear_away();
                 }

@@ -98,6 +98,8 @@ codes! {
     UnmetRequirement = "unmet-requirement",
     /// Two configurations in one image provide the same capability.
     TwoProviders = "two-providers",
+    /// A layer that is to be taken back has a script without an `undo`.
+    NoUndo = "no-undo",
     /// Two required capabilities have an input of the same name.
     AmbiguousInput = "ambiguous-input",
     /// A template can't be parsed.

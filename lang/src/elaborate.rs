@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::diagnostic::{Code, Diagnostic, MOST};
 use crate::load;
-use crate::model::{Bootstrap, Check, DiskFormat, Image, Layer, Machine, Model, Origin, Output};
-use crate::resolve::{self, At, Capability, Configuration, Declarations};
+use crate::model::{Bootstrap, DiskFormat, Image, Layer, Machine, Model, Origin, Output};
+use crate::resolve::{self, At, Declarations};
 use crate::source::{FileKind, FileRef, Files, SourceId, Sources, Span};
 use crate::syntax::Arg;
 use crate::template::{Renderer, Scope};
@@ -14,7 +14,9 @@ use crate::value::Value;
 
 mod check;
 mod inputs;
+mod part;
 mod primitive;
+mod replace;
 mod single;
 
 /// What to compile.
@@ -63,23 +65,28 @@ pub fn compile(request: &Request, sources: &mut Sources) -> Result<Model, Vec<Di
     Err(out)
 }
 
-type Vars = BTreeMap<String, Value>;
+use part::{Effect, Provider, Use};
 
-/// Who provides a capability in an image, and with which values.
-#[derive(Clone)]
-struct Provider {
-    configuration: String,
-    span: Span,
-    values: Vars,
-    /// Its layer has a mistake: nothing is known of its inputs.
-    broken: bool,
-}
+type Vars = BTreeMap<String, Value>;
 
 /// What an image hands on to those made from it.
 #[derive(Clone, Default)]
-struct Inherited {
+struct Inherited<'d> {
     machine: Machine,
-    providers: BTreeMap<String, Provider>,
+    providers: BTreeMap<&'d str, Provider>,
+    /// What is applied to the machine.
+    effect: Effect<'d>,
+    /// How often a configuration was applied to it.
+    times: HashMap<&'d str, u32>,
+}
+
+/// What is known of an image once it is made.
+struct Made<'d> {
+    inherited: Inherited<'d>,
+    /// What is applied below its first layer.
+    below: Effect<'d>,
+    /// What is applied after each of its layers.
+    after: Vec<Effect<'d>>,
 }
 
 struct Elaborator<'a> {
@@ -93,10 +100,10 @@ struct Elaborator<'a> {
 }
 
 impl Elaborator<'_> {
-    fn images(&mut self, declarations: &Declarations, params: Vars) -> Model {
+    fn images<'d>(&mut self, declarations: &'d Declarations<'d>, params: Vars) -> Model {
         let mut model = Model::default();
         let mut placed: HashMap<usize, usize> = HashMap::new();
-        let mut handed: Vec<Inherited> = Vec::new();
+        let mut made: Vec<Made<'d>> = Vec::new();
         for &index in &declarations.order {
             // Each mistake may stand here many times, for as many layers.
             if self.out.len() >= 10 * MOST {
@@ -104,11 +111,11 @@ impl Elaborator<'_> {
             }
             let declared = &declarations.images[index];
             let parent = declared.from.and_then(|i| placed.get(&i).copied());
-            let mut inherited = parent.map_or_else(Inherited::default, |p| handed[p].clone());
-            let image = self.image(declared.at, parent, &mut inherited, declarations, &params);
+            let image = Below { images: &model.images, made: &made, declarations, params: &params };
+            let (image, known) = self.image(declared.at, parent, &image);
             placed.insert(index, model.images.len());
             model.images.push(image);
-            handed.push(inherited);
+            made.push(known);
         }
         self.output_paths(&model);
         model
@@ -139,20 +146,15 @@ impl Elaborator<'_> {
         }
     }
 
-    fn image(
-        &mut self,
-        at: At,
-        parent: Option<usize>,
-        inherited: &mut Inherited,
-        declarations: &Declarations,
-        params: &Vars,
-    ) -> Image {
-        let scope = Scope::new(params.clone());
+    fn image<'d>(&mut self, at: At<'d>, parent: Option<usize>, below: &Below<'_, 'd>) -> (Image, Made<'d>) {
+        let scope = Scope::new(below.params.clone());
+        let mut inherited = parent.map_or_else(Inherited::default, |p| below.made[p].inherited.clone());
+        let parent = parent.map(|p| (p, below.images[p].layers.len()));
         let (origin, origin_span) = self.origin(at, parent, &scope);
         if let Some(machine) = at.child("machine") {
             self.machine(machine, parent.is_some(), &mut inherited.machine, &scope);
         }
-        let mut image = Image {
+        let image = Image {
             name: at.name().to_owned(),
             span: at.arg_span(),
             origin,
@@ -162,27 +164,48 @@ impl Elaborator<'_> {
             outputs: Vec::new(),
             checks: Vec::new(),
         };
-        let mut times: HashMap<&str, usize> = HashMap::new();
-        for layer in at.children_named("layer") {
-            let Some(configuration) = declarations.configurations.get(layer.name()) else { continue };
-            let count = times.entry(configuration.at.name()).or_default();
-            *count += 1;
-            let mut made = self.layer(layer, configuration, inherited, declarations, params);
-            if *count > 1 {
-                made.name = format!("{}#{count}", made.name);
+        let start = inherited.effect.clone();
+        let mut growing = Growing { image, made: Made { inherited, below: start, after: Vec::new() } };
+        for child in at.children() {
+            match child.node.name.as_str() {
+                "layer" => self.layer(child, &mut growing, below),
+                "replace" => self.replace(child, &mut growing, below),
+                "remove" => self.remove(child, &mut growing, below),
+                _ => {}
             }
-            image.layers.push(made);
+        }
+        let Growing { mut image, made } = growing;
+        let mut times: HashMap<String, usize> = HashMap::new();
+        for layer in &mut image.layers {
+            let count = times.entry(layer.name.clone()).or_default();
+            *count += 1;
+            if *count > 1 {
+                layer.name = format!("{}#{count}", layer.name);
+            }
         }
         for output in at.children_named("output") {
             image.outputs.extend(self.output(output, &scope));
         }
         image.checks = at.children_named("check").map(|c| self.check(c, &scope)).collect();
-        image
+        (image, made)
     }
 
-    fn origin(&mut self, at: At, parent: Option<usize>, scope: &Scope) -> (Origin, Span) {
-        if let (Some(from), Some(parent)) = (at.child("from"), parent) {
-            return (Origin::Image(parent), from.head());
+    fn layer<'d>(&mut self, at: At<'d>, growing: &mut Growing<'d>, below: &Below<'_, 'd>) {
+        let Some(configuration) = below.declarations.configurations.get(at.name()) else { return };
+        let wanted = Use { at, configuration, were: Vars::new() };
+        let part = self.part(&wanted, &mut growing.made.inherited, below);
+        growing.push(Layer {
+            name: part.configuration.clone(),
+            span: at.head(),
+            reverts: Vec::new(),
+            booted: part.booted,
+            parts: vec![part],
+        });
+    }
+
+    fn origin(&mut self, at: At, parent: Option<(usize, usize)>, scope: &Scope) -> (Origin, Span) {
+        if let (Some(from), Some((parent, layers))) = (at.child("from"), parent) {
+            return (Origin::Image(parent, layers), from.head());
         }
         if let Some(disk) = at.child("disk") {
             let file = disk.node.args.first().and_then(|a| self.host_path(a, disk, scope, FileKind::File));
@@ -201,7 +224,7 @@ impl Elaborator<'_> {
             return (origin, disk.head());
         }
         let Some(node) = at.child("bootstrap") else {
-            return (Origin::Image(0), at.arg_span());
+            return (Origin::Image(0, 0), at.arg_span());
         };
         let mut packages: Vec<String> = Vec::new();
         for package in node.children_named("package") {
@@ -287,140 +310,25 @@ impl Elaborator<'_> {
         let format = if at.name() == "raw" { DiskFormat::Raw } else { DiskFormat::Qcow2 };
         Some(Output { format, path: file.path, span: at.head() })
     }
+}
 
-    fn layer(
-        &mut self,
-        at: At,
-        configuration: &Configuration,
-        inherited: &mut Inherited,
-        declarations: &Declarations,
-        params: &Vars,
-    ) -> Layer {
-        let own = self.inputs(at, configuration, params);
-        let mut vars = params.clone();
-        for (name, span) in &configuration.requires {
-            match inherited.providers.get(*name) {
-                Some(provider) if provider.broken => {
-                    self.broken(at, configuration, inherited);
-                    return empty_layer(at, configuration);
-                }
-                Some(provider) => vars.extend(provider.values.clone()),
-                None => {
-                    let providers: Vec<String> = declarations
-                        .configurations
-                        .values()
-                        .filter(|c| c.provides.iter().any(|(p, _)| p == name))
-                        .map(|c| format!("`layer \"{}\"`", c.at.name()))
-                        .collect();
-                    let help = if providers.is_empty() {
-                        "no configuration provides it; declare one".to_owned()
-                    } else {
-                        let mut providers = providers;
-                        providers.sort();
-                        format!("add {} before this layer", providers.join(" or "))
-                    };
-                    self.out.push(
-                        Diagnostic::error(
-                            Code::UnmetRequirement,
-                            at.head(),
-                            format!("nothing below `{}` provides `{name}`", configuration.at.name()),
-                        )
-                        .related(*span, "required here")
-                        .help(help),
-                    );
-                    // Its inputs are unknown: rendering would only add noise.
-                    self.broken(at, configuration, inherited);
-                    return empty_layer(at, configuration);
-                }
-            }
-        }
-        let Some(own) = own else {
-            self.broken(at, configuration, inherited);
-            return empty_layer(at, configuration);
-        };
-        vars.extend(own.clone());
-        let scope = Scope::new(vars.clone());
-        let steps = self.steps(configuration.at, &scope);
-        let reads = scope.reads();
-        let mut checks: Vec<Check> =
-            configuration.at.children_named("check").map(|c| self.check(c, &scope)).collect();
-        for (name, _) in &configuration.provides {
-            let Some(capability) = declarations.capabilities.get(name) else { continue };
-            let provider = self.provide(at, configuration, capability, &own, inherited);
-            let scope = Scope::new(provider.values.clone());
-            checks.extend(capability.at.children_named("check").map(|c| self.check(c, &scope)));
-            inherited.providers.insert((*name).to_owned(), provider);
-        }
-        Layer {
-            name: configuration.at.name().to_owned(),
-            configuration: configuration.at.name().to_owned(),
-            span: at.head(),
-            steps,
-            reads,
-            booted: needs_booted(configuration.at),
-            checks,
-        }
-    }
+/// An image that is being made.
+struct Growing<'d> {
+    image: Image,
+    made: Made<'d>,
+}
 
-    /// Notes that a layer with a mistake would have provided something, so
-    /// that those who require it are not reported as well.
-    fn broken(&self, at: At, configuration: &Configuration, inherited: &mut Inherited) {
-        for (name, _) in &configuration.provides {
-            let configuration = configuration.at.name().to_owned();
-            let provider = Provider { configuration, span: at.head(), values: Vars::new(), broken: true };
-            inherited.providers.entry((*name).to_owned()).or_insert(provider);
-        }
-    }
-
-    fn provide(
-        &mut self,
-        at: At,
-        configuration: &Configuration,
-        capability: &Capability,
-        own: &Vars,
-        inherited: &Inherited,
-    ) -> Provider {
-        let name = capability.at.name();
-        if let Some(other) = inherited.providers.get(name) {
-            self.out.push(
-                Diagnostic::error(
-                    Code::TwoProviders,
-                    at.head(),
-                    format!("`{name}` is already provided by `{}`", other.configuration),
-                )
-                .related(other.span, "by this layer")
-                .help("an image has one provider of a capability; drop one of the layers"),
-            );
-        }
-        let values = capability
-            .inputs
-            .iter()
-            .filter_map(|i| {
-                let name = crate::value::template_name(i.at.name());
-                let value = own.get(&name)?.clone();
-                Some((name, value))
-            })
-            .collect();
-        Provider { configuration: configuration.at.name().to_owned(), span: at.head(), values, broken: false }
+impl Growing<'_> {
+    fn push(&mut self, layer: Layer) {
+        self.image.layers.push(layer);
+        self.made.after.push(self.made.inherited.effect.clone());
     }
 }
 
-/// Whether a configuration, or a script of it, says that it needs the machine
-/// to run, or can't be meant otherwise.
-fn needs_booted(configuration: At) -> bool {
-    configuration.child("needs").is_some()
-        || configuration.child("reboot").is_some()
-        || configuration.children_named("run").any(|run| run.child("needs").is_some())
-}
-
-fn empty_layer(at: At, configuration: &Configuration) -> Layer {
-    Layer {
-        name: configuration.at.name().to_owned(),
-        configuration: configuration.at.name().to_owned(),
-        span: at.head(),
-        steps: Vec::new(),
-        reads: BTreeMap::new(),
-        booted: false,
-        checks: Vec::new(),
-    }
+/// All that stands below an image.
+struct Below<'m, 'd> {
+    images: &'m [Image],
+    made: &'m [Made<'d>],
+    declarations: &'d Declarations<'d>,
+    params: &'m Vars,
 }

@@ -2,6 +2,7 @@
 //! The model holds no template and no name that is still to be looked up.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::source::{FileRef, Span};
 use crate::value::Value;
@@ -37,8 +38,9 @@ pub struct Image {
 /// What an image starts from.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Another image, by its index in [`Model::images`].
-    Image(usize),
+    /// Another image, by its index in [`Model::images`], up to so many of its
+    /// layers.
+    Image(usize, usize),
     /// A new disk with a distribution.
     Bootstrap(Bootstrap),
     /// A disk that is there already.
@@ -80,22 +82,39 @@ impl Default for Machine {
     }
 }
 
-/// One application of a configuration.
+/// A step from one state of a machine to the next: a configuration is
+/// applied, or some are taken back and others applied, as one.
 #[derive(Debug)]
 pub struct Layer {
     /// Unique in its image: the configuration's name, with `#2`, `#3` added
     /// where it is applied again.
     pub name: String,
+    /// Where the layer is declared.
+    pub span: Span,
+    /// Parts of layers below that are taken back first, in this order, by
+    /// their names in the machine.
+    pub reverts: Vec<String>,
+    /// What is applied, in order.
+    pub parts: Vec<Arc<Part>>,
+    /// Whether the machine must run meanwhile.
+    pub booted: bool,
+}
+
+/// One application of a configuration.
+#[derive(Debug)]
+pub struct Part {
+    /// Its name in the machine, unique there.
+    pub id: String,
     /// The configuration's name.
     pub configuration: String,
-    /// Where the layer is declared.
+    /// Where it is asked for.
     pub span: Span,
     /// What it does, in order.
     pub steps: Vec<Step>,
     /// The values that its templates read, by name. They are what explains a
     /// change; the steps hold what came of them.
     pub reads: BTreeMap<String, Value>,
-    /// Whether the machine must run while the layer is applied.
+    /// Whether the machine must run while it is applied.
     pub booted: bool,
     /// Checks of the configuration and of the capabilities it provides.
     pub checks: Vec<Check>,

@@ -243,20 +243,15 @@ fn images<'a>(declarations: &mut Declarations<'a>, nodes: Vec<At<'a>>, out: &mut
         if out.len() >= crate::diagnostic::MOST {
             break;
         }
-        for layer in at.children_named("layer") {
+        for child in at.children() {
             if out.len() >= crate::diagnostic::MOST {
                 break;
             }
-            if !declarations.configurations.contains_key(layer.name()) {
-                out.push(
-                    Diagnostic::error(
-                        Code::UnknownConfiguration,
-                        layer.arg_span(),
-                        format!("there is no configuration `{}`", layer.name()),
-                    )
-                    .suggest(layer.name(), declarations.configurations.keys().copied())
-                    .help_if_none("declare it with `configuration`, or `use` the file that does"),
-                );
+            match child.node.name.as_str() {
+                "layer" => known(declarations, child.name(), child.arg_span(), out),
+                "replace" => replace(declarations, child, out),
+                "remove" => offered(declarations, child, out),
+                _ => {}
             }
         }
         let from = at.child("from").and_then(|from| {
@@ -277,6 +272,74 @@ fn images<'a>(declarations: &mut Declarations<'a>, nodes: Vec<At<'a>>, out: &mut
         declarations.images.push(Image { at, from });
     }
     declarations.order = order(&declarations.images, out);
+}
+
+/// Reports a configuration that is not there.
+fn known(declarations: &Declarations, name: &str, span: Span, out: &mut Vec<Diagnostic>) {
+    if !declarations.configurations.contains_key(name) {
+        out.push(
+            Diagnostic::error(
+                Code::UnknownConfiguration,
+                span,
+                format!("there is no configuration `{name}`"),
+            )
+            .suggest(name, declarations.configurations.keys().copied())
+            .help_if_none("declare it with `configuration`, or `use` the file that does"),
+        );
+    }
+}
+
+/// Reports a capability that is not there.
+fn offered(declarations: &Declarations, at: At, out: &mut Vec<Diagnostic>) {
+    let name = at.name();
+    if !declarations.capabilities.contains_key(name) {
+        out.push(
+            Diagnostic::error(
+                Code::UnknownCapability,
+                at.arg_span(),
+                format!("there is no capability `{name}`"),
+            )
+            .suggest(name, declarations.capabilities.keys().copied())
+            .help_if_none("declare it with `capability`, or `use` the file that does"),
+        );
+    }
+}
+
+/// Reports a `replace` by what does not provide what is replaced.
+fn replace(declarations: &Declarations, at: At, out: &mut Vec<Diagnostic>) {
+    offered(declarations, at, out);
+    let Some((name, span)) = with(at) else { return };
+    known(declarations, name, span, out);
+    let (Some(configuration), Some(capability)) =
+        (declarations.configurations.get(name), declarations.capabilities.get(at.name()))
+    else {
+        return;
+    };
+    let provides = |c: &Configuration| c.provides.iter().any(|(p, _)| *p == at.name());
+    if !provides(configuration) {
+        let others = declarations.configurations.values().filter(|c| provides(c)).map(|c| c.at.name());
+        let mut others: Vec<String> = others.map(|name| format!("`{name}`")).collect();
+        others.sort();
+        let help = match others.is_empty() {
+            true => format!("add `provides \"{}\"` to it", at.name()),
+            false => format!("what does: {}", others.join(", ")),
+        };
+        let message = format!("`{name}` does not provide `{}`", at.name());
+        out.push(
+            Diagnostic::error(Code::UnmetRequirement, span, message)
+                .related(capability.at.arg_span(), "the capability")
+                .help(help),
+        );
+    }
+}
+
+/// The configuration that a `replace` names.
+pub(crate) fn with<'a>(at: At<'a>) -> Option<(&'a str, Span)> {
+    let arg = at.node.prop("with")?;
+    match &arg.value {
+        crate::syntax::Scalar::String(name) => Some((name, at.span(&arg.range))),
+        _ => None,
+    }
 }
 
 /// Parents before children; images that are made from themselves are reported

@@ -278,6 +278,12 @@ pub const CONFIGURATION: &[Kind] = &[
     CHECK,
 ];
 
+const BY: Field = opt(
+    "by",
+    Ty::Word(&["revert", "rebuild"]),
+    "`revert` (unless given): the machine takes the changes back, by what it has noted of them; `rebuild`: what stands on it is made again without it",
+);
+
 /// The nodes of an `image`.
 pub const IMAGE: &[Kind] = &[
     kind("from", "The image that this one is made from.", Args::One(req("image", Ty::Name, "its name")))
@@ -314,6 +320,20 @@ pub const IMAGE: &[Kind] = &[
     )
     .open()
     .inputs(),
+    kind(
+        "replace",
+        "Takes the configuration away that provides a capability, and all that require it; applies another one that provides it, and those again. Inputs of the capability that are not given stay as they are. Further properties and children are inputs of the new configuration.",
+        Args::One(req("capability", Ty::Name, "its name")),
+    )
+    .props(&[req("with", Ty::Name, "the configuration that takes its place"), BY])
+    .open()
+    .inputs(),
+    kind(
+        "remove",
+        "Takes the configuration away that provides a capability. Nothing may require it.",
+        Args::One(req("capability", Ty::Name, "its name")),
+    )
+    .props(&[BY]),
     kind(
         "output",
         "A sealed disk that boots by itself.",

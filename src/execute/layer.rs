@@ -132,25 +132,20 @@ async fn apply<P: Provider>(
     let mut from = 0;
     loop {
         let Running { instance, session, .. } = &mut *running;
-        let applied =
-            session.apply(
-                &work.configuration,
-                (&work.steps, from),
-                offline,
-                blobs,
-                |progress| match progress {
-                    Progress::Started(step) => {
-                        log.heading(&names[step].1);
-                        making.phase(&names[step].1);
+        let applied = session.apply(work.layer.as_deref(), (&work.steps, from), offline, blobs, |progress| {
+            match progress {
+                Progress::Started(step) => {
+                    log.heading(&names[step].1);
+                    making.phase(&names[step].1);
+                }
+                Progress::Output(text) => log.text(text, |line| making.line(line)),
+                Progress::Finished { step, changed } => {
+                    if !changed {
+                        log.heading(&format!("{} was so already", names[step].1));
                     }
-                    Progress::Output(text) => log.text(text, |line| making.line(line)),
-                    Progress::Finished { step, changed } => {
-                        if !changed {
-                            log.heading(&format!("{} was so already", names[step].1));
-                        }
-                    }
-                },
-            );
+                }
+            }
+        });
         let applied = tokio::select! {
             applied = applied => applied.map_err(Trouble::Session),
             ended = instance.ended() => Err(Trouble::Ended(ended)),

@@ -337,7 +337,10 @@ async fn machine<P: Provider>(
 fn wants_network(work: &Work) -> bool {
     match work {
         Work::Layer(work) => {
-            work.steps.iter().any(|s| matches!(s, Primitive::Package { .. } | Primitive::Run(_)))
+            let wants = |s: &Primitive| {
+                matches!(s, Primitive::Package { .. } | Primitive::Revert { .. } | Primitive::Run(_))
+            };
+            work.steps.iter().any(wants)
         }
         _ => false,
     }

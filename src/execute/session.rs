@@ -180,14 +180,14 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
     /// where its machine is to boot again.
     pub(super) async fn apply(
         &mut self,
-        layer: &str,
+        layer: Option<&str>,
         (steps, from): (&[Primitive], usize),
         offline: bool,
         blobs: &dyn Blobs,
         progress: impl FnMut(Progress),
     ) -> Result<Applied, SessionError> {
         let all = steps.to_vec();
-        self.send(&ToAgent::Apply { layer: layer.to_owned(), steps: all, from, offline }).await?;
+        self.send(&ToAgent::Apply { layer: layer.map(str::to_owned), steps: all, from, offline }).await?;
         let times: Vec<u64> =
             steps.iter().map(|s| if let Primitive::Run(run) = s { run.timeout } else { 0 }).collect();
         match self.follow(&times, blobs, progress).await? {
@@ -517,7 +517,7 @@ mod tests {
         let mut session = Session::new(host);
         session.ready(true).await?;
         let steps = [Primitive::Symlink { path: "/a".into(), target: "b".into() }];
-        let result = session.apply("x", (&steps, 0), false, &NoBlobs, |_| {}).await;
+        let result = session.apply(Some("x"), (&steps, 0), false, &NoBlobs, |_| {}).await;
         drop(session);
         agent.await.unwrap();
         result

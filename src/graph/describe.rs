@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use vimg_agent::protocol::{self, Digest, Manifest, Primitive as Step, Probe, ServiceState};
-use vimg_lang::model::{self, Bootstrap, Check, Content, DiskFormat, Layer, Machine, Primitive};
+use vimg_lang::model::{self, Bootstrap, Check, Content, DiskFormat, Layer, Machine, Part, Primitive};
 use vimg_lang::{FileRef, Span};
 
 use super::{BlobSource, CheckWork, GraphError, LayerWork, Needs};
@@ -127,11 +127,12 @@ pub(super) fn layer(
     machine: &Machine,
     project: &Project,
 ) -> Result<(LayerWork, Description), Vec<GraphError>> {
+    let first = layer.parts.first();
     let mut walk = Walk {
         project,
         d: Description::default(),
         work: LayerWork {
-            configuration: layer.configuration.clone(),
+            layer: first.map(|part| part.id.clone()),
             steps: Vec::new(),
             places: Vec::new(),
             blobs: BTreeMap::new(),
@@ -139,18 +140,22 @@ pub(super) fn layer(
         errors: Vec::new(),
     };
     walk.d.value("kind", "layer");
-    walk.d.value("configuration", &layer.configuration);
     // Who only works on the disk sees nothing of the machine.
     if booted {
         walk.d.value("needs", "booted");
         walk.d.value("machine cpus", machine.cpus);
         walk.d.value("machine memory", machine.memory);
     }
-    for (name, value) in &layer.reads {
-        walk.d.note(format!("input {name}"), value);
+    for id in &layer.reverts {
+        walk.d.value("revert", id);
+        let step = Step::Revert { layer: id.clone() };
+        walk.add(layer.span, format!("revert {id}"), step);
     }
-    for step in &layer.steps {
-        walk.step(&step.primitive, step.span);
+    for (n, part) in layer.parts.iter().enumerate() {
+        if n > 0 {
+            walk.add(part.span, format!("layer {}", part.id), Step::Layer { name: part.id.clone() });
+        }
+        walk.part(part);
     }
     if walk.errors.is_empty() { Ok((walk.work, walk.d)) } else { Err(walk.errors) }
 }
@@ -163,6 +168,24 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
+    fn part(&mut self, part: &Part) {
+        self.d.value("configuration", &part.configuration);
+        if part.id != part.configuration {
+            self.d.value("name in the machine", &part.id);
+        }
+        for (name, value) in &part.reads {
+            self.d.note(format!("input {name}"), value);
+        }
+        for step in &part.steps {
+            self.step(&step.primitive, step.span);
+        }
+    }
+
+    fn add(&mut self, span: Span, name: String, step: Step) {
+        self.work.steps.push(step);
+        self.work.places.push((span, name));
+    }
+
     fn step(&mut self, primitive: &Primitive, span: Span) {
         let (name, step) = match primitive {
             Primitive::Package { names } => {
@@ -297,8 +320,7 @@ impl Walk<'_> {
             }
         };
         if let Some(step) = step {
-            self.work.steps.push(step);
-            self.work.places.push((span, name));
+            self.add(span, name, step);
         }
     }
 

@@ -129,6 +129,31 @@ impl Instance for FakeInstance {
     async fn stop(self) {}
 }
 
+/// Notes what a step has changed, as the agent's ledger does.
+fn note(state: &mut State, page: &str, before: &State) {
+    let changed: Vec<String> =
+        state.keys().filter(|k| !k.starts_with("was ") && before.get(*k) != state.get(*k)).cloned().collect();
+    for key in changed {
+        let was = serde_json::to_string(&before.get(&key)).unwrap();
+        state.entry(format!("was {page} {key}")).or_insert(was);
+    }
+}
+
+/// Takes back what was noted of a layer.
+fn revert(state: &mut State, layer: &str) {
+    let prefix = format!("was {layer} ");
+    let noted: Vec<(String, String)> =
+        state.iter().filter(|(k, _)| k.starts_with(&prefix)).map(|(k, v)| (k.clone(), v.clone())).collect();
+    for (note, was) in noted {
+        let key = note[prefix.len()..].to_owned();
+        match serde_json::from_str::<Option<String>>(&was).unwrap() {
+            Some(was) => state.insert(key, was),
+            None => state.remove(&key),
+        };
+        state.remove(&note);
+    }
+}
+
 struct Agent {
     channel: DuplexStream,
     state: Arc<Mutex<State>>,
@@ -153,18 +178,26 @@ impl Agent {
             match self.frame().await?.message::<ToAgent>().ok()? {
                 ToAgent::Prepare(_) => self.say(&FromAgent::Prepared).await?,
                 ToAgent::Apply { layer, steps, from: 0, offline } => {
+                    let mut page = layer.unwrap_or_default();
                     for (step, primitive) in steps.iter().enumerate() {
                         self.say(&FromAgent::Started { step }).await?;
-                        if let Err(message) = self.apply(primitive).await? {
-                            self.say(&FromAgent::Failed { step, message, exit: Some(1) }).await?;
-                            continue;
+                        let before = self.state.lock().unwrap().clone();
+                        match primitive {
+                            Primitive::Layer { name } => page = name.clone(),
+                            Primitive::Revert { layer } => self.change(|s| revert(s, layer)),
+                            _ => {
+                                if let Err(message) = self.apply(primitive).await? {
+                                    self.say(&FromAgent::Failed { step, message, exit: Some(1) }).await?;
+                                    continue;
+                                }
+                                self.change(|s| note(s, &page, &before));
+                            }
                         }
                         self.steps.fetch_add(1, Ordering::Relaxed);
                         self.say(&FromAgent::Finished { step, changed: true }).await?;
                     }
                     let machine = format!("{} {offline}", self.machine);
                     self.change(|s| s.insert("machine".into(), machine));
-                    self.change(|s| s.entry("layers".into()).or_default().push_str(&format!("{layer},")));
                     self.say(&FromAgent::Done { boot_changed: false }).await?;
                 }
                 ToAgent::Check { probes } => {

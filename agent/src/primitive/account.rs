@@ -1,11 +1,13 @@
 //! `user` and `group`, by the machine's own useradd and groupadd.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use super::Context;
 use crate::command;
 use crate::failure::Failure;
+use crate::ledger::Entry;
 use crate::protocol::User;
 use crate::system;
 
@@ -17,9 +19,20 @@ fn run(mut command: Command, context: &Context) -> Result<(), Failure> {
     })
 }
 
-pub(super) fn group(name: &str, gid: Option<u32>, system: bool, context: &Context) -> Result<bool, Failure> {
-    if let Some(found) = system::group(name) {
-        let Some(gid) = gid.filter(|gid| *gid != found.gid) else { return Ok(false) };
+pub(super) fn group(
+    name: &str,
+    gid: Option<u32>,
+    system: bool,
+    context: &mut Context,
+) -> Result<bool, Failure> {
+    let found = system::group(name);
+    let differs = found.as_ref().is_none_or(|found| gid.is_some_and(|gid| gid != found.gid));
+    if !differs {
+        return Ok(false);
+    }
+    let was = found.map(|found| found.gid);
+    context.ledger.note(&Entry::Group { name: name.to_owned(), was })?;
+    if let (Some(_), Some(gid)) = (was, gid) {
         let mut groupmod = command::command("groupmod");
         groupmod.arg("--gid").arg(gid.to_string()).arg(name);
         run(groupmod, context)?;
@@ -37,7 +50,7 @@ pub(super) fn group(name: &str, gid: Option<u32>, system: bool, context: &Contex
     Ok(true)
 }
 
-pub(super) fn user(user: &User, context: &Context) -> Result<bool, Failure> {
+pub(super) fn user(user: &User, context: &mut Context) -> Result<bool, Failure> {
     let found = system::user(&user.name);
     let mut options: Vec<(&str, String)> = Vec::new();
     let differs = |now: Option<String>, wanted: &str| now.as_deref() != Some(wanted);
@@ -104,6 +117,62 @@ pub(super) fn user(user: &User, context: &Context) -> Result<bool, Failure> {
         program.arg(option).arg(value);
     }
     program.arg(&user.name);
+    let home = user.home.clone().unwrap_or_else(|| format!("/home/{}", user.name));
+    context.ledger.note(&Entry::User {
+        name: user.name.clone(),
+        was: found,
+        groups: groups_of(&user.name),
+        home: Some(home).filter(|home| std::fs::symlink_metadata(home).is_err()),
+    })?;
     run(program, context)?;
     Ok(true)
+}
+
+/// The groups that list a user as a member.
+fn groups_of(user: &str) -> Vec<String> {
+    let member = |group: &system::Group| group.members.iter().any(|m| m == user);
+    system::groups().into_iter().filter(member).map(|g| g.name).collect()
+}
+
+/// Makes a group what it was; one that was not there goes.
+pub(super) fn revert_group(name: &str, was: Option<u32>, context: &Context) -> Result<(), Failure> {
+    let now = system::group(name).map(|group| group.gid);
+    match (was, now) {
+        (None, Some(_)) => {
+            let mut groupdel = command::command("groupdel");
+            groupdel.arg(name);
+            run(groupdel, context)
+        }
+        (Some(gid), Some(now)) if gid != now => {
+            let mut groupmod = command::command("groupmod");
+            groupmod.arg("--gid").arg(gid.to_string()).arg(name);
+            run(groupmod, context)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes a user what it was; one that was not there goes, with the home that
+/// was made for it.
+pub(super) fn revert_user(entry: &Entry, context: &Context) -> Result<(), Failure> {
+    let Entry::User { name, was, groups, home } = entry else { return Ok(()) };
+    if system::user(name).is_none() {
+        return Ok(());
+    }
+    let Some(was) = was else {
+        let mut userdel = command::command("userdel");
+        userdel.arg(name);
+        run(userdel, context)?;
+        return match home {
+            Some(home) if Path::new(home).is_dir() => {
+                std::fs::remove_dir_all(home).map_err(|e| Failure::at(home, e))
+            }
+            _ => Ok(()),
+        };
+    };
+    let mut usermod = command::command("usermod");
+    usermod.arg("--uid").arg(was.uid.to_string()).arg("--gid").arg(was.gid.to_string());
+    usermod.args(["--home", &was.home, "--shell", &was.shell, "--comment", &was.comment]);
+    usermod.arg("--groups").arg(groups.join(",")).arg(name);
+    run(usermod, context)
 }

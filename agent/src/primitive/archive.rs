@@ -1,7 +1,7 @@
 //! `archive`: a tar archive, unpacked by the machine's own tar.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Context, file};
@@ -23,7 +23,7 @@ pub(super) fn apply(
     if note.exists() {
         return Ok(false);
     }
-    file::parents(path)?;
+    context.ledger.paths([path, note.as_path()])?;
     fs::create_dir_all(path).map_err(|e| Failure::at(path, e))?;
     let tmp = Path::new(HOME).join("tmp");
     fs::create_dir_all(&tmp).map_err(|e| Failure::at(&tmp, e))?;
@@ -40,22 +40,21 @@ pub(super) fn apply(
     Ok(true)
 }
 
-/// With an owner the archive is unpacked aside and then moved in, so that only
-/// what it holds gets that owner, and not what was in the directory.
+/// Unpacks aside and then moves it in: what is there already is noted before
+/// it is changed, and only what the archive holds gets an owner.
 fn unpack(
     archive: &Path,
     path: &Path,
     strip: u32,
     owner: Option<(u32, u32)>,
-    context: &Context,
+    context: &mut Context,
 ) -> Result<(), Failure> {
     let aside = Path::new(HOME).join("tmp").join("unpacked");
-    let to = if owner.is_some() { &aside } else { path };
     let _ = fs::remove_dir_all(&aside);
-    fs::create_dir_all(to).map_err(|e| Failure::at(to, e))?;
+    fs::create_dir_all(&aside).map_err(|e| Failure::at(&aside, e))?;
     let mut tar = command::command("tar");
-    tar.arg("--extract").arg("--file").arg(archive).arg("--directory").arg(to);
-    tar.arg(format!("--strip-components={strip}")).arg("--numeric-owner").arg("--no-overwrite-dir");
+    tar.arg("--extract").arg("--file").arg(archive).arg("--directory").arg(&aside);
+    tar.arg(format!("--strip-components={strip}")).arg("--numeric-owner");
     command::run(&mut tar, Duration::from_secs(3600), &context.output()).map_err(|mut failure| {
         failure.message = format!(
             "tar: {}; for .xz and .zst the machine needs the package xz-utils or zstd",
@@ -63,10 +62,14 @@ fn unpack(
         );
         failure
     })?;
-    let Some((uid, gid)) = owner else { return Ok(()) };
-    let mut chown = command::command("chown");
-    chown.arg("--recursive").arg("--no-dereference").arg(format!("{uid}:{gid}")).arg(&aside);
-    command::run(&mut chown, Duration::from_secs(600), &context.output())?;
+    if let Some((uid, gid)) = owner {
+        let mut chown = command::command("chown");
+        chown.arg("--recursive").arg("--no-dereference").arg(format!("{uid}:{gid}")).arg(&aside);
+        command::run(&mut chown, Duration::from_secs(600), &context.output())?;
+    }
+    let mut held = Vec::new();
+    list(&aside, &aside, path, &mut held).map_err(|e| Failure::at(&aside, e))?;
+    context.ledger.paths(held.iter().map(PathBuf::as_path))?;
     let mut copy = command::command("sh");
     copy.args([
         "-c",
@@ -77,4 +80,21 @@ fn unpack(
     let copied = command::run(&mut copy, Duration::from_secs(3600), &context.output());
     let _ = fs::remove_dir_all(&aside);
     copied
+}
+
+/// Where all that is below `dir` will be, but for directories that are there:
+/// they stay as they are.
+fn list(top: &Path, dir: &Path, to: &Path, out: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let from = entry?.path();
+        let target = to.join(from.strip_prefix(top).unwrap_or(&from));
+        let is_dir = fs::symlink_metadata(&from)?.is_dir();
+        if !(is_dir && target.is_dir()) {
+            out.push(target);
+        }
+        if is_dir {
+            list(top, &from, to, out)?;
+        }
+    }
+    Ok(())
 }

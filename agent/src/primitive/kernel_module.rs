@@ -7,11 +7,11 @@ use crate::command;
 use crate::failure::Failure;
 use crate::offline;
 
-pub(super) fn apply(name: &str, context: &Context) -> Result<bool, Failure> {
+pub(super) fn apply(name: &str, context: &mut Context) -> Result<bool, Failure> {
     // systemd's modules-load.d(5).
     let conf = PathBuf::from(format!("/etc/modules-load.d/90-vimg-{name}.conf"));
     let text = format!("{name}\n");
-    let mut changed = file::text(&conf, &text)?;
+    let mut changed = file::text(&conf, &text, context)?;
     // The kernel's own name for it has no dashes.
     let live = Path::new("/sys/module").join(name.replace('-', "_"));
     if !offline::is() && !live.exists() {

@@ -1,5 +1,6 @@
 //! `package`: Debian packages, all of a layer in one transaction.
 
+use std::collections::HashSet;
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
@@ -7,6 +8,9 @@ use std::time::{Duration, Instant, SystemTime};
 use super::Context;
 use crate::command;
 use crate::failure::Failure;
+use crate::ledger::Entry;
+use crate::packages;
+use crate::protocol::Digest;
 
 /// apt's lists older than this are fetched anew.
 const LISTS_AGE: Duration = Duration::from_secs(12 * 3600);
@@ -15,11 +19,23 @@ const NETWORK: Duration = Duration::from_secs(60);
 /// How long one run of apt may take.
 const TIMEOUT: Duration = Duration::from_secs(3600);
 
-pub(super) fn apply(names: &[String], context: &Context) -> Result<bool, Failure> {
+/// How dpkg is run: without questions, and without a sync for each file.
+const DPKG: [&str; 5] = [
+    "--option=Dpkg::Options::=--force-confdef",
+    "--option=Dpkg::Options::=--force-confold",
+    "--option=Dpkg::Options::=--force-unsafe-io",
+    "--option=Dpkg::Use-Pty=0",
+    "--option=DPkg::Lock::Timeout=300",
+];
+
+pub(super) fn apply(names: &[String], context: &mut Context) -> Result<bool, Failure> {
     let missing: Vec<&String> = names.iter().filter(|name| !installed(name)).collect();
     if missing.is_empty() {
         return Ok(false);
     }
+    let before = context.ledger.keep(packages::list().as_bytes())?;
+    let noted = |after| Entry::Packages { names: names.to_vec(), before, after };
+    context.ledger.note(&noted(None))?;
     wait_for_network()?;
     let fresh = !lists_are_fresh();
     if fresh {
@@ -35,19 +51,100 @@ pub(super) fn apply(names: &[String], context: &Context) -> Result<bool, Failure
     }
     // The cache of .deb files is of no use to the next machine.
     apt(apt_get().arg("clean"), "apt-get clean", context)?;
+    let after = context.ledger.keep(packages::list().as_bytes())?;
+    context.ledger.note(&noted(Some(after)))?;
     Ok(true)
+}
+
+/// Takes packages back: what came and nothing else needs is purged, what was
+/// replaced or removed returns. `others` are the packages that other layers
+/// ask for.
+pub(super) fn revert(
+    before: &Digest,
+    after: Option<&Digest>,
+    others: &[&str],
+    context: &Context,
+) -> Result<(), Failure> {
+    let kept = |digest: &Digest| {
+        let bytes = context.ledger.kept(digest)?;
+        Ok::<_, Failure>(packages::parse(&String::from_utf8_lossy(&bytes)))
+    };
+    let before = kept(before)?;
+    let after = match after {
+        Some(after) => kept(after)?,
+        None => packages::parse(&packages::list()),
+    };
+    let now = packages::parse(&packages::list());
+    let asked = |name: &str| others.iter().any(|other| bare(other) == bare(name));
+    let came: Vec<&String> =
+        after.keys().filter(|n| !before.contains_key(*n) && now.contains_key(*n) && !asked(n)).collect();
+    if !came.is_empty() {
+        mark("auto", &came, context)?;
+        let idle = idle()?;
+        let gone: Vec<&String> = came.iter().copied().filter(|name| idle.contains(bare(name))).collect();
+        for name in came.iter().filter(|name| !gone.contains(name)) {
+            context.say(&format!("{name} stays: another package needs it"))?;
+        }
+        if !gone.is_empty() {
+            apt(apt_get().args(DPKG).args(["--yes", "purge", "--"]).args(&gone), "apt-get purge", context)?;
+        }
+    }
+    let now = packages::parse(&packages::list());
+    let back: Vec<String> = before
+        .iter()
+        .filter(|(name, was)| after.get(*name).is_none_or(|after| after.version != was.version))
+        .filter(|(name, was)| now.get(*name).is_none_or(|now| now.version != was.version))
+        .map(|(name, was)| format!("{name}={}", was.version))
+        .collect();
+    if !back.is_empty() {
+        wait_for_network()?;
+        apt(apt_get().arg("update"), "apt-get update", context)?;
+        let mut install = apt_get();
+        install.args(DPKG).args(["--yes", "--allow-downgrades", "--no-install-recommends", "install", "--"]);
+        apt(install.args(&back), "apt-get install", context)?;
+        apt(apt_get().arg("clean"), "apt-get clean", context)?;
+    }
+    // What was asked for by name alone is again there for others only.
+    let now = packages::parse(&packages::list());
+    let automatic: Vec<&String> = before
+        .iter()
+        .filter(|(name, was)| {
+            was.automatic && now.get(*name).is_some_and(|now| !now.automatic) && !asked(name)
+        })
+        .map(|(name, _)| name)
+        .collect();
+    if automatic.is_empty() { Ok(()) } else { mark("auto", &automatic, context) }
+}
+
+/// A package's name without version, suite and architecture.
+fn bare(name: &str) -> &str {
+    name.split(['=', '/', ':']).next().unwrap_or(name)
+}
+
+fn mark(how: &str, names: &[&String], context: &Context) -> Result<(), Failure> {
+    let mut mark = command::command("apt-mark");
+    mark.arg("--quiet=2").arg(how).arg("--").args(names);
+    apt(&mut mark, "apt-mark", context)
+}
+
+/// Packages that came for others which do not need them any more.
+fn idle() -> Result<HashSet<String>, Failure> {
+    let mut simulate = apt_get();
+    let (done, text) =
+        command::query(simulate.args(["--simulate", "--purge", "autoremove"]), command::QUESTION)?;
+    if !done {
+        return Err(Failure::new("apt-get can't tell which packages are needed"));
+    }
+    // `Purg NAME [VERSION]`, and `Remv` for what it would keep the files of.
+    let words = text.lines().filter_map(|l| l.strip_prefix("Purg ").or_else(|| l.strip_prefix("Remv ")));
+    Ok(words.filter_map(|l| Some(bare(l.split_whitespace().next()?).to_owned())).collect())
 }
 
 fn install(names: &[&String], context: &Context) -> Result<(), Failure> {
     let mut apt_get = apt_get();
-    apt_get.args([
+    apt_get.args(DPKG).args([
         "--yes",
         "--no-install-recommends",
-        "--option=Dpkg::Options::=--force-confdef",
-        "--option=Dpkg::Options::=--force-confold",
-        "--option=Dpkg::Options::=--force-unsafe-io",
-        "--option=Dpkg::Use-Pty=0",
-        "--option=DPkg::Lock::Timeout=300",
         "--option=Acquire::Retries=3",
         "install",
         "--",

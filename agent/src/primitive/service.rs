@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::Context;
 use crate::command;
 use crate::failure::Failure;
+use crate::ledger::Entry;
 use crate::offline;
 use crate::protocol::ServiceState;
 
@@ -12,33 +13,62 @@ pub(super) fn apply(
     unit: &str,
     enabled: Option<bool>,
     state: Option<ServiceState>,
-    context: &Context,
+    context: &mut Context,
 ) -> Result<bool, Failure> {
     if !offline::is() {
         reload(unit, context)?;
     }
-    let mut changed = false;
-    if let Some(enabled) = enabled
-        && is("is-enabled", unit)? != enabled
-    {
-        systemctl(if enabled { "enable" } else { "disable" }, unit, context)?;
-        changed = true;
-    }
-    if offline::is() {
-        // What runs is up to the next boot.
-        return Ok(changed);
-    }
+    let other = match enabled {
+        Some(enabled) if is("is-enabled", unit)? != enabled => {
+            Some(if enabled { "enable" } else { "disable" })
+        }
+        _ => None,
+    };
+    // What runs is up to the next boot if nothing does now.
     let verb = match state {
+        _ if offline::is() => None,
         Some(ServiceState::Running) if !is("is-active", unit)? => Some("start"),
         Some(ServiceState::Stopped) if is("is-active", unit)? => Some("stop"),
         Some(ServiceState::Restarted) => Some("restart"),
         _ => None,
     };
-    if let Some(verb) = verb {
-        systemctl(verb, unit, context)?;
-        changed = true;
+    if other.or(verb).is_none() {
+        return Ok(false);
     }
-    Ok(changed)
+    let active = if offline::is() { None } else { Some(is("is-active", unit)?) };
+    context.ledger.note(&Entry::Service { unit: unit.to_owned(), enabled: enablement(unit)?, active })?;
+    for verb in other.into_iter().chain(verb) {
+        systemctl(verb, unit, context)?;
+    }
+    Ok(true)
+}
+
+/// Has a unit start at boot, and run, as it did.
+pub(super) fn revert(
+    unit: &str,
+    enabled: &str,
+    active: Option<bool>,
+    context: &Context,
+) -> Result<(), Failure> {
+    let live = !offline::is();
+    let now = enablement(unit)?;
+    match (enabled, now.as_str()) {
+        ("enabled", "disabled") => systemctl("enable", unit, context)?,
+        // It came with the layer, or was there and disabled.
+        (was, "enabled") if was != "enabled" => systemctl("disable", unit, context)?,
+        _ => {}
+    }
+    if live && is("is-active", unit)? != active.unwrap_or(enabled == "enabled") {
+        systemctl(if active.unwrap_or(enabled == "enabled") { "start" } else { "stop" }, unit, context)?;
+    }
+    Ok(())
+}
+
+/// What `systemctl is-enabled` says of a unit; nothing if there is none.
+fn enablement(unit: &str) -> Result<String, Failure> {
+    let mut systemctl = command::command("systemctl");
+    systemctl.args(["is-enabled", "--", unit]);
+    Ok(command::query(&mut systemctl, command::QUESTION)?.1.trim().to_owned())
 }
 
 /// A unit whose file changed must be read again, or its old form would run

@@ -107,13 +107,22 @@ impl Elaborator<'_> {
         self.value(args, input.ty, &place, &Scope::new(vars.clone()))
     }
 
-    /// The inputs of a layer: given, or by default. `None` after a mistake.
-    pub(super) fn inputs(&mut self, at: At, configuration: &Configuration, params: &Vars) -> Option<Vars> {
+    /// The inputs of a layer: given, as they were, or by default. `None` after
+    /// a mistake.
+    pub(super) fn inputs(
+        &mut self,
+        at: At,
+        configuration: &Configuration,
+        were: &Vars,
+        params: &Vars,
+    ) -> Option<Vars> {
         let before = self.out.len();
         let scope = Scope::new(params.clone());
         let mut given: BTreeMap<&str, Value> = BTreeMap::new();
-        let props =
-            at.node.props.iter().map(|p| (p.name.as_str(), &p.name_range, std::slice::from_ref(&p.arg)));
+        // These say how it is applied.
+        let own = |name: &str| at.node.name == "replace" && matches!(name, "with" | "by");
+        let props = at.node.props.iter().filter(|p| !own(&p.name));
+        let props = props.map(|p| (p.name.as_str(), &p.name_range, std::slice::from_ref(&p.arg)));
         let children = at.node.children().map(|c| (c.name.as_str(), &c.name_range, c.args.as_slice()));
         for (name, range, args) in props.chain(children) {
             let Some(input) = configuration.inputs.iter().find(|i| i.at.name() == name) else {
@@ -150,7 +159,8 @@ impl Elaborator<'_> {
         let mut own = Vars::new();
         for input in &configuration.inputs {
             let name = input.at.name();
-            let value = given.remove(name).or_else(|| {
+            let was = || were.get(&value::template_name(name)).cloned();
+            let value = given.remove(name).or_else(was).or_else(|| {
                 let mut vars = params.clone();
                 vars.extend(own.clone());
                 self.default(input, &vars)

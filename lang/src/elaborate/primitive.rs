@@ -286,7 +286,7 @@ impl Elaborator<'_> {
 }
 
 /// Names what a primitive owns, if a configuration may own it only once.
-fn resource(primitive: &Primitive) -> Option<String> {
+pub(super) fn resource(primitive: &Primitive) -> Option<String> {
     Some(match primitive {
         Primitive::File { path, .. } | Primitive::Symlink { path, .. } => format!("`{path}`"),
         Primitive::Directory { path, from: None, .. } => format!("`{path}`"),

@@ -1,0 +1,449 @@
+//! What each layer has changed in the machine, and what stood there before:
+//! a page for each layer, in the machine itself. `docs/ledger.md` has the
+//! format.
+//!
+//! What is about to change is noted first. In a machine that runs, and may
+//! stop at any time, the note is on disk before the change.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+use crate::offline;
+use crate::protocol::Digest;
+use crate::system::Account;
+
+/// The version of the format.
+const FORMAT: u32 = 1;
+
+/// What stood at a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Was {
+    /// Nothing.
+    Absent,
+    /// A file; its content is kept beside the pages.
+    File { content: Digest, mode: u32, uid: u32, gid: u32, xattrs: BTreeMap<String, String> },
+    /// A symbolic link.
+    Link { target: String, uid: u32, gid: u32 },
+    /// A directory.
+    Dir { mode: u32, uid: u32, gid: u32, xattrs: BTreeMap<String, String> },
+}
+
+/// Something that a layer changed, with all that it takes to take it back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Entry {
+    Path {
+        path: String,
+        was: Was,
+    },
+    /// All packages before and after, as lists that are kept like contents.
+    Packages {
+        names: Vec<String>,
+        before: Digest,
+        /// Unknown until all of them are installed.
+        after: Option<Digest>,
+    },
+    Group {
+        name: String,
+        was: Option<u32>,
+    },
+    User {
+        name: String,
+        was: Option<Account>,
+        /// Groups besides its own.
+        groups: Vec<String>,
+        /// A home that was not there.
+        home: Option<String>,
+    },
+    Service {
+        unit: String,
+        /// As `systemctl is-enabled` has it.
+        enabled: String,
+        /// Unknown while the machine is switched off.
+        active: Option<bool>,
+    },
+    /// A setting of the running kernel.
+    Setting {
+        path: String,
+        value: String,
+    },
+    Run {
+        undo: Option<String>,
+        env: BTreeMap<String, String>,
+        user: String,
+        workdir: String,
+        timeout: u64,
+    },
+}
+
+/// The first line of a page.
+#[derive(Debug, Serialize, Deserialize)]
+struct Title {
+    format: u32,
+    layer: String,
+}
+
+/// A layer's page.
+#[derive(Debug)]
+pub(crate) struct Page {
+    file: PathBuf,
+    /// Pages are numbered in the order of their layers.
+    pub(crate) number: u32,
+    pub(crate) layer: String,
+    pub(crate) entries: Vec<Entry>,
+}
+
+/// All pages, and the one that is written to.
+pub(crate) struct Ledger {
+    dir: PathBuf,
+    page: Option<File>,
+    /// Paths that the page has.
+    seen: HashSet<String>,
+}
+
+impl Ledger {
+    /// The ledger below `home`, where the agent keeps its files.
+    pub(crate) fn below(home: &Path) -> Self {
+        Self { dir: home.join("ledger"), page: None, seen: HashSet::new() }
+    }
+
+    /// Goes on with a layer's page, or begins it.
+    pub(crate) fn enter(&mut self, layer: &str) -> Result<(), Failure> {
+        let fail = |e| Failure::at(&self.dir, e);
+        fs::create_dir_all(self.contents()).map_err(fail)?;
+        fs::set_permissions(&self.dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).map_err(fail)?;
+        let pages = self.pages()?;
+        let there = pages.iter().find(|p| p.layer == layer);
+        self.seen = there
+            .iter()
+            .flat_map(|page| &page.entries)
+            .filter_map(|entry| if let Entry::Path { path, .. } = entry { Some(path.clone()) } else { None })
+            .collect();
+        let new = || {
+            let number = pages.last().map_or(1, |p| p.number + 1);
+            self.dir.join(format!("{number:04}-{}", layer.replace('/', "_")))
+        };
+        let path = there.map_or_else(new, |p| p.file.clone());
+        let open = || {
+            let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+            // Half a line is none, and nothing is written behind it.
+            let bytes = fs::read(&path)?;
+            file.set_len(bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at as u64 + 1))?;
+            Ok(file)
+        };
+        self.page = Some(open().map_err(|e| Failure::at(&path, e))?);
+        if there.is_none() {
+            self.line(&Title { format: FORMAT, layer: layer.to_owned() })?;
+        }
+        Ok(())
+    }
+
+    /// Notes what is about to change.
+    pub(crate) fn note(&mut self, entry: &Entry) -> Result<(), Failure> {
+        self.line(entry)?;
+        self.settle()
+    }
+
+    /// Notes what stands at a path that is about to change, and which of the
+    /// directories above it are not there yet.
+    pub(crate) fn path(&mut self, path: &Path) -> Result<(), Failure> {
+        self.paths([path])
+    }
+
+    /// The same for many paths at once.
+    pub(crate) fn paths<'a>(&mut self, paths: impl IntoIterator<Item = &'a Path>) -> Result<(), Failure> {
+        let mut more = false;
+        for path in paths {
+            let missing = |dir: &&Path| fs::symlink_metadata(dir).is_err();
+            let mut all: Vec<&Path> = path.ancestors().skip(1).take_while(missing).collect();
+            all.reverse();
+            all.push(path);
+            for path in all {
+                let name = escape(path);
+                if !self.seen.contains(&name) {
+                    let was = self.look(path).map_err(|e| Failure::at(path, e))?;
+                    self.line(&Entry::Path { path: name.clone(), was })?;
+                    self.seen.insert(name);
+                    more = true;
+                }
+            }
+        }
+        if more { self.settle() } else { Ok(()) }
+    }
+
+    /// Keeps bytes.
+    pub(crate) fn keep(&self, bytes: &[u8]) -> Result<Digest, Failure> {
+        let digest = Digest::of(bytes);
+        let path = self.contents().join(digest.to_string());
+        if !path.exists() {
+            fs::write(&path, bytes).map_err(|e| Failure::at(&path, e))?;
+        }
+        Ok(digest)
+    }
+
+    /// Bytes that were kept.
+    pub(crate) fn kept(&self, digest: &Digest) -> Result<Vec<u8>, Failure> {
+        let path = self.contents().join(digest.to_string());
+        let bytes = fs::read(&path).map_err(|e| Failure::at(&path, e))?;
+        if Digest::of(&bytes) != *digest {
+            return Err(Failure::new(format!("{} was changed since it was kept", path.display())));
+        }
+        Ok(bytes)
+    }
+
+    /// All pages, in the order of their layers.
+    pub(crate) fn pages(&self) -> Result<Vec<Page>, Failure> {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return Ok(Vec::new()) };
+        let mut pages = Vec::new();
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Some(number) = name.split('-').next().and_then(|n| n.parse().ok()) else { continue };
+            pages.push(read(entry.path(), number)?);
+        }
+        pages.sort_by_key(|p| p.number);
+        Ok(pages)
+    }
+
+    /// Takes a page out, and contents that no other has.
+    pub(crate) fn tear_out(&mut self, page: &Page) -> Result<(), Failure> {
+        fs::remove_file(&page.file).map_err(|e| Failure::at(&page.file, e))?;
+        let used: HashSet<String> = self
+            .pages()?
+            .iter()
+            .flat_map(|p| &p.entries)
+            .flat_map(contents_of)
+            .map(|digest| digest.to_string())
+            .collect();
+        let Ok(entries) = fs::read_dir(self.contents()) else { return Ok(()) };
+        for entry in entries.flatten() {
+            if !used.contains(entry.file_name().to_string_lossy().as_ref()) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        Ok(())
+    }
+
+    fn contents(&self) -> PathBuf {
+        self.dir.join("contents")
+    }
+
+    fn line(&mut self, line: &impl Serialize) -> Result<(), Failure> {
+        let fail = |e: io::Error| Failure::new(format!("the ledger can't be written: {e}"));
+        let page = self.page.as_mut().ok_or_else(|| fail(io::Error::other("no layer was named")))?;
+        let mut bytes = serde_json::to_vec(line).map_err(|e| fail(e.into()))?;
+        bytes.push(b'\n');
+        page.write_all(&bytes).map_err(fail)
+    }
+
+    /// What was noted outlives the end of a machine that runs. One that is
+    /// switched off is kept whole or not at all.
+    fn settle(&self) -> Result<(), Failure> {
+        match &self.page {
+            Some(page) if !offline::is() => {
+                page.sync_data().map_err(|e| Failure::new(format!("the ledger can't be written: {e}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn look(&self, path: &Path) -> io::Result<Was> {
+        let meta = match fs::symlink_metadata(path) {
+            Ok(meta) => meta,
+            Err(e) if e.kind() == io::ErrorKind::NotFound || e.kind() == io::ErrorKind::NotADirectory => {
+                return Ok(Was::Absent);
+            }
+            Err(e) => return Err(e),
+        };
+        let (mode, uid, gid) = (meta.mode() & 0o7777, meta.uid(), meta.gid());
+        if meta.is_symlink() {
+            return Ok(Was::Link { target: escape(&fs::read_link(path)?), uid, gid });
+        }
+        let xattrs = xattrs(path)?;
+        if meta.is_dir() {
+            return Ok(Was::Dir { mode, uid, gid, xattrs });
+        }
+        if !meta.is_file() {
+            return Err(io::Error::other("this is no file, directory or link"));
+        }
+        let content = self.keep_file(path)?;
+        Ok(Was::File { content, mode, uid, gid, xattrs })
+    }
+
+    fn keep_file(&self, path: &Path) -> io::Result<Digest> {
+        let new = self.contents().join("new");
+        let mut hasher = blake3::Hasher::new();
+        let mut from = File::open(path)?;
+        let mut to = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let mut buffer = vec![0; 128 << 10];
+        loop {
+            let n = from.read(&mut buffer)?;
+            if n == 0 {
+                break;
+            }
+            hasher.update(&buffer[..n]);
+            to.write_all(&buffer[..n])?;
+        }
+        if !offline::is() {
+            to.sync_data()?;
+        }
+        let digest = Digest(*hasher.finalize().as_bytes());
+        fs::rename(&new, self.contents().join(digest.to_string()))?;
+        Ok(digest)
+    }
+
+    /// Where a kept content is.
+    pub(crate) fn content(&self, digest: &Digest) -> PathBuf {
+        self.contents().join(digest.to_string())
+    }
+}
+
+fn contents_of(entry: &Entry) -> Vec<Digest> {
+    match entry {
+        Entry::Path { was: Was::File { content, .. }, .. } => vec![*content],
+        Entry::Packages { before, after, .. } => after.iter().chain([before]).copied().collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn read(file: PathBuf, number: u32) -> Result<Page, Failure> {
+    let text = fs::read_to_string(&file).map_err(|e| Failure::at(&file, e))?;
+    let bad = |e: &dyn std::fmt::Display| Failure::new(format!("{} can't be read: {e}", file.display()));
+    // A line without an end was being written when the machine stopped, and
+    // what it was to say had not been done.
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    let mut lines = whole.lines();
+    let title: Title = match lines.next() {
+        Some(line) => serde_json::from_str(line).map_err(|e| bad(&e))?,
+        None => return Err(bad(&"it is empty")),
+    };
+    if title.format != FORMAT {
+        return Err(bad(&format_args!("it has the format {}, this agent knows {FORMAT}", title.format)));
+    }
+    let entries =
+        lines.map(|line| serde_json::from_str(line).map_err(|e| bad(&e))).collect::<Result<_, _>>()?;
+    Ok(Page { number, layer: title.layer, entries, file })
+}
+
+/// A path as text. What is no UTF-8, and `\`, is written `\xNN`.
+pub(crate) fn escape(path: &Path) -> String {
+    let mut out = String::new();
+    for chunk in path.as_os_str().as_bytes().utf8_chunks() {
+        out.push_str(&chunk.valid().replace('\\', "\\x5c"));
+        for byte in chunk.invalid() {
+            out.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    out
+}
+
+/// The path that [`escape`] was given.
+pub(crate) fn unescape(text: &str) -> PathBuf {
+    let mut parts = text.split("\\x");
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let (code, rest) = part.split_at_checked(2).unwrap_or((part, ""));
+        bytes.extend(u8::from_str_radix(code, 16));
+        bytes.extend(rest.as_bytes());
+    }
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+}
+
+/// A file's extended attributes: capabilities, access lists, labels. Values
+/// are in hexadecimal.
+fn xattrs(path: &Path) -> io::Result<BTreeMap<String, String>> {
+    let mut names = vec![0; 64 << 10];
+    let length = match rustix::fs::llistxattr(path, &mut names) {
+        Ok(length) => length,
+        // The filesystem has none.
+        Err(rustix::io::Errno::OPNOTSUPP) => return Ok(BTreeMap::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let mut found = BTreeMap::new();
+    for name in names[..length].split(|b| *b == 0).filter(|name| !name.is_empty()) {
+        // A value has at most 64 KiB (xattr(7)).
+        let mut value = vec![0; 64 << 10];
+        let length = rustix::fs::lgetxattr(path, name, &mut value)?;
+        let hex = value[..length].iter().map(|byte| format!("{byte:02x}")).collect();
+        found.insert(String::from_utf8_lossy(name).into_owned(), hex);
+    }
+    Ok(found)
+}
+
+/// Gives a file exactly these extended attributes.
+pub(crate) fn set_xattrs(path: &Path, wanted: &BTreeMap<String, String>) -> io::Result<()> {
+    let now = xattrs(path)?;
+    for name in now.keys().filter(|name| !wanted.contains_key(*name)) {
+        rustix::fs::lremovexattr(path, name.as_str())?;
+    }
+    for (name, hex) in wanted.iter().filter(|(name, hex)| now.get(*name) != Some(*hex)) {
+        let digits = |at: usize| hex.get(at..at + 2).and_then(|d| u8::from_str_radix(d, 16).ok());
+        let value: Vec<u8> = (0..hex.len()).step_by(2).filter_map(digits).collect();
+        rustix::fs::lsetxattr(path, name.as_str(), &value, rustix::fs::XattrFlags::empty())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_is_noted_once_and_parents_first() {
+        let home = tempfile::tempdir().unwrap();
+        let mut ledger = Ledger::below(home.path());
+        ledger.enter("a").unwrap();
+        let file = home.path().join("x/y/file");
+        ledger.path(&file).unwrap();
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "new").unwrap();
+        ledger.path(&file).unwrap();
+        // Another process goes on with the same page.
+        let mut ledger = Ledger::below(home.path());
+        ledger.enter("a").unwrap();
+        ledger.path(&file).unwrap();
+        ledger.enter("b").unwrap();
+        ledger.path(&file).unwrap();
+        let pages = ledger.pages().unwrap();
+        let absent = |path: &str| Entry::Path { path: escape(&home.path().join(path)), was: Was::Absent };
+        assert_eq!(pages[0].entries, [absent("x"), absent("x/y"), absent("x/y/file")]);
+        assert_eq!((pages[1].layer.as_str(), pages[1].number), ("b", 2));
+        let Entry::Path { was: Was::File { content, mode, .. }, .. } = &pages[1].entries[0] else { panic!() };
+        assert_eq!((ledger.kept(content).unwrap().as_slice(), *mode & 0o600), (b"new".as_slice(), 0o600));
+        // What only the page had goes with it.
+        let content = ledger.content(content);
+        ledger.tear_out(&pages[1]).unwrap();
+        assert!(!content.exists());
+        assert_eq!(ledger.pages().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn half_a_line_is_none_and_a_strange_format_is_refused() {
+        let home = tempfile::tempdir().unwrap();
+        let mut ledger = Ledger::below(home.path());
+        ledger.enter("a").unwrap();
+        let page = home.path().join("ledger/0001-a");
+        let title = fs::read_to_string(&page).unwrap();
+        fs::write(&page, format!("{title}{{\"path\":{{")).unwrap();
+        assert_eq!(ledger.pages().unwrap()[0].entries, []);
+        fs::write(&page, title.replace("\"format\":1", "\"format\":9")).unwrap();
+        let message = ledger.pages().unwrap_err().message;
+        assert!(message.ends_with("it has the format 9, this agent knows 1"), "{message}");
+    }
+
+    #[test]
+    fn any_path_survives_being_text() {
+        for path in ["/a b", "/ä\\x", "/\\", "/\u{fffd}"] {
+            assert_eq!(unescape(&escape(Path::new(path))), Path::new(path));
+        }
+        let raw = std::ffi::OsStr::from_bytes(b"/\xff\xfe\\/x");
+        assert_eq!(unescape(&escape(Path::new(raw))), Path::new(raw));
+    }
+}

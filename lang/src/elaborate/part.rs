@@ -1,0 +1,254 @@
+//! One application of a configuration, and what is in effect after it.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::{Below, Elaborator, Inherited, Vars};
+use crate::diagnostic::{Code, Diagnostic};
+use crate::model::{Check, Part};
+use crate::resolve::{At, Capability, Configuration};
+use crate::source::Span;
+use crate::template::Scope;
+
+/// Who provides a capability in an image, and with which values.
+#[derive(Clone)]
+pub(super) struct Provider {
+    pub(super) configuration: String,
+    /// The part's name in the machine.
+    pub(super) id: String,
+    pub(super) span: Span,
+    pub(super) values: Vars,
+    /// Its layer has a mistake: nothing is known of its inputs.
+    broken: bool,
+}
+
+/// A configuration that is to be applied.
+#[derive(Clone)]
+pub(super) struct Use<'d> {
+    /// Where its inputs are given.
+    pub(super) at: At<'d>,
+    pub(super) configuration: &'d Configuration<'d>,
+    /// Inputs that stay as they were unless they are given.
+    pub(super) were: Vars,
+}
+
+/// A configuration that was applied.
+pub(super) struct Applied<'d> {
+    pub(super) wanted: Use<'d>,
+    pub(super) part: Arc<Part>,
+    pub(super) provides: Vec<(&'d str, Provider)>,
+    /// How often the configuration had been applied by then.
+    pub(super) times: u32,
+}
+
+/// All that is applied to a machine: a list that shares what is below with
+/// others, so that each layer has its own at no cost.
+#[derive(Clone, Default)]
+pub(super) struct Effect<'d>(Option<Rc<Link<'d>>>);
+
+struct Link<'d> {
+    applied: Rc<Applied<'d>>,
+    below: Effect<'d>,
+}
+
+impl<'d> Effect<'d> {
+    /// What is applied, in its order.
+    pub(super) fn list(&self) -> Vec<Rc<Applied<'d>>> {
+        let mut list: Vec<_> = self.links().map(|link| link.applied.clone()).collect();
+        list.reverse();
+        list
+    }
+
+    /// Adds what is applied on top.
+    pub(super) fn push(&mut self, applied: Rc<Applied<'d>>) {
+        let below = std::mem::take(self);
+        self.0 = Some(Rc::new(Link { applied, below }));
+    }
+
+    fn links(&self) -> impl Iterator<Item = &Link<'d>> {
+        std::iter::successors(self.0.as_deref(), |link| link.below.0.as_deref())
+    }
+}
+
+impl Drop for Link<'_> {
+    fn drop(&mut self) {
+        // One after the other: a list of thousands must not be dropped by
+        // recursion.
+        let mut next = self.below.0.take();
+        while let Some(link) = next.and_then(Rc::into_inner) {
+            let mut link = link;
+            next = link.below.0.take();
+        }
+    }
+}
+
+impl Elaborator<'_> {
+    /// Applies a configuration to what is inherited.
+    pub(super) fn part<'d>(
+        &mut self,
+        wanted: &Use<'d>,
+        inherited: &mut Inherited<'d>,
+        below: &Below<'_, 'd>,
+    ) -> Arc<Part> {
+        let Use { at, configuration, .. } = *wanted;
+        let name = configuration.at.name();
+        let times = inherited.times.entry(name).or_default();
+        *times += 1;
+        let times = *times;
+        let id = if times == 1 { name.to_owned() } else { format!("{name}#{times}") };
+        let mut provides = Vec::new();
+        let part = self.fill(wanted, &id, inherited, below, &mut provides).unwrap_or_else(|| {
+            // So that those who require what it provides are not reported as
+            // well.
+            for (name, _) in &configuration.provides {
+                let configuration = configuration.at.name().to_owned();
+                let (id, span, values) = (id.clone(), at.head(), Vars::new());
+                let provider = Provider { configuration, id, span, values, broken: true };
+                inherited.providers.entry(name).or_insert(provider);
+            }
+            Part {
+                id: id.clone(),
+                configuration: name.to_owned(),
+                span: at.head(),
+                steps: Vec::new(),
+                reads: Vars::new(),
+                booted: false,
+                checks: Vec::new(),
+            }
+        });
+        for (name, provider) in &provides {
+            inherited.providers.insert(name, Provider::clone(provider));
+        }
+        let part = Arc::new(part);
+        let applied = Applied { wanted: wanted.clone(), part: part.clone(), provides, times };
+        inherited.effect.push(Rc::new(applied));
+        part
+    }
+
+    /// The part, if nothing is wrong with it; what it provides is added to
+    /// `provides`.
+    fn fill<'d>(
+        &mut self,
+        wanted: &Use<'d>,
+        id: &str,
+        inherited: &Inherited<'d>,
+        below: &Below<'_, 'd>,
+        provides: &mut Vec<(&'d str, Provider)>,
+    ) -> Option<Part> {
+        let Use { at, configuration, were } = wanted;
+        let own = self.inputs(*at, configuration, were, below.params);
+        let mut vars = below.params.clone();
+        for (name, span) in &configuration.requires {
+            match inherited.providers.get(*name) {
+                Some(provider) if provider.broken => return None,
+                Some(provider) => vars.extend(provider.values.clone()),
+                None => {
+                    self.unmet(*at, configuration, name, *span, below);
+                    // Its inputs are unknown: rendering would only add noise.
+                    return None;
+                }
+            }
+        }
+        let own = own?;
+        vars.extend(own.clone());
+        let scope = Scope::new(vars.clone());
+        let steps = self.steps(configuration.at, &scope);
+        let reads = scope.reads();
+        let mut checks: Vec<Check> =
+            configuration.at.children_named("check").map(|c| self.check(c, &scope)).collect();
+        for (name, _) in &configuration.provides {
+            let Some(capability) = below.declarations.capabilities.get(name) else { continue };
+            let provider = self.provide(*at, configuration, capability, (&own, id), inherited);
+            let scope = Scope::new(provider.values.clone());
+            checks.extend(capability.at.children_named("check").map(|c| self.check(c, &scope)));
+            provides.push((*name, provider));
+        }
+        Some(Part {
+            id: id.to_owned(),
+            configuration: configuration.at.name().to_owned(),
+            span: at.head(),
+            steps,
+            reads,
+            booted: needs_booted(configuration.at),
+            checks,
+        })
+    }
+
+    fn unmet(
+        &mut self,
+        at: At,
+        configuration: &Configuration,
+        name: &str,
+        span: Span,
+        below: &Below<'_, '_>,
+    ) {
+        let providers: Vec<String> = below
+            .declarations
+            .configurations
+            .values()
+            .filter(|c| c.provides.iter().any(|(p, _)| *p == name))
+            .map(|c| format!("`layer \"{}\"`", c.at.name()))
+            .collect();
+        let help = if providers.is_empty() {
+            "no configuration provides it; declare one".to_owned()
+        } else {
+            let mut providers = providers;
+            providers.sort();
+            format!("add {} before this layer", providers.join(" or "))
+        };
+        self.out.push(
+            Diagnostic::error(
+                Code::UnmetRequirement,
+                at.head(),
+                format!("nothing below `{}` provides `{name}`", configuration.at.name()),
+            )
+            .related(span, "required here")
+            .help(help),
+        );
+    }
+
+    fn provide(
+        &mut self,
+        at: At,
+        configuration: &Configuration,
+        capability: &Capability,
+        (own, id): (&Vars, &str),
+        inherited: &Inherited,
+    ) -> Provider {
+        let name = capability.at.name();
+        if let Some(other) = inherited.providers.get(name) {
+            self.out.push(
+                Diagnostic::error(
+                    Code::TwoProviders,
+                    at.head(),
+                    format!("`{name}` is already provided by `{}`", other.configuration),
+                )
+                .related(other.span, "by this layer")
+                .help(format!(
+                    "an image has one provider of a capability; drop one of the layers, or write \
+                     `replace \"{name}\" with=\"{}\"`",
+                    configuration.at.name()
+                )),
+            );
+        }
+        let values = capability
+            .inputs
+            .iter()
+            .filter_map(|i| {
+                let name = crate::value::template_name(i.at.name());
+                let value = own.get(&name)?.clone();
+                Some((name, value))
+            })
+            .collect();
+        let configuration = configuration.at.name().to_owned();
+        Provider { configuration, id: id.to_owned(), span: at.head(), values, broken: false }
+    }
+}
+
+/// Whether a configuration, or a script of it, says that it needs the machine
+/// to run, or can't be meant otherwise.
+fn needs_booted(configuration: At) -> bool {
+    configuration.child("needs").is_some()
+        || configuration.child("reboot").is_some()
+        || configuration.children_named("run").any(|run| run.child("needs").is_some())
+}

@@ -1,0 +1,253 @@
+//! `replace` and `remove`: what is taken back, what is applied again, and
+//! whether that can be done.
+
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+
+use super::part::{Applied, Effect, Use};
+use super::{Below, Elaborator, Growing, Inherited, primitive};
+use crate::diagnostic::{Code, Diagnostic};
+use crate::model::{Layer, Origin, Primitive};
+use crate::resolve::{self, At};
+use crate::source::Span;
+use crate::syntax::Scalar;
+
+impl Elaborator<'_> {
+    /// Puts another provider of a capability in the place of one.
+    pub(super) fn replace<'d>(&mut self, at: At<'d>, growing: &mut Growing<'d>, below: &Below<'_, 'd>) {
+        let Some((name, _)) = resolve::with(at) else { return };
+        let Some(configuration) = below.declarations.configurations.get(name) else { return };
+        let Some((list, place)) = self.provider(at, growing, below) else { return };
+        // The contract stays as it was agreed on.
+        let were = growing.made.inherited.providers.get(at.name()).map(|p| p.values.clone());
+        let wanted = Use { at, configuration, were: were.unwrap_or_default() };
+        if by_rebuild(at) {
+            let rest = list[place + 1..].iter().map(|applied| applied.wanted.clone());
+            let rest: Vec<Use> = std::iter::once(wanted).chain(rest).collect();
+            self.rebuild(&list, place, rest, growing, below);
+            return;
+        }
+        let taken = dependents(&list, place);
+        self.can_be_taken_back(at, &list, &taken);
+        let again = taken.iter().filter(|n| **n != place).map(|n| list[*n].wanted.clone());
+        let apply: Vec<Use> = std::iter::once(wanted).chain(again).collect();
+        self.exchange(at, name.to_owned(), (&list, &taken), apply, growing, below);
+    }
+
+    /// Takes a provider of a capability away.
+    pub(super) fn remove<'d>(&mut self, at: At<'d>, growing: &mut Growing<'d>, below: &Below<'_, 'd>) {
+        let Some((list, place)) = self.provider(at, growing, below) else { return };
+        let taken = dependents(&list, place);
+        if let Some(needs) = taken.iter().find(|n| **n != place).map(|n| &list[*n]) {
+            let name = &needs.part.configuration;
+            let message = format!("`{name}` requires what `{}` provides", list[place].part.configuration);
+            self.out.push(
+                Diagnostic::error(Code::UnmetRequirement, at.head(), message)
+                    .related(needs.part.span, "applied here")
+                    .help("replace it by another provider, or remove what requires it first"),
+            );
+            return;
+        }
+        if by_rebuild(at) {
+            let rest = list[place + 1..].iter().map(|applied| applied.wanted.clone()).collect();
+            self.rebuild(&list, place, rest, growing, below);
+            return;
+        }
+        self.can_be_taken_back(at, &list, &taken);
+        let name = format!("remove-{}", at.name());
+        self.exchange(at, name, (&list, &taken), Vec::new(), growing, below);
+    }
+
+    /// What is in effect, and which of it provides the capability.
+    fn provider<'d>(
+        &mut self,
+        at: At<'d>,
+        growing: &Growing<'d>,
+        below: &Below<'_, 'd>,
+    ) -> Option<(Vec<Rc<Applied<'d>>>, usize)> {
+        let inherited = &growing.made.inherited;
+        below.declarations.capabilities.get(at.name())?;
+        let Some(provider) = inherited.providers.get(at.name()) else {
+            let known: Vec<&str> = inherited.providers.keys().copied().collect();
+            let help = match known.as_slice() {
+                [] => "nothing is provided here; is it to be a `layer`?".to_owned(),
+                known => format!("provided here: `{}`", known.join("`, `")),
+            };
+            let message = format!("nothing below provides `{}`", at.name());
+            self.out.push(Diagnostic::error(Code::UnmetRequirement, at.arg_span(), message).help(help));
+            return None;
+        };
+        let list = inherited.effect.list();
+        let place = list.iter().position(|applied| applied.part.id == provider.id)?;
+        Some((list, place))
+    }
+
+    /// What is taken back must say how, and must not lie below what stays.
+    fn can_be_taken_back(&mut self, at: At, list: &[Rc<Applied>], taken: &[usize]) {
+        let mut owned: HashMap<String, Span> = HashMap::new();
+        for (n, applied) in list.iter().enumerate() {
+            let goes = taken.contains(&n);
+            for step in &applied.part.steps {
+                if goes && matches!(step.primitive, Primitive::Run { undo: None, .. }) {
+                    let configuration = &applied.part.configuration;
+                    self.out.push(
+                        Diagnostic::error(
+                            Code::NoUndo,
+                            at.head(),
+                            format!("a script of `{configuration}` can't be taken back"),
+                        )
+                        .related(step.span, "it has no `undo`")
+                        .help("add an `undo` to it, or write `by=\"rebuild\"`"),
+                    );
+                }
+                let Some(resource) = primitive::resource(&step.primitive) else { continue };
+                if goes {
+                    owned.insert(resource, step.span);
+                } else if let Some(span) = owned.get(&resource) {
+                    let configuration = &applied.part.configuration;
+                    self.out.push(
+                        Diagnostic::error(
+                            Code::Conflict,
+                            step.span,
+                            format!("{resource} is changed again by `{configuration}`, which stays"),
+                        )
+                        .related(*span, "this is to be taken back")
+                        .related(at.head(), "by this")
+                        .help(format!(
+                            "let `{configuration}` require the capability, or write `by=\"rebuild\"`"
+                        )),
+                    );
+                }
+            }
+        }
+    }
+
+    /// One step that takes some parts back, the last first, and applies
+    /// others.
+    fn exchange<'d>(
+        &mut self,
+        at: At<'d>,
+        name: String,
+        (list, taken): (&[Rc<Applied<'d>>], &[usize]),
+        apply: Vec<Use<'d>>,
+        growing: &mut Growing<'d>,
+        below: &Below<'_, 'd>,
+    ) {
+        let stays = list.iter().enumerate().filter(|(n, _)| !taken.contains(n)).map(|(_, a)| a.clone());
+        let times = std::mem::take(&mut growing.made.inherited.times);
+        in_effect(stays, &mut growing.made.inherited);
+        // A name is not given twice, so that nobody takes the one for the
+        // other.
+        growing.made.inherited.times = times;
+        let reverts: Vec<String> = taken.iter().rev().map(|n| list[*n].part.id.clone()).collect();
+        let mut booted = taken.iter().any(|n| list[*n].part.booted);
+        let mut parts = Vec::new();
+        for wanted in apply {
+            let part = self.part(&wanted, &mut growing.made.inherited, below);
+            booted |= part.booted;
+            parts.push(part);
+        }
+        growing.push(Layer { name, span: at.head(), reverts, parts, booted });
+    }
+
+    /// Goes back to the highest state that has nothing of what changes, and
+    /// applies `rest` there.
+    fn rebuild<'d>(
+        &mut self,
+        list: &[Rc<Applied<'d>>],
+        place: usize,
+        rest: Vec<Use<'d>>,
+        growing: &mut Growing<'d>,
+        below: &Below<'_, 'd>,
+    ) {
+        let same = |effect: &Effect<'d>| -> Option<usize> {
+            let there = effect.list();
+            let fits = there.len() <= place && there.iter().zip(list).all(|(a, b)| Rc::ptr_eq(a, b));
+            fits.then_some(there.len())
+        };
+        // Its own layers first, then those of the images below.
+        let own = (0..growing.made.after.len()).rev().find_map(|n| Some((n, same(&growing.made.after[n])?)));
+        let mut kept = None;
+        if let Some((n, length)) = own {
+            growing.image.layers.truncate(n + 1);
+            growing.made.after.truncate(n + 1);
+            kept = Some(length);
+        } else {
+            growing.image.layers.clear();
+            growing.made.after.clear();
+            let mut origin = match growing.image.origin {
+                Origin::Image(image, layers) => Some((image, layers)),
+                _ => None,
+            };
+            if let Some(length) = same(&growing.made.below) {
+                kept = Some(length);
+                origin = None;
+            }
+            while let Some((image, layers)) = origin {
+                let made = &below.made[image];
+                let found = (0..layers).rev().find_map(|n| Some((n + 1, same(&made.after[n])?)));
+                let found = found.or_else(|| Some((0, same(&made.below)?)));
+                if let Some((layers, length)) = found {
+                    growing.image.origin = Origin::Image(image, layers);
+                    kept = Some(length);
+                    break;
+                }
+                origin = match below.images[image].origin {
+                    Origin::Image(image, layers) => Some((image, layers)),
+                    _ => None,
+                };
+            }
+        }
+        let kept = kept.unwrap_or(0);
+        in_effect(list[..kept].iter().cloned(), &mut growing.made.inherited);
+        if growing.image.layers.is_empty() {
+            growing.made.below = growing.made.inherited.effect.clone();
+        }
+        let between = list[kept..place].iter().map(|applied| applied.wanted.clone());
+        for wanted in between.chain(rest) {
+            let part = self.part(&wanted, &mut growing.made.inherited, below);
+            growing.push(Layer {
+                name: part.configuration.clone(),
+                span: part.span,
+                reverts: Vec::new(),
+                booted: part.booted,
+                parts: vec![part],
+            });
+        }
+    }
+}
+
+/// Whether what stands on it is to be made again.
+fn by_rebuild(at: At) -> bool {
+    at.node.prop("by").is_some_and(|arg| arg.value == Scalar::String("rebuild".into()))
+}
+
+/// A part, and all that requires what it, or one of those, provides.
+fn dependents(list: &[Rc<Applied>], place: usize) -> Vec<usize> {
+    let mut taken = vec![place];
+    let offers = |applied: &Applied| -> Vec<String> {
+        applied.wanted.configuration.provides.iter().map(|(name, _)| (*name).to_owned()).collect()
+    };
+    let mut gone: HashSet<String> = offers(&list[place]).into_iter().collect();
+    for (n, applied) in list.iter().enumerate().skip(place + 1) {
+        if applied.wanted.configuration.requires.iter().any(|(name, _)| gone.contains(*name)) {
+            taken.push(n);
+            gone.extend(offers(applied));
+        }
+    }
+    taken
+}
+
+/// Has exactly these in effect.
+fn in_effect<'d>(list: impl Iterator<Item = Rc<Applied<'d>>>, inherited: &mut Inherited<'d>) {
+    let machine = inherited.machine;
+    *inherited = Inherited { machine, ..Inherited::default() };
+    for applied in list {
+        for (name, provider) in &applied.provides {
+            inherited.providers.insert(name, provider.clone());
+        }
+        let times = inherited.times.entry(applied.wanted.configuration.at.name()).or_default();
+        *times = applied.times.max(*times);
+        inherited.effect.push(applied);
+    }
+}
