@@ -101,7 +101,13 @@ fn write_project(dir: &Path, n: usize) {
 fn fill(project: &Path, store: &Path) {
     let project = Project::open(project).expect("the project");
     let mut sources = Sources::default();
-    let request = Request { files: &project, entry: FileRef::project("main.vimg"), set: &[], values: None };
+    let request = Request {
+        files: &project,
+        entry: FileRef::project("main.vimg"),
+        set: &[],
+        values: None,
+        rebuilt: None,
+    };
     let model = compile(&request, &mut sources).expect("a good recipe");
     let graph = Arc::new(Graph::new(&model, &project).expect("a graph"));
     let store = Store::open(store).expect("a store");

@@ -13,6 +13,7 @@ use vimg_lang::{Diagnostic, Sources};
 
 mod build;
 mod check;
+mod diff;
 mod doctor;
 mod fmt;
 mod graph;
@@ -110,6 +111,7 @@ enum Command {
     Shell(shell::ShellArgs),
     Run(shell::RunArgs),
     Console(shell::ConsoleArgs),
+    Diff(diff::Args),
     Why(why::Args),
     Graph(graph::Args),
     Log(log::Args),
@@ -187,6 +189,7 @@ fn run(command: &Command, global: &Global, style: Style) -> Outcome {
         Command::Shell(args) => shell::shell(args, global, style),
         Command::Run(args) => shell::run(args, global, style),
         Command::Console(args) => shell::console(args, global, style),
+        Command::Diff(args) => diff::run(args, global, style),
         Command::Why(args) => why::run(args, global, style),
         Command::Graph(_) => graph::run(global),
         Command::Log(args) => log::run(args, global),

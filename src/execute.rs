@@ -27,6 +27,7 @@ use crate::provider::{OFFLINE_MEMORY, Provider, ProviderError};
 use crate::store::{ProjectFiles, Store, StoreError};
 
 mod checks;
+mod compare;
 mod explain;
 mod interact;
 mod layer;
@@ -38,6 +39,7 @@ mod session;
 mod site;
 mod up;
 
+pub use compare::{Change, Comparison, How, compare};
 pub use interact::{Ended, Input, interact, watch};
 pub use log::read as read_log;
 pub use output::write_outputs;

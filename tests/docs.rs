@@ -53,7 +53,13 @@ fn the_language_reference_is_generated() {
 fn compiled(dir: &Path) -> (Result<vimg_lang::Model, Vec<vimg_lang::Diagnostic>>, Project) {
     let project = Project::open(dir).unwrap();
     let mut sources = Sources::default();
-    let request = Request { files: &project, entry: FileRef::project("main.vimg"), set: &[], values: None };
+    let request = Request {
+        files: &project,
+        entry: FileRef::project("main.vimg"),
+        set: &[],
+        values: None,
+        rebuilt: None,
+    };
     (compile(&request, &mut sources), project)
 }
 

@@ -303,7 +303,13 @@ fn stands(standing: &Standing, project: &Path, store: &Path) -> bool {
 fn run(project: &Path, store: &Path, leak: Option<PathBuf>) -> Built {
     let project = Arc::new(Project::open(project).unwrap().later(1000));
     let mut sources = Sources::default();
-    let request = Request { files: &*project, entry: FileRef::project("main.vimg"), set: &[], values: None };
+    let request = Request {
+        files: &*project,
+        entry: FileRef::project("main.vimg"),
+        set: &[],
+        values: None,
+        rebuilt: None,
+    };
     let model = compile(&request, &mut sources)
         .unwrap_or_else(|d| panic!("{d:?}\n{}", sources.iter().next().unwrap().text));
     let graph = Arc::new(Graph::new(&model, &project).unwrap());

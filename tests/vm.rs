@@ -12,6 +12,8 @@ mod machines;
 mod memory;
 #[path = "vm/offline.rs"]
 mod offline;
+#[path = "vm/replace.rs"]
+mod replace;
 
 use std::path::Path;
 use std::process::Command;

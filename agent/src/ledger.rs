@@ -358,7 +358,7 @@ pub(crate) fn unescape(text: &str) -> PathBuf {
 
 /// A file's extended attributes: capabilities, access lists, labels. Values
 /// are in hexadecimal.
-fn xattrs(path: &Path) -> io::Result<BTreeMap<String, String>> {
+pub(crate) fn xattrs(path: &Path) -> io::Result<BTreeMap<String, String>> {
     let mut names = vec![0; 64 << 10];
     let length = match rustix::fs::llistxattr(path, &mut names) {
         Ok(length) => length,

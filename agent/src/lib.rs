@@ -23,6 +23,7 @@ mod apply;
 mod http;
 mod check;
 mod exec;
+mod list;
 mod seal;
 pub mod serve;
 pub mod early;

@@ -309,6 +309,16 @@ pub enum ToAgent {
     /// Take out what must not be the same in two machines. Answered by
     /// `Sealed`.
     Seal,
+    /// Send the list of installed packages (a line for each: name and
+    /// architecture, version, `auto` or `manual`), then what is on the disk (a
+    /// [`Listed`] as JSON on each line), each followed by an empty frame of
+    /// data.
+    List,
+    /// Answered by `Digests`.
+    Digests {
+        /// As in [`Listed`].
+        paths: Vec<String>,
+    },
     /// Stop all services and switch the machine off. Answered by `GoingOff`.
     SwitchOff,
     /// Send the kernel, then the initrd, that the machine would boot, each
@@ -414,6 +424,40 @@ pub const CAPABILITIES: [&str; 13] = [
 /// id 1 serve as an appliance.
 pub const APPLIANCE: &str = "vimg.appliance";
 
+/// Something on a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// Where. What is no UTF-8, and `\\`, is written `\\xNN`.
+    pub path: String,
+    /// What.
+    pub kind: Kind,
+    /// Permission bits.
+    pub mode: u32,
+    /// Numbers of user and group.
+    pub owner: (u32, u32),
+    /// Of a file, in bytes.
+    pub size: u64,
+    /// Extended attributes, their values in hexadecimal.
+    pub attributes: BTreeMap<String, String>,
+    /// The number of its inode and when that was last changed: seconds and
+    /// nanoseconds.
+    pub stamp: (u64, i64, i64),
+}
+
+/// A kind of file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A directory.
+    Dir,
+    /// A file.
+    File,
+    /// A symbolic link, and what it points to.
+    Link(String),
+    /// Something else.
+    Other(String),
+}
+
 /// From the agent to the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -469,6 +513,11 @@ pub enum FromAgent {
         step: usize,
         /// As in `Done`.
         boot_changed: bool,
+    },
+    /// The digests of files that were asked for; none of what can't be read.
+    Digests {
+        /// In the order of the question.
+        digests: Vec<Option<Digest>>,
     },
     /// The machine switches itself off.
     GoingOff,

@@ -15,6 +15,7 @@ use crate::check;
 use crate::command;
 use crate::exec::Running;
 use crate::fetch::{Channel, Received, Sender};
+use crate::list;
 use crate::offline;
 use crate::protocol::{self, ALIVE_EVERY, FromAgent, PORT, Prepare, ToAgent};
 use crate::seal;
@@ -242,6 +243,11 @@ impl Agent {
                 Ok(()) => FromAgent::Sealed,
                 Err(error) => refused("seal", error),
             },
+            ToAgent::List => {
+                list::list(&self.channel.sender)?;
+                return Ok(None);
+            }
+            ToAgent::Digests { paths } => FromAgent::Digests { digests: list::digests(&paths) },
             ToAgent::SwitchOff => match switch_off() {
                 Ok(()) => FromAgent::GoingOff,
                 Err(error) => refused("switch the machine off", error),

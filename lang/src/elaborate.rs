@@ -2,10 +2,11 @@
 //! turns nodes into typed values. Names are known to be good by now.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use crate::diagnostic::{Code, Diagnostic, MOST};
 use crate::load;
-use crate::model::{Bootstrap, DiskFormat, Image, Layer, Machine, Model, Origin, Output};
+use crate::model::{Bootstrap, DiskFormat, Image, Layer, Machine, Model, Origin, Output, Part};
 use crate::resolve::{self, At, Declarations};
 use crate::source::{FileKind, FileRef, Files, SourceId, Sources, Span};
 use crate::syntax::Arg;
@@ -29,6 +30,14 @@ pub struct Request<'a> {
     pub set: &'a [(String, String)],
     /// A values file: its name and its text.
     pub values: Option<(String, String)>,
+    /// An image that is wanted a second time, made without taking anything
+    /// back; its name is then [`rebuilt_name`].
+    pub rebuilt: Option<&'a str>,
+}
+
+/// What an image is called that is made a second time.
+pub fn rebuilt_name(image: &str) -> String {
+    format!("{image}:rebuilt")
 }
 
 /// Compiles a recipe. All mistakes of the first phase that finds any are
@@ -51,7 +60,7 @@ pub fn compile(request: &Request, sources: &mut Sources) -> Result<Model, Vec<Di
     if elaborator.out.is_empty() {
         let params = elaborator.params(&declarations, request);
         if elaborator.out.is_empty() {
-            model = elaborator.images(&declarations, params);
+            model = elaborator.images(&declarations, params, request.rebuilt);
         }
     }
     let mut out = elaborator.out;
@@ -100,7 +109,12 @@ struct Elaborator<'a> {
 }
 
 impl Elaborator<'_> {
-    fn images<'d>(&mut self, declarations: &'d Declarations<'d>, params: Vars) -> Model {
+    fn images<'d>(
+        &mut self,
+        declarations: &'d Declarations<'d>,
+        params: Vars,
+        rebuilt: Option<&str>,
+    ) -> Model {
         let mut model = Model::default();
         let mut placed: HashMap<usize, usize> = HashMap::new();
         let mut made: Vec<Made<'d>> = Vec::new();
@@ -116,6 +130,11 @@ impl Elaborator<'_> {
             placed.insert(index, model.images.len());
             model.images.push(image);
             made.push(known);
+        }
+        if let Some(index) = rebuilt.and_then(|name| model.images.iter().position(|i| i.name == name)) {
+            let below = Below { images: &model.images, made: &made, declarations, params: &params };
+            let image = self.rebuilt(index, &below);
+            model.images.push(image);
         }
         self.output_paths(&model);
         model
@@ -166,23 +185,9 @@ impl Elaborator<'_> {
         };
         let start = inherited.effect.clone();
         let mut growing = Growing { image, made: Made { inherited, below: start, after: Vec::new() } };
-        for child in at.children() {
-            match child.node.name.as_str() {
-                "layer" => self.layer(child, &mut growing, below),
-                "replace" => self.replace(child, &mut growing, below),
-                "remove" => self.remove(child, &mut growing, below),
-                _ => {}
-            }
-        }
+        self.layers(at, &mut growing, below);
         let Growing { mut image, made } = growing;
-        let mut times: HashMap<String, usize> = HashMap::new();
-        for layer in &mut image.layers {
-            let count = times.entry(layer.name.clone()).or_default();
-            *count += 1;
-            if *count > 1 {
-                layer.name = format!("{}#{count}", layer.name);
-            }
-        }
+        image.name_layers();
         for output in at.children_named("output") {
             image.outputs.extend(self.output(output, &scope));
         }
@@ -190,17 +195,22 @@ impl Elaborator<'_> {
         (image, made)
     }
 
+    fn layers<'d>(&mut self, at: At<'d>, growing: &mut Growing<'d>, below: &Below<'_, 'd>) {
+        for child in at.children() {
+            match child.node.name.as_str() {
+                "layer" => self.layer(child, growing, below),
+                "replace" => self.replace(child, growing, below),
+                "remove" => self.remove(child, growing, below),
+                _ => {}
+            }
+        }
+    }
+
     fn layer<'d>(&mut self, at: At<'d>, growing: &mut Growing<'d>, below: &Below<'_, 'd>) {
         let Some(configuration) = below.declarations.configurations.get(at.name()) else { return };
         let wanted = Use { at, configuration, were: Vars::new() };
         let part = self.part(&wanted, &mut growing.made.inherited, below);
-        growing.push(Layer {
-            name: part.configuration.clone(),
-            span: at.head(),
-            reverts: Vec::new(),
-            booted: part.booted,
-            parts: vec![part],
-        });
+        growing.push_plain(part);
     }
 
     fn origin(&mut self, at: At, parent: Option<(usize, usize)>, scope: &Scope) -> (Origin, Span) {
@@ -312,6 +322,20 @@ impl Elaborator<'_> {
     }
 }
 
+impl Image {
+    /// Gives layers of the same name a number.
+    fn name_layers(&mut self) {
+        let mut times: HashMap<String, usize> = HashMap::new();
+        for layer in &mut self.layers {
+            let count = times.entry(layer.name.clone()).or_default();
+            *count += 1;
+            if *count > 1 {
+                layer.name = format!("{}#{count}", layer.name);
+            }
+        }
+    }
+}
+
 /// An image that is being made.
 struct Growing<'d> {
     image: Image,
@@ -322,6 +346,17 @@ impl Growing<'_> {
     fn push(&mut self, layer: Layer) {
         self.image.layers.push(layer);
         self.made.after.push(self.made.inherited.effect.clone());
+    }
+
+    /// Adds a layer that is one part.
+    fn push_plain(&mut self, part: Arc<Part>) {
+        self.push(Layer {
+            name: part.configuration.clone(),
+            span: part.span,
+            reverts: Vec::new(),
+            booted: part.booted,
+            parts: vec![part],
+        });
     }
 }
 

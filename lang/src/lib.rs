@@ -21,7 +21,7 @@ mod format;
 mod settings;
 
 pub use diagnostic::{Code, Diagnostic, MOST, Severity};
-pub use elaborate::{Request, compile};
+pub use elaborate::{Request, compile, rebuilt_name};
 pub use format::format;
 pub use model::Model;
 pub use prescan::MAX_RECIPE;

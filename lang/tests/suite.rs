@@ -171,6 +171,7 @@ fn suite() {
                 entry: FileRef::project("main.vimg"),
                 set: &case.set,
                 values: case.values.clone(),
+                rebuilt: None,
             };
             let diagnostics = compile(&request, &mut sources).err().unwrap_or_default();
             seen.extend(diagnostics.iter().map(|d| d.code));

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::project::{self, Extent};
 use super::settings::ProviderArgs;
@@ -10,13 +11,14 @@ use super::{Error, Global, INTERRUPTED, Outcome};
 use crate::event::{Event, Sink};
 use crate::execute::{self, Budget, Workshop};
 use crate::files::Project;
-use crate::graph::Graph;
+use crate::graph::{Graph, NodeId};
 use crate::plan::{Plan, Standing, Wanted};
 use crate::provider::Lines;
 use crate::provider::host::Host;
 use crate::provider::qemu::Qemu;
 use crate::report::{self, Style};
 use crate::store::{ProjectFiles, Store};
+use vimg_lang::Sources;
 
 /// Build images, check them and write their outputs
 #[derive(Debug, clap::Args)]
@@ -90,7 +92,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
         reporter.end();
         return write(&standing.wanted, &opened.store, &opened.notes, &dir, &reporter.sink());
     }
-    let mut loaded = opened.compile(global)?;
+    let mut loaded = opened.compile(global, None)?;
     let graph = project::graph(&mut loaded)?;
     let images = project::wanted(&graph, &loaded, args.images)?;
     let nodes = project::nodes_of(&graph, &images, args.extent);
@@ -146,6 +148,57 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     // The process ends here: taking a large graph apart would be for nothing.
     std::mem::forget((graph.clone(), plan));
     if outcome.failures.is_empty() { Ok(()) } else { Err(Error::Build(Box::new(sources), outcome.failures)) }
+}
+
+/// States that are there, and where their machines can be started.
+pub(super) struct Made {
+    pub(super) workshop: Workshop<Host>,
+    pub(super) sources: Sources,
+}
+
+/// Builds what is missing of some states. `first` is told before.
+pub(super) fn states(
+    mut loaded: project::Loaded,
+    graph: Graph,
+    wanted: &[NodeId],
+    how: &How,
+    style: Style,
+    first: Option<String>,
+) -> Result<Made, Error> {
+    let last = loaded.last();
+    let plan = Plan::new(&graph, &loaded.store, &last, wanted);
+    let project::Loaded { project, sources, store, notes, .. } = loaded;
+    let (graph, project) = (Arc::new(graph), Arc::new(project));
+    let reporter = report::reporter(style);
+    let told = reporter.sink();
+    let building = plan.to_build().next().is_some();
+    let built = Arc::new(AtomicBool::new(!building));
+    let quiet = built.clone();
+    let sink: Sink = Arc::new(move |event| match event {
+        // A boot takes long enough to be told; of a fork there is nothing to
+        // say.
+        Event::Phase { phase, .. } if phase == "start" && quiet.load(Ordering::Relaxed) => {}
+        event => told(event),
+    });
+    if let Some(text) = first {
+        sink(Event::Notice { text });
+    }
+    let workshop = workshop(&graph, &store, &project, sink, how)?;
+    if building {
+        let outcome = interruptible(execute::build(&workshop, &plan))?.ok_or_else(stopped)?;
+        remember(&graph, &plan, &store, &notes, last.nodes);
+        if !outcome.failures.is_empty() {
+            reporter.end();
+            return Err(Error::Build(Box::new(sources), outcome.failures));
+        }
+    }
+    built.store(true, Ordering::Relaxed);
+    reporter.end();
+    Ok(Made { workshop, sources })
+}
+
+pub(super) fn stopped() -> Error {
+    Error::Message("stopped".into(), None, INTERRUPTED)
 }
 
 /// Where a build is done, by this host.

@@ -10,7 +10,7 @@ use vimg_lang::{FileRef, Model, Request, Sources, compile};
 use super::{Error, Global, HOST, RECIPE};
 use crate::digest::{Description, Digest};
 use crate::files::Project;
-use crate::graph::{Graph, NodeId};
+use crate::graph::{Graph, NodeId, Work};
 use crate::store::{Last, ProjectFiles, Store};
 
 /// A recipe and all that was found out about it.
@@ -124,8 +124,8 @@ impl Opened {
         d.key().0
     }
 
-    /// Compiles the recipe.
-    pub(super) fn compile(self, global: &Global) -> Result<Loaded, Error> {
+    /// Compiles the recipe, with an image that is `rebuilt`, if one is.
+    pub(super) fn compile(self, global: &Global, rebuilt: Option<&str>) -> Result<Loaded, Error> {
         let Self { project, store, notes, entry, values } = self;
         // Two halves of the work that know nothing of each other.
         let last = {
@@ -134,7 +134,7 @@ impl Opened {
         };
         let project = project.knowing(notes.stamps(), store.parsed());
         let mut sources = Sources::default();
-        let request = Request { files: &project, entry, set: &global.set, values };
+        let request = Request { files: &project, entry, set: &global.set, values, rebuilt };
         match compile(&request, &mut sources) {
             Ok(model) => Ok(Loaded { project, sources, model, store, notes, last }),
             Err(diagnostics) => Err(Error::Recipe(Box::new(sources), diagnostics)),
@@ -144,7 +144,7 @@ impl Opened {
 
 /// Opens the project and compiles its recipe.
 pub(super) fn load(global: &Global) -> Result<Loaded, Error> {
-    open(global)?.compile(global)
+    open(global)?.compile(global, None)
 }
 
 /// Builds the graph of a compiled recipe.
@@ -191,6 +191,15 @@ pub(super) fn node(graph: &Graph, name: &str) -> Result<NodeId, Error> {
     )
     .suggest(name, graph.names());
     Err(Error::Message(diagnostic.message, diagnostic.help, 2))
+}
+
+/// The same, if it is a machine.
+pub(super) fn machine(graph: &Graph, name: &str) -> Result<NodeId, Error> {
+    let id = node(graph, name)?;
+    if matches!(graph.node(id).work, Work::Check(_) | Work::Export(_)) {
+        return Err(Error::Message(format!("`{name}` is no machine"), None, 2));
+    }
+    Ok(id)
 }
 
 /// The images that were asked for; those that the project itself declares if

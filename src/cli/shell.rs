@@ -3,21 +3,19 @@
 
 use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::sync::mpsc;
 use vimg_agent::protocol::{Exec, Size, Stream, Terminal};
 use vimg_lang::Sources;
 
-use super::build::{self, How};
-use super::{Error, Global, INTERRUPTED, Outcome, project};
-use crate::event::{Event, Sink};
+use super::build::{self, How, Made, stopped};
+use super::{Error, Global, Outcome, project};
 use crate::execute::{self, Ended, Input, Workshop};
-use crate::graph::{Graph, NodeId, Work};
-use crate::plan::{Plan, plain};
+use crate::graph::{Graph, NodeId};
+use crate::plan::plain;
 use crate::provider::host::Host;
-use crate::report::{self, Style};
+use crate::report::Style;
 use crate::store::{ProjectFiles, Store};
 
 /// Open a shell in an image's machine
@@ -132,41 +130,13 @@ struct Ready {
 fn prepare(name: &str, failed: bool, how: &How, global: &Global, style: Style) -> Result<Ready, Error> {
     let mut loaded = project::load(global)?;
     let graph = project::graph(&mut loaded)?;
-    let mut id = project::node(&graph, name)?;
-    if matches!(graph.node(id).work, Work::Check(_) | Work::Export(_)) {
-        return Err(Error::Message(format!("`{name}` is no machine"), None, 2));
-    }
+    let mut id = project::machine(&graph, name)?;
     let (mut disk, mut why) = (None, None);
     if failed {
         let (below, found, what) = find_failed(&graph, id, &loaded.store, &loaded.notes)?;
         (id, disk, why) = (below, Some(found), Some(what));
     }
-    let last = loaded.last();
-    let plan = Plan::new(&graph, &loaded.store, &last, &[id]);
-    let project::Loaded { project, sources, store, notes, .. } = loaded;
-    let (graph, project) = (Arc::new(graph), Arc::new(project));
-    let reporter = report::reporter(style);
-    let told = reporter.sink();
-    let building = plan.to_build().next().is_some();
-    let sink: Sink = Arc::new(move |event| match event {
-        // A boot takes long enough to be told; of a fork there is nothing to
-        // say.
-        Event::Phase { phase, .. } if !building && phase == "start" => {}
-        event => told(event),
-    });
-    if let Some(text) = why {
-        sink(Event::Notice { text });
-    }
-    let workshop = build::workshop(&graph, &store, &project, sink, how)?;
-    if building {
-        let outcome = build::interruptible(execute::build(&workshop, &plan))?.ok_or_else(stopped)?;
-        build::remember(&graph, &plan, &store, &notes, last.nodes);
-        if !outcome.failures.is_empty() {
-            reporter.end();
-            return Err(Error::Build(Box::new(sources), outcome.failures));
-        }
-    }
-    reporter.end();
+    let Made { workshop, sources } = build::states(loaded, graph, &[id], how, style, why)?;
     Ok(Ready { workshop, id, disk, sources })
 }
 
@@ -191,10 +161,6 @@ fn find_failed(
     }
     let help = "the disk of a layer that fails is kept until it is built, or what lies below it changes";
     Err(Error::Message(format!("nothing of {name} has failed"), Some(help.into()), 1))
-}
-
-fn stopped() -> Error {
-    Error::Message("stopped".into(), None, INTERRUPTED)
 }
 
 fn write(stream: Stream, bytes: &[u8]) {

@@ -186,6 +186,10 @@ fn advice(step: &Primitive, offline: bool, message: &str, tail: &[String]) -> Op
              services or the machine's kernel says `needs \"booted\"`"
                 .into()
         }
+        Primitive::Revert { .. } => {
+            "`by=\"rebuild\"` makes what stands on the layer again without it, instead of taking it back"
+                .into()
+        }
         Primitive::Service { .. } if !offline => "what the unit's journal said last is above".into(),
         Primitive::Run(_) => "fix the script and build again: it goes on from the last good layer".into(),
         _ => return None,

@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use vimg_agent::protocol::{
-    self, Digest, Exec, Frame, FromAgent, Malformed, Network, Prepare, Primitive, Probe, Stream, ToAgent,
-    Wake,
+    self, Digest, Exec, Frame, FromAgent, Listed, Malformed, Network, Prepare, Primitive, Probe, Stream,
+    ToAgent, Wake,
 };
 
 use super::interact::{Ended, Input};
@@ -34,6 +34,10 @@ const STEP: Duration = Duration::from_secs(2 * 3600);
 const STALE: usize = 16 << 20;
 /// The largest kernel or initrd that is taken from a machine, in bytes.
 const MAX_BOOT_FILE: u64 = 512 << 20;
+
+/// The longest list that is taken from a machine, in bytes: about a million
+/// files.
+const MAX_LIST: usize = 256 << 20;
 
 /// Why a conversation ended.
 #[derive(Debug)]
@@ -399,6 +403,51 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
             }
         }
         Ok(())
+    }
+
+    /// Asks for the list of packages and for what is on the disk.
+    pub(super) async fn list(&mut self) -> Result<(String, Vec<Listed>), SessionError> {
+        self.send(&ToAgent::List).await?;
+        let packages = self.data(MAX_LIST).await?;
+        let packages = String::from_utf8_lossy(&packages).into_owned();
+        let lines = self.data(MAX_LIST).await?;
+        let parse = |line: &[u8]| {
+            serde_json::from_slice::<Listed>(line)
+                .map_err(|e| SessionError::Broken(format!("the agent sent a file that does not parse: {e}")))
+        };
+        let lines = lines.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+        Ok((packages, lines.map(parse).collect::<Result<_, _>>()?))
+    }
+
+    /// Asks for digests of files.
+    pub(super) async fn digests(&mut self, paths: &[String]) -> Result<Vec<Option<Digest>>, SessionError> {
+        self.send(&ToAgent::Digests { paths: paths.to_vec() }).await?;
+        let answer =
+            tokio::time::timeout(STEP, self.message()).await.unwrap_or(Err(SessionError::Endless(STEP)))?;
+        match answer {
+            FromAgent::Digests { digests } if digests.len() == paths.len() => Ok(digests),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Frames of data up to an empty one, `most` bytes in all.
+    async fn data(&mut self, most: usize) -> Result<Vec<u8>, SessionError> {
+        let mut all = Vec::new();
+        loop {
+            match self.frame().await? {
+                Frame::Data(data) if data.is_empty() => return Ok(all),
+                Frame::Data(data) if all.len() + data.len() > most => {
+                    return Err(SessionError::Broken(format!("a list of more than {} MiB", most >> 20)));
+                }
+                Frame::Data(data) => all.extend(data),
+                // The agent's heart beats in between.
+                message => match message.message::<FromAgent>()? {
+                    FromAgent::Alive => {}
+                    FromAgent::Refused { message } => return Err(SessionError::Refused(message)),
+                    other => return Err(unexpected(&other)),
+                },
+            }
+        }
     }
 
     async fn expect(&mut self, wanted: &FromAgent, time: Duration) -> Result<(), SessionError> {

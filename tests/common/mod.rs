@@ -217,6 +217,8 @@ impl Agent {
                 // Nobody asks for these here.
                 ToAgent::Apply { .. }
                 | ToAgent::SwitchOff
+                | ToAgent::List
+                | ToAgent::Digests { .. }
                 | ToAgent::SendBootFiles
                 | ToAgent::Exec(_)
                 | ToAgent::Resize(_)

@@ -5,9 +5,9 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use super::part::{Applied, Effect, Use};
-use super::{Below, Elaborator, Growing, Inherited, primitive};
+use super::{Below, Elaborator, Growing, Inherited, Made, primitive};
 use crate::diagnostic::{Code, Diagnostic};
-use crate::model::{Layer, Origin, Primitive};
+use crate::model::{Image, Layer, Origin, Primitive};
 use crate::resolve::{self, At};
 use crate::source::Span;
 use crate::syntax::Scalar;
@@ -206,14 +206,56 @@ impl Elaborator<'_> {
         let between = list[kept..place].iter().map(|applied| applied.wanted.clone());
         for wanted in between.chain(rest) {
             let part = self.part(&wanted, &mut growing.made.inherited, below);
-            growing.push(Layer {
-                name: part.configuration.clone(),
-                span: part.span,
-                reverts: Vec::new(),
-                booted: part.booted,
-                parts: vec![part],
-            });
+            growing.push_plain(part);
         }
+    }
+}
+
+impl Elaborator<'_> {
+    /// An image with the same in effect, made without taking anything back.
+    pub(super) fn rebuilt<'d>(&mut self, index: usize, below: &Below<'_, 'd>) -> Image {
+        let (image, made) = (&below.images[index], &below.made[index]);
+        let list = made.inherited.effect.list();
+        let mut chain = vec![(index, image.layers.len())];
+        while let Some((image, _)) = chain.last()
+            && let Origin::Image(image, layers) = below.images[*image].origin
+        {
+            chain.push((image, layers));
+        }
+        // The highest state that has nothing but what is wanted, and in which
+        // nothing was taken back.
+        let (mut origin, mut kept) = ((chain[chain.len() - 1].0, 0), 0);
+        let clean = chain.iter().rev().flat_map(|(image, layers)| (0..=*layers).map(move |n| (*image, n)));
+        for (image, layers) in clean {
+            if layers > 0 && !below.images[image].layers[layers - 1].reverts.is_empty() {
+                break;
+            }
+            let made = &below.made[image];
+            let there = if layers == 0 { made.below.list() } else { made.after[layers - 1].list() };
+            if there.len() <= list.len() && there.iter().zip(&list).all(|(a, b)| Rc::ptr_eq(a, b)) {
+                (origin, kept) = ((image, layers), there.len());
+            }
+        }
+        let mut inherited = Inherited { machine: image.machine, ..Inherited::default() };
+        in_effect(list[..kept].iter().cloned(), &mut inherited);
+        let new = Image {
+            name: super::rebuilt_name(&image.name),
+            span: image.span,
+            origin: Origin::Image(origin.0, origin.1),
+            origin_span: image.origin_span,
+            machine: image.machine,
+            layers: Vec::new(),
+            outputs: Vec::new(),
+            checks: Vec::new(),
+        };
+        let start = inherited.effect.clone();
+        let mut growing = Growing { image: new, made: Made { inherited, below: start, after: Vec::new() } };
+        for applied in &list[kept..] {
+            let part = self.part(&applied.wanted, &mut growing.made.inherited, below);
+            growing.push_plain(part);
+        }
+        growing.image.name_layers();
+        growing.image
     }
 }
 
