@@ -23,6 +23,7 @@ mod list;
 mod log;
 mod plan;
 mod project;
+mod server;
 mod settings;
 mod shell;
 mod test;
@@ -112,6 +113,14 @@ enum Command {
     Run(shell::RunArgs),
     Console(shell::ConsoleArgs),
     Diff(diff::Args),
+    Up(server::UpArgs),
+    Apply(server::ApplyArgs),
+    Ps(server::PsArgs),
+    Logs(server::LogsArgs),
+    Exec(server::ExecArgs),
+    Down(server::DownArgs),
+    Restart(server::RestartArgs),
+    Save(server::SaveArgs),
     Why(why::Args),
     Graph(graph::Args),
     Log(log::Args),
@@ -190,6 +199,14 @@ fn run(command: &Command, global: &Global, style: Style) -> Outcome {
         Command::Run(args) => shell::run(args, global, style),
         Command::Console(args) => shell::console(args, global, style),
         Command::Diff(args) => diff::run(args, global, style),
+        Command::Up(args) => server::up(args, global, style),
+        Command::Apply(args) => server::apply(args, global, style),
+        Command::Ps(_) => server::ps(global, style),
+        Command::Logs(args) => server::logs(args, global),
+        Command::Exec(args) => server::exec(args, global),
+        Command::Down(args) => server::down(args, global),
+        Command::Restart(args) => server::restart(args, global, style),
+        Command::Save(args) => server::save(args, global),
         Command::Why(args) => why::run(args, global, style),
         Command::Graph(_) => graph::run(global),
         Command::Log(args) => log::run(args, global),

@@ -35,6 +35,7 @@ mod log;
 mod output;
 mod run;
 mod runs;
+pub mod server;
 mod session;
 mod site;
 mod up;

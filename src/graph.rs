@@ -15,8 +15,10 @@ use crate::digest::{Description, Digest, Key};
 use crate::files::{FileError, Project};
 
 mod describe;
+mod server;
 mod show;
 
+pub use server::{Difference, ServerPart, ServerPlan};
 pub use show::{Format, show};
 
 /// A node's place in a [`Graph`].
@@ -97,7 +99,7 @@ impl Work {
 /// What the agent is to do, and where that is declared.
 #[derive(Debug)]
 pub struct LayerWork {
-    /// Its name in the machine, if anything is applied.
+    /// Its name in the machine, unless its steps say so.
     pub layer: Option<String>,
     /// The steps.
     pub steps: Vec<Primitive>,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use vimg_agent::protocol::Network;
-use vimg_lang::model::{Bootstrap, DiskFormat, Machine};
+use vimg_lang::model::{Bootstrap, DiskFormat, Forward, Machine};
 
 mod child;
 pub mod container;
@@ -67,6 +67,15 @@ pub struct Launch {
     /// A directory for sockets and the like. It lies on the disk that the
     /// store is on.
     pub scratch: PathBuf,
+    /// It goes on when this program ends.
+    pub lasting: Option<Lasting>,
+}
+
+/// What a machine that goes on has besides others.
+#[derive(Debug, Clone)]
+pub struct Lasting {
+    /// What leads into it.
+    pub forwards: Vec<Forward>,
 }
 
 /// What there is to work on a disk from outside of its machine.
@@ -164,6 +173,13 @@ pub trait Provider: Send + Sync + 'static {
     /// Starts an instance. It may still be booting when this returns.
     fn launch(&self, launch: &Launch) -> impl Future<Output = Result<Self::Instance, ProviderError>> + Send;
 
+    /// Finds a machine again that was launched to last, by its scratch
+    /// directory; `None` if it does not run.
+    fn find(
+        &self,
+        scratch: &Path,
+    ) -> impl Future<Output = Result<Option<Self::Instance>, ProviderError>> + Send;
+
     /// Joins a chain of disks into one that stands alone.
     fn flatten(&self, chain: &[PathBuf], to: &Path)
     -> impl Future<Output = Result<(), ProviderError>> + Send;
@@ -226,6 +242,16 @@ pub trait Instance: Send {
     /// What its console said after the first `seen` bytes, as far as that is
     /// still known, and how many bytes it has said in all.
     fn console_since(&self, seen: u64) -> (u64, Vec<u8>);
+
+    /// Changes what leads into a machine that was launched to last.
+    fn forward(
+        &mut self,
+        add: &[Forward],
+        remove: &[Forward],
+    ) -> impl Future<Output = Result<(), ProviderError>> + Send;
+
+    /// Lets go of a machine that was launched to last: it goes on.
+    fn leave(self);
 
     /// Switches the machine off without asking it.
     fn stop(self) -> impl Future<Output = ()> + Send;

@@ -5,6 +5,7 @@
 //! blobs/<digest>   kernels and initrds
 //! staging/<pid>-<n>/                       work in progress
 //! locks/<key>      held while a state is made
+//! servers/<id>/    a project's servers, with their disks; no cache
 //! projects/<id>/   what a project last built; disposable
 //! parsed/ probes/ appliances/ memories/    caches; disposable
 //! ```
@@ -223,6 +224,12 @@ impl Store {
         Ok(true)
     }
 
+    /// Where `project`'s servers are. These are no cache.
+    pub fn servers(&self, root: &Path) -> PathBuf {
+        let id = Digest::of(root.as_os_str().as_encoded_bytes()).to_string();
+        self.root.join("servers").join(&id[..32])
+    }
+
     /// What `project` last built.
     pub fn project(&self, root: &Path) -> ProjectFiles {
         let id = Digest::of(root.as_os_str().as_encoded_bytes()).to_string();
@@ -282,7 +289,7 @@ fn remove(path: &Path) -> Result<(), StoreError> {
 }
 
 /// Replaces a small file in one step. For disposable files: it is not synced.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let new = path.with_extension(format!("new-{}", std::process::id()));
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;

@@ -66,7 +66,7 @@ fn compiled(dir: &Path) -> (Result<vimg_lang::Model, Vec<vimg_lang::Diagnostic>>
 #[test]
 fn recipes_in_documents_compile() {
     let mut count = 0;
-    for document in ["README.md", "docs/language.md"] {
+    for document in ["README.md", "docs/language.md", "docs/servers.md"] {
         for block in read(document).split("```kdl\n").skip(1) {
             let recipe = block.split("```").next().unwrap();
             let dir = tempfile::tempdir().unwrap();

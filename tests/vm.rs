@@ -14,6 +14,8 @@ mod memory;
 mod offline;
 #[path = "vm/replace.rs"]
 mod replace;
+#[path = "vm/server.rs"]
+mod server;
 
 use std::path::Path;
 use std::process::Command;
@@ -386,8 +388,10 @@ fn a_layer_boots_its_machine_again_where_it_says_so() {
     let log = project.vimg_in(&store, &["log", "it@it"]).stdout;
     assert_eq!(log.matches("== reboot").count(), 2, "{log}");
     // The layer is one, and what it left is what boots.
-    let asked = project
-        .vimg_in(&store, &["run", "it", "--", "sh", "-c", "grep -c it$ /var/lib/vimg/layers; cat /times"]);
+    let asked = project.vimg_in(
+        &store,
+        &["run", "it", "--", "sh", "-c", "ls /var/lib/vimg/ledger | grep -c it$; cat /times"],
+    );
     assert_eq!((asked.code, asked.stdout.as_str()), (0, "1\nonce\n"), "{}", asked.stderr);
     // A script that reboots by itself is told of the step.
     project.edit("main.vimg", "touch /initrd.img", "systemctl reboot; sleep 100");

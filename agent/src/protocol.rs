@@ -272,8 +272,7 @@ pub enum ServiceState {
 pub enum ToAgent {
     /// Make these true, in order. Answered by `Done`, `RebootDue` or `Failed`.
     Apply {
-        /// The layer that these are of, up to a step that names another; none
-        /// if layers are only taken back.
+        /// The layer that these are of, up to a step that names another.
         layer: Option<String>,
         /// What is to be.
         steps: Vec<Primitive>,

@@ -91,10 +91,16 @@ struct Port(File);
 
 impl Read for Port {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        // Who has been alone for seconds is in no hurry.
+        let (mut pause, mut alone) = (Duration::from_millis(5), 0);
         loop {
             match self.0.read(buffer) {
-                Ok(0) => std::thread::sleep(Duration::from_millis(5)),
+                Ok(0) => std::thread::sleep(pause),
                 result => return result,
+            }
+            alone += 1;
+            if alone > 1000 {
+                pause = Duration::from_millis(50);
             }
         }
     }

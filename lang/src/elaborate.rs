@@ -18,6 +18,7 @@ mod inputs;
 mod part;
 mod primitive;
 mod replace;
+mod server;
 mod single;
 
 /// What to compile.
@@ -135,6 +136,12 @@ impl Elaborator<'_> {
             let below = Below { images: &model.images, made: &made, declarations, params: &params };
             let image = self.rebuilt(index, &below);
             model.images.push(image);
+        }
+        for server in &declarations.servers {
+            let Some(image) = placed.get(&server.image) else { continue };
+            let below = Below { images: &model.images, made: &made, declarations, params: &params };
+            let server = self.server(server.at, *image, &below);
+            model.servers.push(server);
         }
         self.output_paths(&model);
         model

@@ -12,6 +12,49 @@ use crate::value::Value;
 pub struct Model {
     /// The images.
     pub images: Vec<Image>,
+    /// Machines that go on running.
+    pub servers: Vec<Server>,
+}
+
+/// A machine that goes on running.
+#[derive(Debug)]
+pub struct Server {
+    /// Its name, unique in the recipe, and no image's.
+    pub name: String,
+    /// Where it is declared.
+    pub span: Span,
+    /// The image that it starts from, by its index in [`Model::images`].
+    pub image: usize,
+    /// The machine.
+    pub machine: Machine,
+    /// What leads into it.
+    pub forwards: Vec<Forward>,
+    /// What the image has in effect.
+    pub base: Vec<InEffect>,
+    /// What is to be in effect.
+    pub parts: Vec<InEffect>,
+}
+
+/// A TCP port of the host that leads to one of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forward {
+    /// An address of the host.
+    pub address: String,
+    /// The host's port.
+    pub host: u16,
+    /// The machine's port.
+    pub guest: u16,
+}
+
+/// A part that is in effect in a machine.
+#[derive(Debug, Clone)]
+pub struct InEffect {
+    /// What is applied.
+    pub part: Arc<Part>,
+    /// Capabilities that it requires.
+    pub requires: Vec<String>,
+    /// Capabilities that it provides.
+    pub provides: Vec<String>,
 }
 
 /// A named machine state and the way to it.
@@ -101,7 +144,7 @@ pub struct Layer {
 }
 
 /// One application of a configuration.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Part {
     /// Its name in the machine, unique there.
     pub id: String,

@@ -94,6 +94,12 @@ pub(crate) struct Image<'a> {
     pub(crate) from: Option<usize>,
 }
 
+/// A `server`.
+pub(crate) struct Server<'a> {
+    pub(crate) at: At<'a>,
+    pub(crate) image: usize,
+}
+
 /// All declarations.
 #[derive(Default)]
 pub(crate) struct Declarations<'a> {
@@ -103,6 +109,7 @@ pub(crate) struct Declarations<'a> {
     pub(crate) images: Vec<Image<'a>>,
     /// Indices of `images`, parents first.
     pub(crate) order: Vec<usize>,
+    pub(crate) servers: Vec<Server<'a>>,
 }
 
 /// Collects and checks the declarations of `files`.
@@ -124,6 +131,7 @@ pub(crate) fn resolve<'a>(files: &'a [Loaded], out: &mut Vec<Diagnostic>) -> Dec
         declarations.configurations.insert(at.name(), configuration);
     }
     images(&mut declarations, unique(named("image"), "image", out), out);
+    servers(&mut declarations, unique(named("server"), "server", out), out);
     declarations
 }
 
@@ -243,35 +251,67 @@ fn images<'a>(declarations: &mut Declarations<'a>, nodes: Vec<At<'a>>, out: &mut
         if out.len() >= crate::diagnostic::MOST {
             break;
         }
-        for child in at.children() {
-            if out.len() >= crate::diagnostic::MOST {
-                break;
-            }
-            match child.node.name.as_str() {
-                "layer" => known(declarations, child.name(), child.arg_span(), out),
-                "replace" => replace(declarations, child, out),
-                "remove" => offered(declarations, child, out),
-                _ => {}
-            }
-        }
-        let from = at.child("from").and_then(|from| {
-            let found = index.get(from.name()).copied();
-            if found.is_none() {
-                out.push(
-                    Diagnostic::error(
-                        Code::UnknownImage,
-                        from.arg_span(),
-                        format!("there is no image `{}`", from.name()),
-                    )
-                    .suggest(from.name(), index.keys().copied())
-                    .help_if_none("declare it with `image`, or `use` the file that does"),
-                );
-            }
-            found
-        });
+        layers(declarations, at, out);
+        let from = at.child("from").and_then(|from| made_from(&index, from, out));
         declarations.images.push(Image { at, from });
     }
     declarations.order = order(&declarations.images, out);
+}
+
+/// Reports what layers name that is not there.
+fn layers(declarations: &Declarations, at: At, out: &mut Vec<Diagnostic>) {
+    for child in at.children() {
+        if out.len() >= crate::diagnostic::MOST {
+            break;
+        }
+        match child.node.name.as_str() {
+            "layer" => known(declarations, child.name(), child.arg_span(), out),
+            "replace" => replace(declarations, child, out),
+            "remove" => offered(declarations, child, out),
+            _ => {}
+        }
+    }
+}
+
+/// The image that a node names.
+fn made_from(index: &HashMap<&str, usize>, from: At, out: &mut Vec<Diagnostic>) -> Option<usize> {
+    let found = index.get(from.name()).copied();
+    if found.is_none() {
+        out.push(
+            Diagnostic::error(
+                Code::UnknownImage,
+                from.arg_span(),
+                format!("there is no image `{}`", from.name()),
+            )
+            .suggest(from.name(), index.keys().copied())
+            .help_if_none("declare it with `image`, or `use` the file that does"),
+        );
+    }
+    found
+}
+
+fn servers<'a>(declarations: &mut Declarations<'a>, nodes: Vec<At<'a>>, out: &mut Vec<Diagnostic>) {
+    let index: HashMap<&str, usize> =
+        declarations.images.iter().enumerate().map(|(i, image)| (image.at.name(), i)).collect();
+    for at in nodes {
+        if let Some(image) = index.get(at.name()) {
+            let message = format!("`{}` is an image already", at.name());
+            out.push(
+                Diagnostic::error(Code::DuplicateName, at.arg_span(), message)
+                    .related(declarations.images[*image].at.arg_span(), "declared here")
+                    .help("commands take either by its name: give the server another one"),
+            );
+        }
+        layers(declarations, at, out);
+        let Some(from) = at.child("image") else {
+            let message = format!("nothing says which image `{}` starts from", at.name());
+            out.push(Diagnostic::error(Code::Missing, at.arg_span(), message).help("add `image \"NAME\"`"));
+            continue;
+        };
+        if let Some(image) = made_from(&index, from, out) {
+            declarations.servers.push(Server { at, image });
+        }
+    }
 }
 
 /// Reports a configuration that is not there.

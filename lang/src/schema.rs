@@ -284,6 +284,43 @@ const BY: Field = opt(
     "`revert` (unless given): the machine takes the changes back, by what it has noted of them; `rebuild`: what stands on it is made again without it",
 );
 
+const LAYER: Kind = kind(
+    "layer",
+    "Applies a configuration. Properties and children are its inputs.",
+    Args::One(req("configuration", Ty::Name, "its name")),
+)
+.open()
+.inputs();
+
+const REPLACE: Kind = kind(
+    "replace",
+    "Takes the configuration away that provides a capability, and all that require it; applies another one that provides it, and those again. Inputs of the capability that are not given stay as they are. Further properties and children are inputs of the new configuration.",
+    Args::One(req("capability", Ty::Name, "its name")),
+)
+.open()
+.inputs();
+
+const REMOVE: Kind = kind(
+    "remove",
+    "Takes the configuration away that provides a capability. Nothing may require it.",
+    Args::One(req("capability", Ty::Name, "its name")),
+);
+
+const WITH: Field = req("with", Ty::Name, "the configuration that takes its place");
+
+/// The nodes of a `server`.
+pub const SERVER: &[Kind] = &[
+    kind("image", "The image that it starts from.", Args::One(req("image", Ty::Name, "its name"))).once(),
+    kind("forward", "A TCP port of the host that leads to one of the machine.", Args::None).props(&[
+        req("host", Ty::Int, "the host's port"),
+        req("guest", Ty::Int, "the machine's port"),
+        opt("address", Ty::Str, "the host's address; `127.0.0.1` unless given"),
+    ]),
+    LAYER,
+    REPLACE.props(&[WITH]),
+    REMOVE,
+];
+
 /// The nodes of an `image`.
 pub const IMAGE: &[Kind] = &[
     kind("from", "The image that this one is made from.", Args::One(req("image", Ty::Name, "its name")))
@@ -313,27 +350,9 @@ pub const IMAGE: &[Kind] = &[
             opt("disk", Ty::Size, "size of the disk; `8GiB` unless given; only where the disk is made"),
         ])
         .once(),
-    kind(
-        "layer",
-        "Applies a configuration. Properties and children are its inputs.",
-        Args::One(req("configuration", Ty::Name, "its name")),
-    )
-    .open()
-    .inputs(),
-    kind(
-        "replace",
-        "Takes the configuration away that provides a capability, and all that require it; applies another one that provides it, and those again. Inputs of the capability that are not given stay as they are. Further properties and children are inputs of the new configuration.",
-        Args::One(req("capability", Ty::Name, "its name")),
-    )
-    .props(&[req("with", Ty::Name, "the configuration that takes its place"), BY])
-    .open()
-    .inputs(),
-    kind(
-        "remove",
-        "Takes the configuration away that provides a capability. Nothing may require it.",
-        Args::One(req("capability", Ty::Name, "its name")),
-    )
-    .props(&[BY]),
+    LAYER,
+    REPLACE.props(&[WITH, BY]),
+    REMOVE.props(&[BY]),
     kind(
         "output",
         "A sealed disk that boots by itself.",
@@ -380,6 +399,12 @@ pub const RECIPE: &[Kind] = &[
     .of(CONFIGURATION),
     kind("image", "A machine state and the way to it.", Args::One(req("name", Ty::Name, "its name")))
         .of(IMAGE),
+    kind(
+        "server",
+        "A machine that goes on running: an image's, and what is applied to it while it runs. `vimg up` starts it, `vimg apply` brings it to what the recipe says by then.",
+        Args::One(req("name", Ty::Name, "its name")),
+    )
+    .of(SERVER),
 ];
 
 /// The whole table as a Markdown reference.

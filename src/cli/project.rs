@@ -10,7 +10,7 @@ use vimg_lang::{FileRef, Model, Request, Sources, compile};
 use super::{Error, Global, HOST, RECIPE};
 use crate::digest::{Description, Digest};
 use crate::files::Project;
-use crate::graph::{Graph, NodeId, Work};
+use crate::graph::{Graph, GraphError, NodeId, Work};
 use crate::store::{Last, ProjectFiles, Store};
 
 /// A recipe and all that was found out about it.
@@ -149,17 +149,20 @@ pub(super) fn load(global: &Global) -> Result<Loaded, Error> {
 
 /// Builds the graph of a compiled recipe.
 pub(super) fn graph(loaded: &mut Loaded) -> Result<Graph, Error> {
-    Graph::new(&loaded.model, &loaded.project).map_err(|errors| {
-        let diagnostics = errors
-            .into_iter()
-            .map(|e| {
-                let message = format!("`{}`: {}", e.error.file, e.error.why);
-                vimg_lang::Diagnostic::error(vimg_lang::Code::UnreadableFile, e.span, message)
-                    .help("vimg reads every file that a recipe names, to see whether it changed")
-            })
-            .collect();
-        Error::Recipe(Box::new(std::mem::take(&mut loaded.sources)), diagnostics)
-    })
+    Graph::new(&loaded.model, &loaded.project).map_err(|errors| unreadable(loaded, errors))
+}
+
+/// Files that can't be hashed, as mistakes in the recipe.
+pub(super) fn unreadable(loaded: &mut Loaded, errors: Vec<GraphError>) -> Error {
+    let diagnostics = errors
+        .into_iter()
+        .map(|e| {
+            let message = format!("`{}`: {}", e.error.file, e.error.why);
+            vimg_lang::Diagnostic::error(vimg_lang::Code::UnreadableFile, e.span, message)
+                .help("vimg reads every file that a recipe names, to see whether it changed")
+        })
+        .collect();
+    Error::Recipe(Box::new(std::mem::take(&mut loaded.sources)), diagnostics)
 }
 
 /// Remembers the digests of files. That they can't be written only costs time.

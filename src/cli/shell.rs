@@ -21,10 +21,10 @@ use crate::store::{ProjectFiles, Store};
 /// Open a shell in an image's machine
 ///
 /// The machine is a fork that is thrown away; the image stays as it is. What
-/// is missing of it is built first.
+/// is missing of it is built first. A server's shell is in the server itself.
 #[derive(Debug, clap::Args)]
 pub(super) struct ShellArgs {
-    /// An image, or a layer of one
+    /// An image, a layer of one, or a server that runs
     #[arg(value_name = "IMAGE[@LAYER]")]
     image: String,
     /// Enter the machine of the layer that failed, as it was then
@@ -69,6 +69,9 @@ pub(super) struct ConsoleArgs {
 
 pub(super) fn shell(args: &ShellArgs, global: &Global, style: Style) -> Outcome {
     let on_terminal = std::io::stdin().is_terminal();
+    if !args.failed && super::server::is_one(&args.image, global) {
+        return super::server::enter(&args.image, Vec::new(), on_terminal, global);
+    }
     let door = Door { name: &args.image, failed: args.failed, command: Vec::new(), on_terminal };
     enter(door, &args.how, global, style)
 }
@@ -99,9 +102,7 @@ struct Door<'a> {
 fn enter(door: Door, how: &How, global: &Global, style: Style) -> Outcome {
     let Door { name, failed, command, on_terminal } = door;
     let Ready { workshop, id, disk, sources } = prepare(name, failed, how, global, style)?;
-    let terminal = on_terminal
-        .then(|| Terminal { kind: std::env::var("TERM").unwrap_or_else(|_| "dumb".into()), size: size() });
-    let exec = Exec { command, terminal };
+    let exec = Exec { command, terminal: terminal(on_terminal) };
     let mut raw = None;
     let enter = || {
         raw = on_terminal.then(Raw::enter);
@@ -163,12 +164,18 @@ fn find_failed(
     Err(Error::Message(format!("nothing of {name} has failed"), Some(help.into()), 1))
 }
 
-fn write(stream: Stream, bytes: &[u8]) {
+pub(super) fn write(stream: Stream, bytes: &[u8]) {
     // A reader that went away is no reason to stop the command.
     let _ = match stream {
         Stream::Output => std::io::stdout().write_all(bytes).and_then(|()| std::io::stdout().flush()),
         Stream::Error => std::io::stderr().write_all(bytes),
     };
+}
+
+/// The person's terminal, if it is to be the command's.
+pub(super) fn terminal(on_terminal: bool) -> Option<Terminal> {
+    let kind = || std::env::var("TERM").unwrap_or_else(|_| "dumb".into());
+    on_terminal.then(|| Terminal { kind: kind(), size: size() })
 }
 
 /// The size of the terminal.
@@ -180,7 +187,7 @@ fn size() -> Size {
 }
 
 /// What the person does, as it comes.
-fn listen(on_terminal: bool) -> mpsc::Receiver<Input> {
+pub(super) fn listen(on_terminal: bool) -> mpsc::Receiver<Input> {
     let (sender, receiver) = mpsc::channel(16);
     if on_terminal {
         let sender = sender.clone();
@@ -212,10 +219,10 @@ fn listen(on_terminal: bool) -> mpsc::Receiver<Input> {
 }
 
 /// A terminal that passes every key on. Dropped, it is as it was.
-struct Raw(Option<Termios>);
+pub(super) struct Raw(Option<Termios>);
 
 impl Raw {
-    fn enter() -> Self {
+    pub(super) fn enter() -> Self {
         let was = tcgetattr(std::io::stdin()).ok();
         if let Some(was) = &was {
             let mut raw = was.clone();

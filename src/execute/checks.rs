@@ -75,8 +75,8 @@ async fn one<P: Provider>(shared: &Shared<P>, id: NodeId, broken: &Broken) -> Re
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
     let parent = node.parent.map(|id| shared.graph.node(id)).ok_or_else(|| making.gone())?;
     let (machine, needs) = (node.machine, node.needs);
-    let stand = Stand { state: parent, machine, needs, network: true, on_top: None };
-    let mut up = up::up(&making, &stand, &scratch, &overlay).await.inspect_err(|failure| {
+    let stand = Stand { state: parent, machine, needs, network: true, on_top: None, lasting: None };
+    let mut up = up::up(&making, &stand, scratch.path(), &overlay).await.inspect_err(|failure| {
         *broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(Failure::clone(failure));
     })?;
     let asked = ask(&making, &mut up, &mut log).await;

@@ -12,6 +12,7 @@ use super::explain::{Trouble, explain};
 use super::log::Log;
 use super::run::{Facts, Made, Making};
 use super::session::{Blobs, Progress, Session, SessionError, Source};
+use super::site::Site;
 use super::up::{self, Up};
 use crate::digest::Digest;
 use crate::files;
@@ -306,7 +307,7 @@ async fn keep<P: Provider>(
 }
 
 /// The blobs of a layer, copied where nobody changes them any more.
-struct Staged(BTreeMap<Digest, StagedBlob>);
+pub(super) struct Staged(BTreeMap<Digest, StagedBlob>);
 
 enum StagedBlob {
     Bytes(Arc<[u8]>),
@@ -322,13 +323,13 @@ impl Blobs for Staged {
     }
 }
 
-async fn stage_blobs<P: Provider>(
-    making: &Making<'_, P>,
+pub(super) async fn stage_blobs<P: Provider>(
+    site: &Site<'_, P>,
     work: &Arc<LayerWork>,
     staging: &Staging,
 ) -> Result<Staged, Box<Failure>> {
     let dir = staging.path().join("inputs");
-    let (project, work, to) = (making.shared.project.clone(), work.clone(), dir.clone());
+    let (project, work, to) = (site.shared.project.clone(), work.clone(), dir.clone());
     let copied = tokio::task::spawn_blocking(move || {
         std::fs::create_dir_all(&to)
             .map_err(|e| files::FileError { file: to.display().to_string(), why: e.to_string() })?;
@@ -349,7 +350,7 @@ async fn stage_blobs<P: Provider>(
     .await;
     match copied {
         Ok(Ok(staged)) => Ok(staged),
-        Ok(Err(error)) => Err(making.failure(FailureKind::Recipe, format!("{}: {}", error.file, error.why))),
-        Err(error) => Err(making.failure(FailureKind::Host, error.to_string())),
+        Ok(Err(error)) => Err(site.failure(FailureKind::Recipe, format!("{}: {}", error.file, error.why))),
+        Err(error) => Err(site.failure(FailureKind::Host, error.to_string())),
     }
 }

@@ -291,9 +291,10 @@ async fn machine<P: Provider>(
         needs: making.node.needs,
         network,
         on_top: None,
+        lasting: None,
     };
     let overlay = staging.path().join(DiskKind::Qcow2.file_name());
-    let mut running = match up::up(&making, &stand, &scratch, &overlay).await {
+    let mut running = match up::up(&making, &stand, scratch.path(), &overlay).await {
         Ok(up) => layer::Running::on(up),
         Err(failure) => return fail(sender, rest[0], *failure),
     };

@@ -12,8 +12,8 @@ use super::site::Site;
 use super::{Failure, FailureKind};
 use crate::digest::Key;
 use crate::graph::{Needs, Node};
-use crate::provider::{Instance, Launch, Offline, Place, Provider};
-use crate::store::{Boot, Record, Staging};
+use crate::provider::{Instance, Lasting, Launch, Offline, Place, Provider};
+use crate::store::{Boot, Record};
 
 /// How often a machine is started that others fork, or that was forked, before
 /// it is only booted.
@@ -42,13 +42,15 @@ pub(super) struct Stand<'a> {
     pub(super) network: bool,
     /// A disk on top of the state's that is no state.
     pub(super) on_top: Option<PathBuf>,
+    /// It goes on when this program ends.
+    pub(super) lasting: Option<Lasting>,
 }
 
 /// What to launch, and the record of the state below.
 pub(super) fn prepare<P: Provider>(
     site: &Site<'_, P>,
     stand: &Stand<'_>,
-    scratch: &Staging,
+    scratch: &Path,
     overlay: &Path,
 ) -> Result<(Launch, Record), Box<Failure>> {
     let (shared, parent) = (site.shared, stand.state);
@@ -70,7 +72,8 @@ pub(super) fn prepare<P: Provider>(
         boot: files(&record.boot),
         offline,
         memory: kept.then(|| format!("{}:{}", parent.key, record.id)),
-        scratch: scratch.path().to_owned(),
+        scratch: scratch.to_owned(),
+        lasting: stand.lasting.clone(),
     };
     Ok((launch, record))
 }
@@ -79,7 +82,7 @@ pub(super) fn prepare<P: Provider>(
 pub(super) async fn up<P: Provider>(
     site: &Site<'_, P>,
     stand: &Stand<'_>,
-    scratch: &Staging,
+    scratch: &Path,
     overlay: &Path,
 ) -> Result<Up<P::Instance>, Box<Failure>> {
     let (mut launch, record) = prepare(site, stand, scratch, overlay)?;

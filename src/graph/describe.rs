@@ -127,7 +127,10 @@ pub(super) fn layer(
     machine: &Machine,
     project: &Project,
 ) -> Result<(LayerWork, Description), Vec<GraphError>> {
-    let first = layer.parts.first();
+    // What is applied after something was taken back may have its name: its
+    // page begins only then.
+    let apart = !layer.reverts.is_empty();
+    let first = layer.parts.first().filter(|_| !apart);
     let mut walk = Walk {
         project,
         d: Description::default(),
@@ -152,7 +155,7 @@ pub(super) fn layer(
         walk.add(layer.span, format!("revert {id}"), step);
     }
     for (n, part) in layer.parts.iter().enumerate() {
-        if n > 0 {
+        if n > 0 || apart {
             walk.add(part.span, format!("layer {}", part.id), Step::Layer { name: part.id.clone() });
         }
         walk.part(part);

@@ -12,19 +12,22 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
 /// A program that runs for long, in `dir`, with what it says in the file
-/// `log`. It dies with vimg, and when its child is dropped; Ctrl-C is for
-/// vimg, which stops it itself.
-pub(super) fn daemon(program: &Path, dir: &Path, log: &Path) -> io::Result<Command> {
+/// `log`. It dies when its child is dropped, and with vimg unless it is to
+/// last; Ctrl-C is for vimg, which stops it itself.
+pub(super) fn daemon(program: &Path, dir: &Path, log: &Path, lasting: bool) -> io::Result<Command> {
     let log = File::create(log)?;
     let mut command = Command::new(program);
-    command
-        .current_dir(dir)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .process_group(0)
-        .kill_on_drop(true);
-    die_with_us(&mut command);
+    command.current_dir(dir).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
+    if lasting {
+        // No end of a terminal is its own.
+        // SAFETY: the closure makes a system call.
+        unsafe {
+            command.pre_exec(|| rustix::process::setsid().map(|_| ()).map_err(Into::into));
+        }
+    } else {
+        command.process_group(0);
+        die_with_us(&mut command);
+    }
     Ok(command)
 }
 

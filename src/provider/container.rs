@@ -21,6 +21,7 @@ use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use vimg_agent::protocol::{CAPABILITIES, Network};
+use vimg_lang::model::Forward;
 
 use super::child::{self, Tail};
 use super::debian::find_program;
@@ -184,7 +185,7 @@ fn spawn_daemon(
 ) -> Result<Child, ProviderError> {
     let fail = |e: io::Error| ProviderError::new(format!("qemu-storage-daemon can't be run: {e}"));
     let log = launch.scratch.join(LOG);
-    let mut command = child::daemon(&engine.daemon, &launch.scratch, &log).map_err(fail)?;
+    let mut command = child::daemon(&engine.daemon, &launch.scratch, &log, false).map_err(fail)?;
     for node in disks.nodes(launch) {
         command.args(["--blockdev", &node.to_string()]);
     }
@@ -340,6 +341,12 @@ impl Instance for ContainerInstance {
     fn guards_disk(&self) -> bool {
         true
     }
+
+    async fn forward(&mut self, _: &[Forward], _: &[Forward]) -> Result<(), ProviderError> {
+        Err(ProviderError::new("nothing leads into a container"))
+    }
+
+    fn leave(self) {}
 
     async fn keep(self) -> Result<(), ProviderError> {
         self.stop().await;

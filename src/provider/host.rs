@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use tokio::sync::OnceCell;
-use vimg_lang::model::DiskFormat;
+use vimg_lang::model::{DiskFormat, Forward};
 
 use super::container::{self, ContainerInstance, Engine};
 use super::qemu::{Accel, Kvm, Qemu, QemuInstance};
@@ -118,6 +118,10 @@ impl Provider for Host {
         self.qemu.launch(launch).await.map(|i| HostInstance::Qemu(Box::new(i)))
     }
 
+    async fn find(&self, scratch: &Path) -> Result<Option<HostInstance>, ProviderError> {
+        Ok(self.qemu.find(scratch).await?.map(|i| HostInstance::Qemu(Box::new(i))))
+    }
+
     async fn flatten(&self, chain: &[PathBuf], to: &Path) -> Result<(), ProviderError> {
         self.qemu.flatten(chain, to).await
     }
@@ -213,6 +217,20 @@ impl Instance for HostInstance {
         match self {
             Self::Qemu(i) => i.console(),
             Self::Container(i) => i.console(),
+        }
+    }
+
+    async fn forward(&mut self, add: &[Forward], remove: &[Forward]) -> Result<(), ProviderError> {
+        match self {
+            Self::Qemu(i) => i.forward(add, remove).await,
+            Self::Container(i) => i.forward(add, remove).await,
+        }
+    }
+
+    fn leave(self) {
+        match self {
+            Self::Qemu(i) => i.leave(),
+            Self::Container(i) => i.leave(),
         }
     }
 

@@ -236,6 +236,10 @@ impl Provider for Qemu {
         machine::start(programs, accel, launch, &self.memories, &self.notice).await
     }
 
+    async fn find(&self, scratch: &Path) -> Result<Option<QemuInstance>, ProviderError> {
+        QemuInstance::find(self.programs().await?, scratch).await
+    }
+
     async fn flatten(&self, chain: &[PathBuf], to: &Path) -> Result<(), ProviderError> {
         image::convert(
             self.programs().await?,

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use vimg::provider::{Created, Ended, Instance, Launch, Lines, Place, Provider, ProviderError, Source};
 use vimg_agent::protocol::{self, Blob, Digest, Frame, FromAgent, Manifest, Node, Primitive, ToAgent};
-use vimg_lang::model::DiskFormat;
+use vimg_lang::model::{DiskFormat, Forward};
 
 pub(crate) type State = BTreeMap<String, String>;
 
@@ -76,6 +76,10 @@ impl Provider for Fake {
         Ok(FakeInstance { channel: Some(host), state, overlay: launch.overlay.clone(), place })
     }
 
+    async fn find(&self, _: &Path) -> Result<Option<FakeInstance>, ProviderError> {
+        Ok(None)
+    }
+
     async fn flatten(&self, chain: &[PathBuf], to: &Path) -> Result<(), ProviderError> {
         std::fs::copy(chain.last().unwrap(), to).unwrap();
         Ok(())
@@ -125,6 +129,12 @@ impl Instance for FakeInstance {
     async fn keep(self) -> Result<(), ProviderError> {
         Err(ProviderError::new("no memory"))
     }
+
+    async fn forward(&mut self, _: &[Forward], _: &[Forward]) -> Result<(), ProviderError> {
+        Ok(())
+    }
+
+    fn leave(self) {}
 
     async fn stop(self) {}
 }

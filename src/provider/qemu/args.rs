@@ -9,6 +9,9 @@ use vimg_lang::model::Machine;
 use super::Accel;
 use crate::provider::OFFLINE_MEMORY;
 
+/// Where the console of a machine that goes on is kept.
+pub(super) const CONSOLE_LOG: &str = "console.log";
+
 /// The name of the block node that takes the writes first.
 pub(super) const TOP: &str = "top0";
 
@@ -110,6 +113,13 @@ pub(super) fn channels() -> Vec<String> {
     args
 }
 
+/// The same for a machine that goes on: what its console says goes to a file.
+pub(super) fn with_log(args: &mut [String]) {
+    for arg in args.iter_mut().filter(|arg| arg.starts_with("socket,id=console,")) {
+        arg.push_str(&format!(",logfile={CONSOLE_LOG},logappend=on"));
+    }
+}
+
 /// Randomness, and a voice for a panicking kernel.
 pub(super) fn devices() -> Vec<String> {
     words(
@@ -124,7 +134,7 @@ pub(super) fn network() -> Vec<String> {
 }
 
 /// The graph of disks: read-only parents, and the one that takes the writes.
-pub(super) fn nodes(chain: &[PathBuf], overlay: &Path) -> Vec<Value> {
+pub(super) fn nodes(chain: &[PathBuf], overlay: &Path, lasting: bool) -> Vec<Value> {
     let mut nodes = Vec::new();
     let mut below = Value::Null;
     for (n, disk) in chain.iter().enumerate() {
@@ -138,7 +148,7 @@ pub(super) fn nodes(chain: &[PathBuf], overlay: &Path) -> Vec<Value> {
         }));
         below = Value::String(node);
     }
-    nodes.push(writable(TOP, overlay, &below));
+    nodes.push(writable(TOP, overlay, &below, lasting));
     nodes
 }
 
@@ -154,22 +164,23 @@ fn drive() -> Vec<String> {
     words(&format!("-device virtio-blk-pci,drive={TOP},id=disk0,discard=on,werror=stop,rerror=stop"))
 }
 
-/// A disk that takes writes. They are not flushed while a layer is made; the
-/// store syncs the file once, when the layer is done. The file node stands
+/// A disk that takes writes. They are flushed only if it is to outlive this
+/// program: while a layer is made they are not; the store syncs the file once,
+/// when the layer is done. The file node stands
 /// inside, so that it becomes read-only together with the disk.
-pub(super) fn writable(node: &str, file: &Path, backing: &Value) -> Value {
+pub(super) fn writable(node: &str, file: &Path, backing: &Value, lasting: bool) -> Value {
     json!({
         "driver": "qcow2",
         "node-name": node,
         "backing": backing,
         "discard": "unmap",
         "detect-zeroes": "unmap",
-        "cache": { "no-flush": true, "direct": false },
+        "cache": { "no-flush": !lasting, "direct": false },
         "file": {
             "driver": "file",
             "filename": file,
             "discard": "unmap",
-            "cache": { "no-flush": true, "direct": false },
+            "cache": { "no-flush": !lasting, "direct": false },
         },
     })
 }
@@ -189,7 +200,7 @@ mod tests {
 
     #[test]
     fn parents_are_read_only_and_explicit() {
-        let blockdevs = nodes(&["/a".into(), "/b,c".into()], Path::new("/top"));
+        let blockdevs = nodes(&["/a".into(), "/b,c".into()], Path::new("/top"), false);
         assert_eq!(blockdevs.len(), 3);
         assert_eq!(blockdevs[0]["backing"], Value::Null);
         assert_eq!(blockdevs[1]["backing"], "base0");

@@ -16,6 +16,8 @@ pub(in crate::provider) struct Disks {
     size: u64,
     top: String,
     switches: u32,
+    /// They outlive this program.
+    lasting: bool,
 }
 
 impl Disks {
@@ -36,12 +38,27 @@ impl Disks {
         let size = qcow2::read(parent)
             .map_err(|e| ProviderError::new(format!("{}: {e}", parent.display())))?
             .virtual_size;
-        Ok(Self { programs: programs.clone(), size, top: args::TOP.to_owned(), switches: 0 })
+        Ok(Self {
+            programs: programs.clone(),
+            size,
+            top: args::TOP.to_owned(),
+            switches: 0,
+            lasting: launch.lasting.is_some(),
+        })
+    }
+
+    /// Those of a machine that was found again.
+    pub(super) fn found(programs: &Programs, drive: &Value) -> Option<Self> {
+        let drive = &drive.as_array()?.first()?["inserted"];
+        let top = drive["node-name"].as_str()?.to_owned();
+        let switches = top.strip_prefix("top")?.parse().ok()?;
+        let size = drive["image"]["virtual-size"].as_u64()?;
+        Some(Self { programs: programs.clone(), size, top, switches, lasting: true })
     }
 
     /// No disks at all.
     pub(super) fn none(programs: &Programs) -> Self {
-        Self { programs: programs.clone(), size: 0, top: args::TOP.to_owned(), switches: 0 }
+        Self { programs: programs.clone(), size: 0, top: args::TOP.to_owned(), switches: 0, lasting: false }
     }
 
     /// The size of the disk in bytes.
@@ -56,7 +73,7 @@ impl Disks {
 
     /// The graph of nodes, the lowest first.
     pub(in crate::provider) fn nodes(&self, launch: &Launch) -> Vec<Value> {
-        args::nodes(&launch.chain, &launch.overlay)
+        args::nodes(&launch.chain, &launch.overlay, self.lasting)
     }
 
     /// Makes a new top at `next`, to be switched to.
@@ -68,7 +85,10 @@ impl Disks {
         image::create(&self.programs, next, self.size).await?;
         self.switches += 1;
         let node = format!("top{}", self.switches);
-        monitor.execute("blockdev-add", args::writable(&node, next, &Value::Null)).await.map(|_| ())
+        monitor
+            .execute("blockdev-add", args::writable(&node, next, &Value::Null, self.lasting))
+            .await
+            .map(|_| ())
     }
 
     /// Leaves the top as it is and goes on with the one that was added.

@@ -4,10 +4,11 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::Child;
 use tokio::sync::mpsc;
+use vimg_lang::model::Forward;
 
 use super::disks::{Disks, Monitor};
 use super::kept::Kept;
@@ -22,11 +23,13 @@ const CONSOLE: usize = 32 << 10;
 /// How long QEMU may take to open its sockets. It is busy with nothing else,
 /// but the host may be.
 const OPENING: Duration = Duration::from_secs(60);
+/// How long a monitor may take to answer.
+const FINDING: Duration = Duration::from_secs(10);
 const EVENTS: &[&str] = &["SHUTDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR", "VSERPORT_CHANGE", "RESUME"];
 
 /// A machine that runs; killed when dropped, and by the kernel if vimg dies.
 pub struct QemuInstance {
-    child: Child,
+    process: Process,
     monitor: Monitor,
     events: mpsc::Receiver<Value>,
     agent: Option<UnixStream>,
@@ -44,6 +47,24 @@ pub struct QemuInstance {
     pub(super) keeping: Option<Keeping>,
 }
 
+/// The program that runs a machine.
+enum Process {
+    Own(Child),
+    /// Started by somebody who has left. Its monitor closes when it ends.
+    Found,
+}
+
+impl Process {
+    async fn wait(&mut self) {
+        match self {
+            Self::Own(child) => {
+                let _ = child.wait().await;
+            }
+            Self::Found => std::future::pending().await,
+        }
+    }
+}
+
 /// What a start needs besides QEMU's arguments.
 pub(super) struct Start<'a> {
     /// QEMU's working directory, where its sockets are.
@@ -52,6 +73,8 @@ pub(super) struct Start<'a> {
     /// How it runs, for records.
     pub(super) way: String,
     pub(super) place: Place,
+    /// It goes on when this program ends.
+    pub(super) lasting: bool,
 }
 
 impl QemuInstance {
@@ -61,13 +84,13 @@ impl QemuInstance {
         all: &[String],
         start: Start<'_>,
     ) -> Result<Self, ProviderError> {
-        let Start { scratch, disks, way, place } = start;
+        let Start { scratch, disks, way, place, lasting } = start;
         for socket in ["qmp", "console", "agent"] {
             let _ = std::fs::remove_file(scratch.join(socket));
         }
         let log = scratch.join("qemu.log");
         let fail = |e| ProviderError::new(format!("`{}` can't be run: {e}", programs.system.display()));
-        let mut command = child::daemon(&programs.system, scratch, &log).map_err(fail)?;
+        let mut command = child::daemon(&programs.system, scratch, &log, lasting).map_err(fail)?;
         let mut child = command.args(all).spawn().map_err(fail)?;
 
         let connected = tokio::time::timeout(OPENING, async {
@@ -84,7 +107,7 @@ impl QemuInstance {
         let (qmp, events) = Qmp::new(qmp, EVENTS).await?;
         let console = Tail::of(console_stream, CONSOLE);
         Ok(Self {
-            child,
+            process: Process::Own(child),
             monitor: Monitor::new(qmp),
             events,
             agent: Some(agent),
@@ -98,6 +121,44 @@ impl QemuInstance {
             origin: None,
             keeping: None,
         })
+    }
+
+    /// Connects to one that goes on, whose directory this is; `None` if it
+    /// does not run.
+    pub(super) async fn find(programs: &Programs, scratch: &Path) -> Result<Option<Self>, ProviderError> {
+        let Ok(qmp) = connect(scratch, "qmp").await else { return Ok(None) };
+        let connected = tokio::time::timeout(FINDING, async {
+            let (mut qmp, events) = Qmp::new(qmp, EVENTS).await?;
+            let drives = qmp.execute("query-block", json!({})).await?;
+            Ok::<_, ProviderError>((qmp, events, drives))
+        });
+        let busy = || ProviderError::new("the machine's monitor does not answer");
+        let (qmp, events, drives) = connected.await.map_err(|_| busy())??;
+        let disks = Disks::found(programs, &drives).ok_or_else(busy)?;
+        let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be reached: {e}"));
+        let console = Tail::of(connect(scratch, "console").await.map_err(fail)?, CONSOLE);
+        let agent = connect(scratch, "agent").await.map_err(fail)?;
+        Ok(Some(Self {
+            process: Process::Found,
+            monitor: Monitor::new(qmp),
+            events,
+            agent: Some(agent),
+            console,
+            log: scratch.join("qemu.log"),
+            disks,
+            panicked: false,
+            way: format!("qemu {}", programs.version),
+            place: Place::Machine,
+            kept: None,
+            origin: None,
+            keeping: None,
+        }))
+    }
+
+    /// Says something to the monitor for people; returns its answer.
+    async fn tell(&mut self, line: &str) -> Result<String, ProviderError> {
+        let answer = self.execute("human-monitor-command", json!({ "command-line": line })).await?;
+        Ok(answer.as_str().unwrap_or_default().to_owned())
     }
 
     /// Notes the appliance that it was forked from.
@@ -125,7 +186,7 @@ impl QemuInstance {
             let event = tokio::select! {
                 biased;
                 event = self.events.recv() => event,
-                _ = self.child.wait() => None,
+                _ = self.process.wait() => None,
             };
             match event {
                 Some(event) if wanted(&event) => return Ok(()),
@@ -221,11 +282,13 @@ impl Instance for QemuInstance {
                 event = self.events.recv() => match event {
                     Some(event) => if let Some(ended) = self.judge(&event) { return ended },
                     None => {
-                        let _ = self.child.wait().await;
+                        if let Process::Own(child) = &mut self.process {
+                            let _ = child.wait().await;
+                        }
                         return Ended::Killed(child::last_words(&self.log));
                     }
                 },
-                _ = self.child.wait() => {
+                _ = self.process.wait() => {
                     while let Ok(event) = self.events.try_recv() {
                         if let Some(ended) = self.judge(&event) {
                             return ended;
@@ -254,8 +317,42 @@ impl Instance for QemuInstance {
         self.console.text()
     }
 
+    async fn forward(&mut self, add: &[Forward], remove: &[Forward]) -> Result<(), ProviderError> {
+        let rule = |f: &Forward| format!("tcp:{}:{}", f.address, f.host);
+        for forward in remove {
+            self.tell(&format!("hostfwd_remove net0 {}", rule(forward))).await?;
+        }
+        for forward in add {
+            let said = self.tell(&format!("hostfwd_add net0 {}-:{}", rule(forward), forward.guest)).await?;
+            if !said.trim().is_empty() {
+                let Forward { address, host, .. } = forward;
+                return Err(ProviderError::new(format!("the port {host} of {address} can't be taken")).help(
+                    "does another program, or another server, listen on it? Give `forward` another `host=`",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn leave(self) {
+        if let Process::Own(child) = self.process {
+            // Dropped, it would be killed.
+            std::mem::forget(child);
+        }
+    }
+
     async fn stop(mut self) {
-        // A kill is enough: what matters of the disk was settled before.
-        let _ = self.child.kill().await;
+        match &mut self.process {
+            // A kill is enough: what matters of the disk was settled before.
+            Process::Own(child) => {
+                let _ = child.kill().await;
+            }
+            Process::Found => {
+                let _ = self.monitor.execute("quit", json!({})).await;
+                // Its monitor closes with it.
+                let gone = async { while self.events.recv().await.is_some() {} };
+                let _ = tokio::time::timeout(OPENING, gone).await;
+            }
+        }
     }
 }

@@ -100,6 +100,7 @@ pub(super) async fn start(
             match fork(programs, accel, launch, &kept).await {
                 Ok(mut instance) => {
                     kept.touch();
+                    lead(&mut instance, launch).await?;
                     instance.origin = Some(Origin { memories: memories.clone(), dir });
                     return Ok(instance);
                 }
@@ -120,7 +121,9 @@ pub(super) async fn start(
     let Some(lock) = lock.filter(|_| !useless() && free(home) > FREE + launch.machine.memory) else {
         return boot(programs, accel, launch, None).await;
     };
-    let mut instance = boot(programs, accel, launch, Some(&memory)).await?;
+    // Only what is forked from it goes on.
+    let first = Launch { lasting: None, ..launch.clone() };
+    let mut instance = boot(programs, accel, &first, Some(&memory)).await?;
     let (scratch, overlay) = (launch.scratch.clone(), launch.overlay.clone());
     let memories = memories.clone();
     instance.keeping = Some(Keeping { memories, dir, scratch, overlay, _lock: lock });
@@ -167,8 +170,22 @@ async fn boot(
     all.extend(args::disks(&disks.nodes(launch)));
     all.extend(args::boot(launch.boot.as_ref()));
     let way = format!("qemu {} {}", programs.version, accel.name());
-    let start = Start { scratch: &launch.scratch, disks, way, place: Place::Machine };
-    QemuInstance::start(programs, &all, start).await
+    let lasting = launch.lasting.is_some();
+    if lasting {
+        args::with_log(&mut all);
+    }
+    let start = Start { scratch: &launch.scratch, disks, way, place: Place::Machine, lasting };
+    let mut instance = QemuInstance::start(programs, &all, start).await?;
+    lead(&mut instance, launch).await?;
+    Ok(instance)
+}
+
+/// Has ports of the host lead into a machine that goes on.
+async fn lead(instance: &mut QemuInstance, launch: &Launch) -> Result<(), ProviderError> {
+    match &launch.lasting {
+        Some(lasting) => instance.forward(&lasting.forwards, &[]).await,
+        None => Ok(()),
+    }
 }
 
 async fn fork(
@@ -186,7 +203,11 @@ async fn fork(
     all.extend(args::disks(&disks.nodes(launch)));
     all.extend(kept::incoming());
     let way = format!("qemu {} {}, forked", programs.version, accel.name());
-    let start = Start { scratch: &launch.scratch, disks, way, place: Place::Forked };
+    let lasting = launch.lasting.is_some();
+    if lasting {
+        args::with_log(&mut all);
+    }
+    let start = Start { scratch: &launch.scratch, disks, way, place: Place::Forked, lasting };
     let mut instance = QemuInstance::start(programs, &all, start).await?;
     match kept.resume(&mut instance, &launch.scratch).await {
         Ok(()) => Ok(instance),

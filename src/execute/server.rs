@@ -1,0 +1,506 @@
+//! Servers: machines that go on running when vimg has ended. What there is of
+//! one lies in a directory of its own: its disk, its sockets, and a record.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use vimg_agent::protocol::{Exec, Stream};
+use vimg_lang::model::{DiskFormat, Forward, Machine};
+
+use super::explain::{Trouble, explain};
+use super::interact::{Ended, Input};
+use super::layer::stage_blobs;
+use super::log::clean;
+use super::session::{Progress, Session, SessionError};
+use super::site::Site;
+use super::up::{self, Stand};
+use super::{Failure, FailureKind, Shared, Workshop};
+use crate::digest::Key;
+use crate::graph::{Difference, Needs, ServerPart, ServerPlan};
+use crate::provider::{self, Instance, Lasting, Launch, Provider};
+use crate::store::{Boot, KeyLock, replace, try_lock};
+
+/// The version of [`ServerRecord`].
+const FORMAT: u32 = 1;
+
+/// How long a machine may take to stop its services and switch itself off.
+const OFF: Duration = Duration::from_secs(600);
+
+/// The most changes that a server's disk takes one upon the other: a chain of
+/// 128 disks takes twice as long to read.
+const MOST_DISKS: usize = 100;
+
+/// What is known of a server that was started.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServerRecord {
+    format: u32,
+    /// The image that it was started from.
+    pub image: String,
+    /// The base of that image: what is not applied, but there from the start.
+    root: Key,
+    /// When it was first started, in seconds since 1970.
+    pub since: u64,
+    /// What leads into it: address, host's port, machine's port.
+    pub forwards: Vec<(String, u16, u16)>,
+    /// What is in effect.
+    parts: Vec<ServerPart>,
+    machine: (u32, u64, u64),
+    boot: Option<Boot>,
+    /// Disks below the one that takes the writes, the lowest first.
+    chain: Vec<PathBuf>,
+    overlay: PathBuf,
+    /// The overlay is for a change that has not come to its end.
+    changing: bool,
+}
+
+/// What `up` found or did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Came {
+    /// It was running.
+    Running,
+    /// It was off, and booted from its disk.
+    Back,
+    /// It is new.
+    New,
+}
+
+/// A server's directory, which nobody else uses meanwhile.
+pub struct ServerHome {
+    dir: PathBuf,
+    _lock: KeyLock,
+}
+
+/// What can be said of a server from its directory.
+pub fn known(dir: &Path) -> Option<ServerRecord> {
+    let record: ServerRecord = serde_json::from_slice(&std::fs::read(dir.join("server.json")).ok()?).ok()?;
+    (record.format == FORMAT).then_some(record)
+}
+
+impl ServerHome {
+    /// Takes the directory.
+    pub fn take(dir: &Path) -> Result<Self, String> {
+        if let Some(parent) = dir.parent() {
+            std::fs::create_dir_all(parent).map_err(|e| format!("{}: {e}", parent.display()))?;
+        }
+        match try_lock(&dir.with_extension("lock")) {
+            Ok(Some(lock)) => Ok(Self { dir: dir.to_owned(), _lock: lock }),
+            Ok(None) => Err("another vimg is at work with it".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn record(&self) -> Option<ServerRecord> {
+        known(&self.dir)
+    }
+
+    fn keep(&self, record: &ServerRecord) -> std::io::Result<()> {
+        let bytes = serde_json::to_vec_pretty(record).map_err(std::io::Error::other)?;
+        replace(&self.dir.join("server.json"), &bytes)
+    }
+
+    /// Forgets the server and its disk.
+    fn forget(&self) -> std::io::Result<()> {
+        match std::fs::remove_dir_all(&self.dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl ServerRecord {
+    fn forwards(&self) -> Vec<Forward> {
+        let forward = |(address, host, guest): &(String, u16, u16)| Forward {
+            address: address.clone(),
+            host: *host,
+            guest: *guest,
+        };
+        self.forwards.iter().map(forward).collect()
+    }
+
+    fn lead(&mut self, forwards: &[Forward]) {
+        self.forwards = forwards.iter().map(|f| (f.address.clone(), f.host, f.guest)).collect();
+    }
+
+    /// Gives up a change that has not come to its end.
+    fn step_back(&mut self) {
+        if self.changing {
+            let _ = std::fs::remove_file(&self.overlay);
+            if let Some(below) = self.chain.pop() {
+                self.overlay = below;
+            }
+            self.changing = false;
+        }
+    }
+
+    fn launch<P>(&self, site: &Site<'_, P>, dir: &Path) -> Launch {
+        let (cpus, memory, disk) = self.machine;
+        Launch {
+            chain: self.chain.clone(),
+            overlay: self.overlay.clone(),
+            again: true,
+            machine: Machine { cpus, memory, disk },
+            boot: site.boot_paths(&self.boot),
+            offline: None,
+            memory: None,
+            scratch: dir.to_owned(),
+            lasting: Some(Lasting { forwards: self.forwards() }),
+        }
+    }
+}
+
+type Channel<P> = <<P as Provider>::Instance as Instance>::Channel;
+
+/// A server that runs, and its agent.
+struct Found<P: Provider> {
+    instance: P::Instance,
+    session: Session<Channel<P>>,
+}
+
+async fn find<P: Provider>(provider: &P, home: &ServerHome) -> Result<Option<Found<P>>, String> {
+    let found = provider.find(&home.dir).await.map_err(|e| e.message)?;
+    let Some(mut instance) = found else { return Ok(None) };
+    let channel = instance.channel().ok_or("the machine has no agent port")?;
+    let mut session = Session::new(channel);
+    match session.ready(false).await {
+        Ok(_) => Ok(Some(Found { instance, session })),
+        Err(trouble) => {
+            instance.leave();
+            Err(format!("its agent does not answer: {}", words(trouble)))
+        }
+    }
+}
+
+/// A trouble in a conversation, in a sentence.
+fn words(trouble: SessionError) -> String {
+    match trouble {
+        SessionError::Broken(why) | SessionError::Refused(why) => clean(&why),
+        SessionError::Step { message, .. } => clean(&message),
+        SessionError::Silent(time) | SessionError::Endless(time) => {
+            format!("nothing came within {} s", time.as_secs())
+        }
+    }
+}
+
+/// Whether a server runs.
+pub async fn runs<P: Provider>(provider: &P, dir: &Path) -> bool {
+    match provider.find(dir).await {
+        Ok(Some(instance)) => {
+            instance.leave();
+            true
+        }
+        // It does not answer, but it is there.
+        Err(_) => true,
+        Ok(None) => false,
+    }
+}
+
+/// Starts a server, or boots it again from its disk.
+pub async fn up<P: Provider>(
+    workshop: &Workshop<P>,
+    plan: &ServerPlan,
+    home: &ServerHome,
+) -> Result<Came, Box<Failure>> {
+    let shared = workshop.share(std::collections::BTreeMap::new());
+    let site = Site { shared: &shared, node: workshop.graph.node(plan.image) };
+    let host = |why: String| at(plan, FailureKind::Host, why);
+    if let Some(mut record) = home.record() {
+        if runs(&*shared.provider, &home.dir).await {
+            return Ok(Came::Running);
+        }
+        record.step_back();
+        if let Some(gone) = record.chain.iter().chain([&record.overlay]).find(|disk| !disk.exists()) {
+            let mut failure = host(format!("a disk below its own is gone: {}", gone.display()));
+            failure.help = Some(format!("`vimg down --remove {}` forgets what is left of it", plan.name));
+            return Err(failure);
+        }
+        let (instance, _session) = up::again(&site, &record.launch(&site, &home.dir)).await?;
+        home.keep(&record).map_err(|e| site.io_failure(&home.dir, e))?;
+        instance.leave();
+        return Ok(Came::Back);
+    }
+    home.forget()
+        .and_then(|()| std::fs::create_dir_all(&home.dir))
+        .map_err(|e| site.io_failure(&home.dir, e))?;
+    let made = start(&shared, &site, plan, home).await;
+    if made.is_err() {
+        let _ = home.forget();
+    }
+    made.map(|()| Came::New)
+}
+
+async fn start<P: Provider>(
+    shared: &Shared<P>,
+    site: &Site<'_, P>,
+    plan: &ServerPlan,
+    home: &ServerHome,
+) -> Result<(), Box<Failure>> {
+    let overlay = home.dir.join("disk-0.qcow2");
+    let stand = Stand {
+        state: site.node,
+        machine: plan.machine,
+        needs: Needs::Machine,
+        network: true,
+        on_top: None,
+        lasting: Some(Lasting { forwards: plan.forwards.clone() }),
+    };
+    let up = up::up(site, &stand, &home.dir, &overlay).await?;
+    let mut found = Found::<P> { instance: up.instance, session: up.session };
+    let root = shared.graph.node(shared.graph.chain(plan.image)[0]).key;
+    let Machine { cpus, memory, disk } = plan.machine;
+    let mut record = ServerRecord {
+        format: FORMAT,
+        image: site.node.image.clone(),
+        root,
+        since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        forwards: Vec::new(),
+        parts: plan.base.clone(),
+        machine: (cpus, memory, disk),
+        boot: up.record.boot,
+        chain: up.launch.chain,
+        overlay,
+        changing: false,
+    };
+    record.lead(&plan.forwards);
+    let difference = plan.difference(&record.parts);
+    match change(site, plan, &difference, &mut found).await {
+        Ok(parts) => {
+            record.parts = parts;
+            home.keep(&record).map_err(|e| site.io_failure(&home.dir, e))?;
+            found.instance.leave();
+            Ok(())
+        }
+        Err(failure) => {
+            found.instance.stop().await;
+            Err(failure)
+        }
+    }
+}
+
+/// What has to be done to a server that was started.
+pub fn difference(plan: &ServerPlan, home: &ServerHome) -> Result<Difference, String> {
+    let record = home.record().ok_or("it was never started")?;
+    Ok(plan.difference(&record.parts))
+}
+
+/// Brings a server that runs to what the recipe says. If that fails, it boots
+/// from its disk as it was before.
+pub async fn apply<P: Provider>(
+    workshop: &Workshop<P>,
+    plan: &ServerPlan,
+    home: &ServerHome,
+) -> Result<Difference, Box<Failure>> {
+    let shared = workshop.share(std::collections::BTreeMap::new());
+    let site = Site { shared: &shared, node: workshop.graph.node(plan.image) };
+    let host = |why: String| at(plan, FailureKind::Host, why);
+    let mut record = home.record().ok_or_else(|| host("it was never started".into()))?;
+    if shared.graph.node(shared.graph.chain(plan.image)[0]).key != record.root {
+        let mut failure = at(plan, FailureKind::Recipe, "its image is made from another base by now".into());
+        failure.help = Some(format!("start it anew: `vimg down --remove {0}`, `vimg up {0}`", plan.name));
+        return Err(failure);
+    }
+    let difference = plan.difference(&record.parts);
+    let forwards = record.forwards();
+    let add: Vec<Forward> = plan.forwards.iter().filter(|f| !forwards.contains(f)).cloned().collect();
+    let remove: Vec<Forward> = forwards.iter().filter(|f| !plan.forwards.contains(f)).cloned().collect();
+    if difference.is_empty() && add.is_empty() && remove.is_empty() {
+        return Ok(difference);
+    }
+    if let Some(stuck) = difference.stuck.first() {
+        let message = format!("`{stuck}` can't be taken back: a script of it has no `undo`");
+        let mut failure = at(plan, FailureKind::Recipe, message);
+        failure.help = Some(format!("start it anew: `vimg down --remove {0}`, `vimg up {0}`", plan.name));
+        return Err(failure);
+    }
+    let found = find(&*shared.provider, home).await.map_err(host)?;
+    let mut found = found.ok_or_else(|| {
+        let mut failure = host("it is switched off".into());
+        failure.help = Some(format!("`vimg up {}` boots it", plan.name));
+        failure
+    })?;
+    if record.chain.len() >= MOST_DISKS {
+        found.instance.leave();
+        return Err(host("its disk has seen too many changes; start it anew".into()));
+    }
+    if !difference.is_empty() {
+        let next = home.dir.join(format!("disk-{}.qcow2", record.chain.len()));
+        if let Err(why) = branch(&mut found, &next).await {
+            found.instance.leave();
+            return Err(host(why));
+        }
+        record.chain.push(std::mem::replace(&mut record.overlay, next));
+        record.changing = true;
+        home.keep(&record).map_err(|e| site.io_failure(&home.dir, e))?;
+        match change(&site, plan, &difference, &mut found).await {
+            Ok(parts) => record.parts = parts,
+            Err(mut failure) => {
+                found.instance.stop().await;
+                record.step_back();
+                let (instance, _session) = up::again(&site, &record.launch(&site, &home.dir)).await?;
+                home.keep(&record).map_err(|e| site.io_failure(&home.dir, e))?;
+                instance.leave();
+                failure.help = Some("the server has booted from its disk as it was before".into());
+                return Err(failure);
+            }
+        }
+        record.changing = false;
+        home.keep(&record).map_err(|e| site.io_failure(&home.dir, e))?;
+    }
+    let led = found.instance.forward(&add, &remove).await;
+    if led.is_ok() {
+        record.lead(&plan.forwards);
+    }
+    home.keep(&record).map_err(|e| site.io_failure(&home.dir, e))?;
+    found.instance.leave();
+    led.map_err(|e| Box::new(Failure::provider(&plan.name, plan.span, e)))?;
+    Ok(difference)
+}
+
+/// Has a server's disk go on in a new file.
+async fn branch<P: Provider>(found: &mut Found<P>, next: &Path) -> Result<(), String> {
+    found.session.freeze().await.map_err(words)?;
+    let branched = found.instance.snapshot(next).await.map_err(|e| e.message);
+    found.session.thaw().await.map_err(words)?;
+    branched
+}
+
+/// Does what a difference says, in the machine that runs; returns what is in
+/// effect then.
+async fn change<P: Provider>(
+    site: &Site<'_, P>,
+    plan: &ServerPlan,
+    difference: &Difference,
+    found: &mut Found<P>,
+) -> Result<Vec<ServerPart>, Box<Failure>> {
+    let work = plan.work(difference, &site.shared.project);
+    let (work, after) = work.map_err(|errors| {
+        let why = errors.first().map(|e| format!("`{}`: {}", e.error.file, e.error.why));
+        at(plan, FailureKind::Recipe, why.unwrap_or_default())
+    })?;
+    if difference.is_empty() {
+        return Ok(after);
+    }
+    let (work, staging) = (Arc::new(work), site.staging()?);
+    let blobs = stage_blobs(site, &work, &staging).await?;
+    let mut tail: Vec<String> = Vec::new();
+    let Found { instance, session } = found;
+    let steps = (work.steps.as_slice(), 0);
+    let applied = session.apply(work.layer.as_deref(), steps, false, &blobs, |progress| match progress {
+        Progress::Started(step) => {
+            tail.clear();
+            site.phase(&work.places[step].1);
+        }
+        Progress::Output(text) => {
+            for line in text.lines().map(clean) {
+                site.line(&line);
+                tail.push(line);
+            }
+        }
+        Progress::Finished { .. } => {}
+    });
+    let applied = tokio::select! {
+        applied = applied => applied.map_err(Trouble::Session),
+        ended = instance.ended() => Err(Trouble::Ended(ended)),
+    };
+    match applied {
+        Ok(applied) if applied.next.is_none() => Ok(after),
+        Ok(_) => Err(at(plan, FailureKind::Recipe, "a server is not booted again by a step `reboot`".into())),
+        Err(Trouble::Session(SessionError::Step { step, message })) => {
+            let (span, name) = &work.places[step];
+            let message = format!("{name} failed: {}", clean(&message));
+            let mut failure = Failure::new(&plan.name, *span, FailureKind::Recipe, message);
+            failure.tail = tail.split_off(tail.len().saturating_sub(20));
+            Err(Box::new(failure))
+        }
+        Err(trouble) => Err(explain(site, instance, trouble, Some(tail)).await),
+    }
+}
+
+fn at(plan: &ServerPlan, kind: FailureKind, why: String) -> Box<Failure> {
+    Box::new(Failure::new(&plan.name, plan.span, kind, format!("server `{}`: {why}", plan.name)))
+}
+
+/// Switches a server off in order; with `force` without asking it. Says
+/// whether it ran.
+pub async fn down<P: Provider>(
+    provider: &P,
+    home: &ServerHome,
+    force: bool,
+    remove: bool,
+) -> Result<bool, String> {
+    let ran = match force {
+        true => match provider.find(&home.dir).await.map_err(|e| e.message)? {
+            Some(instance) => {
+                instance.stop().await;
+                true
+            }
+            None => false,
+        },
+        false => match find(provider, home).await? {
+            Some(found) => {
+                switch_off(found).await?;
+                true
+            }
+            None => false,
+        },
+    };
+    if remove {
+        home.forget().map_err(|e| format!("{}: {e}", home.dir.display()))?;
+    }
+    Ok(ran)
+}
+
+async fn switch_off<P: Provider>(found: Found<P>) -> Result<(), String> {
+    let Found { mut instance, mut session } = found;
+    let off = async {
+        session.switch_off().await.map_err(words)?;
+        loop {
+            match instance.ended().await {
+                provider::Ended::Killed(_) => return Ok(()),
+                provider::Ended::Off | provider::Ended::AgentGone => {}
+                other => return Err(format!("it did not stop in order: {other:?}")),
+            }
+        }
+    };
+    let off = tokio::time::timeout(OFF, off).await;
+    off.unwrap_or_else(|_| Err("it does not stop; `--force` does not ask it".into()))
+}
+
+/// Runs a program in a server.
+pub async fn exec<P: Provider>(
+    provider: &P,
+    home: &ServerHome,
+    exec: Exec,
+    listen: impl FnOnce() -> mpsc::Receiver<Input>,
+    mut output: impl FnMut(Stream, &[u8]) + Send,
+) -> Result<Ended, String> {
+    let Some(Found { mut instance, mut session }) = find(provider, home).await? else {
+        return Err("it is switched off".into());
+    };
+    let input = listen();
+    let ended = tokio::select! {
+        ended = session.exec(exec, input, &mut output) => ended.map_err(words),
+        _ = instance.ended() => Err("the machine went off".into()),
+    };
+    instance.leave();
+    ended
+}
+
+/// Writes a server's disk, as it is now, to a file that stands alone.
+pub async fn save<P: Provider>(provider: &P, home: &ServerHome, to: &Path) -> Result<(), String> {
+    let mut record = home.record().ok_or("it was never started")?;
+    if let Some(mut found) = find(provider, home).await? {
+        let next = home.dir.join(format!("disk-{}.qcow2", record.chain.len()));
+        let branched = branch(&mut found, &next).await;
+        found.instance.leave();
+        branched?;
+        record.chain.push(std::mem::replace(&mut record.overlay, next));
+        home.keep(&record).map_err(|e| e.to_string())?;
+        return provider.export(&record.chain, DiskFormat::Qcow2, to).await.map_err(|e| e.message);
+    }
+    let mut chain = record.chain;
+    chain.push(record.overlay);
+    provider.export(&chain, DiskFormat::Qcow2, to).await.map_err(|e| e.message)
+}

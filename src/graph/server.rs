@@ -1,0 +1,215 @@
+//! Servers: what is to be in effect in a machine that goes on running, and
+//! what has to be done to one in which something else is.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use vimg_lang::Span;
+use vimg_lang::model::{Forward, InEffect, Layer, Machine, Model, Part, Primitive};
+
+use super::{Graph, GraphError, LayerWork, NodeId, describe};
+use crate::digest::Key;
+use crate::files::Project;
+
+/// A part that is in effect in a server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerPart {
+    /// Its name in the machine.
+    pub id: String,
+    /// What it does, hashed.
+    pub key: Key,
+    /// Capabilities that it requires.
+    pub requires: Vec<String>,
+    /// Capabilities that it provides.
+    pub provides: Vec<String>,
+    /// Whether each of its scripts has an `undo`.
+    pub undoable: bool,
+}
+
+/// A server as the recipe has it.
+#[derive(Debug)]
+pub struct ServerPlan {
+    /// Its name.
+    pub name: String,
+    /// Where it is declared.
+    pub span: Span,
+    /// The state that it starts from.
+    pub image: NodeId,
+    /// The machine.
+    pub machine: Machine,
+    /// What leads into it.
+    pub forwards: Vec<Forward>,
+    /// What the image has in effect.
+    pub base: Vec<ServerPart>,
+    /// What is to be in effect.
+    pub wanted: Vec<ServerPart>,
+    /// The parts of `wanted`.
+    parts: Vec<Arc<Part>>,
+}
+
+/// What is to be done to a server.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Difference {
+    /// Parts that are taken back, in this order, by their names in the machine.
+    pub reverts: Vec<String>,
+    /// Parts that are applied, by their places in what is wanted.
+    pub apply: Vec<usize>,
+    /// Parts that stay.
+    pub stays: Vec<ServerPart>,
+    /// Of what is taken back, what can't be.
+    pub stuck: Vec<String>,
+}
+
+impl Difference {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.reverts.is_empty() && self.apply.is_empty()
+    }
+}
+
+impl ServerPlan {
+    /// The server of this name.
+    pub fn new(
+        graph: &Graph,
+        model: &Model,
+        project: &Project,
+        name: &str,
+    ) -> Option<Result<Self, Vec<GraphError>>> {
+        let server = model.servers.iter().find(|s| s.name == name)?;
+        let image = graph.images()[server.image].1;
+        let parts = |all: &[InEffect]| -> Result<Vec<ServerPart>, Vec<GraphError>> {
+            all.iter().map(|one| part(one, &server.machine, project)).collect()
+        };
+        let plan = parts(&server.base).and_then(|base| Ok((base, parts(&server.parts)?)));
+        Some(plan.map(|(base, wanted)| Self {
+            name: server.name.clone(),
+            span: server.span,
+            image,
+            machine: server.machine,
+            forwards: server.forwards.clone(),
+            base,
+            wanted,
+            parts: server.parts.iter().map(|one| one.part.clone()).collect(),
+        }))
+    }
+
+    /// What has to be done where `current` is in effect.
+    pub fn difference(&self, current: &[ServerPart]) -> Difference {
+        difference(current, &self.wanted)
+    }
+
+    /// The work of a difference, and what is in effect after it.
+    pub fn work(
+        &self,
+        difference: &Difference,
+        project: &Project,
+    ) -> Result<(LayerWork, Vec<ServerPart>), Vec<GraphError>> {
+        let mut after = difference.stays.clone();
+        let mut parts = Vec::new();
+        for place in &difference.apply {
+            let mut part = Part::clone(&self.parts[*place]);
+            // Two pages of the machine's ledger never have one name.
+            for n in 2.. {
+                if !after.iter().any(|other| other.id == part.id) {
+                    break;
+                }
+                part.id = format!("{}#{n}", part.configuration);
+            }
+            after.push(ServerPart { id: part.id.clone(), ..self.wanted[*place].clone() });
+            parts.push(Arc::new(part));
+        }
+        let layer = Layer {
+            name: self.name.clone(),
+            span: self.span,
+            reverts: difference.reverts.clone(),
+            parts,
+            booted: true,
+        };
+        describe::layer(&layer, true, &self.machine, project).map(|(work, _)| (work, after))
+    }
+}
+
+fn part(one: &InEffect, machine: &Machine, project: &Project) -> Result<ServerPart, Vec<GraphError>> {
+    // What it is called does not say what it does.
+    let plain = Part { id: one.part.configuration.clone(), ..Part::clone(&one.part) };
+    let undoable = !plain.steps.iter().any(|s| matches!(s.primitive, Primitive::Run { undo: None, .. }));
+    let layer = Layer {
+        name: String::new(),
+        span: one.part.span,
+        reverts: Vec::new(),
+        parts: vec![Arc::new(plain)],
+        booted: false,
+    };
+    let (_, description) = describe::layer(&layer, false, machine, project)?;
+    Ok(ServerPart {
+        id: one.part.id.clone(),
+        key: description.key(),
+        requires: one.requires.clone(),
+        provides: one.provides.clone(),
+        undoable,
+    })
+}
+
+/// What stays is what does the same; what requires something that goes is
+/// applied again on what comes in its place.
+fn difference(current: &[ServerPart], wanted: &[ServerPart]) -> Difference {
+    let mut open: Vec<usize> = (0..wanted.len()).collect();
+    let mut gone: Vec<&str> = Vec::new();
+    let mut out = Difference::default();
+    let mut reverts: Vec<&ServerPart> = Vec::new();
+    for part in current {
+        let place = open.iter().position(|n| wanted[*n].key == part.key);
+        let stands_on_it = part.requires.iter().any(|name| gone.contains(&name.as_str()));
+        match place {
+            Some(place) if !stands_on_it => {
+                open.remove(place);
+                out.stays.push(part.clone());
+            }
+            _ => {
+                gone.extend(part.provides.iter().map(String::as_str));
+                reverts.push(part);
+            }
+        }
+    }
+    out.stuck = reverts.iter().filter(|p| !p.undoable).map(|p| p.id.clone()).collect();
+    out.reverts = reverts.iter().rev().map(|p| p.id.clone()).collect();
+    out.apply = open;
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Digest;
+
+    fn part(id: &str, what: &str, requires: &[&str], provides: &[&str]) -> ServerPart {
+        let names = |all: &[&str]| all.iter().map(|n| (*n).to_owned()).collect();
+        let key = Key(Digest::of(what.as_bytes()));
+        ServerPart {
+            id: id.into(),
+            key,
+            requires: names(requires),
+            provides: names(provides),
+            undoable: id != "run",
+        }
+    }
+
+    #[test]
+    fn only_what_differs_is_done() {
+        let nginx = part("nginx", "nginx", &[], &["http"]);
+        let light = part("lighttpd", "lighttpd", &[], &["http"]);
+        let site = part("site", "site", &["http"], &[]);
+        let apart = part("apart", "apart", &[], &[]);
+        let run = part("run", "run", &[], &[]);
+        let current = [nginx.clone(), site.clone(), apart.clone(), run.clone()];
+        assert!(difference(&current, &current).is_empty());
+        // Another provider: who requires it comes again, the rest stays.
+        let other = difference(&current, &[light, site.clone(), apart.clone(), run.clone()]);
+        assert_eq!(other.reverts, ["site", "nginx"]);
+        assert_eq!((other.apply, other.stuck.len(), other.stays.len()), (vec![0, 1], 0, 2));
+        // An edit touches its part alone.
+        let edited = difference(&current, &[nginx, part("site", "edited", &["http"], &[]), apart]);
+        assert_eq!((edited.reverts, edited.apply), (vec!["run".to_owned(), "site".to_owned()], vec![1]));
+        assert_eq!(edited.stuck, ["run"]);
+    }
+}

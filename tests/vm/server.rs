@@ -1,0 +1,111 @@
+//! Servers: started, changed while they run, killed, found again.
+
+use std::time::Duration;
+
+use super::machines::{Project, serves};
+
+const RECIPE: &str = r#"
+use "std/debian.vimg"
+image "plain" { from "debian-12"; layer "apart" }
+configuration "apart" { file "/apart" content="1" }
+capability "page" { input "port" type="int" }
+configuration "small" provides="page" {
+    input "port" type="int" default=80
+    file "/srv/page" content="one"
+    file "/usr/local/bin/page" template="page.j2" mode="0755"
+    file "/etc/systemd/system/page.service" content="[Service]\nExecStart=/usr/local/bin/page\n[Install]\nWantedBy=multi-user.target\n"
+    service "page" enabled=#true state="restarted"
+}
+configuration "other" provides="page" { input "port" type="int"; file "/other" content="{{ port }}" }
+configuration "note" { requires "page"; run { script "echo {{ port }} >>/note"; undo "rm /note" } }
+server "staging" { image "plain"; forward host=PORT guest=80; layer "small"; layer "note" }
+server "second" { image "plain"; forward host=PORT guest=80 }
+"#;
+
+const PAGE: &str = r#"#!/usr/bin/perl
+use IO::Socket::INET;
+my $s = IO::Socket::INET->new(LocalPort => {{ port }}, Listen => 5, ReuseAddr => 1) or die;
+while (my $c = $s->accept) {
+    while (<$c>) { last if $_ eq "\r\n" }
+    open(my $f, "<", "/srv/page");
+    my $page = <$f>;
+    print $c "HTTP/1.1 200 OK\r\n\r\n$page\n";
+    close $c;
+}
+"#;
+
+/// Whatever comes of a test, none of its servers goes on.
+struct Servers(Project);
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        for name in ["staging", "second"] {
+            let _ = self.0.sh(&format!("$VIMG down --force --remove {name}"));
+        }
+    }
+}
+
+#[test]
+fn servers_are_changed_while_they_run_and_found_again() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let project = Project::new("server");
+    project.write("main.vimg", &RECIPE.replace("PORT", &port.to_string()));
+    project.write("page.j2", PAGE);
+    project.give_away();
+    let servers = Servers(project);
+    let project = &servers.0;
+    let says = |args: &[&str]| {
+        let done = project.vimg(args);
+        assert_eq!(done.code, 0, "{args:?}: {}{}", done.stdout, done.stderr);
+        done.stdout
+    };
+    let page = || serves(port, Duration::from_secs(60));
+    project.vimg(&["up", "staging"]).says("staging is up");
+    assert!(page().contains("one"));
+    assert_eq!(says(&["exec", "staging", "--", "cat", "/apart", "/note"]), "180\n");
+    assert!(says(&["ps"]).contains("staging  running  plain"));
+    project.vimg(&["up", "staging"]).says("runs already");
+
+    // Only what differs is done, and what requires it.
+    assert_eq!(says(&["apply", "staging"]), "nothing to apply\n");
+    project.edit("main.vimg", "content=\"one\"", "content=\"two\"");
+    let difference = "revert note\nrevert small\napply  small\napply  note\n";
+    assert_eq!(says(&["apply", "staging", "--dry-run"]), difference);
+    assert!(page().contains("one"));
+    assert_eq!(says(&["apply", "staging"]), difference);
+    assert!(page().contains("two"));
+
+    // What fails leaves the server as it was.
+    project.edit("main.vimg", "echo {{ port }} >>/note", "echo oh; exit 3");
+    let failed = project.vimg(&["apply", "staging"]);
+    assert_eq!(failed.code, 1);
+    failed.says("run failed: exit code 3");
+    failed.says("booted from its disk as it was before");
+    assert!(page().contains("two"));
+    assert_eq!(says(&["exec", "staging", "--", "cat", "/note"]), "80\n");
+    project.edit("main.vimg", "echo oh; exit 3", "echo {{ port }} >>/note");
+
+    // Killed, it is off, and boots from its own disk.
+    let port_taken = project.vimg(&["up", "second"]);
+    assert_eq!(port_taken.code, 4, "{}", port_taken.stderr);
+    port_taken.says(&format!("the port {port} of 127.0.0.1 can't be taken"));
+    project.sh("kill -9 $(pgrep -f 'servers/.*staging/disk')");
+    assert!(says(&["ps"]).contains("staging  off"));
+    let off = project.vimg(&["exec", "staging", "--", "true"]);
+    off.says("it is switched off");
+    project.vimg(&["up", "staging"]).says("staging is back");
+    assert!(page().contains("two"));
+
+    // A functionality is replaced in it; then it goes in order.
+    project.edit("main.vimg", "layer \"note\" }", "layer \"note\"; replace \"page\" with=\"other\" }");
+    assert_eq!(says(&["apply", "staging"]), "revert note\nrevert small\napply  other\napply  note#2\n");
+    assert_eq!(says(&["exec", "staging", "--", "sh", "-c", "cat /other; ls /usr/local/bin"]), "80");
+    assert!(says(&["save", "staging", "saved.qcow2"]).contains("saved.qcow2 holds the disk of staging"));
+    assert!(says(&["restart", "staging"]).contains("staging is back"));
+    assert_eq!(says(&["exec", "staging", "--", "cat", "/note"]), "80\n");
+    assert!(says(&["logs", "staging"]).contains("login:"));
+    assert_eq!(says(&["down", "staging", "--remove"]), "staging is off, and its disk is gone\n");
+    assert_eq!(says(&["ps"]), "no server was started here\n");
+    assert_eq!(project.vimg(&["apply", "staging"]).code, 4);
+    assert_eq!(project.vimg(&["up", "stagin"]).code, 2);
+}
