@@ -116,8 +116,15 @@ fn fill(project: &Path, store: &Path) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let budget = Budget { jobs: 2, memory: 8 << 30, keep_going: false, keep_memory: true };
     let fake = Arc::new(common::Fake::default());
-    let workshop =
-        Workshop { graph, store, project: Arc::new(project), provider: fake, sink: Arc::new(|_| {}), budget };
+    let workshop = Workshop {
+        graph,
+        store,
+        project: Arc::new(project),
+        secrets: Arc::default(),
+        provider: fake,
+        sink: Arc::new(|_| {}),
+        budget,
+    };
     let outcome = runtime.block_on(build(&workshop, &plan));
     assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
 }

@@ -101,11 +101,15 @@ pub struct Outcome {
     pub boots: usize,
 }
 
+/// Secrets by name, each with its value or why there is none.
+pub type Secrets = BTreeMap<String, Result<Arc<[u8]>, String>>;
+
 /// What all runs of a build share.
 struct Shared<P> {
     graph: Arc<Graph>,
     store: Store,
     project: Arc<Project>,
+    secrets: Arc<Secrets>,
     provider: Arc<P>,
     sink: Sink,
     reasons: BTreeMap<NodeId, Reason>,
@@ -154,6 +158,8 @@ pub struct Workshop<P> {
     pub store: Store,
     /// Where files are read from.
     pub project: Arc<Project>,
+    /// What scripts may be handed.
+    pub secrets: Arc<Secrets>,
     /// What runs machines.
     pub provider: Arc<P>,
     /// Who is told.
@@ -169,6 +175,7 @@ impl<P> Workshop<P> {
         Shared {
             store: self.store.clone(),
             project: self.project.clone(),
+            secrets: self.secrets.clone(),
             provider: self.provider.clone(),
             sink: self.sink.clone(),
             reasons,

@@ -93,6 +93,7 @@ image "a" {
 image "d" { from "a"; replace "k" with="c"; layer "e"; layer "e" }
 capability "k"
 configuration "e"
+secret "name" env="NAME"
 image "b" { disk "HOST" sha256="0000000000000000000000000000000000000000000000000000000000000000" }
 configuration "c" {
     package "p"
@@ -106,7 +107,7 @@ configuration "c" {
     user "name" uid=1
     service "name" enabled=#true state="running"
     sysctl "NAME" value=1
-    run { script "x"; env NAME="1"; undo "y" }
+    run { script "x"; env NAME="1"; undo "y"; secret "name" }
     run "HOST" { undo "y" }
     provides "k"
     check "x" {

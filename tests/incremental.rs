@@ -324,6 +324,7 @@ fn run(project: &Path, store: &Path, leak: Option<PathBuf>) -> Built {
         graph: graph.clone(),
         store: store.clone(),
         project: project.clone(),
+        secrets: Arc::default(),
         provider: fake.clone(),
         sink: Arc::new(|_| {}),
         budget,

@@ -14,6 +14,8 @@ mod memory;
 mod offline;
 #[path = "vm/replace.rs"]
 mod replace;
+#[path = "vm/secrets.rs"]
+mod secrets;
 #[path = "vm/server.rs"]
 mod server;
 

@@ -25,7 +25,7 @@ const SHOWN: usize = 160;
 pub(crate) fn check(sender: &Sender, probes: &[Probe]) -> io::Result<FromAgent> {
     for (step, probe) in probes.iter().enumerate() {
         sender.send(&FromAgent::Started { step })?;
-        match ask(probe, &Output { sender, step }) {
+        match ask(probe, &Output { sender, step, hidden: &[] }) {
             Ok(()) => sender.send(&FromAgent::Finished { step, changed: false })?,
             Err(failure) => {
                 return Ok(FromAgent::Failed { step, message: failure.message, exit: failure.exit });

@@ -23,6 +23,8 @@ const GRACE: Duration = Duration::from_secs(2);
 pub(crate) struct Output<'a> {
     pub(crate) sender: &'a Sender,
     pub(crate) step: usize,
+    /// What nobody is to read in it.
+    pub(crate) hidden: &'a [Vec<u8>],
 }
 
 /// A program with the environment that everything in a layer has.
@@ -90,11 +92,14 @@ pub(crate) fn run(command: &mut Command, timeout: Duration, output: &Output) -> 
     std::thread::spawn(move || pump(reader, &chunks));
 
     let deadline = Instant::now() + timeout;
-    let mut forward = Forward { output, sent: 0, left_out: 0, tail: VecDeque::new() };
+    let mut forward = Forward { output, sent: 0, left_out: 0, tail: VecDeque::new(), held: Vec::new() };
     let mut exited: Option<(std::process::ExitStatus, Instant)> = None;
     loop {
         match incoming.recv_timeout(Duration::from_millis(50)) {
-            Ok(chunk) => forward.chunk(&chunk)?,
+            Ok(chunk) => {
+                let shown = forward.hide(chunk, false);
+                forward.chunk(&shown)?;
+            }
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
             Err(mpsc::RecvTimeoutError::Timeout) => {}
         }
@@ -144,6 +149,8 @@ struct Forward<'a> {
     sent: usize,
     left_out: usize,
     tail: VecDeque<u8>,
+    /// The beginning of what may be hidden.
+    held: Vec<u8>,
 }
 
 impl Forward<'_> {
@@ -159,7 +166,37 @@ impl Forward<'_> {
         Ok(())
     }
 
+    /// Puts stars in the place of what is hidden. The end may be the
+    /// beginning of such a thing; it is held back until more comes.
+    fn hide(&mut self, chunk: Vec<u8>, last: bool) -> Vec<u8> {
+        let hidden = self.output.hidden;
+        if hidden.is_empty() {
+            return chunk;
+        }
+        let mut bytes = std::mem::take(&mut self.held);
+        bytes.extend(chunk);
+        let mut out = Vec::with_capacity(bytes.len());
+        let mut at = 0;
+        while at < bytes.len() {
+            let rest = &bytes[at..];
+            if !last && hidden.iter().any(|secret| secret.len() > rest.len() && secret.starts_with(rest)) {
+                self.held = rest.to_vec();
+                break;
+            }
+            if let Some(found) = hidden.iter().find(|secret| rest.starts_with(secret)) {
+                out.extend(b"***");
+                at += found.len();
+            } else {
+                out.push(bytes[at]);
+                at += 1;
+            }
+        }
+        out
+    }
+
     fn finish(&mut self) -> Result<(), Failure> {
+        let rest = self.hide(Vec::new(), true);
+        self.chunk(&rest)?;
         if self.left_out > 0 {
             self.send(format!("\n[{} bytes of output left out]\n", self.left_out).as_bytes())?;
         }
@@ -171,5 +208,26 @@ impl Forward<'_> {
         let message =
             FromAgent::Output { step: self.output.step, text: String::from_utf8_lossy(bytes).into_owned() };
         self.output.sender.send(&message).map_err(|e| Failure::new(format!("the host does not listen: {e}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_hidden_wherever_a_chunk_ends() {
+        let sender = Sender::new(Box::new(io::sink()));
+        let hidden = [b"hunter2".to_vec(), b"hunt".to_vec()];
+        let text = b"a hunter2 hunthunter2 hunter hun";
+        for size in 1..text.len() {
+            let output = Output { sender: &sender, step: 0, hidden: &hidden };
+            let mut forward =
+                Forward { output: &output, sent: 0, left_out: 0, tail: VecDeque::new(), held: Vec::new() };
+            let mut out: Vec<u8> =
+                text.chunks(size).flat_map(|chunk| forward.hide(chunk.to_vec(), false)).collect();
+            out.extend(forward.hide(Vec::new(), true));
+            assert_eq!(String::from_utf8_lossy(&out), "a *** ****** ***er hun", "chunks of {size}");
+        }
     }
 }

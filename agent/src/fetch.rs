@@ -111,6 +111,20 @@ impl Channel {
         Ok(())
     }
 
+    /// A secret, of at most a megabyte.
+    pub(crate) fn secret(&mut self, name: &str) -> io::Result<Vec<u8>> {
+        self.sender.send(&FromAgent::FetchSecret { name: name.to_owned() })?;
+        let mut secret = Vec::new();
+        loop {
+            match protocol::read_frame(&mut self.input)? {
+                Some(Frame::Data(bytes)) if bytes.is_empty() => return Ok(secret),
+                Some(Frame::Data(bytes)) if secret.len() + bytes.len() <= 1 << 20 => secret.extend(bytes),
+                Some(Frame::Data(_)) => return Err(Malformed("a secret of more than 1 MiB".into()).into()),
+                _ => return Err(Malformed("a message where a secret was due".into()).into()),
+            }
+        }
+    }
+
     /// A requested blob of at most 64 MiB as bytes.
     pub(crate) fn bytes(&mut self, blob: Blob) -> io::Result<Vec<u8>> {
         if blob.size > 64 << 20 {

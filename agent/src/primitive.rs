@@ -30,7 +30,7 @@ pub(crate) struct Context<'a> {
 
 impl Context<'_> {
     pub(crate) fn output(&self) -> Output<'_> {
-        Output { sender: self.sender, step: self.step }
+        Output { sender: self.sender, step: self.step, hidden: &[] }
     }
 
     /// Says something to the person who builds.

@@ -218,6 +218,7 @@ pub struct Run {
     pub workdir: String,
     pub timeout: u64,
     pub undo: Option<String>,
+    pub secrets: Vec<String>,
 }
 
 /// A question to a machine that runs. See the recipe language; times are in
@@ -479,6 +480,12 @@ pub enum FromAgent {
     Fetch {
         /// What is wanted.
         digests: Vec<Digest>,
+    },
+    /// Send this secret as frames of data with an empty one at its end. It is
+    /// asked for anew each time, and known by its name alone.
+    FetchSecret {
+        /// Its name.
+        name: String,
     },
     /// A step begins.
     Started {

@@ -82,6 +82,8 @@ codes! {
     UnknownConfiguration = "unknown-configuration",
     /// No capability has this name.
     UnknownCapability = "unknown-capability",
+    /// No secret has this name.
+    UnknownSecret = "unknown-secret",
     /// Images are made from each other in a circle.
     ImageCycle = "image-cycle",
     /// The command line or the values file sets a parameter that no recipe declares.

@@ -18,6 +18,7 @@ mod inputs;
 mod part;
 mod primitive;
 mod replace;
+mod secret;
 mod server;
 mod single;
 
@@ -56,6 +57,7 @@ pub fn compile(request: &Request, sources: &mut Sources) -> Result<Model, Vec<Di
         renderer: Renderer::new(),
         templates: HashMap::new(),
         used: HashSet::new(),
+        secrets: BTreeMap::new(),
     };
     let mut model = Model::default();
     if elaborator.out.is_empty() {
@@ -107,6 +109,8 @@ struct Elaborator<'a> {
     templates: HashMap<FileRef, Option<SourceId>>,
     /// Files and directories of the project that the recipe names.
     used: HashSet<FileRef>,
+    /// Versions of secrets, by name.
+    secrets: BTreeMap<String, String>,
 }
 
 impl Elaborator<'_> {
@@ -116,7 +120,7 @@ impl Elaborator<'_> {
         params: Vars,
         rebuilt: Option<&str>,
     ) -> Model {
-        let mut model = Model::default();
+        let mut model = Model { secrets: self.all_secrets(declarations, &params), ..Model::default() };
         let mut placed: HashMap<usize, usize> = HashMap::new();
         let mut made: Vec<Made<'d>> = Vec::new();
         for &index in &declarations.order {

@@ -14,6 +14,28 @@ pub struct Model {
     pub images: Vec<Image>,
     /// Machines that go on running.
     pub servers: Vec<Server>,
+    /// What scripts are handed and nothing keeps.
+    pub secrets: Vec<Secret>,
+}
+
+/// A value that only a script sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Secret {
+    /// Its name.
+    pub name: String,
+    /// Where it comes from.
+    pub source: SecretSource,
+    /// Enters keys in its place.
+    pub version: String,
+}
+
+/// Where a secret comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecretSource {
+    /// A variable of vimg's environment.
+    Env(String),
+    /// A file of the host, relative to the project's root.
+    File(String),
 }
 
 /// A machine that goes on running.
@@ -233,6 +255,8 @@ pub enum Primitive {
         workdir: String,
         timeout: u64,
         undo: Option<String>,
+        /// Names and versions of secrets that it is handed.
+        secrets: BTreeMap<String, String>,
     },
 }
 

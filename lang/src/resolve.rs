@@ -110,6 +110,7 @@ pub(crate) struct Declarations<'a> {
     /// Indices of `images`, parents first.
     pub(crate) order: Vec<usize>,
     pub(crate) servers: Vec<Server<'a>>,
+    pub(crate) secrets: Vec<At<'a>>,
 }
 
 /// Collects and checks the declarations of `files`.
@@ -122,6 +123,7 @@ pub(crate) fn resolve<'a>(files: &'a [Loaded], out: &mut Vec<Diagnostic>) -> Dec
     let named = |kind: &'static str| nodes.iter().copied().filter(move |at| at.node.name == kind);
 
     declarations.params = unique(named("param"), "parameter", out).into_iter().map(Input::new).collect();
+    declarations.secrets = unique(named("secret"), "secret", out);
     for at in unique(named("capability"), "capability", out) {
         let inputs = inputs(at, out);
         declarations.capabilities.insert(at.name(), Capability { at, inputs });

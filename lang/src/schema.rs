@@ -272,6 +272,7 @@ pub const CONFIGURATION: &[Kind] = &[
     .of(&[
         kind("script", "The script itself.", Args::One(req("text", Ty::Str, "shell commands"))).once(),
         kind("env", "Variables of its environment, as properties.", Args::None).open(),
+        kind("secret", "A secret that the script finds in the file `/run/secrets/NAME`, in memory, while it runs.", Args::One(req("name", Ty::Name, "as declared by `secret`"))),
         kind("undo", "A script that takes back what the script did.", Args::One(req("text", Ty::Str, "shell commands"))).once(),
         NEEDS,
     ]),
@@ -399,6 +400,16 @@ pub const RECIPE: &[Kind] = &[
     .of(CONFIGURATION),
     kind("image", "A machine state and the way to it.", Args::One(req("name", Ty::Name, "its name")))
         .of(IMAGE),
+    kind(
+        "secret",
+        "A value that scripts are handed and that nothing keeps: no key, log, disk or memory. Exactly one of `env` and `file` says where it comes from.",
+        Args::One(req("name", Ty::Name, "its name")),
+    )
+    .props(&[
+        opt("env", Ty::Str, "a variable of vimg's environment"),
+        opt("file", Ty::Str, "a file of the host; a relative path starts at the project's root"),
+        opt("version", Ty::Scalar, "enters the keys of layers that use it, in its place: change it with the value"),
+    ]),
     kind(
         "server",
         "A machine that goes on running: an image's, and what is applied to it while it runs. `vimg up` starts it, `vimg apply` brings it to what the recipe says by then.",

@@ -9,7 +9,7 @@ use super::project::{self, Extent};
 use super::settings::ProviderArgs;
 use super::{Error, Global, INTERRUPTED, Outcome};
 use crate::event::{Event, Sink};
-use crate::execute::{self, Budget, Workshop};
+use crate::execute::{self, Budget, Secrets, Workshop};
 use crate::files::Project;
 use crate::graph::{Graph, NodeId};
 use crate::plan::{Plan, Standing, Wanted};
@@ -98,6 +98,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     let nodes = project::nodes_of(&graph, &images, args.extent);
     let last = loaded.last();
     let plan = Plan::new(&graph, &loaded.store, &last, &nodes);
+    let secrets = project::secrets(&loaded);
     let project::Loaded { project, sources, store, notes, .. } = loaded;
     let reporter = report::reporter(style);
     let (graph, project) = (Arc::new(graph), Arc::new(project));
@@ -106,7 +107,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
         nothing_to_build(&reporter.sink(), plan.reused());
         execute::Outcome { reused: plan.reused(), ..execute::Outcome::default() }
     } else {
-        let workshop = workshop(&graph, &store, &project, reporter.sink(), args.how)?;
+        let workshop = workshop(&graph, &store, &project, secrets, reporter.sink(), args.how)?;
         match interruptible(execute::build(&workshop, &plan))? {
             Some(outcome) => outcome,
             None => {
@@ -167,6 +168,7 @@ pub(super) fn states(
 ) -> Result<Made, Error> {
     let last = loaded.last();
     let plan = Plan::new(&graph, &loaded.store, &last, wanted);
+    let secrets = project::secrets(&loaded);
     let project::Loaded { project, sources, store, notes, .. } = loaded;
     let (graph, project) = (Arc::new(graph), Arc::new(project));
     let reporter = report::reporter(style);
@@ -183,7 +185,7 @@ pub(super) fn states(
     if let Some(text) = first {
         sink(Event::Notice { text });
     }
-    let workshop = workshop(&graph, &store, &project, sink, how)?;
+    let workshop = workshop(&graph, &store, &project, secrets, sink, how)?;
     if building {
         let outcome = interruptible(execute::build(&workshop, &plan))?.ok_or_else(stopped)?;
         remember(&graph, &plan, &store, &notes, last.nodes);
@@ -206,6 +208,7 @@ pub(super) fn workshop(
     graph: &Arc<Graph>,
     store: &Store,
     project: &Arc<Project>,
+    secrets: Secrets,
     sink: Sink,
     how: &How,
 ) -> Result<Workshop<Host>, Error> {
@@ -218,6 +221,7 @@ pub(super) fn workshop(
         graph: graph.clone(),
         store: store.clone(),
         project: project.clone(),
+        secrets: Arc::new(secrets),
         provider: Arc::new(provider),
         sink,
         budget: budget(how),

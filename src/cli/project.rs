@@ -3,12 +3,15 @@
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use vimg_lang::model::SecretSource;
 use vimg_lang::{FileRef, Model, Request, Sources, compile};
 
 use super::{Error, Global, HOST, RECIPE};
 use crate::digest::{Description, Digest};
+use crate::execute::Secrets;
 use crate::files::Project;
 use crate::graph::{Graph, GraphError, NodeId, Work};
 use crate::store::{Last, ProjectFiles, Store};
@@ -163,6 +166,27 @@ pub(super) fn unreadable(loaded: &mut Loaded, errors: Vec<GraphError>) -> Error 
         })
         .collect();
     Error::Recipe(Box::new(std::mem::take(&mut loaded.sources)), diagnostics)
+}
+
+/// The recipe's secrets, as they are now.
+pub(super) fn secrets(loaded: &Loaded) -> Secrets {
+    let read = |source: &SecretSource| -> Result<Arc<[u8]>, String> {
+        match source {
+            SecretSource::Env(name) => std::env::var_os(name)
+                .map(|value| Arc::from(value.as_encoded_bytes()))
+                .ok_or_else(|| format!("the variable {name} is not set")),
+            SecretSource::File(path) => {
+                let path = loaded.project.root().join(path);
+                let fail = |why: String| format!("{}: {why}", path.display());
+                let meta = std::fs::metadata(&path).map_err(|e| fail(e.to_string()))?;
+                if !meta.is_file() || meta.len() > 1 << 20 {
+                    return Err(fail("this is no file of at most 1 MiB".into()));
+                }
+                std::fs::read(&path).map(Arc::from).map_err(|e| fail(e.to_string()))
+            }
+        }
+    };
+    loaded.model.secrets.iter().map(|secret| (secret.name.clone(), read(&secret.source))).collect()
 }
 
 /// Remembers the digests of files. That they can't be written only costs time.

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use vimg_agent::protocol::Primitive;
+
 use super::Failure;
 use super::FailureKind;
 use super::explain::{Trouble, explain};
@@ -307,7 +309,10 @@ async fn keep<P: Provider>(
 }
 
 /// The blobs of a layer, copied where nobody changes them any more.
-pub(super) struct Staged(BTreeMap<Digest, StagedBlob>);
+pub(super) struct Staged {
+    blobs: BTreeMap<Digest, StagedBlob>,
+    secrets: BTreeMap<String, Arc<[u8]>>,
+}
 
 enum StagedBlob {
     Bytes(Arc<[u8]>),
@@ -316,10 +321,14 @@ enum StagedBlob {
 
 impl Blobs for Staged {
     fn get(&self, digest: &Digest) -> Option<Source> {
-        Some(match self.0.get(digest)? {
+        Some(match self.blobs.get(digest)? {
             StagedBlob::Bytes(bytes) => Source::Bytes(bytes.clone()),
             StagedBlob::File(path) => Source::File(path.clone()),
         })
+    }
+
+    fn secret(&self, name: &str) -> Option<Arc<[u8]>> {
+        self.secrets.get(name).cloned()
     }
 }
 
@@ -328,6 +337,23 @@ pub(super) async fn stage_blobs<P: Provider>(
     work: &Arc<LayerWork>,
     staging: &Staging,
 ) -> Result<Staged, Box<Failure>> {
+    let mut secrets = BTreeMap::new();
+    for (step, (span, _)) in work.steps.iter().zip(&work.places) {
+        let Primitive::Run(run) = step else { continue };
+        for name in &run.secrets {
+            match site.shared.secrets.get(name) {
+                Some(Ok(value)) => secrets.insert(name.clone(), value.clone()),
+                unknown => {
+                    let why =
+                        unknown.and_then(|u| u.as_ref().err()).map_or("it is not known", String::as_str);
+                    let mut failure =
+                        site.failure(FailureKind::Recipe, format!("the secret `{name}` is not there: {why}"));
+                    failure.span = *span;
+                    return Err(failure);
+                }
+            };
+        }
+    }
     let dir = staging.path().join("inputs");
     let (project, work, to) = (site.shared.project.clone(), work.clone(), dir.clone());
     let copied = tokio::task::spawn_blocking(move || {
@@ -345,11 +371,11 @@ pub(super) async fn stage_blobs<P: Provider>(
             };
             staged.insert(*digest, blob);
         }
-        Ok::<_, files::FileError>(Staged(staged))
+        Ok::<_, files::FileError>(staged)
     })
     .await;
     match copied {
-        Ok(Ok(staged)) => Ok(staged),
+        Ok(Ok(blobs)) => Ok(Staged { blobs, secrets }),
         Ok(Err(error)) => Err(site.failure(FailureKind::Recipe, format!("{}: {}", error.file, error.why))),
         Err(error) => Err(site.failure(FailureKind::Host, error.to_string())),
     }

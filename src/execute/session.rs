@@ -70,6 +70,9 @@ impl From<Malformed> for SessionError {
 pub(super) trait Blobs: Sync {
     /// The file or the bytes of a blob that the machine may have.
     fn get(&self, digest: &Digest) -> Option<Source>;
+
+    /// A secret that it may have.
+    fn secret(&self, name: &str) -> Option<std::sync::Arc<[u8]>>;
 }
 
 /// A blob.
@@ -301,6 +304,15 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
                 .unwrap_or(Err(SessionError::Endless(STEP)))?;
             match message {
                 FromAgent::Fetch { digests } => self.serve(&digests, blobs).await?,
+                FromAgent::FetchSecret { name } => {
+                    let secret = blobs.secret(&name).ok_or_else(|| {
+                        SessionError::Broken("the agent asked for a secret that it was not offered".into())
+                    })?;
+                    for chunk in secret.chunks(protocol::CHUNK) {
+                        self.put(&protocol::encode_data(chunk)?).await?;
+                    }
+                    self.put(&protocol::encode_data(&[])?).await?;
+                }
                 FromAgent::Started { step } if step < times.len() => {
                     deadline = tokio::time::Instant::now() + STEP + Duration::from_secs(times[step]);
                     progress(Progress::Started(step));
@@ -531,6 +543,10 @@ impl Blobs for NoBlobs {
     fn get(&self, _: &Digest) -> Option<Source> {
         None
     }
+
+    fn secret(&self, _: &str) -> Option<std::sync::Arc<[u8]>> {
+        None
+    }
 }
 
 fn unexpected(message: &FromAgent) -> SessionError {
@@ -594,6 +610,7 @@ mod tests {
             message(&FromAgent::Started { step: 5 }),
             message(&FromAgent::RebootDue { step: 0, boot_changed: false }),
             message(&FromAgent::Fetch { digests: vec![Digest::of(b"/etc/shadow")] }),
+            message(&FromAgent::FetchSecret { name: "token".into() }),
         ];
         for case in cases {
             let result = against(case.clone()).await;

@@ -294,7 +294,7 @@ impl Walk<'_> {
                 self.d.value("reboot", "");
                 ("reboot".to_owned(), Some(Step::Reboot))
             }
-            Primitive::Run { script, env, user, workdir, timeout, undo } => {
+            Primitive::Run { script, env, user, workdir, timeout, undo, secrets } => {
                 let label = match script {
                     Content::File(file) => format!("run {file}"),
                     Content::Text(_) => "run".to_owned(),
@@ -304,6 +304,9 @@ impl Walk<'_> {
                 self.d.value("run timeout", timeout);
                 for (name, value) in env {
                     self.d.value(format!("run env {name}"), value);
+                }
+                for (name, version) in secrets {
+                    self.d.value(format!("run secret {name}"), version);
                 }
                 if let Some(undo) = undo {
                     self.d.content("run undo", Blob::of(undo.as_bytes()).digest);
@@ -317,6 +320,7 @@ impl Walk<'_> {
                         workdir: workdir.clone(),
                         timeout: *timeout,
                         undo: undo.clone(),
+                        secrets: secrets.keys().cloned().collect(),
                     })
                 });
                 (label, step)

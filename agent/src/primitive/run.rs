@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use super::Context;
-use crate::command;
+use crate::command::{self, Output};
 use crate::failure::{Failure, HOME};
 use crate::ledger::Entry;
 use crate::protocol::Run;
@@ -31,8 +31,69 @@ pub(super) fn apply(run: &Run, context: &mut Context) -> Result<bool, Failure> {
         timeout: run.timeout,
     })?;
     let surroundings = Surroundings { env: &run.env, user: &user, workdir: &run.workdir };
-    execute(&script, &surroundings, run.timeout, context).map(|()| true)
+    let secrets = Secrets::lay_out(&run.secrets, &user, context)?;
+    let output = Output { hidden: &secrets.hidden, ..context.output() };
+    execute(&script, &surroundings, run.timeout, &output).map(|()| true)
 }
+
+/// Where scripts find their secrets: in memory.
+const SECRETS: &str = "/run/secrets";
+
+/// Secrets shorter than this are not looked for in what a script prints: all
+/// kinds of words would be taken for them.
+const SHORTEST: usize = 4;
+
+/// Secrets that lie ready. Dropped, they are gone.
+struct Secrets {
+    hidden: Vec<Vec<u8>>,
+    laid: bool,
+}
+
+impl Secrets {
+    fn lay_out(names: &[String], user: &system::Account, context: &mut Context) -> Result<Self, Failure> {
+        let mut secrets = Self { hidden: Vec::new(), laid: false };
+        if names.is_empty() {
+            return Ok(secrets);
+        }
+        let fail = |e| Failure::at(SECRETS, e);
+        // Never on a disk, whatever the machine has at /run.
+        let found = rustix::fs::statfs("/run").map_err(|e| fail(e.into()))?;
+        if found.f_type as i64 != TMPFS {
+            return Err(Failure::new("secrets need a /run that is in memory, and the machine's is not"));
+        }
+        fs::create_dir_all(SECRETS).map_err(fail)?;
+        secrets.laid = true;
+        chown(SECRETS, Some(user.uid), Some(user.gid)).map_err(fail)?;
+        fs::set_permissions(SECRETS, fs::Permissions::from_mode(0o700)).map_err(fail)?;
+        for name in names {
+            let value = context.channel.secret(name).map_err(fail)?;
+            let path = Path::new(SECRETS).join(name);
+            let written = fs::write(&path, &value).and_then(|()| {
+                chown(&path, Some(user.uid), Some(user.gid))?;
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o400))
+            });
+            written.map_err(fail)?;
+            let shown = value.trim_ascii_end().to_vec();
+            if shown.len() >= SHORTEST {
+                secrets.hidden.push(shown);
+            }
+        }
+        // What holds another comes first.
+        secrets.hidden.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        Ok(secrets)
+    }
+}
+
+impl Drop for Secrets {
+    fn drop(&mut self) {
+        if self.laid {
+            let _ = fs::remove_dir_all(SECRETS);
+        }
+    }
+}
+
+/// The kernel's number for it (`TMPFS_MAGIC` in `linux/magic.h`).
+const TMPFS: i64 = 0x0102_1994;
 
 /// What a script finds around it.
 struct Surroundings<'a> {
@@ -49,14 +110,14 @@ pub(super) fn revert(entry: &Entry, context: &Context) -> Result<(), Failure> {
     };
     let user = system::user(user)
         .ok_or_else(|| Failure::new(format!("there is no user `{user}` in the machine any more")))?;
-    execute(undo.as_bytes(), &Surroundings { env, user: &user, workdir }, *timeout, context)
+    execute(undo.as_bytes(), &Surroundings { env, user: &user, workdir }, *timeout, &context.output())
 }
 
 fn execute(
     script: &[u8],
     surroundings: &Surroundings<'_>,
     timeout: u64,
-    context: &Context,
+    output: &Output,
 ) -> Result<(), Failure> {
     let Surroundings { env, user, workdir } = *surroundings;
     // Not /run, which Debian mounts noexec.
@@ -73,7 +134,7 @@ fn execute(
     let mut command = as_user(user, &words, &path);
     command.env("HOME", &user.home).env("USER", &user.name).env("LOGNAME", &user.name);
     command.env("SHELL", &user.shell).envs(env).current_dir(workdir);
-    let result = command::run(&mut command, Duration::from_secs(timeout), &context.output());
+    let result = command::run(&mut command, Duration::from_secs(timeout), output);
     let _ = fs::remove_file(&path);
     result
 }

@@ -249,7 +249,8 @@ impl Elaborator<'_> {
             None => RUN_TIMEOUT,
         };
         let user = self.prop_text(at, "user", scope).unwrap_or_else(|| "root".into());
-        Some(Primitive::Run { script, env, user, workdir, timeout, undo })
+        let secrets = self.handed(at);
+        Some(Primitive::Run { script, env, user, workdir, timeout, undo, secrets })
     }
 
     fn account(&mut self, at: At, scope: &Scope) -> Option<String> {

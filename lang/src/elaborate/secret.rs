@@ -1,0 +1,69 @@
+//! `secret`: declared for the recipe, named by scripts.
+
+use std::collections::BTreeMap;
+
+use super::{Elaborator, Vars};
+use crate::diagnostic::{Code, Diagnostic};
+use crate::model::{Secret, SecretSource};
+use crate::resolve::{At, Declarations};
+use crate::syntax::Scalar;
+use crate::template::Scope;
+
+impl Elaborator<'_> {
+    /// All secrets of the recipe; notes their versions.
+    pub(super) fn all_secrets(&mut self, declarations: &Declarations, params: &Vars) -> Vec<Secret> {
+        let scope = Scope::new(params.clone());
+        let secrets: Vec<Secret> =
+            declarations.secrets.iter().filter_map(|at| self.secret(*at, &scope)).collect();
+        self.secrets = secrets.iter().map(|s| (s.name.clone(), s.version.clone())).collect();
+        secrets
+    }
+
+    fn secret(&mut self, at: At, scope: &Scope) -> Option<Secret> {
+        let name = at.name().to_owned();
+        // Known by name, whatever else is wrong with it.
+        let source = match (at.node.prop("env"), at.node.prop("file")) {
+            (Some(env), None) => SecretSource::Env(self.text(env, at, scope)?),
+            (None, Some(file)) => SecretSource::File(self.text(file, at, scope)?),
+            (given, _) => {
+                let (code, message) = match given {
+                    None => (Code::Missing, format!("nothing says where the secret `{name}` comes from")),
+                    Some(_) => (Code::Conflict, format!("the secret `{name}` comes from two places")),
+                };
+                let help = "give one of `env=` and `file=`";
+                self.out.push(Diagnostic::error(code, at.head(), message).help(help));
+                return None;
+            }
+        };
+        let version = match at.node.prop("version").map(|arg| (arg, &arg.value)) {
+            Some((arg, Scalar::String(_))) => self.text(arg, at, scope)?,
+            Some((_, Scalar::Int(n))) => n.to_string(),
+            Some((_, Scalar::Bool(b))) => b.to_string(),
+            Some((_, Scalar::Float(n))) => n.to_string(),
+            Some((_, Scalar::Null)) | None => String::new(),
+        };
+        Some(Secret { name, source, version })
+    }
+
+    /// The secrets that a script is handed, with their versions.
+    pub(super) fn handed(&mut self, run: At) -> BTreeMap<String, String> {
+        let mut handed = BTreeMap::new();
+        for at in run.children_named("secret") {
+            match self.secrets.get(at.name()) {
+                Some(version) => {
+                    handed.insert(at.name().to_owned(), version.clone());
+                }
+                None => self.out.push(
+                    Diagnostic::error(
+                        Code::UnknownSecret,
+                        at.arg_span(),
+                        format!("there is no secret `{}`", at.name()),
+                    )
+                    .suggest(at.name(), self.secrets.keys().map(String::as_str))
+                    .help_if_none("declare it with `secret`"),
+                ),
+            }
+        }
+        handed
+    }
+}

@@ -1,0 +1,61 @@
+//! A secret reaches a script, and nothing else that lasts.
+
+use super::machines::{Project, Tested};
+
+const VALUE: &str = "canary-Kq7vXw29LmZp";
+
+const RECIPE: &str = r#"
+use "std/debian.vimg"
+secret "token" env="CANARY" version=1
+secret "missing" env="NOT_SET"
+image "it" { from "debian-12"; layer "off"; layer "on"; output "raw" path="it.raw" }
+image "not" { from "debian-12"; layer "not" }
+configuration "off" { run user="daemon" { script "sha256sum </run/secrets/token >/var/tmp/sum; cat /run/secrets/token; stat -f -c %T /run/secrets"; secret "token" } }
+configuration "on" { needs "booted"; run { script "test \"$(sha256sum </run/secrets/token)\" = \"$(cat /var/tmp/sum)\"; printf 'first %s last' $(cat /run/secrets/token)"; secret "token" } }
+configuration "not" { run { script "true"; secret "missing" } }
+"#;
+
+#[test]
+fn a_secret_is_handed_over_and_kept_nowhere() {
+    let project = Project::new("secrets");
+    project.write("main.vimg", RECIPE);
+    project.give_away();
+    project.vimg(&["build", "debian-12"]).succeeds();
+    let store = project.own_store();
+    let vimg = |args: &[&str], value: &str| -> Tested {
+        project.vimg_with(args, |command| {
+            command.env("CANARY", value).env("VIMG_STORE", &store);
+        })
+    };
+    let built = vimg(&["build", "it"], VALUE);
+    built.succeeds();
+    let logs = vimg(&["log", "it@off"], VALUE).stdout + &vimg(&["log", "it@on"], VALUE).stdout;
+    assert!(logs.contains("***tmpfs") && logs.contains("first *** last"), "{logs}");
+    assert!(!built.stdout.contains(VALUE) && !built.stderr.contains(VALUE));
+    // Its version is in the keys, and not its value.
+    let again = vimg(&["build", "it"], "another value");
+    assert_eq!(again.built(), Vec::<String>::new());
+    let missing = vimg(&["build", "not"], VALUE);
+    assert_eq!(missing.code, 1);
+    missing.says("the secret `missing` is not there: the variable NOT_SET is not set");
+
+    // The search finds what is there, in each of its forms.
+    let hex: String = VALUE.bytes().map(|b| format!("{b:02x}")).collect();
+    let wide: String = VALUE.chars().map(|c| format!("{c}\\x00")).collect();
+    let base64 = project.sh(&format!("printf %s {VALUE} | base64")).stdout.trim().to_owned();
+    let pattern = format!("{VALUE}|{hex}|{wide}|{}", base64.trim_end_matches('='));
+    let search = |places: &str| project.sh(&format!("LC_ALL=C grep -rlaP '{pattern}' {places}"));
+    for (name, text) in [
+        ("raw", VALUE),
+        ("hex", &hex),
+        ("wide", &VALUE.chars().flat_map(|c| [c, '\0']).collect::<String>()),
+        ("base64", &base64),
+    ] {
+        project.write(&format!("control/{name}"), text);
+    }
+    assert_eq!(search("control").stdout.lines().count(), 4);
+    // Without the 8 GiB of zeros that a raw disk has.
+    assert_eq!(project.sh("qemu-img convert -O qcow2 it.raw it.qcow2").code, 0);
+    let found = search(&format!("{} it.qcow2", store.display()));
+    assert_eq!((found.code, found.stdout.as_str()), (1, ""), "{}", found.stderr);
+}
