@@ -258,3 +258,23 @@ fn includes_may_form_a_diamond_and_not_a_circle() {
     std::fs::write(dir.path().join("a30.vimg"), "use \"main.vimg\"\n").unwrap();
     says(&vimg(dir.path(), &["check"]), 3, "uses itself");
 }
+
+#[test]
+fn servers_and_comparisons_that_are_none_are_said() {
+    let recipe = format!("{SMALL}secret \"s\" env=\"S\"\nserver \"staging\" {{\n    image \"it\"\n}}\n");
+    let dir = project(&recipe);
+    std::fs::create_dir(dir.path().join("site")).unwrap();
+    let vimg = |args: &[&str]| vimg(dir.path(), args);
+    says(&vimg(&["ps"]), 0, "no server was started here");
+    says(&vimg(&["ps", "--format", "json"]), 0, "\"servers\": []");
+    says(&vimg(&["up", "stagin"]), 2, "did you mean `staging`?");
+    says(&vimg(&["apply", "staging"]), 4, "server `staging`: it was never started");
+    for name in ["staging", "../../x", ".."] {
+        says(&vimg(&["exec", name, "--", "true"]), 1, "it was never started here");
+        says(&vimg(&["down", "--remove", name]), 1, "it was never started here");
+        says(&vimg(&["logs", name]), 1, "it was never started here");
+    }
+    says(&vimg(&["diff", "it"]), 2, "<IMAGE[@LAYER]>");
+    says(&vimg(&["diff", "it", "that"]), 2, "there is no `that` in the recipe");
+    says(&vimg(&["diff", "it@c", "--residue"]), 2, "`it@c` is no image");
+}

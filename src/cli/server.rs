@@ -118,15 +118,20 @@ fn homes(global: &Global) -> Result<PathBuf, Error> {
     Ok(opened.store.servers(opened.project.root()))
 }
 
-/// A server that was started; nobody else is at work with it.
-fn home(server: &str, global: &Global) -> Result<(ServerHome, PathBuf), Error> {
+/// Where a server is that was started.
+fn dir(server: &str, global: &Global) -> Result<PathBuf, Error> {
     let dir = homes(global)?.join(server);
-    if server::known(&dir).is_none() {
-        let help = "`vimg ps` lists those that were".to_owned();
-        return Err(message(server, "it was never started here", Some(help)));
+    // A name that no recipe can have leads elsewhere.
+    if vimg_lang::value::is_name(server) && server::known(&dir).is_some() {
+        return Ok(dir);
     }
-    let home = ServerHome::take(&dir).map_err(|why| message(server, why, None))?;
-    Ok((home, dir))
+    let help = "`vimg ps` lists those that were".to_owned();
+    Err(message(server, "it was never started here", Some(help)))
+}
+
+/// The same, and nobody else is at work with it.
+fn home(server: &str, global: &Global) -> Result<ServerHome, Error> {
+    ServerHome::take(&dir(server, global)?).map_err(|why| message(server, why, None))
 }
 
 /// What finds machines again.
@@ -249,12 +254,8 @@ pub(super) fn ps(global: &Global, style: Style) -> Outcome {
 }
 
 pub(super) fn logs(args: &LogsArgs, global: &Global) -> Outcome {
-    let dir = homes(global)?.join(&args.server);
-    match std::fs::read(dir.join("console.log")) {
-        Ok(bytes) => print(&String::from_utf8_lossy(&bytes)),
-        Err(_) if server::known(&dir).is_some() => print(""),
-        Err(_) => Err(message(&args.server, "it was never started here", None)),
-    }
+    let text = std::fs::read(dir(&args.server, global)?.join("console.log")).unwrap_or_default();
+    print(&String::from_utf8_lossy(&text))
 }
 
 pub(super) fn exec(args: &ExecArgs, global: &Global) -> Outcome {
@@ -263,12 +264,12 @@ pub(super) fn exec(args: &ExecArgs, global: &Global) -> Outcome {
 
 /// Whether there is a server of this name that was started.
 pub(super) fn is_one(name: &str, global: &Global) -> bool {
-    homes(global).is_ok_and(|dir| server::known(&dir.join(name)).is_some())
+    dir(name, global).is_ok()
 }
 
 /// Runs a command, or a shell, in a server.
 pub(super) fn enter(server: &str, command: Vec<String>, on_terminal: bool, global: &Global) -> Outcome {
-    let (home, _) = home(server, global)?;
+    let home = home(server, global)?;
     let qemu = qemu(global)?;
     let exec = Exec { command, terminal: shell::terminal(on_terminal) };
     let mut raw = None;
@@ -287,7 +288,7 @@ pub(super) fn enter(server: &str, command: Vec<String>, on_terminal: bool, globa
 }
 
 pub(super) fn down(args: &DownArgs, global: &Global) -> Outcome {
-    let (home, _) = home(&args.server, global)?;
+    let home = home(&args.server, global)?;
     let qemu = qemu(global)?;
     let down = server::down(&qemu, &home, args.force, args.remove);
     let down = build::interruptible(down)?.ok_or_else(stopped)?;
@@ -308,7 +309,7 @@ pub(super) fn restart(args: &RestartArgs, global: &Global, style: Style) -> Outc
 }
 
 pub(super) fn save(args: &SaveArgs, global: &Global) -> Outcome {
-    let (home, _) = home(&args.server, global)?;
+    let home = home(&args.server, global)?;
     let qemu = qemu(global)?;
     if args.to.exists() {
         return Err(message(&args.server, format!("{} is there already", args.to.display()), None));

@@ -85,7 +85,9 @@ impl ServerHome {
         if let Some(parent) = dir.parent() {
             std::fs::create_dir_all(parent).map_err(|e| format!("{}: {e}", parent.display()))?;
         }
-        match try_lock(&dir.with_extension("lock")) {
+        // No server's name begins with a full stop.
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        match try_lock(&dir.with_file_name(format!(".lock-{name}"))) {
             Ok(Some(lock)) => Ok(Self { dir: dir.to_owned(), _lock: lock }),
             Ok(None) => Err("another vimg is at work with it".into()),
             Err(error) => Err(error.to_string()),
@@ -299,6 +301,12 @@ pub async fn apply<P: Provider>(
     if shared.graph.node(shared.graph.chain(plan.image)[0]).key != record.root {
         let mut failure = at(plan, FailureKind::Recipe, "its image is made from another base by now".into());
         failure.help = Some(format!("start it anew: `vimg down --remove {0}`, `vimg up {0}`", plan.name));
+        return Err(failure);
+    }
+    if record.changing {
+        let mut failure = host("the last change of it was interrupted".into());
+        failure.help =
+            Some(format!("`vimg down --force {0}` and `vimg up {0}` go back to what was before", plan.name));
         return Err(failure);
     }
     let difference = plan.difference(&record.parts);

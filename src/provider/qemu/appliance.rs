@@ -165,7 +165,8 @@ async fn cold(
     std::fs::write(&initrd, initrd_of(modules).map_err(fail)?).map_err(fail)?;
     let memory = launch.scratch.join("memory");
     let disks = Disks::new(programs, launch).await?;
-    let mut all = arguments(accel, &memory, false);
+    // A private copy: what a layer has in memory goes to no disk.
+    let mut all = arguments(accel, &memory, true);
     all.extend(args::disks(&disks.nodes(launch)));
     all.extend(args::direct(kernel, &initrd));
     let start = Start { scratch: &launch.scratch, disks, way, place, lasting: false };
