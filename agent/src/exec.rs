@@ -6,12 +6,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
+use rustix::process::{Pid, Signal, kill_process_group};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
@@ -32,6 +33,37 @@ const GRACE: Duration = Duration::from_millis(500);
 pub(crate) struct Running {
     input: Option<mpsc::SyncSender<Vec<u8>>>,
     terminal: Option<OwnedFd>,
+    life: Life,
+}
+
+/// What is known of a program by those who wait for it.
+#[derive(Clone)]
+struct Life {
+    group: Pid,
+    /// It has ended.
+    over: Arc<AtomicBool>,
+    /// Nobody wants to hear of it any more.
+    muted: Arc<AtomicBool>,
+}
+
+impl Life {
+    fn of(child: &Child) -> Self {
+        Self { group: Pid::from_child(child), over: Arc::default(), muted: Arc::default() }
+    }
+
+    fn is_heard(&self) -> bool {
+        !self.muted.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Running {
+    /// Who goes away in the middle leaves nothing running.
+    fn drop(&mut self) {
+        self.life.muted.store(true, Ordering::SeqCst);
+        if !self.life.over.load(Ordering::SeqCst) {
+            let _ = kill_process_group(self.life.group, Signal::KILL);
+        }
+    }
 }
 
 impl Running {
@@ -68,20 +100,22 @@ impl Running {
         // The command holds the terminal open; only the child should.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let (reader, writer) = (File::from(master.try_clone()?), File::from(master.try_clone()?));
-        let readers = vec![forward(reader, Stream::Output, sender)];
-        wait(child, readers, sender.clone());
-        Ok(Self { input: Some(feed(writer)), terminal: Some(master) })
+        let life = Life::of(&child);
+        let readers = vec![forward(reader, Stream::Output, sender, &life)];
+        wait(child, readers, sender.clone(), &life);
+        Ok(Self { input: Some(feed(writer)), terminal: Some(master), life })
     }
 
     fn on_pipes(command: &mut Command, sender: &Sender) -> io::Result<Self> {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn()?;
+        let life = Life::of(&child);
         let input = child.stdin.take().map(feed);
         let mut readers = Vec::new();
-        readers.extend(child.stdout.take().map(|out| forward(out, Stream::Output, sender)));
-        readers.extend(child.stderr.take().map(|out| forward(out, Stream::Error, sender)));
-        wait(child, readers, sender.clone());
-        Ok(Self { input, terminal: None })
+        readers.extend(child.stdout.take().map(|out| forward(out, Stream::Output, sender, &life)));
+        readers.extend(child.stderr.take().map(|out| forward(out, Stream::Error, sender, &life)));
+        wait(child, readers, sender.clone(), &life);
+        Ok(Self { input, terminal: None, life })
     }
 
     /// Passes input on. A program that is gone takes none.
@@ -160,7 +194,8 @@ struct Reader {
     turn: Arc<AtomicUsize>,
 }
 
-fn forward(mut reader: impl Read + Send + 'static, stream: Stream, sender: &Sender) -> Reader {
+fn forward(mut reader: impl Read + Send + 'static, stream: Stream, sender: &Sender, life: &Life) -> Reader {
+    let life = life.clone();
     let (sender, turn) = (sender.clone(), Arc::new(AtomicUsize::new(0)));
     let turns = turn.clone();
     let thread = std::thread::spawn(move || {
@@ -168,7 +203,7 @@ fn forward(mut reader: impl Read + Send + 'static, stream: Stream, sender: &Send
         // A terminal whose last program is gone reads as an error.
         while let Ok(n) = reader.read(&mut buffer) {
             turns.fetch_add(1, Ordering::SeqCst);
-            if n == 0 || wrote(&sender, stream, &buffer[..n]).is_err() {
+            if n == 0 || !life.is_heard() || wrote(&sender, stream, &buffer[..n]).is_err() {
                 return;
             }
             turns.fetch_add(1, Ordering::SeqCst);
@@ -186,9 +221,11 @@ fn wrote(sender: &Sender, stream: Stream, bytes: &[u8]) -> io::Result<()> {
 
 /// Says how the program ended, after all that it wrote. What it left running
 /// may hold its output open, and is not waited for once it is silent.
-fn wait(mut child: Child, readers: Vec<Reader>, sender: Sender) {
+fn wait(mut child: Child, readers: Vec<Reader>, sender: Sender, life: &Life) {
+    let life = life.clone();
     std::thread::spawn(move || {
         let status = child.wait();
+        life.over.store(true, Ordering::SeqCst);
         let turns = || readers.iter().map(|r| r.turn.load(Ordering::SeqCst)).collect::<Vec<_>>();
         let (mut seen, mut since) = (turns(), Instant::now());
         while readers.iter().any(|r| !r.thread.is_finished()) && since.elapsed() < GRACE {
@@ -199,6 +236,8 @@ fn wait(mut child: Child, readers: Vec<Reader>, sender: Sender) {
             }
         }
         let (code, signal) = status.map_or((None, None), |s| (s.code(), s.signal()));
-        let _ = sender.send(&FromAgent::Exited { code, signal });
+        if life.is_heard() {
+            let _ = sender.send(&FromAgent::Exited { code, signal });
+        }
     });
 }

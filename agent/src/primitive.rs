@@ -17,7 +17,7 @@ use crate::command::Output;
 use crate::failure::Failure;
 use crate::fetch::{Channel, Sender};
 use crate::ledger::{self, Entry, Ledger, Page};
-use crate::protocol::{FromAgent, Owner, Primitive};
+use crate::protocol::{Digest, FromAgent, Owner, Primitive};
 use crate::system;
 
 /// What a primitive works with.
@@ -94,8 +94,10 @@ fn revert(layer: &str, context: &mut Context) -> Result<(), Failure> {
         .flatten()
         .map(String::as_str)
         .collect();
-    for entry in page.entries.iter().rev() {
+    for (n, entry) in page.entries.iter().enumerate().rev() {
         match entry {
+            // Noted before it was done; that it was, is noted as well.
+            Entry::Packages { before, after: None, .. } if completed(before, &page.entries[n + 1..]) => {}
             Entry::Path { path, was } => file::revert(&ledger::unescape(path), was, context)?,
             Entry::Packages { before, after, .. } => {
                 package::revert(before, after.as_ref(), &others, context)?
@@ -107,7 +109,13 @@ fn revert(layer: &str, context: &mut Context) -> Result<(), Failure> {
             Entry::Run { .. } => run::revert(entry, context)?,
         }
     }
+    // What runs on has read what was taken back since.
+    service::settle(&page.entries, context)?;
     context.ledger.tear_out(page)
+}
+
+fn completed(before: &Digest, later: &[Entry]) -> bool {
+    later.iter().any(|e| matches!(e, Entry::Packages { before: b, after: Some(_), .. } if b == before))
 }
 
 /// Numbers for names, `(uid, gid)`.

@@ -123,6 +123,8 @@ struct Agent {
     failed_units: Option<Vec<String>>,
     /// The program that a person runs.
     running: Option<Running>,
+    /// Whether writes are held.
+    held: bool,
 }
 
 impl Agent {
@@ -143,6 +145,7 @@ impl Agent {
             place,
             failed_units: None,
             running: None,
+            held: false,
         }
         .run()
     }
@@ -172,6 +175,8 @@ impl Agent {
     /// Repeats the host's nonce, so that it can tell this conversation from
     /// what an earlier one left in the channel.
     fn greet(&mut self, nonce: [u8; 8]) -> io::Result<()> {
+        // Nobody listens to it any more.
+        self.running = None;
         let sender = self.channel.sender.clone();
         sender.raw(&[protocol::SYNC.as_slice(), &nonce].concat())?;
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -236,13 +241,20 @@ impl Agent {
             },
             ToAgent::Freeze => {
                 rustix::fs::sync();
-                match self.hold() {
-                    Ok(()) => FromAgent::Frozen,
+                match if self.held { Ok(()) } else { self.hold() } {
+                    Ok(()) => {
+                        self.held = true;
+                        FromAgent::Frozen
+                    }
                     Err(error) => refused("freeze", error),
                 }
             }
-            ToAgent::Thaw => match self.thaw() {
-                Ok(()) => FromAgent::Thawed,
+            // An earlier conversation may have ended in between.
+            ToAgent::Thaw => match if self.held { self.thaw() } else { Ok(()) } {
+                Ok(()) => {
+                    self.held = false;
+                    FromAgent::Thawed
+                }
                 Err(error) => refused("thaw", error),
             },
             ToAgent::Seal => match seal::seal() {

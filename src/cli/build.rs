@@ -247,13 +247,17 @@ pub(super) fn interruptible<T>(work: impl Future<Output = T>) -> Result<Option<T
         .build()
         .map_err(|e| Error::host(format!("the runtime does not start: {e}")))?;
     let result = runtime.block_on(async {
-        let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).ok();
+        use tokio::signal::unix::{SignalKind, signal};
+        let told = async |kind| match signal(kind) {
+            Ok(mut signal) => {
+                signal.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        };
         let terminated = async {
-            match &mut term {
-                Some(term) => {
-                    term.recv().await;
-                }
-                None => std::future::pending().await,
+            tokio::select! {
+                () = told(SignalKind::terminate()) => {}
+                () = told(SignalKind::hangup()) => {}
             }
         };
         tokio::select! {

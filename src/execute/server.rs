@@ -100,7 +100,23 @@ impl ServerHome {
 
     fn keep(&self, record: &ServerRecord) -> std::io::Result<()> {
         let bytes = serde_json::to_vec_pretty(record).map_err(std::io::Error::other)?;
-        replace(&self.dir.join("server.json"), &bytes)
+        let path = self.dir.join("server.json");
+        replace(&path, &bytes)?;
+        // It is what its disk is found by.
+        std::fs::File::open(&path)?.sync_all()?;
+        std::fs::File::open(&self.dir)?.sync_all()
+    }
+
+    /// A file for the disk to go on in.
+    fn free_disk(&self) -> PathBuf {
+        let mut n = 1;
+        loop {
+            let path = self.dir.join(format!("disk-{n}.qcow2"));
+            if !path.exists() {
+                return path;
+            }
+            n += 1;
+        }
     }
 
     /// Forgets the server and its disk.
@@ -128,7 +144,8 @@ impl ServerRecord {
 
     /// Gives up a change that has not come to its end.
     fn step_back(&mut self) {
-        if self.changing {
+        // What was noted and never made is nothing, too.
+        if self.changing || !self.overlay.exists() {
             let _ = std::fs::remove_file(&self.overlay);
             if let Some(below) = self.chain.pop() {
                 self.overlay = below;
@@ -166,8 +183,13 @@ async fn find<P: Provider>(provider: &P, home: &ServerHome) -> Result<Option<Fou
     let Some(mut instance) = found else { return Ok(None) };
     let channel = instance.channel().ok_or("the machine has no agent port")?;
     let mut session = Session::new(channel);
-    match session.ready(false).await {
-        Ok(_) => Ok(Some(Found { instance, session })),
+    let ready = async {
+        session.ready(false).await?;
+        // Who spoke with it last may have gone in between.
+        session.thaw().await
+    };
+    match ready.await {
+        Ok(()) => Ok(Some(Found { instance, session })),
         Err(trouble) => {
             instance.leave();
             Err(format!("its agent does not answer: {}", words(trouble)))
@@ -222,6 +244,15 @@ pub async fn up<P: Provider>(
         home.keep(&record).map_err(|e| site.io_failure(&home.dir, e))?;
         instance.leave();
         return Ok(Came::Back);
+    }
+    if home.dir.join("server.json").exists() {
+        let mut failure = host("its record can't be read; its disk is kept".into());
+        failure.help = Some(format!("if it is of no use, remove {}", home.dir.display()));
+        return Err(failure);
+    }
+    // One whose start was broken off.
+    if let Ok(Some(old)) = shared.provider.find(&home.dir).await {
+        old.stop().await;
     }
     home.forget()
         .and_then(|()| std::fs::create_dir_all(&home.dir))
@@ -333,14 +364,10 @@ pub async fn apply<P: Provider>(
         return Err(host("its disk has seen too many changes; start it anew".into()));
     }
     if !difference.is_empty() {
-        let next = home.dir.join(format!("disk-{}.qcow2", record.chain.len()));
-        if let Err(why) = branch(&mut found, &next).await {
+        if let Err(why) = branch(home, &mut record, true, &mut found).await {
             found.instance.leave();
             return Err(host(why));
         }
-        record.chain.push(std::mem::replace(&mut record.overlay, next));
-        record.changing = true;
-        home.keep(&record).map_err(|e| site.io_failure(&home.dir, e))?;
         match change(&site, plan, &difference, &mut found).await {
             Ok(parts) => record.parts = parts,
             Err(mut failure) => {
@@ -366,12 +393,29 @@ pub async fn apply<P: Provider>(
     Ok(difference)
 }
 
-/// Has a server's disk go on in a new file.
-async fn branch<P: Provider>(found: &mut Found<P>, next: &Path) -> Result<(), String> {
-    found.session.freeze().await.map_err(words)?;
-    let branched = found.instance.snapshot(next).await.map_err(|e| e.message);
-    found.session.thaw().await.map_err(words)?;
-    branched
+/// Has a server's disk go on in a new file. The record says so first: it never
+/// names a disk that is not written to any more.
+async fn branch<P: Provider>(
+    home: &ServerHome,
+    record: &mut ServerRecord,
+    changing: bool,
+    found: &mut Found<P>,
+) -> Result<(), String> {
+    let (before, next) = (record.clone(), home.free_disk());
+    record.chain.push(std::mem::replace(&mut record.overlay, next.clone()));
+    record.changing = changing;
+    home.keep(record).map_err(|e| e.to_string())?;
+    let branched = match found.session.freeze().await {
+        Ok(()) => found.instance.snapshot(&next).await.map_err(|e| e.message),
+        Err(trouble) => Err(words(trouble)),
+    };
+    let thawed = found.session.thaw().await.map_err(words);
+    if branched.is_err() {
+        let _ = std::fs::remove_file(&next);
+        *record = before;
+        home.keep(record).map_err(|e| e.to_string())?;
+    }
+    branched.and(thawed)
 }
 
 /// Does what a difference says, in the machine that runs; returns what is in
@@ -499,13 +543,17 @@ pub async fn exec<P: Provider>(
 /// Writes a server's disk, as it is now, to a file that stands alone.
 pub async fn save<P: Provider>(provider: &P, home: &ServerHome, to: &Path) -> Result<(), String> {
     let mut record = home.record().ok_or("it was never started")?;
+    if record.changing {
+        return Err("the last change of it was interrupted".into());
+    }
     if let Some(mut found) = find(provider, home).await? {
-        let next = home.dir.join(format!("disk-{}.qcow2", record.chain.len()));
-        let branched = branch(&mut found, &next).await;
+        let room = record.chain.len() < MOST_DISKS;
+        let branched = match room {
+            true => branch(home, &mut record, false, &mut found).await,
+            false => Err("its disk has seen too many changes".into()),
+        };
         found.instance.leave();
         branched?;
-        record.chain.push(std::mem::replace(&mut record.overlay, next));
-        home.keep(&record).map_err(|e| e.to_string())?;
         return provider.export(&record.chain, DiskFormat::Qcow2, to).await.map_err(|e| e.message);
     }
     let mut chain = record.chain;

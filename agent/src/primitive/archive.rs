@@ -73,7 +73,7 @@ fn unpack(
     let mut copy = command::command("sh");
     copy.args([
         "-c",
-        "tar -C \"$1\" -c . | tar -C \"$2\" -x --same-owner --numeric-owner --no-overwrite-dir",
+        "tar -C \"$1\" -c . | tar -C \"$2\" -x --same-owner --numeric-owner --no-overwrite-dir --keep-directory-symlink",
         "sh",
     ]);
     copy.arg(&aside).arg(path);

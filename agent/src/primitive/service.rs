@@ -64,6 +64,28 @@ pub(super) fn revert(
     Ok(())
 }
 
+/// Has the units of a layer that was taken back read their files anew, if they
+/// run: now those of before are there.
+pub(super) fn settle(entries: &[Entry], context: &Context) -> Result<(), Failure> {
+    let unit = |entry: &Entry| match entry {
+        Entry::Service { unit, active: Some(true), .. } => Some(unit.clone()),
+        _ => None,
+    };
+    let touched = entries.iter().any(|e| matches!(e, Entry::Service { .. }));
+    if offline::is() || !touched {
+        return Ok(());
+    }
+    let mut reload = command::command("systemctl");
+    reload.arg("daemon-reload");
+    command::run(&mut reload, Duration::from_secs(600), &context.output())?;
+    for unit in entries.iter().filter_map(unit) {
+        if is("is-active", &unit)? {
+            systemctl("restart", &unit, context)?;
+        }
+    }
+    Ok(())
+}
+
 /// What `systemctl is-enabled` says of a unit; nothing if there is none.
 fn enablement(unit: &str) -> Result<String, Failure> {
     let mut systemctl = command::command("systemctl");
