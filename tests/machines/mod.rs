@@ -192,13 +192,25 @@ impl Project {
         newest_record(&root_store(), node)
     }
 
-    /// Removes from root's store whatever is no base.
-    pub(crate) fn forget_layers(&self) {
-        for (dir, record) in records(&root_store()) {
-            if record["kind"] != "base" {
-                std::fs::remove_dir_all(dir).unwrap();
-            }
+    /// Runs the program as root with a store of this project's own that
+    /// begins with the bases of root's common one.
+    pub(crate) fn as_root_apart(&self, store: &Path) -> Option<impl Fn(&[&str]) -> Tested> {
+        account()?;
+        self.start_as_root(&["build", "--no-output", "debian-12"]).finish().succeeds();
+        std::fs::create_dir_all(store.join("states")).unwrap();
+        let bases = records(&root_store()).into_iter().filter(|(_, record)| record["kind"] == "base");
+        let bases = bases.map(|(from, _)| (from, "states"));
+        for (from, to) in bases.chain([(root_store().join("blobs"), ".")]) {
+            let status = Command::new("cp").arg("-a").arg(from).arg(store.join(to)).status();
+            assert!(status.unwrap().success());
         }
+        let store = store.to_owned();
+        Some(move |args: &[&str]| {
+            let root = |command: &mut Command| {
+                command.uid(0).gid(0).env("VIMG_STORE", &store);
+            };
+            self.spawn(args, root).finish()
+        })
     }
 
     /// A store of this project's own that holds nothing but the base, which
