@@ -125,7 +125,7 @@ impl Project {
         }
         let file = File::from(self.open_at(path, OFlags::RDONLY)?);
         let before = rustix::fs::fstat(&file)?;
-        let blob = hash_reader(file.try_clone()?, &mut io::sink())?;
+        let blob = Blob::copy(file.try_clone()?, &mut io::sink())?;
         let after = rustix::fs::fstat(&file)?;
         if blob.size == after.st_size as u64 && stamps::same(&before, &after) {
             self.lock().put(&after, blob.digest);
@@ -238,7 +238,7 @@ impl Project {
                 out.write_all(bytes)?;
                 return Ok(Blob::of(bytes));
             }
-            hash_reader(File::from(self.open_at(&file.path, OFlags::RDONLY)?), &mut out)
+            Blob::copy(File::from(self.open_at(&file.path, OFlags::RDONLY)?), &mut out)
         })();
         match copied {
             Ok(blob) if blob.digest == *expected => Ok(()),
@@ -343,22 +343,6 @@ impl Files for Project {
         if std::fs::write(&new, bytes).is_ok() {
             let _ = std::fs::rename(&new, &path);
         }
-    }
-}
-
-/// Hashes what `reader` yields while copying it to `out`.
-pub fn hash_reader(mut reader: impl Read, out: &mut dyn Write) -> io::Result<Blob> {
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; 256 << 10];
-    let mut size = 0;
-    loop {
-        let n = reader.read(&mut buffer)?;
-        if n == 0 {
-            return Ok(Blob { digest: Digest(*hasher.finalize().as_bytes()), size });
-        }
-        hasher.update(&buffer[..n]);
-        out.write_all(&buffer[..n])?;
-        size += n as u64;
     }
 }
 

@@ -94,6 +94,19 @@ impl Work {
             Self::Export(_) => "output",
         }
     }
+
+    /// The parts of layers below that it takes back first, by their names in
+    /// the machine.
+    pub fn takes_back(&self) -> Vec<&str> {
+        let Self::Layer(work) = self else { return Vec::new() };
+        let mut taken = Vec::new();
+        for step in &work.steps {
+            if let Primitive::Revert { layer } = step {
+                taken.push(layer.as_str());
+            }
+        }
+        taken
+    }
 }
 
 /// What the agent is to do, and where that is declared.

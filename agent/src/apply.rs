@@ -9,28 +9,23 @@ use crate::fetch::Channel;
 use crate::ledger::Ledger;
 use crate::offline::Guests;
 use crate::primitive::{self, Context};
-use crate::protocol::{FromAgent, Primitive};
+use crate::protocol::{Apply, FromAgent, Primitive};
 use crate::system;
 
-/// Applies `steps` beginning with `from`, up to the first that wants the
-/// machine to boot again, and reports each. The returned message is the last.
-pub(crate) fn apply(
-    channel: &mut Channel,
-    layer: Option<String>,
-    steps: &[Primitive],
-    from: usize,
-    offline: bool,
-    boot_stamp: &mut String,
-) -> io::Result<FromAgent> {
+/// Applies steps up to the first that wants the machine to boot again, and
+/// reports each. The returned message is the last.
+pub(crate) fn apply(channel: &mut Channel, what: &Apply, boot_stamp: &mut String) -> io::Result<FromAgent> {
+    let Apply { layer, steps, from, offline } = what;
+    let from = *from;
     let sender = channel.sender.clone();
-    let guests = match Guests::enter(offline) {
+    let guests = match Guests::enter(*offline) {
         Ok(guests) => guests,
         Err(error) => return Ok(FromAgent::Refused { message: format!("prepare the layer: {error}") }),
     };
     let mut ledger = Ledger::below(Path::new(HOME));
     // After a boot it goes on with the layer that it was at.
     let named = |p: &Primitive| if let Primitive::Layer { name } = p { Some(name.clone()) } else { None };
-    if let Some(layer) = steps.iter().take(from).rev().find_map(named).or(layer)
+    if let Some(layer) = steps.iter().take(from).rev().find_map(named).or(layer.clone())
         && let Err(failure) = ledger.enter(&layer)
     {
         return Ok(FromAgent::Failed { step: from, message: failure.message, exit: None });

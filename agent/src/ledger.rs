@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::offline;
-use crate::protocol::Digest;
+use crate::protocol::{Blob, Digest};
 use crate::system::Account;
 
 /// The version of the format.
@@ -182,7 +182,7 @@ impl Ledger {
     /// Keeps bytes.
     pub(crate) fn keep(&self, bytes: &[u8]) -> Result<Digest, Failure> {
         let digest = Digest::of(bytes);
-        let path = self.contents().join(digest.to_string());
+        let path = self.content(&digest);
         if !path.exists() {
             fs::write(&path, bytes).map_err(|e| Failure::at(&path, e))?;
         }
@@ -191,7 +191,7 @@ impl Ledger {
 
     /// Bytes that were kept.
     pub(crate) fn kept(&self, digest: &Digest) -> Result<Vec<u8>, Failure> {
-        let path = self.contents().join(digest.to_string());
+        let path = self.content(digest);
         let bytes = fs::read(&path).map_err(|e| Failure::at(&path, e))?;
         if Digest::of(&bytes) != *digest {
             return Err(Failure::new(format!("{} was changed since it was kept", path.display())));
@@ -279,23 +279,12 @@ impl Ledger {
 
     fn keep_file(&self, path: &Path) -> io::Result<Digest> {
         let new = self.contents().join("new");
-        let mut hasher = blake3::Hasher::new();
-        let mut from = File::open(path)?;
         let mut to = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        let mut buffer = vec![0; 128 << 10];
-        loop {
-            let n = from.read(&mut buffer)?;
-            if n == 0 {
-                break;
-            }
-            hasher.update(&buffer[..n]);
-            to.write_all(&buffer[..n])?;
-        }
+        let digest = Blob::copy(File::open(path)?, &mut to)?.digest;
         if !offline::is() {
             to.sync_data()?;
         }
-        let digest = Digest(*hasher.finalize().as_bytes());
-        fs::rename(&new, self.contents().join(digest.to_string()))?;
+        fs::rename(&new, self.content(&digest))?;
         Ok(digest)
     }
 

@@ -1,14 +1,14 @@
 //! What is on the machine's disk, for comparisons.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use crate::fetch::Sender;
 use crate::ledger;
 use crate::packages;
-use crate::protocol::{self, Digest, Kind, Listed};
+use crate::protocol::{self, Blob, Digest, Kind, Listed};
 
 /// A second filesystem that is part of the machine.
 const ESP: &str = "/boot/efi";
@@ -74,16 +74,7 @@ pub(crate) fn digests(paths: &[String]) -> Vec<Option<Digest>> {
         if !fs::symlink_metadata(&path)?.is_file() {
             return Err(io::Error::other("no file"));
         }
-        let mut hasher = blake3::Hasher::new();
-        let mut file = File::open(path)?;
-        let mut buffer = vec![0; 128 << 10];
-        loop {
-            let n = file.read(&mut buffer)?;
-            if n == 0 {
-                return Ok(Digest(*hasher.finalize().as_bytes()));
-            }
-            hasher.update(&buffer[..n]);
-        }
+        Ok(Blob::copy(File::open(path)?, &mut io::sink())?.digest)
     };
     paths.iter().map(|path| digest(path).ok()).collect()
 }

@@ -95,6 +95,22 @@ impl Blob {
     pub fn of(bytes: &[u8]) -> Self {
         Self { digest: Digest::of(bytes), size: bytes.len() as u64 }
     }
+
+    /// The blob that `reader` yields, while it is copied to `out`.
+    pub fn copy(mut reader: impl Read, out: &mut dyn Write) -> io::Result<Self> {
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; CHUNK];
+        let mut size = 0;
+        loop {
+            let n = reader.read(&mut buffer)?;
+            if n == 0 {
+                return Ok(Self { digest: Digest(*hasher.finalize().as_bytes()), size });
+            }
+            hasher.update(&buffer[..n]);
+            out.write_all(&buffer[..n])?;
+            size += n as u64;
+        }
+    }
 }
 
 /// Who owns a file, by names of the machine.
@@ -272,17 +288,7 @@ pub enum ServiceState {
 #[serde(rename_all = "kebab-case")]
 pub enum ToAgent {
     /// Make these true, in order. Answered by `Done`, `RebootDue` or `Failed`.
-    Apply {
-        /// The layer that these are of, up to a step that names another.
-        layer: Option<String>,
-        /// What is to be.
-        steps: Vec<Primitive>,
-        /// The first of them that is not so yet.
-        from: usize,
-        /// Nothing is to be started: the machine is taken for one that is
-        /// switched off, even where it runs.
-        offline: bool,
-    },
+    Apply(Apply),
     /// Bring the disk of another machine up, where the agent is no part of
     /// that machine. Answered by `Prepared`.
     Prepare(Prepare),
@@ -324,6 +330,20 @@ pub enum ToAgent {
     /// Send the kernel, then the initrd, that the machine would boot, each
     /// followed by an empty frame of data.
     SendBootFiles,
+}
+
+/// What is to be made true.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Apply {
+    /// The layer that the steps are of, up to one that names another.
+    pub layer: Option<String>,
+    /// What is to be.
+    pub steps: Vec<Primitive>,
+    /// The first of them that is not so yet.
+    pub from: usize,
+    /// Nothing is to be started: the machine is taken for one that is switched
+    /// off, even where it runs.
+    pub offline: bool,
 }
 
 /// A program that a person runs.

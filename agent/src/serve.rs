@@ -197,9 +197,8 @@ impl Agent {
         let refused =
             |what: &str, error: io::Error| FromAgent::Refused { message: format!("{what}: {error}") };
         Ok(Some(match message {
-            ToAgent::Apply { layer, steps, from, offline } => {
-                let (channel, stamp) = (&mut self.channel, &mut self.boot_stamp);
-                let done = apply::apply(channel, layer, &steps, from, offline, stamp)?;
+            ToAgent::Apply(what) => {
+                let done = apply::apply(&mut self.channel, &what, &mut self.boot_stamp)?;
                 if !matches!(self.place, Place::Machine) {
                     offline::clear_away();
                 }

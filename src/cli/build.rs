@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use vimg_lang::Sources;
+
 use super::project::{self, Extent};
 use super::settings::ProviderArgs;
 use super::{Error, Global, INTERRUPTED, Outcome};
@@ -18,7 +20,6 @@ use crate::provider::host::Host;
 use crate::provider::qemu::Qemu;
 use crate::report::{self, Style};
 use crate::store::{ProjectFiles, Store};
-use vimg_lang::Sources;
 
 /// Build images, check them and write their outputs
 #[derive(Debug, clap::Args)]
@@ -98,8 +99,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     let nodes = project::nodes_of(&graph, &images, args.extent);
     let last = loaded.last();
     let plan = Plan::new(&graph, &loaded.store, &last, &nodes);
-    let secrets = project::secrets(&loaded);
-    let project::Loaded { project, sources, store, notes, .. } = loaded;
+    let project::Loaded { project, sources, model, store, notes, .. } = loaded;
     let reporter = report::reporter(style);
     let (graph, project) = (Arc::new(graph), Arc::new(project));
 
@@ -107,6 +107,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
         nothing_to_build(&reporter.sink(), plan.reused());
         execute::Outcome { reused: plan.reused(), ..execute::Outcome::default() }
     } else {
+        let secrets = project::secrets(&model, &project);
         let workshop = workshop(&graph, &store, &project, secrets, reporter.sink(), args.how)?;
         match interruptible(execute::build(&workshop, &plan))? {
             Some(outcome) => outcome,
@@ -168,8 +169,7 @@ pub(super) fn states(
 ) -> Result<Made, Error> {
     let last = loaded.last();
     let plan = Plan::new(&graph, &loaded.store, &last, wanted);
-    let secrets = project::secrets(&loaded);
-    let project::Loaded { project, sources, store, notes, .. } = loaded;
+    let project::Loaded { project, sources, model, store, notes, .. } = loaded;
     let (graph, project) = (Arc::new(graph), Arc::new(project));
     let reporter = report::reporter(style);
     let told = reporter.sink();
@@ -185,6 +185,7 @@ pub(super) fn states(
     if let Some(text) = first {
         sink(Event::Notice { text });
     }
+    let secrets = project::secrets(&model, &project);
     let workshop = workshop(&graph, &store, &project, secrets, sink, how)?;
     if building {
         let outcome = interruptible(execute::build(&workshop, &plan))?.ok_or_else(stopped)?;

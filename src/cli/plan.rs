@@ -84,6 +84,17 @@ fn as_text(graph: &Graph, plan: &Plan) -> String {
             }
         }
     }
+    for (id, _) in plan.to_build() {
+        let node = graph.node(id);
+        let taken = node.work.takes_back();
+        if !taken.is_empty() {
+            out.push_str(&format!(
+                "{} takes back {}; nothing below is made again\n",
+                node.name,
+                taken.join(", ")
+            ));
+        }
+    }
     let mut lines: Vec<String> = out.lines().map(|l| l.trim_end().to_owned()).collect();
     let build = plan.to_build().count();
     lines.push(format!("{build} to build, {} reused", plan.reused()));
@@ -100,6 +111,7 @@ fn as_json(graph: &Graph, plan: &Plan) -> serde_json::Value {
                 "node": node.name,
                 "key": node.key,
                 "action": word(step),
+                "takes_back": node.work.takes_back(),
                 "needs": match node.needs {
                     Needs::Nothing => None,
                     Needs::Disk => Some("disk"),

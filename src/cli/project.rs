@@ -169,14 +169,14 @@ pub(super) fn unreadable(loaded: &mut Loaded, errors: Vec<GraphError>) -> Error 
 }
 
 /// The recipe's secrets, as they are now.
-pub(super) fn secrets(loaded: &Loaded) -> Secrets {
+pub(super) fn secrets(model: &Model, project: &Project) -> Secrets {
     let read = |source: &SecretSource| -> Result<Arc<[u8]>, String> {
         match source {
             SecretSource::Env(name) => std::env::var_os(name)
                 .map(|value| Arc::from(value.as_encoded_bytes()))
                 .ok_or_else(|| format!("the variable {name} is not set")),
             SecretSource::File(path) => {
-                let path = loaded.project.root().join(path);
+                let path = project.root().join(path);
                 let fail = |why: String| format!("{}: {why}", path.display());
                 let meta = std::fs::metadata(&path).map_err(|e| fail(e.to_string()))?;
                 if !meta.is_file() || meta.len() > 1 << 20 {
@@ -186,7 +186,7 @@ pub(super) fn secrets(loaded: &Loaded) -> Secrets {
             }
         }
     };
-    loaded.model.secrets.iter().map(|secret| (secret.name.clone(), read(&secret.source))).collect()
+    model.secrets.iter().map(|secret| (secret.name.clone(), read(&secret.source))).collect()
 }
 
 /// Remembers the digests of files. That they can't be written only costs time.

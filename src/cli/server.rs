@@ -9,7 +9,6 @@ use vimg_agent::protocol::Exec;
 use super::build::{self, How, Made, stopped};
 use super::{Error, Global, Outcome, print, print_json, project, shell};
 use crate::event::Event;
-use crate::execute::Ended;
 use crate::execute::server::{self, Came, ServerHome, ServerRecord};
 use crate::graph::{Difference, ServerPlan};
 use crate::provider::Lines;
@@ -112,33 +111,35 @@ fn message(server: &str, why: impl std::fmt::Display, help: Option<String>) -> E
     Error::Message(format!("server `{server}`: {why}"), help, 1)
 }
 
-/// Where the project's servers are.
-fn homes(global: &Global) -> Result<PathBuf, Error> {
-    let opened = project::open(global)?;
-    Ok(opened.store.servers(opened.project.root()))
+/// The project's servers, and what finds them again.
+struct Yard {
+    dir: PathBuf,
+    qemu: Qemu,
 }
 
-/// Where a server is that was started.
-fn dir(server: &str, global: &Global) -> Result<PathBuf, Error> {
-    let dir = homes(global)?.join(server);
-    // A name that no recipe can have leads elsewhere.
-    if vimg_lang::value::is_name(server) && server::known(&dir).is_some() {
-        return Ok(dir);
+impl Yard {
+    fn open(global: &Global) -> Result<Self, Error> {
+        let opened = project::open(global)?;
+        let quiet: Lines = Arc::new(|_: &str| {});
+        let qemu = Qemu::new(None, opened.store.root(), quiet);
+        Ok(Self { dir: opened.store.servers(opened.project.root()), qemu })
     }
-    let help = "`vimg ps` lists those that were".to_owned();
-    Err(message(server, "it was never started here", Some(help)))
-}
 
-/// The same, and nobody else is at work with it.
-fn home(server: &str, global: &Global) -> Result<ServerHome, Error> {
-    ServerHome::take(&dir(server, global)?).map_err(|why| message(server, why, None))
-}
+    /// Where a server is that was started.
+    fn find(&self, server: &str) -> Result<PathBuf, Error> {
+        let dir = self.dir.join(server);
+        // A name that no recipe can have leads elsewhere.
+        if vimg_lang::value::is_name(server) && server::known(&dir).is_some() {
+            return Ok(dir);
+        }
+        let help = "`vimg ps` lists those that were".to_owned();
+        Err(message(server, "it was never started here", Some(help)))
+    }
 
-/// What finds machines again.
-fn qemu(global: &Global) -> Result<Qemu, Error> {
-    let opened = project::open(global)?;
-    let quiet: Lines = Arc::new(|_: &str| {});
-    Ok(Qemu::new(None, opened.store.root(), quiet))
+    /// The same, and nobody else is at work with it.
+    fn take(&self, server: &str) -> Result<ServerHome, Error> {
+        ServerHome::take(&self.find(server)?).map_err(|why| message(server, why, None))
+    }
 }
 
 /// A server of the recipe, and its image's states.
@@ -215,7 +216,7 @@ fn told(plan: &ServerPlan, difference: &Difference) -> String {
 }
 
 pub(super) fn ps(global: &Global, style: Style) -> Outcome {
-    let (dir, qemu) = (homes(global)?, qemu(global)?);
+    let Yard { dir, qemu } = Yard::open(global)?;
     let entries = std::fs::read_dir(&dir).into_iter().flatten().flatten();
     let mut found: Vec<(String, ServerRecord, bool)> = Vec::new();
     for entry in entries {
@@ -254,7 +255,7 @@ pub(super) fn ps(global: &Global, style: Style) -> Outcome {
 }
 
 pub(super) fn logs(args: &LogsArgs, global: &Global) -> Outcome {
-    let text = std::fs::read(dir(&args.server, global)?.join("console.log")).unwrap_or_default();
+    let text = std::fs::read(Yard::open(global)?.find(&args.server)?.join("console.log")).unwrap_or_default();
     print(&String::from_utf8_lossy(&text))
 }
 
@@ -264,33 +265,31 @@ pub(super) fn exec(args: &ExecArgs, global: &Global) -> Outcome {
 
 /// Whether there is a server of this name that was started.
 pub(super) fn is_one(name: &str, global: &Global) -> bool {
-    dir(name, global).is_ok()
+    Yard::open(global).is_ok_and(|yard| yard.find(name).is_ok())
 }
 
 /// Runs a command, or a shell, in a server.
 pub(super) fn enter(server: &str, command: Vec<String>, on_terminal: bool, global: &Global) -> Outcome {
-    let home = home(server, global)?;
-    let qemu = qemu(global)?;
+    let yard = Yard::open(global)?;
+    let home = yard.take(server)?;
     let exec = Exec { command, terminal: shell::terminal(on_terminal) };
     let mut raw = None;
     let listen = || {
         raw = on_terminal.then(shell::Raw::enter);
         shell::listen(on_terminal)
     };
-    let ended = build::interruptible(server::exec(&qemu, &home, exec, listen, shell::write));
+    let ended = build::interruptible(server::exec(&yard.qemu, &home, exec, listen, shell::write));
     drop(raw);
     match ended?.ok_or_else(stopped)? {
-        Ok(Ended::Code(0)) => Ok(()),
-        Ok(Ended::Code(code)) => Err(Error::Code(u8::try_from(code).unwrap_or(1))),
-        Ok(Ended::Signal(signal)) => Err(Error::Code(u8::try_from(128 + signal).unwrap_or(255))),
+        Ok(ended) => shell::outcome(ended),
         Err(why) => Err(message(server, why, Some(format!("`vimg up {server}` boots what is off")))),
     }
 }
 
 pub(super) fn down(args: &DownArgs, global: &Global) -> Outcome {
-    let home = home(&args.server, global)?;
-    let qemu = qemu(global)?;
-    let down = server::down(&qemu, &home, args.force, args.remove);
+    let yard = Yard::open(global)?;
+    let home = yard.take(&args.server)?;
+    let down = server::down(&yard.qemu, &home, args.force, args.remove);
     let down = build::interruptible(down)?.ok_or_else(stopped)?;
     let help = "`--force` does not ask the machine".to_owned();
     let ran = down.map_err(|why| message(&args.server, why, Some(help)))?;
@@ -309,13 +308,13 @@ pub(super) fn restart(args: &RestartArgs, global: &Global, style: Style) -> Outc
 }
 
 pub(super) fn save(args: &SaveArgs, global: &Global) -> Outcome {
-    let home = home(&args.server, global)?;
-    let qemu = qemu(global)?;
+    let yard = Yard::open(global)?;
+    let home = yard.take(&args.server)?;
     if args.to.exists() {
         return Err(message(&args.server, format!("{} is there already", args.to.display()), None));
     }
     let to = std::path::absolute(&args.to).unwrap_or_else(|_| args.to.clone());
-    let saved = build::interruptible(server::save(&qemu, &home, &to))?.ok_or_else(stopped)?;
+    let saved = build::interruptible(server::save(&yard.qemu, &home, &to))?.ok_or_else(stopped)?;
     saved.map_err(|why| message(&args.server, why, None))?;
     print(&format!("{} holds the disk of {}\n", args.to.display(), args.server))
 }

@@ -111,10 +111,17 @@ fn enter(door: Door, how: &How, global: &Global, style: Style) -> Outcome {
     let ended = build::interruptible(execute::interact(&workshop, id, disk, exec, enter, write));
     drop(raw);
     match ended?.ok_or_else(stopped)? {
-        Ok(Ended::Code(0)) => Ok(()),
-        Ok(Ended::Code(code)) => Err(Error::Code(u8::try_from(code).unwrap_or(1))),
-        Ok(Ended::Signal(signal)) => Err(Error::Code(u8::try_from(128 + signal).unwrap_or(255))),
+        Ok(ended) => outcome(ended),
         Err(failure) => Err(Error::Build(Box::new(sources), vec![*failure])),
+    }
+}
+
+/// The exit code of a program is ours.
+pub(super) fn outcome(ended: Ended) -> Outcome {
+    match ended {
+        Ended::Code(0) => Ok(()),
+        Ended::Code(code) => Err(Error::Code(u8::try_from(code).unwrap_or(1))),
+        Ended::Signal(signal) => Err(Error::Code(u8::try_from(128 + signal).unwrap_or(255))),
     }
 }
 

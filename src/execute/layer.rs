@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use vimg_agent::protocol::Primitive;
+use vimg_agent::protocol::{Apply, Primitive};
 
 use super::Failure;
 use super::FailureKind;
@@ -19,7 +19,7 @@ use super::up::{self, Up};
 use crate::digest::Digest;
 use crate::files;
 use crate::graph::{BlobSource, LayerWork, Needs, Work};
-use crate::provider::{Ended, Instance, Launch, Provider};
+use crate::provider::{Instance, Launch, Provider};
 use crate::store::{Disk, DiskKind, FailedDisk, Staging};
 
 /// A chain of disks is joined when it would grow beyond this. Opening and
@@ -29,10 +29,6 @@ const MAX_DEPTH: u32 = 16;
 
 /// How long the disk of a layer that failed may take to come to rest.
 const LAST_REST: Duration = Duration::from_secs(60);
-
-/// How long a machine may take to stop its services and switch itself off.
-/// systemd gives a service 90 s before it kills it.
-const OFF: Duration = Duration::from_secs(600);
 
 /// A run's machine and where its disk stands.
 pub(super) struct Running<I: Instance> {
@@ -132,20 +128,19 @@ async fn apply<P: Provider>(
     making.phase("apply");
     let offline = making.node.needs == Needs::Disk;
     let names = &work.places;
-    let mut from = 0;
+    let (layer, steps) = (work.layer.clone(), work.steps.clone());
+    let mut what = Apply { layer, steps, from: 0, offline };
     loop {
         let Running { instance, session, .. } = &mut *running;
-        let applied = session.apply(work.layer.as_deref(), (&work.steps, from), offline, blobs, |progress| {
-            match progress {
-                Progress::Started(step) => {
-                    log.heading(&names[step].1);
-                    making.phase(&names[step].1);
-                }
-                Progress::Output(text) => log.text(text, |line| making.line(line)),
-                Progress::Finished { step, changed } => {
-                    if !changed {
-                        log.heading(&format!("{} was so already", names[step].1));
-                    }
+        let applied = session.apply(&what, blobs, |progress| match progress {
+            Progress::Started(step) => {
+                log.heading(&names[step].1);
+                making.phase(&names[step].1);
+            }
+            Progress::Output(text) => log.text(text, |line| making.line(line)),
+            Progress::Finished { step, changed } => {
+                if !changed {
+                    log.heading(&format!("{} was so already", names[step].1));
                 }
             }
         });
@@ -159,7 +154,7 @@ async fn apply<P: Provider>(
             take_boot(making, running, staging).await?;
         }
         reboot(making, running, staging).await?;
-        from = next;
+        what.from = next;
     }
 }
 
@@ -171,22 +166,7 @@ async fn reboot<P: Provider>(
     staging: &Staging,
 ) -> Result<(), Stop> {
     let Running { instance, session, .. } = &mut *running;
-    let off = async {
-        session.switch_off().await.map_err(Trouble::Session)?;
-        // First the agent goes, then the machine. Its program has written
-        // everything once it is gone, too.
-        let mut off = false;
-        loop {
-            match instance.ended().await {
-                Ended::Off => off = true,
-                Ended::AgentGone => {}
-                Ended::Killed(_) if off => return Ok(()),
-                other => return Err(Trouble::Ended(other)),
-            }
-        }
-    };
-    let off = tokio::time::timeout(OFF, off).await;
-    off.unwrap_or(Err(Trouble::Session(SessionError::Endless(OFF)))).map_err(Stop::Trouble)?;
+    up::off(instance, session).await.map_err(Stop::Trouble)?;
     running.launch = Launch {
         overlay: staging.path().join(DiskKind::Qcow2.file_name()),
         again: true,

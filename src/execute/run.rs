@@ -12,7 +12,6 @@ use super::site::Site;
 use super::{Failure, FailureKind, Settled, Shared, checks, layer, up};
 use crate::digest::Blob;
 use crate::event::Event;
-use crate::files;
 use crate::graph::{Node, NodeId, Work};
 use crate::provider::{self, Instance, Provider};
 use crate::store::{Boot, Disk, DiskKind, KeyLock, Record, Staging, StateId};
@@ -159,7 +158,7 @@ impl<'a, P: Provider> Making<'a, P> {
     /// Takes a file into the store.
     fn keep_file(&self, path: &Path) -> Result<Blob, Box<Failure>> {
         let file = std::fs::File::open(path).map_err(|e| self.io_failure(path, e))?;
-        let blob = files::hash_reader(file, &mut std::io::sink()).map_err(|e| self.io_failure(path, e))?;
+        let blob = Blob::copy(file, &mut std::io::sink()).map_err(|e| self.io_failure(path, e))?;
         self.shared.store.commit_blob(path, &blob).map_err(|e| self.store_failure(&e))?;
         Ok(blob)
     }

@@ -3,11 +3,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use vimg_agent::protocol::{Exec, Stream};
+use vimg_agent::protocol::{Apply, Exec, Stream};
 use vimg_lang::model::{DiskFormat, Forward, Machine};
 
 use super::explain::{Trouble, explain};
@@ -20,14 +20,11 @@ use super::up::{self, Stand};
 use super::{Failure, FailureKind, Shared, Workshop};
 use crate::digest::Key;
 use crate::graph::{Difference, Needs, ServerPart, ServerPlan};
-use crate::provider::{self, Instance, Lasting, Launch, Provider};
+use crate::provider::{Instance, Lasting, Launch, Provider};
 use crate::store::{Boot, KeyLock, replace, try_lock};
 
 /// The version of [`ServerRecord`].
 const FORMAT: u32 = 1;
-
-/// How long a machine may take to stop its services and switch itself off.
-const OFF: Duration = Duration::from_secs(600);
 
 /// The most changes that a server's disk takes one upon the other: a chain of
 /// 128 disks takes twice as long to read.
@@ -89,7 +86,7 @@ impl ServerHome {
         let name = dir.file_name().unwrap_or_default().to_string_lossy();
         match try_lock(&dir.with_file_name(format!(".lock-{name}"))) {
             Ok(Some(lock)) => Ok(Self { dir: dir.to_owned(), _lock: lock }),
-            Ok(None) => Err("another vimg is at work with it".into()),
+            Ok(None) => Err("another vimg is at work with it; try again when that has ended".into()),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -438,8 +435,9 @@ async fn change<P: Provider>(
     let blobs = stage_blobs(site, &work, &staging).await?;
     let mut tail: Vec<String> = Vec::new();
     let Found { instance, session } = found;
-    let steps = (work.steps.as_slice(), 0);
-    let applied = session.apply(work.layer.as_deref(), steps, false, &blobs, |progress| match progress {
+    let (layer, steps) = (work.layer.clone(), work.steps.clone());
+    let what = Apply { layer, steps, from: 0, offline: false };
+    let applied = session.apply(&what, &blobs, |progress| match progress {
         Progress::Started(step) => {
             tail.clear();
             site.phase(&work.places[step].1);
@@ -491,8 +489,11 @@ pub async fn down<P: Provider>(
             None => false,
         },
         false => match find(provider, home).await? {
-            Some(found) => {
-                switch_off(found).await?;
+            Some(Found { mut instance, mut session }) => {
+                up::off(&mut instance, &mut session).await.map_err(|trouble| match trouble {
+                    Trouble::Session(trouble) => words(trouble),
+                    Trouble::Ended(ended) => format!("it did not stop in order: {ended:?}"),
+                })?;
                 true
             }
             None => false,
@@ -502,22 +503,6 @@ pub async fn down<P: Provider>(
         home.forget().map_err(|e| format!("{}: {e}", home.dir.display()))?;
     }
     Ok(ran)
-}
-
-async fn switch_off<P: Provider>(found: Found<P>) -> Result<(), String> {
-    let Found { mut instance, mut session } = found;
-    let off = async {
-        session.switch_off().await.map_err(words)?;
-        loop {
-            match instance.ended().await {
-                provider::Ended::Killed(_) => return Ok(()),
-                provider::Ended::Off | provider::Ended::AgentGone => {}
-                other => return Err(format!("it did not stop in order: {other:?}")),
-            }
-        }
-    };
-    let off = tokio::time::timeout(OFF, off).await;
-    off.unwrap_or_else(|_| Err("it does not stop; `--force` does not ask it".into()))
 }
 
 /// Runs a program in a server.

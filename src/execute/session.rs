@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use vimg_agent::protocol::{
-    self, Digest, Exec, Frame, FromAgent, Listed, Malformed, Network, Prepare, Primitive, Probe, Stream,
-    ToAgent, Wake,
+    self, Apply, Digest, Exec, Frame, FromAgent, Listed, Malformed, Network, Prepare, Primitive, Probe,
+    Stream, ToAgent, Wake,
 };
 
 use super::interact::{Ended, Input};
@@ -187,21 +187,19 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
     /// where its machine is to boot again.
     pub(super) async fn apply(
         &mut self,
-        layer: Option<&str>,
-        (steps, from): (&[Primitive], usize),
-        offline: bool,
+        what: &Apply,
         blobs: &dyn Blobs,
         progress: impl FnMut(Progress),
     ) -> Result<Applied, SessionError> {
-        let all = steps.to_vec();
-        self.send(&ToAgent::Apply { layer: layer.map(str::to_owned), steps: all, from, offline }).await?;
+        let Apply { steps, from, .. } = what;
+        self.send(&ToAgent::Apply(what.clone())).await?;
         let times: Vec<u64> =
             steps.iter().map(|s| if let Primitive::Run(run) = s { run.timeout } else { 0 }).collect();
         match self.follow(&times, blobs, progress).await? {
             FromAgent::Done { boot_changed } => Ok(Applied { boot_changed, next: None }),
             // Only what was told to is done, and each once.
             FromAgent::RebootDue { step, boot_changed }
-                if step >= from && matches!(steps.get(step), Some(Primitive::Reboot)) =>
+                if step >= *from && matches!(steps.get(step), Some(Primitive::Reboot)) =>
             {
                 Ok(Applied { boot_changed, next: Some(step + 1) })
             }
@@ -582,7 +580,8 @@ mod tests {
         let mut session = Session::new(host);
         session.ready(true).await?;
         let steps = [Primitive::Symlink { path: "/a".into(), target: "b".into() }];
-        let result = session.apply(Some("x"), (&steps, 0), false, &NoBlobs, |_| {}).await;
+        let what = Apply { layer: Some("x".into()), steps: steps.to_vec(), from: 0, offline: false };
+        let result = session.apply(&what, &NoBlobs, |_| {}).await;
         drop(session);
         agent.await.unwrap();
         result

@@ -3,21 +3,26 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use vimg_lang::model::Machine;
 
 use super::explain::{Trouble, explain};
-use super::session::Session;
+use super::session::{Session, SessionError};
 use super::site::Site;
 use super::{Failure, FailureKind};
 use crate::digest::Key;
 use crate::graph::{Needs, Node};
-use crate::provider::{Instance, Lasting, Launch, Offline, Place, Provider};
-use crate::store::{Boot, Record};
+use crate::provider::{Ended, Instance, Lasting, Launch, Offline, Place, Provider};
+use crate::store::Record;
 
 /// How often a machine is started that others fork, or that was forked, before
 /// it is only booted.
 const TRIES: u32 = 2;
+
+/// How long a machine may take to stop its services and switch itself off.
+/// systemd gives a service 90 s before it kills it.
+const OFF: Duration = Duration::from_secs(600);
 
 /// An instance that is up.
 pub(super) struct Up<I: Instance> {
@@ -57,9 +62,8 @@ pub(super) fn prepare<P: Provider>(
     let record = shared.store.record(&parent.key).ok_or_else(|| site.gone())?;
     let mut chain = shared.store.chain(&parent.key).ok_or_else(|| site.gone())?;
     chain.extend(stand.on_top.clone());
-    let files = |boot: &Option<Boot>| site.boot_paths(boot);
     let offline = (stand.needs == Needs::Disk).then(|| Offline {
-        appliance: files(&record.appliance),
+        appliance: site.boot_paths(&record.appliance),
         ours: record.ours,
         network: stand.network,
     });
@@ -69,7 +73,7 @@ pub(super) fn prepare<P: Provider>(
         overlay: overlay.to_owned(),
         again: false,
         machine: Machine { ..stand.machine },
-        boot: files(&record.boot),
+        boot: site.boot_paths(&record.boot),
         offline,
         memory: kept.then(|| format!("{}:{}", parent.key, record.id)),
         scratch: scratch.to_owned(),
@@ -152,6 +156,29 @@ async fn start<P: Provider>(
 }
 
 type Channel<P> = <<P as Provider>::Instance as Instance>::Channel;
+
+/// Has a machine stop its services and switch itself off, and waits until its
+/// program has written everything and is gone.
+pub(super) async fn off<I: Instance>(
+    instance: &mut I,
+    session: &mut Session<I::Channel>,
+) -> Result<(), Trouble> {
+    let off = async {
+        session.switch_off().await.map_err(Trouble::Session)?;
+        // First the agent goes, then the machine, then what runs it.
+        let mut off = false;
+        loop {
+            match instance.ended().await {
+                Ended::Off => off = true,
+                Ended::AgentGone => {}
+                Ended::Killed(_) if off => return Ok(()),
+                other => return Err(Trouble::Ended(other)),
+            }
+        }
+    };
+    let off = tokio::time::timeout(OFF, off).await;
+    off.unwrap_or(Err(Trouble::Session(SessionError::Endless(OFF))))
+}
 
 /// Boots a machine again that was switched off, and waits until it is up.
 pub(super) async fn again<P: Provider>(

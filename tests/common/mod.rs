@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use vimg::provider::{Created, Ended, Instance, Launch, Lines, Place, Provider, ProviderError, Source};
-use vimg_agent::protocol::{self, Blob, Digest, Frame, FromAgent, Manifest, Node, Primitive, ToAgent};
+use vimg_agent::protocol::{self, Apply, Blob, Digest, Frame, FromAgent, Manifest, Node, Primitive, ToAgent};
 use vimg_lang::model::{DiskFormat, Forward};
 
 pub(crate) type State = BTreeMap<String, String>;
@@ -187,7 +187,7 @@ impl Agent {
         loop {
             match self.frame().await?.message::<ToAgent>().ok()? {
                 ToAgent::Prepare(_) => self.say(&FromAgent::Prepared).await?,
-                ToAgent::Apply { layer, steps, from: 0, offline } => {
+                ToAgent::Apply(Apply { layer, steps, from: 0, offline }) => {
                     let mut page = layer.unwrap_or_default();
                     for (step, primitive) in steps.iter().enumerate() {
                         self.say(&FromAgent::Started { step }).await?;
@@ -225,7 +225,7 @@ impl Agent {
                     self.say(&FromAgent::Sealed).await?;
                 }
                 // Nobody asks for these here.
-                ToAgent::Apply { .. }
+                ToAgent::Apply(_)
                 | ToAgent::SwitchOff
                 | ToAgent::List
                 | ToAgent::Digests { .. }

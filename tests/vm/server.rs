@@ -15,6 +15,7 @@ configuration "small" provides="page" {
     file "/usr/local/bin/page" template="page.j2" mode="0755"
     file "/etc/systemd/system/page.service" content="[Service]\nExecStart=/usr/local/bin/page\n[Install]\nWantedBy=multi-user.target\n"
     service "page" enabled=#true state="restarted"
+    sysctl "vm.swappiness" value=7
 }
 configuration "other" provides="page" { input "port" type="int"; file "/other" content="{{ port }}" }
 configuration "note" { requires "page"; run { script "echo {{ port }} >>/note"; undo "rm /note" } }
@@ -63,6 +64,8 @@ fn servers_are_changed_while_they_run_and_found_again() {
     project.vimg(&["up", "staging"]).says("staging is up");
     assert!(page().contains("one"));
     assert_eq!(says(&["exec", "staging", "--", "cat", "/apart", "/note"]), "180\n");
+    let swappiness = || says(&["exec", "staging", "--", "cat", "/proc/sys/vm/swappiness"]);
+    assert_eq!(swappiness(), "7\n");
     assert!(says(&["ps"]).contains("staging  running  plain"));
     project.vimg(&["up", "staging"]).says("runs already");
 
@@ -100,6 +103,9 @@ fn servers_are_changed_while_they_run_and_found_again() {
     project.edit("main.vimg", "layer \"note\" }", "layer \"note\"; replace \"page\" with=\"other\" }");
     assert_eq!(says(&["apply", "staging"]), "revert note\nrevert small\napply  other\napply  note#2\n");
     assert_eq!(says(&["exec", "staging", "--", "sh", "-c", "cat /other; ls /usr/local/bin"]), "80");
+    let unit = project.vimg(&["exec", "staging", "--", "systemctl", "is-active", "page"]);
+    assert_eq!(unit.stdout, "inactive\n", "{}", unit.stderr);
+    assert_eq!(swappiness(), "60\n");
     assert!(says(&["save", "staging", "saved.qcow2"]).contains("saved.qcow2 holds the disk of staging"));
     assert!(says(&["restart", "staging"]).contains("staging is back"));
     assert_eq!(says(&["exec", "staging", "--", "cat", "/note"]), "80\n");

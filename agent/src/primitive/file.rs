@@ -1,7 +1,7 @@
 //! `file`: bytes at a path, put there in one step.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
 
@@ -73,16 +73,7 @@ pub(super) fn holds(path: &Path, content: Blob) -> bool {
 }
 
 fn digest(path: &Path) -> io::Result<Digest> {
-    let mut hasher = blake3::Hasher::new();
-    let mut file = File::open(path)?;
-    let mut buffer = vec![0; 128 << 10];
-    loop {
-        let n = file.read(&mut buffer)?;
-        if n == 0 {
-            return Ok(Digest(*hasher.finalize().as_bytes()));
-        }
-        hasher.update(&buffer[..n]);
-    }
+    Ok(Blob::copy(File::open(path)?, &mut io::sink())?.digest)
 }
 
 /// Whether what stands at `path` has this mode and owner.

@@ -1,6 +1,6 @@
 //! `package`: Debian packages, all of a layer in one transaction.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
@@ -9,7 +9,7 @@ use super::Context;
 use crate::command;
 use crate::failure::Failure;
 use crate::ledger::Entry;
-use crate::packages;
+use crate::packages::{self, Package};
 use crate::protocol::Digest;
 
 /// apt's lists older than this are fetched anew.
@@ -29,11 +29,13 @@ const DPKG: [&str; 5] = [
 ];
 
 pub(super) fn apply(names: &[String], context: &mut Context) -> Result<bool, Failure> {
-    let missing: Vec<&String> = names.iter().filter(|name| !installed(name)).collect();
+    let list = packages::list();
+    let there = packages::parse(&list);
+    let missing: Vec<&String> = names.iter().filter(|name| !installed(name, &there)).collect();
     if missing.is_empty() {
         return Ok(false);
     }
-    let before = context.ledger.keep(packages::list().as_bytes())?;
+    let before = context.ledger.keep(list.as_bytes())?;
     let noted = |after| Entry::Packages { names: names.to_vec(), before, after };
     context.ledger.note(&noted(None))?;
     wait_for_network()?;
@@ -173,18 +175,15 @@ fn apt(command: &mut Command, what: &str, context: &Context) -> Result<(), Failu
 }
 
 /// Whether a package is there in the version asked for, if one was.
-fn installed(spec: &str) -> bool {
+fn installed(spec: &str, there: &BTreeMap<String, Package>) -> bool {
     let (name, version) = match spec.split_once('=') {
         Some((name, version)) => (name, Some(version)),
         None => (spec, None),
     };
     let name = name.split('/').next().unwrap_or(name);
-    let mut query = command::command("dpkg-query");
-    query.args(["--show", "--showformat=${db:Status-Abbrev}\t${Version}\n", "--", name]);
-    let Ok((_, answer)) = command::query(&mut query, command::QUESTION) else { return false };
-    answer.lines().any(|line| {
-        let (status, found) = line.split_once('\t').unwrap_or((line, ""));
-        status.starts_with("ii") && version.is_none_or(|v| v == found)
+    there.iter().any(|(own, package)| {
+        let named = own == name || (!name.contains(':') && bare(own) == name);
+        named && version.is_none_or(|version| version == package.version)
     })
 }
 
@@ -222,5 +221,21 @@ fn wait_for_network() -> Result<(), Failure> {
             return Err(Failure::new(format!("the machine has no network after {} s", NETWORK.as_secs())));
         }
         std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_installed_is_found_by_any_name_that_apt_takes() {
+        let there = packages::parse("a:amd64 1-1 auto\nb:all 2 manual\nc:i386 3 manual\n");
+        for spec in ["a", "a:amd64", "a=1-1", "a/bookworm", "b", "b=2", "c", "c:i386"] {
+            assert!(installed(spec, &there), "{spec}");
+        }
+        for spec in ["a=2", "a:i386", "d", "b=2-1", "c:amd64"] {
+            assert!(!installed(spec, &there), "{spec}");
+        }
     }
 }

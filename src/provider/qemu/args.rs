@@ -166,8 +166,8 @@ fn drive() -> Vec<String> {
 
 /// A disk that takes writes. They are flushed only if it is to outlive this
 /// program: while a layer is made they are not; the store syncs the file once,
-/// when the layer is done. The file node stands
-/// inside, so that it becomes read-only together with the disk.
+/// when the layer is done. The file node stands inside, so that it becomes
+/// read-only together with the disk.
 pub(super) fn writable(node: &str, file: &Path, backing: &Value, lasting: bool) -> Value {
     json!({
         "driver": "qcow2",

@@ -61,6 +61,11 @@ impl Disks {
         Self { programs: programs.clone(), size: 0, top: args::TOP.to_owned(), switches: 0, lasting: false }
     }
 
+    /// Whether they, and what runs on them, outlive this program.
+    pub(super) fn lasting(&self) -> bool {
+        self.lasting
+    }
+
     /// The size of the disk in bytes.
     pub(in crate::provider) fn size(&self) -> u64 {
         self.size

@@ -73,8 +73,6 @@ pub(super) struct Start<'a> {
     /// How it runs, for records.
     pub(super) way: String,
     pub(super) place: Place,
-    /// It goes on when this program ends.
-    pub(super) lasting: bool,
 }
 
 impl QemuInstance {
@@ -84,13 +82,13 @@ impl QemuInstance {
         all: &[String],
         start: Start<'_>,
     ) -> Result<Self, ProviderError> {
-        let Start { scratch, disks, way, place, lasting } = start;
+        let Start { scratch, disks, way, place } = start;
         for socket in ["qmp", "console", "agent"] {
             let _ = std::fs::remove_file(scratch.join(socket));
         }
         let log = scratch.join("qemu.log");
         let fail = |e| ProviderError::new(format!("`{}` can't be run: {e}", programs.system.display()));
-        let mut command = child::daemon(&programs.system, scratch, &log, lasting).map_err(fail)?;
+        let mut command = child::daemon(&programs.system, scratch, &log, disks.lasting()).map_err(fail)?;
         let mut child = command.args(all).spawn().map_err(fail)?;
 
         let connected = tokio::time::timeout(OPENING, async {

@@ -170,11 +170,10 @@ async fn boot(
     all.extend(args::disks(&disks.nodes(launch)));
     all.extend(args::boot(launch.boot.as_ref()));
     let way = format!("qemu {} {}", programs.version, accel.name());
-    let lasting = launch.lasting.is_some();
-    if lasting {
+    if disks.lasting() {
         args::with_log(&mut all);
     }
-    let start = Start { scratch: &launch.scratch, disks, way, place: Place::Machine, lasting };
+    let start = Start { scratch: &launch.scratch, disks, way, place: Place::Machine };
     let mut instance = QemuInstance::start(programs, &all, start).await?;
     lead(&mut instance, launch).await?;
     Ok(instance)
@@ -203,11 +202,10 @@ async fn fork(
     all.extend(args::disks(&disks.nodes(launch)));
     all.extend(kept::incoming());
     let way = format!("qemu {} {}, forked", programs.version, accel.name());
-    let lasting = launch.lasting.is_some();
-    if lasting {
+    if disks.lasting() {
         args::with_log(&mut all);
     }
-    let start = Start { scratch: &launch.scratch, disks, way, place: Place::Forked, lasting };
+    let start = Start { scratch: &launch.scratch, disks, way, place: Place::Forked };
     let mut instance = QemuInstance::start(programs, &all, start).await?;
     match kept.resume(&mut instance, &launch.scratch).await {
         Ok(()) => Ok(instance),
