@@ -128,6 +128,7 @@ fn the_agents_behaviour_was_looked_at() {
         "debian/essential.sh",
         "debian/mkfs.sh",
         "debian/vimg-agent.service",
+        "debian/vimg-hooks.service",
     ] {
         let text = std::fs::read_to_string(root().join("src/provider").join(name)).unwrap();
         let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();

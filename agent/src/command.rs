@@ -3,14 +3,16 @@
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::failure::Failure;
 use crate::fetch::Sender;
 use crate::offline;
-use crate::protocol::FromAgent;
+use crate::protocol::{Around, FromAgent};
+use crate::system::Account;
 
 /// How much of a step's output is sent as it comes, in bytes.
 const FORWARDED: usize = 8 << 20;
@@ -38,6 +40,27 @@ pub(crate) fn command(program: &str) -> Command {
         .current_dir("/")
         .stdin(Stdio::null());
     offline::adapt(&mut command);
+    command
+}
+
+/// A script with the environment that its recipe asks for. Without a `#!` line
+/// it is the shell's.
+pub(crate) fn script(path: &Path, has_own: bool, around: &Around, user: &Account) -> Command {
+    let words: &[&str] = if has_own { &[] } else { &["/bin/sh", "-eu"] };
+    let script = path.to_string_lossy();
+    let mut all = words.iter().copied().chain([&*script]);
+    let mut command = if user.uid == 0 {
+        let mut command = command(all.next().unwrap_or_default());
+        command.args(all);
+        command
+    } else {
+        let mut command = command("setpriv");
+        command.arg(format!("--reuid={}", user.uid)).arg(format!("--regid={}", user.gid));
+        command.args(["--init-groups", "--"]).args(all);
+        command
+    };
+    command.env("HOME", &user.home).env("USER", &user.name).env("LOGNAME", &user.name);
+    command.env("SHELL", &user.shell).envs(&around.env).current_dir(&around.workdir);
     command
 }
 
@@ -93,7 +116,7 @@ pub(crate) fn run(command: &mut Command, timeout: Duration, output: &Output) -> 
 
     let deadline = Instant::now() + timeout;
     let mut forward = Forward { output, sent: 0, left_out: 0, tail: VecDeque::new(), held: Vec::new() };
-    let mut exited: Option<(std::process::ExitStatus, Instant)> = None;
+    let mut exited: Option<(ExitStatus, Instant)> = None;
     loop {
         match incoming.recv_timeout(Duration::from_millis(50)) {
             Ok(chunk) => {
@@ -113,10 +136,7 @@ pub(crate) fn run(command: &mut Command, timeout: Duration, output: &Output) -> 
                 let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
                 let _ = child.wait();
                 forward.finish()?;
-                return Err(Failure::new(format!(
-                    "it did not end within {} s and was killed",
-                    timeout.as_secs()
-                )));
+                return Err(Failure::new(endless(timeout)));
             }
             _ => {}
         }
@@ -126,12 +146,43 @@ pub(crate) fn run(command: &mut Command, timeout: Duration, output: &Output) -> 
         Some((status, _)) => status,
         None => child.wait().map_err(|e| Failure::new(format!("`{program}`: {e}")))?,
     };
+    outcome(status)
+}
+
+fn outcome(status: ExitStatus) -> Result<(), Failure> {
     match (status.code(), status.signal()) {
         (Some(0), _) => Ok(()),
         (Some(code), _) => Err(Failure { message: format!("exit code {code}"), exit: Some(code) }),
         (None, Some(signal)) => Err(Failure::new(format!("killed by signal {signal}"))),
         (None, None) => Err(Failure::new("it ended in an unknown way")),
     }
+}
+
+/// Runs a program to its end whose output is ours. After `timeout` it and what
+/// it started are killed.
+pub(crate) fn pass(command: &mut Command, timeout: Duration) -> Result<(), Failure> {
+    use std::os::unix::process::CommandExt;
+    let program = command.get_program().to_string_lossy().into_owned();
+    let fail = |e: io::Error| Failure::new(format!("`{program}` can't be run: {e}"));
+    let mut child = command.process_group(0).spawn().map_err(fail)?;
+    let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), "0");
+    let deadline = Instant::now() + timeout;
+    loop {
+        if let Some(status) = child.try_wait().map_err(fail)? {
+            return outcome(status);
+        }
+        if Instant::now() >= deadline {
+            let group = rustix::process::Pid::from_child(&child);
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+            let _ = child.wait();
+            return Err(Failure::new(endless(timeout)));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn endless(timeout: Duration) -> String {
+    format!("it did not end within {} s and was killed", timeout.as_secs())
 }
 
 fn pump(mut reader: impl Read, chunks: &mpsc::SyncSender<Vec<u8>>) {

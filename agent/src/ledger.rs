@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::offline;
-use crate::protocol::{Blob, Digest};
+use crate::protocol::{Around, Blob, Digest};
 use crate::system::Account;
 
 /// The version of the format.
@@ -77,10 +77,8 @@ pub(crate) enum Entry {
     },
     Run {
         undo: Option<String>,
-        env: BTreeMap<String, String>,
-        user: String,
-        workdir: String,
-        timeout: u64,
+        #[serde(flatten)]
+        around: Around,
     },
 }
 
@@ -105,6 +103,8 @@ pub(crate) struct Page {
 pub(crate) struct Ledger {
     dir: PathBuf,
     page: Option<File>,
+    /// The page's file.
+    name: String,
     /// Paths that the page has.
     seen: HashSet<String>,
 }
@@ -112,7 +112,7 @@ pub(crate) struct Ledger {
 impl Ledger {
     /// The ledger below `home`, where the agent keeps its files.
     pub(crate) fn below(home: &Path) -> Self {
-        Self { dir: home.join("ledger"), page: None, seen: HashSet::new() }
+        Self { dir: home.join("ledger"), page: None, name: String::new(), seen: HashSet::new() }
     }
 
     /// Goes on with a layer's page, or begins it.
@@ -140,10 +140,17 @@ impl Ledger {
             Ok(file)
         };
         self.page = Some(open().map_err(|e| Failure::at(&path, e))?);
+        self.name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if there.is_none() {
             self.line(&Title { format: FORMAT, layer: layer.to_owned() })?;
         }
         Ok(())
+    }
+
+    /// What the page is called: a number, which grows from layer to layer, and
+    /// the layer's name.
+    pub(crate) fn page(&self) -> &str {
+        &self.name
     }
 
     /// Notes what is about to change.

@@ -11,6 +11,7 @@ mod system;
 mod fetch;
 mod offline;
 mod command;
+pub mod hooks;
 mod ledger;
 mod packages;
 mod modules;

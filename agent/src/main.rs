@@ -1,27 +1,37 @@
 //! The agent's program. As the first process of a machine it brings up the
 //! root filesystem, answers the accelerator probe, or serves the host as an
 //! appliance; in a container it serves on a socket that it is given; under
-//! systemd it serves on the machine's port.
+//! systemd it serves on the machine's port. It also runs what the machine
+//! keeps for times of its life, and operations.
 
 use std::process::ExitCode;
 
+use vimg_agent::hooks::Failed;
+use vimg_agent::{early, hooks, serve};
+
 fn main() -> ExitCode {
-    let place = std::env::args().nth(1);
-    let result = match (std::process::id(), place.as_deref()) {
-        (1, _) => vimg_agent::early::main(),
-        (_, Some("appliance")) => vimg_agent::serve::appliance(),
-        (_, Some("container")) => vimg_agent::serve::container(),
-        _ => vimg_agent::serve::machine(),
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let failed = |error: std::io::Error| Failed::from(error.to_string());
+    let result = match (std::process::id(), words.as_slice()) {
+        (1, _) => early::main().map_err(failed),
+        (_, ["appliance"]) => serve::appliance().map_err(failed),
+        (_, ["container"]) => serve::container().map_err(failed),
+        (_, ["boot"]) => hooks::boot(),
+        (_, ["live"]) => hooks::live(),
+        (_, ["decommission"]) => hooks::decommission(),
+        (_, ["operation", name, ..]) => hooks::operation(name, &args[2..]),
+        _ => serve::machine().map_err(failed),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Standard error is the journal here; there is nobody else to tell.
+        Err(Failed { message, code }) => {
+            // Standard error is the journal here, or the person who asked.
             #[expect(clippy::print_stderr, reason = "a daemon's last words")]
             {
-                eprintln!("vimg-agent: {error}");
+                eprintln!("vimg-agent: {message}");
             }
-            ExitCode::FAILURE
+            ExitCode::from(code)
         }
     }
 }

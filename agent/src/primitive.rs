@@ -4,6 +4,7 @@ mod account;
 mod archive;
 mod directory;
 mod file;
+mod hook;
 mod kernel_module;
 mod package;
 mod run;
@@ -63,6 +64,7 @@ pub(crate) fn apply(primitive: &Primitive, context: &mut Context) -> Result<bool
         Primitive::Sysctl { key, value } => sysctl::apply(key, value, context),
         Primitive::KernelModule { name } => kernel_module::apply(name, context),
         Primitive::Run(run) => run::apply(run, context),
+        Primitive::Hook { when, script } => hook::apply(when, script, context),
         Primitive::Reboot => Err(Failure::new("a machine can't boot itself again in the middle of a layer")),
         Primitive::Revert { layer } => revert(layer, context).map(|()| true),
         Primitive::Layer { name } => context.ledger.enter(name).map(|()| false),

@@ -12,13 +12,17 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The version of these messages. Host and agent must have the same.
-pub const PROTOCOL: u32 = 5;
+pub const PROTOCOL: u32 = 6;
 
 /// The version of what the agent does to a machine. It enters every key, so
 /// raising it rebuilds everything: raise it when the same layer would now
 /// give another machine. `agent/behaviour.lock` holds the digest of the
 /// sources that it was last looked at for.
-pub const BEHAVIOUR: u32 = 4;
+pub const BEHAVIOUR: u32 = 5;
+
+/// Where the agent is in a machine. Its first argument says what it is for;
+/// see `hooks`.
+pub const AGENT: &str = "/usr/lib/vimg/agent";
 
 /// The name of the virtio-serial port.
 pub const PORT: &str = "vimg.agent";
@@ -200,6 +204,13 @@ pub enum Primitive {
     },
     Reboot,
     Run(Run),
+    /// A script that the machine keeps, for a time of its life or for whoever
+    /// asks.
+    Hook {
+        /// `first-boot`, `each-boot`, `decommission` or `operation/NAME`.
+        when: String,
+        script: Script,
+    },
     /// No resource: takes a layer back, by what the machine has noted of it.
     Revert {
         layer: String,
@@ -224,15 +235,34 @@ pub struct User {
     pub system: bool,
 }
 
-/// See the recipe language. The timeout is in seconds.
+/// A script, who runs it and where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Script {
+    /// The script itself.
+    pub content: Blob,
+    /// What it finds around it.
+    #[serde(flatten)]
+    pub around: Around,
+}
+
+/// What a script finds around it. See the recipe language.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Around {
+    /// Variables of its environment.
+    pub env: BTreeMap<String, String>,
+    /// Who runs it.
+    pub user: String,
+    /// Where it runs.
+    pub workdir: String,
+    /// How long it may take, in seconds.
+    pub timeout: u64,
+}
+
+/// A script that is run once. See the recipe language.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields are those of the recipe language")]
 pub struct Run {
-    pub script: Blob,
-    pub env: BTreeMap<String, String>,
-    pub user: String,
-    pub workdir: String,
-    pub timeout: u64,
+    pub script: Script,
     pub undo: Option<String>,
     pub secrets: Vec<String>,
 }

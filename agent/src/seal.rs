@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::command;
 use crate::failure::HOME;
 use crate::fsctl;
+use crate::hooks;
 
 /// Services that stay up while the others are stopped: without them the
 /// machine can't answer any more.
@@ -61,6 +62,7 @@ pub(crate) fn seal() -> io::Result<()> {
         std::os::unix::fs::symlink(FIRST_BOOT, link)?;
     }
     remove(&Path::new(HOME).join("tmp"))?;
+    remove(&hooks::stamp())?;
     empty_logs(Path::new("/var/log"))?;
     if Path::new("/var/lib/dbus").is_dir() {
         std::os::unix::fs::symlink("/etc/machine-id", "/var/lib/dbus/machine-id")?;

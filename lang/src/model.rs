@@ -247,17 +247,43 @@ pub enum Primitive {
     KernelModule { name: String },
     /// The machine is switched off in order and boots again.
     Reboot,
-    /// A script. The timeout is in seconds.
+    /// A script that is run once.
     Run {
-        script: Content,
-        env: BTreeMap<String, String>,
-        user: String,
-        workdir: String,
-        timeout: u64,
+        script: Script,
         undo: Option<String>,
         /// Names and versions of secrets that it is handed.
         secrets: BTreeMap<String, String>,
     },
+    /// A script that the machine keeps.
+    Hook { when: When, script: Script },
+}
+
+/// A script and what it finds around it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Script {
+    /// The script itself.
+    pub content: Content,
+    /// Variables of its environment.
+    pub env: BTreeMap<String, String>,
+    /// Who runs it.
+    pub user: String,
+    /// Where it runs.
+    pub workdir: String,
+    /// How long it may take, in seconds.
+    pub timeout: u64,
+}
+
+/// When a kept script runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum When {
+    /// Once the machine first lives on its own.
+    FirstBoot,
+    /// Each time that it boots.
+    EachBoot,
+    /// When it is given up.
+    Decommission,
+    /// When somebody asks for it by name.
+    Operation(String),
 }
 
 /// What a service is to be now.

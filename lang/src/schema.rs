@@ -202,6 +202,24 @@ const NEEDS: Kind = kind(
 )
 .once();
 
+const SCRIPT_FILE: Args = Args::One(opt("file", Ty::HostPath, "a script of the project, copied as it is"));
+const TEMPLATE: Field =
+    opt("template", Ty::HostPath, "a template file of the project that yields the script");
+const USER: Field = opt("user", Ty::Str, "who runs it; `root` unless given");
+const WORKDIR: Field = opt("workdir", Ty::GuestPath, "where it runs; `/` unless given");
+const TIMEOUT: Field = opt("timeout", Ty::Duration, "how long it may take; `30m` unless given");
+const INLINE: Kind =
+    kind("script", "The script itself.", Args::One(req("text", Ty::Str, "shell commands"))).once();
+const ENV: Kind = kind("env", "Variables of its environment, as properties.", Args::None).open();
+
+const LATER: Kind = kind(
+    "run",
+    "A script of it, with the environment of any `run`. Where there are several, they run in their order, up to the first that fails.",
+    SCRIPT_FILE,
+)
+.props(&[TEMPLATE, USER, WORKDIR, TIMEOUT])
+.of(&[INLINE, ENV]);
+
 /// The nodes of a `configuration`.
 pub const CONFIGURATION: &[Kind] = &[
     INPUT,
@@ -261,21 +279,28 @@ pub const CONFIGURATION: &[Kind] = &[
     kind(
         "run",
         "A script, run once when the layer is made: a file of the project, or text in a `script` child. Without a `#!` line it is run by `/bin/sh -eu`. Its environment is PATH, HOME, LANG=C.UTF-8 and what `env` declares.",
-        Args::One(opt("file", Ty::HostPath, "a script of the project, copied as it is")),
+        SCRIPT_FILE,
     )
-    .props(&[
-        opt("template", Ty::HostPath, "a template file of the project that yields the script"),
-        opt("user", Ty::Str, "who runs it; `root` unless given"),
-        opt("workdir", Ty::GuestPath, "where it runs; `/` unless given"),
-        opt("timeout", Ty::Duration, "how long it may take; `30m` unless given"),
-    ])
+    .props(&[TEMPLATE, USER, WORKDIR, TIMEOUT])
     .of(&[
-        kind("script", "The script itself.", Args::One(req("text", Ty::Str, "shell commands"))).once(),
-        kind("env", "Variables of its environment, as properties.", Args::None).open(),
+        INLINE,
+        ENV,
         kind("secret", "A secret that the script finds in the file `/run/secrets/NAME`, in memory, while it runs.", Args::One(req("name", Ty::Name, "as declared by `secret`"))),
         kind("undo", "A script that takes back what the script did.", Args::One(req("text", Ty::Str, "shell commands"))).once(),
         NEEDS,
     ]),
+    kind(
+        "on",
+        "Scripts that the machine keeps and runs itself, once its services are up: `first-boot` in a disk that was written or a server, until they have passed once; `each-boot`; `decommission` when a server is removed. They do not run while an image is made or checked.",
+        Args::One(req("when", Ty::Word(&["first-boot", "each-boot", "decommission"]), "when")),
+    )
+    .of(&[LATER]),
+    kind(
+        "operation",
+        "Scripts that the machine keeps for whoever asks: `vimg exec SERVER --operation NAME`. Configurations may share a name; all run then, in the order of their layers.",
+        Args::One(req("name", Ty::Name, "its name")),
+    )
+    .of(&[LATER]),
     CHECK,
 ];
 

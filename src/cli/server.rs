@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::json;
-use vimg_agent::protocol::Exec;
+use vimg_agent::protocol::{AGENT, Exec};
 
 use super::build::{self, How, Made, stopped};
 use super::{Error, Global, Outcome, print, print_json, project, shell};
@@ -65,19 +65,25 @@ pub(super) struct ExecArgs {
     /// Give the command a terminal
     #[arg(short, long)]
     terminal: bool,
+    /// Run an operation of the machine's configurations
+    ///
+    /// What follows `--` are its arguments.
+    #[arg(long, value_name = "NAME")]
+    operation: Option<String>,
     /// The command and its arguments
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    #[arg(last = true, required_unless_present = "operation", value_name = "COMMAND")]
     command: Vec<String>,
 }
 
 /// Switch a server off in order
 ///
-/// Its disk stays, and `vimg up` boots it again.
+/// Its disk stays, and `vimg up` boots it again. One that is removed runs its
+/// `decommission` hooks first; if they fail it stays.
 #[derive(Debug, clap::Args)]
 pub(super) struct DownArgs {
     /// A server that was started
     server: String,
-    /// Do not ask the machine
+    /// Do not ask the machine, and run none of its hooks
     #[arg(long)]
     force: bool,
     /// Forget it, and its disk
@@ -260,7 +266,12 @@ pub(super) fn logs(args: &LogsArgs, global: &Global) -> Outcome {
 }
 
 pub(super) fn exec(args: &ExecArgs, global: &Global) -> Outcome {
-    enter(&args.server, args.command.clone(), args.terminal, global)
+    let mut command = args.command.clone();
+    if let Some(name) = &args.operation {
+        let operation = [AGENT.to_owned(), "operation".to_owned(), name.clone()];
+        command.splice(0..0, operation);
+    }
+    enter(&args.server, command, args.terminal, global)
 }
 
 /// Whether there is a server of this name that was started.

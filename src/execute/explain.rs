@@ -179,7 +179,7 @@ fn advice(step: &Primitive, offline: bool, message: &str, tail: &[String]) -> Op
             "the machine can't reach its mirror: check the host's network".into()
         }
         Primitive::Run(run) if said("did not end within") => {
-            format!("it had {} s; give it more with `timeout=`", run.timeout)
+            format!("it had {} s; give it more with `timeout=`", run.script.around.timeout)
         }
         Primitive::Run(_) if offline && NOT_BOOTED.iter().any(|text| said(text)) => {
             "the machine is switched off while this layer is applied; a script that needs running \

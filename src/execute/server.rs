@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use vimg_agent::protocol::{Apply, Exec, Stream};
+use vimg_agent::protocol::{AGENT, Apply, Exec, Stream};
 use vimg_lang::model::{DiskFormat, Forward, Machine};
 
 use super::explain::{Trouble, explain};
@@ -237,10 +237,8 @@ pub async fn up<P: Provider>(
             failure.help = Some(format!("`vimg down --remove {}` forgets what is left of it", plan.name));
             return Err(failure);
         }
-        let (instance, _session) = up::again(&site, &record.launch(&site, &home.dir)).await?;
-        home.keep(&record).map_err(|e| site.io_failure(&home.dir, e))?;
-        instance.leave();
-        return Ok(Came::Back);
+        let lives = back(&site, plan, home, &record).await?;
+        return lives.map(|()| Came::Back);
     }
     if home.dir.join("server.json").exists() {
         let mut failure = host("its record can't be read; its disk is kept".into());
@@ -295,7 +293,11 @@ async fn start<P: Provider>(
     };
     record.lead(&plan.forwards);
     let difference = plan.difference(&record.parts);
-    match change(site, plan, &difference, &mut found).await {
+    let made = match change(site, plan, &difference, &mut found).await {
+        Ok(parts) => live(site, plan, &mut found).await.map(|()| parts),
+        Err(failure) => Err(failure),
+    };
+    match made {
         Ok(parts) => {
             record.parts = parts;
             home.keep(&record).map_err(|e| site.io_failure(&home.dir, e))?;
@@ -306,6 +308,87 @@ async fn start<P: Provider>(
             found.instance.stop().await;
             Err(failure)
         }
+    }
+}
+
+/// Boots a server from its disk. The inner result says whether its hooks
+/// passed: it runs on in any case.
+async fn back<P: Provider>(
+    site: &Site<'_, P>,
+    plan: &ServerPlan,
+    home: &ServerHome,
+    record: &ServerRecord,
+) -> Result<Result<(), Box<Failure>>, Box<Failure>> {
+    let (instance, session) = up::again(site, &record.launch(site, &home.dir)).await?;
+    home.keep(record).map_err(|e| site.io_failure(&home.dir, e))?;
+    let mut found = Found::<P> { instance, session };
+    let lives = live(site, plan, &mut found).await.map_err(|mut failure| {
+        failure.help = Some(format!("the server runs; `vimg restart {}` tries again", plan.name));
+        failure
+    });
+    found.instance.leave();
+    Ok(lives)
+}
+
+/// Has a server run the hooks of its boot.
+async fn live<P: Provider>(
+    site: &Site<'_, P>,
+    plan: &ServerPlan,
+    found: &mut Found<P>,
+) -> Result<(), Box<Failure>> {
+    site.phase("hooks");
+    hooks(found, "live", |line| site.line(line)).await.map_err(|mut tail| {
+        let mut failure = at(plan, FailureKind::Recipe, tail.pop().unwrap_or_default());
+        failure.tail = tail;
+        failure
+    })
+}
+
+/// How much of what hooks say is kept, in bytes.
+const SAID: usize = 64 << 10;
+
+/// How the agent begins when it says itself what failed.
+const AGENT_SAYS: &str = "vimg-agent: ";
+
+/// The most lines of a hook that are shown once it has failed.
+const TAIL: usize = 20;
+
+/// Has the agent run what a machine keeps for a time of its life. If that
+/// fails: what was said last, and why.
+async fn hooks<P: Provider>(
+    found: &mut Found<P>,
+    what: &str,
+    mut line: impl FnMut(&str) + Send,
+) -> Result<(), Vec<String>> {
+    let mut said = Vec::new();
+    let command = vec![AGENT.to_owned(), what.to_owned()];
+    // Nobody has anything to say to it.
+    let (_, input) = mpsc::channel(1);
+    let mut output = |_: Stream, bytes: &[u8]| {
+        said.extend_from_slice(bytes);
+        said.drain(..said.len().saturating_sub(SAID));
+    };
+    let ended = tokio::select! {
+        ended = found.session.exec(Exec { command, terminal: None }, input, &mut output) => {
+            ended.map_err(words)
+        }
+        _ = found.instance.ended() => Err("the machine went off".into()),
+    };
+    let said: Vec<String> = String::from_utf8_lossy(&said).lines().map(clean).collect();
+    match ended {
+        Ok(Ended::Code(0)) => {
+            said.iter().for_each(|text| line(text));
+            Ok(())
+        }
+        Ok(_) => {
+            let (why, mut tail): (Vec<String>, Vec<String>) =
+                said.into_iter().partition(|text| text.starts_with(AGENT_SAYS));
+            tail.drain(..tail.len().saturating_sub(TAIL));
+            let why = why.last().and_then(|why| why.strip_prefix(AGENT_SAYS));
+            tail.push(why.unwrap_or("a hook failed").to_owned());
+            Err(tail)
+        }
+        Err(why) => Err(vec![why]),
     }
 }
 
@@ -370,9 +453,9 @@ pub async fn apply<P: Provider>(
             Err(mut failure) => {
                 found.instance.stop().await;
                 record.step_back();
-                let (instance, _session) = up::again(&site, &record.launch(&site, &home.dir)).await?;
-                home.keep(&record).map_err(|e| site.io_failure(&home.dir, e))?;
-                instance.leave();
+                if let Err(hook) = back(&site, plan, home, &record).await? {
+                    site.notice(&hook.message);
+                }
                 failure.help = Some("the server has booted from its disk as it was before".into());
                 return Err(failure);
             }
@@ -472,8 +555,8 @@ fn at(plan: &ServerPlan, kind: FailureKind, why: String) -> Box<Failure> {
     Box::new(Failure::new(&plan.name, plan.span, kind, format!("server `{}`: {why}", plan.name)))
 }
 
-/// Switches a server off in order; with `force` without asking it. Says
-/// whether it ran.
+/// Switches a server off in order; with `force` without asking it. One that is
+/// to be removed runs its hooks for that first. Says whether it ran.
 pub async fn down<P: Provider>(
     provider: &P,
     home: &ServerHome,
@@ -489,7 +572,12 @@ pub async fn down<P: Provider>(
             None => false,
         },
         false => match find(provider, home).await? {
-            Some(Found { mut instance, mut session }) => {
+            Some(mut found) => {
+                if remove && let Err(mut said) = hooks(&mut found, "decommission", |_| {}).await {
+                    found.instance.leave();
+                    return Err(said.pop().unwrap_or_default());
+                }
+                let Found { mut instance, mut session } = found;
                 up::off(&mut instance, &mut session).await.map_err(|trouble| match trouble {
                     Trouble::Session(trouble) => words(trouble),
                     Trouble::Ended(ended) => format!("it did not stop in order: {ended:?}"),

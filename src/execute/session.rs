@@ -193,8 +193,10 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
     ) -> Result<Applied, SessionError> {
         let Apply { steps, from, .. } = what;
         self.send(&ToAgent::Apply(what.clone())).await?;
-        let times: Vec<u64> =
-            steps.iter().map(|s| if let Primitive::Run(run) = s { run.timeout } else { 0 }).collect();
+        let times: Vec<u64> = steps
+            .iter()
+            .map(|s| if let Primitive::Run(run) = s { run.script.around.timeout } else { 0 })
+            .collect();
         match self.follow(&times, blobs, progress).await? {
             FromAgent::Done { boot_changed } => Ok(Applied { boot_changed, next: None }),
             // Only what was told to is done, and each once.

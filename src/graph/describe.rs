@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use vimg_agent::protocol::{self, Digest, Manifest, Primitive as Step, Probe, ServiceState};
-use vimg_lang::model::{self, Bootstrap, Check, Content, DiskFormat, Layer, Machine, Part, Primitive};
+use vimg_lang::model::{
+    self, Bootstrap, Check, Content, DiskFormat, Layer, Machine, Part, Primitive, Script, When,
+};
 use vimg_lang::{FileRef, Span};
 
 use super::{BlobSource, CheckWork, GraphError, LayerWork, Needs};
@@ -294,41 +296,49 @@ impl Walk<'_> {
                 self.d.value("reboot", "");
                 ("reboot".to_owned(), Some(Step::Reboot))
             }
-            Primitive::Run { script, env, user, workdir, timeout, undo, secrets } => {
-                let label = match script {
+            Primitive::Run { script, undo, secrets } => {
+                let label = match &script.content {
                     Content::File(file) => format!("run {file}"),
                     Content::Text(_) => "run".to_owned(),
                 };
-                self.d.value("run user", user);
-                self.d.value("run workdir", workdir);
-                self.d.value("run timeout", timeout);
-                for (name, value) in env {
-                    self.d.value(format!("run env {name}"), value);
-                }
                 for (name, version) in secrets {
                     self.d.value(format!("run secret {name}"), version);
                 }
                 if let Some(undo) = undo {
                     self.d.content("run undo", Blob::of(undo.as_bytes()).digest);
                 }
-                let script = self.content("script", script, span);
-                let step = script.map(|(script, _)| {
-                    Step::Run(protocol::Run {
-                        script,
-                        env: env.clone(),
-                        user: user.clone(),
-                        workdir: workdir.clone(),
-                        timeout: *timeout,
-                        undo: undo.clone(),
-                        secrets: secrets.keys().cloned().collect(),
-                    })
+                let step = self.script("run", script, span).map(|script| {
+                    let secrets = secrets.keys().cloned().collect();
+                    Step::Run(protocol::Run { script, undo: undo.clone(), secrets })
                 });
                 (label, step)
+            }
+            Primitive::Hook { when, script } => {
+                let (label, when) = match when {
+                    When::FirstBoot => ("on first-boot".to_owned(), "first-boot".to_owned()),
+                    When::EachBoot => ("on each-boot".to_owned(), "each-boot".to_owned()),
+                    When::Decommission => ("on decommission".to_owned(), "decommission".to_owned()),
+                    When::Operation(name) => (format!("operation {name}"), format!("operation/{name}")),
+                };
+                let script = self.script(&label, script, span);
+                (label, script.map(|script| Step::Hook { when, script }))
             }
         };
         if let Some(step) = step {
             self.add(span, name, step);
         }
+    }
+
+    fn script(&mut self, name: &str, script: &Script, span: Span) -> Option<protocol::Script> {
+        self.d.value(format!("{name} user"), &script.user);
+        self.d.value(format!("{name} workdir"), &script.workdir);
+        self.d.value(format!("{name} timeout"), script.timeout);
+        for (variable, value) in &script.env {
+            self.d.value(format!("{name} env {variable}"), value);
+        }
+        let (content, _) = self.content("script", &script.content, span)?;
+        let Script { env, user, workdir, timeout, .. } = script.clone();
+        Some(protocol::Script { content, around: protocol::Around { env, user, workdir, timeout } })
     }
 
     /// A file's content, and the mode of the project's file if it is one.

@@ -13,13 +13,14 @@ use std::process::Stdio;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
+use vimg_agent::protocol;
 use vimg_lang::model::Bootstrap;
 
 use super::{AGENT, Lines, ProviderError, gpt, initramfs};
 use crate::digest::Digest;
 
 /// Raise when the same bootstrap gives another disk.
-pub const BEHAVIOUR: u32 = 2;
+pub const BEHAVIOUR: u32 = 3;
 
 /// What every base has: enough to boot, to be on a network and to install
 /// more. GRUB is purged again once it has made its images.
@@ -129,6 +130,22 @@ fn subids() -> Result<u64, String> {
 /// modules.
 const OUTPUTS: [&str; 7] =
     ["disk.raw", "vmlinuz", "modules.cpio", "core.img", "boot.img", "bootx64.efi", "appliance.cpio"];
+
+/// What a base has besides its distribution's packages.
+const UPLOADS: [(&str, &[u8], &str); 3] = [
+    ("agent", AGENT, protocol::AGENT),
+    (
+        "vimg-agent.service",
+        include_bytes!("debian/vimg-agent.service"),
+        "/etc/systemd/system/vimg-agent.service",
+    ),
+    (
+        "vimg-hooks.service",
+        include_bytes!("debian/vimg-hooks.service"),
+        "/etc/systemd/system/vimg-hooks.service",
+    ),
+];
+
 /// mmdebstrap's own shell lines know descriptors of one digit only, so ours
 /// must leave those free.
 const FIRST_FD: i32 = 100;
@@ -143,13 +160,12 @@ pub(super) async fn bootstrap(
         return Err(missing);
     }
     let fail = |e: io::Error| ProviderError::new(format!("the disk can't be made: {e}"));
-    let agent = dir.join("agent");
-    let unit = dir.join("vimg-agent.service");
-    std::fs::write(&agent, AGENT).map_err(fail)?;
-    std::fs::write(&unit, include_str!("debian/vimg-agent.service")).map_err(fail)?;
+    for (name, bytes, _) in UPLOADS {
+        std::fs::write(dir.join(name), bytes).map_err(fail)?;
+    }
     let id = disk_id(bootstrap, size);
     let files = open_outputs(dir, size).map_err(fail)?;
-    mmdebstrap(bootstrap, size, id, &agent, &unit, &files, lines).await?;
+    mmdebstrap(bootstrap, size, id, dir, &files, lines).await?;
     drop(files);
     for name in OUTPUTS {
         std::fs::set_permissions(dir.join(name), Permissions::from_mode(0o600)).map_err(fail)?;
@@ -198,8 +214,7 @@ async fn mmdebstrap(
     bootstrap: &Bootstrap,
     size: u64,
     id: [u8; 16],
-    agent: &Path,
-    unit: &Path,
+    dir: &Path,
     files: &[File],
     lines: &Lines,
 ) -> Result<(), ProviderError> {
@@ -223,8 +238,9 @@ async fn mmdebstrap(
         ])
         .arg(format!("--essential-hook={}", include_str!("debian/essential.sh")))
         .arg("--customize-hook=mkdir -p \"$1/usr/lib/vimg\" \"$1/etc/systemd/system\"")
-        .arg(format!("--customize-hook=upload {} /usr/lib/vimg/agent", quoted(agent)))
-        .arg(format!("--customize-hook=upload {} /etc/systemd/system/vimg-agent.service", quoted(unit)))
+        .args(
+            UPLOADS.map(|(name, _, to)| format!("--customize-hook=upload {} {to}", quoted(&dir.join(name)))),
+        )
         .arg(format!("--customize-hook={}", include_str!("debian/customize.sh")))
         .arg(&bootstrap.suite)
         .arg("/dev/null")
@@ -352,9 +368,8 @@ fn finish(dir: &Path, id: [u8; 16]) -> io::Result<Made> {
     let mut early = initramfs::with_init(AGENT);
     early.extend(std::fs::read(dir.join("modules.cpio"))?);
     std::fs::write(&initrd, early)?;
-    for name in
-        ["esp.img", "modules.cpio", "core.img", "boot.img", "bootx64.efi", "agent", "vimg-agent.service"]
-    {
+    let uploaded = UPLOADS.iter().map(|(name, ..)| name);
+    for name in ["esp.img", "modules.cpio", "core.img", "boot.img", "bootx64.efi"].iter().chain(uploaded) {
         std::fs::remove_file(dir.join(name))?;
     }
     Ok(Made { disk, kernel: dir.join("vmlinuz"), initrd, modules: dir.join("appliance.cpio") })

@@ -267,14 +267,18 @@ impl Agent {
                 }
             }
             Primitive::Run(run) => {
-                let script = self.fetch(run.script).await?;
+                let script = self.fetch(run.script.content).await?;
                 if script.starts_with(b"fail") {
                     return Some(Err("exit code 1".into()));
                 }
                 let leaked = self.leak.as_ref().map(|path| std::fs::read(path).unwrap_or_default());
                 // A script may read the whole machine.
                 let before = serde_json::to_string(&*self.state.lock().unwrap()).unwrap();
-                let text = format!("{:?}{script:?}{leaked:?}{:?}", Digest::of(before.as_bytes()), run.env);
+                let text = format!(
+                    "{:?}{script:?}{leaked:?}{:?}",
+                    Digest::of(before.as_bytes()),
+                    run.script.around.env
+                );
                 self.change(|s| {
                     let n = s.keys().filter(|k| k.starts_with("run ")).count();
                     s.insert(format!("run {n:03}"), Digest::of(text.as_bytes()).to_string())

@@ -6,7 +6,13 @@ use super::machines::{Project, serves};
 
 const RECIPE: &str = r#"
 use "std/debian.vimg"
-image "plain" { from "debian-12"; layer "apart" }
+image "plain" { from "debian-12"; layer "apart"; layer "life" }
+configuration "life" {
+    on "first-boot" { run { script "echo first >>/life" } }
+    on "each-boot" { run { script "echo boot >>/life" } }
+    on "decommission" { run { script "echo may I; test -e /may-go" } }
+    operation "greet" { run user="nobody" { script "read -r line; echo $(id -un): $line $1; exit 4" } }
+}
 configuration "apart" { file "/apart" content="1" }
 capability "page" { input "port" type="int" }
 configuration "small" provides="page" {
@@ -64,6 +70,12 @@ fn servers_are_changed_while_they_run_and_found_again() {
     project.vimg(&["up", "staging"]).says("staging is up");
     assert!(page().contains("one"));
     assert_eq!(says(&["exec", "staging", "--", "cat", "/apart", "/note"]), "180\n");
+    let life = || says(&["exec", "staging", "--", "cat", "/life"]);
+    assert_eq!(life(), "first\nboot\n");
+    let greeting = project.sh("echo hello | $VIMG exec staging --operation greet -- you");
+    assert_eq!((greeting.stdout.as_str(), greeting.code), ("nobody: hello you\n", 4), "{}", greeting.stderr);
+    let unknown = project.vimg(&["exec", "staging", "--operation", "greed"]);
+    unknown.says("there is no operation `greed`; this machine has: greet");
     let swappiness = || says(&["exec", "staging", "--", "cat", "/proc/sys/vm/swappiness"]);
     assert_eq!(swappiness(), "7\n");
     assert!(says(&["ps"]).contains("staging  running  plain"));
@@ -108,8 +120,14 @@ fn servers_are_changed_while_they_run_and_found_again() {
     assert_eq!(swappiness(), "60\n");
     assert!(says(&["save", "staging", "saved.qcow2"]).contains("saved.qcow2 holds the disk of staging"));
     assert!(says(&["restart", "staging"]).contains("staging is back"));
+    // After what failed, after it was killed, and now.
+    assert_eq!(life(), "first\nboot\nboot\nboot\nboot\n");
     assert_eq!(says(&["exec", "staging", "--", "cat", "/note"]), "80\n");
     assert!(says(&["logs", "staging"]).contains("login:"));
+    let stays = project.vimg(&["down", "staging", "--remove"]);
+    assert_eq!(stays.code, 1);
+    stays.says("`decommission` of the layer `life` failed: exit code 1");
+    says(&["exec", "staging", "--", "touch", "/may-go"]);
     assert_eq!(says(&["down", "staging", "--remove"]), "staging is off, and its disk is gone\n");
     assert_eq!(says(&["ps"]), "no server was started here\n");
     assert_eq!(project.vimg(&["apply", "staging"]).code, 4);

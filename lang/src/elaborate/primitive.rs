@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::Elaborator;
 use crate::diagnostic::{Code, Diagnostic};
-use crate::model::{Content, Owner, Primitive, ServiceState, Step};
+use crate::model::{Content, Owner, Primitive, Script, ServiceState, Step, When};
 use crate::resolve::At;
 use crate::source::{FileKind, Span};
 use crate::syntax::Scalar;
@@ -21,6 +21,9 @@ impl Elaborator<'_> {
         let mut packages: Option<usize> = None;
         let mut places: HashMap<String, Span> = HashMap::new();
         for node in at.children() {
+            if let "on" | "operation" = node.node.name.as_str() {
+                self.hooks(node, scope, &mut steps);
+            }
             let Some(primitive) = self.primitive(node, scope) else { continue };
             if let Some(resource) = resource(&primitive)
                 && let Some(first) = places.insert(resource.clone(), node.head())
@@ -193,6 +196,38 @@ impl Elaborator<'_> {
     }
 
     fn run(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
+        let script = self.script(at, scope)?;
+        let undo = match at.child("undo") {
+            Some(node) => Some(self.text(node.node.args.first()?, node, scope)?),
+            None => None,
+        };
+        Some(Primitive::Run { script, undo, secrets: self.handed(at) })
+    }
+
+    /// A step for each script that the machine keeps for one purpose.
+    fn hooks(&mut self, at: At, scope: &Scope, steps: &mut Vec<Step>) {
+        let when = match (at.node.name.as_str(), at.name()) {
+            ("operation", name) => When::Operation(name.to_owned()),
+            (_, "first-boot") => When::FirstBoot,
+            (_, "each-boot") => When::EachBoot,
+            _ => When::Decommission,
+        };
+        if at.children().next().is_none() {
+            let message = "nothing says what to run";
+            self.out.push(
+                Diagnostic::error(Code::Missing, at.head(), message)
+                    .help("give it a `run`: `run \"FILE\"` or `run { script \"...\" }`"),
+            );
+        }
+        for run in at.children_named("run") {
+            if let Some(script) = self.script(run, scope) {
+                let when = when.clone();
+                steps.push(Step { primitive: Primitive::Hook { when, script }, span: run.head() });
+            }
+        }
+    }
+
+    fn script(&mut self, at: At, scope: &Scope) -> Option<Script> {
         let inline = at.child("script");
         let given = usize::from(!at.node.args.is_empty())
             + usize::from(at.node.prop("template").is_some())
@@ -209,7 +244,7 @@ impl Elaborator<'_> {
             );
             return None;
         }
-        let script = if let Some(inline) = inline {
+        let content = if let Some(inline) = inline {
             Content::Text(self.text(inline.node.args.first()?, inline, scope)?)
         } else if let Some(arg) = at.node.prop("template") {
             Content::Text(self.template_file(arg, at, scope)?)
@@ -236,10 +271,6 @@ impl Elaborator<'_> {
                 env.insert(prop.name.clone(), value);
             }
         }
-        let undo = match at.child("undo") {
-            Some(node) => Some(self.text(node.node.args.first()?, node, scope)?),
-            None => None,
-        };
         let workdir = match at.node.prop("workdir") {
             Some(arg) => self.guest_path(arg, at, scope)?,
             None => "/".into(),
@@ -249,8 +280,7 @@ impl Elaborator<'_> {
             None => RUN_TIMEOUT,
         };
         let user = self.prop_text(at, "user", scope).unwrap_or_else(|| "root".into());
-        let secrets = self.handed(at);
-        Some(Primitive::Run { script, env, user, workdir, timeout, undo, secrets })
+        Some(Script { content, env, user, workdir, timeout })
     }
 
     fn account(&mut self, at: At, scope: &Scope) -> Option<String> {

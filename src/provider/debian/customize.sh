@@ -11,7 +11,7 @@ printf '127.0.0.1\tlocalhost\n127.0.1.1\tdebian\n::1\tlocalhost ip6-localhost ip
 printf 'UUID=%s / ext4 rw,errors=remount-ro,discard 0 0\n' "$VIMG_ROOT_UUID" >"$R/etc/fstab"
 printf '[Match]\nType=ether\nKind=!*\n[Network]\nDHCP=yes\n[DHCPv4]\nClientIdentifier=mac\n' \
     >"$R/etc/systemd/network/80-vimg-dhcp.network"
-chroot "$R" systemctl -q enable systemd-networkd systemd-resolved vimg-agent.service
+chroot "$R" systemctl -q enable systemd-networkd systemd-resolved vimg-agent.service vimg-hooks.service
 # Nothing may take apt's lock, or change the disk, behind a layer's back.
 for unit in systemd-networkd-wait-online.service apt-daily.timer apt-daily-upgrade.timer \
     e2scrub_all.timer e2scrub_reap.service fstrim.timer; do
