@@ -107,12 +107,14 @@ pub(crate) struct Ledger {
     name: String,
     /// Paths that the page has.
     seen: HashSet<String>,
+    /// The packages of what is to come are there, before what is to go went.
+    pub(crate) ahead: bool,
 }
 
 impl Ledger {
     /// The ledger below `home`, where the agent keeps its files.
     pub(crate) fn below(home: &Path) -> Self {
-        Self { dir: home.join("ledger"), page: None, name: String::new(), seen: HashSet::new() }
+        Self { dir: home.join("ledger"), page: None, name: String::new(), seen: HashSet::new(), ahead: false }
     }
 
     /// Goes on with a layer's page, or begins it.
@@ -238,6 +240,18 @@ impl Ledger {
         Ok(())
     }
 
+    /// Forgets all of a page but its first entries.
+    pub(crate) fn shorten(&mut self, page: &Page, entries: usize) -> Result<(), Failure> {
+        let fail = |e: io::Error| Failure::at(&page.file, e);
+        let mut text = json(&Title { format: FORMAT, layer: page.layer.clone() })?;
+        for entry in &page.entries[..entries] {
+            text.extend(json(entry)?);
+        }
+        let new = self.dir.join("new");
+        fs::write(&new, text).and_then(|()| File::open(&new)?.sync_all()).map_err(fail)?;
+        fs::rename(new, &page.file).map_err(fail)
+    }
+
     fn contents(&self) -> PathBuf {
         self.dir.join("contents")
     }
@@ -245,9 +259,7 @@ impl Ledger {
     fn line(&mut self, line: &impl Serialize) -> Result<(), Failure> {
         let fail = |e: io::Error| Failure::new(format!("the ledger can't be written: {e}"));
         let page = self.page.as_mut().ok_or_else(|| fail(io::Error::other("no layer was named")))?;
-        let mut bytes = serde_json::to_vec(line).map_err(|e| fail(e.into()))?;
-        bytes.push(b'\n');
-        page.write_all(&bytes).map_err(fail)
+        page.write_all(&json(line)?).map_err(fail)
     }
 
     /// What was noted outlives the end of a machine that runs. One that is
@@ -299,6 +311,13 @@ impl Ledger {
     pub(crate) fn content(&self, digest: &Digest) -> PathBuf {
         self.contents().join(digest.to_string())
     }
+}
+
+/// A line of a page.
+fn json(line: &impl Serialize) -> Result<Vec<u8>, Failure> {
+    let mut bytes = serde_json::to_vec(line).map_err(|e| Failure::new(e.to_string()))?;
+    bytes.push(b'\n');
+    Ok(bytes)
 }
 
 fn contents_of(entry: &Entry) -> Vec<Digest> {

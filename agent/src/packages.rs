@@ -45,6 +45,14 @@ fn field<'a>(stanza: &'a str, name: &str) -> Option<&'a str> {
     stanza.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).map(str::trim)
 }
 
+/// The list that [`parse`] would read as this.
+pub(crate) fn write(packages: &BTreeMap<String, Package>) -> String {
+    let line = |(name, package): (&String, &Package)| {
+        format!("{name} {} {}\n", package.version, if package.automatic { "auto" } else { "manual" })
+    };
+    packages.iter().map(line).collect()
+}
+
 /// What such a list says, by name and architecture as apt takes them.
 pub(crate) fn parse(list: &str) -> BTreeMap<String, Package> {
     list.lines()
@@ -74,5 +82,6 @@ mod tests {
         let parsed = parse(&list);
         assert_eq!(parsed["b"], Package { version: "2:1-1".into(), automatic: false });
         assert!(parsed["a:amd64"].automatic);
+        assert_eq!(parse(&write(&parsed)), parsed);
     }
 }

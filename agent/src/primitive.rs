@@ -66,6 +66,8 @@ pub(crate) fn apply(primitive: &Primitive, context: &mut Context) -> Result<bool
         Primitive::Run(run) => run::apply(run, context),
         Primitive::Hook { when, script } => hook::apply(when, script, context),
         Primitive::Reboot => Err(Failure::new("a machine can't boot itself again in the middle of a layer")),
+        Primitive::Ahead { names, leaving } => package::ahead(names, leaving, context),
+        Primitive::Leave { layer } => leave(layer, context).map(|()| true),
         Primitive::Revert { layer } => revert(layer, context).map(|()| true),
         Primitive::Layer { name } => context.ledger.enter(name).map(|()| false),
     }
@@ -74,46 +76,82 @@ pub(crate) fn apply(primitive: &Primitive, context: &mut Context) -> Result<bool
 /// Takes a layer back, the last change first. What is left of it halfway can
 /// be taken back again.
 fn revert(layer: &str, context: &mut Context) -> Result<(), Failure> {
-    let pages = context.ledger.pages()?;
-    let Some(at) = pages.iter().position(|page| page.layer == layer) else {
-        return Err(Failure::new(format!("the machine knows nothing of a layer `{layer}`")));
-    };
-    let (page, above) = (&pages[at], &pages[at + 1..]);
-    for entry in &page.entries {
-        let Entry::Path { path, .. } = entry else { continue };
-        let same = |other: &&Page| {
-            other.entries.iter().any(|e| matches!(e, Entry::Path { path: other, .. } if other == path))
-        };
-        if let Some(other) = above.iter().find(same) {
-            return Err(Failure::new(format!("{path} was changed again by the layer `{}`", other.layer)));
-        }
-    }
-    let others: Vec<&str> = pages
-        .iter()
-        .filter(|other| other.number != page.number)
-        .flat_map(|other| &other.entries)
-        .filter_map(|entry| if let Entry::Packages { names, .. } = entry { Some(names) } else { None })
-        .flatten()
-        .map(String::as_str)
-        .collect();
-    for (n, entry) in page.entries.iter().enumerate().rev() {
-        match entry {
-            // Noted before it was done; that it was, is noted as well.
-            Entry::Packages { before, after: None, .. } if completed(before, &page.entries[n + 1..]) => {}
-            Entry::Path { path, was } => file::revert(&ledger::unescape(path), was, context)?,
-            Entry::Packages { before, after, .. } => {
-                package::revert(before, after.as_ref(), &others, context)?
-            }
-            Entry::Group { name, was } => account::revert_group(name, *was, context)?,
-            Entry::User { .. } => account::revert_user(entry, context)?,
-            Entry::Service { unit, enabled, active } => service::revert(unit, enabled, *active, context)?,
-            Entry::Setting { path, value } => sysctl::revert(path, value)?,
-            Entry::Run { .. } => run::revert(entry, context)?,
-        }
-    }
+    let going = Going::find(layer, context)?;
+    going.take_back(0, context)?;
     // What runs on has read what was taken back since.
-    service::settle(&page.entries, context)?;
-    context.ledger.tear_out(page)
+    service::settle(&going.page.entries, context)?;
+    context.ledger.tear_out(&going.page)
+}
+
+/// Takes a layer back up to the packages that it began with, and stops what
+/// they run: by then what comes in its place only has to be started.
+fn leave(layer: &str, context: &mut Context) -> Result<(), Failure> {
+    let going = Going::find(layer, context)?;
+    let entries = &going.page.entries;
+    let packages = |entry: &Entry| matches!(entry, Entry::Packages { .. });
+    let first = entries.iter().take_while(|entry| packages(entry)).count();
+    // What came before packages goes after them.
+    let stay = if context.ledger.ahead && !entries[first..].iter().any(packages) { first } else { 0 };
+    going.take_back(stay, context)?;
+    for entry in &entries[..stay] {
+        if let Entry::Packages { before, after, .. } = entry {
+            package::stop(before, after.as_ref(), &going.others, context)?;
+        }
+    }
+    service::settle(&entries[stay..], context)?;
+    context.ledger.shorten(&going.page, stay)
+}
+
+/// A layer that is to be taken back.
+struct Going {
+    page: Page,
+    /// Packages that other layers ask for.
+    others: Vec<String>,
+}
+
+impl Going {
+    fn find(layer: &str, context: &Context) -> Result<Self, Failure> {
+        let mut pages = context.ledger.pages()?;
+        let Some(at) = pages.iter().position(|page| page.layer == layer) else {
+            return Err(Failure::new(format!("the machine knows nothing of a layer `{layer}`")));
+        };
+        let page = pages.remove(at);
+        for entry in &page.entries {
+            let Entry::Path { path, .. } = entry else { continue };
+            let same = |other: &&Page| {
+                other.entries.iter().any(|e| matches!(e, Entry::Path { path: other, .. } if other == path))
+            };
+            if let Some(other) = pages[at..].iter().find(same) {
+                return Err(Failure::new(format!("{path} was changed again by the layer `{}`", other.layer)));
+            }
+        }
+        let names = pages.into_iter().flat_map(|other| other.entries).filter_map(|entry| match entry {
+            Entry::Packages { names, .. } => Some(names),
+            _ => None,
+        });
+        Ok(Self { others: names.flatten().collect(), page })
+    }
+
+    /// Takes back what was noted from the entry `from` on, the last first.
+    fn take_back(&self, from: usize, context: &mut Context) -> Result<(), Failure> {
+        let entries = &self.page.entries;
+        for (n, entry) in entries.iter().enumerate().skip(from).rev() {
+            match entry {
+                // Noted before it was done; that it was, is noted as well.
+                Entry::Packages { before, after: None, .. } if completed(before, &entries[n + 1..]) => {}
+                Entry::Path { path, was } => file::revert(&ledger::unescape(path), was, context)?,
+                Entry::Packages { before, after, .. } => {
+                    package::revert(before, after.as_ref(), &self.others, context)?
+                }
+                Entry::Group { name, was } => account::revert_group(name, *was, context)?,
+                Entry::User { .. } => account::revert_user(entry, context)?,
+                Entry::Service { unit, enabled, active } => service::revert(unit, enabled, *active, context)?,
+                Entry::Setting { path, value } => sysctl::revert(path, value)?,
+                Entry::Run { .. } => run::revert(entry, context)?,
+            }
+        }
+        Ok(())
+    }
 }
 
 fn completed(before: &Digest, later: &[Entry]) -> bool {

@@ -12,7 +12,7 @@ use crate::event::Event;
 use crate::execute::server::{self, Came, ServerHome, ServerRecord};
 use crate::graph::{Difference, ServerPlan};
 use crate::provider::Lines;
-use crate::provider::qemu::Qemu;
+use crate::provider::qemu::{Qemu, sha256_of};
 use crate::report::Style;
 
 /// Start a server of the recipe, and leave it running
@@ -102,8 +102,8 @@ pub(super) struct RestartArgs {
 
 /// Write a server's disk, as it is now, to a file
 ///
-/// The file is a qcow2 disk that stands alone; a recipe can start an image
-/// from it with `disk`. The server goes on.
+/// The file is a qcow2 disk that stands alone. What a recipe needs to start an
+/// image from it is printed. The server goes on.
 #[derive(Debug, clap::Args)]
 pub(super) struct SaveArgs {
     /// A server that was started
@@ -327,5 +327,10 @@ pub(super) fn save(args: &SaveArgs, global: &Global) -> Outcome {
     let to = std::path::absolute(&args.to).unwrap_or_else(|_| args.to.clone());
     let saved = build::interruptible(server::save(&yard.qemu, &home, &to))?.ok_or_else(stopped)?;
     saved.map_err(|why| message(&args.server, why, None))?;
-    print(&format!("{} holds the disk of {}\n", args.to.display(), args.server))
+    let sum = sha256_of(&to).map_err(|e| message(&args.server, format!("{}: {e}", to.display()), None))?;
+    let name = args.to.display();
+    print(&format!(
+        "{name} holds the disk of {}. An image of it:\n  disk \"{name}\" sha256=\"{sum}\"\n",
+        args.server
+    ))
 }

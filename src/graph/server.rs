@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use vimg_agent::protocol::Primitive as Step;
 use vimg_lang::Span;
 use vimg_lang::model::{Forward, InEffect, Layer, Machine, Model, Part, Primitive};
 
@@ -110,7 +111,8 @@ impl ServerPlan {
             let mut part = Part::clone(&self.parts[*place]);
             // Two pages of the machine's ledger never have one name.
             for n in 2.. {
-                if !after.iter().any(|other| other.id == part.id) {
+                let going = difference.reverts.contains(&part.id);
+                if !going && !after.iter().any(|other| other.id == part.id) {
                     break;
                 }
                 part.id = format!("{}#{n}", part.configuration);
@@ -125,8 +127,44 @@ impl ServerPlan {
             parts,
             booted: true,
         };
-        describe::layer(&layer, true, &self.machine, project).map(|(work, _)| (work, after))
+        let (mut work, _) = describe::layer(&layer, true, &self.machine, project)?;
+        switch_over(&mut work);
+        Ok((work, after))
     }
+}
+
+/// Has what goes work for as long as it can: packages of what comes are there
+/// before, and packages of what goes are purged once what comes works.
+fn switch_over(work: &mut LayerWork) {
+    let all: Vec<_> =
+        std::mem::take(&mut work.steps).into_iter().zip(std::mem::take(&mut work.places)).collect();
+    let (going, coming): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|(step, _)| matches!(step, Step::Revert { .. }));
+    let leaving: Vec<String> = going
+        .iter()
+        .filter_map(|(step, _)| if let Step::Revert { layer } = step { Some(layer.clone()) } else { None })
+        .collect();
+    let (mut ahead, mut layer) = (Vec::new(), None);
+    for (step, place) in &coming {
+        match step {
+            Step::Layer { .. } => layer = Some((step.clone(), place.clone())),
+            Step::Package { names } => {
+                let (names, leaving) = (names.clone(), leaving.clone());
+                ahead.extend(layer.clone());
+                ahead.push((Step::Ahead { names, leaving }, (place.0, format!("{} ahead", place.1))));
+            }
+            _ => {}
+        }
+    }
+    let steps: Vec<_> = if leaving.is_empty() || ahead.is_empty() {
+        going.into_iter().chain(coming).collect()
+    } else {
+        let leave = |layer: &String| Step::Leave { layer: layer.clone() };
+        let left: Vec<_> =
+            leaving.iter().zip(&going).map(|(l, (_, place))| (leave(l), place.clone())).collect();
+        ahead.into_iter().chain(left).chain(coming).chain(going).collect()
+    };
+    (work.steps, work.places) = steps.into_iter().unzip();
 }
 
 fn part(one: &InEffect, machine: &Machine, project: &Project) -> Result<ServerPart, Vec<GraphError>> {
@@ -191,6 +229,37 @@ mod tests {
             requires: names(requires),
             provides: names(provides),
             undoable: id != "run",
+        }
+    }
+
+    #[test]
+    fn what_goes_works_until_what_comes_is_there() {
+        let source = vimg_lang::Sources::default().add("x", "");
+        let span = Span { source, start: 0, end: 0 };
+        let package = |name: &str| Step::Package { names: vec![name.into()] };
+        let layer = |name: &str| Step::Layer { name: name.into() };
+        let revert = |layer: &str| Step::Revert { layer: layer.into() };
+        let work = |steps: &[Step]| LayerWork {
+            layer: None,
+            steps: steps.to_vec(),
+            places: steps.iter().map(|_| (span, String::new())).collect(),
+            blobs: Default::default(),
+        };
+        let mut whole =
+            work(&[revert("site"), revert("nginx"), layer("light"), package("lighttpd"), layer("site#2")]);
+        switch_over(&mut whole);
+        let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+        let ahead = Step::Ahead { names: names(&["lighttpd"]), leaving: names(&["site", "nginx"]) };
+        let leave = |layer: &str| Step::Leave { layer: layer.into() };
+        let (first, second) = whole.steps.split_at(4);
+        assert_eq!(first, [layer("light"), ahead, leave("site"), leave("nginx")]);
+        let rest = [layer("light"), package("lighttpd"), layer("site#2"), revert("site"), revert("nginx")];
+        assert_eq!((second, whole.places.len()), (&rest[..], 9));
+        // Nothing comes, or nothing goes: as it was.
+        for steps in [vec![revert("site"), layer("x")], vec![layer("x"), package("y")]] {
+            let mut same = work(&steps);
+            switch_over(&mut same);
+            assert_eq!(same.steps, steps);
         }
     }
 

@@ -20,6 +20,7 @@ mod probe;
 mod qmp;
 
 pub(super) use disks::{Disks, Monitor};
+pub use image::sha256_of;
 pub use instance::QemuInstance;
 pub use probe::Kvm;
 

@@ -597,20 +597,27 @@ pub(crate) fn ovmf() -> PathBuf {
 
 /// The page that a machine serves, once it does.
 pub(crate) fn serves(port: u16, patience: Duration) -> String {
+    serves_at(port, "/", patience)
+}
+
+/// The same for another page than the first.
+pub(crate) fn serves_at(port: u16, path: &str, patience: Duration) -> String {
     let start = Instant::now();
     loop {
-        if let Some(page) = get(port).filter(|p| p.starts_with("HTTP/1.1 200")) {
+        if let Some(page) = get(port, path).filter(|p| p.starts_with("HTTP/1.1 200")) {
             return page;
         }
-        assert!(start.elapsed() < patience, "nothing answers on port {port}");
+        assert!(start.elapsed() < patience, "nothing answers on port {port} for {path}");
         std::thread::sleep(Duration::from_millis(500));
     }
 }
 
-fn get(port: u16) -> Option<String> {
+/// A page, whatever its status, if anybody answers.
+pub(crate) fn get(port: u16, path: &str) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).ok()?;
     let mut page = String::new();
     for line in BufReader::new(stream).lines() {
         page.push_str(&line.ok()?);

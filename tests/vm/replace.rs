@@ -1,7 +1,10 @@
 //! A functionality is taken out of a machine and another put in its place:
 //! real packages, real disks, and what is left behind.
 
-use super::machines::{Project, Tested};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::machines::{Boot, Project, Tested, get, serves, serves_at};
 
 /// One of each, over things that are there and beside them.
 const EVERYTHING: &str = r#"
@@ -19,7 +22,7 @@ configuration "prep" {
         chgrp mail /etc/motd
         chmod 2640 /etc/motd
         # setxattr(2): the machine has no program for it.
-        perl -e 'syscall(188, "/etc/motd", "user.note", "kept", 4, 0) == 0 or die "$!"'
+        perl -e 'my ($file, $name, $value) = @ARGV; syscall(188, $file, $name, $value, 4, 0) == 0 or die $!' /etc/motd user.note kept
         mkdir -p /srv/tree
         echo before >/srv/tree/a
         useradd --uid 1700 --create-home old
@@ -98,7 +101,131 @@ fn every_primitive_is_taken_back() {
     let json: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
     assert_eq!(json["files"][0]["name"], "/srv/tree/sub");
     assert_eq!(json["files"][0]["how"]["added"], "directory");
+
+    // A replace that fails, wherever it does, leaves the store as it was.
+    let faults = [
+        ("undo", "the taking back", "exit code 7"),
+        ("blocked", "the new one", "/etc is a directory"),
+        ("again", "what stands on it", "exit code 9"),
+    ];
+    project.append("main.vimg", FAULTS);
+    project.vimg(&["build", "--no-output", "stand", "tied"]).succeeds();
+    let before = project.vimg(&["list"]).stdout;
+    let failed = project.vimg(&["build", "--no-output", "--keep-going", "undo", "blocked", "again"]);
+    assert_eq!(failed.code, 1);
+    for (image, _, words) in faults {
+        failed.says(words);
+        let plan = project.vimg(&["plan", image]).stdout;
+        let makes = |line: &&str| line.starts_with("build");
+        assert_eq!(plan.lines().filter(makes).count(), 1, "{plan}");
+    }
+    assert_eq!(project.vimg(&["list"]).stdout, before);
 }
+
+/// What goes wrong in a replace: what goes, what comes, what stands on it.
+const FAULTS: &str = r#"
+image "stand" { from "prep"; layer "one"; layer "on" }
+image "tied" { from "prep"; layer "stuck" }
+image "undo" { from "tied"; replace "k" with="two" }
+image "blocked" { from "stand"; replace "k" with="wrong" }
+image "again" { from "stand"; replace "k" with="two" }
+configuration "one" provides="k" { file "/one" content="1" }
+configuration "two" provides="k" { file "/two" content="2" }
+configuration "stuck" provides="k" { run { script "true"; undo "exit 7" } }
+configuration "wrong" provides="k" { file "/ok" content=""; file "/etc" content="x" }
+configuration "on" { requires "k"; run { script "test -e /one || exit 9"; undo "true" } }
+"#;
+
+/// The example's server goes on if its test fails.
+struct Staging<'a>(&'a dyn Fn(&[&str]) -> Tested);
+
+impl Drop for Staging<'_> {
+    fn drop(&mut self) {
+        let _ = (self.0)(&["down", "--force", "--remove", "staging"]);
+    }
+}
+
+/// The example: an image made from another by a replace, and the same in a
+/// machine that runs.
+#[test]
+fn the_replace_example_serves_all_the_while() {
+    let project = Project::copy_of("replace-example", "examples/replace");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    project.edit("main.vimg", "host=8080", &format!("host={port}"));
+    let root = project.as_root();
+    let vimg = |args: &[&str]| match &root {
+        Some(root) => root(args),
+        None => project.vimg(args),
+    };
+    vimg(&["build", "web"]).succeeds();
+
+    // Only the replace is made, from the state that is there.
+    let light = vimg(&["build"]);
+    light.succeeds();
+    let built = light.built();
+    assert!(built.contains(&"light@lighttpd".to_owned()), "{built:?}");
+    assert!(built.iter().all(|node| node.starts_with("light")), "{built:?}");
+    let machine = Boot::start(&project.path("light.qcow2"), None);
+    let page = serves(machine.port, Duration::from_secs(600));
+    assert!(page.contains("Still here") && page.contains("Server: lighttpd"), "{page}");
+    let since = serves_at(machine.port, "/since.txt", Duration::from_secs(120));
+    assert!(since.trim_end().ends_with('Z'), "{since}");
+    drop(machine);
+
+    let done = |args: &[&str]| {
+        let done = vimg(args);
+        assert_eq!(done.code, 0, "{args:?}: {}{}", done.stdout, done.stderr);
+        done.stdout
+    };
+    let _staging = Staging(&vimg);
+    done(&["up", "staging"]);
+    assert!(serves(port, Duration::from_secs(60)).contains("Server: nginx"));
+    done(&["exec", "staging", "--operation", "announce", "--", "lighttpd", "comes"]);
+    assert!(serves_at(port, "/news.txt", Duration::from_secs(60)).contains("lighttpd comes"));
+    project.edit("main.vimg", "// replace", "replace");
+    let over = AtomicBool::new(false);
+    let seen = std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            let mut seen: Vec<Option<String>> = Vec::new();
+            while !over.load(Ordering::Relaxed) {
+                let page = get(port, "/");
+                let server =
+                    |page: String| Some(page.lines().find_map(|l| l.strip_prefix("Server: "))?.to_owned());
+                let server = page.and_then(server);
+                if seen.last() != Some(&server) {
+                    seen.push(server);
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            seen
+        });
+        let applied = done(&["apply", "staging"]);
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(applied, "revert site\nrevert nginx\napply  lighttpd\napply  site#2\n");
+        client.join().unwrap()
+    });
+    // One goes, for a moment there is none, the other comes.
+    let servers: Vec<_> = seen.iter().flatten().map(|s| s.split('/').next().unwrap()).collect();
+    assert_eq!(servers, ["nginx", "lighttpd"], "{seen:?}");
+    assert!(serves(port, Duration::from_secs(60)).contains("Still here"));
+    // Packages came before anything was stopped, and went when all was there.
+    let order = done(&["exec", "staging", "--", "sh", "-ec", ORDER]);
+    let times: Vec<u64> = order.split_whitespace().map(|t| t.parse().unwrap()).collect();
+    assert!(times.len() == 4 && times.is_sorted(), "{order}");
+    let gone = "! dpkg -s nginx-common && test ! -e /etc/nginx && test ! -e /usr/sbin/policy-rc.d";
+    done(&["exec", "staging", "--", "sh", "-c", gone]);
+}
+
+/// When lighttpd was installed, nginx stopped, lighttpd first started, and
+/// nginx removed, in seconds.
+const ORDER: &str = r#"
+log() { date --date "$(grep " $1" /var/log/dpkg.log | $2 -n 1 | cut -d ' ' -f 1,2)" +%s; }
+journal() { journalctl --unit "$1" --output short-unix | grep "$2" | $3 -n 1 | cut -d . -f 1; }
+log 'status installed lighttpd:' tail
+journal nginx Stopped tail
+journal lighttpd Started head
+log 'remove nginx-light' tail
+"#;
 
 const SERVERS: &str = r#"
 use "std/debian.vimg"

@@ -9,7 +9,7 @@ use "std/debian.vimg"
 image "plain" { from "debian-12"; layer "apart"; layer "life" }
 configuration "life" {
     on "first-boot" { run { script "echo first >>/life" } }
-    on "each-boot" { run { script "echo boot >>/life" } }
+    on "each-boot" { run { script "echo boot >>/life; sync /life" } }
     on "decommission" { run { script "echo may I; test -e /may-go" } }
     operation "greet" { run user="nobody" { script "read -r line; echo $(id -un): $line $1; exit 4" } }
 }
@@ -24,6 +24,13 @@ configuration "small" provides="page" {
     sysctl "vm.swappiness" value=7
 }
 configuration "other" provides="page" { input "port" type="int"; file "/other" content="{{ port }}" }
+configuration "blocked" provides="page" { input "port" type="int"; file "/usr" content="x" }
+configuration "dead" provides="page" {
+    input "port" type="int"
+    file "/etc/systemd/system/dead.service" content="[Service]\nType=oneshot\nExecStart=/bin/false\n"
+    service "dead" state="running"
+}
+configuration "missing" provides="page" { input "port" type="int"; package "no-such-package" }
 configuration "note" { requires "page"; run { script "echo {{ port }} >>/note"; undo "rm /note" } }
 server "staging" { image "plain"; forward host=PORT guest=80; layer "small"; layer "note" }
 server "second" { image "plain"; forward host=PORT guest=80 }
@@ -90,21 +97,33 @@ fn servers_are_changed_while_they_run_and_found_again() {
     assert_eq!(says(&["apply", "staging"]), difference);
     assert!(page().contains("two"));
 
-    // What fails leaves the server as it was.
-    project.edit("main.vimg", "echo {{ port }} >>/note", "echo oh; exit 3");
-    let failed = project.vimg(&["apply", "staging"]);
-    assert_eq!(failed.code, 1);
-    failed.says("run failed: exit code 3");
-    failed.says("booted from its disk as it was before");
-    assert!(page().contains("two"));
-    assert_eq!(says(&["exec", "staging", "--", "cat", "/note"]), "80\n");
-    project.edit("main.vimg", "echo oh; exit 3", "echo {{ port }} >>/note");
+    // What fails leaves the server as it was: taking back, the new one's
+    // packages, files and services, and what is applied again on it.
+    let replace =
+        |with: &str| ("layer \"note\" }", format!("layer \"note\"; replace \"page\" with=\"{with}\" }}"));
+    let faults = [
+        (replace("missing"), "package no-such-package failed"),
+        (replace("blocked"), "file /usr failed: /usr is a directory"),
+        (replace("dead"), "systemctl start dead.service"),
+        (("echo {{ port }} >>/note", "echo oh; exit 3".to_owned()), "run failed: exit code 3"),
+    ];
+    for ((from, to), words) in &faults {
+        project.edit("main.vimg", from, to);
+        let failed = project.vimg(&["apply", "staging"]);
+        assert_eq!(failed.code, 1, "{words}: {}", failed.stdout);
+        failed.says(words);
+        failed.says("booted from its disk as it was before");
+        assert!(page().contains("two"));
+        assert_eq!(says(&["exec", "staging", "--", "cat", "/note"]), "80\n");
+        project.edit("main.vimg", to, from);
+        assert_eq!(says(&["apply", "staging"]), "nothing to apply\n");
+    }
 
     // Killed, it is off, and boots from its own disk.
     let port_taken = project.vimg(&["up", "second"]);
     assert_eq!(port_taken.code, 4, "{}", port_taken.stderr);
     port_taken.says(&format!("the port {port} of 127.0.0.1 can't be taken"));
-    project.sh("kill -9 $(pgrep -f 'servers/.*staging/disk')");
+    project.sh("q='[s]ervers/.*staging/disk'; kill -9 $(pgrep -f $q); while pgrep -f $q; do sleep 0.1; done");
     assert!(says(&["ps"]).contains("staging  off"));
     let off = project.vimg(&["exec", "staging", "--", "true"]);
     off.says("it is switched off");
@@ -113,15 +132,16 @@ fn servers_are_changed_while_they_run_and_found_again() {
 
     // A functionality is replaced in it; then it goes in order.
     project.edit("main.vimg", "layer \"note\" }", "layer \"note\"; replace \"page\" with=\"other\" }");
-    assert_eq!(says(&["apply", "staging"]), "revert note\nrevert small\napply  other\napply  note#2\n");
+    assert_eq!(says(&["apply", "staging"]), "revert note#2\nrevert small#2\napply  other\napply  note#2\n");
     assert_eq!(says(&["exec", "staging", "--", "sh", "-c", "cat /other; ls /usr/local/bin"]), "80");
     let unit = project.vimg(&["exec", "staging", "--", "systemctl", "is-active", "page"]);
     assert_eq!(unit.stdout, "inactive\n", "{}", unit.stderr);
     assert_eq!(swappiness(), "60\n");
-    assert!(says(&["save", "staging", "saved.qcow2"]).contains("saved.qcow2 holds the disk of staging"));
+    let saved = says(&["save", "staging", "saved.qcow2"]);
+    assert!(saved.starts_with("saved.qcow2 holds the disk of staging."), "{saved}");
     assert!(says(&["restart", "staging"]).contains("staging is back"));
-    // After what failed, after it was killed, and now.
-    assert_eq!(life(), "first\nboot\nboot\nboot\nboot\n");
+    // At first, after what failed, after it was killed, and now.
+    assert_eq!(life(), format!("first\n{}", "boot\n".repeat(1 + faults.len() + 1 + 1)));
     assert_eq!(says(&["exec", "staging", "--", "cat", "/note"]), "80\n");
     assert!(says(&["logs", "staging"]).contains("login:"));
     let stays = project.vimg(&["down", "staging", "--remove"]);
@@ -130,6 +150,9 @@ fn servers_are_changed_while_they_run_and_found_again() {
     says(&["exec", "staging", "--", "touch", "/may-go"]);
     assert_eq!(says(&["down", "staging", "--remove"]), "staging is off, and its disk is gone\n");
     assert_eq!(says(&["ps"]), "no server was started here\n");
+    let disk = saved.lines().nth(1).unwrap();
+    project.append("main.vimg", &format!("image \"golden\" {{ {disk} }}\n"));
+    assert_eq!(says(&["run", "golden", "--", "cat", "/note", "/other"]), "80\n80");
     assert_eq!(project.vimg(&["apply", "staging"]).code, 4);
     assert_eq!(project.vimg(&["up", "stagin"]).code, 2);
 }

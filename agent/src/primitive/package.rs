@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::Context;
+use super::{Context, service};
 use crate::command;
-use crate::failure::Failure;
+use crate::failure::{Failure, HOME};
 use crate::ledger::Entry;
+use crate::offline;
 use crate::packages::{self, Package};
 use crate::protocol::Digest;
 
@@ -33,29 +35,179 @@ pub(super) fn apply(names: &[String], context: &mut Context) -> Result<bool, Fai
     let there = packages::parse(&list);
     let missing: Vec<&String> = names.iter().filter(|name| !installed(name, &there)).collect();
     if missing.is_empty() {
-        return Ok(false);
+        return release(context);
     }
     let before = context.ledger.keep(list.as_bytes())?;
     let noted = |after| Entry::Packages { names: names.to_vec(), before, after };
     context.ledger.note(&noted(None))?;
-    wait_for_network()?;
-    let fresh = !lists_are_fresh();
-    if fresh {
-        apt(apt_get().arg("update"), "apt-get update", context)?;
-    }
-    let first = install(&missing, context);
+    get(&missing, context)?;
+    let after = context.ledger.keep(packages::list().as_bytes())?;
+    context.ledger.note(&noted(Some(after)))?;
+    Ok(true)
+}
+
+/// Installs what is missing, with new lists if those that are there are old or
+/// do not do.
+fn get(missing: &[&String], context: &Context) -> Result<(), Failure> {
+    let fresh = refresh(context)?;
+    let first = install(missing, context);
     if first.is_err() && !fresh {
         // The mirror may have moved on since the lists were fetched.
         apt(apt_get().arg("update"), "apt-get update", context)?;
-        install(&missing, context)?;
+        install(missing, context)?;
     } else {
         first?;
     }
     // The cache of .deb files is of no use to the next machine.
-    apt(apt_get().arg("clean"), "apt-get clean", context)?;
+    apt(apt_get().arg("clean"), "apt-get clean", context)
+}
+
+/// Fetches apt's lists anew if they are old; says whether they were.
+fn refresh(context: &Context) -> Result<bool, Failure> {
+    wait_for_network()?;
+    let old = !lists_are_fresh();
+    if old {
+        apt(apt_get().arg("update"), "apt-get update", context)?;
+    }
+    Ok(old)
+}
+
+/// Installs packages of a layer that is to come before the `leaving` ones are
+/// taken back. What they would start waits for the layer. As far as it is
+/// noted, they find the machine without what the leaving layers brought.
+pub(super) fn ahead(names: &[String], leaving: &[String], context: &mut Context) -> Result<bool, Failure> {
+    context.ledger.ahead = false;
+    let mut there = packages::parse(&packages::list());
+    let missing: Vec<&String> = names.iter().filter(|name| !installed(name, &there)).collect();
+    if !missing.is_empty() {
+        refresh(context)?;
+        if offline::Hold::is_taken() || would_remove(&missing)? {
+            context.say("what comes can't be installed before what goes")?;
+            return Ok(false);
+        }
+    }
+    let pages = context.ledger.pages()?;
+    for page in leaving.iter().filter_map(|layer| pages.iter().find(|page| page.layer == *layer)) {
+        for entry in page.entries.iter().rev() {
+            let Entry::Packages { before, after: Some(after), .. } = entry else { continue };
+            without(&mut there, &kept(before, context)?, &kept(after, context)?);
+        }
+    }
+    let before = context.ledger.keep(packages::write(&there).as_bytes())?;
+    let noted = |after| Entry::Packages { names: names.to_vec(), before, after };
+    context.ledger.note(&noted(None))?;
+    if !missing.is_empty() {
+        let log = held(context);
+        let hold = offline::Hold::enter(&log).map_err(|e| Failure::at(&log, e))?;
+        get(&missing, context)?;
+        drop(hold);
+    }
     let after = context.ledger.keep(packages::list().as_bytes())?;
     context.ledger.note(&noted(Some(after)))?;
+    context.ledger.ahead = true;
+    Ok(!missing.is_empty())
+}
+
+/// Takes out of `there` what made `after` of `before`.
+fn without(there: &mut Packages, before: &Packages, after: &Packages) {
+    for (name, package) in after {
+        match before.get(name) {
+            None => drop(there.remove(name)),
+            Some(was) if was != package => drop(there.insert(name.clone(), was.clone())),
+            Some(_) => {}
+        }
+    }
+    for (name, was) in before.iter().filter(|(name, _)| !after.contains_key(*name)) {
+        there.insert(name.clone(), was.clone());
+    }
+}
+
+/// Where it is noted what packages of the layer would have started.
+fn held(context: &Context) -> PathBuf {
+    Path::new(HOME).join("tmp").join(format!("held-{}", context.ledger.page()))
+}
+
+/// Starts what was held back when the layer's packages came ahead; says
+/// whether there was anything.
+fn release(context: &Context) -> Result<bool, Failure> {
+    let log = held(context);
+    let Ok(text) = fs::read_to_string(&log) else { return Ok(false) };
+    fs::remove_file(&log).map_err(|e| Failure::at(&log, e))?;
+    let mut started = HashSet::new();
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().filter(|word| !word.starts_with('-')).collect();
+        let [unit, "start" | "restart", ..] = words[..] else { continue };
+        if started.insert(unit.to_owned()) {
+            service::start_as_packages_do(unit, context)?;
+        }
+    }
     Ok(true)
+}
+
+type Packages = BTreeMap<String, Package>;
+
+/// A list that was kept.
+fn kept(digest: &Digest, context: &Context) -> Result<Packages, Failure> {
+    let bytes = context.ledger.kept(digest)?;
+    Ok(packages::parse(&String::from_utf8_lossy(&bytes)))
+}
+
+/// What came with a layer, is there, and is asked for by no other: that which
+/// nothing else needs, and the rest.
+fn idle_of(
+    before: &Packages,
+    after: &Packages,
+    others: &[String],
+    context: &Context,
+) -> Result<(Vec<String>, Vec<String>), Failure> {
+    let now = packages::parse(&packages::list());
+    let came: Vec<&String> = after
+        .keys()
+        .filter(|name| !before.contains_key(*name) && now.contains_key(*name) && !asked(name, others))
+        .collect();
+    if came.is_empty() {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    mark("auto", &came, context)?;
+    let idle = idle()?;
+    Ok(came.into_iter().cloned().partition(|name| idle.contains(bare(name))))
+}
+
+fn asked(name: &str, others: &[String]) -> bool {
+    others.iter().any(|other| bare(other) == bare(name))
+}
+
+/// The lists before and after, the latter as it is now if it was not noted.
+fn both(before: &Digest, after: Option<&Digest>, context: &Context) -> Result<(Packages, Packages), Failure> {
+    let after = match after {
+        Some(after) => kept(after, context)?,
+        None => packages::parse(&packages::list()),
+    };
+    Ok((kept(before, context)?, after))
+}
+
+/// Stops what packages run that [`revert`] would purge.
+pub(super) fn stop(
+    before: &Digest,
+    after: Option<&Digest>,
+    others: &[String],
+    context: &Context,
+) -> Result<(), Failure> {
+    let (before, after) = both(before, after, context)?;
+    let (gone, _) = idle_of(&before, &after, others, context)?;
+    if gone.is_empty() { Ok(()) } else { service::stop_all(&units_of(&gone)?, context) }
+}
+
+/// The units that packages bring.
+fn units_of(names: &[String]) -> Result<Vec<String>, Failure> {
+    let mut list = command::command("dpkg-query");
+    let (_, text) = command::query(list.args(["--listfiles", "--"]).args(names), command::QUESTION)?;
+    let paths = text.lines().map(Path::new);
+    let units = paths.filter(|path| path.parent().is_some_and(|dir| dir.ends_with("systemd/system")));
+    let names = units.filter_map(|path| path.file_name()?.to_str());
+    let run = |name: &&str| [".service", ".socket", ".timer", ".path"].iter().any(|end| name.ends_with(end));
+    // Of a template all that run.
+    Ok(names.filter(run).map(|name| name.replace("@.", "@*.")).collect())
 }
 
 /// Takes packages back: what came and nothing else needs is purged, what was
@@ -64,32 +216,17 @@ pub(super) fn apply(names: &[String], context: &mut Context) -> Result<bool, Fai
 pub(super) fn revert(
     before: &Digest,
     after: Option<&Digest>,
-    others: &[&str],
+    others: &[String],
     context: &Context,
 ) -> Result<(), Failure> {
-    let kept = |digest: &Digest| {
-        let bytes = context.ledger.kept(digest)?;
-        Ok::<_, Failure>(packages::parse(&String::from_utf8_lossy(&bytes)))
-    };
-    let before = kept(before)?;
-    let after = match after {
-        Some(after) => kept(after)?,
-        None => packages::parse(&packages::list()),
-    };
-    let now = packages::parse(&packages::list());
-    let asked = |name: &str| others.iter().any(|other| bare(other) == bare(name));
-    let came: Vec<&String> =
-        after.keys().filter(|n| !before.contains_key(*n) && now.contains_key(*n) && !asked(n)).collect();
-    if !came.is_empty() {
-        mark("auto", &came, context)?;
-        let idle = idle()?;
-        let gone: Vec<&String> = came.iter().copied().filter(|name| idle.contains(bare(name))).collect();
-        for name in came.iter().filter(|name| !gone.contains(name)) {
-            context.say(&format!("{name} stays: another package needs it"))?;
-        }
-        if !gone.is_empty() {
-            apt(apt_get().args(DPKG).args(["--yes", "purge", "--"]).args(&gone), "apt-get purge", context)?;
-        }
+    let (before, after) = both(before, after, context)?;
+    let (gone, needed) = idle_of(&before, &after, others, context)?;
+    // What came in its place may well be what needs it.
+    for name in needed.iter().filter(|_| !context.ledger.ahead) {
+        context.say(&format!("{name} stays: another package needs it"))?;
+    }
+    if !gone.is_empty() {
+        apt(apt_get().args(DPKG).args(["--yes", "purge", "--"]).args(&gone), "apt-get purge", context)?;
     }
     let now = packages::parse(&packages::list());
     let back: Vec<String> = before
@@ -111,7 +248,7 @@ pub(super) fn revert(
     let automatic: Vec<&String> = before
         .iter()
         .filter(|(name, was)| {
-            was.automatic && now.get(*name).is_some_and(|now| !now.automatic) && !asked(name)
+            was.automatic && now.get(*name).is_some_and(|now| !now.automatic) && !asked(name, others)
         })
         .map(|(name, _)| name)
         .collect();
@@ -140,6 +277,15 @@ fn idle() -> Result<HashSet<String>, Failure> {
     // `Purg NAME [VERSION]`, and `Remv` for what it would keep the files of.
     let words = text.lines().filter_map(|l| l.strip_prefix("Purg ").or_else(|| l.strip_prefix("Remv ")));
     Ok(words.filter_map(|l| Some(bare(l.split_whitespace().next()?).to_owned())).collect())
+}
+
+/// Whether something would have to go for these packages.
+fn would_remove(names: &[&String]) -> Result<bool, Failure> {
+    let mut simulate = apt_get();
+    simulate.args(["--simulate", "--no-install-recommends", "install", "--"]).args(names);
+    let (done, text) = command::query(&mut simulate, command::QUESTION)?;
+    // If it can't be told, whoever installs them will hear why.
+    Ok(!done || text.lines().any(|line| line.starts_with("Remv ") || line.starts_with("Purg ")))
 }
 
 fn install(names: &[&String], context: &Context) -> Result<(), Failure> {
@@ -227,6 +373,17 @@ fn wait_for_network() -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_layer_did_to_packages_can_be_taken_out_of_a_list() {
+        let list = packages::parse;
+        let (before, after) =
+            (list("a 1 manual\nb 1 auto\nc 1 manual\n"), list("a 2 manual\nb 1 manual\nd 1 auto\n"));
+        // Another layer has added `e`, and removed nothing.
+        let mut there = list("a 2 manual\nb 1 manual\nd 1 auto\ne 1 manual\n");
+        without(&mut there, &before, &after);
+        assert_eq!(there, list("a 1 manual\nb 1 auto\nc 1 manual\ne 1 manual\n"));
+    }
 
     #[test]
     fn what_is_installed_is_found_by_any_name_that_apt_takes() {

@@ -86,6 +86,33 @@ pub(super) fn settle(entries: &[Entry], context: &Context) -> Result<(), Failure
     Ok(())
 }
 
+/// Stops units, as far as they run.
+pub(super) fn stop_all(units: &[String], context: &Context) -> Result<(), Failure> {
+    if units.is_empty() {
+        return Ok(());
+    }
+    let mut stop = command::command("systemctl");
+    stop.args(["stop", "--"]).args(units);
+    command::run(&mut stop, Duration::from_secs(600), &context.output()).map_err(|mut failure| {
+        failure.message = format!("systemctl stop {}: {}", units.join(" "), failure.message);
+        failure
+    })
+}
+
+/// Starts what a package starts once it is installed: not what is disabled,
+/// and what can't be started is no failure of the package
+/// (deb-systemd-invoke(1p)).
+pub(super) fn start_as_packages_do(unit: &str, context: &Context) -> Result<(), Failure> {
+    let unit = if unit.contains('.') { unit.to_owned() } else { format!("{unit}.service") };
+    if ["disabled", "masked"].contains(&enablement(&unit)?.as_str()) {
+        return Ok(());
+    }
+    match systemctl("start", &unit, context) {
+        Ok(()) => Ok(()),
+        Err(failure) => context.say(&failure.message),
+    }
+}
+
 /// What `systemctl is-enabled` says of a unit; nothing if there is none.
 fn enablement(unit: &str) -> Result<String, Failure> {
     let mut systemctl = command::command("systemctl");

@@ -142,7 +142,8 @@ fn other_format(path: &Path) -> Option<&'static str> {
     }
 }
 
-fn sha256_of(path: &Path) -> std::io::Result<String> {
+/// A file's SHA-256 in hexadecimal.
+pub fn sha256_of(path: &Path) -> std::io::Result<String> {
     let mut file = std::fs::File::open(path)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
