@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A web server takes another's place in a machine that runs: how long `apply`
-# takes, how long nobody answers meanwhile, and how long the two daemons take
-# to stop and to start. Then the same for a changed setting of one of them.
+# takes, how long a client has no answer meanwhile, and how long the two daemons
+# take to stop and to start. Then the same for a changed setting of one of them.
 # Usage: benches/replace.sh [VIMG]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,7 +24,7 @@ inside() { "$vimg" exec staging -- sh -c "$1"; }
 # The longest time in which nobody answered, in seconds, from lines of the
 # time and whether anybody did.
 outage() {
-    awk '$2 == 1 { if (failed && $1 - last > most) most = $1 - last; last = $1; failed = 0 } $2 == 0 { failed = 1 }
+    awk '$2 == 1 { if (failed && last && $1 - last > most) most = $1 - last; last = $1; failed = 0 } $2 == 0 { failed = 1 }
         END { printf "%.2f s", most }' poll
 }
 # Asks twenty times a second and more until it is ended.
@@ -38,7 +38,7 @@ ask() {
             if ($s) {
                 print $s "GET / HTTP/1.0\r\n\r\n";
                 my $ready = ""; vec($ready, fileno($s), 1) = 1;
-                $answer = <$s> if select($ready, undef, undef, 5);
+                $answer = <$s> if select($ready, undef, undef, 0.2);
             }
             printf "%.3f %d\n", $at, defined $answer && $answer =~ /^HTTP/ ? 1 : 0;
             sleep 0.02;
@@ -66,6 +66,9 @@ until perl -MIO::Socket::INET -e 'my $s = IO::Socket::INET->new(PeerAddr => "127
 row "nginx stops in" "$(inside "$seconds; t systemctl stop nginx; systemctl start nginx")"
 sed -i 's,// replace,replace,' main.vimg
 measure "nginx -> lighttpd"
+row "  from the one's stop to the other's start (journal)" "$(inside '
+    journal() { journalctl --unit "$1" --output short-unix | grep "$2" | tail -n 1 | cut -d " " -f 1; }
+    echo "$(journal lighttpd Started) $(journal nginx Stopping)"' | awk '{printf "%.2f s", $1 - $2}')"
 row "lighttpd starts in" "$(inside "systemctl stop lighttpd; $seconds; t systemctl start lighttpd")"
 sed -i 's,layer "nginx" port=80,layer "nginx" port=80 root="/srv/other",' main.vimg
 measure "a setting of lighttpd"

@@ -36,7 +36,13 @@ pub(crate) fn apply(channel: &mut Channel, what: &Apply, boot_stamp: &mut String
             return Ok(FromAgent::RebootDue { step, boot_changed: boot_changed(boot_stamp) });
         }
         let mut context = Context { channel, sender: &sender, ledger: &mut ledger, step };
-        match primitive::apply(primitive, &mut context) {
+        let made = primitive::settle(Some(primitive), &context)
+            .and_then(|()| primitive::apply(primitive, &mut context))
+            .and_then(|changed| match steps.get(step + 1) {
+                Some(_) => Ok(changed),
+                None => primitive::settle(None, &context).map(|()| changed),
+            });
+        match made {
             Ok(changed) => sender.send(&FromAgent::Finished { step, changed })?,
             Err(failure) => {
                 return Ok(FromAgent::Failed { step, message: failure.message, exit: failure.exit });

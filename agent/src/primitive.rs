@@ -12,6 +12,7 @@ mod service;
 mod symlink;
 mod sysctl;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use crate::command::Output;
@@ -43,6 +44,17 @@ impl Context<'_> {
     }
 }
 
+/// Ends what a layer has put off until its files are there, or a script wants
+/// to find it done. `next` is what is about to be made true.
+pub(crate) fn settle(next: Option<&Primitive>, context: &Context) -> Result<(), Failure> {
+    match next {
+        None | Some(Primitive::Run(_) | Primitive::Layer { .. } | Primitive::Revert { .. }) => {
+            package::release(context)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Makes one primitive true; says whether anything had to change.
 pub(crate) fn apply(primitive: &Primitive, context: &mut Context) -> Result<bool, Failure> {
     match primitive {
@@ -67,7 +79,7 @@ pub(crate) fn apply(primitive: &Primitive, context: &mut Context) -> Result<bool
         Primitive::Hook { when, script } => hook::apply(when, script, context),
         Primitive::Reboot => Err(Failure::new("a machine can't boot itself again in the middle of a layer")),
         Primitive::Ahead { names, leaving } => package::ahead(names, leaving, context),
-        Primitive::Leave { layer } => leave(layer, context).map(|()| true),
+        Primitive::Leave { layers } => leave(layers, context).map(|()| true),
         Primitive::Revert { layer } => revert(layer, context).map(|()| true),
         Primitive::Layer { name } => context.ledger.enter(name).map(|()| false),
     }
@@ -76,60 +88,83 @@ pub(crate) fn apply(primitive: &Primitive, context: &mut Context) -> Result<bool
 /// Takes a layer back, the last change first. What is left of it halfway can
 /// be taken back again.
 fn revert(layer: &str, context: &mut Context) -> Result<(), Failure> {
-    let going = Going::find(layer, context)?;
-    going.take_back(0, context)?;
-    // What runs on has read what was taken back since.
-    service::settle(&going.page.entries, context)?;
-    context.ledger.tear_out(&going.page)
+    for going in Going::find(&[layer.to_owned()], context)? {
+        going.take_back(0, context)?;
+        // What runs on has read what was taken back since.
+        service::settle(&going.page.entries, &[], context)?;
+        context.ledger.tear_out(&going.page)?;
+    }
+    Ok(())
 }
 
-/// Takes a layer back up to the packages that it began with, and stops what
-/// they run: by then what comes in its place only has to be started.
-fn leave(layer: &str, context: &mut Context) -> Result<(), Failure> {
-    let going = Going::find(layer, context)?;
-    let entries = &going.page.entries;
+/// Takes layers back up to the packages that they began with, and stops what
+/// those run: by then what comes in their place only has to be started.
+/// Whatever takes long is done before anything is touched.
+fn leave(layers: &[String], context: &mut Context) -> Result<(), Failure> {
     let packages = |entry: &Entry| matches!(entry, Entry::Packages { .. });
-    let first = entries.iter().take_while(|entry| packages(entry)).count();
-    // What came before packages goes after them.
-    let stay = if context.ledger.ahead && !entries[first..].iter().any(packages) { first } else { 0 };
-    going.take_back(stay, context)?;
-    for entry in &entries[..stay] {
-        if let Entry::Packages { before, after, .. } = entry {
-            package::stop(before, after.as_ref(), &going.others, context)?;
+    let mut all = Vec::new();
+    let mut units = Vec::new();
+    for going in Going::find(layers, context)? {
+        let entries = &going.page.entries;
+        let first = entries.iter().take_while(|entry| packages(entry)).count();
+        // What came before packages goes after them.
+        let stay = if context.ledger.ahead && !entries[first..].iter().any(packages) { first } else { 0 };
+        for entry in &entries[..stay] {
+            if let Entry::Packages { before, after: Some(after), .. } = entry {
+                units.extend(package::units(before, after, &going.others, context)?);
+            }
         }
+        all.push((going, stay));
     }
-    service::settle(&entries[stay..], context)?;
-    context.ledger.shorten(&going.page, stay)
+    for (going, stay) in &all {
+        going.take_back(*stay, context)?;
+        service::settle(&going.page.entries[*stay..], &units, context)?;
+    }
+    service::stop_all(&units, context)?;
+    all.iter().try_for_each(|(going, stay)| context.ledger.shorten(&going.page, *stay))
 }
 
 /// A layer that is to be taken back.
 struct Going {
     page: Page,
-    /// Packages that other layers ask for.
+    /// Packages that layers ask for which stay.
     others: Vec<String>,
 }
 
 impl Going {
-    fn find(layer: &str, context: &Context) -> Result<Self, Failure> {
-        let mut pages = context.ledger.pages()?;
-        let Some(at) = pages.iter().position(|page| page.layer == layer) else {
-            return Err(Failure::new(format!("the machine knows nothing of a layer `{layer}`")));
-        };
-        let page = pages.remove(at);
-        for entry in &page.entries {
-            let Entry::Path { path, .. } = entry else { continue };
-            let same = |other: &&Page| {
-                other.entries.iter().any(|e| matches!(e, Entry::Path { path: other, .. } if other == path))
-            };
-            if let Some(other) = pages[at..].iter().find(same) {
-                return Err(Failure::new(format!("{path} was changed again by the layer `{}`", other.layer)));
+    /// Finds layers, in this order. What layers changed again that stay is
+    /// found, too.
+    fn find(layers: &[String], context: &Context) -> Result<Vec<Self>, Failure> {
+        let (going, staying): (Vec<Page>, Vec<Page>) =
+            context.ledger.pages()?.into_iter().partition(|page| layers.contains(&page.layer));
+        for page in &going {
+            for entry in &page.entries {
+                let Entry::Path { path, .. } = entry else { continue };
+                let same = |other: &&Page| {
+                    let same = |e: &Entry| matches!(e, Entry::Path { path: other, .. } if other == path);
+                    other.number > page.number && other.entries.iter().any(same)
+                };
+                if let Some(other) = staying.iter().find(same) {
+                    let message = format!("{path} was changed again by the layer `{}`", other.layer);
+                    return Err(Failure::new(message));
+                }
             }
         }
-        let names = pages.into_iter().flat_map(|other| other.entries).filter_map(|entry| match entry {
+        let names = staying.iter().flat_map(|other| &other.entries).filter_map(|entry| match entry {
             Entry::Packages { names, .. } => Some(names),
             _ => None,
         });
-        Ok(Self { others: names.flatten().collect(), page })
+        let others: Vec<String> = names.flatten().cloned().collect();
+        let mut going: HashMap<String, Page> =
+            going.into_iter().map(|page| (page.layer.clone(), page)).collect();
+        let mut found = Vec::new();
+        for layer in layers {
+            let Some(page) = going.remove(layer) else {
+                return Err(Failure::new(format!("the machine knows nothing of a layer `{layer}`")));
+            };
+            found.push(Self { page, others: others.clone() });
+        }
+        Ok(found)
     }
 
     /// Takes back what was noted from the entry `from` on, the last first.

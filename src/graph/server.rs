@@ -159,10 +159,9 @@ fn switch_over(work: &mut LayerWork) {
     let steps: Vec<_> = if leaving.is_empty() || ahead.is_empty() {
         going.into_iter().chain(coming).collect()
     } else {
-        let leave = |layer: &String| Step::Leave { layer: layer.clone() };
-        let left: Vec<_> =
-            leaving.iter().zip(&going).map(|(l, (_, place))| (leave(l), place.clone())).collect();
-        ahead.into_iter().chain(left).chain(coming).chain(going).collect()
+        let place = going.first().map(|(_, (span, _))| (*span, format!("leave {}", leaving.join(" "))));
+        let leave = place.map(|place| (Step::Leave { layers: leaving }, place));
+        ahead.into_iter().chain(leave).chain(coming).chain(going).collect()
     };
     (work.steps, work.places) = steps.into_iter().unzip();
 }
@@ -250,11 +249,11 @@ mod tests {
         switch_over(&mut whole);
         let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
         let ahead = Step::Ahead { names: names(&["lighttpd"]), leaving: names(&["site", "nginx"]) };
-        let leave = |layer: &str| Step::Leave { layer: layer.into() };
-        let (first, second) = whole.steps.split_at(4);
-        assert_eq!(first, [layer("light"), ahead, leave("site"), leave("nginx")]);
+        let leave = Step::Leave { layers: names(&["site", "nginx"]) };
+        let (first, second) = whole.steps.split_at(3);
+        assert_eq!(first, [layer("light"), ahead, leave]);
         let rest = [layer("light"), package("lighttpd"), layer("site#2"), revert("site"), revert("nginx")];
-        assert_eq!((second, whole.places.len()), (&rest[..], 9));
+        assert_eq!((second, whole.places.len()), (&rest[..], 8));
         // Nothing comes, or nothing goes: as it was.
         for steps in [vec![revert("site"), layer("x")], vec![layer("x"), package("y")]] {
             let mut same = work(&steps);

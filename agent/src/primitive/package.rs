@@ -35,7 +35,8 @@ pub(super) fn apply(names: &[String], context: &mut Context) -> Result<bool, Fai
     let there = packages::parse(&list);
     let missing: Vec<&String> = names.iter().filter(|name| !installed(name, &there)).collect();
     if missing.is_empty() {
-        return release(context);
+        // They came ahead; what they start is due now.
+        return Ok(fs::rename(held(context), due(context)).is_ok());
     }
     let before = context.ledger.keep(list.as_bytes())?;
     let noted = |after| Entry::Packages { names: names.to_vec(), before, after };
@@ -127,11 +128,15 @@ fn held(context: &Context) -> PathBuf {
     Path::new(HOME).join("tmp").join(format!("held-{}", context.ledger.page()))
 }
 
-/// Starts what was held back when the layer's packages came ahead; says
-/// whether there was anything.
-fn release(context: &Context) -> Result<bool, Failure> {
-    let log = held(context);
-    let Ok(text) = fs::read_to_string(&log) else { return Ok(false) };
+fn due(context: &Context) -> PathBuf {
+    held(context).with_extension("due")
+}
+
+/// Starts what was held back when the layer's packages came ahead, and was not
+/// started since.
+pub(super) fn release(context: &Context) -> Result<(), Failure> {
+    let log = due(context);
+    let Ok(text) = fs::read_to_string(&log) else { return Ok(()) };
     fs::remove_file(&log).map_err(|e| Failure::at(&log, e))?;
     let mut started = HashSet::new();
     for line in text.lines() {
@@ -141,7 +146,7 @@ fn release(context: &Context) -> Result<bool, Failure> {
             service::start_as_packages_do(unit, context)?;
         }
     }
-    Ok(true)
+    Ok(())
 }
 
 type Packages = BTreeMap<String, Package>;
@@ -177,31 +182,19 @@ fn asked(name: &str, others: &[String]) -> bool {
     others.iter().any(|other| bare(other) == bare(name))
 }
 
-/// The lists before and after, the latter as it is now if it was not noted.
-fn both(before: &Digest, after: Option<&Digest>, context: &Context) -> Result<(Packages, Packages), Failure> {
-    let after = match after {
-        Some(after) => kept(after, context)?,
-        None => packages::parse(&packages::list()),
-    };
-    Ok((kept(before, context)?, after))
-}
-
-/// Stops what packages run that [`revert`] would purge.
-pub(super) fn stop(
+/// The units of packages that [`revert`] would purge.
+pub(super) fn units(
     before: &Digest,
-    after: Option<&Digest>,
+    after: &Digest,
     others: &[String],
     context: &Context,
-) -> Result<(), Failure> {
-    let (before, after) = both(before, after, context)?;
-    let (gone, _) = idle_of(&before, &after, others, context)?;
-    if gone.is_empty() { Ok(()) } else { service::stop_all(&units_of(&gone)?, context) }
-}
-
-/// The units that packages bring.
-fn units_of(names: &[String]) -> Result<Vec<String>, Failure> {
+) -> Result<Vec<String>, Failure> {
+    let (gone, _) = idle_of(&kept(before, context)?, &kept(after, context)?, others, context)?;
+    if gone.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut list = command::command("dpkg-query");
-    let (_, text) = command::query(list.args(["--listfiles", "--"]).args(names), command::QUESTION)?;
+    let (_, text) = command::query(list.args(["--listfiles", "--"]).args(&gone), command::QUESTION)?;
     let paths = text.lines().map(Path::new);
     let units = paths.filter(|path| path.parent().is_some_and(|dir| dir.ends_with("systemd/system")));
     let names = units.filter_map(|path| path.file_name()?.to_str());
@@ -219,7 +212,11 @@ pub(super) fn revert(
     others: &[String],
     context: &Context,
 ) -> Result<(), Failure> {
-    let (before, after) = both(before, after, context)?;
+    let before = kept(before, context)?;
+    let after = match after {
+        Some(after) => kept(after, context)?,
+        None => packages::parse(&packages::list()),
+    };
     let (gone, needed) = idle_of(&before, &after, others, context)?;
     // What came in its place may well be what needs it.
     for name in needed.iter().filter(|_| !context.ledger.ahead) {

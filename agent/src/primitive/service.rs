@@ -15,28 +15,23 @@ pub(super) fn apply(
     state: Option<ServiceState>,
     context: &mut Context,
 ) -> Result<bool, Failure> {
-    if !offline::is() {
-        reload(unit, context)?;
-    }
+    let active = if offline::is() { None } else { Some(runs(unit, context)?) };
+    let (at_boot, was) = at_boot(unit)?;
     let other = match enabled {
-        Some(enabled) if is("is-enabled", unit)? != enabled => {
-            Some(if enabled { "enable" } else { "disable" })
-        }
+        Some(enabled) if at_boot != enabled => Some(if enabled { "enable" } else { "disable" }),
         _ => None,
     };
     // What runs is up to the next boot if nothing does now.
-    let verb = match state {
-        _ if offline::is() => None,
-        Some(ServiceState::Running) if !is("is-active", unit)? => Some("start"),
-        Some(ServiceState::Stopped) if is("is-active", unit)? => Some("stop"),
-        Some(ServiceState::Restarted) => Some("restart"),
+    let verb = match (state, active) {
+        (Some(ServiceState::Running), Some(false)) => Some("start"),
+        (Some(ServiceState::Stopped), Some(true)) => Some("stop"),
+        (Some(ServiceState::Restarted), Some(_)) => Some("restart"),
         _ => None,
     };
     if other.or(verb).is_none() {
         return Ok(false);
     }
-    let active = if offline::is() { None } else { Some(is("is-active", unit)?) };
-    context.ledger.note(&Entry::Service { unit: unit.to_owned(), enabled: enablement(unit)?, active })?;
+    context.ledger.note(&Entry::Service { unit: unit.to_owned(), enabled: was, active })?;
     for verb in other.into_iter().chain(verb) {
         systemctl(verb, unit, context)?;
     }
@@ -51,7 +46,7 @@ pub(super) fn revert(
     context: &Context,
 ) -> Result<(), Failure> {
     let live = !offline::is();
-    let now = enablement(unit)?;
+    let (_, now) = at_boot(unit)?;
     match (enabled, now.as_str()) {
         ("enabled", "disabled") => systemctl("enable", unit, context)?,
         // It came with the layer, or was there and disabled.
@@ -65,21 +60,20 @@ pub(super) fn revert(
 }
 
 /// Has the units of a layer that was taken back read their files anew, if they
-/// run: now those of before are there.
-pub(super) fn settle(entries: &[Entry], context: &Context) -> Result<(), Failure> {
+/// run: now those of before are there. Units that `stop` right away need not.
+pub(super) fn settle(entries: &[Entry], stop: &[String], context: &Context) -> Result<(), Failure> {
     let unit = |entry: &Entry| match entry {
-        Entry::Service { unit, active: Some(true), .. } => Some(unit.clone()),
+        Entry::Service { unit, active: Some(true), .. } if !stop.contains(unit) => Some(unit.clone()),
         _ => None,
     };
-    let touched = entries.iter().any(|e| matches!(e, Entry::Service { .. }));
-    if offline::is() || !touched {
+    if offline::is() {
         return Ok(());
     }
-    let mut reload = command::command("systemctl");
-    reload.arg("daemon-reload");
-    command::run(&mut reload, Duration::from_secs(600), &context.output())?;
+    if entries.iter().any(|entry| matches!(entry, Entry::Path { path, .. } if path.contains("/systemd/"))) {
+        reload(context)?;
+    }
     for unit in entries.iter().filter_map(unit) {
-        if is("is-active", &unit)? {
+        if runs(&unit, context)? {
             systemctl("restart", &unit, context)?;
         }
     }
@@ -104,7 +98,7 @@ pub(super) fn stop_all(units: &[String], context: &Context) -> Result<(), Failur
 /// (deb-systemd-invoke(1p)).
 pub(super) fn start_as_packages_do(unit: &str, context: &Context) -> Result<(), Failure> {
     let unit = if unit.contains('.') { unit.to_owned() } else { format!("{unit}.service") };
-    if ["disabled", "masked"].contains(&enablement(&unit)?.as_str()) {
+    if ["disabled", "masked"].contains(&at_boot(&unit)?.1.as_str()) {
         return Ok(());
     }
     match systemctl("start", &unit, context) {
@@ -113,24 +107,32 @@ pub(super) fn start_as_packages_do(unit: &str, context: &Context) -> Result<(), 
     }
 }
 
-/// What `systemctl is-enabled` says of a unit; nothing if there is none.
-fn enablement(unit: &str) -> Result<String, Failure> {
+/// Whether a unit starts at boot, and what `systemctl is-enabled` says of it;
+/// nothing if there is none.
+fn at_boot(unit: &str) -> Result<(bool, String), Failure> {
     let mut systemctl = command::command("systemctl");
     systemctl.args(["is-enabled", "--", unit]);
-    Ok(command::query(&mut systemctl, command::QUESTION)?.1.trim().to_owned())
+    let (enabled, text) = command::query(&mut systemctl, command::QUESTION)?;
+    Ok((enabled, text.trim().to_owned()))
 }
 
-/// A unit whose file changed must be read again, or its old form would run
-/// until the next boot.
-fn reload(unit: &str, context: &Context) -> Result<(), Failure> {
+/// Whether a unit runs. One whose file changed is read again, or its old form
+/// would run until the next boot.
+fn runs(unit: &str, context: &Context) -> Result<bool, Failure> {
     let mut show = command::command("systemctl");
-    show.args(["show", "--property=NeedDaemonReload", "--value", "--", unit]);
-    if command::query(&mut show, command::QUESTION)?.1.starts_with("yes") {
-        let mut reload = command::command("systemctl");
-        reload.arg("daemon-reload");
-        command::run(&mut reload, Duration::from_secs(600), &context.output())?;
+    show.args(["show", "--property=NeedDaemonReload,ActiveState", "--", unit]);
+    let (_, text) = command::query(&mut show, command::QUESTION)?;
+    if text.lines().any(|line| line == "NeedDaemonReload=yes") {
+        reload(context)?;
     }
-    Ok(())
+    Ok(text.lines().any(|line| ["ActiveState=active", "ActiveState=reloading"].contains(&line)))
+}
+
+/// Has systemd read its files again.
+fn reload(context: &Context) -> Result<(), Failure> {
+    let mut reload = command::command("systemctl");
+    reload.arg("daemon-reload");
+    command::run(&mut reload, Duration::from_secs(600), &context.output())
 }
 
 fn is(question: &str, unit: &str) -> Result<bool, Failure> {

@@ -108,11 +108,11 @@ pub enum Primitive {
         names: Vec<String>,
         leaving: Vec<String>,
     },
-    /// No resource: takes a layer back up to its packages, whose services are
-    /// stopped; `Revert` does the rest. If packages could not be installed
-    /// ahead it takes all of it back.
+    /// No resource: takes layers back, in this order, up to their packages,
+    /// whose services are stopped; `Revert` does the rest. If packages could
+    /// not be installed ahead it takes all of them back.
     Leave {
-        layer: String,
+        layers: Vec<String>,
     },
     /// No resource: takes a layer back, by what the machine has noted of it.
     Revert {
