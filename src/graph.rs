@@ -18,7 +18,7 @@ mod describe;
 mod server;
 mod show;
 
-pub use server::{Difference, ServerPart, ServerPlan};
+pub use server::{Difference, ServerPart, ServerPlan, ServerWork};
 pub use show::{Format, show};
 
 /// A node's place in a [`Graph`].

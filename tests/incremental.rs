@@ -487,3 +487,91 @@ fn a_replace_leaves_what_a_rebuild_makes() {
     // What stands below is not made again.
     assert!(built.states.contains_key("rebuilt@p1") && !built.states.contains_key("rebuilt@below"));
 }
+
+/// Files, links and settings of a configuration: their names from `pools`.
+fn resources(rng: &mut Rng, pools: &[&str]) -> String {
+    let mut lines = BTreeMap::new();
+    for _ in 0..1 + rng.below(5) {
+        let pool = pools[rng.below(pools.len())];
+        let (n, what) = (rng.below(4), rng.below(3));
+        let (name, line) = match rng.below(5) {
+            0 => (format!("/{pool}/l{n}"), format!("symlink \"/{pool}/l{n}\" target=\"/{what}\"")),
+            1 => (format!("{pool}.s{n}"), format!("sysctl \"{pool}.s{n}\" value={what}")),
+            2 => (format!("/{pool}/d{n}"), format!("directory \"/{pool}/d{n}\" mode=\"070{what}\"")),
+            _ => (
+                format!("/{pool}/f{n}"),
+                format!("file \"/{pool}/f{n}\" content=\"{what}\" mode=\"060{what}\""),
+            ),
+        };
+        lines.insert(name, line);
+    }
+    lines.into_values().collect::<Vec<_>>().join("; ")
+}
+
+/// Random stacks of layers, and random replaces and removals on them: each
+/// leaves in a machine what a rebuild without the old one would.
+#[test]
+fn random_replaces_leave_what_rebuilds_make() {
+    let (mut replaced, mut removed) = (0, 0);
+    for seed in 0..sequences().div_ceil(10) {
+        let mut rng = Rng(7_000_000 + seed);
+        let mut text = "image \"base\" { bootstrap \"debian\" suite=\"bookworm\" }\n\
+                        capability \"k\" { input \"port\" type=\"int\" }\n"
+            .to_owned();
+        let mut stack = Vec::new();
+        for n in 0..rng.below(3) {
+            // What was there before may be what a provider changes.
+            writeln!(text, "configuration \"b{n}\" {{ {} }}", resources(&mut rng, &["r", "u"])).unwrap();
+            stack.push(format!("layer \"b{n}\""));
+        }
+        for n in 0..3 {
+            let what = resources(&mut rng, &["r", "p"]);
+            let input = "input \"port\" type=\"int\" default=5; file \"/port\" content=\"{{ port }}\"";
+            writeln!(text, "configuration \"p{n}\" provides=\"k\" {{ {input}; {what} }}").unwrap();
+        }
+        stack.push(format!("layer \"p{}\"", rng.below(3)));
+        let used = rng.below(3);
+        for n in 0..used + rng.below(3) {
+            let (name, needs, pools): (_, _, &[&str]) = match n < used {
+                true => (
+                    format!("u{n}"),
+                    "requires \"k\"; file \"/uses\" content=\"{{ port }}\"; ",
+                    &["u", "r", "p"],
+                ),
+                false => (format!("a{n}"), "", &["a"]),
+            };
+            writeln!(text, "configuration \"{name}\" {{ {needs}{} }}", resources(&mut rng, pools)).unwrap();
+            // Among those that it does not depend on, in any order.
+            let above = stack.len() - rng.below(n + 1);
+            stack.insert(above, format!("layer \"{name}\""));
+        }
+        writeln!(text, "image \"web\" {{ from \"base\"; {} }}", stack.join("; ")).unwrap();
+        let mut ops: Vec<String> = Vec::new();
+        for _ in 0..1 + rng.below(3) {
+            if used == 0 && rng.below(3) == 0 {
+                ops.push("remove \"k\"".into());
+                removed += 1;
+                break;
+            }
+            let port = if rng.below(2) == 0 { format!(" port={}", rng.below(9)) } else { String::new() };
+            ops.push(format!("replace \"k\" with=\"p{}\"{port}", rng.below(3)));
+            replaced += 1;
+        }
+        for (image, by) in [("reverted", ""), ("rebuilt", " by=\"rebuild\"")] {
+            let ops: String = ops.iter().map(|op| format!("{op}{by}; ")).collect();
+            writeln!(text, "image \"{image}\" {{ from \"web\"; {ops}output \"raw\" path=\"{image}\" }}")
+                .unwrap();
+        }
+        let dir = scratch();
+        let (project, store) = (dir.path().join("project"), dir.path().join("store"));
+        std::fs::create_dir_all(&project).unwrap();
+        std::fs::write(project.join("main.vimg"), &text).unwrap();
+        let built = run(&project, &store, None);
+        let state = |image: &str| -> State {
+            let state = built.states[&format!("{image}:seal")].iter();
+            state.filter(|(key, _)| !key.starts_with("was ")).map(|(k, v)| (k.clone(), v.clone())).collect()
+        };
+        assert_eq!(state("reverted"), state("rebuilt"), "seed {seed}:\n{text}");
+    }
+    assert!(replaced > 0 && removed > 0, "{replaced} replaced, {removed} removed");
+}

@@ -2,19 +2,18 @@
 //! one lies in a directory of its own: its disk, its sockets, and a record.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use vimg_agent::protocol::{AGENT, Apply, Exec, Stream};
+use vimg_agent::protocol::{AGENT, Exec, Stream};
 use vimg_lang::model::{DiskFormat, Forward, Machine};
 
-use super::explain::{Trouble, explain};
+use super::change::{self, TAIL, at};
+use super::explain::Trouble;
 use super::interact::{Ended, Input};
-use super::layer::stage_blobs;
 use super::log::clean;
-use super::session::{Progress, Session, SessionError};
+use super::session::{Session, SessionError};
 use super::site::Site;
 use super::up::{self, Stand};
 use super::{Failure, FailureKind, Shared, Workshop};
@@ -293,7 +292,7 @@ async fn start<P: Provider>(
     };
     record.lead(&plan.forwards);
     let difference = plan.difference(&record.parts);
-    let made = match change(site, plan, &difference, &mut found).await {
+    let made = match change::make(site, plan, &difference, &mut found.instance, &mut found.session).await {
         Ok(parts) => live(site, plan, &mut found).await.map(|()| parts),
         Err(failure) => Err(failure),
     };
@@ -349,9 +348,6 @@ const SAID: usize = 64 << 10;
 
 /// How the agent begins when it says itself what failed.
 const AGENT_SAYS: &str = "vimg-agent: ";
-
-/// The most lines of a hook that are shown once it has failed.
-const TAIL: usize = 20;
 
 /// Has the agent run what a machine keeps for a time of its life. If that
 /// fails: what was said last, and why.
@@ -448,7 +444,7 @@ pub async fn apply<P: Provider>(
             found.instance.leave();
             return Err(host(why));
         }
-        match change(&site, plan, &difference, &mut found).await {
+        match change::make(&site, plan, &difference, &mut found.instance, &mut found.session).await {
             Ok(parts) => record.parts = parts,
             Err(mut failure) => {
                 found.instance.stop().await;
@@ -496,63 +492,6 @@ async fn branch<P: Provider>(
         home.keep(record).map_err(|e| e.to_string())?;
     }
     branched.and(thawed)
-}
-
-/// Does what a difference says, in the machine that runs; returns what is in
-/// effect then.
-async fn change<P: Provider>(
-    site: &Site<'_, P>,
-    plan: &ServerPlan,
-    difference: &Difference,
-    found: &mut Found<P>,
-) -> Result<Vec<ServerPart>, Box<Failure>> {
-    let work = plan.work(difference, &site.shared.project);
-    let (work, after) = work.map_err(|errors| {
-        let why = errors.first().map(|e| format!("`{}`: {}", e.error.file, e.error.why));
-        at(plan, FailureKind::Recipe, why.unwrap_or_default())
-    })?;
-    if difference.is_empty() {
-        return Ok(after);
-    }
-    let (work, staging) = (Arc::new(work), site.staging()?);
-    let blobs = stage_blobs(site, &work, &staging).await?;
-    let mut tail: Vec<String> = Vec::new();
-    let Found { instance, session } = found;
-    let (layer, steps) = (work.layer.clone(), work.steps.clone());
-    let what = Apply { layer, steps, from: 0, offline: false };
-    let applied = session.apply(&what, &blobs, |progress| match progress {
-        Progress::Started(step) => {
-            tail.clear();
-            site.phase(&work.places[step].1);
-        }
-        Progress::Output(text) => {
-            for line in text.lines().map(clean) {
-                site.line(&line);
-                tail.push(line);
-            }
-        }
-        Progress::Finished { .. } => {}
-    });
-    let applied = tokio::select! {
-        applied = applied => applied.map_err(Trouble::Session),
-        ended = instance.ended() => Err(Trouble::Ended(ended)),
-    };
-    match applied {
-        Ok(applied) if applied.next.is_none() => Ok(after),
-        Ok(_) => Err(at(plan, FailureKind::Recipe, "a server is not booted again by a step `reboot`".into())),
-        Err(Trouble::Session(SessionError::Step { step, message })) => {
-            let (span, name) = &work.places[step];
-            let message = format!("{name} failed: {}", clean(&message));
-            let mut failure = Failure::new(&plan.name, *span, FailureKind::Recipe, message);
-            failure.tail = tail.split_off(tail.len().saturating_sub(20));
-            Err(Box::new(failure))
-        }
-        Err(trouble) => Err(explain(site, instance, trouble, Some(tail)).await),
-    }
-}
-
-fn at(plan: &ServerPlan, kind: FailureKind, why: String) -> Box<Failure> {
-    Box::new(Failure::new(&plan.name, plan.span, kind, format!("server `{}`: {why}", plan.name)))
 }
 
 /// Switches a server off in order; with `force` without asking it. One that is

@@ -8,7 +8,7 @@ use vimg_agent::protocol::Primitive as Step;
 use vimg_lang::Span;
 use vimg_lang::model::{Forward, InEffect, Layer, Machine, Model, Part, Primitive};
 
-use super::{Graph, GraphError, LayerWork, NodeId, describe};
+use super::{CheckWork, Graph, GraphError, LayerWork, NodeId, describe};
 use crate::digest::Key;
 use crate::files::Project;
 
@@ -61,6 +61,17 @@ pub struct Difference {
     pub stuck: Vec<String>,
 }
 
+/// What it takes to bring a server to what the recipe says.
+#[derive(Debug)]
+pub struct ServerWork {
+    /// What is taken back and applied.
+    pub layer: LayerWork,
+    /// What must be true then: the checks of what is applied.
+    pub checks: CheckWork,
+    /// What is in effect then.
+    pub after: Vec<ServerPart>,
+}
+
 impl Difference {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
@@ -99,12 +110,8 @@ impl ServerPlan {
         difference(current, &self.wanted)
     }
 
-    /// The work of a difference, and what is in effect after it.
-    pub fn work(
-        &self,
-        difference: &Difference,
-        project: &Project,
-    ) -> Result<(LayerWork, Vec<ServerPart>), Vec<GraphError>> {
+    /// The work of a difference.
+    pub fn work(&self, difference: &Difference, project: &Project) -> Result<ServerWork, Vec<GraphError>> {
         let mut after = difference.stays.clone();
         let mut parts = Vec::new();
         for place in &difference.apply {
@@ -120,6 +127,13 @@ impl ServerPlan {
             after.push(ServerPart { id: part.id.clone(), ..self.wanted[*place].clone() });
             parts.push(Arc::new(part));
         }
+        let mut checks = CheckWork { probes: Vec::new(), places: Vec::new() };
+        for check in parts.iter().flat_map(|part: &Arc<Part>| &part.checks) {
+            let (work, _) = describe::check(check, &self.machine);
+            checks.probes.extend(work.probes);
+            let named = |(span, what)| (span, format!("check {}: {what}", check.name));
+            checks.places.extend(work.places.into_iter().map(named));
+        }
         let layer = Layer {
             name: self.name.clone(),
             span: self.span,
@@ -127,9 +141,9 @@ impl ServerPlan {
             parts,
             booted: true,
         };
-        let (mut work, _) = describe::layer(&layer, true, &self.machine, project)?;
-        switch_over(&mut work);
-        Ok((work, after))
+        let (mut layer, _) = describe::layer(&layer, true, &self.machine, project)?;
+        switch_over(&mut layer);
+        Ok(ServerWork { layer, checks, after })
     }
 }
 

@@ -240,6 +240,12 @@ configuration "site" {
     check "greets" { http "http://localhost:{{ port }}/" status=200 contains="port 81" }
 }
 configuration "apart" { user "deploy" uid=1500 }
+image "box" { from "debian-12"; layer "plain" }
+image "swapped" { from "box"; layer "static" }
+image "returned" { from "swapped"; remove "shell-tools" }
+capability "shell-tools"
+configuration "plain" { package "busybox" }
+configuration "static" provides="shell-tools" { package "busybox-static" }
 "#;
 
 /// What is left once a web server was replaced by another and came back, and
@@ -261,6 +267,14 @@ fn web_servers_take_each_others_place() {
     assert_eq!(names(&light), [&backups[..], &logs, &page].concat());
     let back = vimg(&["diff", "web", "back"]);
     assert_eq!(names(&back), [&logs[..], &["/var/www/html/index.lighttpd.html"]].concat());
+    // A package that had to go for another returns.
+    let swapped = vimg(&["diff", "box", "swapped"]);
+    let packages = |line: &&str| line.contains(" package ");
+    let changed: Vec<&str> = swapped.stdout.lines().filter(packages).collect();
+    assert_eq!(changed.len(), 2, "{}", swapped.stdout);
+    assert!(changed[0].starts_with("- package  busybox:amd64"), "{changed:?}");
+    assert!(changed[1].starts_with("+ package  busybox-static:amd64"), "{changed:?}");
+    assert_eq!(names(&vimg(&["diff", "box", "returned"])), logs);
     // It serves, with what it took over: the checks of all that is in it, and
     // of nothing that was taken out.
     let tested = vimg(&["test", "light"]);

@@ -14,7 +14,7 @@ configuration "life" {
     operation "greet" { run user="nobody" { script "read -r line; echo $(id -un): $line $1; exit 4" } }
 }
 configuration "apart" { file "/apart" content="1" }
-capability "page" { input "port" type="int" }
+capability "page" { input "port" type="int"; check "there" { run "! test -e /srv/broken" } }
 configuration "small" provides="page" {
     input "port" type="int" default=80
     file "/srv/page" content="one"
@@ -30,6 +30,7 @@ configuration "dead" provides="page" {
     file "/etc/systemd/system/dead.service" content="[Service]\nType=oneshot\nExecStart=/bin/false\n"
     service "dead" state="running"
 }
+configuration "hollow" provides="page" { input "port" type="int"; file "/srv/broken" content="x" }
 configuration "missing" provides="page" { input "port" type="int"; package "no-such-package" }
 configuration "note" { requires "page"; run { script "echo {{ port }} >>/note"; undo "rm /note" } }
 server "staging" { image "plain"; forward host=PORT guest=80; layer "small"; layer "note" }
@@ -97,14 +98,15 @@ fn servers_are_changed_while_they_run_and_found_again() {
     assert_eq!(says(&["apply", "staging"]), difference);
     assert!(page().contains("two"));
 
-    // What fails leaves the server as it was: taking back, the new one's
-    // packages, files and services, and what is applied again on it.
+    // What fails leaves the server as it was: the new one's packages, files,
+    // services and checks, what is applied again on it, and taking back.
     let replace =
         |with: &str| ("layer \"note\" }", format!("layer \"note\"; replace \"page\" with=\"{with}\" }}"));
     let faults = [
         (replace("missing"), "package no-such-package failed"),
         (replace("blocked"), "file /usr failed: /usr is a directory"),
         (replace("dead"), "systemctl start dead.service"),
+        (replace("hollow"), "check there: run failed: exit code 1"),
         (("echo {{ port }} >>/note", "echo oh; exit 3".to_owned()), "run failed: exit code 3"),
     ];
     for ((from, to), words) in &faults {
@@ -118,6 +120,14 @@ fn servers_are_changed_while_they_run_and_found_again() {
         project.edit("main.vimg", to, from);
         assert_eq!(says(&["apply", "staging"]), "nothing to apply\n");
     }
+    says(&["exec", "staging", "--", "chattr", "+i", "/note"]);
+    project.edit("main.vimg", "content=\"two\"", "content=\"three\"");
+    let stuck = project.vimg(&["apply", "staging"]);
+    assert_eq!(stuck.code, 1);
+    stuck.says("revert note#2 failed");
+    assert!(page().contains("two"));
+    says(&["exec", "staging", "--", "chattr", "-i", "/note"]);
+    project.edit("main.vimg", "content=\"three\"", "content=\"two\"");
 
     // Killed, it is off, and boots from its own disk.
     let port_taken = project.vimg(&["up", "second"]);
@@ -141,7 +151,7 @@ fn servers_are_changed_while_they_run_and_found_again() {
     assert!(saved.starts_with("saved.qcow2 holds the disk of staging."), "{saved}");
     assert!(says(&["restart", "staging"]).contains("staging is back"));
     // At first, after what failed, after it was killed, and now.
-    assert_eq!(life(), format!("first\n{}", "boot\n".repeat(1 + faults.len() + 1 + 1)));
+    assert_eq!(life(), format!("first\n{}", "boot\n".repeat(1 + faults.len() + 1 + 1 + 1)));
     assert_eq!(says(&["exec", "staging", "--", "cat", "/note"]), "80\n");
     assert!(says(&["logs", "staging"]).contains("login:"));
     let stays = project.vimg(&["down", "staging", "--remove"]);

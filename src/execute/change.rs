@@ -1,0 +1,115 @@
+//! Brings a machine that goes on running from what is in effect in it to what
+//! a recipe says, and asks it whether that holds.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use vimg_agent::protocol::Apply;
+use vimg_lang::Span;
+
+use super::explain::{Trouble, explain};
+use super::layer::stage_blobs;
+use super::log::clean;
+use super::session::{Progress, Session, SessionError};
+use super::site::Site;
+use super::{Failure, FailureKind};
+use crate::graph::{Difference, ServerPart, ServerPlan, ServerWork};
+use crate::provider::{Instance, Provider};
+
+/// The most lines that are shown of what has failed.
+pub(super) const TAIL: usize = 20;
+
+/// Does what a difference says; returns what is in effect then.
+pub(super) async fn make<P: Provider>(
+    site: &Site<'_, P>,
+    plan: &ServerPlan,
+    difference: &Difference,
+    instance: &mut P::Instance,
+    session: &mut Session<<P::Instance as Instance>::Channel>,
+) -> Result<Vec<ServerPart>, Box<Failure>> {
+    let work = plan.work(difference, &site.shared.project).map_err(|errors| {
+        let why = errors.first().map(|e| format!("`{}`: {}", e.error.file, e.error.why));
+        at(plan, FailureKind::Recipe, why.unwrap_or_default())
+    })?;
+    let ServerWork { layer: work, checks, after } = work;
+    if difference.is_empty() {
+        return Ok(after);
+    }
+    let (work, staging) = (Arc::new(work), site.staging()?);
+    let blobs = stage_blobs(site, &work, &staging).await?;
+    let mut told = Told { site, places: &work.places, tail: VecDeque::new() };
+    let (layer, steps) = (work.layer.clone(), work.steps.clone());
+    let what = Apply { layer, steps, from: 0, offline: false };
+    let applied = session.apply(&what, &blobs, |progress| told.hear(progress));
+    let applied = tokio::select! {
+        applied = applied => applied.map_err(Trouble::Session),
+        ended = instance.ended() => Err(Trouble::Ended(ended)),
+    };
+    match applied {
+        Ok(applied) if applied.next.is_none() => {}
+        Ok(_) => {
+            return Err(at(
+                plan,
+                FailureKind::Recipe,
+                "a server is not booted again by a step `reboot`".into(),
+            ));
+        }
+        Err(trouble) => return Err(told.failure(plan, instance, trouble).await),
+    }
+    // What was applied is asked where it is to hold: in this machine.
+    let mut told = Told { site, places: &checks.places, tail: VecDeque::new() };
+    let asked = session.check(&checks.probes, |progress| told.hear(progress));
+    let asked = tokio::select! {
+        asked = asked => asked.map_err(Trouble::Session),
+        ended = instance.ended() => Err(Trouble::Ended(ended)),
+    };
+    match asked {
+        Ok(()) => Ok(after),
+        Err(trouble) => Err(told.failure(plan, instance, trouble).await),
+    }
+}
+
+/// Who tells what steps say, and remembers the end of it.
+struct Told<'a, P> {
+    site: &'a Site<'a, P>,
+    places: &'a [(Span, String)],
+    tail: VecDeque<String>,
+}
+
+impl<P: Provider> Told<'_, P> {
+    fn hear(&mut self, progress: Progress) {
+        match progress {
+            Progress::Started(step) => {
+                self.tail.clear();
+                self.site.phase(&self.places[step].1);
+            }
+            Progress::Output(text) => {
+                for line in text.lines().map(clean) {
+                    self.site.line(&line);
+                    self.tail.push_back(line);
+                }
+                self.tail.drain(..self.tail.len().saturating_sub(TAIL));
+            }
+            Progress::Finished { .. } => {}
+        }
+    }
+
+    async fn failure(self, plan: &ServerPlan, instance: &mut P::Instance, trouble: Trouble) -> Box<Failure> {
+        let tail = Vec::from(self.tail);
+        match trouble {
+            Trouble::Session(SessionError::Step { step, message }) => {
+                let (span, name) = &self.places[step];
+                let message = format!("{name} failed: {}", clean(&message));
+                let mut failure = Failure::new(&plan.name, *span, FailureKind::Recipe, message);
+                failure.tail = tail;
+                Box::new(failure)
+            }
+            trouble => explain(self.site, instance, trouble, Some(tail)).await,
+        }
+    }
+}
+
+/// A failure of a server that no step is to blame for.
+pub(super) fn at(plan: &ServerPlan, kind: FailureKind, why: String) -> Box<Failure> {
+    Box::new(Failure::new(&plan.name, plan.span, kind, format!("server `{}`: {why}", plan.name)))
+}
