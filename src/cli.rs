@@ -328,6 +328,9 @@ fn failure_text(sources: &Sources, failure: &Failure, style: Style) -> String {
     }
     let mut shown = Shown::plain(&failure.message).help(failure.help.clone());
     shown.place(sources, failure.span, "");
+    if let Some((span, text)) = &failure.related {
+        shown.also(sources, *span, text);
+    }
     out.push_str(&render(&shown, style));
     if failure.log.is_some() {
         out.push_str(&format!("the whole log: vimg log {}\n", failure.node));

@@ -70,6 +70,8 @@ pub struct Failure {
     pub kind: FailureKind,
     /// What happened, in a sentence.
     pub message: String,
+    /// Another place, and what it has to do with it.
+    pub related: Option<(Span, String)>,
     /// What to do about it.
     pub help: Option<String>,
     /// The last lines that were printed before.
@@ -270,6 +272,7 @@ impl Failure {
             span,
             kind,
             message: message.into(),
+            related: None,
             help: None,
             tail: Vec::new(),
             log: None,

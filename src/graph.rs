@@ -263,6 +263,23 @@ impl Graph {
         chain
     }
 
+    /// Where a part of this name in the machine is applied, below `node`.
+    pub fn applied(&self, node: &Node, part: &str) -> Option<Span> {
+        let mut next = node.parent;
+        while let Some(node) = next.map(|id| self.node(id)) {
+            if let Work::Layer(work) = &node.work {
+                let named = |step: &Primitive| matches!(step, Primitive::Layer { name } if name == part);
+                let place = work.steps.iter().rposition(named).map(|n| work.places[n].0);
+                let first = || (work.layer.as_deref() == Some(part)).then_some(node.span);
+                if let Some(span) = place.or_else(first) {
+                    return Some(span);
+                }
+            }
+            next = node.parent;
+        }
+        None
+    }
+
     fn add(&mut self, node: Node) -> NodeId {
         let parent = node.parent;
         let name = node.name.clone();

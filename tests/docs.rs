@@ -109,6 +109,8 @@ configuration "c" {
     sysctl "NAME" value=1
     run { script "x"; env NAME="1"; undo "y"; secret "name" }
     run "HOST" { undo "y" }
+    on "each-boot" { run { script "x"; env NAME="1" } }
+    operation "name" { run "HOST" { env NAME="1" } }
     provides "k"
     check "x" {
         http "http://name/" status=200 contains="x" header="x: y"

@@ -8,7 +8,7 @@ use crate::failure::HOME;
 use crate::fetch::Channel;
 use crate::ledger::Ledger;
 use crate::offline::Guests;
-use crate::primitive::{self, Context};
+use crate::primitive::{self, Context, Switch};
 use crate::protocol::{Apply, FromAgent, Primitive};
 use crate::system;
 
@@ -28,25 +28,25 @@ pub(crate) fn apply(channel: &mut Channel, what: &Apply, boot_stamp: &mut String
     if let Some(layer) = steps.iter().take(from).rev().find_map(named).or(layer.clone())
         && let Err(failure) = ledger.enter(&layer)
     {
-        return Ok(FromAgent::Failed { step: from, message: failure.message, exit: None });
+        return Ok(failure.of(from));
     }
+    let mut switch = Switch::default();
     for (step, primitive) in steps.iter().enumerate().skip(from) {
         sender.send(&FromAgent::Started { step })?;
         if matches!(primitive, Primitive::Reboot) {
             return Ok(FromAgent::RebootDue { step, boot_changed: boot_changed(boot_stamp) });
         }
-        let mut context = Context { channel, sender: &sender, ledger: &mut ledger, step };
-        let made = primitive::settle(Some(primitive), &context)
+        let mut context =
+            Context { channel, sender: &sender, ledger: &mut ledger, switch: &mut switch, step };
+        let made = primitive::settle(Some(primitive), &mut context)
             .and_then(|()| primitive::apply(primitive, &mut context))
             .and_then(|changed| match steps.get(step + 1) {
                 Some(_) => Ok(changed),
-                None => primitive::settle(None, &context).map(|()| changed),
+                None => primitive::settle(None, &mut context).map(|()| changed),
             });
         match made {
             Ok(changed) => sender.send(&FromAgent::Finished { step, changed })?,
-            Err(failure) => {
-                return Ok(FromAgent::Failed { step, message: failure.message, exit: failure.exit });
-            }
+            Err(failure) => return Ok(failure.of(step)),
         }
     }
     drop(guests);

@@ -28,7 +28,7 @@ pub(crate) fn check(sender: &Sender, probes: &[Probe]) -> io::Result<FromAgent> 
         match ask(probe, &Output { sender, step, hidden: &[] }) {
             Ok(()) => sender.send(&FromAgent::Finished { step, changed: false })?,
             Err(failure) => {
-                return Ok(FromAgent::Failed { step, message: failure.message, exit: failure.exit });
+                return Ok(failure.of(step));
             }
         }
     }

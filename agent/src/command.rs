@@ -1,6 +1,7 @@
 //! Runs programs of the machine: never a question, never endless output.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -45,7 +46,16 @@ pub(crate) fn command(program: &str) -> Command {
 
 /// A script with the environment that its recipe asks for. Without a `#!` line
 /// it is the shell's.
-pub(crate) fn script(path: &Path, has_own: bool, around: &Around, user: &Account) -> Command {
+pub(crate) fn script(path: &Path, around: &Around, user: &Account) -> io::Result<Command> {
+    let mut start = [0; 2];
+    let has_own = match File::open(path)?.read_exact(&mut start) {
+        Ok(()) => start == *b"#!",
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => false,
+        Err(error) => return Err(error),
+    };
+    if !Path::new(&around.workdir).is_dir() {
+        return Err(io::Error::other(format!("there is no directory {} in the machine", around.workdir)));
+    }
     let words: &[&str] = if has_own { &[] } else { &["/bin/sh", "-eu"] };
     let script = path.to_string_lossy();
     let mut all = words.iter().copied().chain([&*script]);
@@ -61,7 +71,7 @@ pub(crate) fn script(path: &Path, has_own: bool, around: &Around, user: &Account
     };
     command.env("HOME", &user.home).env("USER", &user.name).env("LOGNAME", &user.name);
     command.env("SHELL", &user.shell).envs(&around.env).current_dir(&around.workdir);
-    command
+    Ok(command)
 }
 
 /// Runs a program for its answer on standard output; says whether it
@@ -152,19 +162,19 @@ pub(crate) fn run(command: &mut Command, timeout: Duration, output: &Output) -> 
 fn outcome(status: ExitStatus) -> Result<(), Failure> {
     match (status.code(), status.signal()) {
         (Some(0), _) => Ok(()),
-        (Some(code), _) => Err(Failure { message: format!("exit code {code}"), exit: Some(code) }),
+        (Some(code), _) => Err(Failure { exit: Some(code), ..Failure::new(format!("exit code {code}")) }),
         (None, Some(signal)) => Err(Failure::new(format!("killed by signal {signal}"))),
         (None, None) => Err(Failure::new("it ended in an unknown way")),
     }
 }
 
-/// Runs a program to its end whose output is ours. After `timeout` it and what
-/// it started are killed.
+/// Runs a program to its end whose output is ours. After `timeout` it is
+/// killed. It stays with our own group: a terminal is its, too, and whoever
+/// ends us ends it.
 pub(crate) fn pass(command: &mut Command, timeout: Duration) -> Result<(), Failure> {
-    use std::os::unix::process::CommandExt;
     let program = command.get_program().to_string_lossy().into_owned();
     let fail = |e: io::Error| Failure::new(format!("`{program}` can't be run: {e}"));
-    let mut child = command.process_group(0).spawn().map_err(fail)?;
+    let mut child = command.spawn().map_err(fail)?;
     let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), "0");
     let deadline = Instant::now() + timeout;
     loop {
@@ -172,8 +182,7 @@ pub(crate) fn pass(command: &mut Command, timeout: Duration) -> Result<(), Failu
             return outcome(status);
         }
         if Instant::now() >= deadline {
-            let group = rustix::process::Pid::from_child(&child);
-            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+            let _ = child.kill();
             let _ = child.wait();
             return Err(Failure::new(endless(timeout)));
         }

@@ -7,7 +7,7 @@
 //! `vimg-hooks.service`.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -57,27 +57,36 @@ pub fn boot() -> Result<(), Failed> {
     if system::port(PORT).is_some() { Ok(()) } else { live() }
 }
 
+/// The same for a machine that begins its life, whatever the one that its disk
+/// is from has lived through.
+pub fn begin() -> Result<(), Failed> {
+    match fs::remove_file(stamp()) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(format!("{}: {e}", stamp().display()).into()),
+        _ => live(),
+    }
+}
+
 /// Runs the hooks of the first boot until they have passed once, then those of
 /// each boot.
 pub fn live() -> Result<(), Failed> {
     if !stamp().exists() {
-        all("first-boot", &[])?;
+        all("first-boot", None)?;
         let done = File::create(stamp()).and_then(|file| file.sync_all());
         done.map_err(|e| format!("{}: {e}", stamp().display()))?;
     }
-    all("each-boot", &[])
+    all("each-boot", None)
 }
 
 /// Runs the hooks for the machine's end.
 pub fn decommission() -> Result<(), Failed> {
-    all("decommission", &[])
+    all("decommission", None)
 }
 
 /// Runs an operation. Its arguments are those of its scripts.
 pub fn operation(name: &str, args: &[String]) -> Result<(), Failed> {
     let known = known(&dir("operation"));
     if known.iter().any(|other| other == name) {
-        return all(&format!("operation/{name}"), args);
+        return all(&format!("operation/{name}"), Some(args));
     }
     let there = match known.as_slice() {
         [] => "this machine has none".to_owned(),
@@ -106,8 +115,9 @@ fn scripts(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Runs what is kept for `when`, in order, up to the first that fails.
-fn all(when: &str, args: &[String]) -> Result<(), Failed> {
+/// Runs what is kept for `when`, in order, up to the first that fails; with
+/// arguments if a person asks for it.
+fn all(when: &str, args: Option<&[String]>) -> Result<(), Failed> {
     for path in scripts(&dir(when)) {
         one(&path, args).map_err(|failure| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -123,17 +133,17 @@ fn all(when: &str, args: &[String]) -> Result<(), Failed> {
     Ok(())
 }
 
-fn one(path: &Path, args: &[String]) -> Result<(), Failure> {
+fn one(path: &Path, args: Option<&[String]>) -> Result<(), Failure> {
     let fail = |e: io::Error| Failure::at(path, e);
     let kept = fs::read(around(path)).map_err(fail)?;
     let around: Around = serde_json::from_slice(&kept).map_err(|e| fail(e.into()))?;
     let user = system::user(&around.user)
         .ok_or_else(|| Failure::new(format!("there is no user `{}` in the machine any more", around.user)))?;
-    let mut start = [0; 2];
-    let has_own =
-        File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == *b"#!";
-    let mut command = command::script(path, has_own, &around, &user);
-    command.args(args).stdin(Stdio::inherit());
+    let mut command = command::script(path, &around, &user).map_err(fail)?;
+    // Nobody is there to answer a hook.
+    if let Some(args) = args {
+        command.args(args).stdin(Stdio::inherit());
+    }
     command::pass(&mut command, Duration::from_secs(around.timeout))
 }
 

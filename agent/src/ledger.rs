@@ -107,14 +107,12 @@ pub(crate) struct Ledger {
     name: String,
     /// Paths that the page has.
     seen: HashSet<String>,
-    /// The packages of what is to come are there, before what is to go went.
-    pub(crate) ahead: bool,
 }
 
 impl Ledger {
     /// The ledger below `home`, where the agent keeps its files.
     pub(crate) fn below(home: &Path) -> Self {
-        Self { dir: home.join("ledger"), page: None, name: String::new(), seen: HashSet::new(), ahead: false }
+        Self { dir: home.join("ledger"), page: None, name: String::new(), seen: HashSet::new() }
     }
 
     /// Goes on with a layer's page, or begins it.

@@ -9,6 +9,9 @@ use std::process::ExitCode;
 use vimg_agent::hooks::Failed;
 use vimg_agent::{early, hooks, serve};
 
+/// What people may ask for; the rest is for machines.
+const USAGE: &str = "usage: agent operation NAME [ARGUMENTS] | agent decommission";
+
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -18,10 +21,12 @@ fn main() -> ExitCode {
         (_, ["appliance"]) => serve::appliance().map_err(failed),
         (_, ["container"]) => serve::container().map_err(failed),
         (_, ["boot"]) => hooks::boot(),
+        (_, ["begin"]) => hooks::begin(),
         (_, ["live"]) => hooks::live(),
         (_, ["decommission"]) => hooks::decommission(),
         (_, ["operation", name, ..]) => hooks::operation(name, &args[2..]),
-        _ => serve::machine().map_err(failed),
+        (_, []) => serve::machine().map_err(failed),
+        _ => Err(Failed { message: USAGE.into(), code: 2 }),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

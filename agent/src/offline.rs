@@ -165,28 +165,34 @@ impl Drop for Guests {
 /// lets them.
 pub(crate) struct Hold;
 
+/// Where it is noted what packages ask for meanwhile.
+pub(crate) const HELD: &str = "/run/vimg-held";
+
 impl Hold {
     /// Whether the machine has a policy of its own about that.
     pub(crate) fn is_taken() -> bool {
         fs::symlink_metadata(POLICY).is_ok()
     }
 
-    /// What they would start is written to `log`, a line each.
-    pub(crate) fn enter(log: &Path) -> io::Result<Self> {
-        if let Some(dir) = log.parent() {
-            fs::create_dir_all(dir)?;
-        }
-        let text = format!("#!/bin/sh\necho \"$*\" >>'{}'\nexit 101\n", log.display());
+    pub(crate) fn enter() -> io::Result<Self> {
+        fs::write(HELD, "")?;
+        let text = format!("#!/bin/sh\necho \"$*\" >>{HELD}\nexit 101\n");
         let mut file = fs::File::options().write(true).create_new(true).mode(0o755).open(POLICY)?;
         let hold = Self;
         io::Write::write_all(&mut file, text.as_bytes())?;
         Ok(hold)
+    }
+
+    /// What they asked for, a line each.
+    pub(crate) fn asked(self) -> String {
+        fs::read_to_string(HELD).unwrap_or_default()
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
         let _ = fs::remove_file(POLICY);
+        let _ = fs::remove_file(HELD);
     }
 }
 

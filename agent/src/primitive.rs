@@ -9,6 +9,7 @@ mod kernel_module;
 mod package;
 mod run;
 mod service;
+mod switch;
 mod symlink;
 mod sysctl;
 
@@ -22,11 +23,14 @@ use crate::ledger::{self, Entry, Ledger, Page};
 use crate::protocol::{Digest, FromAgent, Owner, Primitive};
 use crate::system;
 
+pub(crate) use switch::{Switch, settle};
+
 /// What a primitive works with.
 pub(crate) struct Context<'a> {
     pub(crate) channel: &'a mut Channel,
     pub(crate) sender: &'a Sender,
     pub(crate) ledger: &'a mut Ledger,
+    pub(crate) switch: &'a mut Switch,
     pub(crate) step: usize,
 }
 
@@ -41,17 +45,6 @@ impl Context<'_> {
         self.sender
             .send(&FromAgent::Output { step: self.step, text })
             .map_err(|e| Failure::new(format!("the host does not listen: {e}")))
-    }
-}
-
-/// Ends what a layer has put off until its files are there, or a script wants
-/// to find it done. `next` is what is about to be made true.
-pub(crate) fn settle(next: Option<&Primitive>, context: &Context) -> Result<(), Failure> {
-    match next {
-        None | Some(Primitive::Run(_) | Primitive::Layer { .. } | Primitive::Revert { .. }) => {
-            package::release(context)
-        }
-        _ => Ok(()),
     }
 }
 
@@ -79,7 +72,7 @@ pub(crate) fn apply(primitive: &Primitive, context: &mut Context) -> Result<bool
         Primitive::Hook { when, script } => hook::apply(when, script, context),
         Primitive::Reboot => Err(Failure::new("a machine can't boot itself again in the middle of a layer")),
         Primitive::Ahead { names, leaving } => package::ahead(names, leaving, context),
-        Primitive::Leave { layers } => leave(layers, context).map(|()| true),
+        Primitive::Leave { layers, paths } => switch::leave(layers, paths, context).map(|()| true),
         Primitive::Revert { layer } => revert(layer, context).map(|()| true),
         Primitive::Layer { name } => context.ledger.enter(name).map(|()| false),
     }
@@ -91,37 +84,13 @@ fn revert(layer: &str, context: &mut Context) -> Result<(), Failure> {
     for going in Going::find(&[layer.to_owned()], context)? {
         going.take_back(0, context)?;
         // What runs on has read what was taken back since.
-        service::settle(&going.page.entries, &[], context)?;
+        service::reread(&going.page.entries, context)?;
+        for unit in service::running(&going.page.entries) {
+            service::systemctl("try-restart", &unit, context)?;
+        }
         context.ledger.tear_out(&going.page)?;
     }
     Ok(())
-}
-
-/// Takes layers back up to the packages that they began with, and stops what
-/// those run: by then what comes in their place only has to be started.
-/// Whatever takes long is done before anything is touched.
-fn leave(layers: &[String], context: &mut Context) -> Result<(), Failure> {
-    let packages = |entry: &Entry| matches!(entry, Entry::Packages { .. });
-    let mut all = Vec::new();
-    let mut units = Vec::new();
-    for going in Going::find(layers, context)? {
-        let entries = &going.page.entries;
-        let first = entries.iter().take_while(|entry| packages(entry)).count();
-        // What came before packages goes after them.
-        let stay = if context.ledger.ahead && !entries[first..].iter().any(packages) { first } else { 0 };
-        for entry in &entries[..stay] {
-            if let Entry::Packages { before, after: Some(after), .. } = entry {
-                units.extend(package::units(before, after, &going.others, context)?);
-            }
-        }
-        all.push((going, stay));
-    }
-    for (going, stay) in &all {
-        going.take_back(*stay, context)?;
-        service::settle(&going.page.entries[*stay..], &units, context)?;
-    }
-    service::stop_all(&units, context)?;
-    all.iter().try_for_each(|(going, stay)| context.ledger.shorten(&going.page, *stay))
 }
 
 /// A layer that is to be taken back.
@@ -146,7 +115,7 @@ impl Going {
                 };
                 if let Some(other) = staying.iter().find(same) {
                     let message = format!("{path} was changed again by the layer `{}`", other.layer);
-                    return Err(Failure::new(message));
+                    return Err(Failure { layer: Some(other.layer.clone()), ..Failure::new(message) });
                 }
             }
         }

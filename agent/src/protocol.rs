@@ -315,6 +315,8 @@ pub enum FromAgent {
         message: String,
         /// The exit code of the program that failed.
         exit: Option<i32>,
+        /// The layer that is in the way.
+        layer: Option<String>,
     },
     /// All that was asked is so.
     Passed,

@@ -8,35 +8,55 @@ use vimg_agent::protocol::Apply;
 use vimg_lang::Span;
 
 use super::explain::{Trouble, explain};
-use super::layer::stage_blobs;
+use super::layer::{Staged, stage_blobs};
 use super::log::clean;
 use super::session::{Progress, Session, SessionError};
 use super::site::Site;
 use super::{Failure, FailureKind};
-use crate::graph::{Difference, ServerPart, ServerPlan, ServerWork};
+use crate::graph::{CheckWork, Difference, LayerWork, ServerPart, ServerPlan, ServerWork};
 use crate::provider::{Instance, Provider};
+use crate::store::Staging;
 
 /// The most lines that are shown of what has failed.
 pub(super) const TAIL: usize = 20;
 
-/// Does what a difference says; returns what is in effect then.
-pub(super) async fn make<P: Provider>(
+/// A change that is ready to be made: nothing of it has to be read any more.
+pub(super) struct Change {
+    work: Arc<LayerWork>,
+    checks: CheckWork,
+    after: Vec<ServerPart>,
+    blobs: Staged,
+    _staging: Staging,
+}
+
+/// Reads all that it takes to do what a difference says.
+pub(super) async fn prepare<P: Provider>(
     site: &Site<'_, P>,
     plan: &ServerPlan,
     difference: &Difference,
-    instance: &mut P::Instance,
-    session: &mut Session<<P::Instance as Instance>::Channel>,
-) -> Result<Vec<ServerPart>, Box<Failure>> {
+) -> Result<Change, Box<Failure>> {
     let work = plan.work(difference, &site.shared.project).map_err(|errors| {
         let why = errors.first().map(|e| format!("`{}`: {}", e.error.file, e.error.why));
         at(plan, FailureKind::Recipe, why.unwrap_or_default())
     })?;
     let ServerWork { layer: work, checks, after } = work;
-    if difference.is_empty() {
-        return Ok(after);
-    }
     let (work, staging) = (Arc::new(work), site.staging()?);
     let blobs = stage_blobs(site, &work, &staging).await?;
+    Ok(Change { work, checks, after, blobs, _staging: staging })
+}
+
+/// Makes a change, if it has any steps; returns what is in effect then.
+pub(super) async fn make<P: Provider>(
+    site: &Site<'_, P>,
+    plan: &ServerPlan,
+    change: Change,
+    instance: &mut P::Instance,
+    session: &mut Session<<P::Instance as Instance>::Channel>,
+) -> Result<Vec<ServerPart>, Box<Failure>> {
+    let Change { work, checks, after, blobs, _staging } = change;
+    if work.steps.is_empty() {
+        return Ok(after);
+    }
     let mut told = Told { site, places: &work.places, tail: VecDeque::new() };
     let (layer, steps) = (work.layer.clone(), work.steps.clone());
     let what = Apply { layer, steps, from: 0, offline: false };
@@ -97,7 +117,7 @@ impl<P: Provider> Told<'_, P> {
     async fn failure(self, plan: &ServerPlan, instance: &mut P::Instance, trouble: Trouble) -> Box<Failure> {
         let tail = Vec::from(self.tail);
         match trouble {
-            Trouble::Session(SessionError::Step { step, message }) => {
+            Trouble::Session(SessionError::Step { step, message, .. }) => {
                 let (span, name) = &self.places[step];
                 let message = format!("{name} failed: {}", clean(&message));
                 let mut failure = Failure::new(&plan.name, *span, FailureKind::Recipe, message);

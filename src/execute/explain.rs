@@ -63,7 +63,7 @@ pub(super) async fn explain<P: Provider>(
         failure
     };
     let mut failure = match trouble {
-        Trouble::Session(SessionError::Step { step, message }) => {
+        Trouble::Session(SessionError::Step { step, message, layer }) => {
             let message: String = message.lines().map(clean).collect::<Vec<_>>().join(" ");
             let mut failure = site.failure(FailureKind::Recipe, message.clone());
             if let Work::Layer(work) = &node.work
@@ -81,6 +81,8 @@ pub(super) async fn explain<P: Provider>(
                 failure.span = *span;
                 failure.message = format!("{name}: {message}");
             }
+            let place = layer.and_then(|layer| site.shared.graph.applied(node, &layer));
+            failure.related = place.map(|span| (span, "the layer that did".to_owned()));
             failure.tail = tail.unwrap_or_default();
             return failure;
         }

@@ -50,6 +50,9 @@ pub struct ServerRecord {
     overlay: PathBuf,
     /// The overlay is for a change that has not come to its end.
     changing: bool,
+    /// It has hooks for its end.
+    #[serde(default)]
+    parting: bool,
 }
 
 /// What `up` found or did.
@@ -233,7 +236,8 @@ pub async fn up<P: Provider>(
         record.step_back();
         if let Some(gone) = record.chain.iter().chain([&record.overlay]).find(|disk| !disk.exists()) {
             let mut failure = host(format!("a disk below its own is gone: {}", gone.display()));
-            failure.help = Some(format!("`vimg down --remove {}` forgets what is left of it", plan.name));
+            failure.help =
+                Some(format!("`vimg down --force --remove {}` forgets what is left of it", plan.name));
             return Err(failure);
         }
         let lives = back(&site, plan, home, &record).await?;
@@ -289,14 +293,17 @@ async fn start<P: Provider>(
         chain: up.launch.chain,
         overlay,
         changing: false,
+        parting: plan.has_parting(),
     };
     record.lead(&plan.forwards);
     let difference = plan.difference(&record.parts);
-    let made = match change::make(site, plan, &difference, &mut found.instance, &mut found.session).await {
-        Ok(parts) => live(site, plan, &mut found).await.map(|()| parts),
-        Err(failure) => Err(failure),
+    let made = async {
+        let change = change::prepare(site, plan, &difference).await?;
+        let Found { instance, session } = &mut found;
+        let parts = change::make(site, plan, change, instance, session).await?;
+        live(site, plan, &mut found, "begin").await.map(|()| parts)
     };
-    match made {
+    match made.await {
         Ok(parts) => {
             record.parts = parts;
             home.keep(&record).map_err(|e| site.io_failure(&home.dir, e))?;
@@ -321,7 +328,7 @@ async fn back<P: Provider>(
     let (instance, session) = up::again(site, &record.launch(site, &home.dir)).await?;
     home.keep(record).map_err(|e| site.io_failure(&home.dir, e))?;
     let mut found = Found::<P> { instance, session };
-    let lives = live(site, plan, &mut found).await.map_err(|mut failure| {
+    let lives = live(site, plan, &mut found, "live").await.map_err(|mut failure| {
         failure.help = Some(format!("the server runs; `vimg restart {}` tries again", plan.name));
         failure
     });
@@ -334,9 +341,10 @@ async fn live<P: Provider>(
     site: &Site<'_, P>,
     plan: &ServerPlan,
     found: &mut Found<P>,
+    what: &str,
 ) -> Result<(), Box<Failure>> {
     site.phase("hooks");
-    hooks(found, "live", |line| site.line(line)).await.map_err(|mut tail| {
+    hooks(found, what, |line| site.line(line)).await.map_err(|mut tail| {
         let mut failure = at(plan, FailureKind::Recipe, tail.pop().unwrap_or_default());
         failure.tail = tail;
         failure
@@ -440,11 +448,18 @@ pub async fn apply<P: Provider>(
         return Err(host("its disk has seen too many changes; start it anew".into()));
     }
     if !difference.is_empty() {
+        let change = match change::prepare(&site, plan, &difference).await {
+            Ok(change) => change,
+            Err(failure) => {
+                found.instance.leave();
+                return Err(failure);
+            }
+        };
         if let Err(why) = branch(home, &mut record, true, &mut found).await {
             found.instance.leave();
             return Err(host(why));
         }
-        match change::make(&site, plan, &difference, &mut found.instance, &mut found.session).await {
+        match change::make(&site, plan, change, &mut found.instance, &mut found.session).await {
             Ok(parts) => record.parts = parts,
             Err(mut failure) => {
                 found.instance.stop().await;
@@ -457,6 +472,7 @@ pub async fn apply<P: Provider>(
             }
         }
         record.changing = false;
+        record.parting = plan.has_parting();
         home.keep(&record).map_err(|e| site.io_failure(&home.dir, e))?;
     }
     let led = found.instance.forward(&add, &remove).await;
@@ -514,7 +530,8 @@ pub async fn down<P: Provider>(
             Some(mut found) => {
                 if remove && let Err(mut said) = hooks(&mut found, "decommission", |_| {}).await {
                     found.instance.leave();
-                    return Err(said.pop().unwrap_or_default());
+                    let why = said.pop().unwrap_or_default();
+                    return Err(said.pop().map_or(why.clone(), |last| format!("{why}; it said: {last}")));
                 }
                 let Found { mut instance, mut session } = found;
                 up::off(&mut instance, &mut session).await.map_err(|trouble| match trouble {
@@ -522,6 +539,11 @@ pub async fn down<P: Provider>(
                     Trouble::Ended(ended) => format!("it did not stop in order: {ended:?}"),
                 })?;
                 true
+            }
+            None if remove && home.record().is_some_and(|record| record.parting) => {
+                return Err(
+                    "it is off, and has hooks to run before it is removed: start it with `vimg up`".into()
+                );
             }
             None => false,
         },

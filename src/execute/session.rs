@@ -49,7 +49,7 @@ pub(super) enum SessionError {
     /// The agent is alive, but does not come to an end.
     Endless(Duration),
     /// The agent says that a step failed.
-    Step { step: usize, message: String },
+    Step { step: usize, message: String, layer: Option<String> },
     /// The agent says no.
     Refused(String),
 }
@@ -322,9 +322,9 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
                     progress(Progress::Finished { step, changed });
                 }
                 FromAgent::Refused { message } => return Err(SessionError::Refused(message)),
-                FromAgent::Failed { step, message, .. } => {
+                FromAgent::Failed { step, message, layer, .. } => {
                     let step = step.min(times.len().saturating_sub(1));
-                    return Err(SessionError::Step { step, message });
+                    return Err(SessionError::Step { step, message, layer });
                 }
                 last => return Ok(last),
             }
@@ -621,7 +621,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failed_step_is_named_within_bounds() {
-        let failed = FromAgent::Failed { step: 99, message: "no".into(), exit: Some(3) };
+        let failed = FromAgent::Failed { step: 99, message: "no".into(), exit: Some(3), layer: None };
         let result = against(message(&failed)).await;
         assert!(matches!(result, Err(SessionError::Step { step: 0, .. })), "{result:?}");
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use vimg_agent::protocol::Primitive as Step;
 use vimg_lang::Span;
-use vimg_lang::model::{Forward, InEffect, Layer, Machine, Model, Part, Primitive};
+use vimg_lang::model::{Forward, InEffect, Layer, Machine, Model, Part, Primitive, When};
 
 use super::{CheckWork, Graph, GraphError, LayerWork, NodeId, describe};
 use crate::digest::Key;
@@ -105,6 +105,12 @@ impl ServerPlan {
         }))
     }
 
+    /// Whether it has something to do before it is removed.
+    pub fn has_parting(&self) -> bool {
+        let parting = |p: &Primitive| matches!(p, Primitive::Hook { when: When::Decommission, .. });
+        self.parts.iter().flat_map(|part| &part.steps).any(|step| parting(&step.primitive))
+    }
+
     /// What has to be done where `current` is in effect.
     pub fn difference(&self, current: &[ServerPart]) -> Difference {
         difference(current, &self.wanted)
@@ -158,23 +164,31 @@ fn switch_over(work: &mut LayerWork) {
         .iter()
         .filter_map(|(step, _)| if let Step::Revert { layer } = step { Some(layer.clone()) } else { None })
         .collect();
-    let (mut ahead, mut layer) = (Vec::new(), None);
-    for (step, place) in &coming {
-        match step {
-            Step::Layer { .. } => layer = Some((step.clone(), place.clone())),
-            Step::Package { names } => {
-                let (names, leaving) = (names.clone(), leaving.clone());
-                ahead.extend(layer.clone());
-                ahead.push((Step::Ahead { names, leaving }, (place.0, format!("{} ahead", place.1))));
-            }
-            _ => {}
-        }
-    }
-    let steps: Vec<_> = if leaving.is_empty() || ahead.is_empty() {
+    // What a purge takes with it can't be told of accounts.
+    let accounts = |step: &Step| matches!(step, Step::User(_) | Step::Group { .. });
+    let packages = |step: &Step| matches!(step, Step::Package { .. });
+    let any = |is: &dyn Fn(&Step) -> bool| coming.iter().any(|(step, _)| is(step));
+    let steps: Vec<_> = if leaving.is_empty() || !any(&packages) || any(&accounts) {
         going.into_iter().chain(coming).collect()
     } else {
+        let (mut ahead, mut paths) = (Vec::new(), Vec::new());
+        for (step, place) in &coming {
+            match step {
+                // All of them, so that the machine has them in their order.
+                Step::Layer { .. } => ahead.push((step.clone(), place.clone())),
+                Step::Package { names } => {
+                    let (names, leaving) = (names.clone(), leaving.clone());
+                    ahead.push((Step::Ahead { names, leaving }, (place.0, format!("{} ahead", place.1))));
+                }
+                Step::File { path, .. }
+                | Step::Directory { path, .. }
+                | Step::Symlink { path, .. }
+                | Step::Archive { path, .. } => paths.push(path.clone()),
+                _ => {}
+            }
+        }
         let place = going.first().map(|(_, (span, _))| (*span, format!("leave {}", leaving.join(" "))));
-        let leave = place.map(|place| (Step::Leave { layers: leaving }, place));
+        let leave = place.map(|place| (Step::Leave { layers: leaving, paths }, place));
         ahead.into_iter().chain(leave).chain(coming).chain(going).collect()
     };
     (work.steps, work.places) = steps.into_iter().unzip();
@@ -252,24 +266,38 @@ mod tests {
         let package = |name: &str| Step::Package { names: vec![name.into()] };
         let layer = |name: &str| Step::Layer { name: name.into() };
         let revert = |layer: &str| Step::Revert { layer: layer.into() };
+        let link = || Step::Symlink { path: "/x".into(), target: "y".into() };
         let work = |steps: &[Step]| LayerWork {
             layer: None,
             steps: steps.to_vec(),
             places: steps.iter().map(|_| (span, String::new())).collect(),
             blobs: Default::default(),
         };
-        let mut whole =
-            work(&[revert("site"), revert("nginx"), layer("light"), package("lighttpd"), layer("site#2")]);
+        let mut whole = work(&[
+            revert("site"),
+            revert("nginx"),
+            layer("light"),
+            package("lighttpd"),
+            layer("site#2"),
+            link(),
+        ]);
         switch_over(&mut whole);
         let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
         let ahead = Step::Ahead { names: names(&["lighttpd"]), leaving: names(&["site", "nginx"]) };
-        let leave = Step::Leave { layers: names(&["site", "nginx"]) };
-        let (first, second) = whole.steps.split_at(3);
-        assert_eq!(first, [layer("light"), ahead, leave]);
-        let rest = [layer("light"), package("lighttpd"), layer("site#2"), revert("site"), revert("nginx")];
-        assert_eq!((second, whole.places.len()), (&rest[..], 8));
-        // Nothing comes, or nothing goes: as it was.
-        for steps in [vec![revert("site"), layer("x")], vec![layer("x"), package("y")]] {
+        let leave = Step::Leave { layers: names(&["site", "nginx"]), paths: names(&["/x"]) };
+        let (first, second) = whole.steps.split_at(4);
+        assert_eq!(first, [layer("light"), ahead, layer("site#2"), leave]);
+        let rest =
+            [layer("light"), package("lighttpd"), layer("site#2"), link(), revert("site"), revert("nginx")];
+        assert_eq!((second, whole.places.len()), (&rest[..], 10));
+        // Nothing comes, or nothing goes, or an account does: as it was.
+        let group = || Step::Group { name: "g".into(), gid: None, system: false };
+        let plain = [
+            vec![revert("site"), layer("x")],
+            vec![layer("x"), package("y")],
+            vec![revert("site"), layer("x"), package("y"), group()],
+        ];
+        for steps in plain {
             let mut same = work(&steps);
             switch_over(&mut same);
             assert_eq!(same.steps, steps);

@@ -77,7 +77,8 @@ impl Shown {
         self
     }
 
-    fn also(&mut self, sources: &Sources, span: Span, text: &str) {
+    /// Adds another place.
+    pub fn also(&mut self, sources: &Sources, span: Span, text: &str) {
         let source = sources.get(span.source);
         let same = self.source.as_ref().is_some_and(|s| s.name() == source.name);
         if same && excerpt(span, &source.text).is_none() {

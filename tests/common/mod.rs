@@ -197,7 +197,13 @@ impl Agent {
                             Primitive::Revert { layer } => self.change(|s| revert(s, layer)),
                             _ => {
                                 if let Err(message) = self.apply(primitive).await? {
-                                    self.say(&FromAgent::Failed { step, message, exit: Some(1) }).await?;
+                                    self.say(&FromAgent::Failed {
+                                        step,
+                                        message,
+                                        exit: Some(1),
+                                        layer: None,
+                                    })
+                                    .await?;
                                     continue;
                                 }
                                 self.change(|s| note(s, &page, &before));

@@ -156,7 +156,11 @@ fn servers_are_changed_while_they_run_and_found_again() {
     assert!(says(&["logs", "staging"]).contains("login:"));
     let stays = project.vimg(&["down", "staging", "--remove"]);
     assert_eq!(stays.code, 1);
-    stays.says("`decommission` of the layer `life` failed: exit code 1");
+    stays.says("`decommission` of the layer `life` failed: exit code 1; it said: may I");
+    let off = project.vimg(&["down", "staging"]);
+    assert_eq!(off.code, 0, "{}", off.stderr);
+    project.vimg(&["down", "staging", "--remove"]).says("it is off, and has hooks to run before");
+    project.vimg(&["up", "staging"]).says("staging is back");
     says(&["exec", "staging", "--", "touch", "/may-go"]);
     assert_eq!(says(&["down", "staging", "--remove"]), "staging is off, and its disk is gone\n");
     assert_eq!(says(&["ps"]), "no server was started here\n");

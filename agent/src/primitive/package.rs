@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::{Context, service};
+use super::Context;
+use super::switch::Held;
 use crate::command;
-use crate::failure::{Failure, HOME};
+use crate::failure::Failure;
 use crate::ledger::Entry;
 use crate::offline;
 use crate::packages::{self, Package};
@@ -36,7 +36,7 @@ pub(super) fn apply(names: &[String], context: &mut Context) -> Result<bool, Fai
     let missing: Vec<&String> = names.iter().filter(|name| !installed(name, &there)).collect();
     if missing.is_empty() {
         // They came ahead; what they start is due now.
-        return Ok(fs::rename(held(context), due(context)).is_ok());
+        return Ok(context.switch.wants(context.ledger.page()));
     }
     let before = context.ledger.keep(list.as_bytes())?;
     let noted = |after| Entry::Packages { names: names.to_vec(), before, after };
@@ -77,35 +77,44 @@ fn refresh(context: &Context) -> Result<bool, Failure> {
 /// taken back. What they would start waits for the layer. As far as it is
 /// noted, they find the machine without what the leaving layers brought.
 pub(super) fn ahead(names: &[String], leaving: &[String], context: &mut Context) -> Result<bool, Failure> {
-    context.ledger.ahead = false;
-    let mut there = packages::parse(&packages::list());
+    let there = packages::parse(&packages::list());
     let missing: Vec<&String> = names.iter().filter(|name| !installed(name, &there)).collect();
+    if context.switch.ahead == Some(false) {
+        return Ok(false);
+    }
     if !missing.is_empty() {
         refresh(context)?;
-        if offline::Hold::is_taken() || would_remove(&missing)? {
+        if offline::Hold::is_taken() || would_remove(missing.iter().copied())? {
             context.say("what comes can't be installed before what goes")?;
+            context.switch.ahead = Some(false);
             return Ok(false);
         }
     }
+    context.switch.ahead = Some(true);
+    let mut base = there.clone();
     let pages = context.ledger.pages()?;
     for page in leaving.iter().filter_map(|layer| pages.iter().find(|page| page.layer == *layer)) {
         for entry in page.entries.iter().rev() {
             let Entry::Packages { before, after: Some(after), .. } = entry else { continue };
-            without(&mut there, &kept(before, context)?, &kept(after, context)?);
+            without(&mut base, &kept(before, context)?, &kept(after, context)?);
         }
     }
-    let before = context.ledger.keep(packages::write(&there).as_bytes())?;
+    let before = context.ledger.keep(packages::write(&base).as_bytes())?;
     let noted = |after| Entry::Packages { names: names.to_vec(), before, after };
     context.ledger.note(&noted(None))?;
-    if !missing.is_empty() {
-        let log = held(context);
-        let hold = offline::Hold::enter(&log).map_err(|e| Failure::at(&log, e))?;
-        get(&missing, context)?;
-        drop(hold);
-    }
-    let after = context.ledger.keep(packages::list().as_bytes())?;
+    let asked = match missing.as_slice() {
+        [] => String::new(),
+        missing => {
+            let hold = offline::Hold::enter().map_err(|e| Failure::at(offline::HELD, e))?;
+            get(missing, context)?;
+            hold.asked()
+        }
+    };
+    let list = packages::list();
+    let after = context.ledger.keep(list.as_bytes())?;
     context.ledger.note(&noted(Some(after)))?;
-    context.ledger.ahead = true;
+    let packages = packages::parse(&list).into_keys().filter(|name| !there.contains_key(name)).collect();
+    context.switch.hold(context.ledger.page(), Held { packages, asked });
     Ok(!missing.is_empty())
 }
 
@@ -121,32 +130,6 @@ fn without(there: &mut Packages, before: &Packages, after: &Packages) {
     for (name, was) in before.iter().filter(|(name, _)| !after.contains_key(*name)) {
         there.insert(name.clone(), was.clone());
     }
-}
-
-/// Where it is noted what packages of the layer would have started.
-fn held(context: &Context) -> PathBuf {
-    Path::new(HOME).join("tmp").join(format!("held-{}", context.ledger.page()))
-}
-
-fn due(context: &Context) -> PathBuf {
-    held(context).with_extension("due")
-}
-
-/// Starts what was held back when the layer's packages came ahead, and was not
-/// started since.
-pub(super) fn release(context: &Context) -> Result<(), Failure> {
-    let log = due(context);
-    let Ok(text) = fs::read_to_string(&log) else { return Ok(()) };
-    fs::remove_file(&log).map_err(|e| Failure::at(&log, e))?;
-    let mut started = HashSet::new();
-    for line in text.lines() {
-        let words: Vec<&str> = line.split_whitespace().filter(|word| !word.starts_with('-')).collect();
-        let [unit, "start" | "restart", ..] = words[..] else { continue };
-        if started.insert(unit.to_owned()) {
-            service::start_as_packages_do(unit, context)?;
-        }
-    }
-    Ok(())
 }
 
 type Packages = BTreeMap<String, Package>;
@@ -182,25 +165,23 @@ fn asked(name: &str, others: &[String]) -> bool {
     others.iter().any(|other| bare(other) == bare(name))
 }
 
-/// The units of packages that [`revert`] would purge.
-pub(super) fn units(
+/// Parts what a layer brought and is there: into what [`revert`] would purge,
+/// and the rest.
+pub(super) fn partition(
     before: &Digest,
     after: &Digest,
     others: &[String],
     context: &Context,
-) -> Result<Vec<String>, Failure> {
-    let (gone, _) = idle_of(&kept(before, context)?, &kept(after, context)?, others, context)?;
-    if gone.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut list = command::command("dpkg-query");
-    let (_, text) = command::query(list.args(["--listfiles", "--"]).args(&gone), command::QUESTION)?;
-    let paths = text.lines().map(Path::new);
-    let units = paths.filter(|path| path.parent().is_some_and(|dir| dir.ends_with("systemd/system")));
-    let names = units.filter_map(|path| path.file_name()?.to_str());
-    let run = |name: &&str| [".service", ".socket", ".timer", ".path"].iter().any(|end| name.ends_with(end));
-    // Of a template all that run.
-    Ok(names.filter(run).map(|name| name.replace("@.", "@*.")).collect())
+    gone: &mut Vec<String>,
+    rest: &mut Vec<String>,
+) -> Result<(), Failure> {
+    let (before, after) = (kept(before, context)?, kept(after, context)?);
+    let (idle, _) = idle_of(&before, &after, others, context)?;
+    let now = packages::parse(&packages::list());
+    let came = after.into_keys().filter(|name| !before.contains_key(name) && now.contains_key(name));
+    rest.extend(came.filter(|name| !idle.contains(name)));
+    gone.extend(idle);
+    Ok(())
 }
 
 /// Takes packages back: what came and nothing else needs is purged, what was
@@ -219,14 +200,14 @@ pub(super) fn revert(
     };
     let (gone, needed) = idle_of(&before, &after, others, context)?;
     // What came in its place may well be what needs it.
-    for name in needed.iter().filter(|_| !context.ledger.ahead) {
+    for name in needed.iter().filter(|_| !context.switch.is_on()) {
         context.say(&format!("{name} stays: another package needs it"))?;
     }
     if !gone.is_empty() {
         apt(apt_get().args(DPKG).args(["--yes", "purge", "--"]).args(&gone), "apt-get purge", context)?;
     }
     let now = packages::parse(&packages::list());
-    let back: Vec<String> = before
+    let mut back: Vec<String> = before
         .iter()
         .filter(|(name, was)| after.get(*name).is_none_or(|after| after.version != was.version))
         .filter(|(name, was)| now.get(*name).is_none_or(|now| now.version != was.version))
@@ -235,6 +216,19 @@ pub(super) fn revert(
     if !back.is_empty() {
         wait_for_network()?;
         apt(apt_get().arg("update"), "apt-get update", context)?;
+    }
+    if context.switch.is_on() {
+        let mut free = Vec::new();
+        for spec in back {
+            if would_remove([&spec])? {
+                context.say(&format!("{spec} does not return: what came has its place"))?;
+            } else {
+                free.push(spec);
+            }
+        }
+        back = free;
+    }
+    if !back.is_empty() {
         let mut install = apt_get();
         install.args(DPKG).args(["--yes", "--allow-downgrades", "--no-install-recommends", "install", "--"]);
         apt(install.args(&back), "apt-get install", context)?;
@@ -253,7 +247,7 @@ pub(super) fn revert(
 }
 
 /// A package's name without version, suite and architecture.
-fn bare(name: &str) -> &str {
+pub(super) fn bare(name: &str) -> &str {
     name.split(['=', '/', ':']).next().unwrap_or(name)
 }
 
@@ -277,9 +271,10 @@ fn idle() -> Result<HashSet<String>, Failure> {
 }
 
 /// Whether something would have to go for these packages.
-fn would_remove(names: &[&String]) -> Result<bool, Failure> {
+fn would_remove<'a>(names: impl IntoIterator<Item = &'a String>) -> Result<bool, Failure> {
     let mut simulate = apt_get();
-    simulate.args(["--simulate", "--no-install-recommends", "install", "--"]).args(names);
+    simulate.args(["--simulate", "--yes", "--allow-downgrades", "--no-install-recommends", "install", "--"]);
+    simulate.args(names);
     let (done, text) = command::query(&mut simulate, command::QUESTION)?;
     // If it can't be told, whoever installs them will hear why.
     Ok(!done || text.lines().any(|line| line.starts_with("Remv ") || line.starts_with("Purg ")))

@@ -109,7 +109,7 @@ fn execute(script: &[u8], around: &Around, user: &system::Account, output: &Outp
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
     };
     write().map_err(|e| Failure::at(&path, e))?;
-    let mut command = command::script(&path, script.starts_with(b"#!"), around, user);
+    let mut command = command::script(&path, around, user).map_err(|e| Failure::at(&path, e))?;
     let result = command::run(&mut command, Duration::from_secs(around.timeout), output);
     let _ = fs::remove_file(&path);
     result

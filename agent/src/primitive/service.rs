@@ -35,6 +35,9 @@ pub(super) fn apply(
     for verb in other.into_iter().chain(verb) {
         systemctl(verb, unit, context)?;
     }
+    if let Some("start" | "restart") = verb {
+        context.switch.is_new(unit);
+    }
     Ok(true)
 }
 
@@ -59,25 +62,21 @@ pub(super) fn revert(
     Ok(())
 }
 
-/// Has the units of a layer that was taken back read their files anew, if they
-/// run: now those of before are there. Units that `stop` right away need not.
-pub(super) fn settle(entries: &[Entry], stop: &[String], context: &Context) -> Result<(), Failure> {
+/// Has systemd read its files anew if some of a layer that was taken back were
+/// among them.
+pub(super) fn reread(entries: &[Entry], context: &Context) -> Result<(), Failure> {
+    let stale = |entry: &Entry| matches!(entry, Entry::Path { path, .. } if path.contains("/systemd/"));
+    if offline::is() || !entries.iter().any(stale) { Ok(()) } else { reload(context) }
+}
+
+/// Units that a layer found running. Once it was taken back they have to read
+/// their files anew: now those of before are there.
+pub(super) fn running(entries: &[Entry]) -> Vec<String> {
     let unit = |entry: &Entry| match entry {
-        Entry::Service { unit, active: Some(true), .. } if !stop.contains(unit) => Some(unit.clone()),
+        Entry::Service { unit, active: Some(true), .. } if !offline::is() => Some(unit.clone()),
         _ => None,
     };
-    if offline::is() {
-        return Ok(());
-    }
-    if entries.iter().any(|entry| matches!(entry, Entry::Path { path, .. } if path.contains("/systemd/"))) {
-        reload(context)?;
-    }
-    for unit in entries.iter().filter_map(unit) {
-        if runs(&unit, context)? {
-            systemctl("restart", &unit, context)?;
-        }
-    }
-    Ok(())
+    entries.iter().filter_map(unit).collect()
 }
 
 /// Stops units, as far as they run.
@@ -93,23 +92,9 @@ pub(super) fn stop_all(units: &[String], context: &Context) -> Result<(), Failur
     })
 }
 
-/// Starts what a package starts once it is installed: not what is disabled,
-/// and what can't be started is no failure of the package
-/// (deb-systemd-invoke(1p)).
-pub(super) fn start_as_packages_do(unit: &str, context: &Context) -> Result<(), Failure> {
-    let unit = if unit.contains('.') { unit.to_owned() } else { format!("{unit}.service") };
-    if ["disabled", "masked"].contains(&at_boot(&unit)?.1.as_str()) {
-        return Ok(());
-    }
-    match systemctl("start", &unit, context) {
-        Ok(()) => Ok(()),
-        Err(failure) => context.say(&failure.message),
-    }
-}
-
 /// Whether a unit starts at boot, and what `systemctl is-enabled` says of it;
 /// nothing if there is none.
-fn at_boot(unit: &str) -> Result<(bool, String), Failure> {
+pub(super) fn at_boot(unit: &str) -> Result<(bool, String), Failure> {
     let mut systemctl = command::command("systemctl");
     systemctl.args(["is-enabled", "--", unit]);
     let (enabled, text) = command::query(&mut systemctl, command::QUESTION)?;
@@ -118,7 +103,7 @@ fn at_boot(unit: &str) -> Result<(bool, String), Failure> {
 
 /// Whether a unit runs. One whose file changed is read again, or its old form
 /// would run until the next boot.
-fn runs(unit: &str, context: &Context) -> Result<bool, Failure> {
+pub(super) fn runs(unit: &str, context: &Context) -> Result<bool, Failure> {
     let mut show = command::command("systemctl");
     show.args(["show", "--property=NeedDaemonReload,ActiveState", "--", unit]);
     let (_, text) = command::query(&mut show, command::QUESTION)?;
@@ -141,7 +126,7 @@ fn is(question: &str, unit: &str) -> Result<bool, Failure> {
     Ok(command::query(&mut systemctl, command::QUESTION)?.0)
 }
 
-fn systemctl(verb: &str, unit: &str, context: &Context) -> Result<(), Failure> {
+pub(super) fn systemctl(verb: &str, unit: &str, context: &Context) -> Result<(), Failure> {
     let mut systemctl = command::command("systemctl");
     systemctl.args([verb, "--", unit]);
     command::run(&mut systemctl, Duration::from_secs(600), &context.output()).map_err(|mut failure| {

@@ -113,6 +113,8 @@ pub enum Primitive {
     /// not be installed ahead it takes all of them back.
     Leave {
         layers: Vec<String>,
+        /// Where what comes will stand.
+        paths: Vec<String>,
     },
     /// No resource: takes a layer back, by what the machine has noted of it.
     Revert {

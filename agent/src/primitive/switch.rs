@@ -1,0 +1,231 @@
+//! One functionality makes room for another in a machine that runs, so that
+//! somebody serves for as long as can be: packages of what comes are installed
+//! ahead, what goes is stopped, what comes is started, and only then packages
+//! of what went are purged.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+
+use super::{Context, Going, package, service};
+use crate::command;
+use crate::failure::Failure;
+use crate::ledger::Entry;
+use crate::protocol::Primitive;
+
+/// What is known of it while the steps of one change are made true.
+#[derive(Debug, Default)]
+pub(crate) struct Switch {
+    /// Whether packages of what comes could be installed ahead. Once they
+    /// could not, none are.
+    pub(super) ahead: Option<bool>,
+    /// What packages that came ahead are to start, by the page of their layer.
+    waiting: HashMap<String, Held>,
+    /// The same, once their layer is at the place where it wants them.
+    due: Vec<Held>,
+    /// Units that have to read their files again when all is there.
+    again: BTreeSet<String>,
+}
+
+/// What packages did not start, because they came ahead.
+#[derive(Debug)]
+pub(super) struct Held {
+    /// Packages that were not there.
+    pub(super) packages: Vec<String>,
+    /// What was asked of the machine's policy, a line each.
+    pub(super) asked: String,
+}
+
+impl Switch {
+    /// Packages of what goes are to be purged when what comes is there.
+    pub(super) fn is_on(&self) -> bool {
+        self.ahead == Some(true)
+    }
+
+    /// A layer's packages have come; what they start waits.
+    pub(super) fn hold(&mut self, page: &str, held: Held) {
+        self.waiting.insert(page.to_owned(), held);
+    }
+
+    /// A layer is where it wants its packages; says whether they came ahead.
+    pub(super) fn wants(&mut self, page: &str) -> bool {
+        let held = self.waiting.remove(page);
+        let came = held.is_some();
+        self.due.extend(held);
+        came
+    }
+
+    /// A unit was started anew.
+    pub(super) fn is_new(&mut self, unit: &str) {
+        self.again.remove(unit);
+    }
+}
+
+/// Does what was put off until a layer's files are there, where `next` could
+/// not come before it.
+pub(crate) fn settle(next: Option<&Primitive>, context: &mut Context) -> Result<(), Failure> {
+    use crate::protocol::ServiceState::Stopped;
+    let ends = matches!(next, None | Some(Primitive::Revert { .. }));
+    let wants = match next {
+        Some(Primitive::Run(_) | Primitive::Layer { .. }) => true,
+        Some(Primitive::Service { state, .. }) => *state == Some(Stopped),
+        _ => ends,
+    };
+    if wants {
+        for held in std::mem::take(&mut context.switch.due) {
+            release(&held, context)?;
+        }
+    }
+    if ends {
+        for unit in std::mem::take(&mut context.switch.again) {
+            service::systemctl("try-restart", &unit, context)?;
+        }
+    }
+    Ok(())
+}
+
+/// Starts what packages start once they are installed, as far as a step of the
+/// layer has not done so, and has units that run take notice of what came
+/// (deb-systemd-invoke(1p), invoke-rc.d(8)). What can't be started is no
+/// failure of the package.
+fn release(held: &Held, context: &Context) -> Result<(), Failure> {
+    for unit in units_of(&held.packages)?.iter().filter(|unit| !unit.contains('@')) {
+        if service::at_boot(unit)?.1.starts_with("enabled") && !service::runs(unit, context)? {
+            try_to("start", unit, context)?;
+        }
+    }
+    let lines: BTreeSet<&str> = held.asked.lines().collect();
+    for line in lines {
+        let words: Vec<&str> = line.split_whitespace().filter(|word| !word.starts_with('-')).collect();
+        let [unit, action, ..] = words[..] else { continue };
+        let verb = match action {
+            "restart" | "try-restart" => "try-restart",
+            "reload" | "force-reload" => "try-reload-or-restart",
+            _ => continue,
+        };
+        let unit = if unit.contains('.') { unit.to_owned() } else { format!("{unit}.service") };
+        try_to(verb, &unit, context)?;
+    }
+    Ok(())
+}
+
+fn try_to(verb: &str, unit: &str, context: &Context) -> Result<(), Failure> {
+    match service::systemctl(verb, unit, context) {
+        Ok(()) => Ok(()),
+        Err(failure) => context.say(&failure.message),
+    }
+}
+
+/// Takes layers back up to the packages that they began with, and stops what
+/// those run: by then what comes in their place only has to be started. It will
+/// stand at `paths`. Whatever takes long is done before anything is touched.
+pub(super) fn leave(layers: &[String], paths: &[String], context: &mut Context) -> Result<(), Failure> {
+    let (mut all, mut stop, mut again) = (Vec::new(), Vec::new(), Vec::new());
+    for going in Going::find(layers, context)? {
+        let mut stay = if context.switch.is_on() { leading_packages(&going.page.entries) } else { 0 };
+        let (mut gone, mut kept) = (Vec::new(), Vec::new());
+        for entry in &going.page.entries[..stay] {
+            if let Entry::Packages { before, after: Some(after), .. } = entry {
+                package::partition(before, after, &going.others, context, &mut gone, &mut kept)?;
+            }
+        }
+        if would_take(&gone, paths)? {
+            // All of it goes before the next comes.
+            stay = 0;
+        } else {
+            stop.extend(units_of(&gone)?);
+            again.extend(units_of(&kept)?);
+        }
+        all.push((going, stay));
+    }
+    for (going, stay) in &all {
+        going.take_back(*stay, context)?;
+        let entries = &going.page.entries[*stay..];
+        service::reread(entries, context)?;
+        again.extend(service::running(entries));
+    }
+    service::stop_all(&stop, context)?;
+    again.retain(|unit| unit.ends_with(".service") && !stop.contains(unit));
+    context.switch.again.extend(again);
+    all.iter().try_for_each(|(going, stay)| context.ledger.shorten(&going.page, *stay))
+}
+
+/// How many entries a page begins with that are about packages, if all are
+/// that are: what came before packages goes after them.
+fn leading_packages(entries: &[Entry]) -> usize {
+    let packages = |entry: &Entry| matches!(entry, Entry::Packages { .. });
+    let first = entries.iter().take_while(|entry| packages(entry)).count();
+    if entries[first..].iter().any(packages) { 0 } else { first }
+}
+
+fn files_of(packages: &[String]) -> Result<String, Failure> {
+    if packages.is_empty() {
+        return Ok(String::new());
+    }
+    let mut list = command::command("dpkg-query");
+    Ok(command::query(list.args(["--listfiles", "--"]).args(packages), command::QUESTION)?.1)
+}
+
+/// The units that packages bring; of a template all that run.
+fn units_of(packages: &[String]) -> Result<Vec<String>, Failure> {
+    let files = files_of(packages)?;
+    let units =
+        files.lines().map(Path::new).filter(|p| p.parent().is_some_and(|d| d.ends_with("systemd/system")));
+    let names = units.filter_map(|path| path.file_name()?.to_str());
+    let run = |name: &&str| [".service", ".socket", ".timer", ".path"].iter().any(|end| name.ends_with(end));
+    Ok(names.filter(run).map(|name| name.replace("@.", "@*.")).collect())
+}
+
+/// Whether a purge of packages may take away what is to stand at `paths`: it
+/// takes their files, and directories that are nobody else's.
+fn would_take(packages: &[String], paths: &[String]) -> Result<bool, Failure> {
+    let files = files_of(packages)?;
+    let files: BTreeSet<&str> = files.lines().collect();
+    let theirs: BTreeSet<&str> = paths
+        .iter()
+        .flat_map(|path| Path::new(path).ancestors())
+        .filter_map(|path| files.get(path.to_str()?).copied())
+        .collect();
+    if theirs.is_empty() {
+        return Ok(false);
+    }
+    let mut search = command::command("dpkg-query");
+    let (_, text) = command::query(search.args(["--search", "--"]).args(&theirs), command::QUESTION)?;
+    let owners = owners(&text);
+    let purged = |owner: &&str| packages.iter().any(|name| package::bare(name) == *owner);
+    Ok(theirs.iter().any(|path| owners.get(path).is_none_or(|names| names.iter().all(purged))))
+}
+
+/// Paths, and the packages that have them, as `dpkg-query --search` tells.
+fn owners(text: &str) -> BTreeMap<&str, Vec<&str>> {
+    let mut owners: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for line in text.lines().filter(|line| !line.starts_with("diversion by ")) {
+        let Some((names, path)) = line.split_once(": ") else { continue };
+        owners.entry(path).or_default().extend(names.split(", ").map(package::bare));
+    }
+    owners
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Was;
+
+    #[test]
+    fn owners_are_read_as_dpkg_tells_them() {
+        let text = "nginx-common, base-files: /etc\nnginx-common: /etc/nginx\n\
+                    diversion by x from: /etc/nginx\nlibc6:amd64, libc6:i386: /lib\n";
+        let owners = owners(text);
+        assert_eq!(owners["/etc"], ["nginx-common", "base-files"]);
+        assert_eq!((owners["/etc/nginx"].len(), owners["/lib"][0]), (1, "libc6"));
+    }
+
+    #[test]
+    fn packages_go_last_only_if_they_came_first() {
+        let path = || Entry::Path { path: "/x".into(), was: Was::Absent };
+        let packages =
+            || Entry::Packages { names: vec![], before: crate::protocol::Digest::of(b""), after: None };
+        assert_eq!(leading_packages(&[packages(), packages(), path()]), 2);
+        assert_eq!(leading_packages(&[packages(), path(), packages()]), 0);
+        assert_eq!(leading_packages(&[path()]), 0);
+    }
+}
