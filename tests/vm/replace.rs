@@ -274,8 +274,8 @@ fn web_servers_take_each_others_place() {
     let packages = |line: &&str| line.contains(" package ");
     let changed: Vec<&str> = swapped.stdout.lines().filter(packages).collect();
     assert_eq!(changed.len(), 2, "{}", swapped.stdout);
-    assert!(changed[0].starts_with("- package  busybox:amd64"), "{changed:?}");
-    assert!(changed[1].starts_with("+ package  busybox-static:amd64"), "{changed:?}");
+    assert!(changed[0].starts_with("+ package  busybox-static:amd64"), "{changed:?}");
+    assert!(changed[1].starts_with("- package  busybox:amd64"), "{changed:?}");
     assert_eq!(names(&vimg(&["diff", "box", "returned"])), logs);
     // It serves, with what it took over: the checks of all that is in it, and
     // of nothing that was taken out.

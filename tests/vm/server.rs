@@ -126,7 +126,8 @@ fn servers_are_changed_while_they_run_and_found_again() {
     assert_eq!(stuck.code, 1);
     stuck.says("revert note#2 failed");
     assert!(page().contains("two"));
-    says(&["exec", "staging", "--", "chattr", "-i", "/note"]);
+    // It is about to be killed.
+    says(&["exec", "staging", "--", "sh", "-c", "chattr -i /note; sync"]);
     project.edit("main.vimg", "content=\"three\"", "content=\"two\"");
 
     // Killed, it is off, and boots from its own disk.
