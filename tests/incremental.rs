@@ -568,8 +568,10 @@ fn random_replaces_leave_what_rebuilds_make() {
         std::fs::write(project.join("main.vimg"), &text).unwrap();
         let built = run(&project, &store, None);
         let state = |image: &str| -> State {
+            // Where nothing is left to apply, a rebuild starts no machine.
+            let own = |key: &String| !key.starts_with("was ") && key != "machine";
             let state = built.states[&format!("{image}:seal")].iter();
-            state.filter(|(key, _)| !key.starts_with("was ")).map(|(k, v)| (k.clone(), v.clone())).collect()
+            state.filter(|(key, _)| own(key)).map(|(k, v)| (k.clone(), v.clone())).collect()
         };
         assert_eq!(state("reverted"), state("rebuilt"), "seed {seed}:\n{text}");
     }
