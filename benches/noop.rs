@@ -14,6 +14,7 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -112,7 +113,7 @@ fn fill(project: &Path, store: &Path) {
     let graph = Arc::new(Graph::new(&model, &project).expect("a graph"));
     let store = Store::open(store).expect("a store");
     let nodes: Vec<_> = graph.ids().collect();
-    let plan = Plan::new(&graph, &store, &Last::default(), &nodes);
+    let plan = Plan::new(&graph, &store, &Last::default(), &BTreeMap::new(), &nodes);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let budget = Budget { jobs: 2, memory: 8 << 30, keep_going: false, keep_memory: true };
     let fake = Arc::new(common::Fake::default());

@@ -12,6 +12,8 @@ use crate::report::{Shown, Style, diagnostics_json, render};
 use vimg_lang::{Diagnostic, Sources};
 
 mod build;
+mod cache;
+mod caching;
 mod check;
 mod diff;
 mod doctor;
@@ -126,6 +128,7 @@ enum Command {
     Log(log::Args),
     List(list::Args),
     Doctor(doctor::Args),
+    Cache(cache::Args),
     /// Print a completion script for a shell
     Completions {
         /// Which shell
@@ -212,6 +215,7 @@ fn run(command: &Command, global: &Global, style: Style) -> Outcome {
         Command::Log(args) => log::run(args, global),
         Command::List(_) => list::run(global, style),
         Command::Doctor(args) => doctor::run(args, global, style),
+        Command::Cache(args) => cache::run(args, global, style),
         Command::Completions { shell } => {
             let mut bytes = Vec::new();
             clap_complete::generate(*shell, &mut Args::command(), "vimg", &mut bytes);

@@ -58,6 +58,60 @@ pub enum Event {
         /// What it takes on disk, in bytes.
         bytes: u64,
     },
+    /// A node's state is on its way from or to a cache.
+    Moving {
+        /// Its name.
+        node: String,
+        /// The cache.
+        cache: String,
+        /// Whether it is sent there.
+        sent: bool,
+        /// How much of a file is done, in bytes.
+        done: u64,
+        /// How much that is in all, in bytes.
+        all: u64,
+        /// How long it has been under way, in seconds.
+        seconds: f64,
+    },
+    /// A node's state was taken over from a cache.
+    Fetched {
+        /// Its name.
+        node: String,
+        /// Its key.
+        key: String,
+        /// The cache.
+        from: String,
+        /// How long it took, in seconds.
+        seconds: f64,
+        /// What was read, in bytes.
+        bytes: u64,
+    },
+    /// A node's state was sent to a cache.
+    Sent {
+        /// Its name.
+        node: String,
+        /// Its key.
+        key: String,
+        /// The cache.
+        to: String,
+    },
+    /// What a build had of a cache, and gave it.
+    Cache {
+        /// The cache.
+        cache: String,
+        /// States that were taken over.
+        hits: usize,
+        /// States that were looked for and built.
+        misses: usize,
+        /// States that were sent.
+        sent: usize,
+        /// What was read, in bytes.
+        down: u64,
+        /// What was written, in bytes.
+        up: u64,
+        /// How often it was asked.
+        requests: u64,
+    },
     /// A node could not be built.
     Failed {
         /// Its name.
@@ -103,3 +157,16 @@ pub enum Event {
 
 /// Where events go. It must not block for long.
 pub type Sink = std::sync::Arc<dyn Fn(Event) + Send + Sync>;
+
+/// A text without what would move a terminal's cursor.
+pub fn plain(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}

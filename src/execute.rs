@@ -26,6 +26,7 @@ use crate::plan::{Plan, Reason};
 use crate::provider::{OFFLINE_MEMORY, Provider, ProviderError};
 use crate::store::{ProjectFiles, Store, StoreError};
 
+pub mod caching;
 mod change;
 mod checks;
 mod compare;

@@ -5,8 +5,10 @@
 pub mod digest;
 pub mod event;
 pub mod sparse;
+pub mod qcow2;
 pub mod files;
 pub mod store;
+pub mod cache;
 pub mod provider;
 pub mod graph;
 pub mod plan;

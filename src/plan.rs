@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::digest::{Description, Field, FieldKind};
+use crate::digest::{Description, Field, FieldKind, Key};
+use crate::event::plain;
 use crate::graph::{Graph, NodeId};
 use crate::store::{Last, Store};
 
@@ -16,6 +17,8 @@ pub use standing::{Standing, Wanted};
 pub enum Step {
     /// Its state is there.
     Reuse,
+    /// A cache has it: which one.
+    Fetch(String),
     /// It must be built.
     Build(Reason),
 }
@@ -32,6 +35,9 @@ pub enum Reason {
     Parent(String),
     /// Nothing changed, but the state is not in the store any more.
     Missing,
+    /// It was never built here; somebody sent one of this name to a cache, and
+    /// these fields of its description differ.
+    Cached(Vec<Change>),
 }
 
 /// A difference between two descriptions.
@@ -47,7 +53,10 @@ impl std::fmt::Display for Reason {
             Self::New => f.write_str("never built here"),
             Self::Missing => f.write_str("no longer in the store"),
             Self::Parent(name) => write!(f, "parent {name} rebuilt"),
-            Self::Changed(changes) => {
+            Self::Changed(changes) | Self::Cached(changes) => {
+                if matches!(self, Self::Cached(_)) {
+                    f.write_str("differs from the cached one in: ")?;
+                }
                 let shown: Vec<&str> = changes.iter().take(3).map(|c| c.text.as_str()).collect();
                 f.write_str(&shown.join(", "))?;
                 match changes.len().saturating_sub(3) {
@@ -68,38 +77,66 @@ pub struct Plan {
 
 impl Plan {
     /// Plans the given nodes. What `last` knows to be whole is not looked at
-    /// again.
-    pub fn new(graph: &Graph, store: &Store, last: &Last, wanted: &[NodeId]) -> Self {
-        let mut needed: BTreeSet<NodeId> = BTreeSet::new();
-        for id in wanted {
-            let mut next = Some(*id);
-            while let Some(id) = next
-                && needed.insert(id)
-            {
-                next = graph.node(id).parent;
-            }
-        }
+    /// again; what is `cached` need not be built. Below a state that is there
+    /// nothing is needed: it is named if it is there as well.
+    pub fn new(
+        graph: &Graph,
+        store: &Store,
+        last: &Last,
+        cached: &BTreeMap<Key, String>,
+        wanted: &[NodeId],
+    ) -> Self {
         let mut steps: BTreeMap<NodeId, Step> = BTreeMap::new();
         let mut known = last.whole.clone();
-        // Ids grow upwards, so a parent is always planned before its children.
-        for id in needed {
+        // Ids grow upwards, so children are settled before their parents.
+        let mut asked: BTreeMap<NodeId, bool> = wanted.iter().map(|id| (*id, true)).collect();
+        while let Some((id, needed)) = asked.pop_last() {
             let node = graph.node(id);
-            let parent = node.parent.map(|p| (p, steps.get(&p)));
-            let below = parent.is_none_or(|(_, step)| step == Some(&Step::Reuse));
-            let there = store.whole(&node.key, &mut known).is_some();
-            // A disk that stands alone may be there without its parent.
-            let step =
-                if there && below { Step::Reuse } else { Step::Build(reason(graph, store, last, id, below)) };
-            steps.insert(id, step);
+            let step = if store.whole(&node.key, &mut known).is_some() {
+                Some(Step::Reuse)
+            } else if !needed {
+                None
+            } else if let Some(cache) = cached.get(&node.key) {
+                Some(Step::Fetch(cache.clone()))
+            } else {
+                // The reason follows when it is known what is built below.
+                Some(Step::Build(Reason::New))
+            };
+            if let Some(parent) = node.parent {
+                *asked.entry(parent).or_default() |= matches!(step, Some(Step::Build(_)));
+            }
+            steps.extend(step.map(|step| (id, step)));
+        }
+        let build: Vec<NodeId> =
+            steps.iter().filter(|(_, s)| matches!(s, Step::Build(_))).map(|(id, _)| *id).collect();
+        for id in build {
+            let below = graph.node(id).parent.is_none_or(|p| !matches!(steps.get(&p), Some(Step::Build(_))));
+            steps.insert(id, Step::Build(reason(graph, store, last, id, below)));
         }
         Self { steps }
+    }
+
+    /// Says of nodes that were never built here what differs from those that
+    /// somebody sent to a cache.
+    pub fn explain(&mut self, graph: &Graph, previous: &BTreeMap<String, Description>) {
+        for (id, step) in &mut self.steps {
+            let node = graph.node(*id);
+            let Step::Build(reason @ (Reason::New | Reason::Parent(_))) = step else { continue };
+            let Some(before) = previous.get(&node.name) else { continue };
+            let changes = changes(before, &node.description);
+            match node.parent {
+                _ if !changes.is_empty() => *reason = Reason::Cached(changes),
+                Some(parent) => *reason = Reason::Parent(graph.node(parent).name.clone()),
+                None => {}
+            }
+        }
     }
 
     /// The nodes to build, those below first.
     pub fn to_build(&self) -> impl Iterator<Item = (NodeId, &Reason)> {
         self.steps.iter().filter_map(|(id, step)| match step {
             Step::Build(reason) => Some((*id, reason)),
-            Step::Reuse => None,
+            Step::Reuse | Step::Fetch(_) => None,
         })
     }
 
@@ -231,19 +268,6 @@ fn brief(value: &str) -> String {
     }
     let start: String = value.chars().take(37).collect();
     format!("{start}...")
-}
-
-/// A text without what would move a terminal's cursor.
-pub fn plain(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
-    out
 }
 
 #[cfg(test)]

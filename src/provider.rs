@@ -17,7 +17,6 @@ pub mod debian;
 mod gpt;
 pub mod host;
 mod initramfs;
-pub mod qcow2;
 pub mod qemu;
 
 /// The agent's program, as it is put into base images.

@@ -171,6 +171,10 @@ fn every_event() -> Vec<Event> {
         Event::Phase { node: s(), phase: s() },
         Event::Output { node: s(), line: s() },
         Event::Built { node: s(), key: s(), seconds: 0.0, bytes: 0 },
+        Event::Moving { node: s(), cache: s(), sent: false, done: 0, all: 0, seconds: 0.0 },
+        Event::Fetched { node: s(), key: s(), from: s(), seconds: 0.0, bytes: 0 },
+        Event::Sent { node: s(), key: s(), to: s() },
+        Event::Cache { cache: s(), hits: 0, misses: 0, sent: 0, down: 0, up: 0, requests: 0 },
         Event::Failed { node: s(), message: s() },
         Event::Skipped { node: s() },
         Event::Written { image: s(), path: s(), bytes: 0, unchanged: false },
@@ -182,6 +186,7 @@ fn every_event() -> Vec<Event> {
             Event::Planned { .. } | Event::Reused { .. } | Event::Started { .. } | Event::Phase { .. } => {}
             Event::Output { .. } | Event::Built { .. } | Event::Failed { .. } | Event::Skipped { .. } => {}
             Event::Written { .. } | Event::Notice { .. } | Event::Finished { .. } => {}
+            Event::Moving { .. } | Event::Fetched { .. } | Event::Sent { .. } | Event::Cache { .. } => {}
         }
     }
     all

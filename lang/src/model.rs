@@ -27,6 +27,8 @@ pub struct Secret {
     pub source: SecretSource,
     /// Enters keys in its place.
     pub version: String,
+    /// Whether layers whose scripts are handed it may be sent to caches.
+    pub cache: bool,
 }
 
 /// Where a secret comes from.

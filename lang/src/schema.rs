@@ -434,6 +434,7 @@ pub const RECIPE: &[Kind] = &[
         opt("env", Ty::Str, "a variable of vimg's environment"),
         opt("file", Ty::Str, "a file of the host; a relative path starts at the project's root"),
         opt("version", Ty::Scalar, "enters the keys of layers that use it, in its place: change it with the value"),
+        opt("cache", Ty::Bool, "whether layers whose scripts are handed it may be sent to caches; they stay on this machine unless `#true`"),
     ]),
     kind(
         "server",

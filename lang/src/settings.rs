@@ -6,8 +6,21 @@ use crate::diagnostic::{Code, Diagnostic};
 use crate::source::{Sources, Span};
 use crate::syntax::{self, Scalar};
 
-/// A setting and the words that it may have.
-pub type Setting = (&'static str, &'static [&'static str]);
+/// A setting and what it takes.
+pub type Setting = (&'static str, Takes);
+
+/// What a setting takes.
+#[derive(Debug, Clone, Copy)]
+pub enum Takes {
+    /// One of these words, once.
+    Word(&'static [&'static str]),
+    /// So many texts, as often as one likes.
+    Texts(usize),
+}
+
+/// What each setting says, in order: one list of texts for each time that it
+/// stands there.
+pub type Settings = BTreeMap<String, Vec<Vec<String>>>;
 
 /// Reads a file of settings. The text is added to `sources` under `name`.
 ///
@@ -19,13 +32,13 @@ pub fn settings(
     text: &str,
     known: &[Setting],
     sources: &mut Sources,
-) -> Result<BTreeMap<String, String>, Vec<Diagnostic>> {
+) -> Result<Settings, Vec<Diagnostic>> {
     let source = sources.add_new(name.to_owned(), text);
     let document = syntax::parse(source, text)?;
-    let (mut found, mut out) = (BTreeMap::new(), Vec::new());
+    let (mut found, mut out) = (Settings::new(), Vec::new());
     for node in &document.nodes {
         let span = |r: &syntax::Range| Span { source, start: r.start, end: r.end };
-        let Some((_, words)) = known.iter().find(|(name, _)| *name == node.name) else {
+        let Some((_, takes)) = known.iter().find(|(name, _)| *name == node.name) else {
             out.push(
                 Diagnostic::error(
                     Code::UnknownNode,
@@ -36,25 +49,35 @@ pub fn settings(
             );
             continue;
         };
-        let word = match node.args.as_slice() {
-            [arg] => match &arg.value {
-                Scalar::String(text) if words.contains(&text.as_str()) => Some(text.clone()),
-                _ => None,
-            },
+        let texts = node.args.iter().map(|arg| match &arg.value {
+            Scalar::String(text) => Some(text.clone()),
             _ => None,
-        };
-        match word {
-            Some(word) => {
-                found.insert(node.name.clone(), word);
+        });
+        let texts = texts.collect::<Option<Vec<String>>>().filter(|texts| match takes {
+            Takes::Word(words) => texts.len() == 1 && words.contains(&texts[0].as_str()),
+            Takes::Texts(count) => texts.len() == *count,
+        });
+        match texts {
+            Some(texts) if matches!(takes, Takes::Word(_)) => {
+                found.insert(node.name.clone(), vec![texts]);
             }
-            None => out.push(
-                Diagnostic::error(
-                    Code::InvalidValue,
-                    span(&node.head_range),
-                    format!("`{}` takes one word", node.name),
-                )
-                .help(format!("one of: {}", words.join(", "))),
-            ),
+            Some(texts) => found.entry(node.name.clone()).or_default().push(texts),
+            None => {
+                let (what, help) = match takes {
+                    Takes::Word(words) => {
+                        ("one word".to_owned(), Some(format!("one of: {}", words.join(", "))))
+                    }
+                    Takes::Texts(1) => ("one text".to_owned(), None),
+                    Takes::Texts(count) => (format!("{count} texts"), None),
+                };
+                let head = span(&node.head_range);
+                let error =
+                    Diagnostic::error(Code::InvalidValue, head, format!("`{}` takes {what}", node.name));
+                out.push(match help {
+                    Some(help) => error.help(help),
+                    None => error,
+                });
+            }
         }
     }
     if out.is_empty() { Ok(found) } else { Err(out) }
@@ -64,15 +87,19 @@ pub fn settings(
 mod tests {
     use super::*;
 
-    const KNOWN: &[Setting] = &[("provider", &["auto", "qemu"])];
+    const KNOWN: &[Setting] = &[("provider", Takes::Word(&["auto", "qemu"])), ("trust", Takes::Texts(2))];
 
     #[test]
-    fn words_are_read_and_mistakes_reported_together() {
+    fn settings_are_read_and_mistakes_reported_together() {
         let mut sources = Sources::default();
-        let found = settings("c", "provider \"qemu\"\n", KNOWN, &mut sources).unwrap();
-        assert_eq!(found["provider"], "qemu");
-        let errors = settings("c", "provide \"qemu\"\nprovider 3\n", KNOWN, &mut sources).unwrap_err();
-        assert_eq!(errors.len(), 2);
+        let text = "provider \"qemu\"\ntrust \"a\" \"b\"\ntrust \"c\" \"d\"\n";
+        let found = settings("c", text, KNOWN, &mut sources).unwrap();
+        assert_eq!(found["provider"], [["qemu"]]);
+        assert_eq!(found["trust"], [["a", "b"], ["c", "d"]]);
+        let text = "provide \"qemu\"\nprovider 3\ntrust \"a\"\n";
+        let errors = settings("c", text, KNOWN, &mut sources).unwrap_err();
+        assert_eq!(errors.len(), 3);
         assert!(errors[0].help.as_deref().unwrap().contains("provider"));
+        assert!(errors[2].message.contains("2 texts"));
     }
 }

@@ -7,19 +7,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use vimg_lang::Sources;
 
+use super::caching::{self as cache, CacheArgs};
 use super::project::{self, Extent};
 use super::settings::ProviderArgs;
 use super::{Error, Global, INTERRUPTED, Outcome};
 use crate::event::{Event, Sink};
+use crate::execute::caching::Caching;
 use crate::execute::{self, Budget, Secrets, Workshop};
 use crate::files::Project;
 use crate::graph::{Graph, NodeId};
-use crate::plan::{Plan, Standing, Wanted};
+use crate::plan::{Plan, Standing, Step, Wanted};
 use crate::provider::Lines;
 use crate::provider::host::Host;
 use crate::provider::qemu::Qemu;
 use crate::report::{self, Style};
-use crate::store::{ProjectFiles, Store};
+use crate::store::{Last, ProjectFiles, Store};
 
 /// Build images, check them and write their outputs
 #[derive(Debug, clap::Args)]
@@ -54,6 +56,8 @@ pub(super) struct How {
     no_memory: bool,
     #[command(flatten)]
     provider: ProviderArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
@@ -83,8 +87,10 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     });
     let request = opened.request(global, &asked);
     let dir = args.dir.clone().unwrap_or_else(|| opened.project.root().to_owned());
+    let cache::Opened { caches, notices } = args.how.cache.open(opened.project.root())?;
     // The common case: nothing changed since all of it was there.
     if args.junit.is_none()
+        && caches.to.is_empty()
         && let Some(standing) = opened.notes.standing::<Standing>()
         && standing.holds(&request, &opened.project, &opened.store)
     {
@@ -98,29 +104,26 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     let images = project::wanted(&graph, &loaded, args.images)?;
     let nodes = project::nodes_of(&graph, &images, args.extent);
     let last = loaded.last();
-    let plan = Plan::new(&graph, &loaded.store, &last, &nodes);
     let project::Loaded { project, sources, model, store, notes, .. } = loaded;
     let reporter = report::reporter(style);
     let (graph, project) = (Arc::new(graph), Arc::new(project));
-
-    let outcome = if plan.to_build().next().is_none() {
-        nothing_to_build(&reporter.sink(), plan.reused());
-        execute::Outcome { reused: plan.reused(), ..execute::Outcome::default() }
-    } else {
-        let secrets = project::secrets(&model, &project);
-        let workshop = workshop(&graph, &store, &project, secrets, reporter.sink(), args.how)?;
-        match interruptible(execute::build(&workshop, &plan))? {
-            Some(outcome) => outcome,
-            None => {
-                reporter.end();
-                return Err(Error::Message(
-                    "stopped; finished layers are kept and the next build goes on from them".into(),
-                    None,
-                    INTERRUPTED,
-                ));
-            }
-        }
+    let secrets = project::secrets(&model, &project);
+    let workshop = workshop(&graph, &store, &project, secrets, reporter.sink(), args.how)?;
+    let may_leave = |name: &str| model.secrets.iter().any(|s| s.name == name && s.cache);
+    let sink = reporter.sink();
+    notices.into_iter().for_each(|text| sink(Event::Notice { text }));
+    let caching =
+        Caching { caches: &caches, graph: &graph, store: &store, sink: &sink, may_leave: &may_leave };
+    let Some(made) = interruptible(make(&workshop, &caching, &last, &nodes))? else {
+        reporter.end();
+        return Err(Error::Message(
+            "stopped; finished layers are kept and the next build goes on from them".into(),
+            None,
+            INTERRUPTED,
+        ));
     };
+    let Finished { plan, outcome, sent } = made;
+    drop(workshop);
     reporter.end();
 
     remember(&graph, &plan, &store, &notes, last.nodes);
@@ -149,7 +152,33 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     write(&wanted, &store, &notes, &dir, &reporter.sink())?;
     // The process ends here: taking a large graph apart would be for nothing.
     std::mem::forget((graph.clone(), plan));
-    if outcome.failures.is_empty() { Ok(()) } else { Err(Error::Build(Box::new(sources), outcome.failures)) }
+    if !outcome.failures.is_empty() {
+        return Err(Error::Build(Box::new(sources), outcome.failures));
+    }
+    sent.map_err(Error::host)
+}
+
+/// What came of a build and of its caches.
+struct Finished {
+    plan: Plan,
+    outcome: execute::Outcome,
+    /// Why a cache that insisted was not filled.
+    sent: Result<(), String>,
+}
+
+/// Takes over what caches have, makes the rest, and sends what is there, even
+/// of a build that failed: the next one goes on from it.
+async fn make(workshop: &Workshop<Host>, caching: &Caching<'_>, last: &Last, wanted: &[NodeId]) -> Finished {
+    let (plan, looked) = caching.obtain(last, wanted).await;
+    let outcome = if plan.to_build().next().is_none() {
+        nothing_to_build(caching.sink, plan.reused());
+        execute::Outcome { reused: plan.reused(), ..execute::Outcome::default() }
+    } else {
+        execute::build(workshop, &plan).await
+    };
+    caching.tell(&plan, &looked);
+    let sent = caching.send(wanted).await;
+    Finished { plan, outcome, sent }
 }
 
 /// States that are there, and where their machines can be started.
@@ -168,12 +197,12 @@ pub(super) fn states(
     first: Option<String>,
 ) -> Result<Made, Error> {
     let last = loaded.last();
-    let plan = Plan::new(&graph, &loaded.store, &last, wanted);
+    let cache::Opened { caches, notices } = how.cache.open(loaded.project.root())?;
     let project::Loaded { project, sources, model, store, notes, .. } = loaded;
     let (graph, project) = (Arc::new(graph), Arc::new(project));
     let reporter = report::reporter(style);
     let told = reporter.sink();
-    let building = plan.to_build().next().is_some();
+    let building = Plan::new(&graph, &store, &last, &BTreeMap::new(), wanted).to_build().next().is_some();
     let built = Arc::new(AtomicBool::new(!building));
     let quiet = built.clone();
     let sink: Sink = Arc::new(move |event| match event {
@@ -186,14 +215,19 @@ pub(super) fn states(
         sink(Event::Notice { text });
     }
     let secrets = project::secrets(&model, &project);
-    let workshop = workshop(&graph, &store, &project, secrets, sink, how)?;
+    let workshop = workshop(&graph, &store, &project, secrets, sink.clone(), how)?;
     if building {
-        let outcome = interruptible(execute::build(&workshop, &plan))?.ok_or_else(stopped)?;
-        remember(&graph, &plan, &store, &notes, last.nodes);
-        if !outcome.failures.is_empty() {
+        notices.into_iter().for_each(|text| sink(Event::Notice { text }));
+        let may_leave = |name: &str| model.secrets.iter().any(|s| s.name == name && s.cache);
+        let caching =
+            Caching { caches: &caches, graph: &graph, store: &store, sink: &sink, may_leave: &may_leave };
+        let made = interruptible(make(&workshop, &caching, &last, wanted))?.ok_or_else(stopped)?;
+        remember(&graph, &made.plan, &store, &notes, last.nodes);
+        if !made.outcome.failures.is_empty() {
             reporter.end();
-            return Err(Error::Build(Box::new(sources), outcome.failures));
+            return Err(Error::Build(Box::new(sources), made.outcome.failures));
         }
+        made.sent.map_err(Error::host)?;
     }
     built.store(true, Ordering::Relaxed);
     reporter.end();
@@ -309,7 +343,7 @@ pub(super) fn remember(
     let mut nodes = last.clone();
     for (id, step) in &plan.steps {
         let node = graph.node(*id);
-        if *step == crate::plan::Step::Reuse || store.has(&node.key) {
+        if *step == Step::Reuse || store.has(&node.key) {
             nodes.insert(node.name.clone(), node.key);
         }
     }

@@ -2,9 +2,9 @@
 
 use quick_xml::escape::escape;
 
+use crate::event::plain;
 use crate::execute::Failure;
 use crate::graph::Graph;
-use crate::plan::plain;
 use crate::store::Store;
 
 /// A report on the checks of some images: a suite for each. The format is the

@@ -1,12 +1,19 @@
 //! `vimg plan`
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 
+use super::build::{interruptible, stopped};
+use super::caching::{CacheArgs, Opened};
 use super::settings::ProviderArgs;
-use super::{Global, Outcome, print, print_json, project};
-use crate::graph::{Graph, Needs};
+use super::{Error, Global, Outcome, print, print_json, project};
+use crate::event::Event;
+use crate::execute::caching::Caching;
+use crate::graph::{Graph, Needs, NodeId};
 use crate::plan::{Plan, Reason, Step};
-use crate::report::Style;
+use crate::report::{self, Style};
+use crate::store::Last;
 
 /// Show what a build would do, and why
 #[derive(Debug, clap::Args)]
@@ -15,6 +22,31 @@ pub(super) struct Args {
     images: Vec<String>,
     #[command(flatten)]
     provider: ProviderArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+/// The plan, with what caches would give.
+pub(super) fn previewed(
+    args: &CacheArgs,
+    graph: &Graph,
+    loaded: &project::Loaded,
+    last: &Last,
+    wanted: &[NodeId],
+    style: Style,
+) -> Result<Plan, Error> {
+    let Opened { caches, notices } = args.open(loaded.project.root())?;
+    if caches.from.is_empty() && notices.is_empty() {
+        return Ok(Plan::new(graph, &loaded.store, last, &BTreeMap::new(), wanted));
+    }
+    let reporter = report::reporter(style);
+    let sink = reporter.sink();
+    notices.into_iter().for_each(|text| sink(Event::Notice { text }));
+    let caching =
+        Caching { caches: &caches, graph, store: &loaded.store, sink: &sink, may_leave: &|_| false };
+    let plan = interruptible(caching.preview(last, wanted))?;
+    reporter.end();
+    plan.ok_or_else(stopped)
 }
 
 pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
@@ -23,7 +55,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     let images = project::wanted(&graph, &loaded, &args.images)?;
     let nodes = project::nodes_of(&graph, &images, project::Extent::Outputs);
     let last = loaded.last();
-    let plan = Plan::new(&graph, &loaded.store, &last, &nodes);
+    let plan = previewed(&args.cache, &graph, &loaded, &last, &nodes, style)?;
     project::keep_stamps(&loaded.notes, loaded.project);
     // Finding out costs a moment, and is of interest only if something is done.
     let to_build = |needs: Needs| plan.to_build().any(|(id, _)| graph.node(id).needs == needs);
@@ -54,6 +86,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
 fn word(step: &Step) -> &'static str {
     match step {
         Step::Reuse => "reused",
+        Step::Fetch(_) => "fetch",
         Step::Build(Reason::Parent(_)) => "may be reused later",
         Step::Build(_) => "build",
     }
@@ -66,6 +99,7 @@ fn as_text(graph: &Graph, plan: &Plan) -> String {
         let name = &graph.node(*id).name;
         match step {
             Step::Reuse => out.push_str(&format!("reuse  {name:width$}\n")),
+            Step::Fetch(cache) => out.push_str(&format!("fetch  {name:width$}  from {cache}\n")),
             Step::Build(Reason::Changed(changes)) => {
                 // A line for each change, so that long ones fit.
                 for (n, change) in changes.iter().enumerate() {
@@ -97,7 +131,9 @@ fn as_text(graph: &Graph, plan: &Plan) -> String {
     }
     let mut lines: Vec<String> = out.lines().map(|l| l.trim_end().to_owned()).collect();
     let build = plan.to_build().count();
-    lines.push(format!("{build} to build, {} reused", plan.reused()));
+    let fetched = plan.steps.values().filter(|s| matches!(s, Step::Fetch(_))).count();
+    let fetched = if fetched > 0 { format!(", {fetched} from caches") } else { String::new() };
+    lines.push(format!("{build} to build, {} reused{fetched}", plan.reused()));
     lines.join("\n") + "\n"
 }
 
@@ -119,6 +155,7 @@ fn as_json(graph: &Graph, plan: &Plan) -> serde_json::Value {
                 },
                 "reason": match step {
                     Step::Reuse => None,
+                    Step::Fetch(cache) => Some(format!("from {cache}")),
                     Step::Build(reason) => Some(reason.to_string()),
                 },
             })

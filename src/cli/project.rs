@@ -1,6 +1,5 @@
 //! What most commands start with: the recipe, compiled, and its graph.
 
-use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,7 +52,7 @@ pub(super) fn store_path(global: &Global) -> Result<PathBuf, Error> {
 }
 
 /// The project's root and the main recipe in it.
-fn find(global: &Global) -> Result<(PathBuf, String), Error> {
+pub(super) fn find(global: &Global) -> Result<(PathBuf, String), Error> {
     let named = |path: &Path| {
         let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let name = path.file_name()?.to_str()?;
@@ -264,15 +263,22 @@ pub(super) enum Extent {
     Outputs,
 }
 
-/// The nodes of some images.
+/// The nodes of some images. Where more than its state is wanted of an image,
+/// the state is not: it may take none to have the rest.
 pub(super) fn nodes_of(graph: &Graph, images: &[String], extent: Extent) -> Vec<NodeId> {
-    let mut nodes: Vec<NodeId> = images.iter().filter_map(|name| graph.image(name)).collect();
-    if extent >= Extent::Checks {
-        nodes.extend(images.iter().flat_map(|name| graph.checks(name)));
-    }
-    if extent >= Extent::Outputs {
-        let images: HashSet<&String> = images.iter().collect();
-        nodes.extend(graph.targets().iter().filter(|t| images.contains(&t.image)).map(|t| t.node));
+    let mut nodes = Vec::new();
+    for name in images {
+        let mut own: Vec<NodeId> = Vec::new();
+        if extent >= Extent::Outputs {
+            own.extend(graph.targets().iter().filter(|t| t.image == *name).map(|t| t.node));
+        }
+        if extent >= Extent::Checks {
+            own.extend(graph.checks(name));
+        }
+        if own.is_empty() {
+            own.extend(graph.image(name));
+        }
+        nodes.extend(own);
     }
     nodes.sort_unstable();
     nodes.dedup();

@@ -1,18 +1,28 @@
 //! What a user has set once and for all: `vimg/config.kdl` below
-//! `$XDG_CONFIG_HOME`. Flags and the environment say more than it does.
+//! `$XDG_CONFIG_HOME`; and what a project has: `vimg.kdl` beside its recipe.
+//! Flags and the environment say more than both do.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use vimg_lang::{Setting, Sources};
+use vimg_lang::{Setting, Settings, Sources, Takes};
 
 use super::Error;
 use crate::provider::host::{self, Choice};
 use crate::provider::qemu::{self, Accel, Kvm};
 use crate::store::Store;
 
-const KNOWN: &[Setting] = &[("provider", &["auto", "qemu", "container"]), ("accel", &["auto", "kvm", "tcg"])];
+/// What a user may set.
+const USER: &[Setting] = &[
+    ("provider", Takes::Word(&["auto", "qemu", "container"])),
+    ("accel", Takes::Word(&["auto", "kvm", "tcg"])),
+    ("cache-from", Takes::Texts(1)),
+    ("cache-to", Takes::Texts(1)),
+    ("trust", Takes::Texts(2)),
+];
+/// What a project may set, for all who build it: nothing of their machines.
+const PROJECT: &[Setting] =
+    &[("cache-from", Takes::Texts(1)), ("cache-to", Takes::Texts(1)), ("trust", Takes::Texts(2))];
 
 /// How instances are run.
 #[derive(Debug, clap::Args)]
@@ -46,7 +56,7 @@ enum AccelChoice {
 impl ProviderArgs {
     /// What was chosen: by flag or environment, by the settings, or `auto`.
     pub(super) fn choose(&self) -> Result<(Choice, Option<Accel>), Error> {
-        let set = read()?;
+        let set = user()?;
         let provider = self.provider.or_else(|| word(&set, "provider"));
         let accel = self.accel.or_else(|| word(&set, "accel"));
         let choice = match provider {
@@ -101,20 +111,33 @@ impl ProviderArgs {
 }
 
 /// What a setting says, which is one of the words by now.
-fn word<T: ValueEnum>(set: &BTreeMap<String, String>, name: &str) -> Option<T> {
-    T::from_str(set.get(name)?, false).ok()
+fn word<T: ValueEnum>(set: &Settings, name: &str) -> Option<T> {
+    T::from_str(set.get(name)?.first()?.first()?, false).ok()
 }
 
-fn path() -> Option<PathBuf> {
+/// Where this user's settings are.
+pub(super) fn dir() -> Option<PathBuf> {
     let dir = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
     let config = dir("XDG_CONFIG_HOME").or_else(|| Some(dir("HOME")?.join(".config")))?;
-    Some(config.join("vimg/config.kdl"))
+    Some(config.join("vimg"))
 }
 
-fn read() -> Result<BTreeMap<String, String>, Error> {
-    let Some(path) = path().filter(|p| p.exists()) else { return Ok(Default::default()) };
-    let text = super::read_recipe(&path)?;
+/// The user's settings.
+pub(super) fn user() -> Result<Settings, Error> {
+    dir().map_or(Ok(Settings::new()), |dir| read(&dir.join("config.kdl"), USER))
+}
+
+/// The settings of the project at `root`.
+pub(super) fn project(root: &Path) -> Result<Settings, Error> {
+    read(&root.join(super::caching::PROJECT_SETTINGS), PROJECT)
+}
+
+fn read(path: &Path, known: &[Setting]) -> Result<Settings, Error> {
+    if !path.exists() {
+        return Ok(Settings::new());
+    }
+    let text = super::read_recipe(path)?;
     let mut sources = Sources::default();
-    vimg_lang::settings(&path.display().to_string(), &text, KNOWN, &mut sources)
+    vimg_lang::settings(&path.display().to_string(), &text, known, &mut sources)
         .map_err(|diagnostics| Error::Recipe(Box::new(sources), diagnostics))
 }

@@ -11,9 +11,9 @@ use vimg_lang::Sources;
 
 use super::build::{self, How, Made, stopped};
 use super::{Error, Global, Outcome, project};
+use crate::event::plain;
 use crate::execute::{self, Ended, Input, Workshop};
 use crate::graph::{Graph, NodeId};
-use crate::plan::plain;
 use crate::provider::host::Host;
 use crate::report::Style;
 use crate::store::{ProjectFiles, Store};

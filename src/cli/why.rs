@@ -2,9 +2,10 @@
 
 use serde_json::json;
 
+use super::caching::CacheArgs;
 use super::{Global, Outcome, print, print_json, project};
 use crate::digest::FieldKind;
-use crate::plan::{Plan, Reason, Step};
+use crate::plan::{Reason, Step};
 use crate::report::Style;
 
 /// Explain a node: why it would be built, and what its key depends on
@@ -13,6 +14,8 @@ pub(super) struct Args {
     /// An image, or one of its layers
     #[arg(value_name = "IMAGE[@LAYER]")]
     node: String,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
@@ -20,7 +23,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     let graph = project::graph(&mut loaded)?;
     let id = project::node(&graph, &args.node)?;
     let last = loaded.last();
-    let plan = Plan::new(&graph, &loaded.store, &last, &[id]);
+    let plan = super::plan::previewed(&args.cache, &graph, &loaded, &last, &[id], style)?;
     project::keep_stamps(&loaded.notes, loaded.project);
     let node = graph.node(id);
     if style.json {
@@ -33,7 +36,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
                 _ => None,
             },
             "changes": match step {
-                Some(Step::Build(Reason::Changed(changes))) => changes.iter().map(|c| c.text.clone()).collect(),
+                Some(Step::Build(Reason::Changed(changes) | Reason::Cached(changes))) => changes.iter().map(|c| c.text.clone()).collect(),
                 _ => Vec::new(),
             },
             "description": node.description,
@@ -49,8 +52,16 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
                     out.push_str(&format!("         {}\n", change.text));
                 }
             }
+            Some(Step::Build(Reason::Cached(changes))) => {
+                out.push_str(&format!("build  {name}: differs from the cached one in\n"));
+                for change in changes {
+                    out.push_str(&format!("         {}\n", change.text));
+                }
+            }
+            Some(Step::Fetch(cache)) => out.push_str(&format!("fetch  {name}: from {cache}\n")),
             Some(Step::Build(reason)) => out.push_str(&format!("build  {name}: {reason}\n")),
-            _ => out.push_str(&format!("reuse  {name}\n")),
+            Some(Step::Reuse) => out.push_str(&format!("reuse  {name}\n")),
+            None => out.push_str(&format!("       {name}: not needed\n")),
         }
     }
     out.push_str(&format!("\nthe key of {}, {}, comes from:\n", node.name, node.key.short()));
@@ -60,9 +71,9 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
             _ => field.value.clone(),
         };
         let note = if field.kind == FieldKind::Note { "  (not in the key)" } else { "" };
-        let name = crate::plan::plain(&field.name);
+        let name = crate::event::plain(&field.name);
         let value =
-            if value.is_empty() { String::new() } else { format!(": {}", crate::plan::plain(&value)) };
+            if value.is_empty() { String::new() } else { format!(": {}", crate::event::plain(&value)) };
         out.push_str(&format!("  {name}{value}{note}\n"));
     }
     print(&out)

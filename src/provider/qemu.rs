@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::OnceCell;
 use vimg_lang::model::{DiskFormat, Machine};
 
-use super::{Created, Launch, Lines, OFFLINE_MEMORY, Provider, ProviderError, Source, debian, qcow2};
+use super::{Created, Launch, Lines, OFFLINE_MEMORY, Provider, ProviderError, Source, debian};
+use crate::qcow2;
 
 mod appliance;
 mod args;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::Style;
-use super::text::Plain;
+use super::text::{Plain, moving};
 use crate::event::Event;
 
 pub(super) struct Live {
@@ -56,18 +56,20 @@ impl Live {
                     lines.totals = Some(bar);
                 }
             }
-            Event::Started { node, .. } => {
-                let bar = ProgressBar::new_spinner();
-                let bar = match &lines.totals {
-                    Some(totals) => self.all.insert_before(totals, bar),
-                    None => self.all.add(bar),
-                };
-                if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} {elapsed} {wide_msg}") {
-                    bar.set_style(style);
+            Event::Started { node, .. } => self.begin(&mut lines, node),
+            Event::Moving { node, cache, sent, done, all, seconds } => {
+                if !lines.nodes.contains_key(node) {
+                    self.begin(&mut lines, node);
                 }
-                bar.set_prefix(node.clone());
-                bar.enable_steady_tick(Duration::from_millis(120));
-                lines.nodes.insert(node.clone(), bar);
+                if let Some(bar) = lines.nodes.get(node) {
+                    let way = if *sent { "to" } else { "from" };
+                    bar.set_message(format!("{way} {cache}: {}", moving(*done, *all, *seconds)));
+                }
+            }
+            Event::Fetched { node, .. } | Event::Sent { node, .. } => {
+                if let Some(bar) = lines.nodes.remove(node) {
+                    bar.finish_and_clear();
+                }
             }
             Event::Phase { node, phase: text } | Event::Output { node, line: text } => {
                 if let Some(bar) = lines.nodes.get(node) {
@@ -92,6 +94,21 @@ impl Live {
         if let Some(line) = self.plain.lasting(event) {
             let _ = self.all.println(line);
         }
+    }
+
+    /// A line for a node.
+    fn begin(&self, lines: &mut Lines, node: &str) {
+        let bar = ProgressBar::new_spinner();
+        let bar = match &lines.totals {
+            Some(totals) => self.all.insert_before(totals, bar),
+            None => self.all.add(bar),
+        };
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} {elapsed} {wide_msg}") {
+            bar.set_style(style);
+        }
+        bar.set_prefix(node.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(120));
+        lines.nodes.insert(node.to_owned(), bar);
     }
 
     pub(super) fn end(&self) {

@@ -28,6 +28,12 @@ pub fn duration(seconds: f64) -> String {
     format!("{} min {} s", whole / 60, whole % 60)
 }
 
+/// What is on its way: `12 MiB of 40 MiB, 8.1 MiB/s`.
+pub(super) fn moving(done: u64, all: u64, seconds: f64) -> String {
+    let rate = (done as f64 / seconds.max(0.001)) as u64;
+    format!("{} of {}, {}/s", bytes(done), bytes(all), bytes(rate))
+}
+
 /// Colours of the terminal, if any.
 pub(super) struct Paint(pub(super) bool);
 
@@ -102,9 +108,21 @@ impl Plain {
                 };
                 format!("{built} built, {reused} reused{failed} in {} ({boots})", duration(*seconds))
             }
-            Event::Planned { .. } | Event::Reused { .. } | Event::Phase { .. } | Event::Output { .. } => {
-                return None;
+            Event::Fetched { node, from, seconds, bytes: n, .. } => {
+                let read = bytes(*n);
+                format!("{} {node} from {from} in {}, {read} read", paint.green(" took"), duration(*seconds))
             }
+            Event::Sent { node, to, .. } => format!("{} {node} to {to}", paint.green(" sent")),
+            Event::Cache { cache, hits, misses, sent, down, up, requests } => {
+                let (down, up) = (bytes(*down), bytes(*up));
+                let states = format!("{hits} taken, {misses} not there, {sent} sent");
+                format!("cache {cache}: {states}; {down} read, {up} written, {requests} requests")
+            }
+            Event::Planned { .. }
+            | Event::Reused { .. }
+            | Event::Phase { .. }
+            | Event::Output { .. }
+            | Event::Moving { .. } => return None,
         })
     }
 }

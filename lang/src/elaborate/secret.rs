@@ -42,7 +42,11 @@ impl Elaborator<'_> {
             Some((_, Scalar::Float(n))) => n.to_string(),
             Some((_, Scalar::Null)) | None => String::new(),
         };
-        Some(Secret { name, source, version })
+        let cache = match at.node.prop("cache") {
+            Some(arg) => self.boolean(arg, at, scope)?,
+            None => false,
+        };
+        Some(Secret { name, source, version, cache })
     }
 
     /// The secrets that a script is handed, with their versions.

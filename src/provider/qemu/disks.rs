@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use tokio::process::Child;
 
 use super::qmp::Qmp;
-use super::{Programs, ProviderError, args, image, instance, qcow2};
+use super::{Programs, ProviderError, args, image, instance};
 use crate::provider::Launch;
+use crate::qcow2;
 
 /// The disks of an instance.
 pub(in crate::provider) struct Disks {

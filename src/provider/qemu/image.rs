@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use vimg_lang::model::DiskFormat;
 
-use super::{Programs, ProviderError, qcow2};
+use super::{Programs, ProviderError};
 use crate::provider::child;
+use crate::qcow2;
 
 /// Whether a converted disk is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

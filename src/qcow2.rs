@@ -53,6 +53,45 @@ pub fn is_qcow2(path: &Path) -> bool {
     File::open(path).and_then(|mut f| f.read_exact(&mut magic)).is_ok() && magic == *b"QFI\xfb"
 }
 
+/// Where the compressed clusters of a disk begin in its file, in ascending
+/// order. What lies between two of them is one cluster, compressed: the same
+/// content gives the same bytes wherever it came to lie. Empty for what is no
+/// plain qcow2 file. Only the tables are read, whose sizes a plain header
+/// bounds; what they say is compared with the file's length.
+pub fn compressed_clusters(path: &Path) -> std::io::Result<Vec<u64>> {
+    use std::os::unix::fs::FileExt;
+    /// Set in an entry of L1 or L2 whose cluster is not shared.
+    const COPIED: u64 = 1 << 63;
+    const COMPRESSED: u64 = 1 << 62;
+    let mut found = Vec::new();
+    if read(path).is_err() {
+        return Ok(found);
+    }
+    let file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let mut head = [0; 72];
+    file.read_exact_at(&mut head, 0)?;
+    let cluster_bits = be32(&head, 20);
+    let cluster = 1_usize << cluster_bits;
+    // The offset has 62 bits less those that count the sectors.
+    let offset_bits = 62 - (cluster_bits - 8);
+    let mut l1 = vec![0; be32(&head, 36) as usize * 8];
+    file.read_exact_at(&mut l1, be64(&head, 40))?;
+    let mut table = vec![0; cluster];
+    for entry in (0..l1.len()).step_by(8).map(|at| be64(&l1, at) & !COPIED) {
+        if entry == 0 || entry.saturating_add(cluster as u64) > length {
+            continue;
+        }
+        file.read_exact_at(&mut table, entry)?;
+        let entries = (0..cluster).step_by(8).map(|at| be64(&table, at));
+        let compressed = entries.filter(|e| e & COPIED == 0 && e & COMPRESSED != 0);
+        found.extend(compressed.map(|e| e & ((1 << offset_bits) - 1)).filter(|at| *at < length));
+    }
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
+}
+
 fn be32(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }

@@ -1,0 +1,203 @@
+//! States that others made, or may use: kept elsewhere, signed, and believed
+//! only as far as their writers are.
+//!
+//! ```text
+//! v1/records/<domain>/<key>   signed entries of a state and the disks below
+//! v1/packs/<sha256>           pieces of files, and lists of pieces
+//! v1/builds/<domain>/<name>   the keys of a project's last build, signed
+//! v1/condemned                packs that nothing needed at the last clean-up
+//! ```
+//!
+//! Packs are written before the records that need them, so that what was
+//! interrupted is not seen. Every piece is compared with its digest when it is
+//! read. A cache may fail in any way: what it does not give is built.
+//! Knows the store, nothing of graphs.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::digest::{Description, Key};
+use crate::event::{Event, Sink};
+
+mod courier;
+pub mod entry;
+pub mod keep;
+mod piece;
+mod pull;
+mod push;
+mod registry;
+pub mod remote;
+pub mod sign;
+pub mod spec;
+
+use entry::{Asked, Build, Signed};
+pub use pull::Hit;
+pub use push::{Pushed, State};
+use remote::{Object, Remote};
+use sign::{Signer, Trust};
+
+/// All caches of a build.
+#[derive(Debug, Default)]
+pub struct Caches {
+    /// Where states are looked for, the nearest first.
+    pub from: Vec<Arc<Remote>>,
+    /// Where they are sent.
+    pub to: Vec<Arc<Remote>>,
+    /// Who is believed.
+    pub trust: Trust,
+    /// What is signed with.
+    pub signer: Option<Signer>,
+    /// What the project is called.
+    pub name: String,
+    refused: Refused,
+}
+
+/// Records that were found and are not used: told once for each reason.
+#[derive(Debug, Default)]
+struct Refused(Mutex<BTreeMap<(String, String), (String, usize)>>);
+
+impl Refused {
+    fn add(&self, cache: &str, node: &str, why: &str) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = all.entry((cache.to_owned(), why.to_owned())).or_insert_with(|| (node.to_owned(), 0));
+        entry.1 += 1;
+    }
+
+    fn tell(&self, sink: &Sink) {
+        let all = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        for ((cache, why), (node, count)) in all {
+            let what = match count {
+                1 => format!("the record of {node} is"),
+                n => format!("the records of {node} and {} more are", n - 1),
+            };
+            sink(Event::Notice { text: format!("{cache}: {what} not used: {why}") });
+        }
+    }
+}
+
+impl Caches {
+    /// None yet, but those who are believed, what is signed with, and what
+    /// the project is called.
+    pub fn new(trust: Trust, signer: Option<Signer>, name: String) -> Self {
+        Self { trust, signer, name, ..Self::default() }
+    }
+
+    /// Looks for states; what is found may be used, but for what is damaged.
+    pub async fn find(&self, wanted: &[(Key, String)], sink: &Sink) -> BTreeMap<Key, Hit> {
+        use futures_util::StreamExt;
+        let asked =
+            wanted.iter().map(|(key, name)| async move { (*key, self.find_one(key, name, sink).await) });
+        let found = futures_util::stream::iter(asked).buffer_unordered(remote::AT_ONCE);
+        let found = found.filter_map(|(key, hit)| async move { Some((key, hit?)) }).collect().await;
+        self.refused.tell(sink);
+        found
+    }
+
+    async fn find_one(&self, key: &Key, name: &str, sink: &Sink) -> Option<Hit> {
+        for (tier, remote) in self.from.iter().enumerate() {
+            for domain in &remote.spec.domains {
+                match self.record(remote, domain, key).await {
+                    Ok(Some(chain)) => return Some(Hit { tier, domain: domain.clone(), chain }),
+                    Ok(None) => {}
+                    Err(Refusal::Record(why)) => self.refused.add(&remote.spec.label, name, &why),
+                    Err(Refusal::Cache(trouble)) => {
+                        if !trouble.known {
+                            tell(sink, remote, &trouble.why);
+                        }
+                        break;
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// What a cache knows of a state and its writer may be believed for.
+    async fn record(&self, remote: &Remote, domain: &str, key: &Key) -> Result<Option<Vec<Signed>>, Refusal> {
+        let object = Object::Record { domain: domain.to_owned(), key: *key };
+        let Some(bytes) = remote.get(&object, entry::MAX_STORED).await.map_err(Refusal::Cache)? else {
+            return Ok(None);
+        };
+        let asked = Asked {
+            key: *key,
+            domain,
+            domains: &remote.spec.domains,
+            trust: &self.trust,
+            now: now(),
+            max_age: remote.spec.max_age,
+        };
+        entry::read(&bytes, &asked).map(Some).map_err(Refusal::Record)
+    }
+
+    /// What nodes of these names came from when somebody last sent them, with
+    /// the names of the caches that say so.
+    pub async fn previous(&self, names: &[&str]) -> BTreeMap<String, Description> {
+        let mut found = BTreeMap::new();
+        for remote in &self.from {
+            for build in self.builds(remote).await {
+                for name in names {
+                    let Some(key) = build.nodes.get(*name).filter(|_| !found.contains_key(*name)) else {
+                        continue;
+                    };
+                    // A build may have used what was in another domain.
+                    for domain in &remote.spec.domains {
+                        if let Ok(Some(chain)) = self.record(remote, domain, key).await
+                            && let Some(signed) = chain.into_iter().next()
+                        {
+                            found.insert((*name).to_owned(), signed.entry.state.description);
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// The last builds of this project, the nearest domain first.
+    async fn builds(&self, remote: &Remote) -> Vec<Build> {
+        let mut builds = Vec::new();
+        for domain in &remote.spec.domains {
+            let name = self.name_in(remote);
+            let object = Object::Build { domain: domain.clone(), name: name.to_owned() };
+            // These only explain: what can't be read explains nothing.
+            if let Ok(Some(bytes)) = remote.get(&object, entry::MAX_STORED).await
+                && let Ok(build) = Build::read(&bytes, domain, name, &self.trust)
+            {
+                builds.push(build);
+            }
+        }
+        builds
+    }
+
+    fn name_in<'a>(&'a self, remote: &'a Remote) -> &'a str {
+        remote.spec.name.as_deref().unwrap_or(&self.name)
+    }
+}
+
+enum Refusal {
+    /// The record is there and not used.
+    Record(String),
+    /// The cache does not answer.
+    Cache(remote::Trouble),
+}
+
+fn tell(sink: &Sink, remote: &Remote, why: &str) {
+    let end = if remote.is_gone() { "; it is not used any more in this build" } else { "" };
+    sink(Event::Notice { text: format!("{}: {why}{end}", remote.spec.label) });
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// Several libraries bring several implementations of TLS: this one is used.
+fn ready_for_tls() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // Somebody else may have chosen before; that is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
+}

@@ -1,0 +1,90 @@
+//! Carries requests, and heeds a server that asks to be left alone for a
+//! while.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use http::header::RETRY_AFTER;
+use http::{Request, Response, StatusCode};
+use opendal::{Buffer, Error, ErrorKind, HttpBody, HttpTransport, HttpTransporter};
+
+/// Since when, or until when, a server wants to be left alone.
+#[derive(Debug, Default)]
+pub(super) struct Rest(Mutex<Option<Instant>>);
+
+impl Rest {
+    /// How long it still wants to.
+    pub(super) fn left(&self) -> Option<Duration> {
+        let until = (*self.0.lock().unwrap_or_else(PoisonError::into_inner))?;
+        until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+    }
+
+    /// Notes what an answer says.
+    pub(super) fn note<T>(&self, response: &Response<T>) {
+        let asks =
+            matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+        let header = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        if let Some(wait) = header.filter(|_| asks).and_then(|text| parse(text, SystemTime::now())) {
+            let until = Instant::now().checked_add(wait);
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = until;
+        }
+    }
+}
+
+/// `Retry-After` is a number of seconds or a date (RFC 9110, 10.2.3).
+fn parse(text: &str, now: SystemTime) -> Option<Duration> {
+    if let Ok(seconds) = text.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text.trim()).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
+}
+
+/// The transport of a cache's requests.
+pub(super) struct Courier {
+    inner: HttpTransporter,
+    rest: std::sync::Arc<Rest>,
+}
+
+impl Courier {
+    pub(super) fn new(rest: std::sync::Arc<Rest>) -> Self {
+        super::ready_for_tls();
+        opendal::install_default();
+        Self { inner: HttpTransporter::default(), rest }
+    }
+}
+
+impl HttpTransport for Courier {
+    async fn fetch(&self, request: Request<Buffer>) -> opendal::Result<Response<HttpBody>> {
+        if let Some(left) = self.rest.left() {
+            // This one is not to be tried again at once; who asked waits.
+            let text = format!("it asks to be left alone for {} seconds", left.as_secs() + 1);
+            return Err(Error::new(ErrorKind::RateLimited, text));
+        }
+        let response = self.inner.fetch(request).await?;
+        self.rest.note(&response);
+        Ok(response)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_says_when_to_come_back() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_770);
+        assert_eq!(parse("7", now), Some(Duration::from_secs(7)));
+        assert_eq!(parse("Sun, 06 Nov 1994 08:49:37 GMT", now), Some(Duration::from_secs(7)));
+        assert_eq!(parse("Sun, 06 Nov 1994 08:49:27 GMT", now), Some(Duration::ZERO));
+        assert_eq!(parse("soon", now), None);
+        let rest = Rest::default();
+        let mut response = Response::new(());
+        response.headers_mut().insert(RETRY_AFTER, http::HeaderValue::from_static("60"));
+        rest.note(&response);
+        assert!(rest.left().is_none(), "a good answer is no reason");
+        *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+        rest.note(&response);
+        assert!(rest.left().unwrap() > Duration::from_secs(50));
+    }
+}

@@ -1,0 +1,315 @@
+//! What a cache holds, and how it is kept in order.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::entry::{self, Entry, Pack};
+use super::remote::{Meta, Object, Remote, Trouble};
+use super::{Caches, now};
+use crate::digest::Key;
+
+/// Longer than a build takes: a pack that nothing needs is removed when it was
+/// found so before, and this long ago. A build that refers to it by then keeps
+/// it.
+pub const GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+/// The most that the list of such packs may be, in bytes.
+const MAX_CONDEMNED: u64 = 64 << 20;
+
+/// A record that is in a cache.
+#[derive(Debug)]
+pub struct Listed {
+    /// The trust domain.
+    pub domain: String,
+    /// The state's key.
+    pub key: Key,
+    /// When it was written or touched.
+    pub modified: Option<SystemTime>,
+    /// The state and what it lies on, whoever wrote it; or what is wrong.
+    pub entries: Result<Vec<Entry>, String>,
+}
+
+impl Listed {
+    fn packs(&self) -> impl Iterator<Item = &Pack> {
+        self.entries.iter().flatten().flat_map(Entry::packs)
+    }
+
+    /// When it was last of use, in seconds since 1970.
+    fn used(&self) -> u64 {
+        let touched = self.modified.and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map(|d| d.as_secs());
+        let written = self.entries.as_ref().ok().and_then(|all| all.first()).map(|e| e.written);
+        touched.or(written).unwrap_or_default()
+    }
+}
+
+/// All that is in a cache.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Its records.
+    pub records: Vec<Listed>,
+    /// Its packs, by their SHA-256.
+    pub packs: BTreeMap<String, u64>,
+    /// The builds that it notes, and when.
+    pub builds: Vec<(Object, Option<SystemTime>)>,
+}
+
+impl Listing {
+    /// What all packs take, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.packs.values().sum()
+    }
+}
+
+/// Lists a cache and reads its records.
+pub async fn list(remote: &Remote) -> Result<Listing, Trouble> {
+    use futures_util::{StreamExt, TryStreamExt};
+    let mut listing = Listing::default();
+    let mut records = Vec::new();
+    for (object, meta) in remote.list().await? {
+        match object {
+            Object::Pack(pack) => {
+                listing.packs.insert(pack.sha256, pack.size);
+            }
+            Object::Record { domain, key } => records.push((domain, key, meta)),
+            build @ Object::Build { .. } => listing.builds.push((build, meta.modified)),
+            Object::Condemned => {}
+        }
+    }
+    let read = records.into_iter().map(|(domain, key, Meta { modified, .. })| async move {
+        let object = Object::Record { domain: domain.clone(), key };
+        let bytes = remote.get(&object, entry::MAX_STORED).await?;
+        // It may have gone since.
+        let Some(bytes) = bytes else { return Ok(None) };
+        Ok::<_, Trouble>(Some(Listed { domain, key, modified, entries: entry::peek(&bytes) }))
+    });
+    let read = futures_util::stream::iter(read).buffer_unordered(super::remote::AT_ONCE);
+    let read: Vec<Option<Listed>> = read.try_collect().await?;
+    listing.records = read.into_iter().flatten().collect();
+    listing.records.sort_by(|a, b| (&a.domain, a.key).cmp(&(&b.domain, b.key)));
+    Ok(listing)
+}
+
+/// How much of a cache is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Keep {
+    /// What was not used for longer goes.
+    pub age: Option<Duration>,
+    /// What was not used for the longest time goes until no more than this is
+    /// left, in bytes.
+    pub size: Option<u64>,
+    /// How long packs stay that nothing needs.
+    pub grace: Duration,
+    /// Only say what would go.
+    pub dry_run: bool,
+}
+
+/// What a clean-up did.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Cleaned {
+    /// Records that went.
+    pub records: usize,
+    /// Packs that went.
+    pub packs: usize,
+    /// What they took, in bytes.
+    pub bytes: u64,
+    /// Packs that go the next time, if nothing needs them by then.
+    pub condemned: usize,
+    /// What is left, in bytes.
+    pub left: u64,
+}
+
+/// Removes what is old or too much. Safe beside builds that read and write:
+/// records go before what they need, and a pack only when nothing needed it
+/// twice, [`Keep::grace`] apart.
+pub async fn clean(remote: &Remote, keep: &Keep) -> Result<Cleaned, Trouble> {
+    let mut listing = list(remote).await?;
+    let mut cleaned = Cleaned::default();
+    let now = now();
+    listing.records.sort_by_key(Listed::used);
+    let too_old = |used: u64| keep.age.is_some_and(|age| now.saturating_sub(used) > age.as_secs());
+    let (mut gone, mut stay): (Vec<Listed>, Vec<Listed>) = std::mem::take(&mut listing.records)
+        .into_iter()
+        .partition(|r| too_old(r.used()) || r.entries.is_err());
+    if let Some(most) = keep.size {
+        let mut needed: HashMap<Pack, usize> = HashMap::new();
+        for pack in stay.iter().flat_map(Listed::packs) {
+            *needed.entry(pack.clone()).or_default() += 1;
+        }
+        let mut total: u64 = needed.keys().map(|p| p.size).sum();
+        let mut oldest = 0;
+        while total > most && oldest < stay.len() {
+            for pack in stay[oldest].packs() {
+                let count = needed.entry(pack.clone()).or_default();
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    total -= pack.size;
+                }
+            }
+            oldest += 1;
+        }
+        gone.extend(stay.drain(..oldest));
+    }
+    for listed in &gone {
+        if !keep.dry_run {
+            let object = Object::Record { domain: listed.domain.clone(), key: listed.key };
+            remote.delete(&object).await?;
+        }
+        cleaned.records += 1;
+    }
+    for (build, modified) in &listing.builds {
+        let used = modified.and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map_or(now, |d| d.as_secs());
+        if too_old(used) && !keep.dry_run {
+            remote.delete(build).await?;
+        }
+    }
+    let needed: HashSet<&str> = stay.iter().flat_map(Listed::packs).map(|p| p.sha256.as_str()).collect();
+    packs(remote, &listing.packs, &needed, keep, &mut cleaned).await?;
+    cleaned.left = listing.bytes() - cleaned.bytes;
+    Ok(cleaned)
+}
+
+async fn packs(
+    remote: &Remote,
+    there: &BTreeMap<String, u64>,
+    needed: &HashSet<&str>,
+    keep: &Keep,
+    cleaned: &mut Cleaned,
+) -> Result<(), Trouble> {
+    let now = now();
+    let bytes = remote.get(&Object::Condemned, MAX_CONDEMNED).await?.unwrap_or_default();
+    // What can't be read condemns nothing.
+    let before: BTreeMap<String, u64> = serde_json::from_slice(&bytes).unwrap_or_default();
+    let mut after = BTreeMap::new();
+    for (sha256, size) in there.iter().filter(|(sha256, _)| !needed.contains(sha256.as_str())) {
+        let since = before.get(sha256).copied().unwrap_or(now);
+        if before.contains_key(sha256) && now.saturating_sub(since) >= keep.grace.as_secs() {
+            if !keep.dry_run {
+                remote.delete(&Object::Pack(Pack { sha256: sha256.clone(), size: *size })).await?;
+            }
+            cleaned.packs += 1;
+            cleaned.bytes += size;
+        } else {
+            after.insert(sha256.clone(), since);
+        }
+    }
+    cleaned.condemned = after.len();
+    if after != before && !keep.dry_run {
+        let bytes = serde_json::to_vec(&after).map_err(|e| Trouble::new(e.to_string()))?;
+        remote.put(&Object::Condemned, bytes, &[]).await?;
+    }
+    Ok(())
+}
+
+/// What is wrong with a cache, in sentences.
+#[derive(Debug, Default)]
+pub struct Verified {
+    /// Records that can be used.
+    pub good: usize,
+    /// What is wrong, and with what.
+    pub wrong: Vec<(String, String)>,
+    /// Bytes that were read.
+    pub read: u64,
+}
+
+impl Caches {
+    /// Looks at every record as a build would, and at every pack that one
+    /// needs: whether it is there, and with `deep` what is in it.
+    pub async fn verify(&self, remote: &Arc<Remote>, deep: bool) -> Result<Verified, Trouble> {
+        let listing = list(remote).await?;
+        let mut verified = Verified::default();
+        let mut bad: BTreeMap<String, Option<String>> = BTreeMap::new();
+        let domains: BTreeSet<String> = listing.records.iter().map(|r| r.domain.clone()).collect();
+        let domains: Vec<String> = domains.into_iter().collect();
+        for listed in &listing.records {
+            let name = listed.entries.as_ref().ok().and_then(|all| all.first());
+            let name = name.map_or_else(|| listed.key.short(), |e| e.state.name.clone());
+            let name = format!("{} {name}", listed.domain);
+            let object = Object::Record { domain: listed.domain.clone(), key: listed.key };
+            let Some(bytes) = remote.get(&object, entry::MAX_STORED).await? else { continue };
+            let asked = entry::Asked {
+                key: listed.key,
+                domain: &listed.domain,
+                domains: &domains,
+                trust: &self.trust,
+                now: now(),
+                max_age: remote.spec.max_age,
+            };
+            let chain = match entry::read(&bytes, &asked) {
+                Ok(chain) => chain,
+                Err(why) => {
+                    verified.wrong.push((name, why));
+                    continue;
+                }
+            };
+            let mut trouble = None;
+            for pack in chain.iter().flat_map(|s| s.entry.packs()) {
+                let known = match bad.get(&pack.sha256) {
+                    Some(known) => known.clone(),
+                    None => {
+                        let found = self.pack(remote, pack, &listing, deep, &mut verified.read).await?;
+                        bad.insert(pack.sha256.clone(), found.clone());
+                        found
+                    }
+                };
+                trouble = trouble.or(known);
+            }
+            match trouble {
+                None => verified.good += 1,
+                Some(why) => verified.wrong.push((name, why)),
+            }
+        }
+        Ok(verified)
+    }
+
+    async fn pack(
+        &self,
+        remote: &Arc<Remote>,
+        pack: &Pack,
+        listing: &Listing,
+        deep: bool,
+        read: &mut u64,
+    ) -> Result<Option<String>, Trouble> {
+        let short = &pack.sha256[..12.min(pack.sha256.len())];
+        match listing.packs.get(&pack.sha256) {
+            None => return Ok(Some(format!("the pack {short} is missing"))),
+            Some(size) if *size != pack.size => return Ok(Some(format!("the pack {short} is cut short"))),
+            Some(_) => {}
+        }
+        if !deep {
+            return Ok(None);
+        }
+        let bytes = remote.get(&Object::Pack(pack.clone()), pack.size).await?.unwrap_or_default();
+        *read += bytes.len() as u64;
+        let good = super::push::sha256(&bytes) == pack.sha256;
+        Ok((!good).then(|| format!("the pack {short} is damaged")))
+    }
+
+    /// Copies all records, and the packs that they need, as they are signed.
+    /// Says how many records and bytes that took.
+    pub async fn copy(&self, from: &Arc<Remote>, to: &Arc<Remote>) -> Result<(usize, u64), String> {
+        let fail = |e: Trouble| e.to_string();
+        let listing = list(from).await.map_err(fail)?;
+        let before = to.moved().1;
+        let mut copied = 0;
+        for listed in &listing.records {
+            let object = Object::Record { domain: listed.domain.clone(), key: listed.key };
+            let Some(bytes) = from.get(&object, entry::MAX_STORED).await.map_err(fail)? else { continue };
+            let there = to.get(&object, entry::MAX_STORED).await.map_err(fail)?;
+            if there.is_some_and(|there| there == bytes) {
+                continue;
+            }
+            let mut packs: Vec<Pack> = listed.packs().cloned().collect();
+            packs.sort_unstable();
+            packs.dedup();
+            self.copy_packs(from, to, packs.clone()).await?;
+            to.put(&object, bytes, &packs).await.map_err(fail)?;
+            copied += 1;
+        }
+        for (build, _) in &listing.builds {
+            if let Some(bytes) = from.get(build, entry::MAX_STORED).await.map_err(fail)? {
+                to.put(build, bytes, &[]).await.map_err(fail)?;
+            }
+        }
+        Ok((copied, to.moved().1 - before))
+    }
+}

@@ -1,0 +1,262 @@
+//! Files cut into pieces that are known by their digests.
+//!
+//! Disks are cut where their clusters are: a piece is the same when what is
+//! in the machine is, wherever in the file it came to lie.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::fs::SeekFrom;
+use serde::{Deserialize, Serialize};
+
+use crate::qcow2;
+
+/// The length of a piece, in bytes, but where clusters end otherwise: what
+/// QEMU takes for the clusters of a qcow2.
+const LENGTH: u64 = 64 << 10;
+/// The most that a piece may be, in bytes.
+const MAX_LENGTH: u64 = 2 * LENGTH;
+/// The most that a list of pieces may be, unpacked, in bytes: of about
+/// 370 GB without a hole.
+pub(super) const MAX_LIST: u32 = 256 << 20;
+/// zstd's level: what comes of a higher one is not worth its time here.
+const LEVEL: i32 = 3;
+
+/// A piece in the list of a file's pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Piece {
+    /// Where in the file it begins, in bytes.
+    pub at: u64,
+    /// How long it is there, in bytes.
+    pub length: u32,
+    /// What is in it.
+    pub digest: [u8; 32],
+    /// Which of the file's packs holds it.
+    pub pack: u32,
+    /// Where in the pack it begins, in bytes.
+    pub from: u64,
+    /// How long it is there, in bytes; compressed if that is less.
+    pub stored: u32,
+}
+
+/// Where a file's pieces begin and how long they are. Holes have none.
+pub(super) fn cut(path: &Path) -> io::Result<Vec<(u64, u32)>> {
+    let file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let clusters = qcow2::compressed_clusters(path)?;
+    let mut pieces = Vec::new();
+    let mut at = 0;
+    while at < length {
+        let Some((start, end)) = extent(&file, at)? else { break };
+        // All of a block that has some data, so that pieces do not depend on
+        // where the filesystem has holes.
+        let mut next = start.max(at) / LENGTH * LENGTH;
+        if let Some(last) = pieces.last() {
+            let (at, length): &(u64, u32) = last;
+            next = next.max(at + u64::from(*length));
+        }
+        while next < end {
+            let stop = (next / LENGTH + 1) * LENGTH;
+            let index = clusters.partition_point(|c| *c <= next);
+            let following = clusters.get(index).copied();
+            let starts_here = index > 0 && clusters[index - 1] == next;
+            let stop = match following {
+                Some(following) if starts_here && following - next <= MAX_LENGTH => following,
+                Some(following) if !starts_here => stop.min(following),
+                _ => stop,
+            };
+            let stop = stop.min(length);
+            pieces.push((next, (stop - next) as u32));
+            next = stop;
+        }
+        at = end.max(next);
+    }
+    Ok(pieces)
+}
+
+/// The next part of a file that is no hole.
+fn extent(file: &File, at: u64) -> io::Result<Option<(u64, u64)>> {
+    let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+        Ok(start) => start,
+        Err(rustix::io::Errno::NXIO) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Some((start, rustix::fs::seek(file, SeekFrom::Hole(start))?)))
+}
+
+/// A piece that was read and packed; nothing in it if it is all zeros or is
+/// known already.
+pub(super) struct Packed {
+    /// Its digest.
+    pub digest: [u8; 32],
+    /// Its bytes as they are stored, if they have to be.
+    pub bytes: Option<Vec<u8>>,
+    /// Whether it is a hole.
+    pub zero: bool,
+}
+
+/// Reads and packs some pieces, on all processors. `known` says which digests
+/// need no bytes.
+pub(super) fn pack<T: Sync>(
+    file: &File,
+    pieces: &[(u64, u32)],
+    known: &HashMap<[u8; 32], T>,
+) -> io::Result<Vec<Packed>> {
+    let next = AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let done: Vec<io::Result<Vec<(usize, Packed)>>> = std::thread::scope(|scope| {
+        let work = || -> io::Result<Vec<(usize, Packed)>> {
+            let mut packer = zstd::bulk::Compressor::new(LEVEL)?;
+            let mut buffer = Vec::new();
+            let mut done = Vec::new();
+            loop {
+                let n = next.fetch_add(1, Ordering::Relaxed);
+                let Some((at, length)) = pieces.get(n) else { return Ok(done) };
+                buffer.resize(*length as usize, 0);
+                file.read_exact_at(&mut buffer, *at)?;
+                done.push((n, one(&buffer, &mut packer, known)?));
+            }
+        };
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let ended = |worker: std::thread::ScopedJoinHandle<'_, io::Result<Vec<(usize, Packed)>>>| {
+            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        workers.into_iter().map(ended).collect()
+    });
+    let mut all = Vec::with_capacity(pieces.len());
+    for part in done {
+        all.extend(part?);
+    }
+    all.sort_unstable_by_key(|(n, _)| *n);
+    Ok(all.into_iter().map(|(_, packed)| packed).collect())
+}
+
+fn one<T>(
+    bytes: &[u8],
+    packer: &mut zstd::bulk::Compressor<'_>,
+    known: &HashMap<[u8; 32], T>,
+) -> io::Result<Packed> {
+    let digest = *blake3::hash(bytes).as_bytes();
+    if bytes.iter().all(|b| *b == 0) {
+        return Ok(Packed { digest, bytes: None, zero: true });
+    }
+    if known.contains_key(&digest) {
+        return Ok(Packed { digest, bytes: None, zero: false });
+    }
+    let packed = packer.compress(bytes)?;
+    // What is compressed already only grows.
+    let bytes = if packed.len() < bytes.len() { packed } else { bytes.to_vec() };
+    Ok(Packed { digest, bytes: Some(bytes), zero: false })
+}
+
+/// Unpacks a piece and compares it with its digest. No more is unpacked than
+/// the piece is long.
+pub(super) fn unpack(stored: &[u8], length: u32, digest: &[u8; 32]) -> Option<Vec<u8>> {
+    let bytes = if stored.len() < length as usize {
+        let mut bytes = Vec::new();
+        let decoder = zstd::stream::read::Decoder::new(stored).ok()?;
+        decoder.take(u64::from(length) + 1).read_to_end(&mut bytes).ok()?;
+        bytes
+    } else {
+        stored.to_vec()
+    };
+    (bytes.len() == length as usize && blake3::hash(&bytes).as_bytes() == digest).then_some(bytes)
+}
+
+/// Writes a list of pieces.
+pub(super) fn write_list(pieces: &[Piece]) -> Option<Vec<u8>> {
+    postcard::to_stdvec(pieces).ok().filter(|bytes| bytes.len() <= MAX_LIST as usize)
+}
+
+/// Reads a list of the pieces of a file of `size` bytes in `packs` packs.
+/// `None` if a piece lies outside of either, or before the one before it.
+pub(super) fn read_list(bytes: &[u8], size: u64, packs: &[super::entry::Pack]) -> Option<Vec<Piece>> {
+    let pieces: Vec<Piece> = postcard::from_bytes(bytes).ok()?;
+    let mut end = 0;
+    for piece in &pieces {
+        let pack = packs.get(piece.pack as usize)?;
+        let fits = piece.from.checked_add(u64::from(piece.stored))? <= pack.size
+            && piece.at >= end
+            && u64::from(piece.length) <= MAX_LENGTH
+            && piece.stored <= piece.length;
+        end = piece.at.checked_add(u64::from(piece.length))?;
+        if !fits || end > size {
+            return None;
+        }
+    }
+    Some(pieces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::entry::Pack;
+    use super::*;
+
+    fn write(text: &[(u64, &[u8])], length: u64) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(length).unwrap();
+        for (at, bytes) in text {
+            file.as_file().write_all_at(bytes, *at).unwrap();
+        }
+        file
+    }
+
+    #[test]
+    fn holes_have_no_pieces() {
+        let file = write(&[(3 * LENGTH + 9, b"x"), (9 * LENGTH, b"y")], 9 * LENGTH + 100);
+        let pieces = cut(file.path()).unwrap();
+        assert!(pieces.contains(&(3 * LENGTH, LENGTH as u32)), "{pieces:?}");
+        assert_eq!(*pieces.last().unwrap(), (9 * LENGTH, 100));
+        assert!(pieces.len() <= 4);
+        assert!(cut(write(&[], 10 * LENGTH).path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_packed_comes_back() {
+        let noise: Vec<u8> = (0..LENGTH as u32)
+            .flat_map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[..1].to_vec())
+            .collect();
+        let file = write(&[(0, &noise), (LENGTH, &[7; 100])], 3 * LENGTH);
+        let pieces = [(0, LENGTH as u32), (LENGTH, LENGTH as u32), (2 * LENGTH, LENGTH as u32)];
+        let packed = pack::<()>(file.as_file(), &pieces, &HashMap::new()).unwrap();
+        let bytes = packed[0].bytes.as_ref().unwrap();
+        assert_eq!(bytes.len(), LENGTH as usize, "noise is stored as it is");
+        assert_eq!(unpack(bytes, LENGTH as u32, &packed[0].digest).unwrap(), noise);
+        let bytes = packed[1].bytes.as_ref().unwrap();
+        assert!(bytes.len() < 200);
+        assert_eq!(
+            &unpack(bytes, LENGTH as u32, &packed[1].digest).unwrap()[..101],
+            [&[7; 100][..], &[0]].concat()
+        );
+        assert!(packed[2].zero && packed[2].bytes.is_none());
+        let known = HashMap::from([(packed[1].digest, ())]);
+        assert!(pack(file.as_file(), &pieces, &known).unwrap()[1].bytes.is_none());
+        // A byte changed, one missing, and one that unpacks to more.
+        let mut bad = bytes.clone();
+        *bad.last_mut().unwrap() ^= 1;
+        assert!(unpack(&bad, LENGTH as u32, &packed[1].digest).is_none());
+        assert!(unpack(&bytes[1..], LENGTH as u32, &packed[1].digest).is_none());
+        let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 3).unwrap();
+        assert!(unpack(&bomb, LENGTH as u32, &packed[1].digest).is_none());
+    }
+
+    #[test]
+    fn lists_that_reach_outside_are_refused() {
+        let packs = [Pack { sha256: "a".into(), size: 1000 }];
+        let good = Piece { at: 0, length: 100, digest: [0; 32], pack: 0, from: 900, stored: 100 };
+        let read = |pieces: &[Piece]| read_list(&write_list(pieces).unwrap(), 200, &packs);
+        assert_eq!(read(&[good, Piece { at: 100, ..good }]).unwrap().len(), 2);
+        assert!(read(&[good, Piece { at: 101, ..good }]).is_none(), "beyond the file");
+        assert!(read(&[good, Piece { at: 99, ..good }]).is_none(), "over another");
+        assert!(read(&[Piece { from: 901, ..good }]).is_none(), "beyond the pack");
+        assert!(read(&[Piece { pack: 1, ..good }]).is_none());
+        assert!(read(&[Piece { from: u64::MAX, ..good }]).is_none());
+        assert!(read(&[Piece { at: u64::MAX, ..good }]).is_none());
+        assert!(read(&[Piece { stored: 101, ..good }]).is_none());
+        assert!(read_list(b"\xff\xff\xff", 200, &packs).is_none());
+    }
+}

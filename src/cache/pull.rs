@@ -1,0 +1,393 @@
+//! Takes states over from a cache.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use futures_util::{StreamExt, TryStreamExt};
+
+use super::entry::{BLOB, Contents, Pack, Place, Signed};
+use super::piece::{self, Piece};
+use super::remote::{Object, Remote};
+use super::sign::Writer;
+use super::{Caches, tell};
+use crate::digest::Blob;
+use crate::event::{Event, Sink};
+use crate::qcow2;
+use crate::store::{DiskKind, Store};
+
+/// What lies between two pieces is fetched with them up to this, in bytes: a
+/// request costs as much as this takes to come.
+const GAP: u64 = 256 << 10;
+/// The most that is fetched at once, in bytes.
+const MAX_RANGE: u64 = 8 << 20;
+/// How many parts of a file are fetched at once.
+const PARTS: usize = 4;
+/// What was fetched in part and not gone on with is removed after this.
+const STALE: Duration = Duration::from_secs(3 * 24 * 60 * 60);
+
+/// A state that a cache has.
+#[derive(Debug, Clone)]
+pub struct Hit {
+    /// Which cache, in the order in which they are asked.
+    pub tier: usize,
+    /// The domain that it was found in.
+    pub domain: String,
+    /// The state, and the disks below it.
+    pub chain: Vec<Signed>,
+}
+
+/// What was taken over.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fetched {
+    /// Bytes that were read from the cache.
+    pub bytes: u64,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+}
+
+impl Caches {
+    /// Takes a state and what it lies on over into the store. Where another
+    /// cache is nearer, it is given all of it first.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says why it can't be used.
+    pub async fn fetch(&self, node: &str, hit: &Hit, store: &Store, sink: &Sink) -> Result<Fetched, String> {
+        let start = Instant::now();
+        let mut bytes = 0;
+        reap(&partial(store));
+        // From the lowest up, so that what is there can be used.
+        for signed in hit.chain.iter().rev() {
+            let state = &signed.entry.state;
+            let here = store.whole(&state.key, &mut Default::default());
+            if here == Some(state.id) {
+                continue;
+            }
+            if here.is_some() {
+                return Err(format!("it lies on another build of {} than the one that is here", state.name));
+            }
+            let remote = self.nearest(node, hit, signed, sink).await;
+            let lock = store.lock(&state.key).await.map_err(|e| e.to_string())?;
+            // Another process may have made it in the meantime.
+            if store.whole(&state.key, &mut Default::default()).is_none() {
+                let fetching = Fetching { remote: &remote, node, sink, start, bytes: AtomicU64::new(0) };
+                let done = fetching.state(signed, store).await;
+                bytes += fetching.bytes.load(Ordering::Relaxed);
+                done?;
+            }
+            drop(lock);
+        }
+        Ok(Fetched { bytes, seconds: start.elapsed().as_secs_f64() })
+    }
+
+    /// Where a state is best read from: it is copied to caches that are
+    /// nearer, if they are on this machine.
+    async fn nearest(&self, node: &str, hit: &Hit, signed: &Signed, sink: &Sink) -> Arc<Remote> {
+        let found = &self.from[hit.tier];
+        let near =
+            self.from[..hit.tier].iter().find(|r| r.spec.kind == super::spec::Kind::Local && !r.is_gone());
+        let Some(near) = near else { return found.clone() };
+        match self.copy_packs(found, near, signed.entry.packs().cloned()).await {
+            Ok(_) => {}
+            Err(why) => {
+                tell(sink, near, &format!("it was not filled: {why}"));
+                return found.clone();
+            }
+        }
+        // The record of what was asked for tells the next one.
+        let own = &hit.chain[0];
+        if own.digest == signed.digest {
+            let object = Object::Record { domain: hit.domain.clone(), key: own.entry.state.key };
+            let all: Vec<&Signed> = hit.chain.iter().collect();
+            if let Ok(bytes) = super::entry::write(&all)
+                && let Err(trouble) = near.put(&object, bytes, &[]).await
+            {
+                tell(sink, near, &format!("the record of {node} was not kept: {trouble}"));
+            }
+        }
+        near.clone()
+    }
+
+    /// Copies packs that are not there. Says how many bytes that took.
+    pub(super) async fn copy_packs(
+        &self,
+        from: &Remote,
+        to: &Remote,
+        packs: impl IntoIterator<Item = Pack>,
+    ) -> Result<u64, String> {
+        let mut copied = 0;
+        for pack in packs {
+            let object = Object::Pack(pack.clone());
+            let there = to.stat(&object).await.map_err(|e| e.to_string())?;
+            if there.is_some_and(|meta| meta.size == pack.size) {
+                continue;
+            }
+            let bytes = from.get(&object, pack.size).await.map_err(|e| e.to_string())?;
+            let bytes = bytes.ok_or("a pack is missing")?;
+            if super::push::sha256(&bytes) != pack.sha256 {
+                return Err("a pack is damaged".into());
+            }
+            copied += bytes.len() as u64;
+            to.put(&object, bytes, &[]).await.map_err(|e| e.to_string())?;
+        }
+        Ok(copied)
+    }
+}
+
+/// A state on its way here.
+struct Fetching<'a> {
+    remote: &'a Remote,
+    node: &'a str,
+    sink: &'a Sink,
+    start: Instant,
+    bytes: AtomicU64,
+}
+
+impl Fetching<'_> {
+    /// Fetches the files of a state and commits it. What came before it was
+    /// interrupted is not fetched again.
+    async fn state(&self, signed: &Signed, store: &Store) -> Result<(), String> {
+        let entry = &signed.entry;
+        let dir = partial(store).join(signed.digest.to_string());
+        let fail = |e: std::io::Error| format!("{}: {e}", dir.display());
+        fs::create_dir_all(&dir).map_err(fail)?;
+        for contents in &entry.files {
+            let blob = contents.digest.map(|digest| Blob { digest, size: contents.size });
+            if blob.is_some_and(|blob| store.has_blob(&blob)) {
+                continue;
+            }
+            let path = match blob {
+                Some(blob) => dir.join(blob.digest.to_string()),
+                None => dir.join(&contents.name),
+            };
+            self.file(contents, &path).await?;
+            let Some(blob) = blob else { continue };
+            let file = File::open(&path).map_err(fail)?;
+            let found = blocking(move || Blob::copy(file, &mut std::io::sink())).await?.map_err(fail)?;
+            if found != blob {
+                return Err("a file is not what its digest says".into());
+            }
+            store.commit_blob(&path, &blob).map_err(|e| e.to_string())?;
+        }
+        let staging = store.staging().map_err(|e| e.to_string())?;
+        for contents in entry.files.iter().filter(|c| c.name != BLOB) {
+            fs::rename(dir.join(&contents.name), staging.path().join(&contents.name)).map_err(fail)?;
+        }
+        let mut record = entry.state.clone();
+        let disk = staging.path().join(record.disk.kind.file_name());
+        if record.disk.kind == DiskKind::Qcow2 {
+            // Whoever signed it: no header is believed.
+            qcow2::read(&disk).map_err(|why| format!("its disk is refused: {why}"))?;
+        }
+        record.bytes = on_disk(&disk);
+        // The host's own kernel works only on what this user made.
+        record.ours &= signed.writer == Writer::Own;
+        let store = store.clone();
+        let committed = blocking(move || store.commit(staging, &record)).await?;
+        let _ = fs::remove_dir_all(&dir);
+        committed.map(|_| ()).map_err(|e| e.to_string())
+    }
+
+    /// Fetches a file, piece by piece.
+    async fn file(&self, contents: &Contents, path: &Path) -> Result<(), String> {
+        let list = self.list(contents).await?;
+        let fail = |e: std::io::Error| format!("{}: {e}", path.display());
+        let there = path.exists();
+        let file =
+            File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(fail)?;
+        file.set_len(contents.size).map_err(fail)?;
+        let file = Arc::new(file);
+        let list = match there {
+            true => {
+                let file = file.clone();
+                blocking(move || missing(&file, list)).await?
+            }
+            false => list,
+        };
+        let parts = parts(list);
+        let all: u64 = parts.iter().map(|p| p.length).sum();
+        let done = AtomicU64::new(0);
+        let fetched = futures_util::stream::iter(parts).map(|part| {
+            let (file, done) = (file.clone(), &done);
+            async move {
+                let length = part.length;
+                self.part(&contents.packs, part, &file).await?;
+                let now = done.fetch_add(length, Ordering::Relaxed) + length;
+                (self.sink)(Event::Moving {
+                    node: self.node.to_owned(),
+                    cache: self.remote.spec.label.clone(),
+                    sent: false,
+                    done: now,
+                    all,
+                    seconds: self.start.elapsed().as_secs_f64(),
+                });
+                Ok::<(), String>(())
+            }
+        });
+        fetched.buffer_unordered(PARTS).try_collect::<Vec<()>>().await.map(|_| ())
+    }
+
+    async fn list(&self, contents: &Contents) -> Result<Vec<Piece>, String> {
+        let Place { pack, from, stored, length, digest } = contents.list.clone();
+        let pack = contents.packs.get(pack as usize).ok_or("its list of pieces is missing")?;
+        if length > piece::MAX_LIST || stored > length {
+            return Err("its list of pieces is too long".into());
+        }
+        let bytes = self.read(pack, from, u64::from(stored)).await?;
+        let unpacked = blocking(move || piece::unpack(&bytes, length, &digest.0)).await?;
+        let list = unpacked.and_then(|bytes| piece::read_list(&bytes, contents.size, &contents.packs));
+        list.ok_or_else(|| "its list of pieces is damaged".into())
+    }
+
+    async fn read(&self, pack: &Pack, from: u64, length: u64) -> Result<Vec<u8>, String> {
+        let bytes = self.remote.range(pack, from, length).await.map_err(|e| e.to_string())?;
+        let bytes = bytes.ok_or("a pack is missing")?;
+        self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        match bytes.len() as u64 {
+            n if n == length => Ok(bytes),
+            n if n < length => Err("a pack is cut short".into()),
+            _ => Err("it sends more than was asked for".into()),
+        }
+    }
+
+    /// Fetches what lies together in a pack. What came damaged is asked for
+    /// once more: it may have been the way.
+    async fn part(&self, packs: &[Pack], part: Part, file: &Arc<File>) -> Result<(), String> {
+        let pack = packs.get(part.pack as usize).ok_or("a pack is missing")?;
+        let pieces = Arc::new(part.pieces);
+        for again in [false, true] {
+            let bytes = match self.read(pack, part.from, part.length).await {
+                Err(why) if !again && !self.remote.is_gone() => {
+                    tell(self.sink, self.remote, &format!("{why}; asked again"));
+                    continue;
+                }
+                other => other?,
+            };
+            let (pieces, file) = (pieces.clone(), file.clone());
+            let written = blocking(move || write(&bytes, part.from, &pieces, &file)).await?;
+            if written.map_err(|e| e.to_string())? {
+                return Ok(());
+            }
+            if !again {
+                tell(self.sink, self.remote, "a piece came damaged; asked again");
+            }
+        }
+        Err("a piece is damaged".into())
+    }
+}
+
+/// Pieces that lie together in a pack.
+struct Part {
+    pack: u32,
+    from: u64,
+    length: u64,
+    pieces: Vec<Piece>,
+}
+
+/// Groups pieces by where they are.
+fn parts(mut pieces: Vec<Piece>) -> Vec<Part> {
+    pieces.sort_unstable_by_key(|p| (p.pack, p.from, p.at));
+    let mut parts: Vec<Part> = Vec::new();
+    for piece in pieces {
+        let end = piece.from + u64::from(piece.stored);
+        match parts.last_mut() {
+            Some(part)
+                if part.pack == piece.pack
+                    && piece.from <= part.from + part.length + GAP
+                    && end - part.from <= MAX_RANGE =>
+            {
+                part.length = part.length.max(end - part.from);
+                part.pieces.push(piece);
+            }
+            _ => parts.push(Part {
+                pack: piece.pack,
+                from: piece.from,
+                length: u64::from(piece.stored),
+                pieces: vec![piece],
+            }),
+        }
+    }
+    parts
+}
+
+/// Unpacks pieces into their file. `false` if one is not what it should be;
+/// then nothing after it is written.
+fn write(bytes: &[u8], from: u64, pieces: &[Piece], file: &File) -> std::io::Result<bool> {
+    // The same may stand in several places, one after the other here.
+    let (mut known, mut unpacked) = (None, Vec::new());
+    for piece in pieces {
+        let place = (piece.from, piece.digest);
+        if known != Some(place) {
+            let start = (piece.from - from) as usize;
+            let stored = bytes.get(start..start + piece.stored as usize);
+            let found = stored.and_then(|stored| piece::unpack(stored, piece.length, &piece.digest));
+            let Some(found) = found else { return Ok(false) };
+            (known, unpacked) = (Some(place), found);
+        }
+        file.write_all_at(&unpacked, piece.at)?;
+    }
+    Ok(true)
+}
+
+/// Which pieces of a file are not there yet.
+fn missing(file: &File, pieces: Vec<Piece>) -> Vec<Piece> {
+    let mut buffer = Vec::new();
+    let lacks = |piece: &Piece| {
+        buffer.resize(piece.length as usize, 0);
+        file.read_exact_at(&mut buffer, piece.at).is_err()
+            || *blake3::hash(&buffer).as_bytes() != piece.digest
+    };
+    let mut lacks = lacks;
+    pieces.into_iter().filter(|piece| lacks(piece)).collect()
+}
+
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())
+}
+
+/// What a file takes on disk, in bytes.
+fn on_disk(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    // st_blocks counts units of 512 bytes, whatever the filesystem's.
+    fs::metadata(path).map_or(0, |m| m.blocks() * 512)
+}
+
+fn partial(store: &Store) -> PathBuf {
+    store.root().join("partial")
+}
+
+/// Removes what nobody went on with.
+fn reap(dir: &Path) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let age = entry.metadata().and_then(|m| m.modified()).map(|t| SystemTime::now().duration_since(t));
+        if matches!(age, Ok(Ok(age)) if age > STALE) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(at: u64, pack: u32, from: u64) -> Piece {
+        Piece { at, length: 10, digest: [0; 32], pack, from, stored: 10 }
+    }
+
+    #[test]
+    fn neighbours_come_in_one_request() {
+        let far = GAP + 100;
+        let list =
+            vec![piece(0, 0, 0), piece(10, 1, 5), piece(20, 0, 10), piece(30, 0, 10), piece(40, 0, 20 + far)];
+        let parts: Vec<_> =
+            parts(list).into_iter().map(|p| (p.pack, p.from, p.length, p.pieces.len())).collect();
+        assert_eq!(parts, [(0, 0, 20, 3), (0, 20 + far, 10, 1), (1, 5, 10, 1)]);
+    }
+}

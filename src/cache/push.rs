@@ -1,0 +1,487 @@
+//! Sends states to a cache.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use sha2::{Digest as _, Sha256};
+use tokio::task::JoinSet;
+
+use super::entry::{self, BLOB, Build, Contents, Entry, Pack, Place, Signed};
+use super::piece::{self, Piece};
+use super::pull::blocking;
+use super::remote::{Object, Remote};
+use super::{Caches, Refusal, now};
+use crate::digest::{Digest, Key};
+use crate::event::{Event, Sink};
+use crate::store::{Record, Store};
+
+/// A pack is full when it is as large, in bytes: large enough that a disk is
+/// a few requests, small enough that one of them is soon done.
+const FULL: usize = 16 << 20;
+/// How many packs are sent at once.
+const AT_ONCE: usize = 4;
+/// How many bytes of a file are read and packed at once.
+const BATCH: u64 = 16 << 20;
+/// A file whose pieces are in more packs than this has those of the smallest
+/// sent again, so that it does not fall apart as it is changed.
+const SCATTERED: usize = 24;
+
+/// A state that may be sent.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// Its key.
+    pub key: Key,
+    /// Its node's name.
+    pub name: String,
+}
+
+/// What was sent.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pushed {
+    /// States that were sent.
+    pub sent: usize,
+    /// States that were there.
+    pub there: usize,
+    /// Those that lie on another build of a state than the one in the cache.
+    pub foreign: Vec<String>,
+    /// Bytes that were written.
+    pub bytes: u64,
+}
+
+impl Caches {
+    /// Sends states to a cache, each with what it lies on, and notes the keys
+    /// of the build's nodes there.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says why it was given up.
+    pub async fn push(
+        &self,
+        remote: &Arc<Remote>,
+        states: &[State],
+        nodes: &BTreeMap<String, Key>,
+        store: &Store,
+        sink: &Sink,
+    ) -> Result<Pushed, String> {
+        let Some(signer) = &self.signer else {
+            return Err("there is no key to sign with: `vimg cache keygen` makes one".into());
+        };
+        let Some(domain) = remote.spec.domains.first() else {
+            return Err("there is no domain to write to".into());
+        };
+        let mut push = Push {
+            caches: self,
+            remote,
+            domain,
+            store,
+            sink,
+            known: Known::default(),
+            signed: HashMap::new(),
+            packs: Vec::new(),
+            current: Vec::new(),
+            sending: JoinSet::new(),
+            pushed: Pushed::default(),
+            start: Instant::now(),
+        };
+        let before = remote.moved().1;
+        let builds = self.builds(remote).await;
+        for state in states {
+            let previous = builds.iter().find_map(|b| b.nodes.get(&state.name)).filter(|k| **k != state.key);
+            push.state(state, previous).await?;
+        }
+        push.pushed.bytes = remote.moved().1 - before;
+        if push.pushed.sent > 0 || builds.first().is_none_or(|b| &b.domain != domain || b.nodes != *nodes) {
+            let name = self.name_in(remote).to_owned();
+            let build =
+                Build { domain: domain.clone(), name: name.clone(), written: now(), nodes: nodes.clone() };
+            let object = Object::Build { domain: domain.clone(), name };
+            remote.put(&object, build.write(signer)?, &[]).await.map_err(|e| e.to_string())?;
+        }
+        Ok(push.pushed)
+    }
+}
+
+/// Pieces that are in a cache, by their digests, and where.
+type Known = HashMap<[u8; 32], (Slot, u64, u32)>;
+
+/// What is being sent.
+struct Push<'a> {
+    caches: &'a Caches,
+    remote: &'a Arc<Remote>,
+    domain: &'a str,
+    store: &'a Store,
+    sink: &'a Sink,
+    known: Known,
+    /// What the cache knows of states, with what they lie on; `None` of those
+    /// that it has another build of.
+    signed: HashMap<Key, Option<Vec<Signed>>>,
+    /// New packs; the last is not full yet.
+    packs: Vec<Option<Pack>>,
+    current: Vec<u8>,
+    sending: JoinSet<Result<(usize, Pack), String>>,
+    pushed: Pushed,
+    start: Instant,
+}
+
+/// Which pack a piece is in: one that was there, or a new one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Slot {
+    Old(Pack),
+    New(usize),
+}
+
+impl Push<'_> {
+    /// Sends a state and what it lies on.
+    async fn state(&mut self, state: &State, previous: Option<&Key>) -> Result<(), String> {
+        let mut chain = Vec::new();
+        let mut next = Some(state.key);
+        while let Some(key) = next
+            && !self.signed.contains_key(&key)
+        {
+            let Some(record) = self.store.record(&key).filter(|_| self.store.has(&key)) else {
+                return Ok(());
+            };
+            next = record.disk.backing.map(|(below, _)| below);
+            chain.push(record);
+        }
+        for record in chain.into_iter().rev() {
+            let previous = previous.filter(|_| record.key == state.key);
+            let signed = self.one(&record, previous).await?;
+            self.signed.insert(record.key, signed);
+        }
+        Ok(())
+    }
+
+    async fn one(&mut self, record: &Record, previous: Option<&Key>) -> Result<Option<Vec<Signed>>, String> {
+        let below = match record.disk.backing {
+            None => Vec::new(),
+            // What lies on a disk that the cache has another build of fits
+            // nobody who took that one over.
+            Some((below, id)) => match self.signed.get(&below) {
+                Some(Some(chain)) if chain.first().is_some_and(|s| s.entry.state.id == id) => chain.clone(),
+                _ => return Ok(None),
+            },
+        };
+        let mut domains = vec![self.domain.to_owned()];
+        domains.extend(self.remote.spec.domains.iter().skip(1).cloned());
+        for domain in &domains {
+            match self.caches.record(self.remote, domain, &record.key).await {
+                Ok(Some(chain)) if chain[0].entry.state.id == record.id => {
+                    self.pushed.there += 1;
+                    self.keep_young(domain, &chain).await?;
+                    return Ok(Some(chain));
+                }
+                Ok(Some(_)) if domain == self.domain => {
+                    // What stands alone is as good as ours.
+                    if record.disk.backing.is_some() || record.kind == "base" {
+                        self.pushed.foreign.push(record.name.clone());
+                    } else {
+                        self.pushed.there += 1;
+                    }
+                    return Ok(None);
+                }
+                // A record that nobody can use is written anew.
+                Ok(_) | Err(Refusal::Record(_)) => {}
+                Err(Refusal::Cache(trouble)) => return Err(trouble.to_string()),
+            }
+        }
+        if let Some(previous) = previous {
+            self.learn(previous).await?;
+        }
+        self.send(record, below).await.map(Some)
+    }
+
+    /// Touches what the rules of a bucket might take away.
+    async fn keep_young(&self, domain: &str, chain: &[Signed]) -> Result<(), String> {
+        let fail = |e: super::remote::Trouble| e.to_string();
+        let Some(own) = chain.first() else { return Ok(()) };
+        let object = Object::Record { domain: domain.to_owned(), key: own.entry.state.key };
+        let modified = self.remote.stat(&object).await.map_err(fail)?.and_then(|m| m.modified);
+        let age = modified.and_then(|t| SystemTime::now().duration_since(t).ok());
+        if age.is_none_or(|age| age < self.remote.spec.touch_refresh) {
+            return Ok(());
+        }
+        // The packs first: a record that is there has all of its packs.
+        let mut packs: Vec<&Pack> = own.entry.packs().collect();
+        packs.sort_unstable();
+        packs.dedup();
+        for pack in packs {
+            self.remote.touch(&Object::Pack(pack.clone())).await.map_err(fail)?;
+        }
+        self.remote.touch(&object).await.map_err(fail)
+    }
+
+    /// Learns which pieces an earlier build of a node left in the cache.
+    async fn learn(&mut self, key: &Key) -> Result<(), String> {
+        let domains = self.remote.spec.domains.clone();
+        for domain in &domains {
+            let Ok(Some(chain)) = self.caches.record(self.remote, domain, key).await else { continue };
+            self.keep_young(domain, &chain).await?;
+            for contents in chain.iter().take(1).flat_map(|s| &s.entry.files) {
+                self.learn_file(contents).await;
+            }
+            return Ok(());
+        }
+        Ok(())
+    }
+
+    /// What can't be read teaches nothing.
+    async fn learn_file(&mut self, contents: &Contents) {
+        let Place { pack, from, stored, length, digest } = contents.list.clone();
+        let Some(pack) = contents.packs.get(pack as usize) else { return };
+        if length > piece::MAX_LIST || stored > length {
+            return;
+        }
+        let Ok(Some(bytes)) = self.remote.range(pack, from, u64::from(stored)).await else { return };
+        let Ok(Some(bytes)) = blocking(move || piece::unpack(&bytes, length, &digest.0)).await else {
+            return;
+        };
+        let Some(list) = piece::read_list(&bytes, contents.size, &contents.packs) else { return };
+        let mut used: HashMap<u32, u64> = HashMap::new();
+        for piece in &list {
+            *used.entry(piece.pack).or_default() += u64::from(piece.stored);
+        }
+        let mut small: Vec<(u64, u32)> = used.into_iter().map(|(pack, bytes)| (bytes, pack)).collect();
+        small.sort_unstable();
+        let mut again = Vec::new();
+        let mut bytes = 0;
+        for (used, pack) in &small {
+            bytes += used;
+            if small.len() <= SCATTERED || bytes > FULL as u64 {
+                break;
+            }
+            again.push(*pack);
+        }
+        for piece in list.iter().filter(|p| !again.contains(&p.pack)) {
+            if let Some(pack) = contents.packs.get(piece.pack as usize) {
+                let slot = Slot::Old(pack.clone());
+                self.known.insert(piece.digest, (slot, piece.from, piece.stored));
+            }
+        }
+    }
+
+    /// Sends the files of a state, then its record.
+    async fn send(&mut self, record: &Record, below: Vec<Signed>) -> Result<Vec<Signed>, String> {
+        let mut drafts = Vec::new();
+        let mut files = Vec::new();
+        for (name, path, digest) in self.files_of(record) {
+            let known = below
+                .first()
+                .and_then(|b| b.entry.files.iter().find(|f| f.digest.is_some() && f.digest == digest));
+            match known {
+                // A kernel is that of the state below, most of the time.
+                Some(known) => files.push(known.clone()),
+                None => drafts.push(self.file(&record.name, name, &path, digest).await?),
+            }
+        }
+        self.flush()?;
+        self.settle(0).await?;
+        for draft in drafts {
+            files.push(draft.finish(&self.packs)?);
+        }
+        let signer = self.caches.signer.as_ref().ok_or("there is no key to sign with")?;
+        // What is on this machine is of no interest elsewhere.
+        let signed = Entry::sign(self.domain, now(), record.clone(), files, below.first(), signer)?;
+        let mut chain = vec![signed];
+        chain.extend(below);
+        let all: Vec<&Signed> = chain.iter().collect();
+        let object = Object::Record { domain: self.domain.to_owned(), key: record.key };
+        let mut packs: Vec<Pack> = chain.iter().flat_map(|s| s.entry.packs().cloned()).collect();
+        packs.sort_unstable();
+        packs.dedup();
+        self.remote.put(&object, entry::write(&all)?, &packs).await.map_err(|e| e.to_string())?;
+        self.pushed.sent += 1;
+        (self.sink)(Event::Sent {
+            node: record.name.clone(),
+            key: record.key.to_string(),
+            to: self.remote.spec.label.clone(),
+        });
+        Ok(chain)
+    }
+
+    /// The files of a state: its name, where it is, and its digest if the
+    /// store knows it by that.
+    fn files_of(&self, record: &Record) -> Vec<(&'static str, PathBuf, Option<Digest>)> {
+        let dir = self.store.state_dir(&record.key);
+        let disk = record.disk.kind.file_name();
+        let mut files = vec![(disk, dir.join(disk), None)];
+        let log = "log.zst";
+        if disk != log && dir.join(log).exists() {
+            files.push((log, dir.join(log), None));
+        }
+        let mut blobs: Vec<Digest> = [record.boot, record.appliance]
+            .iter()
+            .flatten()
+            .flat_map(|boot| [boot.kernel.digest, boot.initrd.digest])
+            .collect();
+        blobs.sort_unstable();
+        blobs.dedup();
+        files.extend(blobs.into_iter().map(|digest| (BLOB, self.store.blob(&digest), Some(digest))));
+        files
+    }
+
+    async fn file(
+        &mut self,
+        node: &str,
+        name: &str,
+        path: &Path,
+        digest: Option<Digest>,
+    ) -> Result<Draft, String> {
+        let fail = |e: std::io::Error| format!("{}: {e}", path.display());
+        let file = Arc::new(File::open(path).map_err(fail)?);
+        let length = file.metadata().map_err(fail)?.len();
+        let owned = path.to_owned();
+        let cut = blocking(move || piece::cut(&owned)).await?.map_err(fail)?;
+        let all: u64 = cut.iter().map(|(_, length)| u64::from(*length)).sum();
+        let mut draft = Draft { name: name.to_owned(), size: length, digest, slots: Vec::new(), list: None };
+        let mut list: Vec<Piece> = Vec::new();
+        let (mut rest, mut done) = (cut.as_slice(), 0);
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let count = rest.iter().take_while(|(_, length)| {
+                bytes += u64::from(*length);
+                bytes <= BATCH
+            });
+            let count = count.count().max(1);
+            let (batch, others) = rest.split_at(count);
+            rest = others;
+            let (file, pieces, known) = (file.clone(), batch.to_vec(), std::mem::take(&mut self.known));
+            let (packed, known) = blocking(move || {
+                let packed = piece::pack(&file, &pieces, &known);
+                (packed, known)
+            })
+            .await?;
+            self.known = known;
+            for ((at, length), packed) in batch.iter().zip(packed.map_err(fail)?) {
+                done += u64::from(*length);
+                if packed.zero {
+                    continue;
+                }
+                let (slot, from, stored) = self.place(packed.digest, packed.bytes).await?;
+                let pack = draft.slot(slot);
+                list.push(Piece { at: *at, length: *length, digest: packed.digest, pack, from, stored });
+            }
+            (self.sink)(Event::Moving {
+                node: node.to_owned(),
+                cache: self.remote.spec.label.clone(),
+                sent: true,
+                done,
+                all,
+                seconds: self.start.elapsed().as_secs_f64(),
+            });
+        }
+        let bytes = piece::write_list(&list).ok_or("it has too many pieces")?;
+        let digest = Digest::of(&bytes);
+        let packed = zstd::bulk::compress(&bytes, 3).map_err(|e| e.to_string())?;
+        let (length, stored) = (bytes.len() as u32, packed.len().min(bytes.len()) as u32);
+        let packed = if packed.len() < bytes.len() { packed } else { bytes };
+        let slot = Slot::New(self.packs.len());
+        let from = self.current.len() as u64;
+        self.add(&packed).await?;
+        let pack = draft.slot(slot);
+        draft.list = Some(Place { pack, from, stored, length, digest });
+        Ok(draft)
+    }
+
+    /// Where a piece is or will be.
+    async fn place(&mut self, digest: [u8; 32], bytes: Option<Vec<u8>>) -> Result<(Slot, u64, u32), String> {
+        // It may be in the same batch a second time.
+        if let Some(known) = self.known.get(&digest) {
+            return Ok(known.clone());
+        }
+        let bytes = bytes.ok_or("a piece is not known")?;
+        let place = (Slot::New(self.packs.len()), self.current.len() as u64, bytes.len() as u32);
+        self.known.insert(digest, place.clone());
+        self.add(&bytes).await?;
+        Ok(place)
+    }
+
+    /// Adds to the pack that is not full yet.
+    async fn add(&mut self, bytes: &[u8]) -> Result<(), String> {
+        self.current.extend_from_slice(bytes);
+        if self.current.len() >= FULL {
+            self.flush()?;
+            self.settle(AT_ONCE - 1).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends the pack that is not full yet.
+    fn flush(&mut self) -> Result<(), String> {
+        if self.current.is_empty() {
+            return Ok(());
+        }
+        let (bytes, number) = (std::mem::take(&mut self.current), self.packs.len());
+        self.packs.push(None);
+        let remote = self.remote.clone();
+        self.sending.spawn(async move {
+            let (bytes, sha256) = blocking(move || {
+                let sha256 = sha256(&bytes);
+                (bytes, sha256)
+            })
+            .await?;
+            let pack = Pack { sha256, size: bytes.len() as u64 };
+            let object = Object::Pack(pack.clone());
+            // It is there if this was interrupted before.
+            let there = remote.stat(&object).await.map_err(|e| e.to_string())?;
+            if there.is_none_or(|meta| meta.size != pack.size) {
+                remote.put(&object, bytes, &[]).await.map_err(|e| e.to_string())?;
+            }
+            Ok((number, pack))
+        });
+        Ok(())
+    }
+
+    /// Waits until no more packs than this are under way.
+    async fn settle(&mut self, most: usize) -> Result<(), String> {
+        while self.sending.len() > most {
+            let Some(done) = self.sending.join_next().await else { return Ok(()) };
+            let (number, pack) = done.map_err(|e| e.to_string())??;
+            self.packs[number] = Some(pack);
+        }
+        Ok(())
+    }
+}
+
+/// A file whose packs are not all sent yet.
+struct Draft {
+    name: String,
+    size: u64,
+    digest: Option<Digest>,
+    slots: Vec<Slot>,
+    list: Option<Place>,
+}
+
+impl Draft {
+    /// The number of a pack among those of this file.
+    fn slot(&mut self, slot: Slot) -> u32 {
+        // It is the last one, most of the time.
+        if let Some(n) = self.slots.iter().rposition(|s| *s == slot) {
+            return n as u32;
+        }
+        self.slots.push(slot);
+        (self.slots.len() - 1) as u32
+    }
+
+    fn finish(self, packs: &[Option<Pack>]) -> Result<Contents, String> {
+        let pack = |slot| match slot {
+            Slot::Old(pack) => Ok(pack),
+            Slot::New(number) => packs.get(number).cloned().flatten().ok_or("a pack was not sent"),
+        };
+        Ok(Contents {
+            name: self.name,
+            size: self.size,
+            digest: self.digest,
+            packs: self.slots.into_iter().map(pack).collect::<Result<_, _>>()?,
+            list: self.list.ok_or("a file has no list")?,
+        })
+    }
+}
+
+/// A SHA-256 in hexadecimal.
+pub(super) fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,358 @@
+//! A repository of an OCI registry as a cache.
+//!
+//! Packs are blobs. A record is a manifest with a tag: its first layer is the
+//! record, the others are the packs that it needs, so that the registry's own
+//! clean-up keeps them. Tags are the only index: the referrers API is young,
+//! and many registries answer 404 for it.
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use http::HeaderValue;
+use oci_client::client::{BlobResponse, Client, ClientConfig, ClientProtocol, SizedStream};
+use oci_client::errors::OciDistributionError;
+use oci_client::manifest::OciDescriptor;
+use oci_client::secrets::RegistryAuth;
+use oci_client::{Reference, RegistryOperation};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+use super::entry::Pack;
+use super::push::sha256;
+use super::remote::{Meta, Object, Trouble};
+use super::spec::Spec;
+use crate::digest::Key;
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+const RECORD: &str = "application/vnd.vimg.record.v1+zstd";
+const PACK: &str = "application/vnd.vimg.pack.v1";
+/// How often a request is tried again.
+const RETRIES: u32 = 2;
+/// The most that a manifest may be, in bytes.
+const MAX_MANIFEST: usize = 4 << 20;
+
+type Answer<T> = Result<T, Trouble>;
+type Got<T> = Result<T, OciDistributionError>;
+
+pub(super) struct Registry {
+    client: Client,
+    repository: Reference,
+    auth: RegistryAuth,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Manifest {
+    schema_version: u32,
+    media_type: String,
+    artifact_type: String,
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    media_type: String,
+    digest: String,
+    size: u64,
+}
+
+impl Descriptor {
+    fn of(media_type: &str, bytes: &[u8]) -> Self {
+        let digest = format!("sha256:{}", sha256(bytes));
+        Self { media_type: media_type.to_owned(), digest, size: bytes.len() as u64 }
+    }
+}
+
+impl Registry {
+    pub(super) fn open(spec: &Spec) -> Result<Self, String> {
+        super::ready_for_tls();
+        let text = spec.option("ref").unwrap_or_default();
+        let repository: Reference = text.parse().map_err(|e| format!("`{text}` is no repository: {e}"))?;
+        let host = repository.registry().split(':').next().unwrap_or_default().to_owned();
+        let insecure = matches!(spec.option("insecure"), Some("true" | "1"))
+            || host == "localhost"
+            || host.starts_with("127.");
+        let config = ClientConfig {
+            protocol: if insecure { ClientProtocol::Http } else { ClientProtocol::Https },
+            connect_timeout: Some(Duration::from_secs(10)),
+            read_timeout: Some(Duration::from_secs(15)),
+            // One request for a pack, where more are not needed.
+            use_monolithic_push: true,
+            ..ClientConfig::default()
+        };
+        let client = Client::try_from(config).map_err(|e| e.to_string())?;
+        let auth = match (spec.option("username"), spec.option("password")) {
+            (Some(user), Some(password)) => RegistryAuth::Basic(user.to_owned(), password.to_owned()),
+            (None, Some(token)) => RegistryAuth::Bearer(token.to_owned()),
+            _ => RegistryAuth::Anonymous,
+        };
+        Ok(Self { client, repository, auth })
+    }
+
+    fn tagged(&self, tag: String) -> Reference {
+        Reference::with_tag(
+            self.repository.registry().to_owned(),
+            self.repository.repository().to_owned(),
+            tag,
+        )
+    }
+
+    /// Domains and names have no `:`, and tags neither.
+    fn tag(object: &Object) -> Option<String> {
+        match object {
+            Object::Record { domain, key } => Some(format!("r-{domain}-{key}")),
+            Object::Build { domain, name } => Some(format!("b-{}-{domain}-{name}", domain.len())),
+            Object::Pack(_) | Object::Condemned => None,
+        }
+    }
+
+    fn parse(tag: &str) -> Option<Object> {
+        if let Some(rest) = tag.strip_prefix("r-") {
+            let (domain, key) = rest.rsplit_once('-')?;
+            return Some(Object::Record { domain: domain.to_owned(), key: Key(key.parse().ok()?) });
+        }
+        let (length, rest) = tag.strip_prefix("b-")?.split_once('-')?;
+        let (domain, name) = rest.split_at_checked(length.parse().ok()?)?;
+        Some(Object::Build { domain: domain.to_owned(), name: name.strip_prefix('-')?.to_owned() })
+    }
+
+    /// Gets a token for what comes.
+    async fn enter(&self, operation: RegistryOperation) -> Answer<()> {
+        again(|| self.client.auth(&self.repository, &self.auth, operation)).await.map(|_| ())
+    }
+
+    async fn manifest(&self, tag: &str) -> Answer<Option<(Manifest, u64)>> {
+        let image = self.tagged(tag.to_owned());
+        let pulled = again(|| async {
+            match self.client.pull_manifest_raw(&image, &self.auth, &[MANIFEST]).await {
+                Err(e) if is_missing(&e) => Ok(None),
+                other => other.map(Some),
+            }
+        });
+        let Some((bytes, _)) = pulled.await? else { return Ok(None) };
+        if bytes.len() > MAX_MANIFEST {
+            return Err(Trouble::new("a manifest is too long"));
+        }
+        let manifest = serde_json::from_slice(&bytes).map_err(|_| Trouble::new("a manifest is damaged"))?;
+        Ok(Some((manifest, bytes.len() as u64)))
+    }
+
+    async fn blob(&self, digest: &str, part: Option<(u64, u64)>, most: u64) -> Answer<Option<Vec<u8>>> {
+        let wanted =
+            OciDescriptor { digest: digest.to_owned(), size: most as i64, ..OciDescriptor::default() };
+        let read = again(|| async {
+            let (from, length) = part.map_or((0, None), |(from, length)| (from, Some(length)));
+            let pulled = match part {
+                None => self.client.pull_blob_stream(&self.repository, &wanted).await.map(BlobResponse::Full),
+                Some(_) => {
+                    self.client.pull_blob_stream_partial(&self.repository, &wanted, from, length).await
+                }
+            };
+            match pulled {
+                Err(e) if is_missing(&e) => Ok(None),
+                Err(e) => Err(e),
+                Ok(BlobResponse::Partial(stream)) => take(stream, 0, most).await.map(Some),
+                // A registry that knows no ranges sends all of it.
+                Ok(BlobResponse::Full(stream)) => take(stream, from, most).await.map(Some),
+            }
+        });
+        read.await
+    }
+
+    pub(super) async fn get(&self, object: &Object, most: u64) -> Answer<Option<Vec<u8>>> {
+        self.enter(RegistryOperation::Pull).await?;
+        let Some(tag) = Self::tag(object) else {
+            return match object {
+                Object::Pack(pack) => self.blob(&format!("sha256:{}", pack.sha256), None, most).await,
+                _ => Ok(None),
+            };
+        };
+        let Some((manifest, _)) = self.manifest(&tag).await? else { return Ok(None) };
+        let first = manifest.layers.first().filter(|layer| layer.media_type == RECORD);
+        let first = first.ok_or_else(|| Trouble::new("a manifest is no record"))?;
+        if first.size > most {
+            return Err(Trouble::new("it has more than was asked for"));
+        }
+        self.blob(&first.digest, None, most).await
+    }
+
+    pub(super) async fn range(&self, pack: &Pack, from: u64, length: u64) -> Answer<Option<Vec<u8>>> {
+        self.enter(RegistryOperation::Pull).await?;
+        self.blob(&format!("sha256:{}", pack.sha256), Some((from, length)), length).await
+    }
+
+    async fn put_blob(&self, bytes: &Bytes, digest: &str) -> Answer<()> {
+        again(|| self.client.push_blob(&self.repository, bytes.clone(), digest)).await.map(|_| ())
+    }
+
+    pub(super) async fn put(&self, object: &Object, bytes: Bytes, needs: &[Pack]) -> Answer<()> {
+        self.enter(RegistryOperation::Push).await?;
+        let Some(tag) = Self::tag(object) else {
+            return match object {
+                Object::Pack(pack) => self.put_blob(&bytes, &format!("sha256:{}", pack.sha256)).await,
+                _ => Err(Trouble::new("a registry has no place for that")),
+            };
+        };
+        let empty = Bytes::from_static(b"{}");
+        let config = Descriptor::of(EMPTY, &empty);
+        let record = Descriptor::of(RECORD, &bytes);
+        self.put_blob(&empty, &config.digest).await?;
+        self.put_blob(&bytes, &record.digest).await?;
+        let mut layers = vec![record];
+        layers.extend(needs.iter().map(|pack| Descriptor {
+            media_type: PACK.to_owned(),
+            digest: format!("sha256:{}", pack.sha256),
+            size: pack.size,
+        }));
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: MANIFEST.to_owned(),
+            artifact_type: RECORD.to_owned(),
+            config,
+            layers,
+        };
+        let body = Bytes::from(serde_json::to_vec(&manifest).map_err(|e| Trouble::new(e.to_string()))?);
+        let image = self.tagged(tag);
+        let kind = HeaderValue::from_static(MANIFEST);
+        again(|| self.client.push_manifest_raw(&image, body.clone(), kind.clone())).await.map(|_| ())
+    }
+
+    pub(super) async fn stat(&self, object: &Object) -> Answer<Option<Meta>> {
+        self.enter(RegistryOperation::Pull).await?;
+        if let Object::Pack(pack) = object {
+            let digest = format!("sha256:{}", pack.sha256);
+            let there = again(|| self.client.blob_exists(&self.repository, &digest)).await?;
+            return Ok(there.then_some(Meta { size: pack.size, modified: None }));
+        }
+        let Some(tag) = Self::tag(object) else { return Ok(None) };
+        Ok(self.manifest(&tag).await?.map(|(_, size)| Meta { size, modified: None }))
+    }
+
+    /// Everything that has a tag, and the packs that it needs.
+    pub(super) async fn list(&self) -> Answer<Vec<(Object, Meta)>> {
+        const PAGE: usize = 1000;
+        self.enter(RegistryOperation::Pull).await?;
+        let mut all = std::collections::HashMap::new();
+        let mut last: Option<String> = None;
+        loop {
+            let page = again(|| async {
+                match self.client.list_tags(&self.repository, &self.auth, Some(PAGE), last.as_deref()).await {
+                    Err(e) if is_missing(&e) => Ok(Vec::new()),
+                    other => other.map(|page| page.tags),
+                }
+            });
+            let tags = page.await?;
+            for tag in &tags {
+                let Some(object) = Self::parse(tag) else { continue };
+                let Some((manifest, size)) = self.manifest(tag).await? else { continue };
+                for layer in manifest.layers.iter().filter(|l| l.media_type == PACK) {
+                    let Some(sha256) = layer.digest.strip_prefix("sha256:") else { continue };
+                    let pack = Object::Pack(Pack { sha256: sha256.to_owned(), size: layer.size });
+                    all.insert(pack, Meta { size: layer.size, modified: None });
+                }
+                all.insert(object, Meta { size, modified: None });
+            }
+            match tags.last() {
+                Some(tag) if tags.len() == PAGE => last = Some(tag.clone()),
+                _ => return Ok(all.into_iter().collect()),
+            }
+        }
+    }
+
+    pub(super) async fn delete(&self, _object: &Object) -> Answer<()> {
+        Err(Trouble::new("a registry cleans up by its own rules"))
+    }
+}
+
+/// Reads a stream from an offset on, never more than `most` bytes.
+async fn take(mut stream: SizedStream, skip: u64, most: u64) -> Got<Vec<u8>> {
+    let (mut bytes, mut skip) = (Vec::new(), skip as usize);
+    while let Some(chunk) = stream.stream.try_next().await? {
+        let ahead = skip.min(chunk.len());
+        skip -= ahead;
+        let room = (most as usize).saturating_sub(bytes.len());
+        let chunk = &chunk[ahead..];
+        bytes.extend_from_slice(&chunk[..room.min(chunk.len())]);
+        if bytes.len() as u64 == most && chunk.len() > room {
+            break;
+        }
+    }
+    Ok(bytes)
+}
+
+fn is_missing(error: &OciDistributionError) -> bool {
+    match error {
+        OciDistributionError::ImageManifestNotFoundError(_) => true,
+        OciDistributionError::ServerError { code, .. } => *code == 404,
+        OciDistributionError::RegistryError { envelope, .. } => envelope.errors.iter().any(|e| {
+            use oci_client::errors::OciErrorCode as Code;
+            matches!(e.code, Code::ManifestUnknown | Code::BlobUnknown | Code::NameUnknown | Code::NotFound)
+        }),
+        OciDistributionError::RequestError(e) => e.status().is_some_and(|s| s.as_u16() == 404),
+        _ => false,
+    }
+}
+
+/// Does something up to three times, if it may go well the next time.
+async fn again<T, F: Future<Output = Got<T>>>(work: impl Fn() -> F) -> Answer<T> {
+    let mut tries = 0;
+    loop {
+        let error = match work().await {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        tries += 1;
+        let denied = matches!(
+            error,
+            OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_)
+        );
+        if denied {
+            return Err(Trouble::new("access is denied"));
+        }
+        if tries > RETRIES {
+            return Err(describe(&error));
+        }
+        tokio::time::sleep(Duration::from_millis(200 << tries)).await;
+    }
+}
+
+/// An error in a few words, without the address.
+fn describe(error: &OciDistributionError) -> Trouble {
+    match error {
+        OciDistributionError::ServerError { code, .. } => Trouble::new(format!("it answers {code}")),
+        OciDistributionError::RegistryError { envelope, .. } => {
+            let first = envelope.errors.first().map_or("", |e| e.message.as_str());
+            Trouble::new(format!("it refuses: {first}"))
+        }
+        OciDistributionError::RequestError(e) => match e.status() {
+            Some(status) => Trouble::new(format!("it answers {}", status.as_u16())),
+            None if e.is_timeout() => Trouble::new("it does not answer in time"),
+            None if e.is_connect() => Trouble::new("it can't be reached"),
+            None => Trouble::new("the connection broke"),
+        },
+        other => Trouble::new(format!("it failed: {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_are_read_as_they_were_written() {
+        let key = Key(crate::digest::Digest::of(b"x"));
+        let objects = [
+            Object::Record { domain: "pr-12".into(), key },
+            Object::Build { domain: "a-b.c".into(), name: "web-1".into() },
+        ];
+        for object in objects {
+            let tag = Registry::tag(&object).unwrap();
+            assert!(tag.len() <= 128, "{tag}");
+            assert_eq!(Registry::parse(&tag), Some(object));
+        }
+        assert_eq!(Registry::parse("latest"), None);
+        assert_eq!(Registry::parse("b-99-x-y"), None);
+    }
+}

@@ -1,0 +1,478 @@
+//! A cache somewhere else: objects by name, read and written with patience
+//! that ends.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use opendal::layers::{ConcurrentLimitLayer, RetryLayer, TimeoutLayer};
+use opendal::{ErrorKind, Operator, services};
+
+use super::courier::{Courier, Rest};
+use super::entry::Pack;
+use super::registry::Registry;
+use super::spec::{Kind, Spec};
+use crate::digest::Key;
+
+/// How long a small request may take, before it is tried again.
+const SMALL: Duration = Duration::from_secs(10);
+/// How long a transfer may go without a byte, before it is tried again.
+const STALL: Duration = Duration::from_secs(15);
+/// How often a request is tried again.
+const RETRIES: usize = 2;
+/// How many requests are under way at once.
+pub(super) const AT_ONCE: usize = 8;
+/// A transfer slower than this is a cache that is not worth its while, in
+/// bytes a second.
+const SLOWEST: u64 = 100_000;
+
+/// What a cache holds, by kind. Names have a version before them, so that
+/// those who write another one do not meet.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Object {
+    /// What is known of a state.
+    Record {
+        /// The trust domain.
+        domain: String,
+        /// The state's key.
+        key: Key,
+    },
+    /// Pieces of files.
+    Pack(Pack),
+    /// The nodes of a project's last build.
+    Build {
+        /// The trust domain.
+        domain: String,
+        /// What the project is called.
+        name: String,
+    },
+    /// The packs that nothing needed when somebody last cleaned up.
+    Condemned,
+}
+
+const RECORDS: &str = "v1/records/";
+const PACKS: &str = "v1/packs/";
+const BUILDS: &str = "v1/builds/";
+
+impl Object {
+    /// Its name.
+    pub fn path(&self) -> String {
+        match self {
+            Self::Record { domain, key } => format!("{RECORDS}{domain}/{key}"),
+            Self::Pack(pack) => format!("{PACKS}{}", pack.sha256),
+            Self::Build { domain, name } => format!("{BUILDS}{domain}/{name}"),
+            Self::Condemned => "v1/condemned".into(),
+        }
+    }
+
+    fn parse(path: &str, size: u64) -> Option<Self> {
+        if let Some(sha256) = path.strip_prefix(PACKS) {
+            let is_hex = sha256.len() == 64 && sha256.bytes().all(|b| b.is_ascii_hexdigit());
+            return is_hex.then(|| Self::Pack(Pack { sha256: sha256.to_owned(), size }));
+        }
+        if let Some((domain, key)) = path.strip_prefix(RECORDS).and_then(|rest| rest.split_once('/')) {
+            return Some(Self::Record { domain: domain.to_owned(), key: Key(key.parse().ok()?) });
+        }
+        let (domain, name) = path.strip_prefix(BUILDS)?.split_once('/')?;
+        Some(Self::Build { domain: domain.to_owned(), name: name.to_owned() })
+    }
+}
+
+/// What is known of an object without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Meta {
+    /// In bytes.
+    pub size: u64,
+    /// When it was last written or touched, if that is known.
+    pub modified: Option<SystemTime>,
+}
+
+/// Why a cache did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// A sentence.
+    pub why: String,
+    /// Whether it was said already: the cache is not used any more.
+    pub known: bool,
+}
+
+impl Trouble {
+    pub(super) fn new(why: impl Into<String>) -> Self {
+        let why: String = why.into();
+        let line = why.lines().next().unwrap_or_default();
+        let mut why: String = line.chars().take(200).collect();
+        if why.len() < line.len() {
+            why.push_str("...");
+        }
+        Self { why: crate::event::plain(&why), known: false }
+    }
+}
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+type Answer<T> = Result<T, Trouble>;
+
+enum Backend {
+    Objects(Operator),
+    Registry(Registry),
+}
+
+/// A cache that is in use.
+pub struct Remote {
+    /// As it was named.
+    pub spec: Spec,
+    backend: Backend,
+    /// How much longer it may fail.
+    left: Mutex<Duration>,
+    gone: AtomicBool,
+    rest: Arc<Rest>,
+    down: AtomicU64,
+    up: AtomicU64,
+    requests: AtomicU64,
+}
+
+impl std::fmt::Debug for Remote {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Remote({})", self.spec.label)
+    }
+}
+
+impl Remote {
+    /// A cache, not asked anything yet.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says what is wrong with how it is named.
+    pub fn open(spec: Spec) -> Result<Self, String> {
+        let rest = Arc::new(Rest::default());
+        let backend = match spec.kind {
+            Kind::Registry => Backend::Registry(Registry::open(&spec)?),
+            _ => Backend::Objects(operator(&spec, &rest)?),
+        };
+        Ok(Self {
+            left: Mutex::new(spec.timeout),
+            gone: AtomicBool::new(false),
+            rest,
+            spec,
+            backend,
+            down: AtomicU64::new(0),
+            up: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+        })
+    }
+
+    /// Whether it failed for so long that it is not asked any more.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    /// Bytes read and written, and how often it was asked.
+    pub fn moved(&self) -> (u64, u64, u64) {
+        let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        (load(&self.down), load(&self.up), load(&self.requests))
+    }
+
+    /// An object of at most `most` bytes; `None` if it is not there.
+    pub async fn get(&self, object: &Object, most: u64) -> Answer<Option<Vec<u8>>> {
+        let bytes = self
+            .guard(most, || async {
+                match &self.backend {
+                    Backend::Objects(op) => stream(op, &object.path(), None, most).await,
+                    Backend::Registry(registry) => registry.get(object, most).await,
+                }
+            })
+            .await?;
+        self.down.fetch_add(bytes.as_ref().map_or(0, Vec::len) as u64, Ordering::Relaxed);
+        Ok(bytes)
+    }
+
+    /// A part of a pack; `None` if the pack is not there. What comes may be
+    /// shorter, or something else: whoever asks compares it.
+    pub async fn range(&self, pack: &Pack, from: u64, length: u64) -> Answer<Option<Vec<u8>>> {
+        let bytes = self
+            .guard(length, || async {
+                match &self.backend {
+                    Backend::Objects(op) => {
+                        let path = Object::Pack(pack.clone()).path();
+                        stream(op, &path, Some((from, length)), length).await
+                    }
+                    Backend::Registry(registry) => registry.range(pack, from, length).await,
+                }
+            })
+            .await?;
+        self.down.fetch_add(bytes.as_ref().map_or(0, Vec::len) as u64, Ordering::Relaxed);
+        Ok(bytes)
+    }
+
+    /// Writes an object. A record says which packs it needs, for those caches
+    /// that keep only what is referred to.
+    pub async fn put(&self, object: &Object, bytes: impl Into<Bytes>, needs: &[Pack]) -> Answer<()> {
+        let bytes: Bytes = bytes.into();
+        let length = bytes.len() as u64;
+        self.guard(length, || async {
+            match &self.backend {
+                Backend::Objects(op) => {
+                    op.write(&object.path(), bytes.clone()).await.map(|_| ()).map_err(|e| describe(&e))
+                }
+                Backend::Registry(registry) => registry.put(object, bytes.clone(), needs).await,
+            }
+        })
+        .await?;
+        self.up.fetch_add(length, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// What is known of an object; `None` if it is not there.
+    pub async fn stat(&self, object: &Object) -> Answer<Option<Meta>> {
+        self.guard(0, || async {
+            match &self.backend {
+                Backend::Objects(op) => match op.stat(&object.path()).await {
+                    Ok(found) => Ok(Some(meta(&found))),
+                    Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+                    // A cache that can't be asked is read instead.
+                    Err(e) if e.kind() == ErrorKind::Unsupported => Ok(None),
+                    Err(e) => Err(describe(&e)),
+                },
+                Backend::Registry(registry) => registry.stat(object).await,
+            }
+        })
+        .await
+    }
+
+    /// Everything in the cache.
+    pub async fn list(&self) -> Answer<Vec<(Object, Meta)>> {
+        // A list of many takes many requests; it is made for people.
+        let op = match &self.backend {
+            Backend::Objects(op) => op,
+            Backend::Registry(registry) => return registry.list().await,
+        };
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let entries = match op.list_with("v1/").recursive(true).await {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) if e.kind() == ErrorKind::Unsupported => {
+                return Err(Trouble::new("it can't be listed"));
+            }
+            Err(e) => return Err(describe(&e)),
+        };
+        let mut all = Vec::new();
+        for entry in entries.iter().filter(|e| e.metadata().is_file()) {
+            let mut known = meta(entry.metadata());
+            if known.modified.is_none() || known.size == 0 {
+                match op.stat(entry.path()).await {
+                    Ok(found) => known = meta(&found),
+                    Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                    Err(e) => return Err(describe(&e)),
+                }
+            }
+            if let Some(object) = Object::parse(entry.path(), known.size) {
+                all.push((object, known));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Removes an object; it need not be there.
+    pub async fn delete(&self, object: &Object) -> Answer<()> {
+        self.guard(0, || async {
+            match &self.backend {
+                Backend::Objects(op) => match op.delete(&object.path()).await {
+                    Err(e) if e.kind() != ErrorKind::NotFound => Err(describe(&e)),
+                    _ => Ok(()),
+                },
+                Backend::Registry(registry) => registry.delete(object).await,
+            }
+        })
+        .await
+    }
+
+    /// Makes an object as young as if it were written now.
+    pub async fn touch(&self, object: &Object) -> Answer<()> {
+        let Backend::Objects(op) = &self.backend else { return Ok(()) };
+        let path = object.path();
+        let full = op.info().capability();
+        if !full.copy || !full.write {
+            return Ok(());
+        }
+        // No service copies a thing onto itself.
+        let aside = format!("v1/touched/{}", path.replace('/', "-"));
+        self.guard(0, || async {
+            let done = async {
+                op.copy(&path, &aside).await?;
+                op.copy(&aside, &path).await?;
+                op.delete(&aside).await
+            };
+            match done.await {
+                Err(e) if e.kind() != ErrorKind::NotFound => Err(describe(&e)),
+                _ => Ok(()),
+            }
+        })
+        .await
+    }
+
+    /// Does something that may take as long as `bytes` take to move, and
+    /// counts the time if it fails. It is tried again only when the other
+    /// side has said when it wants to be asked again; what else may be worth
+    /// another try is tried below this.
+    async fn guard<T, F: Future<Output = Answer<T>>>(&self, bytes: u64, work: impl Fn() -> F) -> Answer<T> {
+        let gone = || Trouble { why: format!("{} is not used any more", self.spec.label), known: true };
+        let mut tries = 0;
+        loop {
+            if self.is_gone() {
+                return Err(gone());
+            }
+            let start = Instant::now();
+            let left = *self.left.lock().unwrap_or_else(PoisonError::into_inner);
+            let rest = self.rest.left().unwrap_or_default();
+            let limit = left + Duration::from_secs(bytes / SLOWEST);
+            let result = if rest > left {
+                tries = RETRIES;
+                let (rest, left) = (rest.as_secs(), left.as_secs());
+                Err(Trouble::new(format!("it asks to be left alone for {rest} seconds, and has {left} left")))
+            } else {
+                tokio::time::sleep(rest).await;
+                self.requests.fetch_add(1, Ordering::Relaxed);
+                let late = |_| Trouble::new(format!("no answer within {} seconds", limit.as_secs()));
+                tokio::time::timeout(limit.saturating_sub(rest), work())
+                    .await
+                    .unwrap_or_else(|e| Err(late(e)))
+            };
+            let Err(trouble) = result else { return result };
+            {
+                let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+                *left = left.saturating_sub(start.elapsed());
+                if left.is_zero() || rest > *left {
+                    // Whoever is first to notice tells why.
+                    let first = !self.gone.swap(true, Ordering::Relaxed);
+                    return Err(if first { trouble } else { gone() });
+                }
+            }
+            tries += 1;
+            if tries > RETRIES || self.rest.left().is_none() {
+                return Err(trouble);
+            }
+        }
+    }
+}
+
+fn meta(found: &opendal::Metadata) -> Meta {
+    Meta { size: found.content_length(), modified: found.last_modified().map(SystemTime::from) }
+}
+
+/// Reads an object or a part of it, never more than `most` bytes.
+async fn stream(op: &Operator, path: &str, part: Option<(u64, u64)>, most: u64) -> Answer<Option<Vec<u8>>> {
+    let read = async {
+        let reader = op.reader(path).await?;
+        let mut stream = match part {
+            Some((from, length)) => reader.into_stream(from..from + length).await?,
+            None => reader.into_stream(..).await?,
+        };
+        let mut bytes = Vec::new();
+        while let Some(buffer) = stream.try_next().await? {
+            for chunk in buffer {
+                bytes.extend_from_slice(&chunk);
+            }
+            if bytes.len() as u64 > most {
+                return Ok(None);
+            }
+        }
+        Ok(Some(bytes))
+    };
+    match read.await {
+        Ok(Some(bytes)) => Ok(Some(bytes)),
+        Ok(None) => Err(Trouble::new("it sends more than was asked for")),
+        Err(e) => match opendal::Error::kind(&e) {
+            ErrorKind::NotFound => Ok(None),
+            // A pack that was cut short.
+            ErrorKind::RangeNotSatisfied => Ok(Some(Vec::new())),
+            _ => Err(describe(&e)),
+        },
+    }
+}
+
+/// An error in a few words; its context may hold what nobody should read.
+fn describe(error: &opendal::Error) -> Trouble {
+    match error.kind() {
+        ErrorKind::PermissionDenied => Trouble::new("access is denied"),
+        ErrorKind::RateLimited => Trouble::new("it says that there are too many requests"),
+        ErrorKind::NotFound => Trouble::new("it is not there"),
+        ErrorKind::Unsupported => Trouble::new("it can't do that"),
+        kind => {
+            let message = error.message();
+            // Services put the whole answer into it.
+            let short = message.split(['{', '\n']).next().unwrap_or_default().trim();
+            match short {
+                "" => Trouble::new(format!("it failed: {kind}")),
+                short => Trouble::new(format!("it failed: {short}")),
+            }
+        }
+    }
+}
+
+/// Services that live as long as this process, by their name.
+static MEMORY: OnceLock<Mutex<HashMap<String, Operator>>> = OnceLock::new();
+
+fn operator(spec: &Spec, rest: &Arc<Rest>) -> Result<Operator, String> {
+    let mut options = spec.options.clone();
+    let fail = |e: opendal::Error| format!("{}: {}", spec.label, e.message());
+    let root = options.get("root").cloned();
+    let plain = match spec.kind {
+        Kind::Local => {
+            let root = std::path::absolute(root.unwrap_or_default()).map_err(|e| e.to_string())?;
+            let root = root.to_string_lossy().into_owned();
+            // What is half written is never seen.
+            options.insert("atomic_write_dir".into(), format!("{root}/.unfinished"));
+            options.insert("root".into(), root);
+            Operator::from_iter::<services::Fs>(options)
+        }
+        Kind::S3 => {
+            if !options.contains_key("region") && options.contains_key("endpoint") {
+                // What is no S3 of Amazon's has no regions, and needs one.
+                options.insert("region".into(), "us-east-1".into());
+            }
+            if options.contains_key("skip_signature") {
+                options.insert("disable_config_load".into(), "true".into());
+            }
+            Operator::from_iter::<services::S3>(options)
+        }
+        Kind::Gcs => Operator::from_iter::<services::Gcs>(options),
+        Kind::Azblob => Operator::from_iter::<services::Azblob>(options),
+        Kind::Webdav => Operator::from_iter::<services::Webdav>(options),
+        Kind::Gha => Operator::from_iter::<services::Ghac>(options),
+        Kind::Memory | Kind::Registry => {
+            let all = MEMORY.get_or_init(Mutex::default);
+            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+            let name = root.unwrap_or_default();
+            if let Some(op) = all.get(&name) {
+                return Ok(op.clone());
+            }
+            let op = Operator::from_iter::<services::Memory>([]).map_err(fail)?;
+            all.insert(name, op.clone());
+            return Ok(op);
+        }
+    };
+    let op = plain.map_err(fail)?;
+    let context = op.context().clone();
+    let courier = opendal::HttpTransporter::new(Courier::new(rest.clone()));
+    let op = op.with_context(context.with_http_transport(courier));
+    Ok(op
+        .layer(TimeoutLayer::new().with_timeout(SMALL).with_io_timeout(STALL))
+        .layer(
+            RetryLayer::new()
+                .with_max_times(RETRIES)
+                .with_min_delay(Duration::from_millis(200))
+                .with_max_delay(Duration::from_secs(2))
+                .with_jitter(),
+        )
+        .layer(ConcurrentLimitLayer::new(AT_ONCE)))
+}
+
+/// Remotes that are shared by many tasks.
+pub type Shared = Arc<Remote>;

@@ -1,0 +1,402 @@
+//! How a cache is named: `type=s3,bucket=b,prefix=p`, in the grammar of
+//! BuildKit's `--cache-from` and `--cache-to`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How long a cache may delay a build in all by failing, unless its `timeout`
+/// says otherwise.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What was used is touched when it was not touched for as long, so that a
+/// bucket's own rule about age spares it.
+const TOUCH: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Where a cache is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory.
+    Local,
+    /// A bucket of S3, or of what speaks as S3 does.
+    S3,
+    /// A bucket of Google's cloud storage.
+    Gcs,
+    /// A container of Azure's blob storage.
+    Azblob,
+    /// A directory of a WebDAV server.
+    Webdav,
+    /// A repository of an OCI registry.
+    Registry,
+    /// The cache of GitHub's actions.
+    Gha,
+    /// This process, for tests.
+    Memory,
+}
+
+/// A word in the grammar, and what the service below calls it; nothing where
+/// it is handled here.
+type Word = (&'static str, &'static str);
+
+const COMMON: &[&str] =
+    &["type", "mode", "ignore-error", "domain", "name", "timeout", "touch_refresh", "max-age"];
+
+impl Kind {
+    const ALL: &[(&'static str, Self)] = &[
+        ("local", Self::Local),
+        ("s3", Self::S3),
+        ("gcs", Self::Gcs),
+        ("azblob", Self::Azblob),
+        ("webdav", Self::Webdav),
+        ("registry", Self::Registry),
+        ("gha", Self::Gha),
+        ("memory", Self::Memory),
+    ];
+
+    /// As it is written.
+    pub fn word(self) -> &'static str {
+        Self::ALL.iter().find(|(_, kind)| *kind == self).map_or("", |(word, _)| word)
+    }
+
+    fn words(self) -> &'static [Word] {
+        match self {
+            Self::Local => &[("src", "root"), ("dest", "root")],
+            Self::S3 => &[
+                ("bucket", "bucket"),
+                ("region", "region"),
+                ("prefix", "root"),
+                ("endpoint_url", "endpoint"),
+                ("use_path_style", ""),
+                ("access_key_id", "access_key_id"),
+                ("secret_access_key", "secret_access_key"),
+                ("session_token", "session_token"),
+                ("anonymous", "skip_signature"),
+            ],
+            Self::Gcs => &[
+                ("bucket", "bucket"),
+                ("prefix", "root"),
+                ("endpoint_url", "endpoint"),
+                ("credential", "credential"),
+                ("credential_path", "credential_path"),
+                ("token", "token"),
+                ("anonymous", "skip_signature"),
+            ],
+            Self::Azblob => &[
+                ("account_url", "endpoint"),
+                ("account_name", "account_name"),
+                ("container", "container"),
+                ("prefix", "root"),
+                ("secret_access_key", "account_key"),
+                ("sas_token", "sas_token"),
+                ("anonymous", "skip_signature"),
+            ],
+            Self::Webdav => &[
+                ("url", "endpoint"),
+                ("prefix", "root"),
+                ("username", "username"),
+                ("password", "password"),
+                ("token", "token"),
+            ],
+            Self::Registry => &[
+                ("ref", "ref"),
+                ("username", "username"),
+                ("password", "password"),
+                ("insecure", "insecure"),
+            ],
+            Self::Gha => {
+                &[("url", "endpoint"), ("token", "runtime_token"), ("scope", "root"), ("version", "version")]
+            }
+            Self::Memory => &[("id", "root")],
+        }
+    }
+
+    /// What must be said.
+    fn required(self, to: bool) -> &'static [&'static str] {
+        match self {
+            Self::Local if to => &["dest"],
+            Self::Local => &["src"],
+            Self::S3 | Self::Gcs => &["bucket"],
+            Self::Azblob => &["container"],
+            Self::Webdav => &["url"],
+            Self::Registry => &["ref"],
+            Self::Gha | Self::Memory => &[],
+        }
+    }
+}
+
+/// How much is sent to a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Outputs, what was checked, and the layers below them.
+    #[default]
+    Min,
+    /// Every state.
+    Max,
+}
+
+/// A cache, as it was named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spec {
+    /// Where it is.
+    pub kind: Kind,
+    /// What its service is told, in the service's own words.
+    pub options: BTreeMap<String, String>,
+    /// How much is sent to it.
+    pub mode: Mode,
+    /// Whether a build that is done fails if it can't be sent.
+    pub ignore_error: bool,
+    /// The trust domains that are read, the first before the others, or the
+    /// one that is written; those that the surroundings suggest unless given.
+    pub domains: Vec<String>,
+    /// What its builds are called; the project's name unless given.
+    pub name: Option<String>,
+    /// By how much it may delay a build by failing.
+    pub timeout: Duration,
+    /// What was used is touched when it was not for as long.
+    pub touch_refresh: Duration,
+    /// What was written longer ago is not used.
+    pub max_age: Option<Duration>,
+    /// What it is called, without its secrets.
+    pub label: String,
+}
+
+impl Spec {
+    /// Reads what `--cache-from` says, or `--cache-to` if `to`.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says what is wrong.
+    pub fn parse(text: &str, to: bool) -> Result<Self, String> {
+        let mut words = BTreeMap::new();
+        for field in fields(text)? {
+            // BuildKit's short form of a registry.
+            let (name, value) = match field.split_once('=') {
+                Some((name, value)) => (name.trim().to_owned(), value.to_owned()),
+                None if !field.is_empty() && words.is_empty() && !text.contains('=') => {
+                    words.insert("type".to_owned(), "registry".to_owned());
+                    ("ref".to_owned(), field)
+                }
+                None => return Err(format!("`{field}` is no NAME=VALUE")),
+            };
+            if words.insert(name.clone(), value).is_some() {
+                return Err(format!("`{name}` is said twice"));
+            }
+        }
+        let all = || Kind::ALL.iter().filter(|(_, k)| *k != Kind::Memory).map(|(word, _)| *word);
+        let Some(kind) = words.remove("type") else {
+            let known: Vec<&str> = all().collect();
+            return Err(format!("it has no `type`; one of {}", known.join(", ")));
+        };
+        let Some((word, kind)) = Kind::ALL.iter().find(|(word, _)| *word == kind).copied() else {
+            let known: Vec<&str> = all().collect();
+            return Err(format!("there is no type `{kind}`; one of {}", known.join(", ")));
+        };
+        let mut spec = Self {
+            kind,
+            options: BTreeMap::new(),
+            mode: Mode::Min,
+            // A build is worth more than its cache.
+            ignore_error: true,
+            domains: Vec::new(),
+            name: None,
+            timeout: PATIENCE,
+            touch_refresh: TOUCH,
+            max_age: None,
+            label: String::new(),
+        };
+        for name in kind.required(to) {
+            if words.get(*name).is_none_or(String::is_empty) {
+                return Err(format!("type={word} needs `{name}`"));
+            }
+        }
+        let shown = |name: &str| {
+            matches!(name, "src" | "dest" | "bucket" | "container" | "prefix" | "ref" | "scope" | "id")
+        };
+        spec.label = word.to_owned();
+        for (name, _) in kind.words() {
+            if let Some(value) = words.get(*name).filter(|v| shown(name) && !v.is_empty()) {
+                spec.label.push(if spec.label.contains(' ') { '/' } else { ' ' });
+                spec.label.push_str(value);
+            }
+        }
+        if kind == Kind::Webdav {
+            // An address may carry a password.
+            let url = words.get("url").map(|url| url.rsplit_once('@').map_or(url.as_str(), |(_, rest)| rest));
+            spec.label.push_str(&format!(" {}", url.unwrap_or_default()));
+        }
+        for (name, value) in words {
+            spec.set(&name, value)?;
+        }
+        Ok(spec)
+    }
+
+    fn set(&mut self, name: &str, value: String) -> Result<(), String> {
+        let yes = |value: &str| match value {
+            "true" | "1" | "" => Ok(true),
+            "false" | "0" => Ok(false),
+            _ => Err(format!("`{name}` is `true` or `false`")),
+        };
+        match name {
+            "mode" => {
+                self.mode = match value.as_str() {
+                    "min" => Mode::Min,
+                    "max" => Mode::Max,
+                    _ => return Err("`mode` is `min` or `max`".into()),
+                }
+            }
+            "ignore-error" => self.ignore_error = yes(&value)?,
+            "domain" => {
+                self.domains = value.split(';').map(str::to_owned).collect();
+                if let Some(domain) = self.domains.iter().find(|d| !is_name(d)) {
+                    return Err(format!("`{domain}` is no domain: {NAMES}"));
+                }
+            }
+            "name" if is_name(&value) => self.name = Some(value),
+            "name" => return Err(format!("`{value}` is no name: {NAMES}")),
+            "timeout" => self.timeout = duration(name, &value)?,
+            "touch_refresh" => self.touch_refresh = duration(name, &value)?,
+            "max-age" => self.max_age = Some(duration(name, &value)?),
+            "use_path_style" => {
+                // It is the other way round below.
+                self.options.insert("enable_virtual_host_style".into(), (!yes(&value)?).to_string());
+            }
+            _ => {
+                let words = self.kind.words();
+                let Some((_, own)) = words.iter().find(|(word, _)| *word == name) else {
+                    let known: Vec<&str> =
+                        words.iter().map(|(word, _)| *word).chain(COMMON.iter().copied()).collect();
+                    return Err(format!(
+                        "type={} does not know `{name}`; it knows {}",
+                        self.kind.word(),
+                        known.join(", ")
+                    ));
+                };
+                self.options.insert((*own).to_owned(), value);
+            }
+        }
+        Ok(())
+    }
+
+    /// An option of its service.
+    pub fn option(&self, name: &str) -> Option<&str> {
+        self.options.get(name).map(String::as_str)
+    }
+}
+
+const NAMES: &str = "letters, digits, `.`, `-` and `_`, at most 48 of them";
+
+/// Whether a domain or a name can be part of an object's name anywhere.
+pub fn is_name(text: &str) -> bool {
+    (1..=48).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        && !text.starts_with('.')
+}
+
+/// Seconds, or a number with `s`, `m`, `h` or `d`.
+pub fn duration(name: &str, text: &str) -> Result<Duration, String> {
+    let fail = || format!("`{name}` is a time such as `90s`, `10m`, `24h` or `30d`");
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let unit = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        "d" => 24 * 60 * 60,
+        _ => return Err(fail()),
+    };
+    let number: u64 = number.parse().map_err(|_| fail())?;
+    number.checked_mul(unit).map(Duration::from_secs).ok_or_else(fail)
+}
+
+/// Splits at commas; a field that begins with a quote goes to the next one,
+/// where two of them stand for one, as CSV has it.
+fn fields(text: &str) -> Result<Vec<String>, String> {
+    let mut fields = Vec::new();
+    let mut rest = text;
+    loop {
+        let field = if let Some(quoted) = rest.strip_prefix('"') {
+            let mut value = String::new();
+            let mut chars = quoted.char_indices();
+            let end = loop {
+                match chars.next() {
+                    Some((at, '"')) if quoted[at + 1..].starts_with('"') => {
+                        chars.next();
+                        value.push('"');
+                    }
+                    Some((at, '"')) => break at + 1,
+                    Some((_, c)) => value.push(c),
+                    None => return Err("a quote is not closed".into()),
+                }
+            };
+            rest = &quoted[end..];
+            if !rest.is_empty() && !rest.starts_with(',') {
+                return Err("a quote ends within a field".into());
+            }
+            value
+        } else {
+            let end = rest.find(',').unwrap_or(rest.len());
+            let value = rest[..end].to_owned();
+            rest = &rest[end..];
+            value
+        };
+        fields.push(field);
+        match rest.strip_prefix(',') {
+            Some(more) => rest = more,
+            None => return Ok(fields),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_can_write_what_they_know_from_elsewhere() {
+        let s3 = Spec::parse(
+            "type=s3,region=eu-west-1,bucket=b,prefix=p/,endpoint_url=http://127.0.0.1:9,use_path_style=true,\
+             access_key_id=a,secret_access_key=s,mode=max,ignore-error=false,timeout=5s",
+            true,
+        )
+        .unwrap();
+        assert_eq!((s3.kind, s3.mode, s3.ignore_error), (Kind::S3, Mode::Max, false));
+        assert_eq!(s3.options["enable_virtual_host_style"], "false");
+        assert_eq!(s3.options["endpoint"], "http://127.0.0.1:9");
+        assert_eq!((s3.label.as_str(), s3.timeout), ("s3 b/p/", Duration::from_secs(5)));
+        let local = Spec::parse("type=local,src=/a b", false).unwrap();
+        assert_eq!((local.options["root"].as_str(), local.mode), ("/a b", Mode::Min));
+        let quoted = Spec::parse("type=local,\"dest=/a,\"\"b\"", true).unwrap();
+        assert_eq!(quoted.options["root"], "/a,\"b");
+        let short = Spec::parse("host:5000/cache/web", false).unwrap();
+        assert_eq!((short.kind, short.options["ref"].as_str()), (Kind::Registry, "host:5000/cache/web"));
+        let domains = Spec::parse("type=gha,domain=pr-7;main", false).unwrap();
+        assert_eq!(domains.domains, ["pr-7", "main"]);
+        let dav = Spec::parse("type=webdav,url=http://user:secret@host/x", false).unwrap();
+        assert_eq!(dav.label, "webdav host/x");
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let wrong = |text: &str, why: &str| {
+            let error = Spec::parse(text, true).unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
+        };
+        wrong("type=s4", "no type `s4`");
+        wrong("bucket=b", "no `type`");
+        wrong("type=s3", "needs `bucket`");
+        wrong("type=local,src=/x", "needs `dest`");
+        wrong("type=s3,bucket=b,buckett=c", "does not know `buckett`");
+        wrong("type=s3,bucket=b,bucket=c", "said twice");
+        wrong("type=s3,bucket=b,mode=some", "`min` or `max`");
+        wrong("type=gha,domain=a/b", "no domain");
+        wrong("type=gha,timeout=fast", "is a time");
+        wrong("type=gha,timeout=99999999999999999999d", "is a time");
+        wrong("type=gha,\"x", "not closed");
+        wrong("type=gha,x", "no NAME=VALUE");
+    }
+
+    #[test]
+    fn no_text_makes_it_panic() {
+        use proptest::prelude::*;
+        proptest!(|(text in "(type=(s3|gha|local))?[\",=a-z;\u{e9} ]{0,40}")| {
+            let _ = Spec::parse(&text, true);
+        });
+    }
+}

@@ -1,0 +1,388 @@
+//! `vimg cache`: looks after caches.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::build::{interruptible, stopped};
+use super::caching::{self, CacheArgs};
+use super::{Error, Global, Outcome, print, print_json, project};
+use crate::cache::keep::{self, Cleaned, Keep, Listing};
+use crate::cache::remote::{Remote, Trouble};
+use crate::cache::sign::{PublicKey, Signer};
+use crate::cache::spec::{duration, is_name};
+use crate::event::{Event, Sink};
+use crate::execute::caching::Caching;
+
+use crate::report::{self, Style, bytes, duration as for_people};
+
+/// Look after caches
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// List the states in a cache
+    Ls(Which),
+    /// Say what a cache takes, by trust domain
+    Du(Which),
+    /// Remove what is old or too much; safe beside running builds
+    Gc {
+        #[command(flatten)]
+        which: Which,
+        /// Keep what was used within this time, such as `30d`
+        #[arg(long, value_name = "TIME", value_parser = time)]
+        keep_age: Option<Duration>,
+        /// Keep no more than this; the oldest goes first
+        #[arg(long, value_name = "SIZE", value_parser = vimg_lang::value::size)]
+        keep_size: Option<u64>,
+        /// How long packs stay that nothing needs; longer than a build takes
+        #[arg(long, value_name = "TIME", value_parser = time, default_value = "24h")]
+        grace: Duration,
+        /// Only say what would go
+        #[arg(short = 'n', long)]
+        dry_run: bool,
+    },
+    /// Look at every record as a build would, and at the packs it needs
+    Verify {
+        #[command(flatten)]
+        which: Which,
+        /// Read all packs
+        #[arg(long)]
+        deep: bool,
+    },
+    /// Send what this machine has of some images
+    Push(Moved),
+    /// Take over what caches have of some images, and build nothing
+    Pull(Moved),
+    /// Copy all records of a cache to another one, as they are signed
+    Copy {
+        /// From where
+        from: String,
+        /// To where
+        to: String,
+    },
+    /// Make a key to sign with, and print its public half
+    Keygen {
+        /// Write it to this file instead of the user's settings; `-` prints
+        /// it
+        file: Option<PathBuf>,
+    },
+    /// Believe a key: what it signed may be used
+    Trust {
+        /// The public key
+        key: String,
+        /// For which trust domain; one that ends in `*` is all that begin so
+        #[arg(long, default_value = "main")]
+        domain: String,
+        /// In the project's `vimg.kdl` instead of the user's settings
+        #[arg(long)]
+        project: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Which {
+    /// The cache, such as `type=s3,bucket=B`; the first that builds use
+    /// unless given
+    #[arg(value_name = "SPEC")]
+    cache: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+struct Moved {
+    /// Images; those that the project declares unless given
+    images: Vec<String>,
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    duration("this", text)
+}
+
+pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
+    match &args.command {
+        Command::Ls(which) => {
+            let listing = listed(which, global)?;
+            if style.json { print_json(&as_json(&listing)) } else { print(&as_text(&listing)) }
+        }
+        Command::Du(which) => du(&listed(which, global)?, style),
+        Command::Gc { which, keep_age, keep_size, grace, dry_run } => {
+            let keep = Keep { age: *keep_age, size: *keep_size, grace: *grace, dry_run: *dry_run };
+            let (_, remote) = which.open(global)?;
+            let cleaned = asked(&remote, keep::clean(&remote, &keep))?;
+            if style.json { print_json(&json!(cleaned)) } else { print(&cleaned_text(&cleaned, *dry_run)) }
+        }
+        Command::Verify { which, deep } => verify(which, *deep, global, style),
+        Command::Push(moved) => push(moved, global, style),
+        Command::Pull(moved) => pull(moved, global, style),
+        Command::Copy { from, to } => {
+            let root = root(global);
+            let (opened, from) = caching::one(from, false, &root)?;
+            let (_, to) = caching::one(to, true, &root)?;
+            let copied = interruptible(opened.caches.copy(&from, &to))?.ok_or_else(stopped)?;
+            let (records, n) = copied.map_err(Error::host)?;
+            print(&format!("{records} records copied, {} written\n", bytes(n)))
+        }
+        Command::Keygen { file } => keygen(file.as_ref()),
+        Command::Trust { key, domain, project } => trust(key, domain, *project, global),
+    }
+}
+
+/// The project's directory, where there is one: a cache can be looked at
+/// without.
+fn root(global: &Global) -> PathBuf {
+    project::find(global).map_or_else(|_| PathBuf::from("."), |(root, _)| root)
+}
+
+impl Which {
+    fn open(&self, global: &Global) -> Result<(caching::Opened, Arc<Remote>), Error> {
+        let root = root(global);
+        let text = match &self.cache {
+            Some(text) => text.clone(),
+            None => caching::first(&root)?.ok_or_else(|| {
+                let help = "name one, such as type=local,src=DIR".to_owned();
+                Error::Message("no cache is configured".into(), Some(help), 2)
+            })?,
+        };
+        caching::one(&text, false, &root)
+    }
+}
+
+/// Does something with a cache, until it ends or Ctrl-C is pressed.
+fn asked<T>(remote: &Remote, work: impl Future<Output = Result<T, Trouble>>) -> Result<T, Error> {
+    let done = interruptible(work)?.ok_or_else(stopped)?;
+    done.map_err(|e| Error::host(format!("{}: {e}", remote.spec.label)))
+}
+
+fn listed(which: &Which, global: &Global) -> Result<Listing, Error> {
+    let (_, remote) = which.open(global)?;
+    asked(&remote, keep::list(&remote))
+}
+
+fn as_json(listing: &Listing) -> serde_json::Value {
+    let records = listing.records.iter().map(|listed| {
+        let own = listed.entries.as_ref().ok().and_then(|all| all.first());
+        json!({
+            "domain": listed.domain,
+            "key": listed.key,
+            "wrong": listed.entries.as_ref().err(),
+            "name": own.map(|e| &e.state.name),
+            "kind": own.map(|e| &e.state.kind),
+            "written": own.map(|e| e.written),
+            "writer": own.map(|e| &e.writer),
+            "seconds": own.map(|e| e.state.seconds),
+            "bytes": own.map(|e| e.packs().collect::<std::collections::BTreeSet<_>>().iter().map(|p| p.size).sum::<u64>()),
+            "description": own.map(|e| &e.state.description),
+        })
+    });
+    json!({ "records": records.collect::<Vec<_>>(), "bytes": listing.bytes() })
+}
+
+fn as_text(listing: &Listing) -> String {
+    let mut out = String::new();
+    for listed in &listing.records {
+        let line = match listed.entries.as_ref().map(|all| all.first()) {
+            Ok(Some(own)) => {
+                let took = for_people(own.state.seconds);
+                format!("{}  made in {took}", crate::event::plain(&own.state.name))
+            }
+            Ok(None) => "damaged".into(),
+            Err(why) => why.clone(),
+        };
+        out.push_str(&format!("{:<10} {}  {line}\n", listed.domain, listed.key.short()));
+    }
+    out.push_str(&format!(
+        "{} records, {} packs, {}\n",
+        listing.records.len(),
+        listing.packs.len(),
+        bytes(listing.bytes())
+    ));
+    out
+}
+
+fn du(listing: &Listing, style: Style) -> Outcome {
+    // What two domains need is counted for both.
+    let mut domains: BTreeMap<&str, (usize, BTreeMap<&str, u64>)> = BTreeMap::new();
+    for listed in &listing.records {
+        let (records, packs) = domains.entry(&listed.domain).or_default();
+        *records += 1;
+        let all = listed.entries.iter().flatten().flat_map(|e| e.packs());
+        packs.extend(all.map(|p| (p.sha256.as_str(), p.size)));
+    }
+    let sizes: BTreeMap<&str, (usize, u64)> =
+        domains.into_iter().map(|(domain, (n, packs))| (domain, (n, packs.values().sum()))).collect();
+    if style.json {
+        let domains: BTreeMap<_, _> =
+            sizes.iter().map(|(d, (n, b))| (d, json!({ "records": n, "bytes": b }))).collect();
+        return print_json(&json!({ "domains": domains, "bytes": listing.bytes() }));
+    }
+    let mut out = String::new();
+    for (domain, (records, size)) in sizes {
+        out.push_str(&format!("{domain:<20} {records:>6} records  {}\n", bytes(size)));
+    }
+    out.push_str(&format!("{} in all\n", bytes(listing.bytes())));
+    print(&out)
+}
+
+fn cleaned_text(cleaned: &Cleaned, dry_run: bool) -> String {
+    let verb = if dry_run { "would be removed" } else { "removed" };
+    let next = match cleaned.condemned {
+        0 => String::new(),
+        n => format!("; {n} packs go later, if nothing needs them by then"),
+    };
+    format!(
+        "{} records and {} packs {verb}, {}; {} left{next}\n",
+        cleaned.records,
+        cleaned.packs,
+        bytes(cleaned.bytes),
+        bytes(cleaned.left)
+    )
+}
+
+fn verify(which: &Which, deep: bool, global: &Global, style: Style) -> Outcome {
+    let (opened, remote) = which.open(global)?;
+    let verified = asked(&remote, opened.caches.verify(&remote, deep))?;
+    if style.json {
+        print_json(&json!({ "good": verified.good, "wrong": verified.wrong, "read": verified.read }))?;
+    } else {
+        let mut out = String::new();
+        for (name, why) in &verified.wrong {
+            out.push_str(&format!("{}: {}\n", crate::event::plain(name), crate::event::plain(why)));
+        }
+        let read = if deep { format!(", {} read", bytes(verified.read)) } else { String::new() };
+        out.push_str(&format!("{} good, {} wrong{read}\n", verified.good, verified.wrong.len()));
+        print(&out)?;
+    }
+    if verified.wrong.is_empty() { Ok(()) } else { Err(Error::Code(1)) }
+}
+
+fn push(moved: &Moved, global: &Global, style: Style) -> Outcome {
+    let mut loaded = project::load(global)?;
+    let graph = project::graph(&mut loaded)?;
+    let images = project::wanted(&graph, &loaded, &moved.images)?;
+    let nodes = project::nodes_of(&graph, &images, project::Extent::Outputs);
+    let caching::Opened { caches, notices } = moved.cache.open(loaded.project.root())?;
+    if caches.to.is_empty() {
+        return Err(none("--cache-to", notices));
+    }
+    let reporter = report::reporter(style);
+    let sink = reporter.sink();
+    tell(&sink, notices);
+    let may_leave = |name: &str| loaded.model.secrets.iter().any(|s| s.name == name && s.cache);
+    let caching =
+        Caching { caches: &caches, graph: &graph, store: &loaded.store, sink: &sink, may_leave: &may_leave };
+    let sent = interruptible(caching.send(&nodes))?;
+    reporter.end();
+    sent.ok_or_else(stopped)?.map_err(Error::host)
+}
+
+fn pull(moved: &Moved, global: &Global, style: Style) -> Outcome {
+    let mut loaded = project::load(global)?;
+    let graph = project::graph(&mut loaded)?;
+    let images = project::wanted(&graph, &loaded, &moved.images)?;
+    let nodes = project::nodes_of(&graph, &images, project::Extent::Outputs);
+    let caching::Opened { caches, notices } = moved.cache.open(loaded.project.root())?;
+    if caches.from.is_empty() {
+        return Err(none("--cache-from", notices));
+    }
+    let last = loaded.last();
+    let reporter = report::reporter(style);
+    let sink = reporter.sink();
+    tell(&sink, notices);
+    let caching =
+        Caching { caches: &caches, graph: &graph, store: &loaded.store, sink: &sink, may_leave: &|_| false };
+    let obtained = interruptible(async {
+        let (plan, looked) = caching.obtain(&last, &nodes).await;
+        caching.tell(&plan, &looked);
+        plan
+    })?;
+    reporter.end();
+    let plan = obtained.ok_or_else(stopped)?;
+    super::build::remember(&graph, &plan, &loaded.store, &loaded.notes, last.nodes);
+    match plan.to_build().count() {
+        0 => Ok(()),
+        n => {
+            eprint(&format!("{n} nodes are in no cache; `vimg build` makes them\n"));
+            Err(Error::Code(1))
+        }
+    }
+}
+
+fn none(flag: &str, notices: Vec<String>) -> Error {
+    match notices.into_iter().next() {
+        Some(notice) => Error::Message(notice, None, 2),
+        None => Error::Message("no cache is named".into(), Some(format!("{flag} names one")), 2),
+    }
+}
+
+fn tell(sink: &Sink, notices: Vec<String>) {
+    notices.into_iter().for_each(|text| sink(Event::Notice { text }));
+}
+
+fn eprint(text: &str) {
+    // Nobody may be reading.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+fn keygen(file: Option<&PathBuf>) -> Outcome {
+    let signer = Signer::generate().map_err(|e| Error::host(format!("there is no randomness: {e}")))?;
+    if file.is_some_and(|file| file.as_os_str() == "-") {
+        return print(&format!("{}\n{}\n", signer.secret(), signer.public()));
+    }
+    let path = match file {
+        Some(file) => file.clone(),
+        None => caching::key_path().ok_or_else(|| Error::host("neither XDG_CONFIG_HOME nor HOME is set"))?,
+    };
+    let fail = |e: std::io::Error| {
+        let help = (e.kind() == std::io::ErrorKind::AlreadyExists)
+            .then(|| "others may trust it: remove it if nobody needs it any more".to_owned());
+        Error::Message(format!("{} can't be written: {e}", path.display()), help, super::HOST)
+    };
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).map_err(fail)?;
+    }
+    let mut opened =
+        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(fail)?;
+    opened.write_all(format!("{}\n", signer.secret()).as_bytes()).map_err(fail)?;
+    eprint(&format!("the key is in {}; readers trust its public half:\n", path.display()));
+    print(&format!("{}\n", signer.public()))
+}
+
+fn trust(key: &str, domain: &str, in_project: bool, global: &Global) -> Outcome {
+    let wrong = |why: String| Error::Message(why, None, 2);
+    let key: PublicKey = key.parse().map_err(wrong)?;
+    if !is_name(domain.strip_suffix('*').filter(|d| !d.is_empty()).unwrap_or(domain)) && domain != "*" {
+        return Err(wrong(format!("`{domain}` is no domain")));
+    }
+    let path = match in_project {
+        true => project::find(global)?.0.join(caching::PROJECT_SETTINGS),
+        false => super::settings::dir()
+            .ok_or_else(|| Error::host("neither XDG_CONFIG_HOME nor HOME is set"))?
+            .join("config.kdl"),
+    };
+    let mut text = match path.exists() {
+        true => super::read_recipe(&path)?,
+        false => String::new(),
+    };
+    let line = format!("trust \"{domain}\" \"{key}\"\n");
+    if text.contains(line.trim_end()) {
+        return print(&format!("{} says so already\n", path.display()));
+    }
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    text.push_str(&line);
+    crate::store::replace(&path, text.as_bytes())
+        .map_err(|e| Error::host(format!("{} can't be written: {e}", path.display())))?;
+    print(&format!("{} says now: {line}", path.display()))
+}

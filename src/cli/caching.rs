@@ -1,0 +1,321 @@
+//! Which caches are used, who is believed, and what the surroundings say of
+//! both: flags before the environment, that before the project's `vimg.kdl`,
+//! that before the user's settings.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Error, settings};
+use crate::cache::Caches;
+use crate::cache::remote::Remote;
+use crate::cache::sign::{PublicKey, Signer, Trust};
+use crate::cache::spec::{Kind, Spec, is_name};
+
+/// The project's settings: where its caches are, and whom its builds believe.
+pub(super) const PROJECT_SETTINGS: &str = "vimg.kdl";
+
+/// Which caches a build uses.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(super) struct CacheArgs {
+    /// Take states from a cache, such as `type=s3,bucket=B`; may be given
+    /// several times, the nearest first
+    #[arg(long, value_name = "SPEC")]
+    cache_from: Vec<String>,
+    /// Send states to a cache; may be given several times
+    #[arg(long, value_name = "SPEC")]
+    cache_to: Vec<String>,
+}
+
+/// Caches that are in use, and what is to be said about them.
+#[derive(Default)]
+pub(super) struct Opened {
+    pub(super) caches: Caches,
+    pub(super) notices: Vec<String>,
+}
+
+impl CacheArgs {
+    /// Opens the caches of a project. Nothing is asked of them yet.
+    pub(super) fn open(&self, root: &Path) -> Result<Opened, Error> {
+        let mut files = None;
+        let mut said = |flags: &[String], variable: &str, name: &str| -> Result<Vec<String>, Error> {
+            if !flags.is_empty() {
+                return Ok(flags.iter().filter(|f| !f.is_empty()).cloned().collect());
+            }
+            if let Some(lines) = variable_lines(variable) {
+                return Ok(lines);
+            }
+            let files = match &files {
+                Some(files) => files,
+                None => files.insert([settings::project(root)?, settings::user()?]),
+            };
+            let found = files.iter().find_map(|file| file.get(name));
+            Ok(found.into_iter().flatten().filter_map(|texts| texts.first().cloned()).collect())
+        };
+        let from = said(&self.cache_from, "VIMG_CACHE_FROM", "cache-from")?;
+        let to = said(&self.cache_to, "VIMG_CACHE_TO", "cache-to")?;
+        if from.is_empty() && to.is_empty() {
+            return Ok(Opened::default());
+        }
+        let around = surroundings(&|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
+        let mut opened = believers(root)?;
+        for text in &from {
+            let mut spec = parse(text, false, "--cache-from")?;
+            if spec.domains.is_empty() {
+                spec.domains.clone_from(&around.read);
+            }
+            opened.caches.from.push(remote(spec)?);
+        }
+        if opened.caches.trust.is_empty() && !opened.caches.from.is_empty() {
+            opened.caches.from.clear();
+            opened.notices.push(
+                "no cached state is used, for nobody is trusted: `vimg cache trust` says whom to believe"
+                    .into(),
+            );
+        }
+        for text in &to {
+            let mut spec = parse(text, true, "--cache-to")?;
+            if spec.domains.is_empty() {
+                let Some(write) = &around.write else {
+                    opened.notices.push(format!("nothing is sent to {}: {}", spec.label, around.why));
+                    continue;
+                };
+                spec.domains.push(write.clone());
+            }
+            if opened.caches.signer.is_none() {
+                let why = "there is no key to sign with; `vimg cache keygen` makes one";
+                if !spec.ignore_error {
+                    return Err(Error::Message(format!("{}: {why}", spec.label), None, 2));
+                }
+                opened.notices.push(format!("nothing is sent to {}: {why}", spec.label));
+                continue;
+            }
+            // What others wrote need not be written again.
+            let others = around.read.iter().filter(|d| !spec.domains.contains(d)).cloned();
+            let others: Vec<String> = others.collect();
+            spec.domains.extend(others);
+            opened.caches.to.push(remote(spec)?);
+        }
+        Ok(opened)
+    }
+}
+
+/// Opens one cache, to look at it or to work on it.
+pub(super) fn one(text: &str, to: bool, root: &Path) -> Result<(Opened, Arc<Remote>), Error> {
+    let around = surroundings(&|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
+    let mut spec = parse(text, to, "the cache")?;
+    if spec.domains.is_empty() {
+        spec.domains.clone_from(&around.read);
+    }
+    Ok((believers(root)?, remote(spec)?))
+}
+
+/// The cache that is meant where none is named.
+pub(super) fn first(root: &Path) -> Result<Option<String>, Error> {
+    for (variable, name) in [("VIMG_CACHE_FROM", "cache-from"), ("VIMG_CACHE_TO", "cache-to")] {
+        if let Some(first) = variable_lines(variable).and_then(|lines| lines.into_iter().next()) {
+            return Ok(Some(first));
+        }
+        for file in [settings::project(root)?, settings::user()?] {
+            if let Some(text) = file.get(name).and_then(|all| all.first()?.first().cloned()) {
+                return Ok(Some(text));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn parse(text: &str, to: bool, what: &str) -> Result<Spec, Error> {
+    // Where one reads and writes the same directory, either word will do.
+    let spec = Spec::parse(text, to).or_else(|e| {
+        Spec::parse(text, !to).ok().filter(|s| s.kind == Kind::Local && what == "the cache").ok_or(e)
+    });
+    spec.map_err(|why| Error::Message(format!("{what} `{}`: {why}", shown(text)), None, 2))
+}
+
+/// A cache as it was named, without what may be secret.
+fn shown(text: &str) -> String {
+    let secret =
+        |field: &str| ["key", "token", "password", "credential"].iter().any(|word| field.contains(word));
+    let fields = text.split(',').map(|field| match field.split_once('=') {
+        Some((name, _)) if secret(name) => format!("{name}=..."),
+        _ => field.to_owned(),
+    });
+    fields.collect::<Vec<_>>().join(",")
+}
+
+fn remote(spec: Spec) -> Result<Arc<Remote>, Error> {
+    Remote::open(spec).map(Arc::new).map_err(|why| Error::Message(why, None, 2))
+}
+
+fn variable_lines(name: &str) -> Option<Vec<String>> {
+    let text = std::env::var(name).ok()?;
+    Some(text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect())
+}
+
+/// Who is believed, what is signed with, and what the project is called.
+fn believers(root: &Path) -> Result<Opened, Error> {
+    let mut trust = Trust::default();
+    let wrong = |what: String, why: String| Error::Message(format!("{what}: {why}"), None, 2);
+    for line in variable_lines("VIMG_CACHE_TRUST").unwrap_or_default() {
+        let (domain, key) = line
+            .split_once('=')
+            .ok_or_else(|| wrong("VIMG_CACHE_TRUST".into(), "a line of it is DOMAIN=KEY".into()))?;
+        let key: PublicKey = key.parse().map_err(|why| wrong("VIMG_CACHE_TRUST".into(), why))?;
+        trust.add(domain.trim(), key);
+    }
+    for (file, settings) in
+        [(PROJECT_SETTINGS, settings::project(root)?), ("the settings", settings::user()?)]
+    {
+        for texts in settings.get("trust").into_iter().flatten() {
+            if let [domain, key] = texts.as_slice() {
+                trust.add(domain, key.parse().map_err(|why| wrong(format!("`trust` in {file}"), why))?);
+            }
+        }
+    }
+    let signer = signer()?;
+    if let Some(signer) = &signer {
+        trust.add_own(signer.public());
+    }
+    let name = root.file_name().unwrap_or_default().to_string_lossy();
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
+    let name: String = name.chars().map(plain).take(48).collect();
+    let name = if is_name(&name) { name } else { "project".to_owned() };
+    let caches = Caches::new(trust, signer, name);
+    Ok(Opened { caches, notices: Vec::new() })
+}
+
+/// Where this user's signing key is kept.
+pub(super) fn key_path() -> Option<PathBuf> {
+    Some(settings::dir()?.join("cache.key"))
+}
+
+fn signer() -> Result<Option<Signer>, Error> {
+    if let Some(text) = std::env::var("VIMG_CACHE_KEY").ok().filter(|v| !v.trim().is_empty()) {
+        let signer = Signer::parse(&text);
+        return signer.map(Some).map_err(|why| Error::Message(format!("VIMG_CACHE_KEY: {why}"), None, 2));
+    }
+    let Some(path) = key_path().filter(|path| path.exists()) else { return Ok(None) };
+    let text = super::read_recipe(&path)?;
+    let signer = Signer::parse(&text);
+    signer.map(Some).map_err(|why| Error::Message(format!("{}: {why}", path.display()), None, 2))
+}
+
+/// What is read and written where nothing else is said.
+#[derive(Debug, PartialEq, Eq)]
+struct Surroundings {
+    read: Vec<String>,
+    write: Option<String>,
+    /// Why nothing is written.
+    why: &'static str,
+}
+
+/// The domain of what is built from the main branch, and of what is built
+/// outside of any CI.
+const MAIN: &str = "main";
+const FORK: &str = "a pull request from a fork writes to no cache";
+
+/// Tells by the variables that CI systems set whose entries may be read and
+/// written: a pull request reads main's and writes its own, and one from a
+/// fork writes none.
+fn surroundings(var: &dyn Fn(&str) -> Option<String>) -> Surroundings {
+    let of = |domain: String, fork: bool| Surroundings {
+        read: if domain == MAIN { vec![MAIN.into()] } else { vec![domain.clone(), MAIN.into()] },
+        write: (!fork).then_some(domain),
+        why: FORK,
+    };
+    let branch = |name: &str| {
+        let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
+        format!("branch-{}", name.chars().map(plain).take(40).collect::<String>())
+    };
+    if var("GITHUB_ACTIONS").is_some() {
+        let event = var("GITHUB_EVENT_PATH").and_then(|path| std::fs::read(path).ok());
+        let event: serde_json::Value =
+            event.and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default();
+        let event_name = var("GITHUB_EVENT_NAME").unwrap_or_default();
+        if event_name.starts_with("pull_request") {
+            let number = event["pull_request"]["number"].as_u64().or_else(|| event["number"].as_u64());
+            let from = event["pull_request"]["head"]["repo"]["full_name"].as_str().map(str::to_owned);
+            // What can't be told is taken for a fork's.
+            let fork = from.is_none() || from != var("GITHUB_REPOSITORY");
+            return of(format!("pr-{}", number.unwrap_or_default()), fork);
+        }
+        let name = var("GITHUB_REF_NAME").unwrap_or_default();
+        let default = event["repository"]["default_branch"].as_str().unwrap_or(MAIN);
+        let is_branch = var("GITHUB_REF_TYPE").is_none_or(|kind| kind == "branch");
+        return of(if is_branch && name == default { MAIN.into() } else { branch(&name) }, false);
+    }
+    if var("GITLAB_CI").is_some() {
+        if let Some(number) = var("CI_MERGE_REQUEST_IID") {
+            let fork = var("CI_MERGE_REQUEST_SOURCE_PROJECT_ID") != var("CI_MERGE_REQUEST_PROJECT_ID");
+            return of(format!("pr-{number}"), fork);
+        }
+        let name = var("CI_COMMIT_REF_NAME").unwrap_or_default();
+        let is_main = var("CI_DEFAULT_BRANCH").is_some_and(|default| default == name);
+        return of(if is_main { MAIN.into() } else { branch(&name) }, false);
+    }
+    of(MAIN.into(), false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn around(vars: &[(&str, &str)]) -> (String, Option<String>) {
+        let found = surroundings(&|name| {
+            vars.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        });
+        (found.read.join(";"), found.write)
+    }
+
+    #[test]
+    fn a_pull_request_writes_its_own_and_a_forks_none() {
+        let event = tempfile::NamedTempFile::new().unwrap();
+        let path = event.path().to_str().unwrap().to_owned();
+        let write = |text: &str| std::fs::write(event.path(), text).unwrap();
+        let github = |name: &str, rest: &[(&str, &str)]| {
+            let mut vars = vec![
+                ("GITHUB_ACTIONS", "true"),
+                ("GITHUB_EVENT_NAME", name),
+                ("GITHUB_EVENT_PATH", path.as_str()),
+                ("GITHUB_REPOSITORY", "we/web"),
+            ];
+            vars.extend(rest);
+            around(&vars)
+        };
+        write(r#"{"pull_request":{"number":7,"head":{"repo":{"full_name":"we/web"}}}}"#);
+        assert_eq!(github("pull_request", &[]), ("pr-7;main".into(), Some("pr-7".into())));
+        write(r#"{"pull_request":{"number":7,"head":{"repo":{"full_name":"they/web"}}}}"#);
+        assert_eq!(github("pull_request_target", &[]), ("pr-7;main".into(), None));
+        write("what?");
+        assert_eq!(github("pull_request", &[]), ("pr-0;main".into(), None));
+        write(r#"{"repository":{"default_branch":"trunk"}}"#);
+        assert_eq!(github("push", &[("GITHUB_REF_NAME", "trunk")]), ("main".into(), Some("main".into())));
+        let other = github("push", &[("GITHUB_REF_NAME", "a/b")]);
+        assert_eq!(other, ("branch-a-b;main".into(), Some("branch-a-b".into())));
+        let tag = github("push", &[("GITHUB_REF_NAME", "trunk"), ("GITHUB_REF_TYPE", "tag")]);
+        assert_eq!(tag.1.unwrap(), "branch-trunk");
+    }
+
+    #[test]
+    fn other_surroundings_are_told_apart() {
+        let gitlab = |rest: &[(&str, &str)]| {
+            around(&[&[("GITLAB_CI", "true"), ("CI_DEFAULT_BRANCH", "main")], rest].concat())
+        };
+        let ids = |source| {
+            [
+                ("CI_MERGE_REQUEST_IID", "3"),
+                ("CI_MERGE_REQUEST_PROJECT_ID", "1"),
+                ("CI_MERGE_REQUEST_SOURCE_PROJECT_ID", source),
+            ]
+        };
+        assert_eq!(gitlab(&ids("1")).1, Some("pr-3".into()));
+        assert_eq!(gitlab(&ids("2")).1, None);
+        assert_eq!(gitlab(&[("CI_COMMIT_REF_NAME", "main")]).1, Some("main".into()));
+        assert_eq!(around(&[]), ("main".into(), Some("main".into())));
+    }
+
+    #[test]
+    fn no_secret_is_shown() {
+        assert_eq!(shown("type=s3,secret_access_key=x,bucket=b"), "type=s3,secret_access_key=...,bucket=b");
+    }
+}
