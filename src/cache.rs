@@ -14,6 +14,7 @@
 //! Knows the store, nothing of graphs.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -50,6 +51,8 @@ pub struct Caches {
     pub signer: Option<Signer>,
     /// What the project is called.
     pub name: String,
+    /// Where it is noted how young records were that were seen.
+    pub seen: Option<PathBuf>,
     refused: Refused,
 }
 
@@ -98,6 +101,10 @@ impl Caches {
         for (tier, remote) in self.from.iter().enumerate() {
             for domain in &remote.spec.domains {
                 match self.record(remote, domain, key).await {
+                    Ok(Some(chain)) if self.is_put_back(remote, &chain[0]) => {
+                        let why = "it is older than one that this machine has seen in its place";
+                        self.refused.add(&remote.spec.label, name, why);
+                    }
                     Ok(Some(chain)) => return Some(Hit { tier, domain: domain.clone(), chain }),
                     Ok(None) => {}
                     Err(Refusal::Record(why)) => self.refused.add(&remote.spec.label, name, &why),
@@ -111,6 +118,20 @@ impl Caches {
             }
         }
         None
+    }
+
+    /// Whether a record is older than one that was seen in the same place:
+    /// then somebody put back what its writer had replaced.
+    fn is_put_back(&self, remote: &Remote, own: &Signed) -> bool {
+        let Some(dir) = &self.seen else { return false };
+        let place = format!("{}\n{}\n{}", remote.spec.label, own.entry.domain, own.entry.state.key);
+        let path = dir.join(crate::digest::Digest::of(place.as_bytes()).to_string());
+        let seen: u64 = std::fs::read_to_string(&path).ok().and_then(|t| t.parse().ok()).unwrap_or_default();
+        if own.entry.written > seen {
+            // Losing it costs a warning.
+            let _ = crate::store::replace(&path, own.entry.written.to_string().as_bytes());
+        }
+        own.entry.written < seen
     }
 
     /// What a cache knows of a state and its writer may be believed for.

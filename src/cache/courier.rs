@@ -1,12 +1,17 @@
 //! Carries requests, and heeds a server that asks to be left alone for a
 //! while.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::RETRY_AFTER;
 use http::{Request, Response, StatusCode};
 use opendal::{Buffer, Error, ErrorKind, HttpBody, HttpTransport, HttpTransporter};
+use opendal_http_transport_reqwest::ReqwestTransport;
+
+/// How long a connection may take to be made.
+const CONNECT: Duration = Duration::from_secs(5);
 
 /// Since when, or until when, a server wants to be left alone.
 #[derive(Debug, Default)]
@@ -31,6 +36,21 @@ impl Rest {
     }
 }
 
+/// What went wrong and was tried again, and how often.
+#[derive(Debug, Default)]
+pub(super) struct Faults(Mutex<BTreeMap<String, usize>>);
+
+impl Faults {
+    pub(super) fn add(&self, why: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(why).or_default() += 1;
+    }
+
+    /// All since the last time.
+    pub(super) fn take(&self) -> BTreeMap<String, usize> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 /// `Retry-After` is a number of seconds or a date (RFC 9110, 10.2.3).
 fn parse(text: &str, now: SystemTime) -> Option<Duration> {
     if let Ok(seconds) = text.trim().parse() {
@@ -47,10 +67,14 @@ pub(super) struct Courier {
 }
 
 impl Courier {
-    pub(super) fn new(rest: std::sync::Arc<Rest>) -> Self {
+    pub(super) fn new(rest: std::sync::Arc<Rest>) -> Result<Self, String> {
         super::ready_for_tls();
-        opendal::install_default();
-        Self { inner: HttpTransporter::default(), rest }
+        let client = reqwest::Client::builder()
+            .user_agent(concat!("vimg/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT)
+            .build()
+            .map_err(|e| e.to_string())?;
+        Ok(Self { inner: HttpTransporter::new(ReqwestTransport::new(client)), rest })
     }
 }
 

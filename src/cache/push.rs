@@ -93,10 +93,13 @@ impl Caches {
             push.state(state, previous).await?;
         }
         push.pushed.bytes = remote.moved().1 - before;
-        if push.pushed.sent > 0 || builds.first().is_none_or(|b| &b.domain != domain || b.nodes != *nodes) {
+        // What this build did not look at stays as it was.
+        let before = builds.iter().find(|b| b.domain == *domain).map(|b| b.nodes.clone()).unwrap_or_default();
+        let mut all = before.clone();
+        all.extend(nodes.iter().map(|(name, key)| (name.clone(), *key)));
+        if all != before {
             let name = self.name_in(remote).to_owned();
-            let build =
-                Build { domain: domain.clone(), name: name.clone(), written: now(), nodes: nodes.clone() };
+            let build = Build { domain: domain.clone(), name: name.clone(), written: now(), nodes: all };
             let object = Object::Build { domain: domain.clone(), name };
             remote.put(&object, build.write(signer)?, &[]).await.map_err(|e| e.to_string())?;
         }

@@ -14,8 +14,10 @@ use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Reference, RegistryOperation};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::courier::Faults;
 use super::entry::Pack;
 use super::push::sha256;
 use super::remote::{Meta, Object, Trouble};
@@ -38,6 +40,7 @@ pub(super) struct Registry {
     client: Client,
     repository: Reference,
     auth: RegistryAuth,
+    faults: Arc<Faults>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -66,7 +69,7 @@ impl Descriptor {
 }
 
 impl Registry {
-    pub(super) fn open(spec: &Spec) -> Result<Self, String> {
+    pub(super) fn open(spec: &Spec, faults: Arc<Faults>) -> Result<Self, String> {
         super::ready_for_tls();
         let text = spec.option("ref").unwrap_or_default();
         let repository: Reference = text.parse().map_err(|e| format!("`{text}` is no repository: {e}"))?;
@@ -88,7 +91,33 @@ impl Registry {
             (None, Some(token)) => RegistryAuth::Bearer(token.to_owned()),
             _ => RegistryAuth::Anonymous,
         };
-        Ok(Self { client, repository, auth })
+        Ok(Self { client, repository, auth, faults })
+    }
+
+    /// Does something up to three times, if it may go well the next time.
+    async fn again<T, F: Future<Output = Got<T>>>(&self, work: impl Fn() -> F) -> Answer<T> {
+        let mut tries = 0;
+        loop {
+            let error = match work().await {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            tries += 1;
+            let denied = matches!(
+                error,
+                OciDistributionError::UnauthorizedError { .. }
+                    | OciDistributionError::AuthenticationFailure(_)
+            );
+            if denied {
+                return Err(Trouble::new("access is denied"));
+            }
+            let trouble = describe(&error);
+            if tries > RETRIES {
+                return Err(trouble);
+            }
+            self.faults.add(trouble.why);
+            tokio::time::sleep(Duration::from_millis(200 << tries)).await;
+        }
     }
 
     fn tagged(&self, tag: String) -> Reference {
@@ -120,12 +149,12 @@ impl Registry {
 
     /// Gets a token for what comes.
     async fn enter(&self, operation: RegistryOperation) -> Answer<()> {
-        again(|| self.client.auth(&self.repository, &self.auth, operation)).await.map(|_| ())
+        self.again(|| self.client.auth(&self.repository, &self.auth, operation)).await.map(|_| ())
     }
 
     async fn manifest(&self, tag: &str) -> Answer<Option<(Manifest, u64)>> {
         let image = self.tagged(tag.to_owned());
-        let pulled = again(|| async {
+        let pulled = self.again(|| async {
             match self.client.pull_manifest_raw(&image, &self.auth, &[MANIFEST]).await {
                 Err(e) if is_missing(&e) => Ok(None),
                 other => other.map(Some),
@@ -142,7 +171,7 @@ impl Registry {
     async fn blob(&self, digest: &str, part: Option<(u64, u64)>, most: u64) -> Answer<Option<Vec<u8>>> {
         let wanted =
             OciDescriptor { digest: digest.to_owned(), size: most as i64, ..OciDescriptor::default() };
-        let read = again(|| async {
+        let read = self.again(|| async {
             let (from, length) = part.map_or((0, None), |(from, length)| (from, Some(length)));
             let pulled = match part {
                 None => self.client.pull_blob_stream(&self.repository, &wanted).await.map(BlobResponse::Full),
@@ -184,7 +213,7 @@ impl Registry {
     }
 
     async fn put_blob(&self, bytes: &Bytes, digest: &str) -> Answer<()> {
-        again(|| self.client.push_blob(&self.repository, bytes.clone(), digest)).await.map(|_| ())
+        self.again(|| self.client.push_blob(&self.repository, bytes.clone(), digest)).await.map(|_| ())
     }
 
     pub(super) async fn put(&self, object: &Object, bytes: Bytes, needs: &[Pack]) -> Answer<()> {
@@ -216,14 +245,14 @@ impl Registry {
         let body = Bytes::from(serde_json::to_vec(&manifest).map_err(|e| Trouble::new(e.to_string()))?);
         let image = self.tagged(tag);
         let kind = HeaderValue::from_static(MANIFEST);
-        again(|| self.client.push_manifest_raw(&image, body.clone(), kind.clone())).await.map(|_| ())
+        self.again(|| self.client.push_manifest_raw(&image, body.clone(), kind.clone())).await.map(|_| ())
     }
 
     pub(super) async fn stat(&self, object: &Object) -> Answer<Option<Meta>> {
         self.enter(RegistryOperation::Pull).await?;
         if let Object::Pack(pack) = object {
             let digest = format!("sha256:{}", pack.sha256);
-            let there = again(|| self.client.blob_exists(&self.repository, &digest)).await?;
+            let there = self.again(|| self.client.blob_exists(&self.repository, &digest)).await?;
             return Ok(there.then_some(Meta { size: pack.size, modified: None }));
         }
         let Some(tag) = Self::tag(object) else { return Ok(None) };
@@ -237,7 +266,7 @@ impl Registry {
         let mut all = std::collections::HashMap::new();
         let mut last: Option<String> = None;
         loop {
-            let page = again(|| async {
+            let page = self.again(|| async {
                 match self.client.list_tags(&self.repository, &self.auth, Some(PAGE), last.as_deref()).await {
                     Err(e) if is_missing(&e) => Ok(Vec::new()),
                     other => other.map(|page| page.tags),
@@ -292,29 +321,6 @@ fn is_missing(error: &OciDistributionError) -> bool {
         }),
         OciDistributionError::RequestError(e) => e.status().is_some_and(|s| s.as_u16() == 404),
         _ => false,
-    }
-}
-
-/// Does something up to three times, if it may go well the next time.
-async fn again<T, F: Future<Output = Got<T>>>(work: impl Fn() -> F) -> Answer<T> {
-    let mut tries = 0;
-    loop {
-        let error = match work().await {
-            Ok(done) => return Ok(done),
-            Err(error) => error,
-        };
-        tries += 1;
-        let denied = matches!(
-            error,
-            OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_)
-        );
-        if denied {
-            return Err(Trouble::new("access is denied"));
-        }
-        if tries > RETRIES {
-            return Err(describe(&error));
-        }
-        tokio::time::sleep(Duration::from_millis(200 << tries)).await;
     }
 }
 

@@ -1,7 +1,7 @@
 //! A cache somewhere else: objects by name, read and written with patience
 //! that ends.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -11,7 +11,7 @@ use futures_util::TryStreamExt;
 use opendal::layers::{ConcurrentLimitLayer, RetryLayer, TimeoutLayer};
 use opendal::{ErrorKind, Operator, services};
 
-use super::courier::{Courier, Rest};
+use super::courier::{Courier, Faults, Rest};
 use super::entry::Pack;
 use super::registry::Registry;
 use super::spec::{Kind, Spec};
@@ -133,6 +133,7 @@ pub struct Remote {
     left: Mutex<Duration>,
     gone: AtomicBool,
     rest: Arc<Rest>,
+    faults: Arc<Faults>,
     down: AtomicU64,
     up: AtomicU64,
     requests: AtomicU64,
@@ -151,15 +152,16 @@ impl Remote {
     ///
     /// A sentence that says what is wrong with how it is named.
     pub fn open(spec: Spec) -> Result<Self, String> {
-        let rest = Arc::new(Rest::default());
+        let (rest, faults) = (Arc::new(Rest::default()), Arc::new(Faults::default()));
         let backend = match spec.kind {
-            Kind::Registry => Backend::Registry(Registry::open(&spec)?),
-            _ => Backend::Objects(operator(&spec, &rest)?),
+            Kind::Registry => Backend::Registry(Registry::open(&spec, faults.clone())?),
+            _ => Backend::Objects(operator(&spec, &rest, &faults)?),
         };
         Ok(Self {
             left: Mutex::new(spec.timeout),
             gone: AtomicBool::new(false),
             rest,
+            faults,
             spec,
             backend,
             down: AtomicU64::new(0),
@@ -171,6 +173,12 @@ impl Remote {
     /// Whether it failed for so long that it is not asked any more.
     pub fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Relaxed)
+    }
+
+    /// What went wrong and was tried again since this was last asked, and how
+    /// often.
+    pub fn faults(&self) -> BTreeMap<String, usize> {
+        self.faults.take()
     }
 
     /// Bytes read and written, and how often it was asked.
@@ -358,6 +366,7 @@ impl Remote {
             if tries > RETRIES || self.rest.left().is_none() {
                 return Err(trouble);
             }
+            self.faults.add(trouble.why);
         }
     }
 }
@@ -419,7 +428,7 @@ fn describe(error: &opendal::Error) -> Trouble {
 /// Services that live as long as this process, by their name.
 static MEMORY: OnceLock<Mutex<HashMap<String, Operator>>> = OnceLock::new();
 
-fn operator(spec: &Spec, rest: &Arc<Rest>) -> Result<Operator, String> {
+fn operator(spec: &Spec, rest: &Arc<Rest>, faults: &Arc<Faults>) -> Result<Operator, String> {
     let mut options = spec.options.clone();
     let fail = |e: opendal::Error| format!("{}: {}", spec.label, e.message());
     let root = options.get("root").cloned();
@@ -460,12 +469,16 @@ fn operator(spec: &Spec, rest: &Arc<Rest>) -> Result<Operator, String> {
     };
     let op = plain.map_err(fail)?;
     let context = op.context().clone();
-    let courier = opendal::HttpTransporter::new(Courier::new(rest.clone()));
+    let faults = faults.clone();
+    let courier = opendal::HttpTransporter::new(Courier::new(rest.clone())?);
     let op = op.with_context(context.with_http_transport(courier));
     Ok(op
         .layer(TimeoutLayer::new().with_timeout(SMALL).with_io_timeout(STALL))
         .layer(
             RetryLayer::new()
+                .with_notify(move |event: opendal::layers::RetryEvent<'_>| {
+                    faults.add(describe(event.err).why)
+                })
                 .with_max_times(RETRIES)
                 .with_min_delay(Duration::from_millis(200))
                 .with_max_delay(Duration::from_secs(2))

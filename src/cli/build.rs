@@ -87,7 +87,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     });
     let request = opened.request(global, &asked);
     let dir = args.dir.clone().unwrap_or_else(|| opened.project.root().to_owned());
-    let cache::Opened { caches, notices } = args.how.cache.open(opened.project.root())?;
+    let cache::Opened { caches, notices } = args.how.cache.open(opened.project.root(), &opened.store)?;
     // The common case: nothing changed since all of it was there.
     if args.junit.is_none()
         && caches.to.is_empty()
@@ -197,7 +197,7 @@ pub(super) fn states(
     first: Option<String>,
 ) -> Result<Made, Error> {
     let last = loaded.last();
-    let cache::Opened { caches, notices } = how.cache.open(loaded.project.root())?;
+    let cache::Opened { caches, notices } = how.cache.open(loaded.project.root(), &loaded.store)?;
     let project::Loaded { project, sources, model, store, notes, .. } = loaded;
     let (graph, project) = (Arc::new(graph), Arc::new(project));
     let reporter = report::reporter(style);

@@ -271,7 +271,7 @@ fn push(moved: &Moved, global: &Global, style: Style) -> Outcome {
     let graph = project::graph(&mut loaded)?;
     let images = project::wanted(&graph, &loaded, &moved.images)?;
     let nodes = project::nodes_of(&graph, &images, project::Extent::Outputs);
-    let caching::Opened { caches, notices } = moved.cache.open(loaded.project.root())?;
+    let caching::Opened { caches, notices } = moved.cache.open(loaded.project.root(), &loaded.store)?;
     if caches.to.is_empty() {
         return Err(none("--cache-to", notices));
     }
@@ -291,7 +291,7 @@ fn pull(moved: &Moved, global: &Global, style: Style) -> Outcome {
     let graph = project::graph(&mut loaded)?;
     let images = project::wanted(&graph, &loaded, &moved.images)?;
     let nodes = project::nodes_of(&graph, &images, project::Extent::Outputs);
-    let caching::Opened { caches, notices } = moved.cache.open(loaded.project.root())?;
+    let caching::Opened { caches, notices } = moved.cache.open(loaded.project.root(), &loaded.store)?;
     if caches.from.is_empty() {
         return Err(none("--cache-from", notices));
     }

@@ -10,6 +10,7 @@ use crate::cache::Caches;
 use crate::cache::remote::Remote;
 use crate::cache::sign::{PublicKey, Signer, Trust};
 use crate::cache::spec::{Kind, Spec, is_name};
+use crate::store::Store;
 
 /// The project's settings: where its caches are, and whom its builds believe.
 pub(super) const PROJECT_SETTINGS: &str = "vimg.kdl";
@@ -35,7 +36,7 @@ pub(super) struct Opened {
 
 impl CacheArgs {
     /// Opens the caches of a project. Nothing is asked of them yet.
-    pub(super) fn open(&self, root: &Path) -> Result<Opened, Error> {
+    pub(super) fn open(&self, root: &Path, store: &Store) -> Result<Opened, Error> {
         let mut files = None;
         let mut said = |flags: &[String], variable: &str, name: &str| -> Result<Vec<String>, Error> {
             if !flags.is_empty() {
@@ -58,6 +59,7 @@ impl CacheArgs {
         }
         let around = surroundings(&|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
         let mut opened = believers(root)?;
+        opened.caches.seen = Some(store.root().join("seen"));
         for text in &from {
             let mut spec = parse(text, false, "--cache-from")?;
             if spec.domains.is_empty() {
@@ -176,7 +178,10 @@ fn believers(root: &Path) -> Result<Opened, Error> {
     if let Some(signer) = &signer {
         trust.add_own(signer.public());
     }
-    let name = root.file_name().unwrap_or_default().to_string_lossy();
+    // Checkouts are called as one likes, repositories are not.
+    let repository = ["GITHUB_REPOSITORY", "CI_PROJECT_PATH"].iter().find_map(std::env::var_os);
+    let name = repository.map(PathBuf::from).unwrap_or_else(|| root.to_owned());
+    let name = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
     let name: String = name.chars().map(plain).take(48).collect();
     let name = if is_name(&name) { name } else { "project".to_owned() };

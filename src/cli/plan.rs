@@ -35,7 +35,7 @@ pub(super) fn previewed(
     wanted: &[NodeId],
     style: Style,
 ) -> Result<Plan, Error> {
-    let Opened { caches, notices } = args.open(loaded.project.root())?;
+    let Opened { caches, notices } = args.open(loaded.project.root(), &loaded.store)?;
     if caches.from.is_empty() && notices.is_empty() {
         return Ok(Plan::new(graph, &loaded.store, last, &BTreeMap::new(), wanted));
     }

@@ -189,6 +189,10 @@ impl Caching<'_> {
     }
 
     fn summary(&self, remote: &Arc<crate::cache::remote::Remote>, hits: usize, misses: usize, sent: usize) {
+        for (why, count) in remote.faults() {
+            let times = if count == 1 { "once".to_owned() } else { format!("{count} times") };
+            (self.sink)(Event::Notice { text: format!("{}: asked again {times}: {why}", remote.spec.label) });
+        }
         let (down, up, requests) = remote.moved();
         let cache = remote.spec.label.clone();
         (self.sink)(Event::Cache { cache, hits, misses, sent, down, up, requests });

@@ -114,9 +114,13 @@ impl Plain {
             }
             Event::Sent { node, to, .. } => format!("{} {node} to {to}", paint.green(" sent")),
             Event::Cache { cache, hits, misses, sent, down, up, requests } => {
-                let (down, up) = (bytes(*down), bytes(*up));
-                let states = format!("{hits} taken, {misses} not there, {sent} sent");
-                format!("cache {cache}: {states}; {down} read, {up} written, {requests} requests")
+                let moved = format!("{} read, {} written, {requests} requests", bytes(*down), bytes(*up));
+                match sent {
+                    0 if hits + misses > 0 => {
+                        format!("cache {cache}: {hits} taken, {misses} not there; {moved}")
+                    }
+                    sent => format!("cache {cache}: {sent} sent; {moved}"),
+                }
             }
             Event::Planned { .. }
             | Event::Reused { .. }

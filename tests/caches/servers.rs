@@ -1,0 +1,152 @@
+//! Servers that speak as those on the net do. `run-tests` installs them.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+
+use crate::common::wait;
+
+/// A server, and how it is named as a cache.
+pub(crate) struct Server {
+    child: Option<Child>,
+    _dir: tempfile::TempDir,
+    address: SocketAddr,
+    spec: fn(&SocketAddr) -> String,
+}
+
+impl Server {
+    pub(crate) fn spec(&self) -> String {
+        (self.spec)(&self.address)
+    }
+
+    /// The same behind another address.
+    pub(crate) fn spec_at(&self, address: SocketAddr) -> String {
+        (self.spec)(&address)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn start(
+    command: &mut Command,
+    address: SocketAddr,
+    dir: tempfile::TempDir,
+    spec: fn(&SocketAddr) -> String,
+) -> Server {
+    let log = std::fs::File::create(dir.path().join("log")).unwrap();
+    let name = command.get_program().to_string_lossy().into_owned();
+    let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn();
+    let mut child = child.unwrap_or_else(|e| panic!("{name} does not start ({e}): run-tests installs it"));
+    let until = Instant::now() + Duration::from_secs(60);
+    while TcpStream::connect(address).is_err() {
+        let log = || std::fs::read_to_string(dir.path().join("log")).unwrap_or_default();
+        assert!(child.try_wait().unwrap().is_none(), "{name} ended: {}", log());
+        assert!(Instant::now() < until, "{name} does not listen: {}", log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Server { child: Some(child), _dir: dir, address, spec }
+}
+
+/// A program of the tests' own Python environment, or of the system's.
+fn python(name: &str) -> Command {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin").join(name);
+    Command::new(if own.exists() { own } else { name.into() })
+}
+
+fn s3(address: &SocketAddr) -> String {
+    format!(
+        "type=s3,bucket=cache,prefix=p,region=us-east-1,endpoint_url=http://{address},use_path_style=true,\
+         access_key_id=key,secret_access_key=secret"
+    )
+}
+
+/// S3 as moto has it. Its bucket is made by a plain request: moto asks nobody
+/// who he is.
+pub(crate) fn moto() -> Server {
+    let address = free_port();
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = python("moto_server");
+    command.args(["-H", "127.0.0.1", "-p", &address.port().to_string()]);
+    let server = start(&mut command, address, dir, s3);
+    let made = Command::new("curl")
+        .args(["--silent", "--fail", "--request", "PUT", &format!("http://{address}/cache")])
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(made.success());
+    server
+}
+
+/// S3 in this process.
+pub(crate) fn s3s() -> Server {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("cache")).unwrap();
+    let service = {
+        let files = s3s_fs::FileSystem::new(dir.path()).unwrap();
+        let mut builder = s3s::service::S3ServiceBuilder::new(files);
+        builder.set_auth(s3s::auth::SimpleAuth::from_single("key", "secret"));
+        builder.build()
+    };
+    let address = wait(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let service = service.clone();
+                tokio::spawn(async move {
+                    let _ = Builder::new(TokioExecutor::new())
+                        .serve_connection(TokioIo::new(socket), service)
+                        .await;
+                });
+            }
+        });
+        address
+    });
+    Server { child: None, _dir: dir, address, spec: s3 }
+}
+
+pub(crate) fn webdav() -> Server {
+    let address = free_port();
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    std::fs::create_dir(&root).unwrap();
+    let mut command = python("wsgidav");
+    command.args(["--host", "127.0.0.1", "--port", &address.port().to_string(), "--auth", "anonymous"]);
+    command.arg("--root").arg(&root).arg("--no-config");
+    start(&mut command, address, dir, |address| format!("type=webdav,url=http://{address},prefix=p"))
+}
+
+pub(crate) fn registry() -> Server {
+    let address = free_port();
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.yml");
+    let root = dir.path().join("root");
+    let text = format!(
+        "version: 0.1\nlog: {{ level: error }}\nstorage: {{ filesystem: {{ rootdirectory: {} }} }}\n\
+         http: {{ addr: {address} }}\n",
+        root.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let mut command = Command::new("docker-registry");
+    command.arg("serve").arg(&config);
+    start(&mut command, address, dir, |address| format!("type=registry,ref={address}/cache/web"))
+}
