@@ -13,7 +13,7 @@
 //! read. A cache may fail in any way: what it does not give is built.
 //! Knows the store, nothing of graphs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -54,6 +54,8 @@ pub struct Caches {
     /// Where it is noted how young records were that were seen.
     pub seen: Option<PathBuf>,
     refused: Refused,
+    /// States that a cache has and could not give: they are sent anew.
+    broken: Mutex<BTreeSet<Key>>,
 }
 
 /// Records that were found and are not used: told once for each reason.
@@ -190,6 +192,10 @@ impl Caches {
             }
         }
         builds
+    }
+
+    fn is_broken(&self, key: &Key) -> bool {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
     }
 
     fn name_in<'a>(&'a self, remote: &'a Remote) -> &'a str {

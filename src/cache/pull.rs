@@ -3,8 +3,8 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::{StreamExt, TryStreamExt};
@@ -77,6 +77,10 @@ impl Caches {
                 let fetching = Fetching { remote: &remote, node, sink, start, bytes: AtomicU64::new(0) };
                 let done = fetching.state(signed, store).await;
                 bytes += fetching.bytes.load(Ordering::Relaxed);
+                if done.is_err() {
+                    let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+                    broken.insert(hit.chain[0].entry.state.key);
+                }
                 done?;
             }
             drop(lock);

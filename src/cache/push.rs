@@ -83,6 +83,7 @@ impl Caches {
             packs: Vec::new(),
             current: Vec::new(),
             sending: JoinSet::new(),
+            anew: false,
             pushed: Pushed::default(),
             start: Instant::now(),
         };
@@ -125,6 +126,9 @@ struct Push<'a> {
     packs: Vec<Option<Pack>>,
     current: Vec<u8>,
     sending: JoinSet<Result<(usize, Pack), String>>,
+    /// Packs are written even if they seem to be there: one of them is not
+    /// what it should be.
+    anew: bool,
     pushed: Pushed,
     start: Instant,
 }
@@ -170,7 +174,9 @@ impl Push<'_> {
         };
         let mut domains = vec![self.domain.to_owned()];
         domains.extend(self.remote.spec.domains.iter().skip(1).cloned());
-        for domain in &domains {
+        let broken = self.caches.is_broken(&record.key);
+        self.anew |= broken;
+        for domain in domains.iter().filter(|_| !broken) {
             match self.caches.record(self.remote, domain, &record.key).await {
                 Ok(Some(chain)) if chain[0].entry.state.id == record.id => {
                     self.pushed.there += 1;
@@ -191,7 +197,7 @@ impl Push<'_> {
                 Err(Refusal::Cache(trouble)) => return Err(trouble.to_string()),
             }
         }
-        if let Some(previous) = previous {
+        if let Some(previous) = previous.filter(|key| !self.caches.is_broken(key)) {
             self.learn(previous).await?;
         }
         self.send(record, below).await.map(Some)
@@ -419,7 +425,7 @@ impl Push<'_> {
         }
         let (bytes, number) = (std::mem::take(&mut self.current), self.packs.len());
         self.packs.push(None);
-        let remote = self.remote.clone();
+        let (remote, anew) = (self.remote.clone(), self.anew);
         self.sending.spawn(async move {
             let (bytes, sha256) = blocking(move || {
                 let sha256 = sha256(&bytes);
@@ -429,7 +435,10 @@ impl Push<'_> {
             let pack = Pack { sha256, size: bytes.len() as u64 };
             let object = Object::Pack(pack.clone());
             // It is there if this was interrupted before.
-            let there = remote.stat(&object).await.map_err(|e| e.to_string())?;
+            let there = match anew {
+                true => None,
+                false => remote.stat(&object).await.map_err(|e| e.to_string())?,
+            };
             if there.is_none_or(|meta| meta.size != pack.size) {
                 remote.put(&object, bytes, &[]).await.map_err(|e| e.to_string())?;
             }

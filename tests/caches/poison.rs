@@ -1,1 +1,277 @@
+//! What is signed by the wrong one, stands in the wrong place or is not what
+//! its name says is not used, and each is said in its own words.
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+use vimg::cache::entry::{self, Asked, Entry, Signed};
+use vimg::cache::remote::Remote;
+use vimg::cache::sign::{Signer, Trust};
+use vimg::cache::spec::Spec;
+use vimg::digest::Key;
+
+use crate::common::{Runner, signer, wait};
+
+/// A directory as a cache, filled by a runner.
+struct Poisoned {
+    dir: tempfile::TempDir,
+    writer: Runner,
+    keys: [Key; 3],
+}
+
+impl Poisoned {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Runner::new();
+        let (base, layer, output) = writer.project(50);
+        let poisoned = Self { dir, writer, keys: [base, layer, output] };
+        assert_eq!(poisoned.push(), 3);
+        poisoned
+    }
+
+    fn remote(&self, more: &str) -> Arc<Remote> {
+        let spec = format!("type=local,src={},domain=main{more}", self.dir.path().display());
+        Arc::new(Remote::open(Spec::parse(&spec, false).unwrap()).unwrap())
+    }
+
+    fn push(&self) -> usize {
+        let remote = self.remote("");
+        self.writer.push(&self.writer.with(&remote, Some(&remote)), &remote, &self.keys).sent
+    }
+
+    fn record(&self, key: &Key) -> PathBuf {
+        self.dir.path().join(format!("v1/records/main/{key}"))
+    }
+
+    fn packs(&self) -> Vec<PathBuf> {
+        let dir = std::fs::read_dir(self.dir.path().join("v1/packs")).unwrap();
+        dir.map(|entry| entry.unwrap().path()).collect()
+    }
+
+    /// What a runner that has nothing says that it can't take over, and that
+    /// it has not.
+    fn refused(&self, key: Key, why: &str) {
+        let runner = Runner::new();
+        let error = runner.fetch(&runner.with(&self.remote(""), None), key).unwrap_err();
+        assert!(error.contains(why), "{error}");
+        assert!(!runner.store.has(&key));
+    }
+
+    fn taken(&self, key: Key) {
+        let runner = Runner::new();
+        runner.fetch(&runner.with(&self.remote(""), None), key).unwrap();
+        assert!(runner.same(&self.writer, key));
+    }
+
+    fn read(&self, key: &Key) -> Vec<Signed> {
+        let mut trust = Trust::default();
+        trust.add("main", signer().public());
+        let domains = ["main".to_owned()];
+        let asked =
+            Asked { key: *key, domain: "main", domains: &domains, trust: &trust, now: 0, max_age: None };
+        entry::read(&std::fs::read(self.record(key)).unwrap(), &asked).unwrap()
+    }
+
+    /// Signs an entry again, after a change.
+    fn resign(&self, key: &Key, by: &Signer, change: impl FnOnce(&mut Entry)) {
+        let mut entry = self.read(key)[0].entry.clone();
+        change(&mut entry);
+        let signed = Entry::sign(&entry.domain, entry.written, entry.state, entry.files, None, by).unwrap();
+        std::fs::write(self.record(key), entry::write(&[&signed]).unwrap()).unwrap();
+    }
+
+    /// Changes what a record says, and not its signature.
+    fn edit(&self, key: &Key, change: impl FnOnce(&mut Value)) {
+        let bytes = zstd::decode_all(&*std::fs::read(self.record(key)).unwrap()).unwrap();
+        let mut json: Value = serde_json::from_slice(&bytes).unwrap();
+        change(&mut json);
+        std::fs::write(self.record(key), zstd::encode_all(&*serde_json::to_vec(&json).unwrap(), 1).unwrap())
+            .unwrap();
+    }
+}
+
+#[test]
+fn valid_blobs_under_a_wrong_key_are_refused() {
+    let cache = Poisoned::new();
+    let [base, layer, output] = cache.keys;
+    let (theirs, place) = (cache.record(&layer), cache.record(&output));
+    std::fs::copy(theirs, place).unwrap();
+    cache.refused(output, "it is the record of another state");
+    // A key that does not come from what is described.
+    cache.resign(&base, &signer(), |entry| entry.state.key = output);
+    std::fs::copy(cache.record(&base), cache.record(&output)).unwrap();
+    cache.refused(output, "its key is not that of what it describes");
+    // Whoever has the states puts them right.
+    assert_eq!(cache.push(), 2);
+    cache.taken(output);
+    cache.taken(layer);
+}
+
+#[test]
+fn a_wrong_signer_is_not_believed() {
+    let cache = Poisoned::new();
+    let output = cache.keys[2];
+    let stranger = Signer::generate().unwrap();
+    cache.resign(&output, &stranger, |_| {});
+    cache.refused(output, &format!("signed by {}, who is not trusted for `main`", stranger.public()));
+    cache.push();
+    // The right name over the wrong signature, another text below the right
+    // one, and none at all.
+    cache.edit(&output, |json| json["entries"][0]["signatures"][0]["sig"] = "AAAA".into());
+    cache.refused(output, "its signature does not hold");
+    cache.push();
+    cache.resign(&output, &signer(), |entry| entry.domain = "pr-1".into());
+    // It is asked for in `main`, and `pr-1` is nobody's to sign for here.
+    cache.refused(output, "who is not trusted for `pr-1`");
+    cache.push();
+    cache.edit(&output, |json| json["entries"][0]["signatures"] = Value::Array(Vec::new()));
+    cache.refused(output, "it is not signed");
+    cache.push();
+    cache.taken(output);
+}
+
+#[test]
+fn an_entry_of_another_domain_is_refused() {
+    let cache = Poisoned::new();
+    let output = cache.keys[2];
+    cache.resign(&output, &signer(), |entry| entry.domain = "pr-1".into());
+    let runner = Runner::new();
+    let mut caches = runner.with(&cache.remote(""), None);
+    caches.trust.add("pr-*", signer().public());
+    let error = runner.fetch(&caches, output).unwrap_err();
+    assert!(error.contains("it was signed for the domain `pr-1`"), "{error}");
+}
+
+#[test]
+fn an_old_record_that_is_put_back_is_refused() {
+    let cache = Poisoned::new();
+    let output = cache.keys[2];
+    let old = std::fs::read(cache.record(&output)).unwrap();
+    cache.resign(&output, &signer(), |entry| entry.written += 100);
+    let runner = Runner::new();
+    let find = || {
+        let caches = runner.with(&cache.remote(""), None);
+        wait(caches.find(&runner.names(&[output]), &runner.sink())).len()
+    };
+    assert_eq!(find(), 1);
+    assert_eq!(find(), 1, "the same is no older");
+    std::fs::write(cache.record(&output), old).unwrap();
+    assert_eq!(find(), 0);
+    let told = runner.told().join("\n");
+    assert!(told.contains("older than one that this machine has seen in its place"), "{told}");
+    // Who has never been here is told by age.
+    cache.resign(&output, &signer(), |entry| entry.written -= 40 * 86_400);
+    let other = Runner::new();
+    let error = other.fetch(&other.with(&cache.remote(",max-age=30d"), None), output).unwrap_err();
+    assert!(error.contains("it is 40 days old, which is more than `max-age` allows"), "{error}");
+    other.fetch(&other.with(&cache.remote(",max-age=60d"), None), output).unwrap();
+}
+
+#[test]
+fn a_chain_that_does_not_fit_is_refused() {
+    let cache = Poisoned::new();
+    let [base, layer, _] = cache.keys;
+    // Another build of the base below the layer.
+    cache.resign(&base, &signer(), |entry| entry.written += 1);
+    let other = std::fs::read(cache.record(&base)).unwrap();
+    let other: Value = serde_json::from_slice(&zstd::decode_all(&*other).unwrap()).unwrap();
+    cache.edit(&layer, |json| json["entries"][1] = other["entries"][0].clone());
+    cache.refused(layer, "it does not fit the disk below it");
+    cache.push();
+    cache.edit(&layer, |json| {
+        json["entries"].as_array_mut().unwrap().truncate(1);
+    });
+    cache.refused(layer, "a disk below it is missing");
+    cache.push();
+    cache.taken(layer);
+}
+
+#[test]
+fn bytes_that_are_not_what_they_should_be_are_refused() {
+    let cache = Poisoned::new();
+    let output = cache.keys[2];
+    let damaged = |change: &dyn Fn(&Path), why: &str| {
+        for pack in cache.packs() {
+            change(&pack);
+        }
+        let runner = Runner::new();
+        let remote = cache.remote("");
+        let caches = runner.with(&remote, Some(&remote));
+        let error = runner.fetch(&caches, output).unwrap_err();
+        assert!(error.contains(why), "{error}");
+        assert!(!runner.store.has(&output));
+        // Whoever builds it then sends it anew, pack by pack: nothing of what
+        // is there is trusted.
+        let found = wait(caches.find(&cache.writer.names(&[output]), &runner.sink()));
+        assert_eq!(found.len(), 1);
+        for key in cache.keys {
+            let _ = runner.fetch(&caches, key);
+        }
+        let pushed = cache.writer.push(&caches, &remote, &cache.keys);
+        assert_eq!(pushed.sent, 3);
+        cache.taken(output);
+        cache.taken(cache.keys[1]);
+    };
+    let flip = |path: &Path| {
+        let mut bytes = std::fs::read(path).unwrap();
+        bytes[1000] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    };
+    damaged(&flip, "a piece is damaged");
+    let cut = |path: &Path| {
+        let bytes = std::fs::read(path).unwrap();
+        std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+    };
+    damaged(&cut, "a pack is cut short");
+    damaged(&|path| std::fs::remove_file(path).unwrap(), "a pack is missing");
+    damaged(&|path| std::fs::write(path, "").unwrap(), "a pack is cut short");
+    // A record that is no record.
+    std::fs::write(cache.record(&output), "what?").unwrap();
+    cache.refused(output, "it is damaged");
+    std::fs::write(cache.record(&output), zstd::encode_all(&*vec![b' '; 80 << 20], 1).unwrap()).unwrap();
+    cache.refused(output, "larger than a record may be");
+}
+
+#[test]
+fn a_disk_that_names_a_file_is_refused_whoever_signed_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = format!("type=local,src={},domain=main", dir.path().display());
+    let remote = Arc::new(Remote::open(Spec::parse(&spec, false).unwrap()).unwrap());
+    let mut writer = Runner::new();
+    let (base, ..) = writer.project(60);
+    let disk = writer.store.state_dir(&base).join("disk.qcow2");
+    let rebased = std::process::Command::new("qemu-img")
+        .args(["rebase", "-u", "-b", "/etc/passwd", "-F", "raw"])
+        .arg(disk)
+        .status()
+        .unwrap();
+    assert!(rebased.success());
+    writer.push(&writer.with(&remote, Some(&remote)), &remote, &[base]);
+    let runner = Runner::new();
+    let error = runner.fetch(&runner.with(&remote, None), base).unwrap_err();
+    assert!(error.contains("its disk is refused: it names a backing file"), "{error}");
+    assert!(!runner.store.has(&base));
+}
+
+/// What lies on another build of the same base fits nobody here.
+#[test]
+fn two_builds_of_a_base_do_not_mix() {
+    let cache = Poisoned::new();
+    let [_, layer, _] = cache.keys;
+    let mut other = Runner::new();
+    let (base, own, _) = other.project(50);
+    assert_eq!((base, own), (cache.keys[0], layer), "the same keys, other blocks");
+    let more = other.layer("web@more", base, 99);
+    let remote = cache.remote("");
+    let pushed = other.push(&other.with(&remote, Some(&remote)), &remote, &[base, own, more]);
+    assert_eq!(pushed.sent, 0);
+    assert_eq!(pushed.foreign, ["web:base"]);
+    // It has the base, and not the layer: that one lies on the other build.
+    let runner = Runner::new();
+    let second = other.with(&remote, None);
+    std::fs::remove_dir_all(other.store.state_dir(&layer)).unwrap();
+    let error = other.fetch(&second, layer).unwrap_err();
+    assert!(error.contains("another build of web:base"), "{error}");
+    runner.fetch(&runner.with(&remote, None), layer).unwrap();
+}
