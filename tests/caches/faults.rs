@@ -1,1 +1,264 @@
+//! A proxy before an S3 server that does one thing wrong at one request: every
+//! state that comes through is right, and whatever did not go well is said.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use vimg::cache::remote::Remote;
+use vimg::cache::spec::Spec;
+use vimg::digest::Key;
+
+use crate::common::{Runner, wait};
+use crate::servers;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// The connection ends without an answer.
+    Cut,
+    /// There is no answer, and no end.
+    Stall,
+    /// The answer takes its time.
+    Delay,
+    /// The answer waits until the next request was answered.
+    Reorder,
+    /// A byte of the answer's body is another one.
+    CorruptAnswer,
+    /// A byte of the request's body is another one.
+    CorruptRequest,
+    /// The answer ends in the middle, its length unchanged.
+    Truncate,
+    /// The answer is whole, and half as long as it should be.
+    Short,
+    /// The halves of the answer are swapped.
+    Swap,
+    /// An answer of another status.
+    Status(u16, &'static str),
+}
+
+const FAULTS: [Fault; 13] = [
+    Fault::Cut,
+    Fault::Stall,
+    Fault::Delay,
+    Fault::Reorder,
+    Fault::CorruptAnswer,
+    Fault::CorruptRequest,
+    Fault::Truncate,
+    Fault::Short,
+    Fault::Swap,
+    Fault::Status(500, ""),
+    Fault::Status(503, ""),
+    Fault::Status(503, "Retry-After: 1\r\n"),
+    Fault::Status(429, "Retry-After: 1\r\n"),
+];
+
+/// Where the wrong is done, and how many requests there were.
+struct Proxy {
+    address: SocketAddr,
+    count: Arc<AtomicUsize>,
+}
+
+impl Proxy {
+    /// Does it at the request of this number, and again at those that follow
+    /// within `times`.
+    fn new(upstream: SocketAddr, fault: Option<Fault>, at: usize, times: usize) -> Self {
+        let count = Arc::new(AtomicUsize::new(0));
+        let counter = count.clone();
+        let address = wait(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            tokio::spawn(async move {
+                while let Ok((client, _)) = listener.accept().await {
+                    let counter = counter.clone();
+                    tokio::spawn(async move {
+                        let _ = serve(client, upstream, fault, at..at.saturating_add(times), &counter).await;
+                    });
+                }
+            });
+            address
+        });
+        Self { address, count }
+    }
+}
+
+/// A message's head and body; the body as long as its head says.
+async fn message(stream: &mut TcpStream) -> std::io::Result<(String, Vec<u8>)> {
+    let mut bytes = Vec::new();
+    let end = loop {
+        if let Some(at) = bytes.windows(4).position(|w| w == b"\r\n\r\n") {
+            break at + 4;
+        }
+        if stream.read_buf(&mut bytes).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+    };
+    let body = bytes.split_off(end);
+    let head = String::from_utf8_lossy(&bytes).into_owned();
+    Ok((head, body))
+}
+
+fn length(head: &str) -> Option<usize> {
+    let line =
+        head.lines().find_map(|l| l.to_lowercase().strip_prefix("content-length:").map(str::to_owned))?;
+    line.trim().parse().ok()
+}
+
+async fn serve(
+    mut client: TcpStream,
+    upstream: SocketAddr,
+    fault: Option<Fault>,
+    at: std::ops::Range<usize>,
+    count: &AtomicUsize,
+) -> std::io::Result<()> {
+    let (head, mut body) = message(&mut client).await?;
+    let all = length(&head).unwrap_or(0);
+    while body.len() < all {
+        if client.read_buf(&mut body).await? == 0 {
+            return Ok(());
+        }
+    }
+    let number = count.fetch_add(1, Ordering::SeqCst);
+    let fault = fault.filter(|_| at.contains(&number));
+    match fault {
+        Some(Fault::Cut) => return Ok(()),
+        Some(Fault::Stall) => std::future::pending().await,
+        Some(Fault::Status(status, header)) => {
+            let answer =
+                format!("HTTP/1.1 {status} No\r\n{header}Content-Length: 0\r\nConnection: close\r\n\r\n");
+            return client.write_all(answer.as_bytes()).await;
+        }
+        Some(Fault::CorruptRequest) if !body.is_empty() => {
+            let middle = body.len() / 2;
+            body[middle] ^= 1;
+        }
+        _ => {}
+    }
+    let mut server = TcpStream::connect(upstream).await?;
+    let head: Vec<&str> = head.lines().filter(|l| !l.to_lowercase().starts_with("connection:")).collect();
+    let head = format!("{}\r\nConnection: close\r\n\r\n", head.join("\r\n").trim_end());
+    server.write_all(head.as_bytes()).await?;
+    server.write_all(&body).await?;
+    let (head, mut body) = message(&mut server).await?;
+    server.read_to_end(&mut body).await?;
+    let half = body.len() / 2;
+    let mut head = head;
+    match fault {
+        Some(Fault::Delay) => tokio::time::sleep(Duration::from_millis(100)).await,
+        Some(Fault::Reorder) => {
+            let start = Instant::now();
+            while count.load(Ordering::SeqCst) == number + 1 && start.elapsed() < Duration::from_millis(300) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+        Some(Fault::CorruptAnswer) if !body.is_empty() => body[half] ^= 1,
+        Some(Fault::Swap) => body.rotate_left(half),
+        Some(Fault::Truncate) => body.truncate(half),
+        Some(Fault::Short) if length(&head).is_some_and(|all| all > 1) => {
+            head = head.replace(&format!("{}", length(&head).unwrap()), &half.to_string());
+            body.truncate(half);
+        }
+        _ => {}
+    }
+    client.write_all(head.as_bytes()).await?;
+    client.write_all(&body).await
+}
+
+/// What came of sending everything and of taking it over.
+struct Ended {
+    requests: usize,
+    /// How many of the states came through.
+    fetched: usize,
+    /// All that was said.
+    told: Vec<String>,
+}
+
+fn scenario(writer: &Runner, keys: [Key; 3], fault: Option<Fault>, at: usize, times: usize) -> Ended {
+    let server = servers::s3s();
+    let proxy = Proxy::new(server.address(), fault, at, times);
+    let patience = if fault == Some(Fault::Stall) { 1 } else { 4 };
+    let open = |to| {
+        let spec = format!("{},domain=main,timeout={patience}s", server.spec_at(proxy.address));
+        Arc::new(Remote::open(Spec::parse(&spec, to).unwrap()).unwrap())
+    };
+    let to = open(true);
+    let mut told = Vec::new();
+    if let Err(why) = writer.try_push(&writer.with(&to, Some(&to)), &to, &keys) {
+        told.push(why);
+    }
+    told.extend(to.faults().into_keys());
+    let reader = Runner::new();
+    let from = open(false);
+    let caches = reader.with(&from, None);
+    let mut fetched = 0;
+    for key in [keys[2], keys[1]] {
+        match reader.fetch(&caches, key) {
+            Ok(_) => {
+                assert!(reader.same(writer, key), "{fault:?} at {at}: a wrong state came through");
+                fetched += 1;
+            }
+            Err(why) => {
+                assert!(!reader.store.has(&key), "{fault:?} at {at}: {why}, and it is there");
+                told.push(why);
+            }
+        }
+    }
+    told.extend(from.faults().into_keys());
+    told.extend(reader.told());
+    Ended { requests: proxy.count.load(Ordering::SeqCst), fetched, told }
+}
+
+#[test]
+fn no_fault_of_a_server_makes_a_wrong_state() {
+    let mut writer = Runner::new();
+    let (base, layer, output) = writer.project(70);
+    let keys = [base, layer, output];
+    let plain = scenario(&writer, keys, None, 0, 0);
+    assert_eq!((plain.fetched, plain.told.len()), (2, 0), "{:?}", plain.told);
+    assert!((15..60).contains(&plain.requests), "{}", plain.requests);
+    let cases: Vec<(Fault, usize)> =
+        (0..plain.requests).flat_map(|at| FAULTS.iter().map(move |fault| (*fault, at))).collect();
+    let next = AtomicUsize::new(0);
+    let whole = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                while let Some((fault, at)) = cases.get(next.fetch_add(1, Ordering::SeqCst)).copied() {
+                    let ended = scenario(&writer, keys, Some(fault), at, 1);
+                    let silent = ended.told.is_empty();
+                    assert!(ended.fetched == 2 || !silent, "{fault:?} at {at}: not said");
+                    let loud = matches!(fault, Fault::Cut | Fault::Stall | Fault::Status(..));
+                    assert!(!loud || !silent, "{fault:?} at {at}: not said");
+                    let harmless = matches!(fault, Fault::Delay | Fault::Reorder);
+                    assert!(
+                        !harmless || (ended.fetched == 2 && silent),
+                        "{fault:?} at {at}: {:?}",
+                        ended.told
+                    );
+                    whole.fetch_add(usize::from(ended.fetched == 2), Ordering::SeqCst);
+                }
+            });
+        }
+    });
+    // Most of what fails once is tried once more.
+    let whole = whole.into_inner();
+    assert!(whole * 10 > cases.len() * 7, "only {whole} of {} came through", cases.len());
+}
+
+/// A server that does nothing right delays nobody by more than was said.
+#[test]
+fn a_server_that_always_fails_is_given_up() {
+    let mut writer = Runner::new();
+    let (base, layer, output) = writer.project(80);
+    for fault in
+        [Fault::Stall, Fault::Cut, Fault::Status(503, "Retry-After: 3600\r\n"), Fault::Status(500, "")]
+    {
+        let ended = scenario(&writer, [base, layer, output], Some(fault), 0, usize::MAX);
+        assert_eq!(ended.fetched, 0);
+        assert!(!ended.told.is_empty());
+        assert!(ended.requests < 60, "{fault:?}: {} requests", ended.requests);
+    }
+}
