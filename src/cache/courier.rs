@@ -87,7 +87,14 @@ impl HttpTransport for Courier {
         }
         let response = self.inner.fetch(request).await?;
         self.rest.note(&response);
-        Ok(response)
+        let status = response.status();
+        let tries_again = matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504);
+        if !tries_again {
+            return Ok(response);
+        }
+        // What such an answer holds is of no interest to anybody.
+        let error = Error::new(ErrorKind::Unexpected, format!("it answers {}", status.as_u16()));
+        Err(if self.rest.left().is_some() { error } else { error.set_temporary() })
     }
 }
 

@@ -25,9 +25,11 @@ const STALL: Duration = Duration::from_secs(15);
 const RETRIES: usize = 2;
 /// How many requests are under way at once.
 pub(super) const AT_ONCE: usize = 8;
-/// A transfer slower than this is a cache that is not worth its while, in
+/// A transfer slower than this is of a cache that is not worth its while, in
 /// bytes a second.
-const SLOWEST: u64 = 100_000;
+const SLOWEST: u64 = 250_000;
+/// What a record takes, more often than not, in bytes.
+const RECORD: u64 = 250_000;
 
 /// What a cache holds, by kind. Names have a version before them, so that
 /// those who write another one do not meet.
@@ -190,7 +192,7 @@ impl Remote {
     /// An object of at most `most` bytes; `None` if it is not there.
     pub async fn get(&self, object: &Object, most: u64) -> Answer<Option<Vec<u8>>> {
         let bytes = self
-            .guard(most, || async {
+            .guard(if matches!(object, Object::Pack(_)) { most } else { RECORD }, || async {
                 match &self.backend {
                     Backend::Objects(op) => stream(op, &object.path(), None, most).await,
                     Backend::Registry(registry) => registry.get(object, most).await,
@@ -418,6 +420,11 @@ fn describe(error: &opendal::Error) -> Trouble {
             // Services put the whole answer into it.
             let short = message.split(['{', '\n']).next().unwrap_or_default().trim();
             match short {
+                "send http request" => Trouble::new("it can't be reached, or broke off"),
+                "io operation timeout reached" | "operation timeout reached" => {
+                    Trouble::new("it does not answer in time")
+                }
+                answer if answer.starts_with("it answers") => Trouble::new(answer),
                 "" => Trouble::new(format!("it failed: {kind}")),
                 short => Trouble::new(format!("it failed: {short}")),
             }
@@ -471,9 +478,11 @@ fn operator(spec: &Spec, rest: &Arc<Rest>, faults: &Arc<Faults>) -> Result<Opera
     let context = op.context().clone();
     let faults = faults.clone();
     let courier = opendal::HttpTransporter::new(Courier::new(rest.clone())?);
+    // All tries together take no longer than it may delay a build.
+    let each = spec.timeout / (RETRIES as u32 + 1);
     let op = op.with_context(context.with_http_transport(courier));
     Ok(op
-        .layer(TimeoutLayer::new().with_timeout(SMALL).with_io_timeout(STALL))
+        .layer(TimeoutLayer::new().with_timeout(SMALL.min(each)).with_io_timeout(STALL.min(each)))
         .layer(
             RetryLayer::new()
                 .with_notify(move |event: opendal::layers::RetryEvent<'_>| {

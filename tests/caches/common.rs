@@ -54,11 +54,11 @@ impl Runner {
         Self { _dir: dir, store, nodes: BTreeMap::new(), told: Arc::default() }
     }
 
-    /// A base, a layer on it, and an output of 64 MiB that is mostly holes.
+    /// A base, a layer on it, and an output of 8 MiB that is mostly holes.
     pub(crate) fn project(&mut self, seed: u64) -> (Key, Key, Key) {
         let base = self.state("web:base", "base", DiskKind::Qcow2, None, seed, &[(0, 700_000)]);
         let layer = self.layer("web@site", base, seed + 1);
-        let spots = [(0, 1_000_000), (40 << 20, 1_500_001)];
+        let spots = [(0, 400_000), (6 << 20, 600_001)];
         let output = self.state("web:raw", "output", DiskKind::Raw, None, seed + 2, &spots);
         (base, layer, output)
     }
@@ -73,7 +73,7 @@ impl Runner {
         let to = staging.path().join("disk.raw");
         std::fs::copy(self.store.state_dir(&of).join("disk.raw"), &to).unwrap();
         let file = std::fs::File::options().write(true).open(&to).unwrap();
-        file.write_all_at(b"!", (40 << 20) + 70_000).unwrap();
+        file.write_all_at(b"!", (6 << 20) + 70_000).unwrap();
         std::fs::write(staging.path().join("log.zst"), "a log").unwrap();
         let mut description = Description::default();
         description.value("seed", "changed");
@@ -112,7 +112,7 @@ impl Runner {
         for (n, (at, length)) in spots.iter().enumerate() {
             file.write_all_at(&noise(seed * 10 + n as u64, *length), start + at).unwrap();
         }
-        file.set_len(file.metadata().unwrap().len().max(if disk == DiskKind::Raw { 64 << 20 } else { 0 }))
+        file.set_len(file.metadata().unwrap().len().max(if disk == DiskKind::Raw { 8 << 20 } else { 0 }))
             .unwrap();
         std::fs::write(staging.path().join("log.zst"), format!("the log of {name}")).unwrap();
         let mut description = Description::default();
