@@ -9,6 +9,8 @@ mod common;
 mod faults;
 #[path = "caches/poison.rs"]
 mod poison;
+#[path = "caches/s3s.rs"]
+mod s3_here;
 #[path = "caches/servers.rs"]
 mod servers;
 
@@ -133,7 +135,7 @@ fn a_directory_behaves() {
 
 #[test]
 fn s3_in_this_process_behaves() {
-    let server = servers::s3s();
+    let server = s3_here::serve();
     behaves(&server.spec(), Lacks::default());
 }
 

@@ -14,6 +14,8 @@ mod memory;
 mod offline;
 #[path = "vm/replace.rs"]
 mod replace;
+#[path = "vm/runners.rs"]
+mod runners;
 #[path = "vm/secrets.rs"]
 mod secrets;
 #[path = "vm/server.rs"]

@@ -13,7 +13,7 @@ use vimg::cache::spec::Spec;
 use vimg::digest::Key;
 
 use crate::common::{Runner, wait};
-use crate::servers;
+use crate::s3_here;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
@@ -177,7 +177,7 @@ struct Ended {
 }
 
 fn scenario(writer: &Runner, keys: [Key; 3], fault: Option<Fault>, at: usize, times: usize) -> Ended {
-    let server = servers::s3s();
+    let server = s3_here::serve();
     let proxy = Proxy::new(server.address(), fault, at, times);
     let patience = if fault == Some(Fault::Stall) { 1 } else { 4 };
     let open = |to| {

@@ -5,11 +5,6 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto::Builder;
-
-use crate::common::wait;
-
 /// A server, and how it is named as a cache.
 pub(crate) struct Server {
     child: Option<Child>,
@@ -19,6 +14,11 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// A server that runs in this process, with its files in a directory.
+    pub(crate) fn here(dir: tempfile::TempDir, address: SocketAddr) -> Self {
+        Self { child: None, _dir: dir, address, spec: s3 }
+    }
+
     pub(crate) fn spec(&self) -> String {
         (self.spec)(&self.address)
     }
@@ -94,34 +94,6 @@ pub(crate) fn moto() -> Server {
         .unwrap();
     assert!(made.success());
     server
-}
-
-/// S3 in this process.
-pub(crate) fn s3s() -> Server {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::create_dir(dir.path().join("cache")).unwrap();
-    let service = {
-        let files = s3s_fs::FileSystem::new(dir.path()).unwrap();
-        let mut builder = s3s::service::S3ServiceBuilder::new(files);
-        builder.set_auth(s3s::auth::SimpleAuth::from_single("key", "secret"));
-        builder.build()
-    };
-    let address = wait(async {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        tokio::spawn(async move {
-            while let Ok((socket, _)) = listener.accept().await {
-                let service = service.clone();
-                tokio::spawn(async move {
-                    let _ = Builder::new(TokioExecutor::new())
-                        .serve_connection(TokioIo::new(socket), service)
-                        .await;
-                });
-            }
-        });
-        address
-    });
-    Server { child: None, _dir: dir, address, spec: s3 }
 }
 
 pub(crate) fn webdav() -> Server {

@@ -228,6 +228,19 @@ impl Project {
         store
     }
 
+    /// A store of this project's own that holds nothing.
+    pub(crate) fn empty_store(&self) -> PathBuf {
+        let store = self.path("store");
+        std::fs::create_dir_all(&store).unwrap();
+        own(&store);
+        store
+    }
+
+    /// The store that projects share.
+    pub(crate) fn common_store() -> PathBuf {
+        base().join("store")
+    }
+
     /// Runs the program with another store than the common one.
     pub(crate) fn vimg_in(&self, store: &Path, args: &[&str]) -> Tested {
         self.vimg_with(args, |command| {
@@ -533,12 +546,12 @@ impl Tested {
     }
 
     pub(crate) fn built(&self) -> Vec<String> {
-        let events = self.events();
-        events
-            .iter()
-            .filter(|e| e["event"] == "built")
-            .map(|e| e["node"].as_str().unwrap().to_owned())
-            .collect()
+        self.all("built").iter().map(|e| e["node"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// All events of a kind.
+    pub(crate) fn all(&self, kind: &str) -> Vec<serde_json::Value> {
+        self.events().into_iter().filter(|e| e["event"] == kind).collect()
     }
 }
 

@@ -1,0 +1,82 @@
+//! Two machines that share nothing but a cache.
+
+#[path = "../caches/servers.rs"]
+#[expect(dead_code, reason = "the tests of caches use the others")]
+mod servers;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use vimg::cache::sign::Signer;
+use vimg::digest::Key;
+use vimg::store::Store;
+
+use crate::machines::{Project, Tested};
+
+/// The states of a store, and which build of its key each is.
+fn states(store: &Path) -> BTreeMap<Key, String> {
+    let store = Store::open(store).unwrap();
+    store.states().into_iter().map(|record| (record.key, record.id.to_string())).collect()
+}
+
+/// What was read from caches and written to them.
+fn moved(tested: &Tested) -> (u64, u64) {
+    let caches = tested.all("cache");
+    let sum = |member: &str| caches.iter().map(|event| event[member].as_u64().unwrap()).sum();
+    (sum("down"), sum("up"))
+}
+
+#[test]
+fn a_second_runner_builds_only_what_nobody_built() {
+    let server = servers::moto();
+    let (from, to) = (format!("--cache-from={}", server.spec()), format!("--cache-to={}", server.spec()));
+    let key = Signer::generate().unwrap().secret();
+    let runner = |name: &str| Project::copy_of(&format!("{name}/web"), "examples/web");
+    let (one, two) = (runner("runner-1"), runner("runner-2"));
+    let run = |project: &Project, store: Option<&Path>, args: &[&str]| {
+        let tested = project.vimg_with(args, |command| {
+            command.env("VIMG_CACHE_KEY", &key);
+            command.envs(store.map(|store| ("VIMG_STORE", store)));
+        });
+        tested.succeeds();
+        tested
+    };
+    let first = run(&one, None, &["build", &to]);
+    let (_, all) = moved(&first);
+    assert!(all > 100_000_000, "{all} bytes are no image");
+
+    // It is all there: nothing is built, nothing starts, and only the disk and
+    // what was found out by asking come over.
+    let store = two.empty_store();
+    let second = run(&two, Some(&store), &["build", &from]);
+    assert_eq!((second.boots(), second.built()), (0, vec![]));
+    assert_eq!(second.all("fetched").len(), 3, "a disk and two checks");
+    let disk = |project: &Project| std::fs::read(project.path("web.qcow2")).unwrap();
+    assert!(disk(&one) == disk(&two), "the disks differ");
+    let (down, _) = moved(&second);
+    assert!(down < disk(&two).len() as u64 + 2_000_000, "{down} bytes were read");
+
+    // An edit: what it lies on comes over, and nothing else is built.
+    two.edit("site/404.html", "Not here", "Nothing here");
+    two.give_away();
+    let plan = run(&two, Some(&store), &["plan", &from]);
+    assert!(plan.stdout.contains("differs from the cached one in: file site/404.html"), "{}", plan.stdout);
+    let edited = run(&two, Some(&store), &["build", "--no-output", &from, &to]);
+    let mut built = edited.built();
+    built.sort();
+    assert_eq!((edited.boots(), built), (0, vec!["web@site".to_owned(), "web@tuning".to_owned()]));
+    let (_, up) = moved(&edited);
+    assert!(up < 8_000_000, "{up} bytes were written for one of a page");
+
+    // States are the same, to the build.
+    let (ours, theirs) = (states(&store), states(&Project::common_store()));
+    let shared: Vec<&Key> = ours.keys().filter(|key| theirs.contains_key(key)).collect();
+    assert!(shared.len() >= 5, "{shared:?}");
+    assert!(shared.iter().all(|key| ours[key] == theirs[key]));
+
+    // The first one has the edit, too: now it is the second's layers that come.
+    one.edit("site/404.html", "Not here", "Nothing here");
+    one.give_away();
+    let back = run(&one, None, &["build", "--no-output", &from]);
+    assert_eq!((back.boots(), back.built()), (0, vec![]));
+}
