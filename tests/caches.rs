@@ -13,6 +13,8 @@ mod poison;
 mod s3_here;
 #[path = "caches/servers.rs"]
 mod servers;
+#[path = "caches/upkeep.rs"]
+mod upkeep;
 
 use std::sync::Arc;
 use std::time::Duration;

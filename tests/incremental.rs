@@ -14,11 +14,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use common::{Fake, State, read_state};
+use vimg::cache::Caches;
+use vimg::cache::remote::Remote;
+use vimg::cache::sign::{Signer, Trust};
+use vimg::cache::spec::Spec;
 use vimg::digest::Digest;
+use vimg::event::Sink;
+use vimg::execute::caching::Caching;
 use vimg::execute::{Budget, Outcome, Workshop, build};
 use vimg::files::Project;
 use vimg::graph::Graph;
-use vimg::plan::{Plan, Standing};
+use vimg::plan::Standing;
 use vimg::store::{Last, Store};
 use vimg_lang::{FileRef, Request, Sources, compile};
 
@@ -301,6 +307,11 @@ fn stands(standing: &Standing, project: &Path, store: &Path) -> bool {
 
 /// Builds everything with a fake provider.
 fn run(project: &Path, store: &Path, leak: Option<PathBuf>) -> Built {
+    run_with(project, store, leak, &Caches::default())
+}
+
+/// The same with caches.
+fn run_with(project: &Path, store: &Path, leak: Option<PathBuf>, caches: &Caches) -> Built {
     let project = Arc::new(Project::open(project).unwrap().later(1000));
     let mut sources = Sources::default();
     let request = Request {
@@ -315,10 +326,12 @@ fn run(project: &Path, store: &Path, leak: Option<PathBuf>) -> Built {
     let graph = Arc::new(Graph::new(&model, &project).unwrap());
     let store = Store::open(store).unwrap();
     let nodes: Vec<_> = graph.ids().collect();
-    let plan = Plan::new(&graph, &store, &Last::default(), &BTreeMap::new(), &nodes);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let sink: Sink = Arc::new(|_| {});
+    let caching = Caching { caches, graph: &graph, store: &store, sink: &sink, may_leave: &|_| false };
+    let (plan, _) = runtime.block_on(caching.obtain(&Last::default(), &nodes));
     let planned = plan.to_build().count();
     let fake = Arc::new(Fake { leak, ..Fake::default() });
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let budget = Budget { jobs: 3, memory: 16 << 30, keep_going: false, keep_memory: true };
     let workshop = Workshop {
         graph: graph.clone(),
@@ -331,6 +344,7 @@ fn run(project: &Path, store: &Path, leak: Option<PathBuf>) -> Built {
     };
     let outcome = runtime.block_on(build(&workshop, &plan));
     assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+    runtime.block_on(caching.send(&nodes)).unwrap();
     let states = graph
         .ids()
         .map(|id| {
@@ -441,7 +455,57 @@ fn incremental_builds_equal_clean_ones() {
     assert!(reused > total as usize, "the sequences reuse too little to prove anything: {reused}");
 }
 
-/// The test above must be able to fail: a machine that reads what no recipe
+/// Runners that share nothing but a cache, some of them new: what each has in
+/// the end is what a clean build makes, and what one built is built by no other.
+#[test]
+fn runners_that_share_a_cache_have_what_clean_builds_make() {
+    let mut taken = 0;
+    let total = sequences().div_ceil(80).max(25);
+    for seed in 0..total {
+        let mut rng = Rng(9_000_000 + seed);
+        let dir = scratch();
+        let mut recipe = Recipe::random(&mut rng);
+        let mut seen: Vec<Recipe> = Vec::new();
+        let signer = Signer::generate().unwrap();
+        let caches = || {
+            let mut trust = Trust::default();
+            trust.add_own(signer.public());
+            let spec = format!("type=memory,id=runners {seed},domain=main,mode=max");
+            let remote = Arc::new(Remote::open(Spec::parse(&spec, true).unwrap()).unwrap());
+            let mut caches = Caches::new(trust, Some(signer.clone()), "project".into());
+            caches.from.push(remote.clone());
+            caches.to.push(remote);
+            caches
+        };
+        for edit in 0..6 {
+            if edit > 0 && rng.below(3) == 0 {
+                recipe = seen[rng.below(seen.len())].clone();
+            } else if edit > 0 {
+                recipe.edit(&mut rng);
+            }
+            let (project, runner) = (dir.path().join("project"), rng.below(3));
+            let store = dir.path().join(format!("runner-{runner}"));
+            if rng.below(3) == 0 {
+                let _ = std::fs::remove_dir_all(&store);
+            }
+            let _ = std::fs::remove_dir_all(&project);
+            recipe.write(&project, None);
+            let built = run_with(&project, &store, None, &caches());
+            assert!(
+                !seen.contains(&recipe) || built.planned == 0,
+                "seed {seed}, edit {edit}: runner {runner} builds what another one built"
+            );
+            taken += usize::from(built.planned == 0);
+            let clean = run(&project, &dir.path().join("clean"), None);
+            std::fs::remove_dir_all(dir.path().join("clean")).unwrap();
+            assert_eq!(clean.states, built.states, "seed {seed}, edit {edit}");
+            seen.push(recipe.clone());
+        }
+    }
+    assert!(taken as u64 > total, "only {taken} builds had nothing to build");
+}
+
+/// The tests above must be able to fail: a machine that reads what no recipe
 /// declares is found out.
 #[test]
 fn an_undeclared_read_is_found_out() {

@@ -3,11 +3,11 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::StreamExt;
 
 use super::entry::{BLOB, Contents, Pack, Place, Signed};
 use super::piece::{self, Piece};
@@ -214,12 +214,18 @@ impl Fetching<'_> {
         };
         let parts = parts(list);
         let all: u64 = parts.iter().map(|p| p.length).sum();
-        let done = AtomicU64::new(0);
+        let (done, failed) = (AtomicU64::new(0), AtomicBool::new(false));
         let fetched = futures_util::stream::iter(parts).map(|part| {
-            let (file, done) = (file.clone(), &done);
+            let (file, done, failed) = (file.clone(), &done, &failed);
             async move {
+                // What is under way is gone on with, for the next time.
+                if failed.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
                 let length = part.length;
-                self.part(&contents.packs, part, &file).await?;
+                let came = self.part(&contents.packs, part, &file).await;
+                failed.fetch_or(came.is_err(), Ordering::Relaxed);
+                came?;
                 let now = done.fetch_add(length, Ordering::Relaxed) + length;
                 (self.sink)(Event::Moving {
                     node: self.node.to_owned(),
@@ -232,7 +238,8 @@ impl Fetching<'_> {
                 Ok::<(), String>(())
             }
         });
-        fetched.buffer_unordered(PARTS).try_collect::<Vec<()>>().await.map(|_| ())
+        let all: Vec<Result<(), String>> = fetched.buffer_unordered(PARTS).collect().await;
+        all.into_iter().collect()
     }
 
     async fn list(&self, contents: &Contents) -> Result<Vec<Piece>, String> {

@@ -63,6 +63,11 @@ impl Runner {
         (base, layer, output)
     }
 
+    /// An output that nothing compresses.
+    pub(crate) fn large_output(&mut self, length: usize) -> Key {
+        self.state("web:raw", "output", DiskKind::Raw, None, 7, &[(0, length)])
+    }
+
     pub(crate) fn layer(&mut self, name: &str, below: Key, seed: u64) -> Key {
         self.state(name, "layer", DiskKind::Qcow2, Some(below), seed, &[(0, 300_000)])
     }

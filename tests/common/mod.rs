@@ -31,12 +31,36 @@ pub(crate) struct FakeInstance {
     place: Place,
 }
 
+/// What stands before a state in its file: the header and the empty tables of
+/// a small disk, for those who look at headers.
+fn header() -> Vec<u8> {
+    let mut bytes = vec![0; 2048];
+    for (at, field) in [
+        (0, &b"QFI\xfb"[..]),
+        (4, &3_u32.to_be_bytes()),
+        // Clusters of 512 bytes, one table for a disk of 32 KiB.
+        (20, &9_u32.to_be_bytes()),
+        (24, &32768_u64.to_be_bytes()),
+        (36, &1_u32.to_be_bytes()),
+        (40, &512_u64.to_be_bytes()),
+        (48, &1024_u64.to_be_bytes()),
+        (56, &1_u32.to_be_bytes()),
+        (96, &4_u32.to_be_bytes()),
+        (100, &112_u32.to_be_bytes()),
+    ] {
+        bytes[at..at + field.len()].copy_from_slice(field);
+    }
+    bytes
+}
+
 pub(crate) fn read_state(path: &Path) -> State {
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    serde_json::from_slice(&std::fs::read(path).unwrap()[2048..]).unwrap()
 }
 
 fn write_state(path: &Path, state: &State) {
-    std::fs::write(path, serde_json::to_vec(state).unwrap()).unwrap();
+    let mut bytes = header();
+    bytes.extend(serde_json::to_vec(state).unwrap());
+    std::fs::write(path, bytes).unwrap();
 }
 
 impl Provider for Fake {

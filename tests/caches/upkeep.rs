@@ -1,0 +1,110 @@
+//! What was interrupted is gone on with; what is used stays young; what comes
+//! from afar is kept near.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use vimg::cache::remote::Remote;
+use vimg::cache::spec::Spec;
+
+use crate::common::Runner;
+
+fn local(dir: &Path, more: &str) -> Arc<Remote> {
+    let spec = format!("type=local,src={},domain=main{more}", dir.display());
+    Arc::new(Remote::open(Spec::parse(&spec, false).unwrap()).unwrap())
+}
+
+fn packs(dir: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<(u64, PathBuf)> = std::fs::read_dir(dir.join("v1/packs"))
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .map(|entry| (entry.metadata().unwrap().len(), entry.path()))
+        .collect();
+    all.sort();
+    all.into_iter().map(|(_, path)| path).collect()
+}
+
+#[test]
+fn what_was_interrupted_is_gone_on_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Runner::new();
+    // Several packs, of which one is missing at first.
+    let key = writer.large_output(40_000_000);
+    let remote = local(dir.path(), "");
+    let sent = writer.push(&writer.with(&remote, Some(&remote)), &remote, &[key]);
+    let all = packs(dir.path());
+    assert_eq!(all.len(), 3);
+    let reader = Runner::new();
+    let hidden = dir.path().join("hidden");
+    std::fs::rename(&all[2], &hidden).unwrap();
+    let remote = local(dir.path(), "");
+    assert!(reader.fetch(&reader.with(&remote, None), key).unwrap_err().contains("a pack is missing"));
+    std::fs::rename(&hidden, &all[2]).unwrap();
+    let remote = local(dir.path(), "");
+    let rest = reader.fetch(&reader.with(&remote, None), key).unwrap();
+    assert!(reader.same(&writer, key));
+    assert!(rest < 35_000_000, "{rest} bytes were read again");
+    assert!(std::fs::read_dir(reader.store.root().join("partial")).unwrap().next().is_none());
+
+    // The other way: what was sent before the record is not sent again.
+    std::fs::remove_dir_all(dir.path().join("v1/records")).unwrap();
+    std::fs::remove_file(&all[0]).unwrap();
+    let remote = local(dir.path(), "");
+    let again = writer.push(&writer.with(&remote, Some(&remote)), &remote, &[key]);
+    assert_eq!(again.sent, 1);
+    assert!(again.bytes < sent.bytes / 2, "{} bytes were sent again", again.bytes);
+    let reader = Runner::new();
+    reader.fetch(&reader.with(&local(dir.path(), ""), None), key).unwrap();
+}
+
+#[test]
+fn what_is_used_stays_young() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Runner::new();
+    let (base, layer, output) = writer.project(90);
+    let remote = local(dir.path(), "");
+    writer.push(&writer.with(&remote, Some(&remote)), &remote, &[base, layer, output]);
+    let files = || {
+        let mut all = packs(dir.path());
+        all.extend([base, layer, output].map(|key| dir.path().join(format!("v1/records/main/{key}"))));
+        all
+    };
+    let old = SystemTime::now() - Duration::from_secs(2 * 86_400);
+    for file in files() {
+        std::fs::File::options().write(true).open(file).unwrap().set_modified(old).unwrap();
+    }
+    let young = || files().iter().filter(|f| f.metadata().unwrap().modified().unwrap() > old).count();
+    let push = |more: &str| {
+        let remote = local(dir.path(), more);
+        let pushed = writer.push(&writer.with(&remote, Some(&remote)), &remote, &[base, layer, output]);
+        assert_eq!((pushed.sent, pushed.there), (0, 3));
+    };
+    push(",touch_refresh=3d");
+    assert_eq!(young(), 0);
+    push("");
+    assert_eq!(young(), files().len());
+    let reader = Runner::new();
+    reader.fetch(&reader.with(&local(dir.path(), ""), None), layer).unwrap();
+    assert!(reader.same(&writer, layer));
+}
+
+#[test]
+fn what_comes_from_afar_is_kept_near() {
+    let (near, far) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut writer = Runner::new();
+    let (base, layer, output) = writer.project(95);
+    let remote = local(far.path(), "");
+    writer.push(&writer.with(&remote, Some(&remote)), &remote, &[base, layer, output]);
+    let reader = Runner::new();
+    let mut caches = reader.with(&local(near.path(), ""), None);
+    caches.from.push(local(far.path(), ""));
+    reader.fetch(&caches, layer).unwrap();
+    assert!(reader.same(&writer, layer));
+    // The next one needs the near one only, for what was asked for.
+    let next = Runner::new();
+    let caches = next.with(&local(near.path(), ""), None);
+    next.fetch(&caches, layer).unwrap();
+    assert!(next.same(&writer, layer) && next.same(&writer, base));
+    assert!(next.fetch(&caches, output).is_err());
+}
