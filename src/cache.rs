@@ -2,10 +2,10 @@
 //! only as far as their writers are.
 //!
 //! ```text
-//! v1/records/<domain>/<key>   signed entries of a state and the disks below
-//! v1/packs/<sha256>           pieces of files, and lists of pieces
-//! v1/builds/<domain>/<name>   the keys of a project's last build, signed
-//! v1/condemned                packs that nothing needed at the last clean-up
+//! v1.2/records/<domain>/<key>   signed entries of a state and the disks below
+//! v1.2/packs/<sha256>           pieces of files, and lists of pieces
+//! v1.2/builds/<domain>/<name>   the keys of a project's last build, signed
+//! v1.2/condemned                packs that nothing needed at the last clean-up
 //! ```
 //!
 //! Packs are written before the records that need them, so that what was
@@ -56,6 +56,9 @@ pub struct Caches {
     refused: Refused,
     /// States that a cache has and could not give: they are sent anew.
     broken: Mutex<BTreeSet<Key>>,
+    /// Where they were, by tier and domain: they are not looked for there
+    /// again.
+    failed: Mutex<BTreeSet<(usize, String, Key)>>,
 }
 
 /// Records that were found and are not used: told once for each reason.
@@ -102,14 +105,22 @@ impl Caches {
     async fn find_one(&self, key: &Key, name: &str, sink: &Sink) -> Option<Hit> {
         for (tier, remote) in self.from.iter().enumerate() {
             for domain in &remote.spec.domains {
+                let place = (tier, domain.clone(), *key);
+                if self.failed.lock().unwrap_or_else(PoisonError::into_inner).contains(&place) {
+                    continue;
+                }
                 match self.record(remote, domain, key).await {
                     Ok(Some(chain)) if self.is_put_back(remote, &chain[0]) => {
                         let why = "it is older than one that this machine has seen in its place";
                         self.refused.add(&remote.spec.label, name, why);
+                        self.set_broken(key);
                     }
                     Ok(Some(chain)) => return Some(Hit { tier, domain: domain.clone(), chain }),
                     Ok(None) => {}
-                    Err(Refusal::Record(why)) => self.refused.add(&remote.spec.label, name, &why),
+                    Err(Refusal::Record(why)) => {
+                        self.refused.add(&remote.spec.label, name, &why);
+                        self.set_broken(key);
+                    }
                     Err(Refusal::Cache(trouble)) => {
                         if !trouble.known {
                             tell(sink, remote, &trouble.why);
@@ -126,7 +137,10 @@ impl Caches {
     /// then somebody put back what its writer had replaced.
     fn is_put_back(&self, remote: &Remote, own: &Signed) -> bool {
         let Some(dir) = &self.seen else { return false };
-        let place = format!("{}\n{}\n{}", remote.spec.label, own.entry.domain, own.entry.state.key);
+        // Two caches of one name may be two.
+        let mut place = format!("{}\n{}\n{}", remote.spec.label, own.entry.domain, own.entry.state.key);
+        let root = std::path::absolute(remote.spec.option("root").unwrap_or_default()).unwrap_or_default();
+        place.push_str(&format!("\n{}\n{:?}", root.display(), remote.spec.option("endpoint")));
         let path = dir.join(crate::digest::Digest::of(place.as_bytes()).to_string());
         let seen: u64 = std::fs::read_to_string(&path).ok().and_then(|t| t.parse().ok()).unwrap_or_default();
         if own.entry.written > seen {
@@ -139,8 +153,11 @@ impl Caches {
     /// What a cache knows of a state and its writer may be believed for.
     async fn record(&self, remote: &Remote, domain: &str, key: &Key) -> Result<Option<Vec<Signed>>, Refusal> {
         let object = Object::Record { domain: domain.to_owned(), key: *key };
-        let Some(bytes) = remote.get(&object, entry::MAX_STORED).await.map_err(Refusal::Cache)? else {
-            return Ok(None);
+        let bytes = match remote.get(&object, entry::MAX_STORED).await {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return Ok(None),
+            Err(trouble) if trouble.content => return Err(Refusal::Record(trouble.why)),
+            Err(trouble) => return Err(Refusal::Cache(trouble)),
         };
         let asked = Asked {
             key: *key,
@@ -156,10 +173,12 @@ impl Caches {
     /// What nodes of these names came from when somebody last sent them, with
     /// the names of the caches that say so.
     pub async fn previous(&self, names: &[&str]) -> BTreeMap<String, Description> {
+        /// A few say what changed; the others follow from them.
+        const MOST: usize = 16;
         let mut found = BTreeMap::new();
         for remote in &self.from {
             for build in self.builds(remote).await {
-                for name in names {
+                for name in names.iter().take(MOST) {
                     let Some(key) = build.nodes.get(*name).filter(|_| !found.contains_key(*name)) else {
                         continue;
                     };
@@ -192,6 +211,10 @@ impl Caches {
             }
         }
         builds
+    }
+
+    fn set_broken(&self, key: &Key) {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).insert(*key);
     }
 
     fn is_broken(&self, key: &Key) -> bool {

@@ -75,11 +75,21 @@ pub fn compressed_clusters(path: &Path) -> std::io::Result<Vec<u64>> {
     let cluster = 1_usize << cluster_bits;
     // The offset has 62 bits less those that count the sectors.
     let offset_bits = 62 - (cluster_bits - 8);
-    let mut l1 = vec![0; be32(&head, 36) as usize * 8];
-    file.read_exact_at(&mut l1, be64(&head, 40))?;
+    // What is in a table may have been written by anybody.
+    let (at, size) = (be64(&head, 40), u64::from(be32(&head, 36)) * 8);
+    if at.saturating_add(size) > length {
+        return Ok(found);
+    }
+    let mut l1 = vec![0; size as usize];
+    file.read_exact_at(&mut l1, at)?;
+    let mut tables: Vec<u64> = (0..l1.len()).step_by(8).map(|at| be64(&l1, at) & !COPIED).collect();
+    tables.sort_unstable();
+    tables.dedup();
     let mut table = vec![0; cluster];
-    for entry in (0..l1.len()).step_by(8).map(|at| be64(&l1, at) & !COPIED) {
-        if entry == 0 || entry.saturating_add(cluster as u64) > length {
+    for entry in tables {
+        // No cluster, compressed or not, takes less than a sector.
+        let too_many = found.len() as u64 > length / 512;
+        if entry == 0 || too_many || entry.saturating_add(cluster as u64) > length {
             continue;
         }
         file.read_exact_at(&mut table, entry)?;

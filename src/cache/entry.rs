@@ -7,12 +7,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::sign::{Envelope, Signer, Trust, Writer};
+use super::spec::is_name;
 use crate::digest::{Digest, Key};
 use crate::store::{self, DiskKind, Record};
 
 /// The version of entries. Those of another one are not there, as far as this
 /// program is concerned.
-const SCHEMA: u32 = 1;
+pub(super) const SCHEMA: u32 = 1;
 /// What a signed entry is.
 const KIND: &str = "application/vnd.vimg.entry.v1+json";
 /// What a signed list of a build's nodes is.
@@ -21,6 +22,10 @@ const BUILD_KIND: &str = "application/vnd.vimg.build.v1+json";
 const MAX_RECORD: u64 = 64 << 20;
 /// The most that it may be as it is stored, in bytes.
 pub(super) const MAX_STORED: u64 = 16 << 20;
+/// The most that a pack may be, in bytes: of a full one and a list.
+const MAX_PACK: u64 = 512 << 20;
+/// The most that a file may be, in bytes.
+const MAX_FILE: u64 = 16 << 40;
 /// The most disks that may lie below a state.
 const MAX_CHAIN: usize = 64;
 
@@ -229,6 +234,20 @@ fn parse(payload: &[u8]) -> Result<Entry, String> {
             entry.state.schema,
             store::SCHEMA
         ));
+    }
+    // Names become paths, and sizes are added and allocated.
+    let is_hex =
+        |text: &str| text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let good = |pack: &Pack| is_hex(&pack.sha256) && pack.size <= MAX_PACK;
+    let sound = |file: &Contents| {
+        let list = file.packs.get(file.list.pack as usize);
+        let end = file.list.from.checked_add(u64::from(file.list.stored));
+        file.packs.iter().all(good)
+            && file.size <= MAX_FILE
+            && list.is_some_and(|pack| end.is_some_and(|end| end <= pack.size))
+    };
+    if !is_name(&entry.domain) || entry.files.len() > 16 || !entry.files.iter().all(sound) {
+        return Err("it is damaged".into());
     }
     Ok(entry)
 }

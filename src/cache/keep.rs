@@ -77,10 +77,14 @@ pub async fn list(remote: &Remote) -> Result<Listing, Trouble> {
     }
     let read = records.into_iter().map(|(domain, key, Meta { modified, .. })| async move {
         let object = Object::Record { domain: domain.clone(), key };
-        let bytes = remote.get(&object, entry::MAX_STORED).await?;
-        // It may have gone since.
-        let Some(bytes) = bytes else { return Ok(None) };
-        Ok::<_, Trouble>(Some(Listed { domain, key, modified, entries: entry::peek(&bytes) }))
+        let entries = match remote.get(&object, entry::MAX_STORED).await {
+            Ok(Some(bytes)) => entry::peek(&bytes),
+            // It may have gone since.
+            Ok(None) => return Ok(None),
+            Err(trouble) if trouble.content => Err(trouble.why),
+            Err(trouble) => return Err(trouble),
+        };
+        Ok::<_, Trouble>(Some(Listed { domain, key, modified, entries }))
     });
     let read = futures_util::stream::iter(read).buffer_unordered(super::remote::AT_ONCE);
     let read: Vec<Option<Listed>> = read.try_collect().await?;
@@ -182,9 +186,18 @@ async fn packs(
     let mut after = BTreeMap::new();
     for (sha256, size) in there.iter().filter(|(sha256, _)| !needed.contains(sha256.as_str())) {
         let since = before.get(sha256).copied().unwrap_or(now);
+        let object = Object::Pack(Pack { sha256: sha256.clone(), size: *size });
         if before.contains_key(sha256) && now.saturating_sub(since) >= keep.grace.as_secs() {
+            // Who has found it in the meantime, and is about to need it, has
+            // made it young.
+            let modified = remote.stat(&object).await?.and_then(|meta| meta.modified);
+            let age = modified.and_then(|t| SystemTime::now().duration_since(t).ok());
+            if age.is_some_and(|age| age < keep.grace) {
+                after.insert(sha256.clone(), since);
+                continue;
+            }
             if !keep.dry_run {
-                remote.delete(&Object::Pack(Pack { sha256: sha256.clone(), size: *size })).await?;
+                remote.delete(&object).await?;
             }
             cleaned.packs += 1;
             cleaned.bytes += size;
@@ -225,7 +238,15 @@ impl Caches {
             let name = name.map_or_else(|| listed.key.short(), |e| e.state.name.clone());
             let name = format!("{} {name}", listed.domain);
             let object = Object::Record { domain: listed.domain.clone(), key: listed.key };
-            let Some(bytes) = remote.get(&object, entry::MAX_STORED).await? else { continue };
+            let bytes = match remote.get(&object, entry::MAX_STORED).await {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => continue,
+                Err(trouble) if trouble.content => {
+                    verified.wrong.push((name, trouble.why));
+                    continue;
+                }
+                Err(trouble) => return Err(trouble),
+            };
             let asked = entry::Asked {
                 key: listed.key,
                 domain: &listed.domain,
@@ -269,7 +290,7 @@ impl Caches {
         deep: bool,
         read: &mut u64,
     ) -> Result<Option<String>, Trouble> {
-        let short = &pack.sha256[..12.min(pack.sha256.len())];
+        let short: String = pack.sha256.chars().take(12).collect();
         match listing.packs.get(&pack.sha256) {
             None => return Ok(Some(format!("the pack {short} is missing"))),
             Some(size) if *size != pack.size => return Ok(Some(format!("the pack {short} is cut short"))),
@@ -301,7 +322,10 @@ impl Caches {
             let mut packs: Vec<Pack> = listed.packs().cloned().collect();
             packs.sort_unstable();
             packs.dedup();
-            self.copy_packs(from, to, packs.clone()).await?;
+            if self.copy_packs(from, to, packs.clone(), false).await.is_err() {
+                // What can't be used there can't be used here.
+                continue;
+            }
             to.put(&object, bytes, &packs).await.map_err(fail)?;
             copied += 1;
         }

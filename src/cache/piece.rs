@@ -47,7 +47,12 @@ pub(super) struct Piece {
 pub(super) fn cut(path: &Path) -> io::Result<Vec<(u64, u32)>> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
-    let clusters = qcow2::compressed_clusters(path)?;
+    // What calls itself a raw disk holds what a machine wrote, headers of
+    // other formats included.
+    let clusters = match path.extension().is_some_and(|e| e == "qcow2") {
+        true => qcow2::compressed_clusters(path).unwrap_or_default(),
+        false => Vec::new(),
+    };
     let mut pieces = Vec::new();
     let mut at = 0;
     while at < length {

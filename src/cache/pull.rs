@@ -57,6 +57,16 @@ impl Caches {
     ///
     /// A sentence that says why it can't be used.
     pub async fn fetch(&self, node: &str, hit: &Hit, store: &Store, sink: &Sink) -> Result<Fetched, String> {
+        let fetched = self.fetch_all(node, hit, store, sink).await;
+        if fetched.is_err() {
+            // Another tier may have it.
+            let place = (hit.tier, hit.domain.clone(), hit.chain[0].entry.state.key);
+            self.failed.lock().unwrap_or_else(PoisonError::into_inner).insert(place);
+        }
+        fetched
+    }
+
+    async fn fetch_all(&self, node: &str, hit: &Hit, store: &Store, sink: &Sink) -> Result<Fetched, String> {
         let start = Instant::now();
         let mut bytes = 0;
         reap(&partial(store));
@@ -78,8 +88,7 @@ impl Caches {
                 let done = fetching.state(signed, store).await;
                 bytes += fetching.bytes.load(Ordering::Relaxed);
                 if done.is_err() {
-                    let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
-                    broken.insert(hit.chain[0].entry.state.key);
+                    self.set_broken(&hit.chain[0].entry.state.key);
                 }
                 done?;
             }
@@ -95,7 +104,10 @@ impl Caches {
         let near =
             self.from[..hit.tier].iter().find(|r| r.spec.kind == super::spec::Kind::Local && !r.is_gone());
         let Some(near) = near else { return found.clone() };
-        match self.copy_packs(found, near, signed.entry.packs().cloned()).await {
+        // What was there and could not be used is written over.
+        let own = &hit.chain[0];
+        let anew = self.is_broken(&own.entry.state.key);
+        match self.copy_packs(found, near, signed.entry.packs().cloned(), anew).await {
             Ok(_) => {}
             Err(why) => {
                 tell(sink, near, &format!("it was not filled: {why}"));
@@ -103,8 +115,13 @@ impl Caches {
             }
         }
         // The record of what was asked for tells the next one.
-        let own = &hit.chain[0];
-        if own.digest == signed.digest {
+        // It has packs of disks below that were here already only if it was
+        // given them before.
+        let mut whole = own.digest == signed.digest;
+        for pack in hit.chain.iter().skip(1).flat_map(|s| s.entry.packs()) {
+            whole = whole && matches!(near.stat(&Object::Pack(pack.clone())).await, Ok(Some(_)));
+        }
+        if whole {
             let object = Object::Record { domain: hit.domain.clone(), key: own.entry.state.key };
             let all: Vec<&Signed> = hit.chain.iter().collect();
             if let Ok(bytes) = super::entry::write(&all)
@@ -122,12 +139,13 @@ impl Caches {
         from: &Remote,
         to: &Remote,
         packs: impl IntoIterator<Item = Pack>,
+        anew: bool,
     ) -> Result<u64, String> {
         let mut copied = 0;
         for pack in packs {
             let object = Object::Pack(pack.clone());
             let there = to.stat(&object).await.map_err(|e| e.to_string())?;
-            if there.is_some_and(|meta| meta.size == pack.size) {
+            if !anew && there.is_some_and(|meta| meta.size == pack.size) {
                 continue;
             }
             let bytes = from.get(&object, pack.size).await.map_err(|e| e.to_string())?;

@@ -13,6 +13,7 @@ use super::entry::{self, BLOB, Build, Contents, Entry, Pack, Place, Signed};
 use super::piece::{self, Piece};
 use super::pull::blocking;
 use super::remote::{Object, Remote};
+use super::spec::Kind;
 use super::{Caches, Refusal, now};
 use crate::digest::{Digest, Key};
 use crate::event::{Event, Sink};
@@ -102,7 +103,15 @@ impl Caches {
             let name = self.name_in(remote).to_owned();
             let build = Build { domain: domain.clone(), name: name.clone(), written: now(), nodes: all };
             let object = Object::Build { domain: domain.clone(), name };
-            remote.put(&object, build.write(signer)?, &[]).await.map_err(|e| e.to_string())?;
+            // It only explains, so that nothing failed; and GitHub's cache
+            // replaces nothing.
+            let put = remote.put(&object, build.write(signer)?, &[]).await;
+            if let Err(trouble) = put
+                && !trouble.known
+                && remote.spec.kind != Kind::Gha
+            {
+                remote.add_fault(trouble.why);
+            }
         }
         Ok(push.pushed)
     }
@@ -133,6 +142,16 @@ struct Push<'a> {
     start: Instant,
 }
 
+/// What a cache knows of a state that is here.
+enum Found {
+    /// Nothing that can be used.
+    Missing,
+    /// Another build of it.
+    Foreign,
+    /// It, and what it lies on.
+    There(Vec<Signed>),
+}
+
 /// Which pack a piece is in: one that was there, or a new one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Slot {
@@ -154,71 +173,102 @@ impl Push<'_> {
             next = record.disk.backing.map(|(below, _)| below);
             chain.push(record);
         }
-        for record in chain.into_iter().rev() {
-            let previous = previous.filter(|_| record.key == state.key);
-            let signed = self.one(&record, previous).await?;
+        // From above: what the cache has brings what it lies on with it.
+        let mut missing = Vec::new();
+        for record in chain {
+            if self.signed.contains_key(&record.key) {
+                break;
+            }
+            match self.look(&record).await? {
+                Found::Missing => missing.push(record),
+                Found::Foreign => {
+                    self.signed.insert(record.key, None);
+                    break;
+                }
+                Found::There(chain) => {
+                    for n in 0..chain.len() {
+                        self.signed.insert(chain[n].entry.state.key, Some(chain[n..].to_vec()));
+                    }
+                    break;
+                }
+            }
+        }
+        for record in missing.into_iter().rev() {
+            let below = match record.disk.backing {
+                None => Some(Vec::new()),
+                // What lies on a disk that the cache has another build of fits
+                // nobody who took that one over.
+                Some((below, id)) => match self.signed.get(&below) {
+                    Some(Some(chain)) if chain[0].entry.state.id == id => Some(chain.clone()),
+                    _ => None,
+                },
+            };
+            let signed = match below {
+                None => None,
+                Some(below) => {
+                    let previous = previous.filter(|_| record.key == state.key);
+                    if let Some(previous) = previous.filter(|key| !self.caches.is_broken(key)) {
+                        self.learn(previous).await?;
+                    }
+                    Some(self.send(&record, below).await?)
+                }
+            };
             self.signed.insert(record.key, signed);
         }
         Ok(())
     }
 
-    async fn one(&mut self, record: &Record, previous: Option<&Key>) -> Result<Option<Vec<Signed>>, String> {
-        let below = match record.disk.backing {
-            None => Vec::new(),
-            // What lies on a disk that the cache has another build of fits
-            // nobody who took that one over.
-            Some((below, id)) => match self.signed.get(&below) {
-                Some(Some(chain)) if chain.first().is_some_and(|s| s.entry.state.id == id) => chain.clone(),
-                _ => return Ok(None),
-            },
-        };
-        let mut domains = vec![self.domain.to_owned()];
-        domains.extend(self.remote.spec.domains.iter().skip(1).cloned());
+    /// What the cache knows of a state.
+    async fn look(&mut self, record: &Record) -> Result<Found, String> {
         let broken = self.caches.is_broken(&record.key);
         self.anew |= broken;
+        let domains = self.remote.spec.domains.clone();
         for domain in domains.iter().filter(|_| !broken) {
             match self.caches.record(self.remote, domain, &record.key).await {
                 Ok(Some(chain)) if chain[0].entry.state.id == record.id => {
+                    if !self.keep_young(domain, &chain).await? {
+                        self.anew = true;
+                        return Ok(Found::Missing);
+                    }
                     self.pushed.there += 1;
-                    self.keep_young(domain, &chain).await?;
-                    return Ok(Some(chain));
+                    return Ok(Found::There(chain));
                 }
                 Ok(Some(_)) if domain == self.domain => {
-                    // What stands alone is as good as ours.
-                    if record.disk.backing.is_some() || record.kind == "base" {
-                        self.pushed.foreign.push(record.name.clone());
-                    } else {
+                    // What nothing lies on is as good as ours.
+                    if matches!(record.kind.as_str(), "output" | "check") {
                         self.pushed.there += 1;
+                    } else {
+                        self.pushed.foreign.push(record.name.clone());
                     }
-                    return Ok(None);
+                    return Ok(Found::Foreign);
                 }
                 // A record that nobody can use is written anew.
                 Ok(_) | Err(Refusal::Record(_)) => {}
                 Err(Refusal::Cache(trouble)) => return Err(trouble.to_string()),
             }
         }
-        if let Some(previous) = previous.filter(|key| !self.caches.is_broken(key)) {
-            self.learn(previous).await?;
-        }
-        self.send(record, below).await.map(Some)
+        Ok(Found::Missing)
     }
 
-    /// Touches what the rules of a bucket might take away.
-    async fn keep_young(&self, domain: &str, chain: &[Signed]) -> Result<(), String> {
+    /// Touches what the rules of a bucket might take away. `false` if some of
+    /// it is gone already.
+    async fn keep_young(&self, domain: &str, chain: &[Signed]) -> Result<bool, String> {
         let fail = |e: super::remote::Trouble| e.to_string();
-        let Some(own) = chain.first() else { return Ok(()) };
+        let Some(own) = chain.first() else { return Ok(false) };
         let object = Object::Record { domain: domain.to_owned(), key: own.entry.state.key };
         let modified = self.remote.stat(&object).await.map_err(fail)?.and_then(|m| m.modified);
         let age = modified.and_then(|t| SystemTime::now().duration_since(t).ok());
         if age.is_none_or(|age| age < self.remote.spec.touch_refresh) {
-            return Ok(());
+            return Ok(true);
         }
         // The packs first: a record that is there has all of its packs.
         let mut packs: Vec<&Pack> = own.entry.packs().collect();
         packs.sort_unstable();
         packs.dedup();
         for pack in packs {
-            self.remote.touch(&Object::Pack(pack.clone())).await.map_err(fail)?;
+            if !self.remote.touch(&Object::Pack(pack.clone())).await.map_err(fail)? {
+                return Ok(false);
+            }
         }
         self.remote.touch(&object).await.map_err(fail)
     }
@@ -228,7 +278,9 @@ impl Push<'_> {
         let domains = self.remote.spec.domains.clone();
         for domain in &domains {
             let Ok(Some(chain)) = self.caches.record(self.remote, domain, key).await else { continue };
-            self.keep_young(domain, &chain).await?;
+            if !self.keep_young(domain, &chain).await? {
+                return Ok(());
+            }
             for contents in chain.iter().take(1).flat_map(|s| &s.entry.files) {
                 self.learn_file(contents).await;
             }
@@ -439,7 +491,10 @@ impl Push<'_> {
                 true => None,
                 false => remote.stat(&object).await.map_err(|e| e.to_string())?,
             };
-            if there.is_none_or(|meta| meta.size != pack.size) {
+            // One that nothing needed for long may be about to be removed.
+            let age = |t: SystemTime| SystemTime::now().duration_since(t).unwrap_or_default();
+            let old = there.and_then(|meta| meta.modified).is_some_and(|t| age(t) > super::keep::GRACE / 2);
+            if old || there.is_none_or(|meta| meta.size != pack.size) {
                 remote.put(&object, bytes, &[]).await.map_err(|e| e.to_string())?;
             }
             Ok((number, pack))

@@ -21,7 +21,7 @@ use super::courier::Faults;
 use super::entry::Pack;
 use super::push::sha256;
 use super::remote::{Meta, Object, Trouble};
-use super::spec::Spec;
+use super::spec::{Spec, is_name};
 use crate::digest::Key;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -80,7 +80,6 @@ impl Registry {
         let config = ClientConfig {
             protocol: if insecure { ClientProtocol::Http } else { ClientProtocol::Https },
             connect_timeout: Some(Duration::from_secs(10)),
-            read_timeout: Some(Duration::from_secs(15)),
             // One request for a pack, where more are not needed.
             use_monolithic_push: true,
             ..ClientConfig::default()
@@ -139,7 +138,7 @@ impl Registry {
 
     fn parse(tag: &str) -> Option<Object> {
         if let Some(rest) = tag.strip_prefix("r-") {
-            let (domain, key) = rest.rsplit_once('-')?;
+            let (domain, key) = rest.rsplit_once('-').filter(|(domain, _)| is_name(domain))?;
             return Some(Object::Record { domain: domain.to_owned(), key: Key(key.parse().ok()?) });
         }
         let (length, rest) = tag.strip_prefix("b-")?.split_once('-')?;
@@ -162,9 +161,10 @@ impl Registry {
         });
         let Some((bytes, _)) = pulled.await? else { return Ok(None) };
         if bytes.len() > MAX_MANIFEST {
-            return Err(Trouble::new("a manifest is too long"));
+            return Err(Trouble::content("a manifest is too long"));
         }
-        let manifest = serde_json::from_slice(&bytes).map_err(|_| Trouble::new("a manifest is damaged"))?;
+        let manifest =
+            serde_json::from_slice(&bytes).map_err(|_| Trouble::content("a manifest is damaged"))?;
         Ok(Some((manifest, bytes.len() as u64)))
     }
 
@@ -200,9 +200,9 @@ impl Registry {
         };
         let Some((manifest, _)) = self.manifest(&tag).await? else { return Ok(None) };
         let first = manifest.layers.first().filter(|layer| layer.media_type == RECORD);
-        let first = first.ok_or_else(|| Trouble::new("a manifest is no record"))?;
+        let first = first.ok_or_else(|| Trouble::content("a manifest is no record"))?;
         if first.size > most {
-            return Err(Trouble::new("it has more than was asked for"));
+            return Err(Trouble::content("it has more than was asked for"));
         }
         self.blob(&first.digest, None, most).await
     }
@@ -284,7 +284,8 @@ impl Registry {
                 all.insert(object, Meta { size, modified: None });
             }
             match tags.last() {
-                Some(tag) if tags.len() == PAGE => last = Some(tag.clone()),
+                // Some give less than was asked for, and some the same again.
+                Some(tag) if last.as_ref() < Some(tag) => last = Some(tag.clone()),
                 _ => return Ok(all.into_iter().collect()),
             }
         }

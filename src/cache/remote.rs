@@ -14,7 +14,7 @@ use opendal::{ErrorKind, Operator, services};
 use super::courier::{Courier, Faults, Rest};
 use super::entry::Pack;
 use super::registry::Registry;
-use super::spec::{Kind, Spec};
+use super::spec::{Kind, Spec, is_name};
 use crate::digest::Key;
 
 /// How long a small request may take, before it is tried again.
@@ -28,6 +28,10 @@ pub(super) const AT_ONCE: usize = 8;
 /// A transfer slower than this is of a cache that is not worth its while, in
 /// bytes a second.
 const SLOWEST: u64 = 250_000;
+/// The largest pack, in bytes.
+const LARGEST: u64 = 17 << 20;
+/// How long an answer may take without being counted.
+const PROMPT: Duration = Duration::from_secs(2);
 /// What a record takes, more often than not, in bytes.
 const RECORD: u64 = 250_000;
 
@@ -55,31 +59,38 @@ pub enum Object {
     Condemned,
 }
 
-const RECORDS: &str = "v1/records/";
-const PACKS: &str = "v1/packs/";
-const BUILDS: &str = "v1/builds/";
+/// The versions of entries and of the states in them: those of others are not
+/// seen, used or cleaned up.
+fn root() -> String {
+    format!("v{}.{}", super::entry::SCHEMA, crate::store::SCHEMA)
+}
 
 impl Object {
     /// Its name.
     pub fn path(&self) -> String {
         match self {
-            Self::Record { domain, key } => format!("{RECORDS}{domain}/{key}"),
-            Self::Pack(pack) => format!("{PACKS}{}", pack.sha256),
-            Self::Build { domain, name } => format!("{BUILDS}{domain}/{name}"),
-            Self::Condemned => "v1/condemned".into(),
+            Self::Record { domain, key } => format!("{}/records/{domain}/{key}", root()),
+            Self::Pack(pack) => format!("{}/packs/{}", root(), pack.sha256),
+            Self::Build { domain, name } => format!("{}/builds/{domain}/{name}", root()),
+            Self::Condemned => format!("{}/condemned", root()),
         }
     }
 
     fn parse(path: &str, size: u64) -> Option<Self> {
-        if let Some(sha256) = path.strip_prefix(PACKS) {
+        let path = path.strip_prefix(&root())?.strip_prefix('/')?;
+        if let Some(sha256) = path.strip_prefix("packs/") {
             let is_hex = sha256.len() == 64 && sha256.bytes().all(|b| b.is_ascii_hexdigit());
             return is_hex.then(|| Self::Pack(Pack { sha256: sha256.to_owned(), size }));
         }
-        if let Some((domain, key)) = path.strip_prefix(RECORDS).and_then(|rest| rest.split_once('/')) {
+        if let Some((domain, key)) = path.strip_prefix("records/").and_then(|rest| rest.split_once('/')) {
+            if !is_name(domain) {
+                return None;
+            }
             return Some(Self::Record { domain: domain.to_owned(), key: Key(key.parse().ok()?) });
         }
-        let (domain, name) = path.strip_prefix(BUILDS)?.split_once('/')?;
-        Some(Self::Build { domain: domain.to_owned(), name: name.to_owned() })
+        let (domain, name) = path.strip_prefix("builds/")?.split_once('/')?;
+        (is_name(domain) && is_name(name))
+            .then(|| Self::Build { domain: domain.to_owned(), name: name.to_owned() })
     }
 }
 
@@ -99,6 +110,8 @@ pub struct Trouble {
     pub why: String,
     /// Whether it was said already: the cache is not used any more.
     pub known: bool,
+    /// Whether it answers, with something that can't be used.
+    pub content: bool,
 }
 
 impl Trouble {
@@ -109,7 +122,12 @@ impl Trouble {
         if why.len() < line.len() {
             why.push_str("...");
         }
-        Self { why: crate::event::plain(&why), known: false }
+        Self { why: crate::event::plain(&why), known: false, content: false }
+    }
+
+    /// It answers, with something that can't be used.
+    pub(super) fn content(why: &str) -> Self {
+        Self { content: true, ..Self::new(why) }
     }
 }
 
@@ -122,7 +140,9 @@ impl std::fmt::Display for Trouble {
 type Answer<T> = Result<T, Trouble>;
 
 enum Backend {
-    Objects(Operator),
+    /// One for what is small or comes in pieces, and one that has the time to
+    /// write a pack.
+    Objects(Operator, Operator),
     Registry(Registry),
 }
 
@@ -157,7 +177,10 @@ impl Remote {
         let (rest, faults) = (Arc::new(Rest::default()), Arc::new(Faults::default()));
         let backend = match spec.kind {
             Kind::Registry => Backend::Registry(Registry::open(&spec, faults.clone())?),
-            _ => Backend::Objects(operator(&spec, &rest, &faults)?),
+            _ => {
+                let (read, write) = operators(&spec, &rest, &faults)?;
+                Backend::Objects(read, write)
+            }
         };
         Ok(Self {
             left: Mutex::new(spec.timeout),
@@ -183,6 +206,11 @@ impl Remote {
         self.faults.take()
     }
 
+    /// Has something told that is no reason to fail.
+    pub(super) fn add_fault(&self, why: String) {
+        self.faults.add(why);
+    }
+
     /// Bytes read and written, and how often it was asked.
     pub fn moved(&self) -> (u64, u64, u64) {
         let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
@@ -194,7 +222,7 @@ impl Remote {
         let bytes = self
             .guard(if matches!(object, Object::Pack(_)) { most } else { RECORD }, || async {
                 match &self.backend {
-                    Backend::Objects(op) => stream(op, &object.path(), None, most).await,
+                    Backend::Objects(op, _) => stream(op, &object.path(), None, most).await,
                     Backend::Registry(registry) => registry.get(object, most).await,
                 }
             })
@@ -209,7 +237,7 @@ impl Remote {
         let bytes = self
             .guard(length, || async {
                 match &self.backend {
-                    Backend::Objects(op) => {
+                    Backend::Objects(op, _) => {
                         let path = Object::Pack(pack.clone()).path();
                         stream(op, &path, Some((from, length)), length).await
                     }
@@ -228,7 +256,8 @@ impl Remote {
         let length = bytes.len() as u64;
         self.guard(length, || async {
             match &self.backend {
-                Backend::Objects(op) => {
+                Backend::Objects(read, write) => {
+                    let op = if matches!(object, Object::Pack(_)) { write } else { read };
                     op.write(&object.path(), bytes.clone()).await.map(|_| ()).map_err(|e| describe(&e))
                 }
                 Backend::Registry(registry) => registry.put(object, bytes.clone(), needs).await,
@@ -243,7 +272,7 @@ impl Remote {
     pub async fn stat(&self, object: &Object) -> Answer<Option<Meta>> {
         self.guard(0, || async {
             match &self.backend {
-                Backend::Objects(op) => match op.stat(&object.path()).await {
+                Backend::Objects(op, _) => match op.stat(&object.path()).await {
                     Ok(found) => Ok(Some(meta(&found))),
                     Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
                     // A cache that can't be asked is read instead.
@@ -260,11 +289,11 @@ impl Remote {
     pub async fn list(&self) -> Answer<Vec<(Object, Meta)>> {
         // A list of many takes many requests; it is made for people.
         let op = match &self.backend {
-            Backend::Objects(op) => op,
+            Backend::Objects(op, _) => op,
             Backend::Registry(registry) => return registry.list().await,
         };
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let entries = match op.list_with("v1/").recursive(true).await {
+        let entries = match op.list_with(&format!("{}/", root())).recursive(true).await {
             Ok(entries) => entries,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             Err(e) if e.kind() == ErrorKind::Unsupported => {
@@ -293,7 +322,7 @@ impl Remote {
     pub async fn delete(&self, object: &Object) -> Answer<()> {
         self.guard(0, || async {
             match &self.backend {
-                Backend::Objects(op) => match op.delete(&object.path()).await {
+                Backend::Objects(op, _) => match op.delete(&object.path()).await {
                     Err(e) if e.kind() != ErrorKind::NotFound => Err(describe(&e)),
                     _ => Ok(()),
                 },
@@ -303,16 +332,35 @@ impl Remote {
         .await
     }
 
-    /// Makes an object as young as if it were written now.
-    pub async fn touch(&self, object: &Object) -> Answer<()> {
-        let Backend::Objects(op) = &self.backend else { return Ok(()) };
+    /// Makes an object as young as if it were written now; `false` if it is
+    /// not there.
+    pub async fn touch(&self, object: &Object) -> Answer<bool> {
+        let Backend::Objects(op, _) = &self.backend else { return Ok(true) };
         let path = object.path();
+        if self.spec.kind == Kind::Local {
+            let file = std::path::absolute(self.spec.option("root").unwrap_or_default());
+            let file = file.and_then(|root| std::fs::File::options().append(true).open(root.join(&path)));
+            return match file.and_then(|file| file.set_modified(SystemTime::now())) {
+                Ok(()) => Ok(true),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+                Err(e) => Err(Trouble::new(e.to_string())),
+            };
+        }
+        if !matches!(object, Object::Pack(_)) {
+            // Nobody is to find the old one again where there is a new one.
+            let bytes = self.get(object, super::entry::MAX_STORED).await?;
+            return match bytes {
+                Some(bytes) => self.put(object, bytes, &[]).await.map(|()| true),
+                None => Ok(false),
+            };
+        }
         let full = op.info().capability();
         if !full.copy || !full.write {
-            return Ok(());
+            return Ok(self.stat(object).await?.is_some());
         }
         // No service copies a thing onto itself.
-        let aside = format!("v1/touched/{}", path.replace('/', "-"));
+        let unique = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
+        let aside = format!("{path}.{}-{unique}", std::process::id());
         self.guard(0, || async {
             let done = async {
                 op.copy(&path, &aside).await?;
@@ -320,8 +368,9 @@ impl Remote {
                 op.delete(&aside).await
             };
             match done.await {
-                Err(e) if e.kind() != ErrorKind::NotFound => Err(describe(&e)),
-                _ => Ok(()),
+                Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+                Err(e) => Err(describe(&e)),
+                Ok(()) => Ok(true),
             }
         })
         .await
@@ -332,7 +381,8 @@ impl Remote {
     /// side has said when it wants to be asked again; what else may be worth
     /// another try is tried below this.
     async fn guard<T, F: Future<Output = Answer<T>>>(&self, bytes: u64, work: impl Fn() -> F) -> Answer<T> {
-        let gone = || Trouble { why: format!("{} is not used any more", self.spec.label), known: true };
+        let gone =
+            || Trouble { known: true, ..Trouble::new(format!("{} is not used any more", self.spec.label)) };
         let mut tries = 0;
         loop {
             if self.is_gone() {
@@ -354,7 +404,19 @@ impl Remote {
                     .await
                     .unwrap_or_else(|e| Err(late(e)))
             };
+            // What takes its time is paid for as well, beyond what it may take.
+            let fair = PROMPT + Duration::from_secs_f64(bytes as f64 / SLOWEST as f64);
+            if result.is_ok() {
+                let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+                *left = left.saturating_sub(start.elapsed().saturating_sub(fair));
+                if left.is_zero() && !self.gone.swap(true, Ordering::Relaxed) {
+                    self.faults.add("it took too long, and is not used any more".into());
+                }
+            }
             let Err(trouble) = result else { return result };
+            if trouble.content {
+                return Err(trouble);
+            }
             {
                 let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
                 *left = left.saturating_sub(start.elapsed());
@@ -398,7 +460,7 @@ async fn stream(op: &Operator, path: &str, part: Option<(u64, u64)>, most: u64) 
     };
     match read.await {
         Ok(Some(bytes)) => Ok(Some(bytes)),
-        Ok(None) => Err(Trouble::new("it sends more than was asked for")),
+        Ok(None) => Err(Trouble::content("it sends more than was asked for")),
         Err(e) => match opendal::Error::kind(&e) {
             ErrorKind::NotFound => Ok(None),
             // A pack that was cut short.
@@ -435,7 +497,8 @@ fn describe(error: &opendal::Error) -> Trouble {
 /// Services that live as long as this process, by their name.
 static MEMORY: OnceLock<Mutex<HashMap<String, Operator>>> = OnceLock::new();
 
-fn operator(spec: &Spec, rest: &Arc<Rest>, faults: &Arc<Faults>) -> Result<Operator, String> {
+/// A service to read from, and the same to write to.
+fn operators(spec: &Spec, rest: &Arc<Rest>, faults: &Arc<Faults>) -> Result<(Operator, Operator), String> {
     let mut options = spec.options.clone();
     let fail = |e: opendal::Error| format!("{}: {}", spec.label, e.message());
     let root = options.get("root").cloned();
@@ -467,33 +530,39 @@ fn operator(spec: &Spec, rest: &Arc<Rest>, faults: &Arc<Faults>) -> Result<Opera
             let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
             let name = root.unwrap_or_default();
             if let Some(op) = all.get(&name) {
-                return Ok(op.clone());
+                return Ok((op.clone(), op.clone()));
             }
             let op = Operator::from_iter::<services::Memory>([]).map_err(fail)?;
             all.insert(name, op.clone());
-            return Ok(op);
+            return Ok((op.clone(), op));
         }
     };
     let op = plain.map_err(fail)?;
     let context = op.context().clone();
-    let faults = faults.clone();
     let courier = opendal::HttpTransporter::new(Courier::new(rest.clone())?);
     // All tries together take no longer than it may delay a build.
     let each = spec.timeout / (RETRIES as u32 + 1);
     let op = op.with_context(context.with_http_transport(courier));
-    Ok(op
-        .layer(TimeoutLayer::new().with_timeout(SMALL.min(each)).with_io_timeout(STALL.min(each)))
-        .layer(
-            RetryLayer::new()
-                .with_notify(move |event: opendal::layers::RetryEvent<'_>| {
-                    faults.add(describe(event.err).why)
-                })
-                .with_max_times(RETRIES)
-                .with_min_delay(Duration::from_millis(200))
-                .with_max_delay(Duration::from_secs(2))
-                .with_jitter(),
-        )
-        .layer(ConcurrentLimitLayer::new(AT_ONCE)))
+    let layered = |stall: Duration| {
+        let faults = faults.clone();
+        op.clone()
+            .layer(TimeoutLayer::new().with_timeout(SMALL.min(each)).with_io_timeout(stall))
+            .layer(
+                RetryLayer::new()
+                    .with_notify(move |event: opendal::layers::RetryEvent<'_>| {
+                        faults.add(describe(event.err).why)
+                    })
+                    .with_max_times(RETRIES)
+                    .with_min_delay(Duration::from_millis(200))
+                    .with_max_delay(Duration::from_secs(2))
+                    .with_jitter(),
+            )
+            .layer(ConcurrentLimitLayer::new(AT_ONCE))
+    };
+    // A whole pack is written in one step, which is not interrupted as long
+    // as it may take.
+    let stall = STALL.min(each);
+    Ok((layered(stall), layered(stall + Duration::from_secs(LARGEST / SLOWEST))))
 }
 
 /// Remotes that are shared by many tasks.

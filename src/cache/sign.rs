@@ -111,6 +111,8 @@ fn key(text: &str, prefix: &str) -> Option<[u8; 32]> {
 pub struct Trust {
     keys: Vec<(String, PublicKey)>,
     own: Option<PublicKey>,
+    /// What this user writes.
+    written: Vec<String>,
 }
 
 impl Trust {
@@ -120,9 +122,15 @@ impl Trust {
         self.keys.push((domain.to_owned(), key));
     }
 
-    /// Believes whoever signs with the same key as this user.
+    /// Believes whoever signs with the same key as this user: for what this
+    /// user writes, and for all if nobody else is believed for anything.
     pub fn add_own(&mut self, key: PublicKey) {
         self.own = Some(key);
+    }
+
+    /// This user writes to a domain.
+    pub fn add_written(&mut self, domain: &str) {
+        self.written.push(domain.to_owned());
     }
 
     /// Whether nobody is believed.
@@ -135,7 +143,8 @@ impl Trust {
             Some(start) => domain.starts_with(start),
             None => domain == pattern,
         };
-        self.own.as_ref() == Some(key) || self.keys.iter().any(|(d, k)| k == key && fits(d))
+        let written = self.keys.is_empty() || self.written.iter().any(|d| d == domain);
+        (written && self.own.as_ref() == Some(key)) || self.keys.iter().any(|(d, k)| k == key && fits(d))
     }
 }
 
@@ -229,6 +238,8 @@ mod tests {
         assert!(ask(&trust, "main").is_err());
         assert_eq!(ask(&trust, "pr-12"), Ok(Writer::Trusted));
         trust.add_own(ours.public());
+        assert!(ask(&trust, "main").is_err(), "who holds a key for `pr-*` speaks for nothing else");
+        trust.add_written("main");
         assert_eq!(ask(&trust, "main"), Ok(Writer::Own));
         assert!(envelope.writer("k", b"payloae", "main", &trust).unwrap_err().contains("does not hold"));
         assert!(envelope.writer("j", b"payload", "main", &trust).unwrap_err().contains("signed as"));

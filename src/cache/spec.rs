@@ -174,7 +174,13 @@ impl Spec {
                     words.insert("type".to_owned(), "registry".to_owned());
                     ("ref".to_owned(), field)
                 }
-                None => return Err(format!("`{field}` is no NAME=VALUE")),
+                // It may be the rest of a password.
+                None => {
+                    return Err(format!(
+                        "after `{}` there is no NAME=VALUE",
+                        words.keys().next_back().map_or("", String::as_str)
+                    ));
+                }
             };
             if words.insert(name.clone(), value).is_some() {
                 return Err(format!("`{name}` is said twice"));
@@ -307,7 +313,7 @@ pub fn duration(name: &str, text: &str) -> Result<Duration, String> {
 
 /// Splits at commas; a field that begins with a quote goes to the next one,
 /// where two of them stand for one, as CSV has it.
-fn fields(text: &str) -> Result<Vec<String>, String> {
+pub fn fields(text: &str) -> Result<Vec<String>, String> {
     let mut fields = Vec::new();
     let mut rest = text;
     loop {
@@ -389,7 +395,7 @@ mod tests {
         wrong("type=gha,timeout=fast", "is a time");
         wrong("type=gha,timeout=99999999999999999999d", "is a time");
         wrong("type=gha,\"x", "not closed");
-        wrong("type=gha,x", "no NAME=VALUE");
+        wrong("type=gha,x", "there is no NAME=VALUE");
     }
 
     #[test]

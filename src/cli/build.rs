@@ -122,16 +122,15 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
             INTERRUPTED,
         ));
     };
-    let Finished { plan, outcome, sent } = made;
+    let (plan, outcome) = made;
     drop(workshop);
-    reporter.end();
 
     remember(&graph, &plan, &store, &notes, last.nodes);
-    if let Some(path) = args.junit {
+    let reported = args.junit.map_or(Ok(()), |path| {
         let text = super::junit::report(&graph, &images, &store, &outcome.failures);
         std::fs::write(path, text)
-            .map_err(|e| Error::host(format!("{} can't be written: {e}", path.display())))?;
-    }
+            .map_err(|e| Error::host(format!("{} can't be written: {e}", path.display())))
+    });
     let images: HashSet<&String> = images.iter().collect();
     // An image whose checks have not passed is no output.
     let passed = |image: &str| graph.checks(image).iter().all(|id| store.has(&graph.node(*id).key));
@@ -149,26 +148,36 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
         }
         project::keep_stamps(&notes, project);
     }
-    write(&wanted, &store, &notes, &dir, &reporter.sink())?;
+    let written = write(&wanted, &store, &notes, &dir, &sink);
+    // All that was asked for is there by now: sending it may take long.
+    let sent = match caches.to.is_empty() {
+        true => Ok(Some(Ok(()))),
+        false => interruptible(caching.send(&nodes)),
+    };
+    reporter.end();
     // The process ends here: taking a large graph apart would be for nothing.
     std::mem::forget((graph.clone(), plan));
+    reported?;
+    written?;
     if !outcome.failures.is_empty() {
         return Err(Error::Build(Box::new(sources), outcome.failures));
     }
-    sent.map_err(Error::host)
+    match sent? {
+        Some(sent) => sent.map_err(Error::host),
+        None => {
+            let text = "stopped; all of it is built, and not all of it was sent".into();
+            Err(Error::Message(text, None, INTERRUPTED))
+        }
+    }
 }
 
-/// What came of a build and of its caches.
-struct Finished {
-    plan: Plan,
-    outcome: execute::Outcome,
-    /// Why a cache that insisted was not filled.
-    sent: Result<(), String>,
-}
-
-/// Takes over what caches have, makes the rest, and sends what is there, even
-/// of a build that failed: the next one goes on from it.
-async fn make(workshop: &Workshop<Host>, caching: &Caching<'_>, last: &Last, wanted: &[NodeId]) -> Finished {
+/// Takes over what caches have and makes the rest.
+async fn make(
+    workshop: &Workshop<Host>,
+    caching: &Caching<'_>,
+    last: &Last,
+    wanted: &[NodeId],
+) -> (Plan, execute::Outcome) {
     let (plan, looked) = caching.obtain(last, wanted).await;
     let outcome = if plan.to_build().next().is_none() {
         nothing_to_build(caching.sink, plan.reused());
@@ -177,8 +186,7 @@ async fn make(workshop: &Workshop<Host>, caching: &Caching<'_>, last: &Last, wan
         execute::build(workshop, &plan).await
     };
     caching.tell(&plan, &looked);
-    let sent = caching.send(wanted).await;
-    Finished { plan, outcome, sent }
+    (plan, outcome)
 }
 
 /// States that are there, and where their machines can be started.
@@ -218,16 +226,15 @@ pub(super) fn states(
     let workshop = workshop(&graph, &store, &project, secrets, sink.clone(), how)?;
     if building {
         notices.into_iter().for_each(|text| sink(Event::Notice { text }));
-        let may_leave = |name: &str| model.secrets.iter().any(|s| s.name == name && s.cache);
+        // Whoever waits for a machine does not wait for anything to be sent.
         let caching =
-            Caching { caches: &caches, graph: &graph, store: &store, sink: &sink, may_leave: &may_leave };
-        let made = interruptible(make(&workshop, &caching, &last, wanted))?.ok_or_else(stopped)?;
-        remember(&graph, &made.plan, &store, &notes, last.nodes);
-        if !made.outcome.failures.is_empty() {
+            Caching { caches: &caches, graph: &graph, store: &store, sink: &sink, may_leave: &|_| false };
+        let (plan, outcome) = interruptible(make(&workshop, &caching, &last, wanted))?.ok_or_else(stopped)?;
+        remember(&graph, &plan, &store, &notes, last.nodes);
+        if !outcome.failures.is_empty() {
             reporter.end();
-            return Err(Error::Build(Box::new(sources), made.outcome.failures));
+            return Err(Error::Build(Box::new(sources), outcome.failures));
         }
-        made.sent.map_err(Error::host)?;
     }
     built.store(true, Ordering::Relaxed);
     reporter.end();

@@ -9,7 +9,7 @@ use super::{Error, settings};
 use crate::cache::Caches;
 use crate::cache::remote::Remote;
 use crate::cache::sign::{PublicKey, Signer, Trust};
-use crate::cache::spec::{Kind, Spec, is_name};
+use crate::cache::spec::{Kind, Spec, fields, is_name};
 use crate::store::Store;
 
 /// The project's settings: where its caches are, and whom its builds believe.
@@ -82,6 +82,8 @@ impl CacheArgs {
                     continue;
                 };
                 spec.domains.push(write.clone());
+                // What others wrote need not be written again.
+                spec.domains.extend(around.read.iter().filter(|d| *d != write).cloned());
             }
             if opened.caches.signer.is_none() {
                 let why = "there is no key to sign with; `vimg cache keygen` makes one";
@@ -91,10 +93,7 @@ impl CacheArgs {
                 opened.notices.push(format!("nothing is sent to {}: {why}", spec.label));
                 continue;
             }
-            // What others wrote need not be written again.
-            let others = around.read.iter().filter(|d| !spec.domains.contains(d)).cloned();
-            let others: Vec<String> = others.collect();
-            spec.domains.extend(others);
+            opened.caches.trust.add_written(&spec.domains[0]);
             opened.caches.to.push(remote(spec)?);
         }
         Ok(opened)
@@ -134,13 +133,27 @@ fn parse(text: &str, to: bool, what: &str) -> Result<Spec, Error> {
     spec.map_err(|why| Error::Message(format!("{what} `{}`: {why}", shown(text)), None, 2))
 }
 
-/// A cache as it was named, without what may be secret.
+/// A cache as it was named, without what may be secret: any value but of words
+/// that are known to be none.
 fn shown(text: &str) -> String {
-    let secret =
-        |field: &str| ["key", "token", "password", "credential"].iter().any(|word| field.contains(word));
-    let fields = text.split(',').map(|field| match field.split_once('=') {
-        Some((name, _)) if secret(name) => format!("{name}=..."),
-        _ => field.to_owned(),
+    const PLAIN: &[&str] = &[
+        "type",
+        "bucket",
+        "container",
+        "region",
+        "prefix",
+        "src",
+        "dest",
+        "mode",
+        "domain",
+        "name",
+        "timeout",
+    ];
+    let Ok(fields) = fields(text) else { return "...".into() };
+    let fields = fields.iter().map(|field| match field.split_once('=') {
+        Some((name, _)) if PLAIN.contains(&name) => field.clone(),
+        Some((name, _)) => format!("{name}=..."),
+        None => "...".to_owned(),
     });
     fields.collect::<Vec<_>>().join(",")
 }
@@ -151,7 +164,10 @@ fn remote(spec: Spec) -> Result<Arc<Remote>, Error> {
 
 fn variable_lines(name: &str) -> Option<Vec<String>> {
     let text = std::env::var(name).ok()?;
-    Some(text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect())
+    let lines: Vec<String> =
+        text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect();
+    // CI systems set what nobody gave to nothing.
+    (!lines.is_empty()).then_some(lines)
 }
 
 /// Who is believed, what is signed with, and what the project is called.
@@ -177,6 +193,8 @@ fn believers(root: &Path) -> Result<Opened, Error> {
     let signer = signer()?;
     if let Some(signer) = &signer {
         trust.add_own(signer.public());
+        let around = surroundings(&|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
+        around.write.iter().for_each(|domain| trust.add_written(domain));
     }
     // Checkouts are called as one likes, repositories are not.
     let repository = ["GITHUB_REPOSITORY", "CI_PROJECT_PATH"].iter().find_map(std::env::var_os);
@@ -218,6 +236,8 @@ struct Surroundings {
 /// outside of any CI.
 const MAIN: &str = "main";
 const FORK: &str = "a pull request from a fork writes to no cache";
+const EVENT: &str = "what this event runs may be anybody's; `domain=` says where to write";
+const UNKNOWN: &str = "this CI is not known; `domain=` says where to write";
 
 /// Tells by the variables that CI systems set whose entries may be read and
 /// written: a pull request reads main's and writes its own, and one from a
@@ -247,6 +267,14 @@ fn surroundings(var: &dyn Fn(&str) -> Option<String>) -> Surroundings {
         let name = var("GITHUB_REF_NAME").unwrap_or_default();
         let default = event["repository"]["default_branch"].as_str().unwrap_or(MAIN);
         let is_branch = var("GITHUB_REF_TYPE").is_none_or(|kind| kind == "branch");
+        // Other events may run with the main branch's rights on what somebody
+        // else sent.
+        if !matches!(
+            event_name.as_str(),
+            "push" | "schedule" | "workflow_dispatch" | "release" | "merge_group"
+        ) {
+            return Surroundings { read: vec![MAIN.into()], write: None, why: EVENT };
+        }
         return of(if is_branch && name == default { MAIN.into() } else { branch(&name) }, false);
     }
     if var("GITLAB_CI").is_some() {
@@ -255,8 +283,12 @@ fn surroundings(var: &dyn Fn(&str) -> Option<String>) -> Surroundings {
             return of(format!("pr-{number}"), fork);
         }
         let name = var("CI_COMMIT_REF_NAME").unwrap_or_default();
-        let is_main = var("CI_DEFAULT_BRANCH").is_some_and(|default| default == name);
+        let is_main =
+            var("CI_DEFAULT_BRANCH").is_some_and(|default| default == name) && var("CI_COMMIT_TAG").is_none();
         return of(if is_main { MAIN.into() } else { branch(&name) }, false);
+    }
+    if var("CI").is_some() {
+        return Surroundings { read: vec![MAIN.into()], write: None, why: UNKNOWN };
     }
     of(MAIN.into(), false)
 }
@@ -299,6 +331,7 @@ mod tests {
         assert_eq!(other, ("branch-a-b;main".into(), Some("branch-a-b".into())));
         let tag = github("push", &[("GITHUB_REF_NAME", "trunk"), ("GITHUB_REF_TYPE", "tag")]);
         assert_eq!(tag.1.unwrap(), "branch-trunk");
+        assert_eq!(github("issue_comment", &[("GITHUB_REF_NAME", "trunk")]).1, None);
     }
 
     #[test]
@@ -316,11 +349,18 @@ mod tests {
         assert_eq!(gitlab(&ids("1")).1, Some("pr-3".into()));
         assert_eq!(gitlab(&ids("2")).1, None);
         assert_eq!(gitlab(&[("CI_COMMIT_REF_NAME", "main")]).1, Some("main".into()));
+        let tag = [("CI_COMMIT_REF_NAME", "main"), ("CI_COMMIT_TAG", "main")];
+        assert_eq!(gitlab(&tag).1, Some("branch-main".into()));
         assert_eq!(around(&[]), ("main".into(), Some("main".into())));
+        assert_eq!(around(&[("CI", "true")]), ("main".into(), None));
     }
 
     #[test]
     fn no_secret_is_shown() {
         assert_eq!(shown("type=s3,secret_access_key=x,bucket=b"), "type=s3,secret_access_key=...,bucket=b");
+        assert_eq!(
+            shown("type=webdav,url=http://u:p@h,password=a,b"),
+            "type=webdav,url=...,password=...,..."
+        );
     }
 }

@@ -55,14 +55,16 @@ impl Caching<'_> {
             looked.asked.extend(next.iter().map(|(key, _)| *key));
             let hits = self.caches.find(&next, self.sink).await;
             let taken = next.iter().filter_map(|(key, name)| Some((key, name, hits.get(key)?)));
-            let taken = futures_util::stream::iter(taken).map(|(key, name, hit)| async move {
-                self.take(key, name, hit).await.then_some((*key, hit.tier))
-            });
-            for (key, tier) in
-                taken.buffer_unordered(AT_ONCE).filter_map(async |t| t).collect::<Vec<_>>().await
-            {
-                *looked.hits.entry(self.caches.from[tier].spec.label.clone()).or_default() += 1;
-                last.whole.remove(&key);
+            let taken = futures_util::stream::iter(taken)
+                .map(|(key, name, hit)| async move { (*key, hit.tier, self.take(key, name, hit).await) });
+            for (key, tier, came) in taken.buffer_unordered(AT_ONCE).collect::<Vec<_>>().await {
+                if came {
+                    *looked.hits.entry(self.caches.from[tier].spec.label.clone()).or_default() += 1;
+                    last.whole.remove(&key);
+                } else {
+                    // Another cache may have it.
+                    looked.asked.remove(&key);
+                }
             }
             // What lies below came along.
             last.whole.retain(|_, id| id.is_some());

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use vimg::cache::keep::Listing;
-use vimg::cache::remote::Remote;
+use vimg::cache::remote::{Object, Remote};
 use vimg::cache::sign::{Signer, Trust};
 use vimg::cache::{Caches, Pushed, State};
 use vimg::digest::{Description, Key};
@@ -25,6 +25,11 @@ pub(crate) fn wait<T>(work: impl Future<Output = T>) -> T {
 pub(crate) fn listed(listing: &Listing) -> Vec<String> {
     let name = |entries: &Vec<vimg::cache::entry::Entry>| entries[0].state.name.clone();
     listing.records.iter().map(|r| name(r.entries.as_ref().unwrap())).collect()
+}
+
+/// Where a cache's objects are, below its own root.
+pub(crate) fn objects() -> String {
+    Object::Condemned.path().strip_suffix("/condemned").unwrap().to_owned()
 }
 
 /// Bytes that nothing compresses, repeatable.

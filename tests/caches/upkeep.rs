@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use vimg::cache::remote::Remote;
 use vimg::cache::spec::Spec;
 
-use crate::common::Runner;
+use crate::common::{Runner, objects};
 
 fn local(dir: &Path, more: &str) -> Arc<Remote> {
     let spec = format!("type=local,src={},domain=main{more}", dir.display());
@@ -16,7 +16,7 @@ fn local(dir: &Path, more: &str) -> Arc<Remote> {
 }
 
 fn packs(dir: &Path) -> Vec<PathBuf> {
-    let mut all: Vec<(u64, PathBuf)> = std::fs::read_dir(dir.join("v1/packs"))
+    let mut all: Vec<(u64, PathBuf)> = std::fs::read_dir(dir.join(objects()).join("packs"))
         .unwrap()
         .map(|entry| entry.unwrap())
         .map(|entry| (entry.metadata().unwrap().len(), entry.path()))
@@ -48,7 +48,7 @@ fn what_was_interrupted_is_gone_on_with() {
     assert!(std::fs::read_dir(reader.store.root().join("partial")).unwrap().next().is_none());
 
     // The other way: what was sent before the record is not sent again.
-    std::fs::remove_dir_all(dir.path().join("v1/records")).unwrap();
+    std::fs::remove_dir_all(dir.path().join(objects()).join("records")).unwrap();
     std::fs::remove_file(&all[0]).unwrap();
     let remote = local(dir.path(), "");
     let again = writer.push(&writer.with(&remote, Some(&remote)), &remote, &[key]);
@@ -67,7 +67,9 @@ fn what_is_used_stays_young() {
     writer.push(&writer.with(&remote, Some(&remote)), &remote, &[base, layer, output]);
     let files = || {
         let mut all = packs(dir.path());
-        all.extend([base, layer, output].map(|key| dir.path().join(format!("v1/records/main/{key}"))));
+        all.extend(
+            [base, layer, output].map(|key| dir.path().join(objects()).join(format!("records/main/{key}"))),
+        );
         all
     };
     let old = SystemTime::now() - Duration::from_secs(2 * 86_400);
