@@ -51,6 +51,14 @@ fn the_web_example_is_built_served_and_rebuilt_only_where_it_changed() {
         assert!(page.contains("/posts/layers.html"), "{page}");
     }
 
+    // A container makes the same files, and a disk that boots as well.
+    let apart = project.path("made-in-a-container");
+    let build = ["build", "--output", apart.to_str().unwrap()];
+    if offline::a_container_makes_the_same(&project, &build, &["web:seal"]) {
+        let machine = Boot::start(&apart.join("web.qcow2"), None);
+        assert!(serves(machine.port, Duration::from_secs(600)).contains("<h1>It works</h1>"));
+    }
+
     // A comment changes nothing; a file of the site, all from there on.
     project.edit("main.vimg", "// The pages:", "//   These are the pages:");
     let comment = project.vimg(&["build"]);
@@ -100,7 +108,8 @@ fn the_web_example_is_built_served_and_rebuilt_only_where_it_changed() {
 }
 
 #[test]
-fn the_fleet_shares_what_is_the_same() {
+// The longest, so that it begins first: tests run in the order of their names.
+fn a_fleet_shares_what_is_the_same() {
     let project = Project::copy_of("fleet", "examples/fleet");
     project.vimg(&["build", "debian-12"]).succeeds();
     let built = project.vimg(&["build", "--no-output"]);
@@ -125,6 +134,12 @@ fn the_fleet_shares_what_is_the_same() {
         ]
     );
     assert_eq!(built.boots(), 1, "only the database is asked while it runs");
+    let images = ["common", "bastion", "static", "web", "web-canary"];
+    offline::a_container_makes_the_same(
+        &project,
+        &[&["build", "--no-output"], &images[..]].concat(),
+        &["common@operators", "bastion@motd", "static@site", "web@site", "web-canary@motd"],
+    );
     // What only one of them reads rebuilds only that one.
     let canary = project.vimg(&["build", "--no-output", "--set", "domain=example.net"]);
     canary.succeeds();

@@ -1,5 +1,6 @@
 //! Projects, runs of the program, and disks that boot by themselves.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
@@ -193,17 +194,10 @@ impl Project {
     }
 
     /// Runs the program as root with a store of this project's own that
-    /// begins with the bases of root's common one.
+    /// begins with the base of the common one, which must be there.
     pub(crate) fn as_root_apart(&self, store: &Path) -> Option<impl Fn(&[&str]) -> Tested> {
         account()?;
-        self.start_as_root(&["build", "--no-output", "debian-12"]).finish().succeeds();
-        std::fs::create_dir_all(store.join("states")).unwrap();
-        let bases = records(&root_store()).into_iter().filter(|(_, record)| record["kind"] == "base");
-        let bases = bases.map(|(from, _)| (from, "states"));
-        for (from, to) in bases.chain([(root_store().join("blobs"), ".")]) {
-            let status = Command::new("cp").arg("-a").arg(from).arg(store.join(to)).status();
-            assert!(status.unwrap().success());
-        }
+        begin_with_base(store);
         let store = store.to_owned();
         Some(move |args: &[&str]| {
             let root = |command: &mut Command| {
@@ -218,12 +212,7 @@ impl Project {
     pub(crate) fn own_store(&self) -> PathBuf {
         let store = self.path("store");
         let _ = std::fs::remove_dir_all(&store);
-        std::fs::create_dir_all(store.join("states")).unwrap();
-        let (from, _) = state(&base().join("store"), "debian-12:base");
-        for (from, to) in [(from, "states"), (base().join("store/blobs"), ".")] {
-            let status = Command::new("cp").arg("-a").arg(from).arg(store.join(to)).status();
-            assert!(status.unwrap().success());
-        }
+        begin_with_base(&store);
         own(&store);
         store
     }
@@ -253,22 +242,13 @@ impl Project {
     pub(crate) fn vimg_on_disk(&self, raw: &Path, node: &str) -> (Tested, PathBuf) {
         let store = self.own_store();
         let disk = state(&store, "debian-12:base").0.join("disk.qcow2");
-        let convert = |from: &str, format: &str, to: &Path| {
-            let status = Command::new("qemu-img").args(["convert", "-O", format, from]).arg(to).status();
-            assert!(status.unwrap().success());
-        };
-        convert(raw.to_str().unwrap(), "qcow2", &disk);
+        let status = Command::new("qemu-img").args(["convert", "-O", "qcow2"]).args([raw, &disk]).status();
+        assert!(status.unwrap().success());
         own(&store);
         let built = self.vimg_in(&store, &["build", "--no-output"]);
         built.succeeds();
-        let mut graph = serde_json::Value::Null;
-        for disk in [disk, state(&store, node).0.join("disk.qcow2")] {
-            graph = serde_json::json!({
-                "driver": "qcow2", "backing": graph, "file": { "driver": "file", "filename": disk },
-            });
-        }
         let to = self.path("result.raw");
-        convert(&format!("json:{graph}"), "raw", &to);
+        convert([disk, state(&store, node).0.join("disk.qcow2")].iter(), "raw", &to);
         (built, to)
     }
 
@@ -351,6 +331,17 @@ impl Project {
             assert!(start.elapsed() < Duration::from_secs(20), "orphans: {left:?}");
             std::thread::sleep(Duration::from_millis(100));
         }
+    }
+}
+
+/// Makes a store that holds the common one's base.
+fn begin_with_base(store: &Path) {
+    std::fs::create_dir_all(store.join("states")).unwrap();
+    let common = Project::common_store();
+    let (from, _) = state(&common, "debian-12:base");
+    for (from, to) in [(from, "states"), (common.join("blobs"), ".")] {
+        let status = Command::new("cp").arg("-a").arg(from).arg(store.join(to)).status();
+        assert!(status.unwrap().success());
     }
 }
 
@@ -639,16 +630,48 @@ pub(crate) fn get(port: u16, path: &str) -> Option<String> {
     Some(page)
 }
 
-/// All files of the root filesystem on a raw disk that vimg made: type and
-/// mode, owner, content. Takes root, for the kernel to mount it.
-pub(crate) fn tree_of(disk: &Path) -> std::collections::BTreeMap<String, String> {
+/// All files of the root filesystem of a state: type and mode, owner, content;
+/// and when the first of the layers that it was made of were begun, in seconds
+/// since 1970. Takes root, for the kernel to mount it.
+pub(crate) fn files_of(store: &Path, key: &str) -> (BTreeMap<String, String>, u64) {
+    let (mut disks, mut begun, mut at) = (Vec::new(), u64::MAX, Some(key.to_owned()));
+    while let Some(key) = at {
+        let dir = store.join("states").join(key);
+        let record = std::fs::read(dir.join("record.json")).unwrap();
+        let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+        if record["kind"] != "base" {
+            begun = begun.min(record["made"].as_u64().unwrap() - record["seconds"].as_f64().unwrap() as u64);
+        }
+        disks.push(dir.join("disk.qcow2"));
+        at = record["disk"]["backing"][0].as_str().map(str::to_owned);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let raw = dir.path().join("raw");
+    convert(disks.iter().rev(), "raw", &raw);
+    (files_on(&raw), begun)
+}
+
+/// Writes what a chain of disks holds, the lowest first, as one disk.
+fn convert<'a>(chain: impl Iterator<Item = &'a PathBuf>, format: &str, to: &Path) {
+    let mut graph = serde_json::Value::Null;
+    for disk in chain {
+        graph = serde_json::json!({
+            "driver": "qcow2", "backing": graph, "file": { "driver": "file", "filename": disk },
+        });
+    }
+    let from = format!("json:{graph}");
+    let status = Command::new("qemu-img").args(["convert", "-O", format, &from]).arg(to).status();
+    assert!(status.unwrap().success());
+}
+
+fn files_on(disk: &Path) -> BTreeMap<String, String> {
     use std::os::unix::fs::MetadataExt;
     let dir = tempfile::tempdir().unwrap();
     // The third partition; the layout is in src/provider/gpt.rs.
     let options = format!("loop,ro,noload,offset={}", (2048 + 131_072) * 512);
     let mounted = Command::new("mount").args(["-o", &options]).arg(disk).arg(dir.path()).status();
     assert!(mounted.unwrap().success());
-    let mut tree = std::collections::BTreeMap::new();
+    let mut tree = BTreeMap::new();
     for entry in walkdir::WalkDir::new(dir.path()) {
         let entry = entry.unwrap();
         let meta = entry.metadata().unwrap();

@@ -56,8 +56,9 @@ fn a_second_runner_builds_only_what_nobody_built() {
     let (down, _) = moved(&second);
     assert!(down < disk(&two).len() as u64 + 2_000_000, "{down} bytes were read");
 
-    // An edit: what it lies on comes over, and nothing else is built.
-    two.edit("site/404.html", "Not here", "Nothing here");
+    // An edit, other than those of other tests of this example, who share a
+    // store with the first: what it lies on comes over, and nothing else is built.
+    two.edit("site/404.html", "Not here", "Nothing there");
     two.give_away();
     let plan = run(&two, Some(&store), &["plan", &from]);
     assert!(plan.stdout.contains("differs from the cached one in: file site/404.html"), "{}", plan.stdout);
@@ -75,7 +76,7 @@ fn a_second_runner_builds_only_what_nobody_built() {
     assert!(shared.iter().all(|key| ours[key] == theirs[key]));
 
     // The first one has the edit, too: now it is the second's layers that come.
-    one.edit("site/404.html", "Not here", "Nothing here");
+    one.edit("site/404.html", "Not here", "Nothing there");
     one.give_away();
     let back = run(&one, None, &["build", "--no-output", &from]);
     assert_eq!((back.boots(), back.built()), (0, vec![]));
