@@ -4,7 +4,8 @@
 //! ```text
 //! v1.2/records/<domain>/<key>   signed entries of a state and the disks below
 //! v1.2/packs/<sha256>           pieces of files, and lists of pieces
-//! v1.2/builds/<domain>/<name>   the keys of a project's last build, signed
+//! v1.2/builds/<domain>/<name>   the note of a project's last build: its keys,
+//!                               signed
 //! v1.2/condemned                packs that nothing needed at the last clean-up
 //! ```
 //!
@@ -37,6 +38,10 @@ pub use pull::Hit;
 pub use push::{Pushed, State};
 use remote::{Object, Remote};
 use sign::{Signer, Trust};
+
+/// Where nothing is replaced, the note of a build has the day in its name, and
+/// is looked for as many days back as GitHub keeps what nobody reads.
+const NOTES: u64 = 8;
 
 /// All caches of a build.
 #[derive(Debug, Default)]
@@ -201,13 +206,15 @@ impl Caches {
     async fn builds(&self, remote: &Remote) -> Vec<Build> {
         let mut builds = Vec::new();
         for domain in &remote.spec.domains {
-            let name = self.name_in(remote);
-            let object = Object::Build { domain: domain.clone(), name: name.to_owned() };
-            // These only explain: what can't be read explains nothing.
-            if let Ok(Some(bytes)) = remote.get(&object, entry::MAX_STORED).await
-                && let Ok(build) = Build::read(&bytes, domain, name, &self.trust)
-            {
-                builds.push(build);
+            for name in self.notes_in(remote) {
+                let object = Object::Build { domain: domain.clone(), name: name.clone() };
+                // These only explain: what can't be read explains nothing.
+                if let Ok(Some(bytes)) = remote.get(&object, entry::MAX_STORED).await
+                    && let Ok(build) = Build::read(&bytes, domain, &name, &self.trust)
+                {
+                    builds.push(build);
+                    break;
+                }
             }
         }
         builds
@@ -221,8 +228,15 @@ impl Caches {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
     }
 
-    fn name_in<'a>(&'a self, remote: &'a Remote) -> &'a str {
-        remote.spec.name.as_deref().unwrap_or(&self.name)
+    /// What the note of the last build may be called, the newest first, and
+    /// how a new one is.
+    fn notes_in(&self, remote: &Remote) -> Vec<String> {
+        let name = remote.spec.name.as_deref().unwrap_or(&self.name);
+        if remote.replaces() {
+            return vec![name.to_owned()];
+        }
+        let today = now() / 86_400;
+        (0..NOTES).map(|ago| format!("{name}.{}", today.saturating_sub(ago))).collect()
     }
 }
 

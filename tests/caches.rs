@@ -158,3 +158,15 @@ fn a_registry_behaves() {
     let server = servers::registry();
     behaves(&server.spec(), Lacks { deletion: true });
 }
+
+#[test]
+fn azure_behaves() {
+    let server = servers::azurite();
+    behaves(&server.spec(), Lacks::default());
+}
+
+#[test]
+fn google_behaves() {
+    let server = servers::google();
+    behaves(&server.spec(), Lacks::default());
+}

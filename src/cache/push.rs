@@ -13,7 +13,6 @@ use super::entry::{self, BLOB, Build, Contents, Entry, Pack, Place, Signed};
 use super::piece::{self, Piece};
 use super::pull::blocking;
 use super::remote::{Object, Remote};
-use super::spec::Kind;
 use super::{Caches, Refusal, now};
 use crate::digest::{Digest, Key};
 use crate::event::{Event, Sink};
@@ -96,19 +95,18 @@ impl Caches {
         }
         push.pushed.bytes = remote.moved().1 - before;
         // What this build did not look at stays as it was.
-        let before = builds.iter().find(|b| b.domain == *domain).map(|b| b.nodes.clone()).unwrap_or_default();
-        let mut all = before.clone();
+        let last = builds.iter().find(|b| b.domain == *domain);
+        let mut all = last.map(|b| b.nodes.clone()).unwrap_or_default();
         all.extend(nodes.iter().map(|(name, key)| (name.clone(), *key)));
-        if all != before {
-            let name = self.name_in(remote).to_owned();
+        let name = self.notes_in(remote).swap_remove(0);
+        if last.is_none_or(|last| last.nodes != all || last.name != name) {
             let build = Build { domain: domain.clone(), name: name.clone(), written: now(), nodes: all };
             let object = Object::Build { domain: domain.clone(), name };
-            // It only explains, so that nothing failed; and GitHub's cache
-            // replaces nothing.
+            // It only explains, so that nothing failed.
             let put = remote.put(&object, build.write(signer)?, &[]).await;
             if let Err(trouble) = put
                 && !trouble.known
-                && remote.spec.kind != Kind::Gha
+                && remote.replaces()
             {
                 remote.add_fault(trouble.why);
             }

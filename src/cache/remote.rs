@@ -206,6 +206,12 @@ impl Remote {
         self.faults.take()
     }
 
+    /// Whether what is written again under the same name is what will be read:
+    /// GitHub's cache keeps the first.
+    pub(super) fn replaces(&self) -> bool {
+        self.spec.kind != Kind::Gha
+    }
+
     /// Has something told that is no reason to fail.
     pub(super) fn add_fault(&self, why: String) {
         self.faults.add(why);
@@ -258,7 +264,12 @@ impl Remote {
             match &self.backend {
                 Backend::Objects(read, write) => {
                     let op = if matches!(object, Object::Pack(_)) { write } else { read };
-                    op.write(&object.path(), bytes.clone()).await.map(|_| ()).map_err(|e| describe(&e))
+                    let path = object.path();
+                    let mut writing = op.write_with(&path, bytes.clone());
+                    if op.info().capability().write_with_content_type {
+                        writing = writing.content_type("application/octet-stream");
+                    }
+                    writing.await.map(|_| ()).map_err(|e| describe(&e))
                 }
                 Backend::Registry(registry) => registry.put(object, bytes.clone(), needs).await,
             }
@@ -345,6 +356,10 @@ impl Remote {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
                 Err(e) => Err(Trouble::new(e.to_string())),
             };
+        }
+        if !self.replaces() {
+            // It counts from when a thing was last read.
+            return Ok(self.stat(object).await?.is_some());
         }
         if !matches!(object, Object::Pack(_)) {
             // Nobody is to find the old one again where there is a new one.
@@ -485,6 +500,10 @@ fn describe(error: &opendal::Error) -> Trouble {
                 "send http request" => Trouble::new("it can't be reached, or broke off"),
                 "io operation timeout reached" | "operation timeout reached" => {
                     Trouble::new("it does not answer in time")
+                }
+                // GitHub's cache, of a name that was begun or is there.
+                "create cache entry returns non-ok" => {
+                    Trouble::new("another build has sent the same, or is about to")
                 }
                 answer if answer.starts_with("it answers") => Trouble::new(answer),
                 "" => Trouble::new(format!("it failed: {kind}")),

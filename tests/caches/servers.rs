@@ -122,3 +122,53 @@ pub(crate) fn registry() -> Server {
     command.arg("serve").arg(&config);
     start(&mut command, address, dir, |address| format!("type=registry,ref={address}/cache/web"))
 }
+
+/// Azure's blob storage, as its own emulator has it, with the account and the
+/// key that everybody has there.
+pub(crate) fn azurite() -> Server {
+    let address = free_port();
+    let dir = tempfile::tempdir().unwrap();
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/node/node_modules/.bin/azurite-blob");
+    let mut command = Command::new(program);
+    command.args(["--blobHost", "127.0.0.1", "--blobPort", &address.port().to_string()]);
+    command.args(["--skipApiVersionCheck", "--disableTelemetry", "--location"]).arg(dir.path().join("data"));
+    let spec = |address: &SocketAddr| {
+        format!(
+            "type=azblob,account_url=http://{address}/devstoreaccount1,account_name=devstoreaccount1,\
+             container=cache,prefix=p,secret_access_key={AZURITE_KEY}"
+        )
+    };
+    let server = start(&mut command, address, dir, spec);
+    let made = python("python3").args(["-c", MAKE_CONTAINER, &address.to_string(), AZURITE_KEY]).status();
+    assert!(made.unwrap().success());
+    server
+}
+
+/// Makes the container, which takes a signed request ("Authorize with Shared
+/// Key" in the documentation of Azure's blob storage).
+const MAKE_CONTAINER: &str = r#"
+import base64, email.utils, hashlib, hmac, sys, urllib.request
+address, key = sys.argv[1:]
+account, date = 'devstoreaccount1', email.utils.formatdate(usegmt=True)
+text = 'PUT' + 12 * '\n' + f'x-ms-date:{date}\nx-ms-version:2021-08-06\n/{account}/{account}/cache\nrestype:container'
+sign = base64.b64encode(hmac.new(base64.b64decode(key), text.encode(), hashlib.sha256).digest()).decode()
+headers = {'x-ms-date': date, 'x-ms-version': '2021-08-06', 'Authorization': f'SharedKey {account}:{sign}'}
+url = f'http://{address}/{account}/cache?restype=container'
+urllib.request.urlopen(urllib.request.Request(url, method='PUT', headers=headers))
+"#;
+
+/// Azurite's documented key, the same on every machine.
+const AZURITE_KEY: &str =
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
+
+/// Google's storage.
+pub(crate) fn google() -> Server {
+    let address = free_port();
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = python("gcp-storage-emulator");
+    command.args(["start", "--host", "127.0.0.1", "--port", &address.port().to_string(), "--in-memory"]);
+    command.args(["--default-bucket", "cache"]);
+    start(&mut command, address, dir, |address| {
+        format!("type=gcs,bucket=cache,prefix=p,endpoint_url=http://{address},anonymous=true")
+    })
+}
