@@ -59,8 +59,9 @@ pub struct Caches {
     /// Where it is noted how young records were that were seen.
     pub seen: Option<PathBuf>,
     refused: Refused,
-    /// States that a cache has and could not give: they are sent anew.
-    broken: Mutex<BTreeSet<Key>>,
+    /// States that a cache has and could not give, by its place and domain:
+    /// they are sent anew to there.
+    broken: Mutex<BTreeSet<(String, Key)>>,
     /// Where they were, by tier and domain: they are not looked for there
     /// again.
     failed: Mutex<BTreeSet<(usize, String, Key)>>,
@@ -118,13 +119,13 @@ impl Caches {
                     Ok(Some(chain)) if self.is_put_back(remote, &chain[0]) => {
                         let why = "it is older than one that this machine has seen in its place";
                         self.refused.add(&remote.spec.label, name, why);
-                        self.set_broken(key);
+                        self.set_broken(remote, domain, key);
                     }
                     Ok(Some(chain)) => return Some(Hit { tier, domain: domain.clone(), chain }),
                     Ok(None) => {}
                     Err(Refusal::Record(why)) => {
                         self.refused.add(&remote.spec.label, name, &why);
-                        self.set_broken(key);
+                        self.set_broken(remote, domain, key);
                     }
                     Err(Refusal::Cache(trouble)) => {
                         if !trouble.known {
@@ -142,10 +143,7 @@ impl Caches {
     /// then somebody put back what its writer had replaced.
     fn is_put_back(&self, remote: &Remote, own: &Signed) -> bool {
         let Some(dir) = &self.seen else { return false };
-        // Two caches of one name may be two.
-        let mut place = format!("{}\n{}\n{}", remote.spec.label, own.entry.domain, own.entry.state.key);
-        let root = std::path::absolute(remote.spec.option("root").unwrap_or_default()).unwrap_or_default();
-        place.push_str(&format!("\n{}\n{:?}", root.display(), remote.spec.option("endpoint")));
+        let place = format!("{}\n{}", remote.place(&own.entry.domain), own.entry.state.key);
         let path = dir.join(crate::digest::Digest::of(place.as_bytes()).to_string());
         let seen: u64 = std::fs::read_to_string(&path).ok().and_then(|t| t.parse().ok()).unwrap_or_default();
         if own.entry.written > seen {
@@ -220,12 +218,14 @@ impl Caches {
         builds
     }
 
-    fn set_broken(&self, key: &Key) {
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner).insert(*key);
+    fn set_broken(&self, remote: &Remote, domain: &str, key: &Key) {
+        let place = (remote.place(domain), *key);
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).insert(place);
     }
 
-    fn is_broken(&self, key: &Key) -> bool {
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
+    fn is_broken(&self, remote: &Remote, domain: &str, key: &Key) -> bool {
+        let place = (remote.place(domain), *key);
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).contains(&place)
     }
 
     /// What the note of the last build may be called, the newest first, and

@@ -1,4 +1,4 @@
-//! Copies large files that are mostly holes.
+//! Large files that are mostly holes.
 
 use std::fs::File;
 use std::io;
@@ -50,6 +50,51 @@ pub fn copy(source: &File, target: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// What a hole is made of, in bytes: a page of a machine's memory, and a block
+/// of most filesystems.
+const BLOCK: usize = 4096;
+
+/// Makes holes of a file's blocks that hold nothing but zeros. Does nothing
+/// where the filesystem has no holes.
+pub fn punch(file: &File) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < length {
+        let start = match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
+            Err(Errno::NXIO) => return Ok(()),
+            start => start?,
+        };
+        // What is read from a block's begin on is made of whole blocks, but
+        // for the file's end.
+        let start = start - start % BLOCK as u64;
+        let end = rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(start))?;
+        let piece = buffer.len().min(usize::try_from(end - start).unwrap_or(usize::MAX));
+        file.read_exact_at(&mut buffer[..piece], start)?;
+        let zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
+        let mut from = None;
+        let blocks = buffer[..piece].chunks(BLOCK).map(zero).chain([false]);
+        for (n, is_zero) in blocks.enumerate() {
+            match (is_zero, from) {
+                (true, None) => from = Some(n),
+                (false, Some(first)) => {
+                    let (offset, long) = (first * BLOCK, ((n - first) * BLOCK).min(piece - first * BLOCK));
+                    let flags =
+                        rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+                    match rustix::fs::fallocate(file, flags, start + offset as u64, long as u64) {
+                        Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
+                        done => done?,
+                    }
+                    from = None;
+                }
+                _ => {}
+            }
+        }
+        at = start + piece as u64;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,5 +118,28 @@ mod tests {
             copy(&source, &File::create(&far).unwrap()).unwrap();
             assert_eq!(fs::read(&from).unwrap(), fs::read(&far).unwrap());
         }
+    }
+
+    #[test]
+    fn zeros_become_holes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let mut bytes = vec![0; (3 << 20) + 100];
+        for at in [0, 5000, (1 << 20) - 1, (2 << 20) + 7, (3 << 20) + 50] {
+            bytes[at] = 1;
+        }
+        fs::write(&path, &bytes).unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let before = file.metadata().unwrap().blocks();
+        punch(&file).unwrap();
+        assert!(fs::read(&path).unwrap() == bytes, "what is read must not change");
+        let after = file.metadata().unwrap().blocks();
+        assert!(after < before / 4, "{after} of {before} blocks are left");
+        // All of it, and nothing.
+        fs::write(&path, vec![0; 1 << 20]).unwrap();
+        punch(&file).unwrap();
+        assert_eq!((file.metadata().unwrap().blocks(), file.metadata().unwrap().len()), (0, 1 << 20));
+        fs::write(&path, "").unwrap();
+        punch(&file).unwrap();
     }
 }

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use common::{Runner, listed, wait};
 use vimg::cache::keep::{self, Keep};
-use vimg::cache::remote::Remote;
+use vimg::cache::remote::{Object, Remote};
 use vimg::cache::spec::Spec;
 
 /// What a cache can't do, for it is not made for it.
@@ -52,6 +52,12 @@ fn behaves(spec: &str, lacks: Lacks) {
     assert!(pushed.bytes > 1_900_000, "noise can't be compressed: {}", pushed.bytes);
     let again = first.push(&caches, &writer, &all);
     assert_eq!((again.sent, again.there, again.bytes), (0, 3, 0));
+
+    // Of two who write what was not there, one is the first.
+    let note = Object::Build { domain: "main".into(), name: "note".into() };
+    assert!(wait(writer.put_new(&note, &b"first"[..], &[])).unwrap());
+    assert!(!wait(writer.put_new(&note, &b"second"[..], &[])).unwrap());
+    assert_eq!(wait(reader.get(&note, 100)).unwrap().unwrap(), b"first");
 
     // Another runner has nothing. It gets an output without what is below.
     let second = Runner::new();
@@ -96,8 +102,10 @@ fn behaves(spec: &str, lacks: Lacks) {
     let id = vimg::digest::Digest::of(spec.as_bytes());
     let copy = Spec::parse(&format!("type=memory,id={id},domain=main"), true).unwrap();
     let copy = Arc::new(Remote::open(copy).unwrap());
-    let (records, _) = wait(caches.copy(&reader, &copy)).unwrap();
-    assert_eq!(records, 5);
+    let copied = wait(caches.copy(&reader, &copy)).unwrap();
+    assert_eq!((copied.records, copied.damaged), (5, 0));
+    let again = wait(caches.copy(&reader, &copy)).unwrap();
+    assert_eq!((again.records, again.damaged), (0, 0));
     if lacks.deletion {
         return;
     }

@@ -120,6 +120,18 @@ fn usage_and_recipes_have_their_own_exit_codes() {
 }
 
 #[test]
+fn a_cache_that_can_not_be_used_is_a_note() {
+    let dir = small();
+    let made = vimg(dir.path(), &["cache", "keygen", "key"]);
+    let made = String::from_utf8(made.stdout).unwrap();
+    let public = made.split_whitespace().find(|word| word.starts_with("ed25519:")).unwrap();
+    assert!(vimg(dir.path(), &["cache", "trust", "--project", public]).status.success());
+    // There is no cache of GitHub's outside of its actions.
+    says(&vimg(dir.path(), &["plan", "--cache-from", "type=gha"]), 0, "gha is not used");
+    says(&vimg(dir.path(), &["plan", "--cache-from", "type=s4"]), 2, "there is no type `s4`");
+}
+
+#[test]
 fn the_choice_of_a_way_is_shown_and_explained() {
     let dir = small();
     // The flag first, then the settings, then what the host offers.

@@ -252,11 +252,17 @@ fn parse(payload: &[u8]) -> Result<Entry, String> {
     Ok(entry)
 }
 
+/// By how much the clocks of two machines may differ, in seconds.
+const CLOCKS: u64 = 86_400;
+
 /// Whether an entry is what was asked for, or what lies below `above`.
 fn fits(entry: &Entry, digest: &Digest, above: Option<&Signed>, asked: &Asked) -> Result<(), String> {
     let state = &entry.state;
     if state.description.key() != state.key {
         return Err("its key is not that of what it describes".into());
+    }
+    if entry.written > asked.now.saturating_add(CLOCKS) {
+        return Err("it was written in the future".into());
     }
     match above {
         None => {

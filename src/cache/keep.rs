@@ -51,6 +51,8 @@ pub struct Listing {
     pub packs: BTreeMap<String, u64>,
     /// The builds that it notes, and when.
     pub builds: Vec<(Object, Option<SystemTime>)>,
+    /// What interrupted touches left, and when.
+    asides: Vec<(Object, Option<SystemTime>)>,
 }
 
 impl Listing {
@@ -72,6 +74,7 @@ pub async fn list(remote: &Remote) -> Result<Listing, Trouble> {
             }
             Object::Record { domain, key } => records.push((domain, key, meta)),
             build @ Object::Build { .. } => listing.builds.push((build, meta.modified)),
+            aside @ Object::Aside(_) => listing.asides.push((aside, meta.modified)),
             Object::Condemned => {}
         }
     }
@@ -166,6 +169,12 @@ pub async fn clean(remote: &Remote, keep: &Keep) -> Result<Cleaned, Trouble> {
             remote.delete(build).await?;
         }
     }
+    for (aside, modified) in &listing.asides {
+        let age = modified.and_then(|t| SystemTime::now().duration_since(t).ok());
+        if age.is_none_or(|age| age >= keep.grace) && !keep.dry_run {
+            remote.delete(aside).await?;
+        }
+    }
     let needed: HashSet<&str> = stay.iter().flat_map(Listed::packs).map(|p| p.sha256.as_str()).collect();
     packs(remote, &listing.packs, &needed, keep, &mut cleaned).await?;
     cleaned.left = listing.bytes() - cleaned.bytes;
@@ -211,6 +220,18 @@ async fn packs(
         remote.put(&Object::Condemned, bytes, &[]).await?;
     }
     Ok(())
+}
+
+/// What was copied.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Copied {
+    /// Records that were not there.
+    pub records: usize,
+    /// Records that can't be used: they, or something that they need, are
+    /// damaged or missing.
+    pub damaged: usize,
+    /// What was written, in bytes.
+    pub bytes: u64,
 }
 
 /// What is wrong with a cache, in sentences.
@@ -306,34 +327,44 @@ impl Caches {
     }
 
     /// Copies all records, and the packs that they need, as they are signed.
-    /// Says how many records and bytes that took.
-    pub async fn copy(&self, from: &Arc<Remote>, to: &Arc<Remote>) -> Result<(usize, u64), String> {
-        let fail = |e: Trouble| e.to_string();
-        let listing = list(from).await.map_err(fail)?;
+    /// What can't be used there is left out, and what is newer where it would
+    /// go to.
+    pub async fn copy(&self, from: &Arc<Remote>, to: &Arc<Remote>) -> Result<Copied, Trouble> {
+        let listing = list(from).await?;
         let before = to.moved().1;
-        let mut copied = 0;
+        let mut copied = Copied::default();
         for listed in &listing.records {
             let object = Object::Record { domain: listed.domain.clone(), key: listed.key };
-            let Some(bytes) = from.get(&object, entry::MAX_STORED).await.map_err(fail)? else { continue };
-            let there = to.get(&object, entry::MAX_STORED).await.map_err(fail)?;
-            if there.is_some_and(|there| there == bytes) {
+            let Ok(ours) = &listed.entries else {
+                copied.damaged += 1;
+                continue;
+            };
+            let Some(bytes) = from.get(&object, entry::MAX_STORED).await? else { continue };
+            let there = to.get(&object, entry::MAX_STORED).await?;
+            let written = |entries: &[Entry]| entries.first().map(|e| e.written);
+            let newer = there.and_then(|bytes| entry::peek(&bytes).ok());
+            if newer.is_some_and(|theirs| written(&theirs) >= written(ours)) {
                 continue;
             }
             let mut packs: Vec<Pack> = listed.packs().cloned().collect();
             packs.sort_unstable();
             packs.dedup();
-            if self.copy_packs(from, to, packs.clone(), false).await.is_err() {
-                // What can't be used there can't be used here.
-                continue;
-            }
-            to.put(&object, bytes, &packs).await.map_err(fail)?;
-            copied += 1;
+            match self.copy_packs(from, to, packs.clone(), false).await {
+                Err(trouble) if trouble.content => {
+                    copied.damaged += 1;
+                    continue;
+                }
+                done => done?,
+            };
+            to.put(&object, bytes, &packs).await?;
+            copied.records += 1;
         }
         for (build, _) in &listing.builds {
-            if let Some(bytes) = from.get(build, entry::MAX_STORED).await.map_err(fail)? {
-                to.put(build, bytes, &[]).await.map_err(fail)?;
+            if let Some(bytes) = from.get(build, entry::MAX_STORED).await? {
+                to.put(build, bytes, &[]).await?;
             }
         }
-        Ok((copied, to.moved().1 - before))
+        copied.bytes = to.moved().1 - before;
+        Ok(copied)
     }
 }

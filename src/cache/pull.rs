@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 
 use super::entry::{BLOB, Contents, Pack, Place, Signed};
 use super::piece::{self, Piece};
-use super::remote::{Object, Remote};
+use super::remote::{Object, Remote, Trouble};
 use super::sign::Writer;
 use super::{Caches, tell};
 use crate::digest::Blob;
@@ -82,13 +82,17 @@ impl Caches {
             }
             let remote = self.nearest(node, hit, signed, sink).await;
             let lock = store.lock(&state.key).await.map_err(|e| e.to_string())?;
-            // Another process may have made it in the meantime.
-            if store.whole(&state.key, &mut Default::default()).is_none() {
+            // Another process may have made it in the meantime, or its own.
+            let here = store.whole(&state.key, &mut Default::default());
+            if here.is_some_and(|id| id != state.id) {
+                return Err(format!("it lies on another build of {} than the one that is here", state.name));
+            }
+            if here.is_none() {
                 let fetching = Fetching { remote: &remote, node, sink, start, bytes: AtomicU64::new(0) };
                 let done = fetching.state(signed, store).await;
                 bytes += fetching.bytes.load(Ordering::Relaxed);
                 if done.is_err() {
-                    self.set_broken(&hit.chain[0].entry.state.key);
+                    self.set_broken(&remote, &hit.domain, &hit.chain[0].entry.state.key);
                 }
                 done?;
             }
@@ -106,11 +110,11 @@ impl Caches {
         let Some(near) = near else { return found.clone() };
         // What was there and could not be used is written over.
         let own = &hit.chain[0];
-        let anew = self.is_broken(&own.entry.state.key);
+        let anew = self.is_broken(near, &hit.domain, &own.entry.state.key);
         match self.copy_packs(found, near, signed.entry.packs().cloned(), anew).await {
             Ok(_) => {}
-            Err(why) => {
-                tell(sink, near, &format!("it was not filled: {why}"));
+            Err(trouble) => {
+                tell(sink, near, &format!("it was not filled: {trouble}"));
                 return found.clone();
             }
         }
@@ -140,21 +144,21 @@ impl Caches {
         to: &Remote,
         packs: impl IntoIterator<Item = Pack>,
         anew: bool,
-    ) -> Result<u64, String> {
+    ) -> Result<u64, Trouble> {
         let mut copied = 0;
         for pack in packs {
             let object = Object::Pack(pack.clone());
-            let there = to.stat(&object).await.map_err(|e| e.to_string())?;
+            let there = to.stat(&object).await?;
             if !anew && there.is_some_and(|meta| meta.size == pack.size) {
                 continue;
             }
-            let bytes = from.get(&object, pack.size).await.map_err(|e| e.to_string())?;
-            let bytes = bytes.ok_or("a pack is missing")?;
+            let bytes = from.get(&object, pack.size).await?;
+            let bytes = bytes.ok_or_else(|| Trouble::content("a pack is missing"))?;
             if super::push::sha256(&bytes) != pack.sha256 {
-                return Err("a pack is damaged".into());
+                return Err(Trouble::content("a pack is damaged"));
             }
             copied += bytes.len() as u64;
-            to.put(&object, bytes, &[]).await.map_err(|e| e.to_string())?;
+            to.put(&object, bytes, &[]).await?;
         }
         Ok(copied)
     }

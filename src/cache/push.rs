@@ -84,6 +84,7 @@ impl Caches {
             current: Vec::new(),
             sending: JoinSet::new(),
             anew: false,
+            looked: HashMap::new(),
             pushed: Pushed::default(),
             start: Instant::now(),
         };
@@ -136,14 +137,18 @@ struct Push<'a> {
     /// Packs are written even if they seem to be there: one of them is not
     /// what it should be.
     anew: bool,
+    /// Packs that may be referred to again, and whether they are there.
+    looked: HashMap<Pack, bool>,
     pushed: Pushed,
     start: Instant,
 }
 
 /// What a cache knows of a state that is here.
 enum Found {
-    /// Nothing that can be used.
+    /// Nothing.
     Missing,
+    /// Something that can't be used.
+    Useless,
     /// Another build of it.
     Foreign,
     /// It, and what it lies on.
@@ -178,7 +183,8 @@ impl Push<'_> {
                 break;
             }
             match self.look(&record).await? {
-                Found::Missing => missing.push(record),
+                Found::Missing => missing.push((record, true)),
+                Found::Useless => missing.push((record, false)),
                 Found::Foreign => {
                     self.signed.insert(record.key, None);
                     break;
@@ -191,7 +197,7 @@ impl Push<'_> {
                 }
             }
         }
-        for record in missing.into_iter().rev() {
+        for (record, new) in missing.into_iter().rev() {
             let below = match record.disk.backing {
                 None => Some(Vec::new()),
                 // What lies on a disk that the cache has another build of fits
@@ -205,10 +211,10 @@ impl Push<'_> {
                 None => None,
                 Some(below) => {
                     let previous = previous.filter(|_| record.key == state.key);
-                    if let Some(previous) = previous.filter(|key| !self.caches.is_broken(key)) {
-                        self.learn(previous).await?;
+                    if let Some(previous) = previous {
+                        self.learn(previous).await;
                     }
-                    Some(self.send(&record, below).await?)
+                    self.send(&record, below, new).await?
                 }
             };
             self.signed.insert(record.key, signed);
@@ -218,15 +224,20 @@ impl Push<'_> {
 
     /// What the cache knows of a state.
     async fn look(&mut self, record: &Record) -> Result<Found, String> {
-        let broken = self.caches.is_broken(&record.key);
-        self.anew |= broken;
+        let mut found = Found::Missing;
         let domains = self.remote.spec.domains.clone();
-        for domain in domains.iter().filter(|_| !broken) {
+        for domain in &domains {
+            if self.caches.is_broken(self.remote, domain, &record.key) {
+                self.distrust();
+                found = Found::Useless;
+                continue;
+            }
             match self.caches.record(self.remote, domain, &record.key).await {
                 Ok(Some(chain)) if chain[0].entry.state.id == record.id => {
-                    if !self.keep_young(domain, &chain).await? {
-                        self.anew = true;
-                        return Ok(Found::Missing);
+                    if !self.keep_young(domain, &chain).await {
+                        self.distrust();
+                        found = Found::Useless;
+                        continue;
                     }
                     self.pushed.there += 1;
                     return Ok(Found::There(chain));
@@ -240,51 +251,91 @@ impl Push<'_> {
                     }
                     return Ok(Found::Foreign);
                 }
-                // A record that nobody can use is written anew.
-                Ok(_) | Err(Refusal::Record(_)) => {}
+                Ok(_) => {}
+                // What nobody can use is written anew.
+                Err(Refusal::Record(_)) => found = Found::Useless,
                 Err(Refusal::Cache(trouble)) => return Err(trouble.to_string()),
             }
         }
-        Ok(Found::Missing)
+        Ok(found)
+    }
+
+    /// Something in the cache is not what it should be: no pack of it is
+    /// referred to again unless it is written again.
+    fn distrust(&mut self) {
+        self.anew = true;
+        self.known.retain(|_, (slot, ..)| matches!(slot, Slot::New(_)));
     }
 
     /// Touches what the rules of a bucket might take away. `false` if some of
     /// it is gone already.
-    async fn keep_young(&self, domain: &str, chain: &[Signed]) -> Result<bool, String> {
-        let fail = |e: super::remote::Trouble| e.to_string();
-        let Some(own) = chain.first() else { return Ok(false) };
+    async fn keep_young(&mut self, domain: &str, chain: &[Signed]) -> bool {
+        let Some(own) = chain.first() else { return false };
         let object = Object::Record { domain: domain.to_owned(), key: own.entry.state.key };
-        let modified = self.remote.stat(&object).await.map_err(fail)?.and_then(|m| m.modified);
-        let age = modified.and_then(|t| SystemTime::now().duration_since(t).ok());
-        if age.is_none_or(|age| age < self.remote.spec.touch_refresh) {
-            return Ok(true);
+        let Ok(Some(meta)) = self.remote.stat(&object).await else { return true };
+        if !self.is_old(meta) {
+            return true;
         }
         // The packs first: a record that is there has all of its packs.
-        let mut packs: Vec<&Pack> = own.entry.packs().collect();
+        let packs: Vec<Pack> = own.entry.packs().cloned().collect();
+        if !self.are_there(packs).await {
+            return false;
+        }
+        // Others' records are theirs to touch.
+        domain != self.domain || self.touch(&object).await
+    }
+
+    fn is_old(&self, meta: super::remote::Meta) -> bool {
+        let age = meta.modified.and_then(|t| SystemTime::now().duration_since(t).ok());
+        age.is_some_and(|age| age >= self.remote.spec.touch_refresh)
+    }
+
+    /// `false` if it is not there. Who may not touch it has it told, and goes
+    /// on.
+    async fn touch(&self, object: &Object) -> bool {
+        self.remote.touch(object).await.unwrap_or_else(|trouble| {
+            if !trouble.known {
+                self.remote.add_fault(format!("what is used can't be made young: {trouble}"));
+            }
+            true
+        })
+    }
+
+    /// Whether packs are there, so that something may refer to them; those
+    /// that are old are touched.
+    async fn are_there(&mut self, packs: Vec<Pack>) -> bool {
+        use futures_util::StreamExt;
+        let mut packs: Vec<Pack> = packs.into_iter().filter(|p| !self.looked.contains_key(p)).collect();
+        let all = packs.clone();
         packs.sort_unstable();
         packs.dedup();
-        for pack in packs {
-            if !self.remote.touch(&Object::Pack(pack.clone())).await.map_err(fail)? {
-                return Ok(false);
-            }
-        }
-        self.remote.touch(&object).await.map_err(fail)
+        let this = &*self;
+        let looks = packs.into_iter().map(|pack| async move {
+            let object = Object::Pack(pack.clone());
+            let there = match this.remote.stat(&object).await {
+                Ok(Some(meta)) if meta.size == pack.size => !this.is_old(meta) || this.touch(&object).await,
+                _ => false,
+            };
+            (pack, there)
+        });
+        let looked: Vec<(Pack, bool)> =
+            futures_util::stream::iter(looks).buffer_unordered(AT_ONCE).collect().await;
+        self.looked.extend(looked);
+        all.iter().all(|pack| self.looked.get(pack) == Some(&true))
     }
 
     /// Learns which pieces an earlier build of a node left in the cache.
-    async fn learn(&mut self, key: &Key) -> Result<(), String> {
+    async fn learn(&mut self, key: &Key) {
         let domains = self.remote.spec.domains.clone();
-        for domain in &domains {
+        for domain in domains.iter().filter(|d| !self.caches.is_broken(self.remote, d, key)) {
             let Ok(Some(chain)) = self.caches.record(self.remote, domain, key).await else { continue };
-            if !self.keep_young(domain, &chain).await? {
-                return Ok(());
+            if self.keep_young(domain, &chain).await {
+                for contents in chain.iter().take(1).flat_map(|s| &s.entry.files) {
+                    self.learn_file(contents).await;
+                }
             }
-            for contents in chain.iter().take(1).flat_map(|s| &s.entry.files) {
-                self.learn_file(contents).await;
-            }
-            return Ok(());
+            return;
         }
-        Ok(())
     }
 
     /// What can't be read teaches nothing.
@@ -314,16 +365,29 @@ impl Push<'_> {
             }
             again.push(*pack);
         }
+        let used: Vec<Pack> = small
+            .iter()
+            .filter(|(_, pack)| !again.contains(pack))
+            .filter_map(|(_, pack)| contents.packs.get(*pack as usize).cloned())
+            .collect();
+        self.are_there(used).await;
         for piece in list.iter().filter(|p| !again.contains(&p.pack)) {
-            if let Some(pack) = contents.packs.get(piece.pack as usize) {
+            let pack = contents.packs.get(piece.pack as usize);
+            if let Some(pack) = pack.filter(|pack| self.looked.get(pack) == Some(&true)) {
                 let slot = Slot::Old(pack.clone());
                 self.known.insert(piece.digest, (slot, piece.from, piece.stored));
             }
         }
     }
 
-    /// Sends the files of a state, then its record.
-    async fn send(&mut self, record: &Record, below: Vec<Signed>) -> Result<Vec<Signed>, String> {
+    /// Sends the files of a state, then its record, which is `new` if nothing
+    /// was there. `None` if somebody else sent another build of it meanwhile.
+    async fn send(
+        &mut self,
+        record: &Record,
+        below: Vec<Signed>,
+        new: bool,
+    ) -> Result<Option<Vec<Signed>>, String> {
         let mut drafts = Vec::new();
         let mut files = Vec::new();
         for (name, path, digest) in self.files_of(record) {
@@ -351,14 +415,30 @@ impl Push<'_> {
         let mut packs: Vec<Pack> = chain.iter().flat_map(|s| s.entry.packs().cloned()).collect();
         packs.sort_unstable();
         packs.dedup();
-        self.remote.put(&object, entry::write(&all)?, &packs).await.map_err(|e| e.to_string())?;
+        let bytes = entry::write(&all)?;
+        let put = match new {
+            true => self.remote.put_new(&object, bytes, &packs).await,
+            // What can't be replaced stays as it is.
+            false if !self.remote.replaces() => Ok(false),
+            false => self.remote.put(&object, bytes, &packs).await.map(|()| true),
+        };
+        if !put.map_err(|e| e.to_string())? {
+            // It may be this one: an answer gets lost now and then.
+            match self.caches.record(self.remote, self.domain, &record.key).await {
+                Ok(Some(theirs)) if theirs[0].entry.state.id == record.id => {}
+                _ => {
+                    self.pushed.foreign.push(record.name.clone());
+                    return Ok(None);
+                }
+            }
+        }
         self.pushed.sent += 1;
         (self.sink)(Event::Sent {
             node: record.name.clone(),
             key: record.key.to_string(),
             to: self.remote.spec.label.clone(),
         });
-        Ok(chain)
+        Ok(Some(chain))
     }
 
     /// The files of a state: its name, where it is, and its digest if the
@@ -485,14 +565,14 @@ impl Push<'_> {
             let pack = Pack { sha256, size: bytes.len() as u64 };
             let object = Object::Pack(pack.clone());
             // It is there if this was interrupted before.
-            let there = match anew {
+            let there = match anew && remote.replaces() {
                 true => None,
                 false => remote.stat(&object).await.map_err(|e| e.to_string())?,
             };
             // One that nothing needed for long may be about to be removed.
             let age = |t: SystemTime| SystemTime::now().duration_since(t).unwrap_or_default();
             let old = there.and_then(|meta| meta.modified).is_some_and(|t| age(t) > super::keep::GRACE / 2);
-            if old || there.is_none_or(|meta| meta.size != pack.size) {
+            if (old && remote.replaces()) || there.is_none_or(|meta| meta.size != pack.size) {
                 remote.put(&object, bytes, &[]).await.map_err(|e| e.to_string())?;
             }
             Ok((number, pack))

@@ -25,9 +25,9 @@ const STALL: Duration = Duration::from_secs(15);
 const RETRIES: usize = 2;
 /// How many requests are under way at once.
 pub(super) const AT_ONCE: usize = 8;
-/// A transfer slower than this is of a cache that is not worth its while, in
-/// bytes a second.
-const SLOWEST: u64 = 250_000;
+/// If all that is under way moves slower than this, a cache is not worth its
+/// while, in bytes a second.
+const SLOWEST: u64 = 1_000_000;
 /// The largest pack, in bytes.
 const LARGEST: u64 = 17 << 20;
 /// How long an answer may take without being counted.
@@ -56,7 +56,10 @@ pub enum Object {
         name: String,
     },
     /// The packs that nothing needed when somebody last cleaned up.
+    /// Packs that nothing needed at the last clean-up.
     Condemned,
+    /// A copy that somebody made to touch a pack, and left.
+    Aside(String),
 }
 
 /// The versions of entries and of the states in them: those of others are not
@@ -73,6 +76,7 @@ impl Object {
             Self::Pack(pack) => format!("{}/packs/{}", root(), pack.sha256),
             Self::Build { domain, name } => format!("{}/builds/{domain}/{name}", root()),
             Self::Condemned => format!("{}/condemned", root()),
+            Self::Aside(name) => format!("{}/aside/{name}", root()),
         }
     }
 
@@ -81,6 +85,9 @@ impl Object {
         if let Some(sha256) = path.strip_prefix("packs/") {
             let is_hex = sha256.len() == 64 && sha256.bytes().all(|b| b.is_ascii_hexdigit());
             return is_hex.then(|| Self::Pack(Pack { sha256: sha256.to_owned(), size }));
+        }
+        if let Some(name) = path.strip_prefix("aside/") {
+            return Some(Self::Aside(name.to_owned()));
         }
         if let Some((domain, key)) = path.strip_prefix("records/").and_then(|rest| rest.split_once('/')) {
             if !is_name(domain) {
@@ -153,6 +160,8 @@ pub struct Remote {
     backend: Backend,
     /// How much longer it may fail.
     left: Mutex<Duration>,
+    /// How much is under way, in bytes.
+    moving: AtomicU64,
     gone: AtomicBool,
     rest: Arc<Rest>,
     faults: Arc<Faults>,
@@ -184,6 +193,7 @@ impl Remote {
         };
         Ok(Self {
             left: Mutex::new(spec.timeout),
+            moving: AtomicU64::new(0),
             gone: AtomicBool::new(false),
             rest,
             faults,
@@ -210,6 +220,14 @@ impl Remote {
     /// GitHub's cache keeps the first.
     pub(super) fn replaces(&self) -> bool {
         self.spec.kind != Kind::Gha
+    }
+
+    /// Tells it and one of its domains from all others.
+    pub(super) fn place(&self, domain: &str) -> String {
+        // Two caches of one name may be two.
+        let root = std::path::absolute(self.spec.option("root").unwrap_or_default()).unwrap_or_default();
+        let endpoint = self.spec.option("endpoint");
+        format!("{}\n{}\n{endpoint:?}\n{domain}", self.spec.label, root.display())
     }
 
     /// Has something told that is no reason to fail.
@@ -258,25 +276,48 @@ impl Remote {
     /// Writes an object. A record says which packs it needs, for those caches
     /// that keep only what is referred to.
     pub async fn put(&self, object: &Object, bytes: impl Into<Bytes>, needs: &[Pack]) -> Answer<()> {
-        let bytes: Bytes = bytes.into();
+        self.write(object, bytes.into(), needs, false).await.map(|_| ())
+    }
+
+    /// Writes an object that is not there; `false` if it is. Caches that can't
+    /// write on that condition may not see who does the same at this moment.
+    pub async fn put_new(&self, object: &Object, bytes: impl Into<Bytes>, needs: &[Pack]) -> Answer<bool> {
+        let tells = match &self.backend {
+            Backend::Objects(op, _) => op.info().capability().write_with_if_not_exists,
+            Backend::Registry(_) => false,
+        };
+        // Some that should heed the condition do not.
+        if self.stat(object).await?.is_some() {
+            return Ok(false);
+        }
+        self.write(object, bytes.into(), needs, tells).await
+    }
+
+    async fn write(&self, object: &Object, bytes: Bytes, needs: &[Pack], new: bool) -> Answer<bool> {
         let length = bytes.len() as u64;
-        self.guard(length, || async {
+        let written = self.guard(length, || async {
             match &self.backend {
                 Backend::Objects(read, write) => {
-                    let op = if matches!(object, Object::Pack(_)) { write } else { read };
+                    let slow = matches!(object, Object::Pack(_)) || !self.replaces();
+                    let op = if slow { write } else { read };
                     let path = object.path();
                     let mut writing = op.write_with(&path, bytes.clone());
                     if op.info().capability().write_with_content_type {
                         writing = writing.content_type("application/octet-stream");
                     }
-                    writing.await.map(|_| ()).map_err(|e| describe(&e))
+                    match writing.if_not_exists(new).await {
+                        Err(e) if e.kind() == ErrorKind::ConditionNotMatch => Ok(false),
+                        done => done.map(|_| true).map_err(|e| describe(&e)),
+                    }
                 }
-                Backend::Registry(registry) => registry.put(object, bytes.clone(), needs).await,
+                Backend::Registry(registry) => {
+                    registry.put(object, bytes.clone(), needs).await.map(|()| true)
+                }
             }
-        })
-        .await?;
-        self.up.fetch_add(length, Ordering::Relaxed);
-        Ok(())
+        });
+        let written = written.await?;
+        self.up.fetch_add(if written { length } else { 0 }, Ordering::Relaxed);
+        Ok(written)
     }
 
     /// What is known of an object; `None` if it is not there.
@@ -375,7 +416,7 @@ impl Remote {
         }
         // No service copies a thing onto itself.
         let unique = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
-        let aside = format!("{path}.{}-{unique}", std::process::id());
+        let aside = Object::Aside(format!("{}-{unique}", std::process::id())).path();
         self.guard(0, || async {
             let done = async {
                 op.copy(&path, &aside).await?;
@@ -404,9 +445,11 @@ impl Remote {
                 return Err(gone());
             }
             let start = Instant::now();
+            // What moves beside it slows it down.
+            let beside = Moving::add(&self.moving, bytes);
             let left = *self.left.lock().unwrap_or_else(PoisonError::into_inner);
             let rest = self.rest.left().unwrap_or_default();
-            let limit = left + Duration::from_secs(bytes / SLOWEST);
+            let limit = left + Duration::from_secs(beside.all() / SLOWEST);
             let result = if rest > left {
                 tries = RETRIES;
                 let (rest, left) = (rest.as_secs(), left.as_secs());
@@ -420,7 +463,8 @@ impl Remote {
                     .unwrap_or_else(|e| Err(late(e)))
             };
             // What takes its time is paid for as well, beyond what it may take.
-            let fair = PROMPT + Duration::from_secs_f64(bytes as f64 / SLOWEST as f64);
+            let fair = PROMPT + Duration::from_secs_f64(beside.all() as f64 / SLOWEST as f64);
+            drop(beside);
             if result.is_ok() {
                 let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
                 *left = left.saturating_sub(start.elapsed().saturating_sub(fair));
@@ -447,6 +491,31 @@ impl Remote {
             }
             self.faults.add(trouble.why);
         }
+    }
+}
+
+/// Bytes that are under way as long as this is kept.
+struct Moving<'a> {
+    all: &'a AtomicU64,
+    own: u64,
+    /// What was under way when these began, with them.
+    begun: u64,
+}
+
+impl<'a> Moving<'a> {
+    fn add(all: &'a AtomicU64, own: u64) -> Self {
+        Self { all, own, begun: all.fetch_add(own, Ordering::Relaxed) + own }
+    }
+
+    /// The most that is known to have been under way beside and with them.
+    fn all(&self) -> u64 {
+        self.begun.max(self.all.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.own, Ordering::Relaxed);
     }
 }
 
@@ -562,26 +631,29 @@ fn operators(spec: &Spec, rest: &Arc<Rest>, faults: &Arc<Faults>) -> Result<(Ope
     // All tries together take no longer than it may delay a build.
     let each = spec.timeout / (RETRIES as u32 + 1);
     let op = op.with_context(context.with_http_transport(courier));
-    let layered = |stall: Duration| {
+    let retry = || {
         let faults = faults.clone();
-        op.clone()
-            .layer(TimeoutLayer::new().with_timeout(SMALL.min(each)).with_io_timeout(stall))
-            .layer(
-                RetryLayer::new()
-                    .with_notify(move |event: opendal::layers::RetryEvent<'_>| {
-                        faults.add(describe(event.err).why)
-                    })
-                    .with_max_times(RETRIES)
-                    .with_min_delay(Duration::from_millis(200))
-                    .with_max_delay(Duration::from_secs(2))
-                    .with_jitter(),
-            )
-            .layer(ConcurrentLimitLayer::new(AT_ONCE))
+        RetryLayer::new()
+            .with_notify(move |event: opendal::layers::RetryEvent<'_>| faults.add(describe(event.err).why))
+            .with_max_times(RETRIES)
+            .with_min_delay(Duration::from_millis(200))
+            .with_max_delay(Duration::from_secs(2))
+            .with_jitter()
     };
-    // A whole pack is written in one step, which is not interrupted as long
-    // as it may take.
+    let timeout = |stall| TimeoutLayer::new().with_timeout(SMALL.min(each)).with_io_timeout(stall);
+    let limit = || ConcurrentLimitLayer::new(AT_ONCE);
     let stall = STALL.min(each);
-    Ok((layered(stall), layered(stall + Duration::from_secs(LARGEST / SLOWEST))))
+    // A whole pack is written in one step, which is not interrupted as long
+    // as it may take beside others.
+    let long = stall + Duration::from_secs(AT_ONCE as u64 * LARGEST / SLOWEST);
+    let write = op.clone().layer(timeout(long));
+    let write = match spec.kind {
+        // What ends a write there begins another one when it is tried again,
+        // and what was begun can't be replaced.
+        Kind::Gha => write.layer(limit()),
+        _ => write.layer(retry()).layer(limit()),
+    };
+    Ok((op.layer(timeout(stall)).layer(retry()).layer(limit()), write))
 }
 
 /// Remotes that are shared by many tasks.

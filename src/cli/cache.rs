@@ -130,8 +130,16 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
             let (opened, from) = caching::one(from, false, &root)?;
             let (_, to) = caching::one(to, true, &root)?;
             let copied = interruptible(opened.caches.copy(&from, &to))?.ok_or_else(stopped)?;
-            let (records, n) = copied.map_err(Error::host)?;
-            print(&format!("{records} records copied, {} written\n", bytes(n)))
+            let copied = copied.map_err(|trouble| Error::host(trouble.to_string()))?;
+            print(&format!("{} records copied, {} written\n", copied.records, bytes(copied.bytes)))?;
+            match copied.damaged {
+                0 => Ok(()),
+                n => Err(Error::Message(
+                    format!("{n} records were left out: they are damaged, or what they need is"),
+                    Some("`vimg cache verify` names them".into()),
+                    1,
+                )),
+            }
         }
         Command::Keygen { file } => keygen(file.as_ref()),
         Command::Trust { key, domain, project } => trust(key, domain, *project, global),

@@ -65,7 +65,11 @@ impl CacheArgs {
             if spec.domains.is_empty() {
                 spec.domains.clone_from(&around.read);
             }
-            opened.caches.from.push(remote(spec)?);
+            match Remote::open(spec.clone()) {
+                Ok(remote) => opened.caches.from.push(Arc::new(remote)),
+                // A build is worth more than its cache.
+                Err(why) => opened.notices.push(format!("{} is not used: {why}", spec.label)),
+            }
         }
         if opened.caches.trust.is_empty() && !opened.caches.from.is_empty() {
             opened.caches.from.clear();
@@ -94,7 +98,13 @@ impl CacheArgs {
                 continue;
             }
             opened.caches.trust.add_written(&spec.domains[0]);
-            opened.caches.to.push(remote(spec)?);
+            match Remote::open(spec.clone()) {
+                Ok(remote) => opened.caches.to.push(Arc::new(remote)),
+                Err(why) if spec.ignore_error => {
+                    opened.notices.push(format!("nothing is sent to {}: {why}", spec.label));
+                }
+                Err(why) => return Err(Error::Message(format!("{}: {why}", spec.label), None, 2)),
+            }
         }
         Ok(opened)
     }

@@ -68,8 +68,14 @@ impl Poisoned {
         let mut trust = Trust::default();
         trust.add("main", signer().public());
         let domains = ["main".to_owned()];
-        let asked =
-            Asked { key: *key, domain: "main", domains: &domains, trust: &trust, now: 0, max_age: None };
+        let asked = Asked {
+            key: *key,
+            domain: "main",
+            domains: &domains,
+            trust: &trust,
+            now: u64::MAX,
+            max_age: None,
+        };
         entry::read(&std::fs::read(self.record(key)).unwrap(), &asked).unwrap()
     }
 
@@ -129,6 +135,35 @@ fn a_wrong_signer_is_not_believed() {
     cache.refused(output, "it is not signed");
     cache.push();
     cache.taken(output);
+    // By a clock that is years ahead: nothing would ever be newer.
+    cache.resign(&output, &signer(), |entry| entry.written += 100_000_000);
+    cache.refused(output, "it was written in the future");
+}
+
+#[test]
+fn what_one_cache_spoils_is_not_sent_to_others_again() {
+    let (bad, good) = (Poisoned::new(), Poisoned::new());
+    let output = bad.keys[2];
+    assert_eq!(output, good.keys[2]);
+    bad.resign(&output, &Signer::generate().unwrap(), |_| {});
+    let runner = Runner::new();
+    let (first, second) = (bad.remote(""), good.remote(""));
+    let mut caches = runner.with(&first, Some(&second));
+    caches.from.push(second.clone());
+    runner.fetch(&caches, output).unwrap();
+    assert!(runner.same(&good.writer, output));
+    let pushed = runner.push(&caches, &second, &[output]);
+    assert_eq!((pushed.sent, pushed.there), (0, 1));
+    // But to the one that it spoiled.
+    let pushed = runner.push(&caches, &first, &[output]);
+    assert_eq!(pushed.sent, 1);
+    bad_is_good(&bad, &runner, output);
+}
+
+fn bad_is_good(cache: &Poisoned, runner: &Runner, output: Key) {
+    let next = Runner::new();
+    next.fetch(&next.with(&cache.remote(""), None), output).unwrap();
+    assert!(next.same(runner, output));
 }
 
 #[test]

@@ -110,3 +110,59 @@ fn what_comes_from_afar_is_kept_near() {
     assert!(next.same(&writer, layer) && next.same(&writer, base));
     assert!(next.fetch(&caches, output).is_err());
 }
+
+/// A cache with a project's output, which changes by a byte then.
+fn with_output(seed: u64) -> (tempfile::TempDir, Runner, vimg::digest::Key) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Runner::new();
+    let (_, _, output) = writer.project(seed);
+    let remote = local(dir.path(), "");
+    writer.push(&writer.with(&remote, Some(&remote)), &remote, &[output]);
+    (dir, writer, output)
+}
+
+#[test]
+fn what_is_gone_is_not_referred_to_again() {
+    let (dir, mut writer, output) = with_output(300);
+    // By a rule of the bucket's, for instance; the record is as young as ever.
+    for pack in packs(dir.path()) {
+        std::fs::remove_file(pack).unwrap();
+    }
+    let changed = writer.changed_output(output);
+    let remote = local(dir.path(), "");
+    let pushed = writer.push(&writer.with(&remote, Some(&remote)), &remote, &[changed]);
+    assert!(pushed.bytes > 900_000, "{} bytes are not all of it", pushed.bytes);
+    let reader = Runner::new();
+    reader.fetch(&reader.with(&local(dir.path(), ""), None), changed).unwrap();
+    assert!(reader.same(&writer, changed));
+}
+
+#[test]
+fn what_is_referred_to_again_is_young() {
+    let (dir, mut writer, output) = with_output(310);
+    let old = SystemTime::now() - Duration::from_secs(2 * 86_400);
+    let before = packs(dir.path());
+    for pack in &before {
+        std::fs::File::options().write(true).open(pack).unwrap().set_modified(old).unwrap();
+    }
+    let changed = writer.changed_output(output);
+    let remote = local(dir.path(), "");
+    let pushed = writer.push(&writer.with(&remote, Some(&remote)), &remote, &[changed]);
+    assert!(pushed.bytes < 100_000, "{}", pushed.bytes);
+    assert!(before.iter().all(|pack| pack.metadata().unwrap().modified().unwrap() > old));
+}
+
+#[test]
+fn a_copy_says_what_it_left_out() {
+    let (dir, writer, _) = with_output(320);
+    let from = local(dir.path(), "");
+    let caches = writer.with(&from, None);
+    // Where nothing can be written, that is an error and no omission.
+    let nowhere = tempfile::tempdir().unwrap();
+    std::fs::write(nowhere.path().join(objects()), "no directory").unwrap();
+    assert!(crate::common::wait(caches.copy(&from, &local(nowhere.path(), ""))).is_err());
+    std::fs::write(&packs(dir.path())[0], "damaged").unwrap();
+    let to = tempfile::tempdir().unwrap();
+    let copied = crate::common::wait(caches.copy(&from, &local(to.path(), ""))).unwrap();
+    assert_eq!((copied.records, copied.damaged), (0, 1));
+}

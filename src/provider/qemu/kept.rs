@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::instance::{self, QemuInstance};
 use super::{Accel, Programs, ProviderError};
 use crate::digest::Description;
+use crate::sparse;
 
 /// How long saving the devices may take.
 const SAVE: Duration = Duration::from_secs(60);
@@ -130,6 +131,12 @@ impl Kept {
             .map_err(|_| ProviderError::new("QEMU does not save the machine"))??;
         let _ = std::fs::remove_file(scratch.join("devices"));
         std::fs::write(self.devices(), bytes).map_err(fail)
+    }
+
+    /// Makes holes of what the machine left clear, once nobody uses it.
+    pub(super) async fn shrink(&self) -> std::io::Result<()> {
+        let file = std::fs::File::options().read(true).write(true).open(self.memory())?;
+        tokio::task::spawn_blocking(move || sparse::punch(&file)).await?
     }
 
     /// Makes it outlive a power cut: what is only half on disk must not be
