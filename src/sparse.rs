@@ -69,6 +69,7 @@ pub fn punch(file: &File) -> io::Result<()> {
         // for the file's end.
         let start = start - start % BLOCK as u64;
         let end = rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(start))?;
+        let end = end.next_multiple_of(BLOCK as u64).min(length);
         let piece = buffer.len().min(usize::try_from(end - start).unwrap_or(usize::MAX));
         file.read_exact_at(&mut buffer[..piece], start)?;
         let zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);

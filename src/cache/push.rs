@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use tokio::task::JoinSet;
 
@@ -191,7 +192,8 @@ impl Push<'_> {
                 }
                 Found::There(chain) => {
                     for n in 0..chain.len() {
-                        self.signed.insert(chain[n].entry.state.key, Some(chain[n..].to_vec()));
+                        let key = chain[n].entry.state.key;
+                        self.signed.entry(key).or_insert_with(|| Some(chain[n..].to_vec()));
                     }
                     break;
                 }
@@ -227,37 +229,49 @@ impl Push<'_> {
         let mut found = Found::Missing;
         let domains = self.remote.spec.domains.clone();
         for domain in &domains {
+            // What others wrote stays as it is.
+            let useless = if domain == self.domain { Found::Useless } else { Found::Missing };
             if self.caches.is_broken(self.remote, domain, &record.key) {
                 self.distrust();
-                found = Found::Useless;
+                found = useless;
                 continue;
             }
             match self.caches.record(self.remote, domain, &record.key).await {
                 Ok(Some(chain)) if chain[0].entry.state.id == record.id => {
                     if !self.keep_young(domain, &chain).await {
                         self.distrust();
-                        found = Found::Useless;
+                        found = useless;
                         continue;
                     }
                     self.pushed.there += 1;
                     return Ok(Found::There(chain));
                 }
                 Ok(Some(_)) if domain == self.domain => {
-                    // What nothing lies on is as good as ours.
-                    if matches!(record.kind.as_str(), "output" | "check") {
-                        self.pushed.there += 1;
-                    } else {
-                        self.pushed.foreign.push(record.name.clone());
-                    }
+                    self.is_foreign(record);
                     return Ok(Found::Foreign);
                 }
                 Ok(_) => {}
                 // What nobody can use is written anew.
-                Err(Refusal::Record(_)) => found = Found::Useless,
+                Err(Refusal::Record(_)) => found = useless,
                 Err(Refusal::Cache(trouble)) => return Err(trouble.to_string()),
             }
         }
+        if matches!(found, Found::Useless) && !self.remote.replaces() {
+            let why = format!("the record of {} is of no use and stays; another `version` of", record.name);
+            self.remote.add_fault(format!("{why} the cache begins anew"));
+            return Ok(Found::Foreign);
+        }
         Ok(found)
+    }
+
+    /// The cache has another build of this.
+    fn is_foreign(&mut self, record: &Record) {
+        // What nothing lies on is as good as ours.
+        if matches!(record.kind.as_str(), "output" | "check") {
+            self.pushed.there += 1;
+        } else {
+            self.pushed.foreign.push(record.name.clone());
+        }
     }
 
     /// Something in the cache is not what it should be: no pack of it is
@@ -277,8 +291,8 @@ impl Push<'_> {
             return true;
         }
         // The packs first: a record that is there has all of its packs.
-        let packs: Vec<Pack> = own.entry.packs().cloned().collect();
-        if !self.are_there(packs).await {
+        let packs: Vec<Pack> = chain.iter().flat_map(|s| s.entry.packs().cloned()).collect();
+        if !self.are_there(&packs).await {
             return false;
         }
         // Others' records are theirs to touch.
@@ -301,12 +315,11 @@ impl Push<'_> {
         })
     }
 
-    /// Whether packs are there, so that something may refer to them; those
-    /// that are old are touched.
-    async fn are_there(&mut self, packs: Vec<Pack>) -> bool {
+    /// Whether packs are there, as far as the cache answers; those that are
+    /// old are touched.
+    async fn are_there(&mut self, all: &[Pack]) -> bool {
         use futures_util::StreamExt;
-        let mut packs: Vec<Pack> = packs.into_iter().filter(|p| !self.looked.contains_key(p)).collect();
-        let all = packs.clone();
+        let mut packs: Vec<Pack> = all.iter().filter(|p| !self.looked.contains_key(p)).cloned().collect();
         packs.sort_unstable();
         packs.dedup();
         let this = &*self;
@@ -314,18 +327,22 @@ impl Push<'_> {
             let object = Object::Pack(pack.clone());
             let there = match this.remote.stat(&object).await {
                 Ok(Some(meta)) if meta.size == pack.size => !this.is_old(meta) || this.touch(&object).await,
-                _ => false,
+                Ok(_) => false,
+                Err(_) => return None,
             };
-            (pack, there)
+            Some((pack, there))
         });
-        let looked: Vec<(Pack, bool)> =
+        let looked: Vec<Option<(Pack, bool)>> =
             futures_util::stream::iter(looks).buffer_unordered(AT_ONCE).collect().await;
-        self.looked.extend(looked);
-        all.iter().all(|pack| self.looked.get(pack) == Some(&true))
+        self.looked.extend(looked.into_iter().flatten());
+        !all.iter().any(|pack| self.looked.get(pack) == Some(&false))
     }
 
     /// Learns which pieces an earlier build of a node left in the cache.
     async fn learn(&mut self, key: &Key) {
+        if self.anew {
+            return;
+        }
         let domains = self.remote.spec.domains.clone();
         for domain in domains.iter().filter(|d| !self.caches.is_broken(self.remote, d, key)) {
             let Ok(Some(chain)) = self.caches.record(self.remote, domain, key).await else { continue };
@@ -370,7 +387,7 @@ impl Push<'_> {
             .filter(|(_, pack)| !again.contains(pack))
             .filter_map(|(_, pack)| contents.packs.get(*pack as usize).cloned())
             .collect();
-        self.are_there(used).await;
+        self.are_there(&used).await;
         for piece in list.iter().filter(|p| !again.contains(&p.pack)) {
             let pack = contents.packs.get(piece.pack as usize);
             if let Some(pack) = pack.filter(|pack| self.looked.get(pack) == Some(&true)) {
@@ -418,16 +435,14 @@ impl Push<'_> {
         let bytes = entry::write(&all)?;
         let put = match new {
             true => self.remote.put_new(&object, bytes, &packs).await,
-            // What can't be replaced stays as it is.
-            false if !self.remote.replaces() => Ok(false),
-            false => self.remote.put(&object, bytes, &packs).await.map(|()| true),
+            false => self.remote.put(&object, bytes, &packs).await,
         };
         if !put.map_err(|e| e.to_string())? {
             // It may be this one: an answer gets lost now and then.
             match self.caches.record(self.remote, self.domain, &record.key).await {
                 Ok(Some(theirs)) if theirs[0].entry.state.id == record.id => {}
                 _ => {
-                    self.pushed.foreign.push(record.name.clone());
+                    self.is_foreign(record);
                     return Ok(None);
                 }
             }
@@ -562,6 +577,7 @@ impl Push<'_> {
                 (bytes, sha256)
             })
             .await?;
+            let bytes = Bytes::from(bytes);
             let pack = Pack { sha256, size: bytes.len() as u64 };
             let object = Object::Pack(pack.clone());
             // It is there if this was interrupted before.
@@ -572,10 +588,22 @@ impl Push<'_> {
             // One that nothing needed for long may be about to be removed.
             let age = |t: SystemTime| SystemTime::now().duration_since(t).unwrap_or_default();
             let old = there.and_then(|meta| meta.modified).is_some_and(|t| age(t) > super::keep::GRACE / 2);
-            if (old && remote.replaces()) || there.is_none_or(|meta| meta.size != pack.size) {
-                remote.put(&object, bytes, &[]).await.map_err(|e| e.to_string())?;
+            let write = (old && remote.replaces()) || there.is_none_or(|meta| meta.size != pack.size);
+            if !write || remote.put(&object, bytes.clone(), &[]).await.map_err(|e| e.to_string())? {
+                return Ok((number, pack));
             }
-            Ok((number, pack))
+            // Somebody else has begun to write it, and may never end.
+            let there = remote.stat(&object).await.map_err(|e| e.to_string())?;
+            if there.is_some_and(|meta| meta.size == pack.size) {
+                return Ok((number, pack));
+            }
+            let mut bytes = Vec::from(bytes);
+            bytes.extend_from_slice(&now_and_here());
+            let pack = Pack { sha256: self::sha256(&bytes), size: bytes.len() as u64 };
+            match remote.put(&Object::Pack(pack.clone()), bytes, &[]).await.map_err(|e| e.to_string())? {
+                true => Ok((number, pack)),
+                false => Err("it does not take what is new".into()),
+            }
         });
         Ok(())
     }
@@ -624,6 +652,15 @@ impl Draft {
             list: self.list.ok_or("a file has no list")?,
         })
     }
+}
+
+/// What makes a pack one of its own; nothing refers to it.
+fn now_and_here() -> [u8; 20] {
+    let mut bytes = [0; 20];
+    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
+    bytes[..16].copy_from_slice(&time.to_le_bytes());
+    bytes[16..].copy_from_slice(&std::process::id().to_le_bytes());
+    bytes
 }
 
 /// A SHA-256 in hexadecimal.

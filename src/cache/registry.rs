@@ -204,7 +204,9 @@ impl Registry {
         if first.size > most {
             return Err(Trouble::content("it has more than was asked for"));
         }
-        self.blob(&first.digest, None, most).await
+        // The manifest is there, and would be taken for a record.
+        let missing = || Trouble::content("its record is missing");
+        self.blob(&first.digest, None, most).await?.ok_or_else(missing).map(Some)
     }
 
     pub(super) async fn range(&self, pack: &Pack, from: u64, length: u64) -> Answer<Option<Vec<u8>>> {

@@ -2,6 +2,7 @@
 //! that ends.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -222,12 +223,22 @@ impl Remote {
         self.spec.kind != Kind::Gha
     }
 
-    /// Tells it and one of its domains from all others.
+    /// Tells it and one of its domains from all others, however it is named.
     pub(super) fn place(&self, domain: &str) -> String {
-        // Two caches of one name may be two.
-        let root = std::path::absolute(self.spec.option("root").unwrap_or_default()).unwrap_or_default();
-        let endpoint = self.spec.option("endpoint");
-        format!("{}\n{}\n{endpoint:?}\n{domain}", self.spec.label, root.display())
+        let option = |name| self.spec.option(name).unwrap_or_default();
+        let plain = |name| option(name).trim_matches('/').to_owned();
+        let root = match self.spec.kind {
+            Kind::Local => std::path::absolute(option("root"))
+                .unwrap_or_default()
+                .components()
+                .collect::<PathBuf>()
+                .display()
+                .to_string(),
+            _ => plain("root"),
+        };
+        let kind = self.spec.kind.word();
+        let words = ["endpoint", "bucket", "container", "ref", "version"].map(plain);
+        format!("{kind}\n{root}\n{}\n{domain}", words.join("\n"))
     }
 
     /// Has something told that is no reason to fail.
@@ -275,8 +286,10 @@ impl Remote {
 
     /// Writes an object. A record says which packs it needs, for those caches
     /// that keep only what is referred to.
-    pub async fn put(&self, object: &Object, bytes: impl Into<Bytes>, needs: &[Pack]) -> Answer<()> {
-        self.write(object, bytes.into(), needs, false).await.map(|_| ())
+    /// `false` if what is there, or what somebody has begun to write, can't be
+    /// replaced.
+    pub async fn put(&self, object: &Object, bytes: impl Into<Bytes>, needs: &[Pack]) -> Answer<bool> {
+        self.write(object, bytes.into(), needs, false).await
     }
 
     /// Writes an object that is not there; `false` if it is. Caches that can't
@@ -301,12 +314,20 @@ impl Remote {
                     let slow = matches!(object, Object::Pack(_)) || !self.replaces();
                     let op = if slow { write } else { read };
                     let path = object.path();
-                    let mut writing = op.write_with(&path, bytes.clone());
-                    if op.info().capability().write_with_content_type {
-                        writing = writing.content_type("application/octet-stream");
-                    }
-                    match writing.if_not_exists(new).await {
-                        Err(e) if e.kind() == ErrorKind::ConditionNotMatch => Ok(false),
+                    let write = |new: bool| {
+                        let mut writing = op.write_with(&path, bytes.clone());
+                        if op.info().capability().write_with_content_type {
+                            writing = writing.content_type("application/octet-stream");
+                        }
+                        writing.if_not_exists(new).into_future()
+                    };
+                    let done = match write(new).await {
+                        // Some know no conditions.
+                        Err(e) if new && is_not_implemented(&e) => write(false).await,
+                        done => done,
+                    };
+                    match done {
+                        Err(e) if is_there(&e) => Ok(false),
                         done => done.map(|_| true).map_err(|e| describe(&e)),
                     }
                 }
@@ -406,7 +427,7 @@ impl Remote {
             // Nobody is to find the old one again where there is a new one.
             let bytes = self.get(object, super::entry::MAX_STORED).await?;
             return match bytes {
-                Some(bytes) => self.put(object, bytes, &[]).await.map(|()| true),
+                Some(bytes) => self.put(object, bytes, &[]).await,
                 None => Ok(false),
             };
         }
@@ -554,6 +575,18 @@ async fn stream(op: &Operator, path: &str, part: Option<(u64, u64)>, most: u64) 
     }
 }
 
+fn is_not_implemented(error: &opendal::Error) -> bool {
+    let text = error.to_string();
+    error.kind() == ErrorKind::Unsupported || text.contains("501") || text.contains("NotImplemented")
+}
+
+/// Whether something was not written because it is there. GitHub's cache says
+/// so in two ways, also of what was only begun.
+fn is_there(error: &opendal::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists)
+        || error.message() == "create cache entry returns non-ok"
+}
+
 /// An error in a few words; its context may hold what nobody should read.
 fn describe(error: &opendal::Error) -> Trouble {
     match error.kind() {
@@ -569,10 +602,6 @@ fn describe(error: &opendal::Error) -> Trouble {
                 "send http request" => Trouble::new("it can't be reached, or broke off"),
                 "io operation timeout reached" | "operation timeout reached" => {
                     Trouble::new("it does not answer in time")
-                }
-                // GitHub's cache, of a name that was begun or is there.
-                "create cache entry returns non-ok" => {
-                    Trouble::new("another build has sent the same, or is about to")
                 }
                 answer if answer.starts_with("it answers") => Trouble::new(answer),
                 "" => Trouble::new(format!("it failed: {kind}")),
@@ -658,3 +687,19 @@ fn operators(spec: &Spec, rest: &Arc<Rest>, faults: &Arc<Faults>) -> Result<(Ope
 
 /// Remotes that are shared by many tasks.
 pub type Shared = Arc<Remote>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_is_known_however_it_is_named() {
+        let place = |text: &str| Remote::open(Spec::parse(text, false).unwrap()).unwrap().place("main");
+        let s3 = "type=s3,bucket=b,region=r,access_key_id=a,secret_access_key=s";
+        let same = |a: &str, b: &str| assert_eq!(place(a), place(b));
+        same(&format!("{s3},prefix=p"), &format!("{s3},prefix=/p/,mode=max,timeout=1s"));
+        same("type=local,src=/tmp/./c/", "type=local,src=/tmp/c");
+        assert_ne!(place(&format!("{s3},prefix=p")), place(&format!("{s3},prefix=q")));
+        assert_ne!(place("type=memory,id=a"), place("type=memory,id=b"));
+    }
+}

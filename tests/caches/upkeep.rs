@@ -166,3 +166,34 @@ fn a_copy_says_what_it_left_out() {
     let copied = crate::common::wait(caches.copy(&from, &local(to.path(), ""))).unwrap();
     assert_eq!((copied.records, copied.damaged), (0, 1));
 }
+
+#[test]
+fn whatever_a_record_needs_and_is_gone_is_sent_again() {
+    let (dir, mut writer, output) = with_output(330);
+    let (base, layer, _) = writer.project(340);
+    let changed = writer.changed_output(output);
+    let keys = [base, layer, output, changed];
+    let push = || {
+        let remote = local(dir.path(), "");
+        writer.push(&writer.with(&remote, Some(&remote)), &remote, &keys)
+    };
+    push();
+    let age = || {
+        let old = SystemTime::now() - Duration::from_secs(2 * 86_400);
+        for key in keys {
+            let record = dir.path().join(objects()).join(format!("records/main/{key}"));
+            std::fs::File::options().write(true).open(record).unwrap().set_modified(old).unwrap();
+        }
+    };
+    // Of each pack: what is on it, or shares it, has to come again as well.
+    for n in 0..packs(dir.path()).len() {
+        age();
+        std::fs::remove_file(&packs(dir.path())[n]).unwrap();
+        assert!(push().sent > 0);
+        for key in keys {
+            let reader = Runner::new();
+            reader.fetch(&reader.with(&local(dir.path(), ""), None), key).unwrap();
+            assert!(reader.same(&writer, key));
+        }
+    }
+}

@@ -116,7 +116,7 @@ async fn make(
     })??;
     new.save(&mut instance, scratch).await?;
     instance.stop().await;
-    new.shrink().await.map_err(fail)?;
+    new.shrink().await;
     new.sync().map_err(fail)?;
     kept::forget_old(dir.parent().unwrap_or(dir), MOST);
     new.rename(dir).map_err(fail)

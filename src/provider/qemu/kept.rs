@@ -133,10 +133,12 @@ impl Kept {
         std::fs::write(self.devices(), bytes).map_err(fail)
     }
 
-    /// Makes holes of what the machine left clear, once nobody uses it.
-    pub(super) async fn shrink(&self) -> std::io::Result<()> {
-        let file = std::fs::File::options().read(true).write(true).open(self.memory())?;
-        tokio::task::spawn_blocking(move || sparse::punch(&file)).await?
+    /// Makes holes of what the machine left clear, once nobody uses it. What
+    /// fails of that costs room, and nothing else.
+    pub(super) async fn shrink(&self) {
+        let path = self.memory();
+        let punch = move || sparse::punch(&std::fs::File::options().read(true).write(true).open(path)?);
+        let _ = tokio::task::spawn_blocking(punch).await;
     }
 
     /// Makes it outlive a power cut: what is only half on disk must not be

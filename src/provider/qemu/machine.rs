@@ -234,7 +234,7 @@ pub(super) async fn keep(mut instance: QemuInstance) -> Result<(), ProviderError
     let new = saved?;
     std::fs::rename(keeping.scratch.join("memory"), new.memory()).map_err(fail)?;
     std::fs::rename(&keeping.overlay, new.disk()).map_err(fail)?;
-    new.shrink().await.map_err(fail)?;
+    new.shrink().await;
     let home = &keeping.memories.home;
     kept::forget_old(home, free(home) / SHARE);
     new.rename(&keeping.dir).map_err(fail)?;
