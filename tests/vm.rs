@@ -271,24 +271,27 @@ fn faults_have_names_and_leave_nothing() {
 
 #[test]
 fn killed_programs_leave_nothing_and_the_next_build_goes_on() {
-    let project =
-        with_layer("kills", "needs \"booted\"\nrun { script \"sleep 5\" }\nrun { script \"echo done\" }");
+    let project = with_layer(
+        "kills",
+        "needs \"booted\"\nrun { script \"echo work begins; sleep 5\" }\nrun { script \"echo done\" }",
+    );
     project.vimg(&["build", "debian-12"]).succeeds();
-    // QEMU is killed: a named error.
+    // QEMU is killed: a named error. Not while a machine that was kept goes on:
+    // it would boot instead.
     let mut running = project.start(&["build"]);
-    let qemu = running.wait_for_qemu();
+    let qemu = running.machine_that_said("work begins");
     rustix::process::kill_process(qemu, rustix::process::Signal::KILL).unwrap();
     let killed: Tested = running.finish();
     assert_eq!(killed.code, 4, "{}", killed.stderr);
     killed.says("QEMU was killed or crashed");
     // vimg is killed: its machine goes with it.
     let mut running = project.start(&["build"]);
-    running.wait_for_qemu();
+    running.machine_that_said("work begins");
     running.kill();
     project.nothing_runs();
     // Ctrl-C: told, and clean.
     let mut running = project.start(&["build"]);
-    running.wait_for_qemu();
+    running.machine_that_said("work begins");
     running.interrupt();
     let stopped = running.finish();
     assert_eq!(stopped.code, 130, "{}", stopped.stderr);

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
@@ -409,40 +409,46 @@ fn children_of(parent: i32, marker: &str) -> Vec<i32> {
 /// A run of the program that goes on.
 pub(crate) struct Running {
     child: Child,
-    out: std::thread::JoinHandle<String>,
+    said: Arc<Mutex<Vec<u8>>>,
+    out: std::thread::JoinHandle<()>,
     err: std::thread::JoinHandle<String>,
 }
 
 impl Running {
     fn new(mut child: Child) -> Self {
-        let read = |mut from: Box<dyn Read + Send>| {
-            std::thread::spawn(move || {
-                let mut bytes = Vec::new();
-                let _ = from.read_to_end(&mut bytes);
-                String::from_utf8_lossy(&bytes).into_owned()
-            })
-        };
-        let out = read(Box::new(child.stdout.take().unwrap()));
-        let err = read(Box::new(child.stderr.take().unwrap()));
-        Self { child, out, err }
+        let (mut from, mut errors) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let said = Arc::<Mutex<Vec<u8>>>::default();
+        let into = said.clone();
+        let out = std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(n @ 1..) = from.read(&mut bytes) {
+                into.lock().unwrap().extend_from_slice(&bytes[..n]);
+            }
+        });
+        let err = std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let _ = errors.read_to_end(&mut bytes);
+            String::from_utf8_lossy(&bytes).into_owned()
+        });
+        Self { child, said, out, err }
     }
 
     fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
 
-    /// Waits until a machine of this run has been up for a moment.
-    pub(crate) fn wait_for_qemu(&mut self) -> Pid {
+    /// Waits until it has said something, and returns the machine that runs
+    /// by then.
+    pub(crate) fn machine_that_said(&mut self, words: &str) -> Pid {
         let start = Instant::now();
-        loop {
-            if let [qemu, ..] = children_of(self.child.id() as i32, "virtio-serial")[..] {
-                std::thread::sleep(Duration::from_secs(3));
-                return Pid::from_raw(qemu).unwrap();
-            }
-            assert!(start.elapsed() < Duration::from_secs(300), "no machine was started");
-            assert!(self.child.try_wait().unwrap().is_none(), "the build ended before a machine was started");
+        while !String::from_utf8_lossy(&self.said.lock().unwrap()).contains(words) {
+            assert!(start.elapsed() < Duration::from_secs(300), "{words} is not said");
+            assert!(self.child.try_wait().unwrap().is_none(), "the build ended and did not say {words}");
             std::thread::sleep(Duration::from_millis(20));
         }
+        let machines = children_of(self.child.id() as i32, "virtio-serial");
+        assert_eq!(machines.len(), 1);
+        Pid::from_raw(machines[0]).unwrap()
     }
 
     /// Waits until a program of this run has been up for a moment.
@@ -485,12 +491,9 @@ impl Running {
             }
             std::thread::sleep(Duration::from_millis(50));
         };
-        Tested {
-            code: status.code().unwrap_or(-1),
-            stdout: self.out.join().unwrap(),
-            stderr: self.err.join().unwrap(),
-            peak_memory,
-        }
+        self.out.join().unwrap();
+        let stdout = String::from_utf8_lossy(&self.said.lock().unwrap()).into_owned();
+        Tested { code: status.code().unwrap_or(-1), stdout, stderr: self.err.join().unwrap(), peak_memory }
     }
 }
 
