@@ -25,18 +25,21 @@ use crate::event::{Event, Sink};
 mod courier;
 pub mod entry;
 pub mod keep;
+pub mod object;
 mod piece;
 mod pull;
 mod push;
 mod registry;
 pub mod remote;
+mod service;
 pub mod sign;
 pub mod spec;
 
 use entry::{Asked, Build, Signed};
+use object::{Object, Trouble};
 pub use pull::Hit;
 pub use push::{Pushed, State};
-use remote::{Object, Remote};
+use remote::Remote;
 use sign::{Signer, Trust};
 
 /// Where nothing is replaced, the note of a build has the day in its name, and
@@ -102,7 +105,7 @@ impl Caches {
         use futures_util::StreamExt;
         let asked =
             wanted.iter().map(|(key, name)| async move { (*key, self.find_one(key, name, sink).await) });
-        let found = futures_util::stream::iter(asked).buffer_unordered(remote::AT_ONCE);
+        let found = futures_util::stream::iter(asked).buffer_unordered(service::AT_ONCE);
         let found = found.filter_map(|(key, hit)| async move { Some((key, hit?)) }).collect().await;
         self.refused.tell(sink);
         found
@@ -244,7 +247,7 @@ enum Refusal {
     /// The record is there and not used.
     Record(String),
     /// The cache does not answer.
-    Cache(remote::Trouble),
+    Cache(Trouble),
 }
 
 fn tell(sink: &Sink, remote: &Remote, why: &str) {

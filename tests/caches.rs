@@ -21,7 +21,8 @@ use std::time::Duration;
 
 use common::{Runner, listed, wait};
 use vimg::cache::keep::{self, Keep};
-use vimg::cache::remote::{Object, Remote};
+use vimg::cache::object::Object;
+use vimg::cache::remote::Remote;
 use vimg::cache::spec::Spec;
 
 /// What a cache can't do, for it is not made for it.

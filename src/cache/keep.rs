@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::entry::{self, Entry, Pack};
-use super::remote::{Meta, Object, Remote, Trouble};
+use super::object::{Meta, Object, Trouble};
+use super::remote::Remote;
 use super::{Caches, now};
 use crate::digest::Key;
 
@@ -89,7 +90,7 @@ pub async fn list(remote: &Remote) -> Result<Listing, Trouble> {
         };
         Ok::<_, Trouble>(Some(Listed { domain, key, modified, entries }))
     });
-    let read = futures_util::stream::iter(read).buffer_unordered(super::remote::AT_ONCE);
+    let read = futures_util::stream::iter(read).buffer_unordered(super::service::AT_ONCE);
     let read: Vec<Option<Listed>> = read.try_collect().await?;
     listing.records = read.into_iter().flatten().collect();
     listing.records.sort_by(|a, b| (&a.domain, a.key).cmp(&(&b.domain, b.key)));

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::StreamExt;
 
 use super::entry::{BLOB, Contents, Pack, Place, Signed};
+use super::object::{Object, Trouble};
 use super::piece::{self, Piece};
-use super::remote::{Object, Remote, Trouble};
+use super::remote::Remote;
 use super::sign::Writer;
 use super::{Caches, tell};
 use crate::digest::Blob;

@@ -11,9 +11,10 @@ use sha2::{Digest as _, Sha256};
 use tokio::task::JoinSet;
 
 use super::entry::{self, BLOB, Build, Contents, Entry, Pack, Place, Signed};
+use super::object::{Meta, Object};
 use super::piece::{self, Piece};
 use super::pull::blocking;
-use super::remote::{Object, Remote};
+use super::remote::Remote;
 use super::{Caches, Refusal, now};
 use crate::digest::{Digest, Key};
 use crate::event::{Event, Sink};
@@ -299,7 +300,7 @@ impl Push<'_> {
         domain != self.domain || self.touch(&object).await
     }
 
-    fn is_old(&self, meta: super::remote::Meta) -> bool {
+    fn is_old(&self, meta: Meta) -> bool {
         let age = meta.modified.and_then(|t| SystemTime::now().duration_since(t).ok());
         age.is_some_and(|age| age >= self.remote.spec.touch_refresh)
     }

@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use super::courier::Faults;
 use super::entry::Pack;
+use super::object::{Meta, Object, Trouble};
 use super::push::sha256;
-use super::remote::{Meta, Object, Trouble};
 use super::spec::{Spec, is_name};
 use crate::digest::Key;
 

@@ -1,151 +1,27 @@
 //! A cache somewhere else: objects by name, read and written with patience
 //! that ends.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
-use opendal::layers::{ConcurrentLimitLayer, RetryLayer, TimeoutLayer};
-use opendal::{ErrorKind, Operator, services};
+use opendal::{ErrorKind, Operator};
 
-use super::courier::{Courier, Faults, Rest};
+use super::courier::{Faults, Rest};
 use super::entry::Pack;
+use super::object::{Answer, Meta, Object, Trouble, root};
 use super::registry::Registry;
-use super::spec::{Kind, Spec, is_name};
-use crate::digest::Key;
+use super::service::{RETRIES, SLOWEST, describe, is_not_implemented, is_there, operators};
+use super::spec::{Kind, Spec};
 
-/// How long a small request may take, before it is tried again.
-const SMALL: Duration = Duration::from_secs(10);
-/// How long a transfer may go without a byte, before it is tried again.
-const STALL: Duration = Duration::from_secs(15);
-/// How often a request is tried again.
-const RETRIES: usize = 2;
-/// How many requests are under way at once.
-pub(super) const AT_ONCE: usize = 8;
-/// If all that is under way moves slower than this, a cache is not worth its
-/// while, in bytes a second.
-const SLOWEST: u64 = 1_000_000;
-/// The largest pack, in bytes.
-const LARGEST: u64 = 17 << 20;
 /// How long an answer may take without being counted.
 const PROMPT: Duration = Duration::from_secs(2);
 /// What a record takes, more often than not, in bytes.
 const RECORD: u64 = 250_000;
-
-/// What a cache holds, by kind. Names have a version before them, so that
-/// those who write another one do not meet.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Object {
-    /// What is known of a state.
-    Record {
-        /// The trust domain.
-        domain: String,
-        /// The state's key.
-        key: Key,
-    },
-    /// Pieces of files.
-    Pack(Pack),
-    /// The nodes of a project's last build.
-    Build {
-        /// The trust domain.
-        domain: String,
-        /// What the project is called.
-        name: String,
-    },
-    /// The packs that nothing needed when somebody last cleaned up.
-    /// Packs that nothing needed at the last clean-up.
-    Condemned,
-    /// A copy that somebody made to touch a pack, and left.
-    Aside(String),
-}
-
-/// The versions of entries and of the states in them: those of others are not
-/// seen, used or cleaned up.
-fn root() -> String {
-    format!("v{}.{}", super::entry::SCHEMA, crate::store::SCHEMA)
-}
-
-impl Object {
-    /// Its name.
-    pub fn path(&self) -> String {
-        match self {
-            Self::Record { domain, key } => format!("{}/records/{domain}/{key}", root()),
-            Self::Pack(pack) => format!("{}/packs/{}", root(), pack.sha256),
-            Self::Build { domain, name } => format!("{}/builds/{domain}/{name}", root()),
-            Self::Condemned => format!("{}/condemned", root()),
-            Self::Aside(name) => format!("{}/aside/{name}", root()),
-        }
-    }
-
-    fn parse(path: &str, size: u64) -> Option<Self> {
-        let path = path.strip_prefix(&root())?.strip_prefix('/')?;
-        if let Some(sha256) = path.strip_prefix("packs/") {
-            let is_hex = sha256.len() == 64 && sha256.bytes().all(|b| b.is_ascii_hexdigit());
-            return is_hex.then(|| Self::Pack(Pack { sha256: sha256.to_owned(), size }));
-        }
-        if let Some(name) = path.strip_prefix("aside/") {
-            return Some(Self::Aside(name.to_owned()));
-        }
-        if let Some((domain, key)) = path.strip_prefix("records/").and_then(|rest| rest.split_once('/')) {
-            if !is_name(domain) {
-                return None;
-            }
-            return Some(Self::Record { domain: domain.to_owned(), key: Key(key.parse().ok()?) });
-        }
-        let (domain, name) = path.strip_prefix("builds/")?.split_once('/')?;
-        (is_name(domain) && is_name(name))
-            .then(|| Self::Build { domain: domain.to_owned(), name: name.to_owned() })
-    }
-}
-
-/// What is known of an object without reading it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Meta {
-    /// In bytes.
-    pub size: u64,
-    /// When it was last written or touched, if that is known.
-    pub modified: Option<SystemTime>,
-}
-
-/// Why a cache did not do what it was asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trouble {
-    /// A sentence.
-    pub why: String,
-    /// Whether it was said already: the cache is not used any more.
-    pub known: bool,
-    /// Whether it answers, with something that can't be used.
-    pub content: bool,
-}
-
-impl Trouble {
-    pub(super) fn new(why: impl Into<String>) -> Self {
-        let why: String = why.into();
-        let line = why.lines().next().unwrap_or_default();
-        let mut why: String = line.chars().take(200).collect();
-        if why.len() < line.len() {
-            why.push_str("...");
-        }
-        Self { why: crate::event::plain(&why), known: false, content: false }
-    }
-
-    /// It answers, with something that can't be used.
-    pub(super) fn content(why: &str) -> Self {
-        Self { content: true, ..Self::new(why) }
-    }
-}
-
-impl std::fmt::Display for Trouble {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.why)
-    }
-}
-
-type Answer<T> = Result<T, Trouble>;
 
 enum Backend {
     /// One for what is small or comes in pieces, and one that has the time to
@@ -573,116 +449,6 @@ async fn stream(op: &Operator, path: &str, part: Option<(u64, u64)>, most: u64) 
             _ => Err(describe(&e)),
         },
     }
-}
-
-fn is_not_implemented(error: &opendal::Error) -> bool {
-    let text = error.to_string();
-    error.kind() == ErrorKind::Unsupported || text.contains("501") || text.contains("NotImplemented")
-}
-
-/// Whether something was not written because it is there. GitHub's cache says
-/// so in two ways, also of what was only begun.
-fn is_there(error: &opendal::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists)
-        || error.message() == "create cache entry returns non-ok"
-}
-
-/// An error in a few words; its context may hold what nobody should read.
-fn describe(error: &opendal::Error) -> Trouble {
-    match error.kind() {
-        ErrorKind::PermissionDenied => Trouble::new("access is denied"),
-        ErrorKind::RateLimited => Trouble::new("it says that there are too many requests"),
-        ErrorKind::NotFound => Trouble::new("it is not there"),
-        ErrorKind::Unsupported => Trouble::new("it can't do that"),
-        kind => {
-            let message = error.message();
-            // Services put the whole answer into it.
-            let short = message.split(['{', '\n']).next().unwrap_or_default().trim();
-            match short {
-                "send http request" => Trouble::new("it can't be reached, or broke off"),
-                "io operation timeout reached" | "operation timeout reached" => {
-                    Trouble::new("it does not answer in time")
-                }
-                answer if answer.starts_with("it answers") => Trouble::new(answer),
-                "" => Trouble::new(format!("it failed: {kind}")),
-                short => Trouble::new(format!("it failed: {short}")),
-            }
-        }
-    }
-}
-
-/// Services that live as long as this process, by their name.
-static MEMORY: OnceLock<Mutex<HashMap<String, Operator>>> = OnceLock::new();
-
-/// A service to read from, and the same to write to.
-fn operators(spec: &Spec, rest: &Arc<Rest>, faults: &Arc<Faults>) -> Result<(Operator, Operator), String> {
-    let mut options = spec.options.clone();
-    let fail = |e: opendal::Error| format!("{}: {}", spec.label, e.message());
-    let root = options.get("root").cloned();
-    let plain = match spec.kind {
-        Kind::Local => {
-            let root = std::path::absolute(root.unwrap_or_default()).map_err(|e| e.to_string())?;
-            let root = root.to_string_lossy().into_owned();
-            // What is half written is never seen.
-            options.insert("atomic_write_dir".into(), format!("{root}/.unfinished"));
-            options.insert("root".into(), root);
-            Operator::from_iter::<services::Fs>(options)
-        }
-        Kind::S3 => {
-            if !options.contains_key("region") && options.contains_key("endpoint") {
-                // What is no S3 of Amazon's has no regions, and needs one.
-                options.insert("region".into(), "us-east-1".into());
-            }
-            if options.contains_key("skip_signature") {
-                options.insert("disable_config_load".into(), "true".into());
-            }
-            Operator::from_iter::<services::S3>(options)
-        }
-        Kind::Gcs => Operator::from_iter::<services::Gcs>(options),
-        Kind::Azblob => Operator::from_iter::<services::Azblob>(options),
-        Kind::Webdav => Operator::from_iter::<services::Webdav>(options),
-        Kind::Gha => Operator::from_iter::<services::Ghac>(options),
-        Kind::Memory | Kind::Registry => {
-            let all = MEMORY.get_or_init(Mutex::default);
-            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
-            let name = root.unwrap_or_default();
-            if let Some(op) = all.get(&name) {
-                return Ok((op.clone(), op.clone()));
-            }
-            let op = Operator::from_iter::<services::Memory>([]).map_err(fail)?;
-            all.insert(name, op.clone());
-            return Ok((op.clone(), op));
-        }
-    };
-    let op = plain.map_err(fail)?;
-    let context = op.context().clone();
-    let courier = opendal::HttpTransporter::new(Courier::new(rest.clone())?);
-    // All tries together take no longer than it may delay a build.
-    let each = spec.timeout / (RETRIES as u32 + 1);
-    let op = op.with_context(context.with_http_transport(courier));
-    let retry = || {
-        let faults = faults.clone();
-        RetryLayer::new()
-            .with_notify(move |event: opendal::layers::RetryEvent<'_>| faults.add(describe(event.err).why))
-            .with_max_times(RETRIES)
-            .with_min_delay(Duration::from_millis(200))
-            .with_max_delay(Duration::from_secs(2))
-            .with_jitter()
-    };
-    let timeout = |stall| TimeoutLayer::new().with_timeout(SMALL.min(each)).with_io_timeout(stall);
-    let limit = || ConcurrentLimitLayer::new(AT_ONCE);
-    let stall = STALL.min(each);
-    // A whole pack is written in one step, which is not interrupted as long
-    // as it may take beside others.
-    let long = stall + Duration::from_secs(AT_ONCE as u64 * LARGEST / SLOWEST);
-    let write = op.clone().layer(timeout(long));
-    let write = match spec.kind {
-        // What ends a write there begins another one when it is tried again,
-        // and what was begun can't be replaced.
-        Kind::Gha => write.layer(limit()),
-        _ => write.layer(retry()).layer(limit()),
-    };
-    Ok((op.layer(timeout(stall)).layer(retry()).layer(limit()), write))
 }
 
 /// Remotes that are shared by many tasks.

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use vimg::cache::keep::Listing;
-use vimg::cache::remote::{Object, Remote};
+use vimg::cache::object::Object;
+use vimg::cache::remote::Remote;
 use vimg::cache::sign::{Signer, Trust};
 use vimg::cache::{Caches, Pushed, State};
 use vimg::digest::{Description, Key};
