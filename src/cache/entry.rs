@@ -1,6 +1,7 @@
 //! What a cache knows of a state: a signed record, with those of the disks
 //! that it lies on, so that one request tells whether it can be used.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::time::Duration;
 
@@ -37,6 +38,19 @@ pub struct Pack {
     pub sha256: String,
     /// In bytes.
     pub size: u64,
+}
+
+impl Pack {
+    /// Whether its name is one: names become paths.
+    pub(super) fn is_named(&self) -> bool {
+        self.sha256.len() == 64 && self.sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    }
+
+    /// Each of them once.
+    pub(super) fn distinct<'a>(all: impl IntoIterator<Item = &'a Self>) -> Vec<Self> {
+        let all: BTreeSet<&Self> = all.into_iter().collect();
+        all.into_iter().cloned().collect()
+    }
 }
 
 /// Where in a pack something is.
@@ -236,9 +250,7 @@ fn parse(payload: &[u8]) -> Result<Entry, String> {
         ));
     }
     // Names become paths, and sizes are added and allocated.
-    let is_hex =
-        |text: &str| text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    let good = |pack: &Pack| is_hex(&pack.sha256) && pack.size <= MAX_PACK;
+    let good = |pack: &Pack| pack.is_named() && pack.size <= MAX_PACK;
     let sound = |file: &Contents| {
         let list = file.packs.get(file.list.pack as usize);
         let end = file.list.from.checked_add(u64::from(file.list.stored));

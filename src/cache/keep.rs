@@ -53,7 +53,7 @@ pub struct Listing {
     /// The builds that it notes, and when.
     pub builds: Vec<(Object, Option<SystemTime>)>,
     /// What interrupted touches left, and when.
-    asides: Vec<(Object, Option<SystemTime>)>,
+    asides: Vec<(Object, Meta)>,
 }
 
 impl Listing {
@@ -75,7 +75,7 @@ pub async fn list(remote: &Remote) -> Result<Listing, Trouble> {
             }
             Object::Record { domain, key } => records.push((domain, key, meta)),
             build @ Object::Build { .. } => listing.builds.push((build, meta.modified)),
-            aside @ Object::Aside(_) => listing.asides.push((aside, meta.modified)),
+            aside @ Object::Aside(_) => listing.asides.push((aside, meta)),
             Object::Condemned => {}
         }
     }
@@ -170,9 +170,8 @@ pub async fn clean(remote: &Remote, keep: &Keep) -> Result<Cleaned, Trouble> {
             remote.delete(build).await?;
         }
     }
-    for (aside, modified) in &listing.asides {
-        let age = modified.and_then(|t| SystemTime::now().duration_since(t).ok());
-        if age.is_none_or(|age| age >= keep.grace) && !keep.dry_run {
+    for (aside, meta) in &listing.asides {
+        if meta.age().is_none_or(|age| age >= keep.grace) && !keep.dry_run {
             remote.delete(aside).await?;
         }
     }
@@ -200,8 +199,7 @@ async fn packs(
         if before.contains_key(sha256) && now.saturating_sub(since) >= keep.grace.as_secs() {
             // Who has found it in the meantime, and is about to need it, has
             // made it young.
-            let modified = remote.stat(&object).await?.and_then(|meta| meta.modified);
-            let age = modified.and_then(|t| SystemTime::now().duration_since(t).ok());
+            let age = remote.stat(&object).await?.and_then(|meta| meta.age());
             if age.is_some_and(|age| age < keep.grace) {
                 after.insert(sha256.clone(), since);
                 continue;
@@ -347,9 +345,7 @@ impl Caches {
             if newer.is_some_and(|theirs| written(&theirs) >= written(ours)) {
                 continue;
             }
-            let mut packs: Vec<Pack> = listed.packs().cloned().collect();
-            packs.sort_unstable();
-            packs.dedup();
+            let packs = Pack::distinct(listed.packs());
             match self.copy_packs(from, to, packs.clone(), false).await {
                 Err(trouble) if trouble.content => {
                     copied.damaged += 1;

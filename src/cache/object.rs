@@ -1,6 +1,6 @@
 //! What a cache holds, by name, and what it says instead.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::entry::Pack;
 use super::spec::is_name;
@@ -26,7 +26,6 @@ pub enum Object {
         /// What the project is called.
         name: String,
     },
-    /// The packs that nothing needed when somebody last cleaned up.
     /// Packs that nothing needed at the last clean-up.
     Condemned,
     /// A copy that somebody made to touch a pack, and left.
@@ -54,11 +53,11 @@ impl Object {
     pub(super) fn parse(path: &str, size: u64) -> Option<Self> {
         let path = path.strip_prefix(&root())?.strip_prefix('/')?;
         if let Some(sha256) = path.strip_prefix("packs/") {
-            let is_hex = sha256.len() == 64 && sha256.bytes().all(|b| b.is_ascii_hexdigit());
-            return is_hex.then(|| Self::Pack(Pack { sha256: sha256.to_owned(), size }));
+            let pack = Pack { sha256: sha256.to_owned(), size };
+            return pack.is_named().then_some(Self::Pack(pack));
         }
         if let Some(name) = path.strip_prefix("aside/") {
-            return Some(Self::Aside(name.to_owned()));
+            return is_name(name).then(|| Self::Aside(name.to_owned()));
         }
         if let Some((domain, key)) = path.strip_prefix("records/").and_then(|rest| rest.split_once('/')) {
             if !is_name(domain) {
@@ -79,6 +78,13 @@ pub struct Meta {
     pub size: u64,
     /// When it was last written or touched, if that is known.
     pub modified: Option<SystemTime>,
+}
+
+impl Meta {
+    /// How long ago that was; none for what is to come.
+    pub(super) fn age(&self) -> Option<Duration> {
+        SystemTime::now().duration_since(self.modified?).ok()
+    }
 }
 
 /// Why a cache did not do what it was asked.

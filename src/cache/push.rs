@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -18,7 +18,7 @@ use super::remote::Remote;
 use super::{Caches, Refusal, now};
 use crate::digest::{Digest, Key};
 use crate::event::{Event, Sink};
-use crate::store::{Record, Store};
+use crate::store::{Record, StateId, Store};
 
 /// A pack is full when it is as large, in bytes: large enough that a disk is
 /// a few requests, small enough that one of them is soon done.
@@ -292,7 +292,7 @@ impl Push<'_> {
             return true;
         }
         // The packs first: a record that is there has all of its packs.
-        let packs: Vec<Pack> = chain.iter().flat_map(|s| s.entry.packs().cloned()).collect();
+        let packs = Pack::distinct(chain.iter().flat_map(|s| s.entry.packs()));
         if !self.are_there(&packs).await {
             return false;
         }
@@ -301,8 +301,7 @@ impl Push<'_> {
     }
 
     fn is_old(&self, meta: Meta) -> bool {
-        let age = meta.modified.and_then(|t| SystemTime::now().duration_since(t).ok());
-        age.is_some_and(|age| age >= self.remote.spec.touch_refresh)
+        meta.age().is_some_and(|age| age >= self.remote.spec.touch_refresh)
     }
 
     /// `false` if it is not there. Who may not touch it has it told, and goes
@@ -320,9 +319,7 @@ impl Push<'_> {
     /// old are touched.
     async fn are_there(&mut self, all: &[Pack]) -> bool {
         use futures_util::StreamExt;
-        let mut packs: Vec<Pack> = all.iter().filter(|p| !self.looked.contains_key(p)).cloned().collect();
-        packs.sort_unstable();
-        packs.dedup();
+        let packs = Pack::distinct(all.iter().filter(|p| !self.looked.contains_key(p)));
         let this = &*self;
         let looks = packs.into_iter().map(|pack| async move {
             let object = Object::Pack(pack.clone());
@@ -430,9 +427,7 @@ impl Push<'_> {
         chain.extend(below);
         let all: Vec<&Signed> = chain.iter().collect();
         let object = Object::Record { domain: self.domain.to_owned(), key: record.key };
-        let mut packs: Vec<Pack> = chain.iter().flat_map(|s| s.entry.packs().cloned()).collect();
-        packs.sort_unstable();
-        packs.dedup();
+        let packs = Pack::distinct(chain.iter().flat_map(|s| s.entry.packs()));
         let bytes = entry::write(&all)?;
         let put = match new {
             true => self.remote.put_new(&object, bytes, &packs).await,
@@ -587,8 +582,7 @@ impl Push<'_> {
                 false => remote.stat(&object).await.map_err(|e| e.to_string())?,
             };
             // One that nothing needed for long may be about to be removed.
-            let age = |t: SystemTime| SystemTime::now().duration_since(t).unwrap_or_default();
-            let old = there.and_then(|meta| meta.modified).is_some_and(|t| age(t) > super::keep::GRACE / 2);
+            let old = there.and_then(|meta| meta.age()).is_some_and(|age| age > super::keep::GRACE / 2);
             let write = (old && remote.replaces()) || there.is_none_or(|meta| meta.size != pack.size);
             if !write || remote.put(&object, bytes.clone(), &[]).await.map_err(|e| e.to_string())? {
                 return Ok((number, pack));
@@ -599,7 +593,8 @@ impl Push<'_> {
                 return Ok((number, pack));
             }
             let mut bytes = Vec::from(bytes);
-            bytes.extend_from_slice(&now_and_here());
+            // Nothing refers to this; it makes the pack one of its own.
+            bytes.extend_from_slice(StateId::new().to_string().as_bytes());
             let pack = Pack { sha256: self::sha256(&bytes), size: bytes.len() as u64 };
             match remote.put(&Object::Pack(pack.clone()), bytes, &[]).await.map_err(|e| e.to_string())? {
                 true => Ok((number, pack)),
@@ -653,15 +648,6 @@ impl Draft {
             list: self.list.ok_or("a file has no list")?,
         })
     }
-}
-
-/// What makes a pack one of its own; nothing refers to it.
-fn now_and_here() -> [u8; 20] {
-    let mut bytes = [0; 20];
-    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
-    bytes[..16].copy_from_slice(&time.to_le_bytes());
-    bytes[16..].copy_from_slice(&std::process::id().to_le_bytes());
-    bytes
 }
 
 /// A SHA-256 in hexadecimal.

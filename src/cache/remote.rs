@@ -17,6 +17,7 @@ use super::object::{Answer, Meta, Object, Trouble, root};
 use super::registry::Registry;
 use super::service::{RETRIES, SLOWEST, describe, is_not_implemented, is_there, operators};
 use super::spec::{Kind, Spec};
+use crate::store::StateId;
 
 /// How long an answer may take without being counted.
 const PROMPT: Duration = Duration::from_secs(2);
@@ -312,8 +313,7 @@ impl Remote {
             return Ok(self.stat(object).await?.is_some());
         }
         // No service copies a thing onto itself.
-        let unique = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
-        let aside = Object::Aside(format!("{}-{unique}", std::process::id())).path();
+        let aside = Object::Aside(StateId::new().to_string()).path();
         self.guard(0, || async {
             let done = async {
                 op.copy(&path, &aside).await?;

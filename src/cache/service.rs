@@ -28,7 +28,7 @@ const LARGEST: u64 = 17 << 20;
 
 pub(super) fn is_not_implemented(error: &opendal::Error) -> bool {
     let text = error.to_string();
-    error.kind() == ErrorKind::Unsupported || text.contains("501") || text.contains("NotImplemented")
+    error.kind() == ErrorKind::Unsupported || text.contains("status: 501") || text.contains("NotImplemented")
 }
 
 /// Whether something was not written because it is there. GitHub's cache says

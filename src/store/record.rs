@@ -80,7 +80,8 @@ impl std::fmt::Display for StateId {
 }
 
 impl StateId {
-    fn new() -> Self {
+    /// One that nothing else has.
+    pub(crate) fn new() -> Self {
         use std::hash::{BuildHasher, Hasher};
         Self(std::collections::hash_map::RandomState::new().build_hasher().finish())
     }
