@@ -129,6 +129,9 @@ fn a_cache_that_can_not_be_used_is_a_note() {
     // There is no cache of GitHub's outside of its actions.
     says(&vimg(dir.path(), &["plan", "--cache-from", "type=gha"]), 0, "gha is not used");
     says(&vimg(dir.path(), &["plan", "--cache-from", "type=s4"]), 2, "there is no type `s4`");
+    // Nothing is made where a name was mistyped.
+    says(&vimg(dir.path(), &["plan", "--cache-from", "type=local,src=cahce"]), 0, "cahce is not there");
+    assert!(!dir.path().join("cahce").exists());
 }
 
 #[test]

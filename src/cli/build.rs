@@ -95,6 +95,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
         && standing.holds(&request, &opened.project, &opened.store)
     {
         let reporter = report::reporter(style);
+        cache::tell(&reporter.sink(), notices);
         nothing_to_build(&reporter.sink(), standing.nodes());
         reporter.end();
         return write(&standing.wanted, &opened.store, &opened.notes, &dir, &reporter.sink());
@@ -111,7 +112,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     let workshop = workshop(&graph, &store, &project, secrets, reporter.sink(), args.how)?;
     let may_leave = |name: &str| model.secrets.iter().any(|s| s.name == name && s.cache);
     let sink = reporter.sink();
-    notices.into_iter().for_each(|text| sink(Event::Notice { text }));
+    cache::tell(&sink, notices);
     let caching =
         Caching { caches: &caches, graph: &graph, store: &store, sink: &sink, may_leave: &may_leave };
     let Some(made) = interruptible(make(&workshop, &caching, &last, &nodes))? else {
@@ -225,7 +226,7 @@ pub(super) fn states(
     let secrets = project::secrets(&model, &project);
     let workshop = workshop(&graph, &store, &project, secrets, sink.clone(), how)?;
     if building {
-        notices.into_iter().for_each(|text| sink(Event::Notice { text }));
+        cache::tell(&sink, notices);
         // Whoever waits for a machine does not wait for anything to be sent.
         let caching =
             Caching { caches: &caches, graph: &graph, store: &store, sink: &sink, may_leave: &|_| false };

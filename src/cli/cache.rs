@@ -17,9 +17,7 @@ use crate::cache::object::Trouble;
 use crate::cache::remote::Remote;
 use crate::cache::sign::{PublicKey, Signer};
 use crate::cache::spec::{duration, is_name};
-use crate::event::{Event, Sink};
 use crate::execute::caching::Caching;
-
 use crate::report::{self, Style, bytes, duration as for_people};
 
 /// Look after caches
@@ -286,7 +284,7 @@ fn push(moved: &Moved, global: &Global, style: Style) -> Outcome {
     }
     let reporter = report::reporter(style);
     let sink = reporter.sink();
-    tell(&sink, notices);
+    caching::tell(&sink, notices);
     let may_leave = |name: &str| loaded.model.secrets.iter().any(|s| s.name == name && s.cache);
     let caching =
         Caching { caches: &caches, graph: &graph, store: &loaded.store, sink: &sink, may_leave: &may_leave };
@@ -307,7 +305,7 @@ fn pull(moved: &Moved, global: &Global, style: Style) -> Outcome {
     let last = loaded.last();
     let reporter = report::reporter(style);
     let sink = reporter.sink();
-    tell(&sink, notices);
+    caching::tell(&sink, notices);
     let caching =
         Caching { caches: &caches, graph: &graph, store: &loaded.store, sink: &sink, may_leave: &|_| false };
     let obtained = interruptible(async {
@@ -332,10 +330,6 @@ fn none(flag: &str, notices: Vec<String>) -> Error {
         Some(notice) => Error::Message(notice, None, 2),
         None => Error::Message("no cache is named".into(), Some(format!("{flag} names one")), 2),
     }
-}
-
-fn tell(sink: &Sink, notices: Vec<String>) {
-    notices.into_iter().for_each(|text| sink(Event::Notice { text }));
 }
 
 fn eprint(text: &str) {

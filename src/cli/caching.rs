@@ -10,6 +10,7 @@ use crate::cache::Caches;
 use crate::cache::remote::Remote;
 use crate::cache::sign::{PublicKey, Signer, Trust};
 use crate::cache::spec::{Kind, Spec, fields, is_name};
+use crate::event::{Event, Sink};
 use crate::store::Store;
 
 /// The project's settings: where its caches are, and whom its builds believe.
@@ -60,8 +61,18 @@ impl CacheArgs {
         let around = surroundings(&|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
         let mut opened = believers(root)?;
         opened.caches.seen = Some(store.root().join("seen"));
-        for text in &from {
+        for (n, text) in from.iter().enumerate() {
             let mut spec = parse(text, false, "--cache-from")?;
+            // One that is nearer than others is made, and filled from those.
+            if n + 1 == from.len() && is_missing(&spec) {
+                let filled = |text: &String| {
+                    Spec::parse(text, true).is_ok_and(|s| is_missing(&s) && s.label == spec.label)
+                };
+                if !to.iter().any(filled) {
+                    opened.notices.push(format!("{} is not there", spec.label));
+                }
+                continue;
+            }
             if spec.domains.is_empty() {
                 spec.domains.clone_from(&around.read);
             }
@@ -108,6 +119,16 @@ impl CacheArgs {
         }
         Ok(opened)
     }
+}
+
+/// Whether a cache is a directory, and is not there.
+fn is_missing(spec: &Spec) -> bool {
+    spec.kind == Kind::Local && spec.option("root").is_some_and(|root| !Path::new(root).exists())
+}
+
+/// Tells what became of caches that can't be used.
+pub(super) fn tell(sink: &Sink, notices: Vec<String>) {
+    notices.into_iter().for_each(|text| sink(Event::Notice { text }));
 }
 
 /// Opens one cache, to look at it or to work on it.

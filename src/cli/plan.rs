@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::build::{interruptible, stopped};
-use super::caching::{CacheArgs, Opened};
+use super::caching::{self, CacheArgs, Opened};
 use super::settings::ProviderArgs;
 use super::{Error, Global, Outcome, print, print_json, project};
-use crate::event::Event;
 use crate::execute::caching::Caching;
 use crate::graph::{Graph, Needs, NodeId};
 use crate::plan::{Plan, Reason, Step};
@@ -41,7 +40,7 @@ pub(super) fn previewed(
     }
     let reporter = report::reporter(style);
     let sink = reporter.sink();
-    notices.into_iter().for_each(|text| sink(Event::Notice { text }));
+    caching::tell(&sink, notices);
     let caching =
         Caching { caches: &caches, graph, store: &loaded.store, sink: &sink, may_leave: &|_| false };
     let plan = interruptible(caching.preview(last, wanted))?;

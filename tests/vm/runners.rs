@@ -45,6 +45,11 @@ fn a_second_runner_builds_only_what_nobody_built() {
     let (_, all) = moved(&first);
     assert!(all > 100_000_000, "{all} bytes are no image");
 
+    // Who has no key is told, also where there is nothing to build.
+    let keyless = one.vimg(&["build", &to]);
+    keyless.succeeds();
+    assert!(keyless.stdout.contains("there is no key to sign with"), "{}", keyless.stdout);
+
     // It is all there: nothing is built, nothing starts, and only the disk and
     // what was found out by asking come over.
     let store = two.empty_store();
