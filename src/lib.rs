@@ -6,6 +6,7 @@ pub mod digest;
 pub mod event;
 pub mod sparse;
 pub mod qcow2;
+pub mod ext4;
 pub mod files;
 pub mod store;
 pub mod cache;

@@ -5,9 +5,13 @@
 //! from outside is therefore refused unless its header is plain.
 //! Format: QEMU's `docs/interop/qcow2.txt`.
 
+mod chain;
+
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
+
+pub use chain::{Chain, join};
 
 /// What a plain header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
