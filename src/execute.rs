@@ -108,6 +108,10 @@ pub struct Outcome {
 /// Secrets by name, each with its value or why there is none.
 pub type Secrets = BTreeMap<String, Result<Arc<[u8]>, String>>;
 
+/// A job is for two processors. What asks a fork keeps one busy, and is half
+/// a job.
+const JOB: u32 = 2;
+
 /// What all runs of a build share.
 struct Shared<P> {
     graph: Arc<Graph>,
@@ -117,6 +121,7 @@ struct Shared<P> {
     provider: Arc<P>,
     sink: Sink,
     reasons: BTreeMap<NodeId, Reason>,
+    /// In parts of a job.
     jobs: Semaphore,
     /// In MiB.
     memory: Semaphore,
@@ -183,7 +188,7 @@ impl<P> Workshop<P> {
             provider: self.provider.clone(),
             sink: self.sink.clone(),
             reasons,
-            jobs: Semaphore::new(self.budget.jobs.max(1)),
+            jobs: Semaphore::new(self.budget.jobs.max(1) * JOB as usize),
             memory: Semaphore::new(memory_mib as usize),
             memory_mib,
             keep_memory: self.budget.keep_memory,

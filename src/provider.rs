@@ -11,6 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use vimg_agent::protocol::Network;
 use vimg_lang::model::{Bootstrap, DiskFormat, Forward, Machine};
 
+use crate::ext4::Altered;
+
 mod child;
 pub mod container;
 pub mod debian;
@@ -63,6 +65,9 @@ pub struct Launch {
     /// Names the disk below, for who keeps memories of machines: one name never
     /// means two contents. Without it nothing is kept, and a machine boots.
     pub memory: Option<String>,
+    /// Nothing of it is kept, so that a machine will do which booted from a
+    /// disk that is almost the same: see [`Place::Carried`].
+    pub carried: bool,
     /// A directory for sockets and the like. It lies on the disk that the
     /// store is on.
     pub scratch: PathBuf,
@@ -97,6 +102,10 @@ pub enum Place {
     Machine,
     /// In the machine, which booted before and was kept with its writes held.
     Forked,
+    /// In a machine that booted from a disk which differs in these, and was
+    /// kept with its writes held. They must be changed, unless its agent
+    /// refuses: then it is of no use.
+    Carried(std::sync::Arc<[Altered]>),
     /// Outside of it: it must be told to prepare, with this network.
     Outside(Option<Network>),
 }
@@ -223,6 +232,12 @@ pub trait Instance: Send {
     /// Whether it boots, and can be kept when it has: others then fork it.
     fn can_be_kept(&self) -> bool {
         false
+    }
+
+    /// Why it boots although a machine was kept of a disk that comes close, in
+    /// a sentence.
+    fn why_it_boots(&self) -> Option<&str> {
+        None
     }
 
     /// Keeps it as it has booted, and ends it. The agent must hold all writes.

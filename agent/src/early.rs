@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, mount};
 
-use crate::protocol::APPLIANCE;
-use crate::{modules, system};
+use crate::protocol::{APPLIANCE, WATCHED};
+use crate::{modules, seen, system};
 
 /// How long the disk may take to appear.
 const DISK_WAIT: Duration = Duration::from_secs(30);
@@ -87,6 +87,12 @@ fn boot(cmdline: &str) -> io::Result<Infallible> {
         std::thread::sleep(Duration::from_millis(2));
     }
     mount(root.as_str(), "/root", "ext4", MountFlags::RDONLY, None)?;
+    if cmdline.split_whitespace().any(|word| word == WATCHED)
+        && let Err(error) = seen::watch("/root")
+    {
+        // A kernel may lack it; the machine can do without.
+        say(&format!("vimg-init: what is opened is not noted: {error}\n"));
+    }
     rustix::mount::mount_move("/dev", "/root/dev")?;
     rustix::mount::mount_move("/proc", "/root/proc")?;
     system::switch_root("/root")?;

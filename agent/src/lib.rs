@@ -17,6 +17,8 @@ mod packages;
 mod modules;
 mod filesystem;
 mod network;
+pub mod seen;
+mod carry;
 mod wake;
 mod appliance;
 mod primitive;

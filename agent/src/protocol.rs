@@ -6,6 +6,7 @@
 //! allocated, and what does not parse ends the conversation.
 
 mod blob;
+mod change;
 mod resource;
 
 use std::collections::BTreeMap;
@@ -15,10 +16,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use blob::{Blob, Digest};
+pub use change::{Change, Inode, MOST_CARRIED, Time};
 pub use resource::{Around, Entry, Manifest, Node, Owner, Primitive, Probe, Run, Script, ServiceState, User};
 
 /// The version of these messages. Host and agent must have the same.
-pub const PROTOCOL: u32 = 6;
+pub const PROTOCOL: u32 = 7;
 
 /// The version of what the agent does to a machine. It enters every key, so
 /// raising it rebuilds everything: raise it when the same layer would now
@@ -58,9 +60,19 @@ pub enum ToAgent {
         /// What is asked.
         probes: Vec<Probe>,
     },
-    /// The machine runs on from where its memory was kept. Answered by
-    /// `Awake`.
+    /// The machine runs on from where its memory was kept, and writes go on.
+    /// Answered by `Awake`.
     Wake(Wake),
+    /// The same with these files changed, as if the machine had booted with
+    /// them so. Their contents follow as frames of data. Answered by
+    /// `Carried`, or by `Refused` if the boot may have depended on what they
+    /// were; the machine is of no use then.
+    Carry {
+        /// What makes it a machine of its own.
+        wake: Wake,
+        /// What is to change.
+        changes: Vec<Change>,
+    },
     /// Run a program for a person. `Wrote` comes as it writes, and `Exited`
     /// in the end. Frames of data are its input.
     Exec(Exec),
@@ -204,6 +216,9 @@ pub const CAPABILITIES: [&str; 13] = [
 /// id 1 serve as an appliance.
 pub const APPLIANCE: &str = "vimg.appliance";
 
+/// The word that has a machine note what it opens of its disk while it boots.
+pub const WATCHED: &str = "vimg.watched";
+
 /// Something on a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
@@ -333,6 +348,8 @@ pub enum FromAgent {
     Prepared,
     /// The clock and the randomness are the machine's own.
     Awake,
+    /// The machine is as if it had booted with the changed files.
+    Carried,
     /// All is on disk and writes are held.
     Frozen,
     /// Writes go on.

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 
 use crate::appliance::{self, Attached};
 use crate::apply;
+use crate::carry;
 use crate::check;
 use crate::command;
 use crate::exec::Running;
 use crate::fetch::{Channel, Received, Sender};
 use crate::list;
 use crate::offline;
-use crate::protocol::{self, ALIVE_EVERY, FromAgent, PORT, Prepare, ToAgent};
+use crate::protocol::{self, ALIVE_EVERY, Change, FromAgent, PORT, Prepare, ToAgent, Wake};
 use crate::seal;
 use crate::system;
 use crate::wake;
@@ -125,6 +126,8 @@ struct Agent {
     running: Option<Running>,
     /// Whether writes are held.
     held: bool,
+    /// What the boot has read, if that was noted.
+    boot: Option<carry::Boot>,
 }
 
 impl Agent {
@@ -146,6 +149,7 @@ impl Agent {
             failed_units: None,
             running: None,
             held: false,
+            boot: None,
         }
         .run()
     }
@@ -205,7 +209,14 @@ impl Agent {
                 done
             }
             ToAgent::Check { probes } => check::check(&self.channel.sender, &probes)?,
-            ToAgent::Wake(what) => match wake::wake(&what) {
+            ToAgent::Carry { wake, changes } => {
+                let contents = carry::receive(&mut self.channel, &changes)?;
+                match self.carry(&wake, &changes, &contents) {
+                    Ok(()) => FromAgent::Carried,
+                    Err(why) => FromAgent::Refused { message: why },
+                }
+            }
+            ToAgent::Wake(what) => match wake::wake(&what).and_then(|()| self.let_go()) {
                 Ok(()) => FromAgent::Awake,
                 Err(error) => refused("wake", error),
             },
@@ -239,6 +250,9 @@ impl Agent {
                 Err(error) => refused("prepare", error),
             },
             ToAgent::Freeze => {
+                if matches!(self.place, Place::Machine) && self.boot.is_none() {
+                    self.boot = carry::Boot::look();
+                }
                 rustix::fs::sync();
                 match if self.held { Ok(()) } else { self.hold() } {
                     Ok(()) => {
@@ -248,12 +262,8 @@ impl Agent {
                     Err(error) => refused("freeze", error),
                 }
             }
-            // An earlier conversation may have ended in between.
-            ToAgent::Thaw => match if self.held { self.thaw() } else { Ok(()) } {
-                Ok(()) => {
-                    self.held = false;
-                    FromAgent::Thawed
-                }
+            ToAgent::Thaw => match self.let_go() {
+                Ok(()) => FromAgent::Thawed,
                 Err(error) => refused("thaw", error),
             },
             ToAgent::Seal => match seal::seal() {
@@ -308,6 +318,24 @@ impl Agent {
             // Only the host may.
             Place::Container => Ok(()),
         }
+    }
+
+    /// Lets writes go on, if they are held: an earlier conversation may have
+    /// ended in between.
+    fn let_go(&mut self) -> io::Result<()> {
+        if self.held {
+            self.thaw()?;
+            self.held = false;
+        }
+        Ok(())
+    }
+
+    /// Makes a fork as if it had booted with other files, or says why not. The
+    /// clock is stepped afterwards: timers may start what reads them.
+    fn carry(&mut self, wake: &Wake, changes: &[Change], contents: &[u8]) -> Result<(), String> {
+        wake::reseed(wake).and_then(|()| self.let_go()).map_err(carry::unable)?;
+        carry::make(changes, contents, self.boot.as_ref())?;
+        wake::step(wake).map_err(carry::unable)
     }
 
     fn thaw(&mut self) -> io::Result<()> {

@@ -9,6 +9,7 @@ use rustix::ioctl::{NoArg, Opcode, Setter};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::protocol::Wake;
+use crate::seen;
 
 /// linux/random.h: RNDADDENTROPY is _IOW('R', 3, int[2]), RNDRESEEDCRNG is
 /// _IO('R', 7).
@@ -25,11 +26,23 @@ struct Entropy {
     bytes: [u8; SEED],
 }
 
-/// Steps the clock and reseeds the kernel.
+/// Makes it a machine of its own.
 pub(crate) fn wake(wake: &Wake) -> io::Result<()> {
+    reseed(wake)?;
+    step(wake)
+}
+
+/// Steps the clock, by which timers start what they are for.
+pub(crate) fn step(wake: &Wake) -> io::Result<()> {
+    // From here on a machine depends on more than its boot.
+    seen::end();
     let now =
         Timespec { tv_sec: (wake.time / 1_000_000_000) as i64, tv_nsec: (wake.time % 1_000_000_000) as i64 };
-    clock_settime(ClockId::Realtime, now)?;
+    clock_settime(ClockId::Realtime, now).map_err(Into::into)
+}
+
+/// Gives the kernel the host's randomness.
+pub(crate) fn reseed(wake: &Wake) -> io::Result<()> {
     let random = OpenOptions::new().write(true).open("/dev/urandom")?;
     let mut seed = Entropy { bits: 8 * SEED as i32, size: SEED as i32, bytes: [0; SEED] };
     let given = wake.seed.get(..SEED).ok_or_else(|| io::Error::other("the seed is too short"))?;

@@ -11,7 +11,7 @@ use super::log::Log;
 use super::run::{Facts, Making};
 use super::session::Progress;
 use super::up::{self, Stand, Up};
-use super::{Failure, Settled, Shared};
+use super::{Failure, JOB, Settled, Shared};
 use crate::event::Event;
 use crate::graph::{NodeId, Work};
 use crate::provider::{Instance, Provider};
@@ -53,7 +53,9 @@ async fn one<P: Provider>(shared: &Shared<P>, id: NodeId, broken: &Broken) -> Re
     let node = shared.graph.node(id);
     // A semaphore that is never closed always gives its permit. It comes
     // before the lock, so that no more files are open than there are jobs.
-    let _job = shared.jobs.acquire().await;
+    // A fork keeps one processor busy, a machine that boots more.
+    let job = if shared.keep_memory { 1 } else { JOB };
+    let _job = shared.jobs.acquire_many(job).await;
     let lock = shared
         .store
         .lock(&node.key)
@@ -75,7 +77,8 @@ async fn one<P: Provider>(shared: &Shared<P>, id: NodeId, broken: &Broken) -> Re
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
     let parent = node.parent.map(|id| shared.graph.node(id)).ok_or_else(|| making.gone())?;
     let (machine, needs) = (node.machine, node.needs);
-    let stand = Stand { state: parent, machine, needs, network: true, on_top: None, lasting: None };
+    let stand =
+        Stand { state: parent, machine, needs, network: true, on_top: None, carried: true, lasting: None };
     let mut up = up::up(&making, &stand, scratch.path(), &overlay).await.inspect_err(|failure| {
         *broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(Failure::clone(failure));
     })?;

@@ -207,8 +207,15 @@ impl<'a, P: Provider> Reader<'a, P> {
         let chain = shared.graph.chain(id);
         let imported = matches!(shared.graph.node(chain[0]).work, Work::Import { .. });
         let needs = if imported { Needs::Machine } else { Needs::Disk };
-        let stand =
-            Stand { state: node, machine: node.machine, needs, network: false, on_top: None, lasting: None };
+        let stand = Stand {
+            state: node,
+            machine: node.machine,
+            needs,
+            network: false,
+            on_top: None,
+            carried: false,
+            lasting: None,
+        };
         let up = up::up(&site, &stand, scratch.path(), &overlay).await?;
         Ok(Self { site, up, _scratch: scratch })
     }

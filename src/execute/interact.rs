@@ -59,7 +59,8 @@ pub async fn interact<P: Provider>(
     let scratch = site.staging()?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
     let (machine, needs) = (node.machine, Needs::Machine);
-    let stand = Stand { state: node, machine, needs, network: true, on_top: failed, lasting: None };
+    let stand =
+        Stand { state: node, machine, needs, network: true, on_top: failed, carried: true, lasting: None };
     let mut up = up::up(&site, &stand, scratch.path(), &overlay).await?;
     // Until now Ctrl-C was for us.
     let input = listen();
@@ -99,7 +100,8 @@ pub async fn watch<P: Provider>(
     let scratch = site.staging()?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
     let (machine, needs) = (node.machine, Needs::Machine);
-    let stand = Stand { state: node, machine, needs, network: true, on_top: None, lasting: None };
+    let stand =
+        Stand { state: node, machine, needs, network: true, on_top: None, carried: false, lasting: None };
     let (launch, _) = up::prepare(&site, &stand, scratch.path(), &overlay)?;
     // It is the boot that is to be seen.
     let launch = Launch { memory: None, ..launch };

@@ -9,7 +9,7 @@ use vimg_agent::protocol::Primitive;
 use vimg_lang::model::DiskFormat;
 
 use super::site::Site;
-use super::{Failure, FailureKind, Settled, Shared, checks, layer, up};
+use super::{Failure, FailureKind, JOB, Settled, Shared, checks, layer, up};
 use crate::digest::Blob;
 use crate::event::Event;
 use crate::graph::{Node, NodeId, Work};
@@ -60,7 +60,7 @@ async fn start<P: Provider>(
 ) -> Vec<NodeId> {
     let node = shared.graph.node(rest[0]);
     // A semaphore that is never closed always gives its permit.
-    let _job = shared.jobs.acquire().await;
+    let _job = shared.jobs.acquire_many(JOB).await;
     let lock = Arc::new(lock);
     let result = match &node.work {
         Work::Bootstrap(_) | Work::Import { .. } => base(shared, rest[0], lock).await,
@@ -290,6 +290,7 @@ async fn machine<P: Provider>(
         needs: making.node.needs,
         network,
         on_top: None,
+        carried: false,
         lasting: None,
     };
     let overlay = staging.path().join(DiskKind::Qcow2.file_name());

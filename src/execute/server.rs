@@ -163,6 +163,7 @@ impl ServerRecord {
             boot: site.boot_paths(&self.boot),
             offline: None,
             memory: None,
+            carried: false,
             scratch: dir.to_owned(),
             lasting: Some(Lasting { forwards: self.forwards() }),
         }
@@ -275,6 +276,7 @@ async fn start<P: Provider>(
         needs: Needs::Machine,
         network: true,
         on_top: None,
+        carried: false,
         lasting: Some(Lasting { forwards: plan.forwards.clone() }),
     };
     let up = up::up(site, &stand, &home.dir, &overlay).await?;

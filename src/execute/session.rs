@@ -10,11 +10,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use vimg_agent::protocol::{
-    self, Apply, Digest, Exec, Frame, FromAgent, Listed, Malformed, Network, Prepare, Primitive, Probe,
-    Stream, ToAgent, Wake,
+    self, Apply, Change, Digest, Exec, Frame, FromAgent, Inode, Listed, Malformed, Network, Prepare,
+    Primitive, Probe, Stream, Time, ToAgent, Wake,
 };
 
 use super::interact::{Ended, Input};
+use crate::ext4::Altered;
 
 /// An agent that says nothing for so long is gone, or its machine hangs. It
 /// says `Alive` every five seconds, but an emulated machine may be slow.
@@ -179,8 +180,29 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
     /// Makes a fork a machine of its own, whose writes go on.
     pub(super) async fn wake(&mut self) -> Result<(), SessionError> {
         self.send(&ToAgent::Wake(awakening()?)).await?;
-        self.expect(&FromAgent::Awake, AWAKE).await?;
-        self.thaw().await
+        self.expect(&FromAgent::Awake, REST).await
+    }
+
+    /// Gives a fork the files of another disk, as if it had booted from that,
+    /// and makes it a machine of its own.
+    pub(super) async fn carry(&mut self, altered: &[Altered]) -> Result<(), SessionError> {
+        let time = |(seconds, nanoseconds)| Time { seconds, nanoseconds };
+        let change = |a: &Altered| Change {
+            inode: Inode { number: a.was.inode, generation: a.was.generation },
+            size: a.was.size,
+            modified: time(a.was.modified),
+            to: time(a.modified),
+            content: a.content.as_ref().map(|c| c.len() as u64),
+            path: a.path.clone(),
+        };
+        let changes = altered.iter().map(change).collect();
+        self.send(&ToAgent::Carry { wake: awakening()?, changes }).await?;
+        for content in altered.iter().filter_map(|a| a.content.as_ref()) {
+            for chunk in content.chunks(protocol::CHUNK) {
+                self.put(&protocol::encode_data(chunk)?).await?;
+            }
+        }
+        self.expect(&FromAgent::Carried, REST).await
     }
 
     /// Applies a layer, beginning with the step `from`, up to its end or to

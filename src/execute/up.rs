@@ -47,6 +47,8 @@ pub(super) struct Stand<'a> {
     pub(super) network: bool,
     /// A disk on top of the state's that is no state.
     pub(super) on_top: Option<PathBuf>,
+    /// Nothing of what it does is kept.
+    pub(super) carried: bool,
     /// It goes on when this program ends.
     pub(super) lasting: Option<Lasting>,
 }
@@ -76,6 +78,7 @@ pub(super) fn prepare<P: Provider>(
         boot: site.boot_paths(&record.boot),
         offline,
         memory: kept.then(|| format!("{}:{}", parent.key, record.id)),
+        carried: stand.carried,
         scratch: scratch.to_owned(),
         lasting: stand.lasting.clone(),
     };
@@ -90,18 +93,25 @@ pub(super) async fn up<P: Provider>(
     overlay: &Path,
 ) -> Result<Up<P::Instance>, Box<Failure>> {
     let (mut launch, record) = prepare(site, stand, scratch, overlay)?;
-    for tries in 1.. {
-        if tries > TRIES {
+    let (mut tries, mut refused) = (0, None::<String>);
+    loop {
+        if tries == TRIES {
             launch.memory = None;
         }
         let (mut instance, mut session) = start(site, &launch).await?;
         let place = instance.place();
+        if place == Place::Machine
+            && let Some(why) = refused.take()
+        {
+            tell_why(site, &why);
+        }
         let first = instance.can_be_kept();
         let ready = async {
             let units = session.ready(place == Place::Machine).await?;
             match &place {
                 Place::Outside(network) => session.prepare(network.clone()).await?,
                 Place::Forked => session.wake().await?,
+                Place::Carried(altered) => session.carry(altered).await?,
                 Place::Machine if first => session.freeze().await?,
                 Place::Machine => {}
             }
@@ -113,9 +123,18 @@ pub(super) async fn up<P: Provider>(
         };
         match units {
             Ok(units) => tell_failed(site, &units),
+            // It is as good as before, but not for this.
+            Err(Trouble::Session(SessionError::Refused(why))) if matches!(place, Place::Carried(_)) => {
+                instance.stop().await;
+                refused = Some(why);
+                launch.carried = false;
+                continue;
+            }
             Err(trouble) => {
                 instance.distrust();
-                if place == Place::Forked && tries <= TRIES {
+                if matches!(place, Place::Forked | Place::Carried(_)) {
+                    tries += u32::from(place == Place::Forked);
+                    launch.carried = false;
                     instance.stop().await;
                     site.notice("a kept machine does not go on; it boots");
                     continue;
@@ -129,6 +148,7 @@ pub(super) async fn up<P: Provider>(
             return Ok(Up { instance, session, launch, parent: stand.state.key, record });
         }
         // Kept as it is now, it never has to boot again.
+        tries += 1;
         site.phase("keep");
         drop(session);
         if let Err(error) = instance.keep().await {
@@ -136,7 +156,6 @@ pub(super) async fn up<P: Provider>(
             launch.memory = None;
         }
     }
-    Err(site.gone())
 }
 
 /// Starts an instance and opens the stream to its agent.
@@ -150,6 +169,9 @@ async fn start<P: Provider>(
         instance.channel().ok_or_else(|| site.failure(FailureKind::Host, "the machine has no agent port"))?;
     if instance.place() == Place::Machine {
         site.shared.boots.fetch_add(1, Ordering::Relaxed);
+        if let Some(why) = instance.why_it_boots() {
+            tell_why(site, why);
+        }
         site.phase("boot");
     }
     Ok((instance, Session::new(channel)))
@@ -201,6 +223,12 @@ pub(super) async fn again<P: Provider>(
             Err(failure)
         }
     }
+}
+
+/// Tells why a machine does not go on from one that was kept of a disk that is
+/// almost the same.
+fn tell_why<P>(site: &Site<'_, P>, why: &str) {
+    site.line(&super::log::clean(&format!("the machine boots: {why}")));
 }
 
 /// Tells which units failed to start.

@@ -185,6 +185,13 @@ impl Instance for HostInstance {
         matches!(self, Self::Qemu(i) if i.can_be_kept())
     }
 
+    fn why_it_boots(&self) -> Option<&str> {
+        match self {
+            Self::Qemu(i) => i.why_it_boots(),
+            Self::Container(_) => None,
+        }
+    }
+
     async fn keep(self) -> Result<(), ProviderError> {
         match self {
             Self::Qemu(i) => i.keep().await,

@@ -12,6 +12,7 @@ use crate::qcow2;
 
 mod appliance;
 mod args;
+mod carry;
 mod disks;
 mod image;
 mod instance;

@@ -247,6 +247,7 @@ impl Agent {
                     }
                     self.say(&FromAgent::Passed).await?;
                 }
+                ToAgent::Carry { .. } => self.say(&FromAgent::Carried).await?,
                 ToAgent::Wake(_) => self.say(&FromAgent::Awake).await?,
                 ToAgent::Freeze => self.say(&FromAgent::Frozen).await?,
                 ToAgent::Thaw => self.say(&FromAgent::Thawed).await?,

@@ -68,12 +68,18 @@ fn forks_of_one_machine_are_no_twins() {
     assert_eq!(drawn.len(), 40, "two forks drew the same: {drawn:?}");
 
     // A layer that changed forks what the one before did, and the checks ask
-    // a machine that boots with it.
+    // the machine that booted before: nothing of it has read the words.
     project.edit("main.vimg", "default=\"once\"", "default=\"again\"");
     let edited = vimg(&["test"]);
     edited.succeeds();
-    assert_eq!((edited.boots(), edited.built().len()), (1, 11));
-    assert_eq!(said(3)[4], "again");
+    assert_eq!((edited.boots(), edited.built().len()), (0, 11));
+    let mut drawn = BTreeSet::new();
+    for n in 0..10 {
+        let lines = said(n);
+        assert_eq!(lines[4], "again");
+        drawn.extend(lines[..4].iter().cloned());
+    }
+    assert_eq!(drawn.len(), 40, "two forks drew the same: {drawn:?}");
     let again = vimg(&["test"]);
     assert_eq!((again.boots(), again.built().len()), (0, 0));
 }
@@ -173,6 +179,78 @@ fn a_machine_that_can_not_be_forked_boots_to_the_same_files() {
     none.succeeds();
     assert_eq!(none.boots(), 2, "each is asked of a machine of its own");
     assert_eq!((said(2), said(3)), (first.clone(), first));
+}
+
+/// A machine that notes at boot what stands in a file, and one in which
+/// somebody watches a file.
+const READS: &str = r##"
+configuration "reads" {
+    file "/srv/page" content="page one\n"
+    file "/srv/read" content="read one\n"
+    file "/srv/watched/file" content="watched one\n"
+    file "/etc/systemd/system/reads.service" content="[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/sh -c 'cat /srv/read >/run/was-read'\n[Install]\nWantedBy=multi-user.target\n"
+    file "/etc/systemd/system/seen.service" content="[Service]\nExecStart=/bin/touch /run/seen\n"
+    file "/etc/systemd/system/seen.path" content="[Path]\nPathModified=/srv/watched\n[Install]\nWantedBy=multi-user.target\n"
+    service "reads" enabled=#true
+    service "seen.path" enabled=#true
+    check "tells" { run "cat /srv/page /srv/watched/file /run/was-read; ls -R /srv; ls /run/seen || true; stat -c '%n %s %a' /srv/*; stat -c %Y /srv/page; find /etc /srv -xdev -type f ! -name 'resolv*' ! -name machine-id | sort | xargs sha256sum | sha256sum" }
+}
+"##;
+
+#[test]
+fn a_kept_machine_is_given_only_what_no_boot_depends_on() {
+    let project = Project::new("carried");
+    project.write(
+        "main.vimg",
+        &format!("use \"std/debian.vimg\"\nimage \"it\" {{\n    from \"debian-12\"\n    layer \"reads\"\n}}\n{READS}"),
+    );
+    project.vimg(&["build", "debian-12"]).succeeds();
+    let store = project.own_store();
+    let vimg = |args: &[&str]| project.vimg_in(&store, args);
+    let said = || vimg(&["log", "it:check/reads/tells"]).stdout;
+    let has = |words: &[&str]| {
+        let said = said();
+        for words in words {
+            assert!(said.contains(words), "{words} is not in {said}");
+        }
+    };
+    let tested = |boots: u64, why: &str| {
+        let tested = vimg(&["test"]);
+        tested.succeeds();
+        assert_eq!(tested.boots(), boots, "{}", tested.stdout);
+        assert!(tested.stdout.contains(why), "nothing says {why}: {}", tested.stdout);
+    };
+    tested(1, "");
+    has(&["page one\n", "watched one\n", "read one\n", "cannot access '/run/seen'"]);
+
+    // What nobody has read is written into the machine that booted before,
+    // which then is as one that boots.
+    project.edit("main.vimg", "page one", "page number two");
+    tested(0, "");
+    has(&["page number two\n", "watched one\n", "read one\n"]);
+    let carried = said();
+    project.edit("main.vimg", "sha256sum | sha256sum", "sha256sum |  sha256sum");
+    let booted = vimg(&["test", "--no-memory"]);
+    booted.succeeds();
+    assert_eq!(booted.boots(), 1);
+    let lines =
+        |text: &str| text.lines().filter(|l| !l.starts_with("==")).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(lines(&said()), lines(&carried), "a boot tells the same");
+
+    // What the boot has read is read by a boot.
+    project.edit("main.vimg", "read one", "read two");
+    tested(1, "the machine boots: /srv/read was opened while it booted");
+    has(&["page number two\n", "read two\n"]);
+
+    // Who watches would notice.
+    project.edit("main.vimg", "watched one", "watched two");
+    tested(1, "the machine boots: a program watches /srv/watched/file");
+    has(&["watched two\n", "cannot access '/run/seen'"]);
+
+    // Names may have been looked at without a trace.
+    let page = "file \"/srv/page\"";
+    project.edit("main.vimg", page, &format!("file \"/srv/more\" content=\"\"\n    {page}"));
+    tested(1, "the machine boots: /srv/more is new");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use vimg_agent::protocol::{APPLIANCE, PORT};
+use vimg_agent::protocol::{APPLIANCE, PORT, WATCHED};
 use vimg_lang::model::Machine;
 
 use super::Accel;
@@ -185,9 +185,11 @@ pub(super) fn writable(node: &str, file: &Path, backing: &Value, lasting: bool) 
     })
 }
 
-/// A direct boot.
-pub(super) fn boot(boot: Option<&(PathBuf, PathBuf)>) -> Vec<String> {
-    boot.map_or_else(Vec::new, |(kernel, initrd)| linux(kernel, initrd, CMDLINE))
+/// A direct boot, of a machine that notes what it opens of its disk if that
+/// is of use later.
+pub(super) fn boot(boot: Option<&(PathBuf, PathBuf)>, watched: bool) -> Vec<String> {
+    let cmdline = if watched { format!("{CMDLINE} {WATCHED}") } else { CMDLINE.to_owned() };
+    boot.map_or_else(Vec::new, |(kernel, initrd)| linux(kernel, initrd, &cmdline))
 }
 
 pub(super) fn words(text: &str) -> Vec<String> {

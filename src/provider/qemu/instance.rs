@@ -264,6 +264,10 @@ impl Instance for QemuInstance {
         self.disks.switch(&mut self.monitor).await
     }
 
+    fn why_it_boots(&self) -> Option<&str> {
+        self.keeping.as_ref()?.why.as_deref()
+    }
+
     fn can_be_kept(&self) -> bool {
         self.keeping.is_some()
     }

@@ -57,6 +57,16 @@ impl Kept {
         self.dir.join("devices")
     }
 
+    /// What it was kept of.
+    pub(super) fn origin(&self) -> PathBuf {
+        self.dir.join("origin.json")
+    }
+
+    /// When it was of use last.
+    pub(super) fn used(&self) -> Option<std::time::SystemTime> {
+        self.devices().metadata().and_then(|m| m.modified()).ok()
+    }
+
     /// Whether there is one.
     pub(super) fn is_there(&self) -> bool {
         self.devices().exists()
@@ -230,7 +240,7 @@ pub(super) fn forget_old(home: &Path, most: u64) {
             }
             !gone
         })
-        .map(|path| (Kept::at(&path).devices().metadata().and_then(|m| m.modified()).ok(), size(&path), path))
+        .map(|path| (Kept::at(&path).used(), size(&path), path))
         .collect();
     kept.sort();
     let mut sum: u64 = kept.iter().map(|(_, size, _)| size).sum();

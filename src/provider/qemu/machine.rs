@@ -17,7 +17,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::disks::Disks;
 use super::instance::{QemuInstance, Start};
 use super::kept::{self, Kept};
-use super::{Accel, Programs, ProviderError, args};
+use super::{Accel, Programs, ProviderError, args, carry};
+use crate::digest::Description;
 use crate::provider::{Instance, Launch, Lines, Place};
 use crate::sparse;
 
@@ -73,6 +74,9 @@ pub(super) struct Keeping {
     dir: PathBuf,
     scratch: PathBuf,
     overlay: PathBuf,
+    origin: carry::Origin,
+    /// Why none goes on that was kept of another disk.
+    pub(super) why: Option<String>,
     /// Held by who boots what others want to fork.
     _lock: File,
 }
@@ -92,14 +96,15 @@ pub(super) async fn start(
     };
     let fail = |e: std::io::Error| ProviderError::new(format!("{}: {e}", home.display()));
     std::fs::create_dir_all(home).map_err(fail)?;
-    let dir = home.join(name(programs, accel, launch, below));
+    let of = facts(programs, accel, launch);
+    let origin = carry::Origin::of(of.key().to_string(), &launch.chain).map_err(fail)?;
+    let dir = home.join(name(of, below));
     let kept = Kept::at(&dir);
-    let mut lock = None;
+    let (mut lock, mut why) = (None, None);
     loop {
         if kept.is_there() {
-            match fork(programs, accel, launch, &kept).await {
+            match fork(programs, accel, launch, &kept, Place::Forked).await {
                 Ok(mut instance) => {
-                    kept.touch();
                     lead(&mut instance, launch).await?;
                     instance.origin = Some(Origin { memories: memories.clone(), dir });
                     return Ok(instance);
@@ -114,6 +119,14 @@ pub(super) async fn start(
         if lock.is_some() {
             break;
         }
+        // Only a direct boot notes what it reads.
+        if launch.carried && launch.boot.is_some() {
+            match carried(programs, accel, launch, &origin, memories, notice).await {
+                Ok(Some(instance)) => return Ok(instance),
+                Ok(None) => {}
+                Err(unlike) => why = Some(unlike),
+            }
+        }
         // One boots it, the others wait and fork.
         lock = Some(kept::exclusive(&dir.with_extension("lock")).await.map_err(fail)?);
     }
@@ -126,18 +139,53 @@ pub(super) async fn start(
     let mut instance = boot(programs, accel, &first, Some(&memory)).await?;
     let (scratch, overlay) = (launch.scratch.clone(), launch.overlay.clone());
     let memories = memories.clone();
-    instance.keeping = Some(Keeping { memories, dir, scratch, overlay, _lock: lock });
+    instance.keeping = Some(Keeping { memories, dir, scratch, overlay, origin, why, _lock: lock });
     Ok(instance)
 }
 
-/// Everything that a kept machine depends on.
-fn name(programs: &Programs, accel: Accel, launch: &Launch, below: &str) -> String {
+/// Forks a machine that was kept of a disk that is almost the same; a sentence
+/// says in what none is. What fails of that is no loss.
+async fn carried(
+    programs: &Programs,
+    accel: Accel,
+    launch: &Launch,
+    origin: &carry::Origin,
+    memories: &Arc<Memories>,
+    notice: &Lines,
+) -> Result<Option<QemuInstance>, String> {
+    // Reading disks blocks.
+    let (home, wanted) = (memories.home.clone(), origin.clone());
+    let found = tokio::task::spawn_blocking(move || carry::find(&home, &wanted)).await;
+    let Ok(Some(near)) = found else { return Ok(None) };
+    let near = near?;
+    let other = Launch { chain: near.chain, ..launch.clone() };
+    match fork(programs, accel, &other, &Kept::at(&near.kept), Place::Carried(near.altered)).await {
+        Ok(mut instance) => {
+            instance.origin = Some(Origin { memories: memories.clone(), dir: near.kept });
+            Ok(Some(instance))
+        }
+        Err(error) => {
+            notice(&format!("{error}; another machine boots"));
+            memories.failed(&near.kept);
+            let _ = std::fs::remove_file(&launch.overlay);
+            Ok(None)
+        }
+    }
+}
+
+/// Everything that a kept machine depends on besides its disk.
+fn facts(programs: &Programs, accel: Accel, launch: &Launch) -> Description {
     let mut facts = kept::facts(programs, accel);
-    facts.value("disk", below);
     facts.value("arguments", arguments(accel, launch, Some((Path::new("memory"), true))).join(" "));
-    facts.value("boot", args::boot(launch.boot.as_ref()).join(" "));
+    facts.value("boot", args::boot(launch.boot.as_ref(), true).join(" "));
     facts
         .value("host's boot", std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default());
+    facts
+}
+
+/// Names a kept machine by everything that it depends on.
+fn name(mut facts: Description, disk: &str) -> String {
+    facts.value("disk", disk);
     facts.key().short()
 }
 
@@ -168,7 +216,7 @@ async fn boot(
     };
     let mut all = arguments(accel, launch, memory.map(|path| (path, true)));
     all.extend(args::disks(&disks.nodes(launch)));
-    all.extend(args::boot(launch.boot.as_ref()));
+    all.extend(args::boot(launch.boot.as_ref(), memory.is_some()));
     let way = format!("qemu {} {}", programs.version, accel.name());
     if disks.lasting() {
         args::with_log(&mut all);
@@ -192,6 +240,7 @@ async fn fork(
     accel: Accel,
     launch: &Launch,
     kept: &Kept,
+    place: Place,
 ) -> Result<QemuInstance, ProviderError> {
     let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be forked: {e}"));
     // What it wrote before it was kept is not in the disks below.
@@ -205,10 +254,13 @@ async fn fork(
     if disks.lasting() {
         args::with_log(&mut all);
     }
-    let start = Start { scratch: &launch.scratch, disks, way, place: Place::Forked };
+    let start = Start { scratch: &launch.scratch, disks, way, place };
     let mut instance = QemuInstance::start(programs, &all, start).await?;
     match kept.resume(&mut instance, &launch.scratch).await {
-        Ok(()) => Ok(instance),
+        Ok(()) => {
+            kept.touch();
+            Ok(instance)
+        }
         Err(error) => {
             // It holds the disk.
             instance.stop().await;
@@ -234,6 +286,7 @@ pub(super) async fn keep(mut instance: QemuInstance) -> Result<(), ProviderError
     let new = saved?;
     std::fs::rename(keeping.scratch.join("memory"), new.memory()).map_err(fail)?;
     std::fs::rename(&keeping.overlay, new.disk()).map_err(fail)?;
+    keeping.origin.write(&new).map_err(fail)?;
     new.shrink().await;
     let home = &keeping.memories.home;
     kept::forget_old(home, free(home) / SHARE);

@@ -1,0 +1,175 @@
+//! Finds a kept machine whose disk is almost the one that is wanted, and what
+//! of it has to be changed: files that hold something else.
+//!
+//! Whether that comes to the same as a boot, the machine's agent says, which
+//! knows what the boot has read (`agent/src/carry.rs`). Whatever is unclear
+//! before, or fails, is a reason to boot.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use vimg_agent::protocol::MOST_CARRIED;
+
+use super::kept::Kept;
+use crate::ext4::{self, Altered, Difference, Special};
+use crate::provider::gpt;
+use crate::qcow2::Chain;
+
+/// Where machines note what they did. What an earlier one noted there is no
+/// part of what this one does.
+const NOTES: [&str; 3] = ["/var/log/journal", "/var/lib/systemd/random-seed", "/var/lib/systemd/timers"];
+/// What the kernel itself opens, unseen.
+const KERNELS: [&str; 2] = ["/usr/lib/firmware", "/lib/firmware"];
+/// How many kept machines are compared at most, the nearest first.
+const TRIED: usize = 6;
+
+/// What a machine was kept of, beside it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Origin {
+    /// Names everything but the disk.
+    machine: String,
+    /// Its disk, the lowest file first.
+    chain: Vec<File>,
+}
+
+/// A file of the store, which never changes, but may go and come again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct File {
+    path: PathBuf,
+    /// Device, inode, size, and when it was changed: seconds, nanoseconds.
+    stamp: (u64, u64, u64, i64, i64),
+}
+
+impl File {
+    fn of(path: &Path) -> io::Result<Self> {
+        let m = fs::metadata(path)?;
+        let stamp = (m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec());
+        Ok(Self { path: path.to_owned(), stamp })
+    }
+
+    fn is_there(&self) -> bool {
+        Self::of(&self.path).is_ok_and(|now| now == *self)
+    }
+}
+
+impl Origin {
+    pub(super) fn of(machine: String, chain: &[PathBuf]) -> io::Result<Self> {
+        Ok(Self { machine, chain: chain.iter().map(|path| File::of(path)).collect::<Result<_, _>>()? })
+    }
+
+    pub(super) fn write(&self, kept: &Kept) -> io::Result<()> {
+        fs::write(kept.origin(), serde_json::to_vec(self)?)
+    }
+
+    fn read(kept: &Kept) -> Option<Self> {
+        serde_json::from_slice(&fs::read(kept.origin()).ok()?).ok()
+    }
+}
+
+/// A machine that booted from almost the same disk.
+pub(super) struct Near {
+    pub(super) kept: PathBuf,
+    /// The disk that it booted from.
+    pub(super) chain: Vec<PathBuf>,
+    /// What is otherwise on the disk that is wanted.
+    pub(super) altered: Arc<[Altered]>,
+}
+
+/// Finds one among those in `home`; a sentence says why there is none, if
+/// there is a machine that comes close.
+pub(super) fn find(home: &Path, wanted: &Origin) -> Option<Result<Near, String>> {
+    let mut near: Vec<(usize, std::time::SystemTime, PathBuf, Origin)> = fs::read_dir(home)
+        .ok()?
+        .flatten()
+        .filter_map(|entry| {
+            // What is being removed has such a name.
+            if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                return None;
+            }
+            let kept = Kept::at(&entry.path());
+            let origin = Origin::read(&kept).filter(|o| o.machine == wanted.machine)?;
+            let shared = origin.chain.iter().zip(&wanted.chain).take_while(|(a, b)| a == b).count();
+            let of_use = kept.is_there()
+                && kept.memory().exists()
+                && shared > 0
+                && origin.chain.iter().all(File::is_there);
+            of_use.then(|| Some((shared, kept.used()?, entry.path(), origin)))?
+        })
+        .collect();
+    near.sort_by_key(|(shared, used, ..)| std::cmp::Reverse((*shared, *used)));
+    let mut why = None;
+    for (shared, _, kept, origin) in near.into_iter().take(TRIED) {
+        let chain = paths(&origin);
+        match compare(&chain, &paths(wanted), shared) {
+            Ok(Difference::Files(altered)) => {
+                return Some(Ok(Near { kept, chain, altered: altered.into() }));
+            }
+            Ok(Difference::More(what)) => why = why.or(Some(what)),
+            Err(error) => why = why.or(Some(format!("its disk can't be compared: {error}"))),
+        }
+    }
+    why.map(Err)
+}
+
+fn paths(origin: &Origin) -> Vec<PathBuf> {
+    origin.chain.iter().map(|file| file.path.clone()).collect()
+}
+
+/// Compares two disks whose lowest `shared` files are the same.
+fn compare(a: &[PathBuf], b: &[PathBuf], shared: usize) -> io::Result<Difference> {
+    let (mut a, mut b) = (Chain::open(a)?, Chain::open(b)?);
+    let size = a.size();
+    if size != b.size() {
+        return Ok(Difference::More("the disk has another size".into()));
+    }
+    let changed = crate::qcow2::join([a.written(shared)?, b.written(shared)?].concat());
+    let start = gpt::ROOT_START * gpt::SECTOR;
+    if size <= start {
+        return Ok(Difference::More("the disk is too small".into()));
+    }
+    let end = gpt::root_end(size) * gpt::SECTOR;
+    // That is where the kernel is told to look for it: in the third partition.
+    for disk in [&mut a, &mut b] {
+        let mut entry = [0; 128];
+        disk.read_at(2 * gpt::SECTOR + 2 * 128, &mut entry)?;
+        let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| entry[at + n]));
+        if (number(32).saturating_mul(gpt::SECTOR), number(40).saturating_add(1).saturating_mul(gpt::SECTOR))
+            != (start, end)
+        {
+            return Ok(Difference::More("the root filesystem lies elsewhere".into()));
+        }
+    }
+    // Beside the root filesystem nothing may differ.
+    for range in &changed {
+        for (from, to) in [(range.start, range.end.min(start)), (range.start.max(end), range.end)] {
+            if !same(&mut a, &mut b, from, to.min(size))? {
+                return Ok(Difference::More("the disk differs beside its root filesystem".into()));
+            }
+        }
+    }
+    ext4::differ(
+        &mut a,
+        &mut b,
+        start,
+        &changed,
+        Special { apart: &NOTES, fixed: &KERNELS, most: MOST_CARRIED },
+    )
+}
+
+fn same(a: &mut Chain, b: &mut Chain, mut from: u64, to: u64) -> io::Result<bool> {
+    let mut buffers = [vec![0; 64 << 10], vec![0; 64 << 10]];
+    while from < to {
+        let length = (to - from).min(64 << 10) as usize;
+        a.read_at(from, &mut buffers[0][..length])?;
+        b.read_at(from, &mut buffers[1][..length])?;
+        if buffers[0][..length] != buffers[1][..length] {
+            return Ok(false);
+        }
+        from += length as u64;
+    }
+    Ok(true)
+}
