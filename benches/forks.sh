@@ -59,6 +59,16 @@ for project in booted offline; do
     vimg_in $project test
     for _ in $(seq "$runs"); do edit $project; took vimg_in $project test; done | median >"$dir/m"
     row "  $what and checks" "$(cat "$dir/m")"
+    for _ in 1 2 3; do
+        echo "<!-- $RANDOM$RANDOM -->" >>"$dir/$project/index.html.j2"
+        took vimg_in $project test
+    done | median >"$dir/m"
+    row "  a page in the layer below the $what, and checks" "$(cat "$dir/m")"
+    for n in 1 2; do
+        sed -i "s/type=\"int\" default=[0-9]*/type=\"int\" default=$((256 + n))/" "$dir/$project/main.vimg"
+        took vimg_in $project test
+    done | median >"$dir/m"
+    row "  $what, a setting that its boot has read, and checks" "$(cat "$dir/m")"
     for _ in 1 2 3; do edit $project; took vimg_in $project build; done | median >"$dir/m"
     row "  $what, checks, sealed and converted" "$(cat "$dir/m")"
     for _ in 1 2; do edit $project; took vimg_in $project test --no-memory; done | median >"$dir/m"
@@ -117,7 +127,7 @@ many() { # N
         for n in $(seq "$1"); do echo "    check \"n$n\" { run \"test -d /run/systemd/system; : $RANDOM$RANDOM\" }"; done
         echo '}'
     } >"$dir/many/main.vimg"
-    vimg_in many test --jobs 2
+    vimg_in many test
 }
 many 1
 for n in 1 20; do
