@@ -241,12 +241,12 @@ impl<S: Source> Pair<'_, S> {
             Kind::File => {
                 let same_size = a.size() == b.size();
                 if !same_size && b.size() > self.left {
-                    return Ok(Err("is not all that differs".into()));
+                    return Ok(Err("and others hold too much that is new".into()));
                 }
                 let after = self.b.content(&b)?;
                 if !same_size || self.a.content(&a)? != after {
                     let Some(left) = self.left.checked_sub(b.size()) else {
-                        return Ok(Err("is not all that differs".into()));
+                        return Ok(Err("and others hold too much that is new".into()));
                     };
                     self.left = left;
                     // Writing takes such bits and attributes away.
