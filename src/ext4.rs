@@ -9,7 +9,9 @@ mod differ;
 use std::collections::BTreeMap;
 use std::io;
 
-pub use differ::{Altered, Difference, Place, Special, differ};
+use vimg_agent::protocol::Time;
+
+pub use differ::{Altered, Difference, Special, differ};
 
 /// The most that is read of one file or directory, in bytes.
 const MOST: u64 = 64 << 20;
@@ -265,12 +267,12 @@ impl Inode {
         &self.0[40..100]
     }
 
-    /// When its content was changed last: seconds and nanoseconds. Two bits of
-    /// the second field are the seconds' own (`fs/ext4/ext4.h`).
-    fn modified(&self) -> (i64, u32) {
+    /// When its content was changed last. Two bits of the field for nanoseconds
+    /// are the seconds' own (`fs/ext4/ext4.h`).
+    fn modified(&self) -> Time {
         let seconds = i64::from(u32_at(&self.0, 16).cast_signed());
         let extra = if self.extra() >= 12 { u32_at(&self.0, 136) } else { 0 };
-        (seconds + (i64::from(extra & 3) << 32), extra >> 2)
+        Time { seconds: seconds + (i64::from(extra & 3) << 32), nanoseconds: extra >> 2 }
     }
 
     /// How many bytes of fields there are beyond the first 128.

@@ -20,7 +20,7 @@ mod embedded;
 mod stamps;
 mod witness;
 
-pub use stamps::Stamps;
+pub use stamps::{Stamp, Stamps, stamp};
 use witness::Look;
 pub use witness::Witness;
 

@@ -89,8 +89,7 @@ impl Boot {
         let (opened, watcher) = seen::list().ok()?;
         let look = || {
             let root = File::open("/").map_err(unable)?;
-            let watched = World::look(watcher).map_err(unable)??.watched(&root).map_err(unable)??;
-            Ok(Ended { opened: inodes(opened), watched })
+            Ok(Ended { opened: inodes(opened), watched: World::look(watcher)?.watched(&root)? })
         };
         Some(Self(look()))
     }
@@ -147,7 +146,8 @@ fn inodes(opened: Opened) -> BTreeSet<Inode> {
 }
 
 fn is_as_it_was(meta: &fs::Metadata, change: &Change) -> bool {
-    meta.size() == change.size
+    // The size of a directory says nothing.
+    (meta.is_dir() || meta.size() == change.size)
         && meta.mtime() == change.modified.seconds
         && meta.mtime_nsec() == i64::from(change.modified.nanoseconds)
 }
@@ -160,12 +160,7 @@ fn touch(root: &File, change: &Change) -> io::Result<()> {
         }
         file => file?,
     };
-    let meta = file.metadata()?;
-    let same = meta.is_dir() || meta.size() == change.size;
-    if same
-        && meta.mtime() == change.modified.seconds
-        && meta.mtime_nsec() == i64::from(change.modified.nanoseconds)
-    {
+    if is_as_it_was(&file.metadata()?, change) {
         set_time(&file, change)?;
     }
     Ok(())
@@ -211,10 +206,10 @@ struct World {
 
 impl World {
     /// Looks at all processes. `watcher` is our own.
-    fn look(watcher: u32) -> io::Result<Result<Self, String>> {
+    fn look(watcher: u32) -> Result<Self, String> {
         let mut watches: BTreeMap<u64, BTreeSet<(Inode, u32)>> = BTreeMap::new();
         let mut namespaces = BTreeSet::new();
-        for process in fs::read_dir("/proc")?.flatten() {
+        for process in fs::read_dir("/proc").map_err(unable)?.flatten() {
             let Some(number) = process.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
                 continue;
             };
@@ -226,7 +221,7 @@ impl World {
                 && let Ok(mounts) = fs::read_to_string(path.join("mountinfo"))
             {
                 if let Some(kind) = foreign(&mounts) {
-                    return Ok(Err(format!("it has mounted a filesystem of the kind {kind}")));
+                    return Err(format!("it has mounted a filesystem of the kind {kind}"));
                 }
                 namespaces.insert(namespace);
             }
@@ -240,33 +235,33 @@ impl World {
                         }
                     }
                     Some("anon_inode:[fanotify]") if number != watcher => {
-                        return Ok(Err("a program of it watches files".into()));
+                        return Err("a program of it watches files".into());
                     }
                     _ => {}
                 }
             }
         }
         if fs::read_to_string("/proc/swaps").is_ok_and(|swaps| swaps.lines().any(|l| l.contains(" file\t"))) {
-            return Ok(Err("it swaps to a file".into()));
+            return Err("it swaps to a file".into());
         }
         // One that was mounted during the boot may be gone by now.
         let overlays = |line: &str| line.ends_with("\toverlay");
         if fs::read_to_string("/proc/filesystems").is_ok_and(|all| all.lines().any(overlays)) {
-            return Ok(Err("its kernel has overlays, through which files are read unseen".into()));
+            return Err("its kernel has overlays, through which files are read unseen".into());
         }
-        Ok(Ok(Self { watches }))
+        Ok(Self { watches })
     }
 
     /// The numbers of inodes whose change would be noticed: they are watched
     /// themselves, or the directory is that they are in.
-    fn watched(&self, root: &File) -> io::Result<Result<BTreeSet<u32>, String>> {
-        let device = root.metadata()?.dev();
+    fn watched(&self, root: &File) -> Result<BTreeSet<u32>, String> {
+        let device = root.metadata().map_err(unable)?.dev();
         // As the kernel has it inside: twenty bits for the minor number.
         let device = u64::from(rustix::fs::major(device)) << 20 | u64::from(rustix::fs::minor(device));
         let mut watched = BTreeSet::new();
         for (inode, mask) in self.watches.get(&device).into_iter().flatten() {
             if mask & LOOKED_AT != 0 {
-                return Ok(Err("a program of it watches what is read".into()));
+                return Err("a program of it watches what is read".into());
             }
             watched.insert(inode.number);
             let Ok(file) = open(root, *inode, libc::O_RDONLY) else { continue };
@@ -274,7 +269,7 @@ impl World {
                 watched.extend(entries.flatten().map(|entry| entry.ino() as u32));
             }
         }
-        Ok(Ok(watched))
+        Ok(watched)
     }
 }
 

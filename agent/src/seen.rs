@@ -20,8 +20,6 @@ use crate::protocol::Inode;
 
 /// The socket's name.
 const SOCKET: &[u8] = b"vimg.seen";
-/// What the process calls itself.
-pub(crate) const WATCH: &str = "watch";
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(30);
 
@@ -65,7 +63,7 @@ pub(crate) fn watch(root: &str) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Command::new("/init")
-        .arg(WATCH)
+        .arg("watch")
         .stdin(Stdio::from(fd))
         .stdout(Stdio::null())
         .stderr(Stdio::null())

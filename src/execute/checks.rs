@@ -51,9 +51,9 @@ type Broken = Mutex<Option<Failure>>;
 /// Makes one check; `false` if somebody else has made it meanwhile.
 async fn one<P: Provider>(shared: &Shared<P>, id: NodeId, broken: &Broken) -> Result<bool, Box<Failure>> {
     let node = shared.graph.node(id);
-    // A semaphore that is never closed always gives its permit. It comes
-    // before the lock, so that no more files are open than there are jobs.
-    // A fork keeps one processor busy, a machine that boots more.
+    // A semaphore that is never closed always gives its permits. They come
+    // before the lock, so that few files are open at once. A fork keeps one
+    // processor busy, a machine that boots more.
     let job = if shared.keep_memory { 1 } else { JOB };
     let _job = shared.jobs.acquire_many(job).await;
     let lock = shared

@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use vimg_agent::protocol::{
-    self, Apply, Change, Digest, Exec, Frame, FromAgent, Inode, Listed, Malformed, Network, Prepare,
-    Primitive, Probe, Stream, Time, ToAgent, Wake,
+    self, Apply, Digest, Exec, Frame, FromAgent, Listed, Malformed, Network, Prepare, Primitive, Probe,
+    Stream, ToAgent, Wake,
 };
 
 use super::interact::{Ended, Input};
@@ -186,16 +186,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
     /// Gives a fork the files of another disk, as if it had booted from that,
     /// and makes it a machine of its own.
     pub(super) async fn carry(&mut self, altered: &[Altered]) -> Result<(), SessionError> {
-        let time = |(seconds, nanoseconds)| Time { seconds, nanoseconds };
-        let change = |a: &Altered| Change {
-            inode: Inode { number: a.was.inode, generation: a.was.generation },
-            size: a.was.size,
-            modified: time(a.was.modified),
-            to: time(a.modified),
-            content: a.content.as_ref().map(|c| c.len() as u64),
-            path: a.path.clone(),
-        };
-        let changes = altered.iter().map(change).collect();
+        let changes = altered.iter().map(|a| a.change.clone()).collect();
         self.send(&ToAgent::Carry { wake: awakening()?, changes }).await?;
         for content in altered.iter().filter_map(|a| a.content.as_ref()) {
             for chunk in content.chunks(protocol::CHUNK) {

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 
+use vimg_agent::protocol::{self, Change};
+
 use super::{Ext4, Inode, Kind, ROOT, Source, odd, u32_at};
 
 /// The most inodes that may differ, and the most of that which is told.
@@ -27,30 +29,13 @@ const MOST_VISITS: usize = 1 << 18;
 const COUNTERS: [Range<usize>; 7] =
     [0xC..0x14, 0x2C..0x36, 0x40..0x44, 0x88..0xC8, 0x178..0x180, 0x274..0x27A, 0x3FC..0x400];
 
-/// A file or directory, by the number of its inode and its generation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
-    /// The inode's number.
-    pub inode: u32,
-    /// Which of those that had the number.
-    pub generation: u32,
-    /// How many bytes it has.
-    pub size: u64,
-    /// When it was changed last: seconds since 1970, and nanoseconds.
-    pub modified: (i64, u32),
-}
-
 /// A file or directory that is otherwise in the second filesystem.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Altered {
-    /// What it is in the first.
-    pub was: Place,
-    /// When it was changed last in the second.
-    pub modified: (i64, u32),
+    /// Which it is in the first, and how it differs.
+    pub change: Change,
     /// What it holds in the second, if it is a file that holds something else.
     pub content: Option<Vec<u8>>,
-    /// Its path, as far as it was come across.
-    pub path: Option<String>,
 }
 
 /// Directories that are no place for comparing, by their paths.
@@ -167,7 +152,7 @@ impl<S: Source> Pair<'_, S> {
                     {
                         named += 1;
                         let path = self.b.above(*directory, 0)?.map(|path| below(&path, name));
-                        one.path = path.filter(|path| path.len() <= LONGEST);
+                        one.change.path = path.filter(|path| path.len() <= LONGEST);
                     }
                     altered.push(one);
                 }
@@ -232,8 +217,15 @@ impl<S: Source> Pair<'_, S> {
         if old != new && a.kind() != Kind::Dir && a.links() != 1 {
             return Ok(Err("has other names".into()));
         }
-        let was = Place { inode: old, generation: a.generation(), size: a.size(), modified: a.modified() };
-        let mut altered = Altered { was, modified: b.modified(), content: None, path: None };
+        let change = Change {
+            inode: protocol::Inode { number: old, generation: a.generation() },
+            size: a.size(),
+            modified: a.modified(),
+            to: b.modified(),
+            content: None,
+            path: None,
+        };
+        let mut altered = Altered { change, content: None };
         match a.kind() {
             // What is in it was compared before.
             Kind::Dir if old == new => {}
@@ -256,6 +248,7 @@ impl<S: Source> Pair<'_, S> {
                     if self.fixed.contains(&old) || self.fixed.contains(&new) {
                         return Ok(Err("may have been read by the kernel".into()));
                     }
+                    altered.change.content = Some(b.size());
                     altered.content = Some(after);
                 }
             }
@@ -270,7 +263,8 @@ impl<S: Source> Pair<'_, S> {
             Kind::Other if a.map() == b.map() => return Ok(Ok(None)),
             Kind::Other => return Ok(Err("is another device".into())),
         }
-        Ok(Ok((altered.content.is_some() || altered.was.modified != altered.modified).then_some(altered)))
+        let Altered { change, content } = &altered;
+        Ok(Ok((content.is_some() || change.modified != change.to).then_some(altered)))
     }
 
     /// The inodes of all that is at paths, in both filesystems.
@@ -418,6 +412,11 @@ mod tests {
             std::fs::write(tree.join(name), text).unwrap();
         }
         std::fs::set_permissions(tree.join("etc/conf.d/x"), PermissionsExt::from_mode(0o4755)).unwrap();
+        // Two files with two names each.
+        for (name, text) in [("etc/one", "1"), ("etc/two", "2")] {
+            std::fs::write(tree.join(name), text).unwrap();
+            std::fs::hard_link(tree.join(name), tree.join(format!("{name}-too"))).unwrap();
+        }
         std::os::unix::fs::symlink("page", tree.join("etc/link")).unwrap();
         std::fs::write(dir.join("new"), "new content").unwrap();
         let image = dir.join("image");
@@ -464,17 +463,18 @@ mod tests {
         let page: Vec<_> = altered.iter().filter(|a| a.content.is_some()).collect();
         assert_eq!(page.len(), 1, "{altered:?}");
         assert_eq!(page[0].content.as_deref(), Some(b"new content".as_slice()));
-        assert_eq!((page[0].was.size, page[0].path.as_deref()), (3, Some("/etc/page")));
+        assert_eq!((page[0].change.size, page[0].change.path.as_deref()), (3, Some("/etc/page")));
         // Another inode in its place, and one whose content is long.
         let altered =
             files(&["write NEW etc/spare", "rm etc/large", "ln etc/spare etc/large", "unlink etc/spare"]);
         let large: Vec<_> = altered.iter().filter(|a| a.content.is_some()).collect();
-        assert_eq!((large.len(), large[0].was.size), (1, 300_000));
+        assert_eq!((large.len(), large[0].change.size), (1, 300_000));
         // Times alone.
         let altered = files(&["set_inode_field etc/large mtime 20200101000000"]);
-        let large: Vec<_> = altered.iter().filter(|a| a.was.size == 300_000).collect();
+        let large: Vec<_> = altered.iter().filter(|a| a.change.size == 300_000).collect();
         assert_eq!(large.len(), 1, "{altered:?}");
-        assert_eq!((large[0].modified, &large[0].content), ((1_577_836_800, 0), &None));
+        let time = protocol::Time { seconds: 1_577_836_800, nanoseconds: 0 };
+        assert_eq!((large[0].change.to, &large[0].content), (time, &None));
     }
 
     #[test]
@@ -501,6 +501,10 @@ mod tests {
             "/etc/conf.d/y may have been read by the kernel",
         );
         more(&["ea_set etc/page user.x y"], "/etc/page has other rights");
+        more(
+            &["unlink etc/one-too", "unlink etc/two", "ln etc/one etc/two", "ln etc/two-too etc/one-too"],
+            "/etc/one-too has other names",
+        );
         more(&["set_super_value volume_name other"], "the filesystem is another one");
         more(&["feature needs_recovery"], "the filesystem is of a kind that is not compared");
     }
@@ -512,7 +516,7 @@ mod tests {
             &["rm var/log/journal/a", "write NEW var/log/journal/b"],
         ] {
             let altered = files(orders);
-            assert!(altered.iter().all(|a| a.was.size == 1024 && a.content.is_none()), "{altered:?}");
+            assert!(altered.iter().all(|a| a.change.size == 1024 && a.content.is_none()), "{altered:?}");
         }
     }
 

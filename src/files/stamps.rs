@@ -16,7 +16,7 @@ use crate::digest::Digest;
 pub(super) const SETTLED: i64 = 2;
 
 /// Device, inode, size, mtime and ctime with their nanoseconds.
-pub(super) type Stamp = [u64; 7];
+pub type Stamp = [u64; 7];
 
 /// Digests by what `stat` says.
 #[derive(Debug, Default, Clone)]
@@ -87,7 +87,8 @@ pub(super) fn same(a: &Stat, b: &Stat) -> bool {
     stamp(a) == stamp(b)
 }
 
-pub(super) fn stamp(stat: &Stat) -> Stamp {
+/// What is taken for the same as long as the file is.
+pub fn stamp(stat: &Stat) -> Stamp {
     [
         stat.st_dev,
         stat.st_ino,

@@ -226,6 +226,13 @@ fn a_kept_machine_is_given_only_what_no_boot_depends_on() {
     // What nobody has read is written into the machine that booted before,
     // which then is as one that boots.
     project.edit("main.vimg", "page one", "page number two");
+    let ran = vimg(&["run", "it", "--", "cat", "/srv/page"]);
+    assert_eq!(ran.stdout, "page number two\n");
+    assert!(
+        ran.stderr.contains("it@reads: start") && !ran.stderr.contains("it@reads: boot"),
+        "{}",
+        ran.stderr
+    );
     tested(0, "");
     has(&["page number two\n", "watched one\n", "read one\n"]);
     let carried = said();

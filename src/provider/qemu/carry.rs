@@ -7,7 +7,6 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +15,7 @@ use vimg_agent::protocol::MOST_CARRIED;
 
 use super::kept::Kept;
 use crate::ext4::{self, Altered, Difference, Special};
+use crate::files::{self, Stamp};
 use crate::provider::gpt;
 use crate::qcow2::Chain;
 
@@ -40,15 +40,12 @@ pub(super) struct Origin {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct File {
     path: PathBuf,
-    /// Device, inode, size, and when it was changed: seconds, nanoseconds.
-    stamp: (u64, u64, u64, i64, i64),
+    stamp: Stamp,
 }
 
 impl File {
     fn of(path: &Path) -> io::Result<Self> {
-        let m = fs::metadata(path)?;
-        let stamp = (m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec());
-        Ok(Self { path: path.to_owned(), stamp })
+        Ok(Self { path: path.to_owned(), stamp: files::stamp(&rustix::fs::stat(path)?) })
     }
 
     fn is_there(&self) -> bool {

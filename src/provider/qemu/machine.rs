@@ -165,7 +165,7 @@ async fn carried(
             Ok(Some(instance))
         }
         Err(error) => {
-            notice(&format!("{error}; another machine boots"));
+            notice(&format!("{error}; the machine boots"));
             memories.failed(&near.kept);
             let _ = std::fs::remove_file(&launch.overlay);
             Ok(None)
