@@ -84,6 +84,19 @@ impl Description {
         self.push(name.into(), value.to_string(), FieldKind::Note);
     }
 
+    /// Gives the last field of a name another value, if it has another one.
+    /// Says whether it had.
+    pub fn replace(&mut self, name: &str, value: impl fmt::Display) -> bool {
+        let value = value.to_string();
+        match self.fields.iter_mut().rev().find(|f| f.name == name) {
+            Some(field) if field.value != value => {
+                field.value = value;
+                true
+            }
+            _ => false,
+        }
+    }
+
     fn push(&mut self, name: String, value: String, kind: FieldKind) {
         self.fields.push(Field { name, value, kind });
     }

@@ -58,6 +58,16 @@ pub enum Event {
         /// What it takes on disk, in bytes.
         bytes: u64,
     },
+    /// A node that was made anew holds what it held before, so that what is
+    /// made from it is what it was.
+    Same {
+        /// Its name.
+        node: String,
+        /// Its key.
+        key: String,
+        /// The key of the state that holds the same.
+        of: String,
+    },
     /// A node's state is on its way from or to a cache.
     Moving {
         /// Its name.
@@ -101,7 +111,7 @@ pub enum Event {
         cache: String,
         /// States that were taken over.
         hits: usize,
-        /// States that were looked for and built.
+        /// States that were looked for and not there.
         misses: usize,
         /// States that were sent.
         sent: usize,

@@ -8,12 +8,15 @@
 //! kept. Runs whose first parent is there are made in parallel, as far as
 //! processors and memory go. `runs` cuts the plan into runs, `run` makes one,
 //! `session` speaks with an agent, `log` keeps what it says.
+//!
+//! A layer that was made anew may hold what it held before. What is made from
+//! it is then known by another key, and is mostly there already: `rounds` plans
+//! again and goes on.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio::task::JoinSet;
@@ -35,6 +38,7 @@ mod interact;
 mod layer;
 mod log;
 mod output;
+mod rounds;
 mod run;
 mod runs;
 pub mod server;
@@ -46,6 +50,7 @@ pub use compare::{Change, Comparison, How, compare};
 pub use interact::{Ended, Input, interact, watch};
 pub use log::read as read_log;
 pub use output::write_outputs;
+pub use rounds::{make, remember};
 
 /// How much of the host a build may use.
 #[derive(Debug, Clone, Copy)]
@@ -103,6 +108,9 @@ pub struct Outcome {
     pub failures: Vec<Failure>,
     /// How many machines were booted.
     pub boots: usize,
+    /// A state is known by another key than before, and nothing was made from
+    /// it yet.
+    pub moved: bool,
 }
 
 /// Secrets by name, each with its value or why there is none.
@@ -135,6 +143,12 @@ struct Shared<P> {
 impl<P> Shared<P> {
     fn tell(&self, event: Event) {
         (self.sink)(event);
+    }
+
+    /// Whether a state that is there is known by another key than the plan
+    /// thought.
+    fn has_moved(&self, node: &Node) -> bool {
+        matches!(node.work, Work::Layer(_)) && self.store.stands_for(&node.key) != node.stands_for
     }
 
     /// Waits for the memory that an instance for a node may take.
@@ -178,6 +192,17 @@ pub struct Workshop<P> {
 }
 
 impl<P> Workshop<P> {
+    /// Takes notice of which states hold the same as others. Says whether
+    /// anything has another key now.
+    fn resolve(&mut self) -> bool {
+        let mut graph = Graph::clone(&self.graph);
+        let changed = graph.resolve(|key| self.store.stands_for(key));
+        if changed {
+            self.graph = Arc::new(graph);
+        }
+        changed
+    }
+
     fn share(&self, reasons: BTreeMap<NodeId, Reason>) -> Shared<P> {
         let notes = self.store.project(self.project.root());
         let memory_mib = (self.budget.memory >> 20).clamp(128, u64::from(u32::MAX >> 4)) as u32;
@@ -199,19 +224,19 @@ impl<P> Workshop<P> {
     }
 }
 
-/// Makes everything that `plan` says is to be built.
+/// Makes what `plan` says is to be built, but for what is made from a state
+/// that turned out to hold the same as one before.
 pub async fn build<P: Provider>(workshop: &Workshop<P>, plan: &Plan) -> Outcome {
-    let start = Instant::now();
     let Workshop { graph, sink, budget, .. } = workshop;
     let mut outcome = Outcome { reused: plan.reused(), ..Outcome::default() };
-    sink(Event::Planned { nodes: plan.steps.len(), reused: outcome.reused });
     let reasons = plan.to_build().map(|(id, reason)| (id, reason.clone())).collect();
     let shared = Arc::new(workshop.share(reasons));
     let urgency = runs::urgency(graph, plan, &shared.store, &shared.notes.nodes());
     let mut waiting = runs::cut(graph, plan);
     let mut settled: HashSet<NodeId> =
         plan.steps.keys().copied().filter(|id| !shared.reasons.contains_key(id)).collect();
-    let mut dead: BTreeSet<NodeId> = BTreeSet::new();
+    let mut dead: HashSet<NodeId> = HashSet::new();
+    let mut moved: HashSet<NodeId> = HashSet::new();
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let mut tasks: JoinSet<Vec<NodeId>> = JoinSet::new();
     let mut stopping = false;
@@ -231,8 +256,14 @@ pub async fn build<P: Provider>(workshop: &Workshop<P>, plan: &Plan) -> Outcome 
         tokio::select! {
             biased;
             Some(news) = receiver.recv() => match news {
-                Settled::There(id) => { settled.insert(id); outcome.reused += 1; }
-                Settled::Built(id) => { settled.insert(id); outcome.built += 1; }
+                Settled::There(id) | Settled::Built(id) => {
+                    match news {
+                        Settled::Built(_) => outcome.built += 1,
+                        _ => outcome.reused += 1,
+                    }
+                    let known = if shared.has_moved(graph.node(id)) { &mut moved } else { &mut settled };
+                    known.insert(id);
+                }
                 Settled::Failed(id, failure) => {
                     sink(Event::Failed { node: failure.node.clone(), message: failure.message.clone() });
                     outcome.failures.push(*failure);
@@ -249,26 +280,16 @@ pub async fn build<P: Provider>(workshop: &Workshop<P>, plan: &Plan) -> Outcome 
             },
         }
     }
-    skip(graph, &shared, &settled, &dead);
+    outcome.moved = !moved.is_empty();
     outcome.boots = shared.boots.load(Ordering::Relaxed);
-    sink(Event::Finished {
-        built: outcome.built,
-        reused: outcome.reused,
-        failed: outcome.failures.len(),
-        seconds: start.elapsed().as_secs_f64(),
-        boots: outcome.boots,
-    });
+    if !dead.is_empty() {
+        let of_moved = |id: &NodeId| graph.chain(*id).iter().any(|below| moved.contains(below));
+        let tried = |id: &NodeId| settled.contains(id) || dead.contains(id);
+        for id in shared.reasons.keys().filter(|id| !tried(id) && !of_moved(id)) {
+            shared.tell(Event::Skipped { node: graph.node(*id).name.clone() });
+        }
+    }
     outcome
-}
-
-/// Says which nodes were not tried.
-fn skip<P>(graph: &Graph, shared: &Shared<P>, settled: &HashSet<NodeId>, dead: &BTreeSet<NodeId>) {
-    if dead.is_empty() {
-        return;
-    }
-    for id in shared.reasons.keys().filter(|id| !settled.contains(id) && !dead.contains(id)) {
-        shared.tell(Event::Skipped { node: graph.node(*id).name.clone() });
-    }
 }
 
 impl Failure {

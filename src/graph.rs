@@ -18,6 +18,7 @@ mod describe;
 mod server;
 mod show;
 
+pub use describe::SECRET;
 pub use server::{Difference, ServerPart, ServerPlan, ServerWork};
 pub use show::{Format, show};
 
@@ -26,7 +27,7 @@ pub use show::{Format, show};
 pub struct NodeId(u32);
 
 /// A vertex: a state that is to be there.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Node {
     /// Unique in the graph: `image:base`, `image@layer`, `image:check/name`,
     /// `image:seal`, `image:qcow2`.
@@ -45,6 +46,9 @@ pub struct Node {
     pub description: Description,
     /// Its key.
     pub key: Key,
+    /// The key that those made from it know it by: its own, unless it is known
+    /// to hold the same as a state that was there before.
+    pub stands_for: Key,
     /// Where it is declared.
     pub span: Span,
 }
@@ -61,7 +65,7 @@ pub enum Needs {
 }
 
 /// What it takes to make a state.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Work {
     /// A base disk from a distribution.
     Bootstrap(Bootstrap),
@@ -152,7 +156,7 @@ pub struct Target {
 }
 
 /// All nodes of a recipe.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Graph {
     // Edges lead from a state to what is made from it.
     graph: DiGraph<Node, ()>,
@@ -198,6 +202,28 @@ impl Graph {
             builder.image(image);
         }
         if builder.errors.is_empty() { Ok(builder.graph) } else { Err(builder.errors) }
+    }
+
+    /// Gives all nodes the keys that they have where `stands_for` says which
+    /// states hold the same. Says whether anything is known by another key.
+    pub fn resolve(&mut self, stands_for: impl Fn(&Key) -> Key) -> bool {
+        let mut changed = false;
+        // Those below come first.
+        for index in self.graph.node_indices() {
+            let parent = self.graph[index].parent.map(|p| parent_state_id(self.node(p)));
+            let node = &mut self.graph[index];
+            if parent.is_some_and(|parent| node.description.replace(PARENT, parent)) {
+                node.key = node.description.key();
+                changed = true;
+            }
+            let now = match node.work {
+                Work::Layer(_) => stands_for(&node.key),
+                _ => node.key,
+            };
+            changed |= now != node.stands_for;
+            node.stands_for = now;
+        }
+        changed
     }
 
     /// A node.
@@ -293,10 +319,12 @@ impl Graph {
     }
 }
 
-/// What a state's children put into their keys for it. One place, so that it
-/// can become a digest of the file tree once states have one.
+/// The field for [`parent_state_id`].
+const PARENT: &str = "parent";
+
+/// What a state's children put into their keys for it.
 fn parent_state_id(parent: &Node) -> Key {
-    parent.key
+    parent.stands_for
 }
 
 struct Builder<'a> {
@@ -437,7 +465,7 @@ impl<'a> Builder<'a> {
         span: Span,
     ) -> NodeId {
         if let Some(parent) = parent {
-            description.content("parent", parent_state_id(self.graph.node(parent)));
+            description.content(PARENT, parent_state_id(self.graph.node(parent)));
         }
         description.value("agent behaviour", format_args!("{}.{}", protocol::PROTOCOL, protocol::BEHAVIOUR));
         let key = description.key();
@@ -450,6 +478,7 @@ impl<'a> Builder<'a> {
             machine: image.machine,
             description,
             key,
+            stands_for: key,
             span,
         })
     }

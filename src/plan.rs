@@ -30,8 +30,8 @@ pub enum Reason {
     New,
     /// Fields of its description differ from those it was last built with.
     Changed(Vec<Change>),
-    /// Only the state below is another one. Once states carry a digest of
-    /// their files this node may turn out to be there already.
+    /// Only the state below is another one. If that turns out to hold the same,
+    /// this node is there already.
     Parent(String),
     /// Nothing changed, but the state is not in the store any more.
     Missing,

@@ -5,6 +5,7 @@
 //! QEMU's shape; QEMU is their first implementation.
 
 use std::future::Future;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -16,6 +17,7 @@ use crate::ext4::Altered;
 mod child;
 pub mod container;
 pub mod debian;
+mod difference;
 mod gpt;
 pub mod host;
 mod initramfs;
@@ -131,6 +133,26 @@ pub enum Ended {
     Killed(String),
 }
 
+/// A disk that a layer left on others.
+#[derive(Debug, Clone)]
+pub struct Made {
+    /// Its file, which nobody writes to.
+    pub disk: PathBuf,
+    /// When that was made, in seconds since 1970.
+    pub during: Range<i64>,
+    /// In a machine that ran, and took notes of that.
+    pub booted: bool,
+}
+
+/// A disk that was exported before.
+#[derive(Debug, Clone)]
+pub struct Exported {
+    /// Its file.
+    pub disk: PathBuf,
+    /// The chain that it was written from, the lowest first.
+    pub chain: Vec<PathBuf>,
+}
+
 /// Why a provider could not do something.
 #[derive(Debug, Clone)]
 pub struct ProviderError {
@@ -188,15 +210,21 @@ pub trait Provider: Send + Sync + 'static {
         scratch: &Path,
     ) -> impl Future<Output = Result<Option<Self::Instance>, ProviderError>> + Send;
 
+    /// Whether two disks that lie on the same ones hold the same, but for the
+    /// times at which they were made. If that can't be told they don't.
+    fn alike(&self, below: &[PathBuf], a: &Made, b: &Made) -> impl Future<Output = bool> + Send;
+
     /// Joins a chain of disks into one that stands alone.
     fn flatten(&self, chain: &[PathBuf], to: &Path)
     -> impl Future<Output = Result<(), ProviderError>> + Send;
 
-    /// Writes a chain of disks as one disk of another format.
+    /// Writes a chain of disks as one disk of another format. What an earlier
+    /// one holds of it may be taken over.
     fn export(
         &self,
         chain: &[PathBuf],
         format: DiskFormat,
+        earlier: Option<&Exported>,
         to: &Path,
     ) -> impl Future<Output = Result<(), ProviderError>> + Send;
 }

@@ -131,6 +131,12 @@ impl Store {
         Some(identity)
     }
 
+    /// The state that what is made from this one is known by: itself, unless
+    /// one was there before that holds the same.
+    pub fn stands_for(&self, key: &Key) -> Key {
+        self.identity(key).and_then(|identity| identity.same).unwrap_or(*key)
+    }
+
     /// The directory of a state, there or not.
     pub fn state_dir(&self, key: &Key) -> PathBuf {
         self.root.join("states").join(key.to_string())
@@ -159,6 +165,11 @@ impl Store {
         }
         disks.reverse();
         Some(disks)
+    }
+
+    /// The disks of a state, if it is still the same build of it.
+    pub fn chain_of(&self, (key, id): &(Key, StateId)) -> Option<Vec<PathBuf>> {
+        self.chain(key).filter(|_| self.identity(key).is_some_and(|identity| identity.id == *id))
     }
 
     /// Where a kernel or initrd is, there or not.
@@ -357,6 +368,21 @@ mod tests {
         assert!(!store.has(&a.key));
         assert!(store.commit(stage(&store, "second"), &a).unwrap());
         assert!(store.has(&a.key));
+    }
+
+    #[test]
+    fn a_state_stands_for_one_that_holds_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let below = record(key("below"), None);
+        store.commit(stage(&store, "below"), &below).unwrap();
+        let mut new = record(key("new"), Some(&below));
+        assert_eq!(store.stands_for(&new.key), new.key, "what is not there stands for itself");
+        new.same = Some(key("old"));
+        store.commit(stage(&store, "new"), &new).unwrap();
+        assert_eq!(store.stands_for(&new.key), key("old"), "whether that is there or not");
+        assert!(store.has(&new.key) && store.record(&new.key).unwrap() == new);
+        assert_eq!(store.stands_for(&below.key), below.key);
     }
 
     /// A rebuilt parent has other blocks, whatever its key says: what was made

@@ -171,6 +171,7 @@ fn every_event() -> Vec<Event> {
         Event::Phase { node: s(), phase: s() },
         Event::Output { node: s(), line: s() },
         Event::Built { node: s(), key: s(), seconds: 0.0, bytes: 0 },
+        Event::Same { node: s(), key: s(), of: s() },
         Event::Moving { node: s(), cache: s(), sent: false, done: 0, all: 0, seconds: 0.0 },
         Event::Fetched { node: s(), key: s(), from: s(), seconds: 0.0, bytes: 0 },
         Event::Sent { node: s(), key: s(), to: s() },
@@ -185,7 +186,7 @@ fn every_event() -> Vec<Event> {
         match event {
             Event::Planned { .. } | Event::Reused { .. } | Event::Started { .. } | Event::Phase { .. } => {}
             Event::Output { .. } | Event::Built { .. } | Event::Failed { .. } | Event::Skipped { .. } => {}
-            Event::Written { .. } | Event::Notice { .. } | Event::Finished { .. } => {}
+            Event::Same { .. } | Event::Written { .. } | Event::Notice { .. } | Event::Finished { .. } => {}
             Event::Moving { .. } | Event::Fetched { .. } | Event::Sent { .. } | Event::Cache { .. } => {}
         }
     }

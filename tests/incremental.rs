@@ -11,7 +11,7 @@ use std::fmt::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{Fake, State, read_state};
 use vimg::cache::Caches;
@@ -19,9 +19,9 @@ use vimg::cache::remote::Remote;
 use vimg::cache::sign::{Signer, Trust};
 use vimg::cache::spec::Spec;
 use vimg::digest::Digest;
-use vimg::event::Sink;
+use vimg::event::{Event, Sink};
 use vimg::execute::caching::Caching;
-use vimg::execute::{Budget, Outcome, Workshop, build};
+use vimg::execute::{Budget, Outcome, Workshop, make};
 use vimg::files::Project;
 use vimg::graph::Graph;
 use vimg::plan::Standing;
@@ -293,7 +293,8 @@ struct Built {
     outcome: Outcome,
     launches: usize,
     states: BTreeMap<String, State>,
-    planned: usize,
+    /// How often a state was found to hold the same as before.
+    same: usize,
     standing: Standing,
 }
 
@@ -323,28 +324,33 @@ fn run_with(project: &Path, store: &Path, leak: Option<PathBuf>, caches: &Caches
     };
     let model = compile(&request, &mut sources)
         .unwrap_or_else(|d| panic!("{d:?}\n{}", sources.iter().next().unwrap().text));
-    let graph = Arc::new(Graph::new(&model, &project).unwrap());
     let store = Store::open(store).unwrap();
+    let mut graph = Graph::new(&model, &project).unwrap();
+    graph.resolve(|key| store.stands_for(key));
     let nodes: Vec<_> = graph.ids().collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let sink: Sink = Arc::new(|_| {});
-    let caching = Caching { caches, graph: &graph, store: &store, sink: &sink, may_leave: &|_| false };
-    let (plan, _) = runtime.block_on(caching.obtain(&Last::default(), &nodes));
-    let planned = plan.to_build().count();
+    let same = Arc::new(AtomicUsize::new(0));
+    let counted = same.clone();
+    let sink: Sink = Arc::new(move |event| {
+        counted.fetch_add(usize::from(matches!(event, Event::Same { .. })), Ordering::Relaxed);
+    });
+    let caching = Caching { caches, store: &store, sink: &sink, may_leave: &|_| false };
+    let last = Last::read(&store, &store.project(project.root()));
     let fake = Arc::new(Fake { leak, ..Fake::default() });
     let budget = Budget { jobs: 3, memory: 16 << 30, keep_going: false, keep_memory: true };
-    let workshop = Workshop {
-        graph: graph.clone(),
+    let mut workshop = Workshop {
+        graph: Arc::new(graph),
         store: store.clone(),
         project: project.clone(),
         secrets: Arc::default(),
         provider: fake.clone(),
-        sink: Arc::new(|_| {}),
+        sink: sink.clone(),
         budget,
     };
-    let outcome = runtime.block_on(build(&workshop, &plan));
+    let (plan, outcome) = runtime.block_on(make(&mut workshop, &caching, &last, &nodes));
     assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
-    runtime.block_on(caching.send(&nodes)).unwrap();
+    let graph = workshop.graph.clone();
+    runtime.block_on(caching.send(&graph, &nodes)).unwrap();
     let states = graph
         .ids()
         .map(|id| {
@@ -355,7 +361,8 @@ fn run_with(project: &Path, store: &Path, leak: Option<PathBuf>, caches: &Caches
         })
         .collect();
     let standing = Standing::new(REQUEST, &project, &graph, &plan, Vec::new()).unwrap();
-    Built { outcome, launches: fake.launches.load(Ordering::Relaxed), states, planned, standing }
+    let launches = fake.launches.load(Ordering::Relaxed);
+    Built { outcome, launches, states, same: same.load(Ordering::Relaxed), standing }
 }
 
 /// A directory in memory: what is tested here is not the disk.
@@ -365,14 +372,14 @@ fn scratch() -> tempfile::TempDir {
 }
 
 /// Runs one sequence of edits; says where the incremental result differs.
-fn sequence(seed: u64, edits: usize, leak: bool) -> Result<usize, String> {
+fn sequence(seed: u64, edits: usize, leak: bool) -> Result<(usize, usize), String> {
     let mut rng = Rng(seed);
     let dir = scratch();
     let (project, store) = (dir.path().join("project"), dir.path().join("store"));
     let leaked = leak.then(|| project.join("unused"));
     let mut recipe = Recipe::random(&mut rng);
     let mut seen: Vec<Recipe> = Vec::new();
-    let mut reused = 0;
+    let (mut reused, mut same) = (0, 0);
     let mut standing: Option<Standing> = None;
     for edit in 0..=edits {
         let mut what = "first";
@@ -394,17 +401,18 @@ fn sequence(seed: u64, edits: usize, leak: bool) -> Result<usize, String> {
         seen.push(recipe.clone());
         let stood = standing.as_ref().is_some_and(|s| stands(s, &project, &store));
         let incremental = run(&project, &store, leaked.clone());
-        if stood && incremental.planned > 0 {
+        if stood && incremental.outcome.built > 0 {
             return Err(format!(
                 "seed {seed}, edit {edit} ({what}): not noticed by what the last build left"
             ));
         }
         reused += incremental.outcome.reused;
-        if back && incremental.planned > 0 {
+        same += incremental.same;
+        if back && incremental.outcome.built > 0 {
             return Err(format!("seed {seed}, edit {edit} ({what}): what was built before is built again"));
         }
         let again = run(&project, &store, leaked.clone());
-        if again.planned > 0 || again.launches > 0 {
+        if again.outcome.built > 0 || again.launches > 0 {
             return Err(format!("seed {seed}, edit {edit} ({what}): a second build runs something"));
         }
         // Stamps of files show a change only once the clock's tick is over.
@@ -425,7 +433,7 @@ fn sequence(seed: u64, edits: usize, leak: bool) -> Result<usize, String> {
             return Err(format!("seed {seed}, edit {edit} ({what}): {names:?} differ from a clean build"));
         }
     }
-    Ok(reused)
+    Ok((reused, same))
 }
 
 /// How many sequences: all of them in CI, fewer where VIMG_SEQUENCES says so.
@@ -437,7 +445,7 @@ fn sequences() -> u64 {
 fn incremental_builds_equal_clean_ones() {
     let total = sequences();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    let reused: usize = std::thread::scope(|scope| {
+    let (reused, same) = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
             .map(|worker| {
                 scope.spawn(move || {
@@ -446,12 +454,13 @@ fn incremental_builds_equal_clean_ones() {
                         .map(|seed| {
                             sequence(seed, 3 + (seed % 4) as usize, false).unwrap_or_else(|e| panic!("{e}"))
                         })
-                        .sum::<usize>()
+                        .fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1))
                 })
             })
             .collect();
-        workers.into_iter().map(|w| w.join().unwrap()).sum()
+        workers.into_iter().map(|w| w.join().unwrap()).fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1))
     });
+    assert!(same > total as usize / 40, "too little turns out to be the same to prove anything: {same}");
     assert!(reused > total as usize, "the sequences reuse too little to prove anything: {reused}");
 }
 
@@ -492,10 +501,10 @@ fn runners_that_share_a_cache_have_what_clean_builds_make() {
             recipe.write(&project, None);
             let built = run_with(&project, &store, None, &caches());
             assert!(
-                !seen.contains(&recipe) || built.planned == 0,
+                !seen.contains(&recipe) || built.outcome.built == 0,
                 "seed {seed}, edit {edit}: runner {runner} builds what another one built"
             );
-            taken += usize::from(built.planned == 0);
+            taken += usize::from(built.outcome.built == 0);
             let clean = run(&project, &dir.path().join("clean"), None);
             std::fs::remove_dir_all(dir.path().join("clean")).unwrap();
             assert_eq!(clean.states, built.states, "seed {seed}, edit {edit}");

@@ -16,6 +16,8 @@ mod offline;
 mod replace;
 #[path = "vm/runners.rs"]
 mod runners;
+#[path = "vm/same.rs"]
+mod same;
 #[path = "vm/secrets.rs"]
 mod secrets;
 #[path = "vm/server.rs"]

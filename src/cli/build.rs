@@ -16,12 +16,12 @@ use crate::execute::caching::Caching;
 use crate::execute::{self, Budget, Secrets, Workshop};
 use crate::files::Project;
 use crate::graph::{Graph, NodeId};
-use crate::plan::{Plan, Standing, Step, Wanted};
+use crate::plan::{Plan, Standing, Wanted};
 use crate::provider::Lines;
 use crate::provider::host::Host;
 use crate::provider::qemu::Qemu;
 use crate::report::{self, Style};
-use crate::store::{Last, ProjectFiles, Store};
+use crate::store::{ProjectFiles, Store};
 
 /// Build images, check them and write their outputs
 #[derive(Debug, clap::Args)]
@@ -108,15 +108,14 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     let last = loaded.last();
     let project::Loaded { project, sources, model, store, notes, .. } = loaded;
     let reporter = report::reporter(style);
-    let (graph, project) = (Arc::new(graph), Arc::new(project));
+    let project = Arc::new(project);
     let secrets = project::secrets(&model, &project);
-    let workshop = workshop(&graph, &store, &project, secrets, reporter.sink(), args.how)?;
+    let mut workshop = workshop(graph, &store, &project, secrets, reporter.sink(), args.how)?;
     let may_leave = |name: &str| model.secrets.iter().any(|s| s.name == name && s.cache);
     let sink = reporter.sink();
     cache::tell(&sink, notices);
-    let caching =
-        Caching { caches: &caches, graph: &graph, store: &store, sink: &sink, may_leave: &may_leave };
-    let Some(made) = interruptible(make(&workshop, &caching, &last, &nodes))? else {
+    let caching = Caching { caches: &caches, store: &store, sink: &sink, may_leave: &may_leave };
+    let Some(made) = interruptible(execute::make(&mut workshop, &caching, &last, &nodes))? else {
         reporter.end();
         return Err(Error::Message(
             "stopped; finished layers are kept and the next build goes on from them".into(),
@@ -125,9 +124,9 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
         ));
     };
     let (plan, outcome) = made;
+    let graph = workshop.graph.clone();
     drop(workshop);
 
-    remember(&graph, &plan, &store, &notes, last.nodes);
     let reported = args.junit.map_or(Ok(()), |path| {
         let text = super::junit::report(&graph, &images, &store, &outcome.failures);
         std::fs::write(path, text)
@@ -154,11 +153,11 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     // All that was asked for is there by now: sending it may take long.
     let sent = match caches.to.is_empty() {
         true => Ok(Some(Ok(()))),
-        false => interruptible(caching.send(&nodes)),
+        false => interruptible(caching.send(&graph, &nodes)),
     };
     reporter.end();
     // The process ends here: taking a large graph apart would be for nothing.
-    std::mem::forget((graph.clone(), plan));
+    std::mem::forget((graph, plan));
     reported?;
     written?;
     if !outcome.failures.is_empty() {
@@ -171,24 +170,6 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
             Err(Error::Message(text, None, INTERRUPTED))
         }
     }
-}
-
-/// Takes over what caches have and makes the rest.
-async fn make(
-    workshop: &Workshop<Host>,
-    caching: &Caching<'_>,
-    last: &Last,
-    wanted: &[NodeId],
-) -> (Plan, execute::Outcome) {
-    let (plan, looked) = caching.obtain(last, wanted).await;
-    let outcome = if plan.to_build().next().is_none() {
-        nothing_to_build(caching.sink, plan.reused());
-        execute::Outcome { reused: plan.reused(), ..execute::Outcome::default() }
-    } else {
-        execute::build(workshop, &plan).await
-    };
-    caching.tell(&plan, &looked);
-    (plan, outcome)
 }
 
 /// States that are there, and where their machines can be started.
@@ -208,8 +189,8 @@ pub(super) fn states(
 ) -> Result<Made, Error> {
     let last = loaded.last();
     let cache::Opened { caches, notices } = how.cache.open(loaded.project.root(), &loaded.store)?;
-    let project::Loaded { project, sources, model, store, notes, .. } = loaded;
-    let (graph, project) = (Arc::new(graph), Arc::new(project));
+    let project::Loaded { project, sources, model, store, .. } = loaded;
+    let project = Arc::new(project);
     let reporter = report::reporter(style);
     let told = reporter.sink();
     let building = Plan::new(&graph, &store, &last, &BTreeMap::new(), wanted).to_build().next().is_some();
@@ -225,14 +206,13 @@ pub(super) fn states(
         sink(Event::Notice { text });
     }
     let secrets = project::secrets(&model, &project);
-    let workshop = workshop(&graph, &store, &project, secrets, sink.clone(), how)?;
+    let mut workshop = workshop(graph, &store, &project, secrets, sink.clone(), how)?;
     if building {
         cache::tell(&sink, notices);
         // Whoever waits for a machine does not wait for anything to be sent.
-        let caching =
-            Caching { caches: &caches, graph: &graph, store: &store, sink: &sink, may_leave: &|_| false };
-        let (plan, outcome) = interruptible(make(&workshop, &caching, &last, wanted))?.ok_or_else(stopped)?;
-        remember(&graph, &plan, &store, &notes, last.nodes);
+        let caching = Caching { caches: &caches, store: &store, sink: &sink, may_leave: &|_| false };
+        let made = interruptible(execute::make(&mut workshop, &caching, &last, wanted))?;
+        let (_, outcome) = made.ok_or_else(stopped)?;
         if !outcome.failures.is_empty() {
             reporter.end();
             return Err(Error::Build(Box::new(sources), outcome.failures));
@@ -249,7 +229,7 @@ pub(super) fn stopped() -> Error {
 
 /// Where a build is done, by this host.
 pub(super) fn workshop(
-    graph: &Arc<Graph>,
+    graph: Graph,
     store: &Store,
     project: &Arc<Project>,
     secrets: Secrets,
@@ -262,7 +242,7 @@ pub(super) fn workshop(
     let qemu = Qemu::new(accel, store.root(), notice.clone());
     let provider = Host::new(choice, qemu, store.root(), notice);
     Ok(Workshop {
-        graph: graph.clone(),
+        graph: Arc::new(graph),
         store: store.clone(),
         project: project.clone(),
         secrets: Arc::new(secrets),
@@ -338,25 +318,5 @@ fn budget(args: &How) -> Budget {
         memory: args.memory.unwrap_or(total / 4 * 3),
         keep_going: args.keep_going,
         keep_memory: !args.no_memory,
-    }
-}
-
-/// Notes which keys the project's nodes have now, to explain the next build.
-pub(super) fn remember(
-    graph: &Graph,
-    plan: &Plan,
-    store: &Store,
-    notes: &ProjectFiles,
-    last: BTreeMap<String, crate::digest::Key>,
-) {
-    let mut nodes = last.clone();
-    for (id, step) in &plan.steps {
-        let node = graph.node(*id);
-        if *step == Step::Reuse || store.has(&node.key) {
-            nodes.insert(node.name.clone(), node.key);
-        }
-    }
-    if nodes != last {
-        let _ = notes.set_nodes(&nodes);
     }
 }

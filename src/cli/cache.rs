@@ -17,7 +17,8 @@ use crate::cache::object::Trouble;
 use crate::cache::remote::Remote;
 use crate::cache::sign::{PublicKey, Signer};
 use crate::cache::spec::{duration, is_name};
-use crate::execute::caching::Caching;
+use crate::execute::caching::{Caching, Looked};
+use crate::execute::remember;
 use crate::report::{self, Style, bytes, duration as for_people};
 
 /// Look after caches
@@ -286,36 +287,42 @@ fn push(moved: &Moved, global: &Global, style: Style) -> Outcome {
     let sink = reporter.sink();
     caching::tell(&sink, notices);
     let may_leave = |name: &str| loaded.model.secrets.iter().any(|s| s.name == name && s.cache);
-    let caching =
-        Caching { caches: &caches, graph: &graph, store: &loaded.store, sink: &sink, may_leave: &may_leave };
-    let sent = interruptible(caching.send(&nodes))?;
+    let caching = Caching { caches: &caches, store: &loaded.store, sink: &sink, may_leave: &may_leave };
+    let sent = interruptible(caching.send(&graph, &nodes))?;
     reporter.end();
     sent.ok_or_else(stopped)?.map_err(Error::host)
 }
 
 fn pull(moved: &Moved, global: &Global, style: Style) -> Outcome {
     let mut loaded = project::load(global)?;
-    let graph = project::graph(&mut loaded)?;
+    let mut graph = project::graph(&mut loaded)?;
     let images = project::wanted(&graph, &loaded, &moved.images)?;
     let nodes = project::nodes_of(&graph, &images, project::Extent::Outputs);
     let caching::Opened { caches, notices } = moved.cache.open(loaded.project.root(), &loaded.store)?;
     if caches.from.is_empty() {
         return Err(none("--cache-from", notices));
     }
-    let last = loaded.last();
+    let mut last = loaded.last();
     let reporter = report::reporter(style);
     let sink = reporter.sink();
     caching::tell(&sink, notices);
-    let caching =
-        Caching { caches: &caches, graph: &graph, store: &loaded.store, sink: &sink, may_leave: &|_| false };
+    let caching = Caching { caches: &caches, store: &loaded.store, sink: &sink, may_leave: &|_| false };
     let obtained = interruptible(async {
-        let (plan, looked) = caching.obtain(&last, &nodes).await;
-        caching.tell(&plan, &looked);
-        plan
+        let mut looked = Looked::default();
+        loop {
+            let plan = caching.obtain(&graph, &last, &nodes, &mut looked).await;
+            // What came may tell that it holds the same as something else, and
+            // what was missing may be there.
+            last.whole.retain(|_, id| id.is_some());
+            if !graph.resolve(|key| loaded.store.stands_for(key)) {
+                caching.tell(&looked);
+                return plan;
+            }
+        }
     })?;
     reporter.end();
     let plan = obtained.ok_or_else(stopped)?;
-    super::build::remember(&graph, &plan, &loaded.store, &loaded.notes, last.nodes);
+    remember(&graph, &plan, &loaded.store, &loaded.notes, last.nodes);
     match plan.to_build().count() {
         0 => Ok(()),
         n => {

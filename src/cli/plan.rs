@@ -41,9 +41,8 @@ pub(super) fn previewed(
     let reporter = report::reporter(style);
     let sink = reporter.sink();
     caching::tell(&sink, notices);
-    let caching =
-        Caching { caches: &caches, graph, store: &loaded.store, sink: &sink, may_leave: &|_| false };
-    let plan = interruptible(caching.preview(last, wanted))?;
+    let caching = Caching { caches: &caches, store: &loaded.store, sink: &sink, may_leave: &|_| false };
+    let plan = interruptible(caching.preview(graph, last, wanted))?;
     reporter.end();
     plan.ok_or_else(stopped)
 }
@@ -80,13 +79,13 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     print(&text)
 }
 
-/// What a step is called. A node below which something is rebuilt may turn
-/// out to be there, once states carry a digest of their files.
+/// What a step is called. What is made from a state that is made anew is there
+/// if that turns out to hold the same.
 fn word(step: &Step) -> &'static str {
     match step {
         Step::Reuse => "reused",
         Step::Fetch(_) => "fetch",
-        Step::Build(Reason::Parent(_)) => "may be reused later",
+        Step::Build(Reason::Parent(_)) => "may be reused",
         Step::Build(_) => "build",
     }
 }
@@ -112,7 +111,7 @@ fn as_text(graph: &Graph, plan: &Plan) -> String {
                 }
             }
             Step::Build(reason) => {
-                let later = if matches!(reason, Reason::Parent(_)) { "; may be reused later" } else { "" };
+                let later = if matches!(reason, Reason::Parent(_)) { "; may be reused" } else { "" };
                 out.push_str(&format!("build  {name:width$}  {reason}{later}\n"));
             }
         }

@@ -151,7 +151,10 @@ pub(super) fn load(global: &Global) -> Result<Loaded, Error> {
 
 /// Builds the graph of a compiled recipe.
 pub(super) fn graph(loaded: &mut Loaded) -> Result<Graph, Error> {
-    Graph::new(&loaded.model, &loaded.project).map_err(|errors| unreadable(loaded, errors))
+    let mut graph =
+        Graph::new(&loaded.model, &loaded.project).map_err(|errors| unreadable(loaded, errors))?;
+    graph.resolve(|key| loaded.store.stands_for(key));
+    Ok(graph)
 }
 
 /// Files that can't be hashed, as mistakes in the recipe.

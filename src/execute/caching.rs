@@ -21,8 +21,6 @@ const AT_ONCE: usize = 3;
 pub struct Caching<'a> {
     /// The caches.
     pub caches: &'a Caches,
-    /// All nodes.
-    pub graph: &'a Graph,
     /// The store of this machine.
     pub store: &'a Store,
     /// Who is told.
@@ -39,18 +37,25 @@ pub struct Looked {
     hits: BTreeMap<String, usize>,
 }
 
+impl Looked {
+    /// Whether anything came from a cache.
+    pub(super) fn has_taken(&self) -> bool {
+        !self.hits.is_empty()
+    }
+}
+
 impl Caching<'_> {
     /// Takes what is needed and missing over from caches, from above: below
-    /// what is there nothing is asked for. Says what is left to build.
-    pub async fn obtain(&self, last: &Last, wanted: &[NodeId]) -> (Plan, Looked) {
-        let mut looked = Looked::default();
+    /// what is there nothing is asked for. Says what is left to build; `looked`
+    /// is added to, and what was asked for before is not asked for again.
+    pub async fn obtain(&self, graph: &Graph, last: &Last, wanted: &[NodeId], looked: &mut Looked) -> Plan {
         let none = BTreeMap::new();
         let mut last = last.clone();
         loop {
-            let plan = Plan::new(self.graph, self.store, &last, &none, wanted);
-            let next = self.next(&plan, &looked.asked, wanted);
+            let plan = Plan::new(graph, self.store, &last, &none, wanted);
+            let next = next(graph, &plan, &looked.asked, wanted);
             if next.is_empty() || self.caches.from.iter().all(|r| r.is_gone()) {
-                return (self.explained(plan).await, looked);
+                return self.explained(graph, plan).await;
             }
             looked.asked.extend(next.iter().map(|(key, _)| *key));
             let hits = self.caches.find(&next, self.sink).await;
@@ -72,39 +77,20 @@ impl Caching<'_> {
     }
 
     /// What would be taken over, without doing so.
-    pub async fn preview(&self, last: &Last, wanted: &[NodeId]) -> Plan {
+    pub async fn preview(&self, graph: &Graph, last: &Last, wanted: &[NodeId]) -> Plan {
         let mut asked = BTreeSet::new();
         let mut cached = BTreeMap::new();
         loop {
-            let plan = Plan::new(self.graph, self.store, last, &cached, wanted);
-            let next = self.next(&plan, &asked, wanted);
+            let plan = Plan::new(graph, self.store, last, &cached, wanted);
+            let next = next(graph, &plan, &asked, wanted);
             if next.is_empty() {
-                return self.explained(plan).await;
+                return self.explained(graph, plan).await;
             }
             asked.extend(next.iter().map(|(key, _)| *key));
             for (key, hit) in self.caches.find(&next, self.sink).await {
                 cached.insert(key, self.caches.from[hit.tier].spec.label.clone());
             }
         }
-    }
-
-    /// The nodes to ask for next: those that are to be built and were not
-    /// asked for, but none below one that may still be found.
-    fn next(&self, plan: &Plan, asked: &BTreeSet<Key>, wanted: &[NodeId]) -> Vec<(Key, String)> {
-        let mut open: BTreeSet<NodeId> = wanted.iter().copied().collect();
-        for (id, _) in plan.to_build() {
-            let node = self.graph.node(id);
-            if asked.contains(&node.key) {
-                open.extend(node.parent);
-            }
-        }
-        let keys: BTreeMap<Key, String> = plan
-            .to_build()
-            .filter(|(id, _)| open.contains(id))
-            .map(|(id, _)| (self.graph.node(id).key, self.graph.node(id).name.clone()))
-            .filter(|(key, _)| !asked.contains(key))
-            .collect();
-        keys.into_iter().collect()
     }
 
     async fn take(&self, key: &Key, name: &str, hit: &Hit) -> bool {
@@ -129,29 +115,28 @@ impl Caching<'_> {
 
     /// Says what is different from what a cache has, where that is not known
     /// from here.
-    async fn explained(&self, mut plan: Plan) -> Plan {
+    async fn explained(&self, graph: &Graph, mut plan: Plan) -> Plan {
         let unknown = |reason: &Reason| matches!(reason, Reason::New | Reason::Parent(_));
         let names: Vec<&str> = plan
             .to_build()
             .filter(|(_, reason)| unknown(reason))
-            .map(|(id, _)| self.graph.node(id).name.as_str())
+            .map(|(id, _)| graph.node(id).name.as_str())
             .collect();
         if !names.is_empty() && !self.caches.from.is_empty() {
-            plan.explain(self.graph, &self.caches.previous(&names).await);
+            plan.explain(graph, &self.caches.previous(&names).await);
         }
         plan
     }
 
     /// Sends what is there to each cache that is written. The error names the
     /// first that insisted on getting it.
-    pub async fn send(&self, wanted: &[NodeId]) -> Result<(), String> {
+    pub async fn send(&self, graph: &Graph, wanted: &[NodeId]) -> Result<(), String> {
         let mut failed = None;
         for remote in &self.caches.to {
-            let states = self.to_send(wanted, remote.spec.mode);
-            let nodes: BTreeMap<String, Key> = self
-                .graph
+            let states = self.to_send(graph, wanted, remote.spec.mode);
+            let nodes: BTreeMap<String, Key> = graph
                 .ids()
-                .map(|id| self.graph.node(id))
+                .map(|id| graph.node(id))
                 .filter(|node| self.store.has(&node.key) || states.iter().any(|s| s.key == node.key))
                 .map(|node| (node.name.clone(), node.key))
                 .collect();
@@ -181,9 +166,8 @@ impl Caching<'_> {
     }
 
     /// Says what the caches that are read gave.
-    pub fn tell(&self, plan: &Plan, looked: &Looked) {
-        let built: BTreeSet<Key> = plan.to_build().map(|(id, _)| self.graph.node(id).key).collect();
-        let misses = looked.asked.intersection(&built).count();
+    pub fn tell(&self, looked: &Looked) {
+        let misses = looked.asked.len().saturating_sub(looked.hits.values().sum());
         for remote in &self.caches.from {
             let hits = looked.hits.get(&remote.spec.label).copied().unwrap_or_default();
             self.summary(remote, hits, misses, 0);
@@ -201,16 +185,16 @@ impl Caching<'_> {
     }
 
     /// The states that a cache is to have, those below first.
-    fn to_send(&self, wanted: &[NodeId], mode: Mode) -> Vec<State> {
+    fn to_send(&self, graph: &Graph, wanted: &[NodeId], mode: Mode) -> Vec<State> {
         let mut all = BTreeSet::new();
         for id in wanted {
-            all.extend(self.graph.chain(*id));
+            all.extend(graph.chain(*id));
         }
         let mut held = BTreeSet::new();
         let mut secret = None;
         let mut states = Vec::new();
         for id in all {
-            let node = self.graph.node(id);
+            let node = graph.node(id);
             let kept = self.keeps_secret(&node.work);
             if kept.is_some() || node.parent.is_some_and(|p| held.contains(&p)) {
                 held.insert(id);
@@ -241,4 +225,23 @@ impl Caching<'_> {
         });
         handed.flatten().find(|name| !(self.may_leave)(name)).cloned()
     }
+}
+
+/// The nodes to ask for next: those that are to be built and were not
+/// asked for, but none below one that may still be found.
+fn next(graph: &Graph, plan: &Plan, asked: &BTreeSet<Key>, wanted: &[NodeId]) -> Vec<(Key, String)> {
+    let mut open: BTreeSet<NodeId> = wanted.iter().copied().collect();
+    for (id, _) in plan.to_build() {
+        let node = graph.node(id);
+        if asked.contains(&node.key) {
+            open.extend(node.parent);
+        }
+    }
+    let keys: BTreeMap<Key, String> = plan
+        .to_build()
+        .filter(|(id, _)| open.contains(id))
+        .map(|(id, _)| (graph.node(id).key, graph.node(id).name.clone()))
+        .filter(|(key, _)| !asked.contains(key))
+        .collect();
+    keys.into_iter().collect()
 }

@@ -51,6 +51,8 @@ impl<I: Instance> Running<I> {
             appliance: record.appliance,
             ours: record.ours && instance.guards_disk(),
             way: instance.way(),
+            source: None,
+            same: None,
         };
         Self { instance, session, launch, made }
     }
@@ -277,6 +279,7 @@ async fn keep<P: Provider>(
         std::fs::rename(&flat, &own).map_err(|e| making.io_failure(&own, e))?;
         made.disk = Disk { kind: DiskKind::Qcow2, backing: None, depth: 0 };
     }
+    made.same = making.same(&running.launch.chain, &own, &made).await;
     making.phase("store");
     let depth = made.disk.depth;
     let Some(id) = making.commit(staging, made).await? else {

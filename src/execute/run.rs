@@ -10,9 +10,9 @@ use vimg_lang::model::DiskFormat;
 
 use super::site::Site;
 use super::{Failure, FailureKind, JOB, Settled, Shared, checks, layer, up};
-use crate::digest::Blob;
+use crate::digest::{Blob, Key};
 use crate::event::Event;
-use crate::graph::{Node, NodeId, Work};
+use crate::graph::{Needs, NodeId, SECRET, Work};
 use crate::provider::{self, Instance, Provider};
 use crate::store::{Boot, Disk, DiskKind, KeyLock, Record, Staging, StateId};
 
@@ -129,10 +129,12 @@ impl<'a, P: Provider> Making<'a, P> {
         record.boot = made.boot;
         record.appliance = made.appliance;
         record.ours = made.ours;
-        record.made = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        record.made = now();
         record.seconds = self.start.elapsed().as_secs_f64();
         record.provider = made.way;
         record.bytes = on_disk(&path);
+        record.source = made.source;
+        record.same = made.same;
         let (bytes, id) = (record.bytes, record.id);
         self.shared.notes.forget_failed(&self.node.name);
         let (store, lock) = (self.shared.store.clone(), self.lock.clone());
@@ -152,7 +154,38 @@ impl<'a, P: Provider> Making<'a, P> {
             seconds: self.start.elapsed().as_secs_f64(),
             bytes,
         });
+        if let Some(of) = made.same.filter(|_| ours) {
+            let (node, key) = (self.node.name.clone(), self.node.key.to_string());
+            self.shared.tell(Event::Same { node, key, of: of.to_string() });
+        }
         Ok(ours.then_some(id))
+    }
+
+    /// The state that holds the same as a disk that is at rest, if that is what
+    /// this node's state was before.
+    pub(super) async fn same(&self, below: &[PathBuf], disk: &Path, made: &Facts) -> Option<Key> {
+        let (node, store) = (self.node, &self.shared.store);
+        if hands_secrets(&node.work) {
+            return None;
+        }
+        let key = *self.shared.notes.nodes().get(&node.name)?;
+        let was = store.record(&key)?;
+        let fits = made.disk.backing.is_some()
+            && was.disk.backing == made.disk.backing
+            && (was.boot, was.appliance) == (made.boot, made.appliance)
+            && !was.description.fields.iter().any(|f| f.name.starts_with(SECRET));
+        let mut chain = store.chain(&key).filter(|_| fits)?;
+        let booted = node.needs == Needs::Machine;
+        // The guest's clock is the host's, more or less.
+        let during = |end: u64, seconds: f64| {
+            let end = end.cast_signed();
+            end - seconds.ceil() as i64 - 2..end + 2
+        };
+        let before = provider::Made { disk: chain.pop()?, during: during(was.made, was.seconds), booted };
+        let now = during(now(), self.start.elapsed().as_secs_f64());
+        let after = provider::Made { disk: disk.to_owned(), during: now, booted };
+        let alike = chain == below && self.shared.provider.alike(below, &before, &after).await;
+        alike.then(|| store.stands_for(&key))
     }
 
     /// Takes a file into the store.
@@ -178,14 +211,23 @@ pub(super) struct Facts {
     pub(super) ours: bool,
     /// How it was made, for people.
     pub(super) way: String,
+    /// Of an output: the state that it was written from.
+    pub(super) source: Option<(Key, StateId)>,
+    /// The state that holds the same.
+    pub(super) same: Option<Key>,
 }
 
 impl Facts {
     /// Of what does not boot and has nothing above it.
     pub(super) fn of(kind: DiskKind, way: String) -> Self {
         let disk = Disk { kind, backing: None, depth: 0 };
-        Self { disk, boot: None, appliance: None, ours: false, way }
+        Self { disk, boot: None, appliance: None, ours: false, way, source: None, same: None }
     }
+}
+
+/// In seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// What a file takes on disk, in bytes.
@@ -242,6 +284,8 @@ async fn base<P: Provider>(shared: &Shared<P>, id: NodeId, lock: Arc<KeyLock>) -
         appliance,
         ours: matches!(node.work, Work::Bootstrap(_)),
         way: shared.provider.name(),
+        source: None,
+        same: None,
     };
     making.phase("store");
     making.commit(staging, made).await.map(|_| ())
@@ -256,16 +300,21 @@ async fn export<P: Provider>(shared: &Shared<P>, id: NodeId, format: DiskFormat,
         DiskFormat::Qcow2 => DiskKind::Qcow2,
         DiskFormat::Raw => DiskKind::Raw,
     };
-    let chain = parent_chain(shared, node).ok_or_else(|| making.gone())?;
+    let (store, notes) = (&shared.store, &shared.notes);
+    let parent = node.parent.map(|parent| shared.graph.node(parent)).ok_or_else(|| making.gone())?;
+    let source = store.record(&parent.key).map(|record| (parent.key, record.id));
+    let chain = source.and_then(|source| store.chain_of(&source)).ok_or_else(|| making.gone())?;
+    // The one before may hold most of it.
+    let earlier = notes.nodes().get(&node.name).and_then(|key| store.record(key)).and_then(|record| {
+        let disk = store.state_dir(&record.key).join(record.disk.kind.file_name());
+        Some(provider::Exported { disk, chain: store.chain_of(&record.source?)? })
+    });
     let to = staging.path().join(kind.file_name());
-    shared.provider.export(&chain, format, &to).await.map_err(|e| making.provider_failure(e))?;
+    let exported = shared.provider.export(&chain, format, earlier.as_ref(), &to).await;
+    exported.map_err(|e| making.provider_failure(e))?;
     making.phase("store");
-    let made = Facts::of(kind, shared.provider.name());
+    let made = Facts { source, ..Facts::of(kind, shared.provider.name()) };
     making.commit(staging, made).await.map(|_| ())
-}
-
-fn parent_chain<P>(shared: &Shared<P>, node: &Node) -> Option<Vec<PathBuf>> {
-    shared.store.chain(&shared.graph.node(node.parent?).key)
 }
 
 async fn machine<P: Provider>(
@@ -323,6 +372,9 @@ async fn machine<P: Provider>(
         match layer::make(&making, &mut running, spent, &next_disk, last).await {
             Ok(()) => {
                 let _ = sender.send(Settled::Built(*id));
+                if shared.has_moved(node) {
+                    break;
+                }
             }
             Err(failure) => {
                 running.instance.stop().await;
@@ -332,6 +384,12 @@ async fn machine<P: Provider>(
     }
     running.instance.stop().await;
     Vec::new()
+}
+
+/// Whether a layer is handed what must not leave with what others made.
+fn hands_secrets(work: &Work) -> bool {
+    let Work::Layer(work) = work else { return false };
+    work.steps.iter().any(|step| matches!(step, Primitive::Run(run) if !run.secrets.is_empty()))
 }
 
 /// Whether a layer may want to fetch something: packages do, and scripts may.

@@ -24,6 +24,9 @@ const OUTPUT_BEHAVIOUR: u32 = 1;
 /// Raise when a check that passed may now fail.
 const CHECK_BEHAVIOUR: u32 = 1;
 
+/// What fields begin with that say which secrets a layer is handed.
+pub const SECRET: &str = "run secret ";
+
 pub(super) fn bootstrap(bootstrap: &Bootstrap, machine: &Machine) -> Description {
     let mut d = Description::default();
     d.value("kind", "bootstrap");
@@ -302,7 +305,7 @@ impl Walk<'_> {
                     Content::Text(_) => "run".to_owned(),
                 };
                 for (name, version) in secrets {
-                    self.d.value(format!("run secret {name}"), version);
+                    self.d.value(format!("{SECRET}{name}"), version);
                 }
                 if let Some(undo) = undo {
                     self.d.content("run undo", Blob::of(undo.as_bytes()).digest);

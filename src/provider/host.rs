@@ -8,7 +8,9 @@ use vimg_lang::model::{DiskFormat, Forward};
 
 use super::container::{self, ContainerInstance, Engine};
 use super::qemu::{Accel, Kvm, Qemu, QemuInstance};
-use super::{Created, Ended, Instance, Launch, Lines, Place, Provider, ProviderError, Source};
+use super::{
+    Created, Ended, Exported, Instance, Launch, Lines, Made, Place, Provider, ProviderError, Source,
+};
 
 /// How layers are applied that need no booted machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,12 +124,22 @@ impl Provider for Host {
         Ok(self.qemu.find(scratch).await?.map(|i| HostInstance::Qemu(Box::new(i))))
     }
 
+    async fn alike(&self, below: &[PathBuf], a: &Made, b: &Made) -> bool {
+        self.qemu.alike(below, a, b).await
+    }
+
     async fn flatten(&self, chain: &[PathBuf], to: &Path) -> Result<(), ProviderError> {
         self.qemu.flatten(chain, to).await
     }
 
-    async fn export(&self, chain: &[PathBuf], format: DiskFormat, to: &Path) -> Result<(), ProviderError> {
-        self.qemu.export(chain, format, to).await
+    async fn export(
+        &self,
+        chain: &[PathBuf],
+        format: DiskFormat,
+        earlier: Option<&Exported>,
+        to: &Path,
+    ) -> Result<(), ProviderError> {
+        self.qemu.export(chain, format, earlier, to).await
     }
 }
 

@@ -7,7 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::OnceCell;
 use vimg_lang::model::{DiskFormat, Machine};
 
-use super::{Created, Launch, Lines, OFFLINE_MEMORY, Provider, ProviderError, Source, debian};
+use super::{
+    Created, Exported, Launch, Lines, Made, OFFLINE_MEMORY, Provider, ProviderError, Source, debian,
+    difference,
+};
 use crate::qcow2;
 
 mod appliance;
@@ -243,6 +246,13 @@ impl Provider for Qemu {
         QemuInstance::find(self.programs().await?, scratch).await
     }
 
+    async fn alike(&self, below: &[PathBuf], a: &Made, b: &Made) -> bool {
+        // Reading disks blocks.
+        let (below, a, b) = (below.to_vec(), a.clone(), b.clone());
+        let alike = tokio::task::spawn_blocking(move || difference::alike(&below, &a, &b)).await;
+        matches!(alike, Ok(Ok(true)))
+    }
+
     async fn flatten(&self, chain: &[PathBuf], to: &Path) -> Result<(), ProviderError> {
         image::convert(
             self.programs().await?,
@@ -254,7 +264,22 @@ impl Provider for Qemu {
         .await
     }
 
-    async fn export(&self, chain: &[PathBuf], format: DiskFormat, to: &Path) -> Result<(), ProviderError> {
+    async fn export(
+        &self,
+        chain: &[PathBuf],
+        format: DiskFormat,
+        earlier: Option<&Exported>,
+        to: &Path,
+    ) -> Result<(), ProviderError> {
+        if format == DiskFormat::Qcow2
+            && let Some(earlier) = earlier.cloned()
+        {
+            let (chain, to) = (chain.to_vec(), to.to_owned());
+            let packed = tokio::task::spawn_blocking(move || difference::repack(&chain, &earlier, &to)).await;
+            if matches!(packed, Ok(Ok(()))) {
+                return Ok(());
+            }
+        }
         image::convert(self.programs().await?, &image::qcow2s(chain), format, image::Compress::Yes, to).await
     }
 }

@@ -30,18 +30,20 @@ pub struct Chain {
 }
 
 /// One file of it.
-struct Qcow2 {
+pub(super) struct Qcow2 {
     file: File,
-    size: u64,
-    bits: u32,
-    zstd: bool,
+    pub(super) size: u64,
+    /// The size of a cluster, as a power of two.
+    pub(super) bits: u32,
+    /// Whether that is how clusters are compressed.
+    pub(super) zstd: bool,
     l1: Vec<u64>,
     /// Those of L2 that were read, by their place in L1.
     l2: BTreeMap<u64, Arc<[u8]>>,
 }
 
 /// Where a cluster is.
-enum Cluster {
+pub(super) enum Cluster {
     /// In the file below.
     Below,
     Zero,
@@ -52,7 +54,7 @@ enum Cluster {
     },
 }
 
-fn odd(what: &str) -> io::Error {
+pub(super) fn odd(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
@@ -84,6 +86,22 @@ impl Chain {
             return Err(odd("beyond the end of the disk"));
         }
         read_from(&mut self.files, at, buffer)
+    }
+
+    /// Whether nothing is stored of `length` bytes at `at`: they are zeros.
+    /// `false` may mean that they are zeros all the same.
+    pub(super) fn is_clear(&mut self, at: u64, length: u64) -> io::Result<bool> {
+        for file in self.files.iter_mut().rev() {
+            if at >> file.bits != (at + length - 1) >> file.bits {
+                return Ok(false);
+            }
+            match file.cluster(at >> file.bits)? {
+                Cluster::Below => {}
+                Cluster::Zero => return Ok(true),
+                Cluster::At(_) | Cluster::Compressed { .. } => return Ok(false),
+            }
+        }
+        Ok(true)
     }
 
     /// What the files from the `from`th on have written, in ascending order.
@@ -139,7 +157,7 @@ fn read_from(files: &mut [Qcow2], mut at: u64, mut buffer: &mut [u8]) -> io::Res
 }
 
 impl Qcow2 {
-    fn open(path: &Path) -> io::Result<Self> {
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
         let header = read(path).map_err(|why| odd(&why))?;
         let file = File::open(path)?;
         let mut head = [0; 112];
@@ -186,7 +204,7 @@ impl Qcow2 {
         Ok(Some(table))
     }
 
-    fn cluster(&mut self, number: u64) -> io::Result<Cluster> {
+    pub(super) fn cluster(&mut self, number: u64) -> io::Result<Cluster> {
         let per_table = self.bits - 3;
         let Some(table) = self.table(number >> per_table)? else { return Ok(Cluster::Below) };
         let entry = be64(&table, (number & ((1 << per_table) - 1)) as usize * 8);
@@ -205,10 +223,13 @@ impl Qcow2 {
         })
     }
 
-    fn unpack(&self, at: u64, most: usize) -> io::Result<Vec<u8>> {
-        if !self.zstd {
-            return Err(odd("it is compressed by another method than zstd"));
-        }
+    /// Reads a cluster that is not compressed.
+    pub(super) fn read_plain(&self, at: u64, cluster: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(cluster, at)
+    }
+
+    /// The sectors that hold a compressed cluster.
+    pub(super) fn packed(&self, at: u64, most: usize) -> io::Result<Vec<u8>> {
         let mut packed = vec![0; most];
         // The file may end before the sector does.
         let mut filled = 0;
@@ -218,8 +239,17 @@ impl Qcow2 {
                 n => filled += n,
             }
         }
+        packed.truncate(filled);
+        Ok(packed)
+    }
+
+    fn unpack(&self, at: u64, most: usize) -> io::Result<Vec<u8>> {
+        if !self.zstd {
+            return Err(odd("it is compressed by another method than zstd"));
+        }
+        let packed = self.packed(at, most)?;
         let mut cluster = vec![0; 1 << self.bits];
-        zstd::Decoder::with_buffer(&packed[..filled])?.single_frame().read_exact(&mut cluster)?;
+        zstd::Decoder::with_buffer(packed.as_slice())?.single_frame().read_exact(&mut cluster)?;
         Ok(cluster)
     }
 

@@ -47,7 +47,8 @@ impl Live {
         match event {
             Event::Planned { nodes, reused } => {
                 (lines.all, lines.reused) = (*nodes, *reused);
-                if nodes > reused {
+                lines.built = 0;
+                if nodes > reused && lines.totals.is_none() {
                     let bar = self.all.add(ProgressBar::new_spinner());
                     if let Ok(style) = ProgressStyle::with_template("  {elapsed} {wide_msg}") {
                         bar.set_style(style);

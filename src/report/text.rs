@@ -89,6 +89,9 @@ impl Plain {
             Event::Built { node, seconds, bytes: n, .. } => {
                 format!("{} {node} in {}, {}", paint.green(" done"), duration(*seconds), bytes(*n))
             }
+            Event::Same { node, .. } => {
+                format!("{} {node} holds what it held before", paint.dim(" same"))
+            }
             Event::Failed { node, message } => {
                 let first = message.lines().next().unwrap_or("");
                 format!("{} {node}: {first}", paint.red(" fail"))

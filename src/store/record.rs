@@ -44,6 +44,13 @@ pub struct Record {
     pub provider: String,
     /// What the disk file takes on this machine, in bytes.
     pub bytes: u64,
+    /// Of an output: the state that it was written from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<(Key, StateId)>,
+    /// The state that was there before and holds the same: what is made from
+    /// this one has the key that it has when it is made from that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub same: Option<Key>,
 }
 
 impl Record {
@@ -64,6 +71,8 @@ impl Record {
             seconds: 0.0,
             provider: String::new(),
             bytes: 0,
+            source: None,
+            same: None,
         }
     }
 }
@@ -95,16 +104,19 @@ pub(super) struct Identity {
     pub(super) id: StateId,
     pub(super) kind: DiskKind,
     pub(super) backing: Option<(Key, StateId)>,
+    /// Of a state that lies on another one: [`Record::same`].
+    pub(super) same: Option<Key>,
 }
 
 impl From<&Record> for Identity {
     fn from(record: &Record) -> Self {
-        Self { id: record.id, kind: record.disk.kind, backing: record.disk.backing }
+        let backing = record.disk.backing;
+        Self { id: record.id, kind: record.disk.kind, backing, same: backing.and(record.same) }
     }
 }
 
 impl Identity {
-    /// `SCHEMA:ID:KIND[:BACKING KEY:BACKING ID]`
+    /// `SCHEMA:ID:KIND[:BACKING KEY:BACKING ID[:SAME KEY]]`
     pub(super) fn text(&self) -> String {
         let kind = match self.kind {
             DiskKind::Qcow2 => "qcow2",
@@ -112,7 +124,8 @@ impl Identity {
             DiskKind::None => "none",
         };
         let backing = self.backing.map_or(String::new(), |(key, id)| format!(":{key}:{:x}", id.0));
-        format!("{SCHEMA}:{:x}:{kind}{backing}", self.id.0)
+        let same = self.same.map_or(String::new(), |key| format!(":{key}"));
+        format!("{SCHEMA}:{:x}:{kind}{backing}{same}", self.id.0)
     }
 
     /// Reads what [`Identity::text`] wrote in the same version.
@@ -134,7 +147,11 @@ impl Identity {
             (None, _) => None,
             _ => return None,
         };
-        Some(Self { id: own, kind, backing })
+        let same = match parts.next() {
+            Some(key) => Some(Key(key.parse().ok()?)),
+            None => None,
+        };
+        Some(Self { id: own, kind, backing, same })
     }
 }
 

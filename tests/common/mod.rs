@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use vimg::provider::{Created, Ended, Instance, Launch, Lines, Place, Provider, ProviderError, Source};
+use vimg::provider::{
+    Created, Ended, Exported, Instance, Launch, Lines, Made, Place, Provider, ProviderError, Source,
+};
 use vimg_agent::protocol::{self, Apply, Blob, Digest, Frame, FromAgent, Manifest, Node, Primitive, ToAgent};
 use vimg_lang::model::{DiskFormat, Forward};
 
@@ -104,12 +106,22 @@ impl Provider for Fake {
         Ok(None)
     }
 
+    async fn alike(&self, _: &[PathBuf], a: &Made, b: &Made) -> bool {
+        read_state(&a.disk) == read_state(&b.disk)
+    }
+
     async fn flatten(&self, chain: &[PathBuf], to: &Path) -> Result<(), ProviderError> {
         std::fs::copy(chain.last().unwrap(), to).unwrap();
         Ok(())
     }
 
-    async fn export(&self, chain: &[PathBuf], format: DiskFormat, to: &Path) -> Result<(), ProviderError> {
+    async fn export(
+        &self,
+        chain: &[PathBuf],
+        format: DiskFormat,
+        _: Option<&Exported>,
+        to: &Path,
+    ) -> Result<(), ProviderError> {
         let mut state = read_state(chain.last().unwrap());
         state.insert("format".into(), format.name().into());
         write_state(to, &state);
@@ -299,7 +311,10 @@ impl Agent {
             }
             Primitive::Run(run) => {
                 let script = self.fetch(run.script.content).await?;
-                if script.starts_with(b"fail") {
+                // A comment does nothing.
+                let script = String::from_utf8_lossy(&script).into_owned();
+                let script = script.split(" #").next().unwrap_or_default();
+                if script.starts_with("fail") {
                     return Some(Err("exit code 1".into()));
                 }
                 let leaked = self.leak.as_ref().map(|path| std::fs::read(path).unwrap_or_default());

@@ -14,14 +14,10 @@ use serde::{Deserialize, Serialize};
 use vimg_agent::protocol::MOST_CARRIED;
 
 use super::kept::Kept;
-use crate::ext4::{self, Altered, Difference, Special};
+use crate::ext4::{Altered, Difference, Special};
 use crate::files::{self, Stamp};
-use crate::provider::gpt;
-use crate::qcow2::Chain;
+use crate::provider::difference::{NOTES, compare};
 
-/// Where machines note what they did. What an earlier one noted there is no
-/// part of what this one does.
-const NOTES: [&str; 3] = ["/var/log/journal", "/var/lib/systemd/random-seed", "/var/lib/systemd/timers"];
 /// What the kernel itself opens, unseen.
 const KERNELS: [&str; 2] = ["/usr/lib/firmware", "/lib/firmware"];
 /// How many kept machines are compared at most, the nearest first.
@@ -101,7 +97,8 @@ pub(super) fn find(home: &Path, wanted: &Origin) -> Option<Result<Near, String>>
     let mut why = None;
     for (shared, _, kept, origin) in near.into_iter().take(TRIED) {
         let chain = paths(&origin);
-        match compare(&chain, &paths(wanted), shared) {
+        let special = Special { apart: &NOTES, fixed: &KERNELS, most: MOST_CARRIED };
+        match compare(&chain, &paths(wanted), shared, special) {
             Ok(Difference::Files(altered)) => {
                 return Some(Ok(Near { kept, chain, altered: altered.into() }));
             }
@@ -114,59 +111,4 @@ pub(super) fn find(home: &Path, wanted: &Origin) -> Option<Result<Near, String>>
 
 fn paths(origin: &Origin) -> Vec<PathBuf> {
     origin.chain.iter().map(|file| file.path.clone()).collect()
-}
-
-/// Compares two disks whose lowest `shared` files are the same.
-fn compare(a: &[PathBuf], b: &[PathBuf], shared: usize) -> io::Result<Difference> {
-    let (mut a, mut b) = (Chain::open(a)?, Chain::open(b)?);
-    let size = a.size();
-    if size != b.size() {
-        return Ok(Difference::More("the disk has another size".into()));
-    }
-    let changed = crate::qcow2::join([a.written(shared)?, b.written(shared)?].concat());
-    let start = gpt::ROOT_START * gpt::SECTOR;
-    if size <= start {
-        return Ok(Difference::More("the disk is too small".into()));
-    }
-    let end = gpt::root_end(size) * gpt::SECTOR;
-    // That is where the kernel is told to look for it: in the third partition.
-    for disk in [&mut a, &mut b] {
-        let mut entry = [0; 128];
-        disk.read_at(2 * gpt::SECTOR + 2 * 128, &mut entry)?;
-        let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| entry[at + n]));
-        if (number(32).saturating_mul(gpt::SECTOR), number(40).saturating_add(1).saturating_mul(gpt::SECTOR))
-            != (start, end)
-        {
-            return Ok(Difference::More("the root filesystem lies elsewhere".into()));
-        }
-    }
-    // Beside the root filesystem nothing may differ.
-    for range in &changed {
-        for (from, to) in [(range.start, range.end.min(start)), (range.start.max(end), range.end)] {
-            if !same(&mut a, &mut b, from, to.min(size))? {
-                return Ok(Difference::More("the disk differs beside its root filesystem".into()));
-            }
-        }
-    }
-    ext4::differ(
-        &mut a,
-        &mut b,
-        start,
-        &changed,
-        Special { apart: &NOTES, fixed: &KERNELS, most: MOST_CARRIED },
-    )
-}
-
-fn same(a: &mut Chain, b: &mut Chain, mut from: u64, to: u64) -> io::Result<bool> {
-    let mut buffers = [vec![0; 64 << 10], vec![0; 64 << 10]];
-    while from < to {
-        let length = (to - from).min(64 << 10) as usize;
-        a.read_at(from, &mut buffers[0][..length])?;
-        b.read_at(from, &mut buffers[1][..length])?;
-        if buffers[0][..length] != buffers[1][..length] {
-            return Ok(false);
-        }
-        from += length as u64;
-    }
-    Ok(true)
 }

@@ -1,0 +1,91 @@
+//! Makes what is wanted in rounds: what is found to hold the same as before
+//! gives other keys to what is made from it, for which a new plan is made.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use super::caching::{Caching, Looked};
+use super::{Outcome, Workshop, build};
+use crate::digest::Key;
+use crate::event::Event;
+use crate::graph::{Graph, NodeId};
+use crate::plan::{Plan, Step};
+use crate::provider::Provider;
+use crate::store::{Last, ProjectFiles, Store};
+
+/// Takes over what caches have and makes the rest. The plan is that of the
+/// last round, for the workshop's graph as it is then.
+pub async fn make<P: Provider>(
+    workshop: &mut Workshop<P>,
+    caching: &Caching<'_>,
+    last: &Last,
+    wanted: &[NodeId],
+) -> (Plan, Outcome) {
+    let start = Instant::now();
+    let mut looked = Looked::default();
+    let mut now = last.clone();
+    let mut all = Outcome::default();
+    let plan = loop {
+        let mut plan = caching.obtain(&workshop.graph, &now, wanted, &mut looked).await;
+        // What was missing before may be there by now.
+        now.whole.retain(|_, id| id.is_some());
+        if looked.has_taken() && workshop.resolve() {
+            continue;
+        }
+        leave_out(&mut plan, &workshop.graph, &all);
+        let reused = plan.reused().saturating_sub(all.built);
+        (workshop.sink)(Event::Planned { nodes: plan.steps.len(), reused });
+        let outcome = match plan.to_build().next() {
+            Some(_) => build(workshop, &plan).await,
+            None => Outcome { reused: plan.reused(), ..Outcome::default() },
+        };
+        all.reused = outcome.reused.saturating_sub(all.built);
+        all.built += outcome.built;
+        all.boots += outcome.boots;
+        let failed = !outcome.failures.is_empty();
+        all.failures.extend(outcome.failures);
+        if !outcome.moved || failed && !workshop.budget.keep_going || !workshop.resolve() {
+            break plan;
+        }
+    };
+    let Outcome { built, reused, boots, .. } = all;
+    (workshop.sink)(Event::Finished {
+        built,
+        reused,
+        failed: all.failures.len(),
+        seconds: start.elapsed().as_secs_f64(),
+        boots,
+    });
+    caching.tell(&looked);
+    let notes = workshop.store.project(workshop.project.root());
+    remember(&workshop.graph, &plan, &workshop.store, &notes, last.nodes.clone());
+    (plan, all)
+}
+
+/// Leaves out what failed in an earlier round, and what is made from that.
+fn leave_out(plan: &mut Plan, graph: &Graph, so_far: &Outcome) {
+    let failed: BTreeSet<NodeId> = so_far.failures.iter().filter_map(|f| graph.find(&f.node)).collect();
+    if !failed.is_empty() {
+        plan.steps.retain(|id, _| !graph.chain(*id).iter().any(|below| failed.contains(below)));
+    }
+}
+
+/// Notes which keys the project's nodes have now, to explain the next build.
+pub fn remember(
+    graph: &Graph,
+    plan: &Plan,
+    store: &Store,
+    notes: &ProjectFiles,
+    last: BTreeMap<String, Key>,
+) {
+    let mut nodes = last.clone();
+    for (id, step) in &plan.steps {
+        let node = graph.node(*id);
+        if *step == Step::Reuse || store.has(&node.key) {
+            nodes.insert(node.name.clone(), node.key);
+        }
+    }
+    if nodes != last {
+        let _ = notes.set_nodes(&nodes);
+    }
+}

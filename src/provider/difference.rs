@@ -1,0 +1,122 @@
+//! How two disks differ that grew from one.
+
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::{Exported, Made, gpt};
+use crate::ext4::{self, Altered, Difference, Special};
+use crate::qcow2::{self, Chain};
+
+/// Where machines note what they did. What an earlier one noted there is no
+/// part of what this one does.
+pub(super) const NOTES: [&str; 3] =
+    ["/var/log/journal", "/var/lib/systemd/random-seed", "/var/lib/systemd/timers"];
+
+/// Compares two disks whose lowest `shared` files are the same.
+pub(super) fn compare(
+    a: &[PathBuf],
+    b: &[PathBuf],
+    shared: usize,
+    special: Special<'_>,
+) -> io::Result<Difference> {
+    let (mut a, mut b) = (Chain::open(a)?, Chain::open(b)?);
+    let size = a.size();
+    if size != b.size() {
+        return Ok(Difference::More("the disk has another size".into()));
+    }
+    let changed = qcow2::join([a.written(shared)?, b.written(shared)?].concat());
+    let start = gpt::ROOT_START * gpt::SECTOR;
+    if size <= start {
+        return Ok(Difference::More("the disk is too small".into()));
+    }
+    let end = gpt::root_end(size) * gpt::SECTOR;
+    // That is where the kernel is told to look for it: in the third partition.
+    for disk in [&mut a, &mut b] {
+        let mut entry = [0; 128];
+        disk.read_at(2 * gpt::SECTOR + 2 * 128, &mut entry)?;
+        let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| entry[at + n]));
+        if (number(32).saturating_mul(gpt::SECTOR), number(40).saturating_add(1).saturating_mul(gpt::SECTOR))
+            != (start, end)
+        {
+            return Ok(Difference::More("the root filesystem lies elsewhere".into()));
+        }
+    }
+    // Beside the root filesystem nothing may differ.
+    for range in &changed {
+        for (from, to) in [(range.start, range.end.min(start)), (range.start.max(end), range.end)] {
+            if !same(&mut a, &mut b, from, to.min(size))? {
+                return Ok(Difference::More("the disk differs beside its root filesystem".into()));
+            }
+        }
+    }
+    ext4::differ(&mut a, &mut b, start, &changed, special)
+}
+
+fn same(a: &mut Chain, b: &mut Chain, mut from: u64, to: u64) -> io::Result<bool> {
+    let mut buffers = [vec![0; 64 << 10], vec![0; 64 << 10]];
+    while from < to {
+        let length = (to - from).min(64 << 10) as usize;
+        a.read_at(from, &mut buffers[0][..length])?;
+        b.read_at(from, &mut buffers[1][..length])?;
+        if buffers[0][..length] != buffers[1][..length] {
+            return Ok(false);
+        }
+        from += length as u64;
+    }
+    Ok(true)
+}
+
+/// See [`super::Provider::alike`].
+pub(super) fn alike(below: &[PathBuf], a: &Made, b: &Made) -> io::Result<bool> {
+    let chain = |disk: &Path| below.iter().cloned().chain([disk.to_owned()]).collect::<Vec<_>>();
+    let apart: &[&str] = if a.booted && b.booted { &NOTES } else { &[] };
+    let special = Special { apart, fixed: &[], most: 0 };
+    let difference = compare(&chain(&a.disk), &chain(&b.disk), below.len(), special)?;
+    Ok(match difference {
+        Difference::Files(altered) => altered.iter().all(|one| is_noise(one, [&a.during, &b.during])),
+        Difference::More(_) => false,
+    })
+}
+
+/// Whether a file differs only in when its layer happened to be made. A time
+/// that somebody chose is none at which that was.
+fn is_noise(one: &Altered, during: [&Range<i64>; 2]) -> bool {
+    let times = [&one.change.modified, &one.change.to];
+    one.content.is_none() && times.iter().zip(during).all(|(time, during)| during.contains(&time.seconds))
+}
+
+/// Writes a disk as one that takes over what an earlier one holds of it.
+pub(super) fn repack(chain: &[PathBuf], earlier: &Exported, to: &Path) -> io::Result<()> {
+    let shared = chain.iter().zip(&earlier.chain).take_while(|(a, b)| a == b).count();
+    let (mut disk, mut before) = (Chain::open(chain)?, Chain::open(&earlier.chain)?);
+    let changed = qcow2::join([disk.written(shared)?, before.written(shared)?].concat());
+    qcow2::pack(&mut disk, &qcow2::Earlier { file: &earlier.disk, changed: &changed }, to)
+}
+
+#[cfg(test)]
+mod tests {
+    use vimg_agent::protocol::{Change, Inode, Time};
+
+    use super::*;
+
+    #[test]
+    fn times_are_noise_where_both_were_set_by_the_clock() {
+        let one = |modified: i64, to: i64| Altered {
+            change: Change {
+                inode: Inode { number: 20, generation: 1 },
+                size: 5,
+                modified: Time { seconds: modified, nanoseconds: 0 },
+                to: Time { seconds: to, nanoseconds: 0 },
+                content: None,
+                path: None,
+            },
+            content: None,
+        };
+        let noise = |one: &Altered| is_noise(one, [&(100..110), &(200..210)]);
+        assert!(noise(&one(100, 209)));
+        // Chosen, and left as it was below.
+        assert!(!noise(&one(50, 205)) && !noise(&one(105, 50)) && !noise(&one(205, 105)));
+        assert!(!noise(&Altered { content: Some(vec![1]), ..one(100, 209) }));
+    }
+}
