@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use vimg_agent::protocol::Network;
@@ -67,9 +68,9 @@ pub struct Launch {
     /// Names the disk below, for who keeps memories of machines: one name never
     /// means two contents. Without it nothing is kept, and a machine boots.
     pub memory: Option<String>,
-    /// Nothing of it is kept, so that a machine will do which booted from a
-    /// disk that is almost the same: see [`Place::Carried`].
-    pub carried: bool,
+    /// Whether a machine will do which booted from a disk that is almost the
+    /// same.
+    pub carry: Carry,
     /// A directory for sockets and the like. It lies on the disk that the
     /// store is on.
     pub scratch: PathBuf,
@@ -97,6 +98,29 @@ pub struct Offline {
     pub network: bool,
 }
 
+/// Whether a machine will do which booted from a disk that is almost the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carry {
+    /// It won't.
+    Never,
+    /// If only files differ that no boot has read, and all else is the same:
+    /// what it writes is kept.
+    Kept,
+    /// Also if the disks were written to by machines that ran, and took notes
+    /// of that: what it writes is thrown away.
+    Thrown,
+}
+
+/// What a machine is carried over from, and by what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Carried {
+    /// What is otherwise on the disk that is wanted.
+    pub altered: Arc<[Altered]>,
+    /// The disks that the machine booted from, the lowest first: what it
+    /// writes lies on these.
+    pub chain: Vec<PathBuf>,
+}
+
 /// Where an instance's agent is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
@@ -104,10 +128,10 @@ pub enum Place {
     Machine,
     /// In the machine, which booted before and was kept with its writes held.
     Forked,
-    /// In a machine that booted from a disk which differs in these, and was
-    /// kept with its writes held. They must be changed, unless its agent
-    /// refuses: then it is of no use.
-    Carried(std::sync::Arc<[Altered]>),
+    /// In a machine that booted from another disk, and was kept with its writes
+    /// held. It must be carried over, unless its agent refuses: then it is of
+    /// no use.
+    Carried(Carried),
     /// Outside of it: it must be told to prepare, with this network.
     Outside(Option<Network>),
 }
@@ -182,7 +206,7 @@ impl std::fmt::Display for ProviderError {
 }
 
 /// Lines that a program of the host prints while a base is made.
-pub type Lines = std::sync::Arc<dyn Fn(&str) + Send + Sync>;
+pub type Lines = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// A virtual server service.
 pub trait Provider: Send + Sync + 'static {

@@ -172,6 +172,13 @@ impl Store {
         self.chain(key).filter(|_| self.identity(key).is_some_and(|identity| identity.id == *id))
     }
 
+    /// The state whose disk this file is.
+    pub fn owner(&self, disk: &Path) -> Option<Record> {
+        let dir = disk.parent()?;
+        let key = Key(dir.file_name()?.to_str()?.parse().ok()?);
+        self.record(&key).filter(|_| self.state_dir(&key) == dir)
+    }
+
     /// Where a kernel or initrd is, there or not.
     pub fn blob(&self, digest: &Digest) -> PathBuf {
         self.root.join("blobs").join(digest.to_string())

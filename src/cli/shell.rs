@@ -101,14 +101,14 @@ struct Door<'a> {
 
 fn enter(door: Door, how: &How, global: &Global, style: Style) -> Outcome {
     let Door { name, failed, command, on_terminal } = door;
-    let Ready { workshop, id, disk, sources } = prepare(name, failed, how, global, style)?;
+    let Ready { workshop, id, disks, sources } = prepare(name, failed, how, global, style)?;
     let exec = Exec { command, terminal: terminal(on_terminal) };
     let mut raw = None;
     let enter = || {
         raw = on_terminal.then(Raw::enter);
         listen(on_terminal)
     };
-    let ended = build::interruptible(execute::interact(&workshop, id, disk, exec, enter, write));
+    let ended = build::interruptible(execute::interact(&workshop, id, disks, exec, enter, write));
     drop(raw);
     match ended?.ok_or_else(stopped)? {
         Ok(ended) => outcome(ended),
@@ -130,7 +130,7 @@ struct Ready {
     workshop: Workshop<Host>,
     id: NodeId,
     /// What a layer left on it that failed.
-    disk: Option<PathBuf>,
+    disks: Option<Vec<PathBuf>>,
     sources: Sources,
 }
 
@@ -139,32 +139,34 @@ fn prepare(name: &str, failed: bool, how: &How, global: &Global, style: Style) -
     let mut loaded = project::load(global)?;
     let graph = project::graph(&mut loaded)?;
     let mut id = project::machine(&graph, name)?;
-    let (mut disk, mut why) = (None, None);
+    let (mut disks, mut why) = (None, None);
     if failed {
         let (below, found, what) = find_failed(&graph, id, &loaded.store, &loaded.notes)?;
-        (id, disk, why) = (below, Some(found), Some(what));
+        (id, disks, why) = (below, Some(found), Some(what));
     }
     let Made { workshop, sources } = build::states(loaded, graph, &[id], how, style, why)?;
-    Ok(Ready { workshop, id, disk, sources })
+    Ok(Ready { workshop, id, disks, sources })
 }
 
-/// The state that the disk of a layer that failed lies on, the disk, and why
-/// it failed.
+/// The state that a layer that failed is made from, the disks that it left,
+/// and why it failed.
 fn find_failed(
     graph: &Graph,
     id: NodeId,
     store: &Store,
     notes: &ProjectFiles,
-) -> Result<(NodeId, PathBuf, String), Error> {
+) -> Result<(NodeId, Vec<PathBuf>, String), Error> {
     let name = &graph.node(id).name;
     for id in graph.chain(id) {
         let node = graph.node(id);
         let (Some(parent), Some((disk, failed))) = (node.parent, notes.failed(&node.name)) else { continue };
+        let Some(mut chain) = store.chain_of(&failed.on) else { continue };
         let below = &graph.node(parent).key;
         let there = store.has(below) && store.record(below).is_some_and(|r| (*below, r.id) == failed.below);
         if there && !store.has(&node.key) {
             let why = format!("{}: {}", node.name, plain(&failed.why));
-            return Ok((parent, disk, why));
+            chain.push(disk);
+            return Ok((parent, chain, why));
         }
     }
     let help = "the disk of a layer that fails is kept until it is built, or what lies below it changes";

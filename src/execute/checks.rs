@@ -14,7 +14,7 @@ use super::up::{self, Stand, Up};
 use super::{Failure, JOB, Settled, Shared};
 use crate::event::Event;
 use crate::graph::{NodeId, Work};
-use crate::provider::{Instance, Provider};
+use crate::provider::{Carry, Instance, Provider};
 use crate::store::DiskKind;
 
 /// Makes all checks of a machine, side by side as far as processors go.
@@ -77,8 +77,15 @@ async fn one<P: Provider>(shared: &Shared<P>, id: NodeId, broken: &Broken) -> Re
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
     let parent = node.parent.map(|id| shared.graph.node(id)).ok_or_else(|| making.gone())?;
     let (machine, needs) = (node.machine, node.needs);
-    let stand =
-        Stand { state: parent, machine, needs, network: true, on_top: None, carried: true, lasting: None };
+    let stand = Stand {
+        state: parent,
+        machine,
+        needs,
+        network: true,
+        chain: None,
+        carry: Carry::Thrown,
+        lasting: None,
+    };
     let mut up = up::up(&making, &stand, scratch.path(), &overlay).await.inspect_err(|failure| {
         *broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(Failure::clone(failure));
     })?;

@@ -12,7 +12,7 @@ use super::site::Site;
 use super::up::{self, Stand, Up};
 use super::{Failure, Shared, Workshop};
 use crate::graph::{Needs, NodeId, Work};
-use crate::provider::{Instance, Provider};
+use crate::provider::{Carry, Instance, Provider};
 use crate::store::{DiskKind, Staging};
 
 /// How many digests are asked for at once.
@@ -212,8 +212,8 @@ impl<'a, P: Provider> Reader<'a, P> {
             machine: node.machine,
             needs,
             network: false,
-            on_top: None,
-            carried: false,
+            chain: None,
+            carry: Carry::Never,
             lasting: None,
         };
         let up = up::up(&site, &stand, scratch.path(), &overlay).await?;

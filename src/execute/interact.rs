@@ -14,7 +14,7 @@ use super::site::Site;
 use super::up::{self, Stand};
 use super::{Failure, Workshop};
 use crate::graph::{Needs, NodeId};
-use crate::provider::{self, Instance, Launch, Provider};
+use crate::provider::{self, Carry, Instance, Launch, Provider};
 use crate::store::DiskKind;
 
 /// What a shell answers for a command that it can't run.
@@ -44,11 +44,11 @@ pub enum Ended {
 }
 
 /// Runs a program in the machine of a state that is there, or in the machine
-/// of `failed`: what a layer left on top of that state when it failed.
+/// of `failed`: the disks that a layer left when it failed.
 pub async fn interact<P: Provider>(
     workshop: &Workshop<P>,
     id: NodeId,
-    failed: Option<PathBuf>,
+    failed: Option<Vec<PathBuf>>,
     exec: Exec,
     listen: impl FnOnce() -> mpsc::Receiver<Input>,
     mut output: impl FnMut(Stream, &[u8]) + Send,
@@ -59,8 +59,15 @@ pub async fn interact<P: Provider>(
     let scratch = site.staging()?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
     let (machine, needs) = (node.machine, Needs::Machine);
-    let stand =
-        Stand { state: node, machine, needs, network: true, on_top: failed, carried: true, lasting: None };
+    let stand = Stand {
+        state: node,
+        machine,
+        needs,
+        network: true,
+        chain: failed,
+        carry: Carry::Thrown,
+        lasting: None,
+    };
     let mut up = up::up(&site, &stand, scratch.path(), &overlay).await?;
     // Until now Ctrl-C was for us.
     let input = listen();
@@ -101,7 +108,7 @@ pub async fn watch<P: Provider>(
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
     let (machine, needs) = (node.machine, Needs::Machine);
     let stand =
-        Stand { state: node, machine, needs, network: true, on_top: None, carried: false, lasting: None };
+        Stand { state: node, machine, needs, network: true, chain: None, carry: Carry::Never, lasting: None };
     let (launch, _) = up::prepare(&site, &stand, scratch.path(), &overlay)?;
     // It is the boot that is to be seen.
     let launch = Launch { memory: None, ..launch };

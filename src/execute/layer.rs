@@ -42,9 +42,7 @@ pub(super) struct Running<I: Instance> {
 
 impl<I: Instance> Running<I> {
     pub(super) fn on(up: Up<I>) -> Self {
-        let Up { instance, session, launch, parent, record } = up;
-        let disk =
-            Disk { kind: DiskKind::Qcow2, backing: Some((parent, record.id)), depth: record.disk.depth + 1 };
+        let Up { instance, session, launch, record, disk } = up;
         let made = Facts {
             disk,
             boot: record.boot,
@@ -218,14 +216,18 @@ async fn keep_failed<P: Provider>(
     failure: &Failure,
 ) {
     let Running { instance, session, made, .. } = running;
-    let Some(below) = made.disk.backing else { return };
+    let Some(on) = made.disk.backing else { return };
+    let parent = making.node.parent.map(|id| making.shared.graph.node(id).key);
+    let Some(below) = parent.and_then(|key| Some((key, making.shared.store.record(&key)?.id))) else {
+        return;
+    };
     let rest = tokio::time::timeout(LAST_REST, async {
         session.freeze().await.ok()?;
         instance.snapshot(next_disk).await.ok()
     });
     if let Ok(Some(())) = rest.await {
         let disk = staging.path().join(DiskKind::Qcow2.file_name());
-        let failed = FailedDisk { below, why: failure.message.clone() };
+        let failed = FailedDisk { below, on, why: failure.message.clone() };
         let _ = making.shared.notes.keep_failed(&making.node.name, &disk, &failed);
     }
 }

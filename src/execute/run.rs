@@ -13,7 +13,7 @@ use super::{Failure, FailureKind, JOB, Settled, Shared, checks, layer, up};
 use crate::digest::{Blob, Key};
 use crate::event::Event;
 use crate::graph::{Needs, NodeId, SECRET, Work};
-use crate::provider::{self, Instance, Provider};
+use crate::provider::{self, Carry, Instance, Provider};
 use crate::store::{Boot, Disk, DiskKind, KeyLock, Record, Staging, StateId};
 
 type Sender = mpsc::UnboundedSender<Settled>;
@@ -338,8 +338,8 @@ async fn machine<P: Provider>(
         machine: making.node.machine,
         needs: making.node.needs,
         network,
-        on_top: None,
-        carried: false,
+        chain: None,
+        carry: Carry::Kept,
         lasting: None,
     };
     let overlay = staging.path().join(DiskKind::Qcow2.file_name());

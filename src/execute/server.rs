@@ -19,7 +19,7 @@ use super::up::{self, Stand};
 use super::{Failure, FailureKind, Shared, Workshop};
 use crate::digest::Key;
 use crate::graph::{Difference, Needs, ServerPart, ServerPlan};
-use crate::provider::{Instance, Lasting, Launch, Provider};
+use crate::provider::{Carry, Instance, Lasting, Launch, Provider};
 use crate::store::{Boot, KeyLock, replace, try_lock};
 
 /// The version of [`ServerRecord`].
@@ -163,7 +163,7 @@ impl ServerRecord {
             boot: site.boot_paths(&self.boot),
             offline: None,
             memory: None,
-            carried: false,
+            carry: Carry::Never,
             scratch: dir.to_owned(),
             lasting: Some(Lasting { forwards: self.forwards() }),
         }
@@ -275,8 +275,8 @@ async fn start<P: Provider>(
         machine: plan.machine,
         needs: Needs::Machine,
         network: true,
-        on_top: None,
-        carried: false,
+        chain: None,
+        carry: Carry::Never,
         lasting: Some(Lasting { forwards: plan.forwards.clone() }),
     };
     let up = up::up(site, &stand, &home.dir, &overlay).await?;

@@ -11,10 +11,9 @@ use super::explain::{Trouble, explain};
 use super::session::{Session, SessionError};
 use super::site::Site;
 use super::{Failure, FailureKind};
-use crate::digest::Key;
 use crate::graph::{Needs, Node};
-use crate::provider::{Ended, Instance, Lasting, Launch, Offline, Place, Provider};
-use crate::store::Record;
+use crate::provider::{Carried, Carry, Ended, Instance, Lasting, Launch, Offline, Place, Provider};
+use crate::store::{Disk, DiskKind, Record};
 
 /// How often a machine is started that others fork, or that was forked, before
 /// it is only booted.
@@ -28,11 +27,12 @@ const OFF: Duration = Duration::from_secs(600);
 pub(super) struct Up<I: Instance> {
     pub(super) instance: I,
     pub(super) session: Session<I::Channel>,
-    /// What it was launched as.
+    /// What it was launched as, with the disks that it stands on.
     pub(super) launch: Launch,
-    /// The state that it stands on.
-    pub(super) parent: Key,
+    /// Of the state that it is to stand on.
     pub(super) record: Record,
+    /// What the disk is that takes its writes.
+    pub(super) disk: Disk,
 }
 
 /// What an instance is to stand on, and as what.
@@ -45,10 +45,10 @@ pub(super) struct Stand<'a> {
     pub(super) needs: Needs,
     /// Whether what is done from outside of the machine may want the network.
     pub(super) network: bool,
-    /// A disk on top of the state's that is no state.
-    pub(super) on_top: Option<PathBuf>,
-    /// Nothing of what it does is kept.
-    pub(super) carried: bool,
+    /// Other disks than the state's, which are no state.
+    pub(super) chain: Option<Vec<PathBuf>>,
+    /// Whether a machine will do that booted from almost the same.
+    pub(super) carry: Carry,
     /// It goes on when this program ends.
     pub(super) lasting: Option<Lasting>,
 }
@@ -62,14 +62,14 @@ pub(super) fn prepare<P: Provider>(
 ) -> Result<(Launch, Record), Box<Failure>> {
     let (shared, parent) = (site.shared, stand.state);
     let record = shared.store.record(&parent.key).ok_or_else(|| site.gone())?;
-    let mut chain = shared.store.chain(&parent.key).ok_or_else(|| site.gone())?;
-    chain.extend(stand.on_top.clone());
+    let own = || shared.store.chain(&parent.key);
+    let chain = stand.chain.clone().or_else(own).ok_or_else(|| site.gone())?;
     let offline = (stand.needs == Needs::Disk).then(|| Offline {
         appliance: site.boot_paths(&record.appliance),
         ours: record.ours,
         network: stand.network,
     });
-    let kept = shared.keep_memory && stand.needs == Needs::Machine && stand.on_top.is_none();
+    let kept = shared.keep_memory && stand.needs == Needs::Machine && stand.chain.is_none();
     let launch = Launch {
         chain,
         overlay: overlay.to_owned(),
@@ -78,7 +78,7 @@ pub(super) fn prepare<P: Provider>(
         boot: site.boot_paths(&record.boot),
         offline,
         memory: kept.then(|| format!("{}:{}", parent.key, record.id)),
-        carried: stand.carried,
+        carry: stand.carry,
         scratch: scratch.to_owned(),
         lasting: stand.lasting.clone(),
     };
@@ -111,7 +111,7 @@ pub(super) async fn up<P: Provider>(
             match &place {
                 Place::Outside(network) => session.prepare(network.clone()).await?,
                 Place::Forked => session.wake().await?,
-                Place::Carried(altered) => session.carry(altered).await?,
+                Place::Carried(carried) => session.carry(&carried.altered).await?,
                 Place::Machine if first => session.freeze().await?,
                 Place::Machine => {}
             }
@@ -127,14 +127,14 @@ pub(super) async fn up<P: Provider>(
             Err(Trouble::Session(SessionError::Refused(why))) if matches!(place, Place::Carried(_)) => {
                 instance.stop().await;
                 refused = Some(why);
-                launch.carried = false;
+                launch.carry = Carry::Never;
                 continue;
             }
             Err(trouble) => {
                 instance.distrust();
                 if matches!(place, Place::Forked | Place::Carried(_)) {
                     tries += u32::from(place == Place::Forked);
-                    launch.carried = false;
+                    launch.carry = Carry::Never;
                     instance.stop().await;
                     site.notice("a kept machine does not go on; it boots");
                     continue;
@@ -145,7 +145,16 @@ pub(super) async fn up<P: Provider>(
             }
         }
         if !first {
-            return Ok(Up { instance, session, launch, parent: stand.state.key, record });
+            let (mut on, mut depth) = ((stand.state.key, record.id), record.disk.depth);
+            if let Place::Carried(Carried { chain, .. }) = place {
+                // It stands on the disks that it booted from.
+                let other = chain.last().and_then(|disk| site.shared.store.owner(disk));
+                let other = other.ok_or_else(|| site.gone())?;
+                (on, depth) = ((other.key, other.id), other.disk.depth);
+                launch.chain = chain;
+            }
+            let disk = Disk { kind: DiskKind::Qcow2, backing: Some(on), depth: depth + 1 };
+            return Ok(Up { instance, session, launch, record, disk });
         }
         // Kept as it is now, it never has to boot again.
         tries += 1;

@@ -52,8 +52,10 @@ pub struct WrittenOutput {
 /// What is known of a disk that was kept because its layer failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailedDisk {
-    /// The state that it lies on.
+    /// The state that its layer is made from.
     pub below: (Key, StateId),
+    /// The state that it lies on, which holds almost the same.
+    pub on: (Key, StateId),
     /// What failed, in a sentence.
     pub why: String,
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::machines::{Project, damage};
+use super::machines::{Project, damage, newest_record};
 
 /// A service that answers HTTP without any package, and one that never stops
 /// writing to the console.
@@ -258,6 +258,57 @@ fn a_kept_machine_is_given_only_what_no_boot_depends_on() {
     let page = "file \"/srv/page\"";
     project.edit("main.vimg", page, &format!("file \"/srv/more\" content=\"\"\n    {page}"));
     tested(1, "the machine boots: /srv/more is new");
+}
+
+const RAN: &str = r##"configuration "ran" {
+    needs "booted"
+    run {
+        // one
+        script "cat /srv/page >/srv/ran; test -e /run/was-read"
+    }
+}
+"##;
+
+#[test]
+fn a_booted_layer_is_made_in_a_machine_that_was_carried_over() {
+    let project = Project::new("carried-layer");
+    let image = "image \"it\" {\n    from \"debian-12\"\n    layer \"reads\"\n    layer \"ran\"\n}\n";
+    project.write("main.vimg", &format!("use \"std/debian.vimg\"\n{image}{READS}{RAN}"));
+    project.vimg(&["build", "debian-12"]).succeeds();
+    let store = project.own_store();
+    let tested = |args: &[&str], boots: u64| {
+        let tested = project.vimg_in(&store, &[&["test"], args].concat());
+        tested.succeeds();
+        assert_eq!(tested.boots(), boots, "{}", tested.stdout);
+        project.vimg_in(&store, &["log", "it:check/reads/tells"]).stdout
+    };
+    // One boot for the layer, one for what it has made.
+    tested(&[], 2);
+    project.edit("main.vimg", "page one", "page number two");
+    let carried = tested(&[], 0);
+    assert!(carried.contains("page number two\n"), "{carried}");
+    let below = || newest_record(&store, "it@ran")["disk"]["backing"][0].clone();
+    let reads = newest_record(&store, "it@reads")["key"].clone();
+    assert_ne!(below(), reads, "it stands on the disk that its machine booted from");
+    // The same without: a boot of the disk that the layer stands on, and one of
+    // what it has made. Only the times differ at which that was.
+    project.edit("main.vimg", "cat /srv/page >", "cat /srv/page  >");
+    let booted = tested(&["--no-memory"], 2);
+    assert_eq!(below(), reads);
+    let lines = |text: &str| -> Vec<String> {
+        let told = text.lines().filter(|l| !l.starts_with("==") && l.parse::<u64>().is_err());
+        told.map(str::to_owned).collect()
+    };
+    assert_eq!(lines(&booted), lines(&carried));
+    // What fails in such a machine is kept with the disks that it stands on.
+    project.edit("main.vimg", "page number two", "page number three");
+    project.edit("main.vimg", "test -e /run/was-read", "echo broken >>/srv/ran; exit 3");
+    let failed = project.vimg_in(&store, &["build", "--no-output"]);
+    assert_eq!((failed.code, failed.boots()), (1, 0), "{}", failed.stdout);
+    let store = store.display();
+    let script = "cat /srv/ran /srv/page";
+    let seen = project.sh(&format!("echo '{script}' | VIMG_STORE={store} $VIMG shell --failed it"));
+    assert_eq!(seen.stdout, "page number three\nbroken\npage number three\n", "{}", seen.stderr);
 }
 
 #[test]

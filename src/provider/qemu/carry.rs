@@ -8,15 +8,15 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use vimg_agent::protocol::MOST_CARRIED;
 
 use super::kept::Kept;
-use crate::ext4::{Altered, Difference, Special};
+use crate::ext4::{Difference, Special};
 use crate::files::{self, Stamp};
 use crate::provider::difference::{NOTES, compare};
+use crate::provider::{Carried, Carry};
 
 /// What the kernel itself opens, unseen.
 const KERNELS: [&str; 2] = ["/usr/lib/firmware", "/lib/firmware"];
@@ -66,15 +66,13 @@ impl Origin {
 /// A machine that booted from almost the same disk.
 pub(super) struct Near {
     pub(super) kept: PathBuf,
-    /// The disk that it booted from.
-    pub(super) chain: Vec<PathBuf>,
-    /// What is otherwise on the disk that is wanted.
-    pub(super) altered: Arc<[Altered]>,
+    pub(super) carried: Carried,
 }
 
 /// Finds one among those in `home`; a sentence says why there is none, if
 /// there is a machine that comes close.
-pub(super) fn find(home: &Path, wanted: &Origin) -> Option<Result<Near, String>> {
+pub(super) fn find(home: &Path, wanted: &Origin, carry: Carry) -> Option<Result<Near, String>> {
+    let apart: &[&str] = if carry == Carry::Thrown { &NOTES } else { &[] };
     let mut near: Vec<(usize, std::time::SystemTime, PathBuf, Origin)> = fs::read_dir(home)
         .ok()?
         .flatten()
@@ -97,10 +95,10 @@ pub(super) fn find(home: &Path, wanted: &Origin) -> Option<Result<Near, String>>
     let mut why = None;
     for (shared, _, kept, origin) in near.into_iter().take(TRIED) {
         let chain = paths(&origin);
-        let special = Special { apart: &NOTES, fixed: &KERNELS, most: MOST_CARRIED };
+        let special = Special { apart, fixed: &KERNELS, most: MOST_CARRIED };
         match compare(&chain, &paths(wanted), shared, special) {
             Ok(Difference::Files(altered)) => {
-                return Some(Ok(Near { kept, chain, altered: altered.into() }));
+                return Some(Ok(Near { kept, carried: Carried { altered: altered.into(), chain } }));
             }
             Ok(Difference::More(what)) => why = why.or(Some(what)),
             Err(error) => why = why.or(Some(format!("its disk can't be compared: {error}"))),

@@ -19,7 +19,7 @@ use super::instance::{QemuInstance, Start};
 use super::kept::{self, Kept};
 use super::{Accel, Programs, ProviderError, args, carry};
 use crate::digest::Description;
-use crate::provider::{Instance, Launch, Lines, Place};
+use crate::provider::{Carry, Instance, Launch, Lines, Place};
 use crate::sparse;
 
 /// The share of the free disk, one in so many, that kept machines may take.
@@ -120,7 +120,7 @@ pub(super) async fn start(
             break;
         }
         // Only a direct boot notes what it reads.
-        if launch.carried && launch.boot.is_some() {
+        if launch.carry != Carry::Never && launch.boot.is_some() {
             match carried(programs, accel, launch, &origin, memories, notice).await {
                 Ok(Some(instance)) => return Ok(instance),
                 Ok(None) => {}
@@ -154,12 +154,12 @@ async fn carried(
     notice: &Lines,
 ) -> Result<Option<QemuInstance>, String> {
     // Reading disks blocks.
-    let (home, wanted) = (memories.home.clone(), origin.clone());
-    let found = tokio::task::spawn_blocking(move || carry::find(&home, &wanted)).await;
+    let (home, wanted, carry) = (memories.home.clone(), origin.clone(), launch.carry);
+    let found = tokio::task::spawn_blocking(move || carry::find(&home, &wanted, carry)).await;
     let Ok(Some(near)) = found else { return Ok(None) };
     let near = near?;
-    let other = Launch { chain: near.chain, ..launch.clone() };
-    match fork(programs, accel, &other, &Kept::at(&near.kept), Place::Carried(near.altered)).await {
+    let other = Launch { chain: near.carried.chain.clone(), ..launch.clone() };
+    match fork(programs, accel, &other, &Kept::at(&near.kept), Place::Carried(near.carried)).await {
         Ok(mut instance) => {
             instance.origin = Some(Origin { memories: memories.clone(), dir: near.kept });
             Ok(Some(instance))
