@@ -30,6 +30,7 @@ use crate::provider::{OFFLINE_MEMORY, Provider, ProviderError};
 use crate::store::{ProjectFiles, Store, StoreError};
 
 pub mod caching;
+mod carried;
 mod change;
 mod checks;
 mod compare;

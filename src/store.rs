@@ -132,9 +132,12 @@ impl Store {
     }
 
     /// The state that what is made from this one is known by: itself, unless
-    /// one was there before that holds the same.
+    /// one was there before that holds the same. Another build of that one says
+    /// nothing of this.
     pub fn stands_for(&self, key: &Key) -> Key {
-        self.identity(key).and_then(|identity| identity.same).unwrap_or(*key)
+        let same = self.identity(key).and_then(|identity| identity.same);
+        let known = same.filter(|(other, id)| self.identity(other).is_none_or(|there| there.id == *id));
+        known.map_or(*key, |(other, _)| other)
     }
 
     /// The directory of a state, there or not.
@@ -385,11 +388,17 @@ mod tests {
         store.commit(stage(&store, "below"), &below).unwrap();
         let mut new = record(key("new"), Some(&below));
         assert_eq!(store.stands_for(&new.key), new.key, "what is not there stands for itself");
-        new.same = Some(key("old"));
+        let old = record(key("old"), Some(&below));
+        new.same = Some((old.key, old.id));
         store.commit(stage(&store, "new"), &new).unwrap();
-        assert_eq!(store.stands_for(&new.key), key("old"), "whether that is there or not");
+        assert_eq!(store.stands_for(&new.key), old.key, "whether that is there or not");
+        store.commit(stage(&store, "old"), &old).unwrap();
+        assert_eq!(store.stands_for(&new.key), old.key);
         assert!(store.has(&new.key) && store.record(&new.key).unwrap() == new);
         assert_eq!(store.stands_for(&below.key), below.key);
+        fs::remove_dir_all(store.state_dir(&old.key)).unwrap();
+        store.commit(stage(&store, "anew"), &record(old.key, Some(&below))).unwrap();
+        assert_eq!(store.stands_for(&new.key), new.key, "another build may hold something else");
     }
 
     /// A rebuilt parent has other blocks, whatever its key says: what was made

@@ -103,17 +103,19 @@ pub(crate) fn make(changes: &[Change], mut contents: &[u8], boot: Option<&Boot>)
     let since = inodes(seen::list().map_err(unable)?.0);
     let (root, watched) = (File::open("/").map_err(unable)?, &boot.watched);
     for change in changes {
+        let path = change.path.as_deref().unwrap_or("a file");
         let Some(length) = change.content else {
             // The same in both: what is left is when it was written. Who has
             // opened it may have noted the time, and who watches would notice.
             let known = boot.opened.contains(&change.inode) || since.contains(&change.inode);
             if !known && !watched.contains(&change.inode.number) {
                 touch(&root, change).map_err(unable)?;
+            } else if change.chosen {
+                return Err(format!("{path} was looked at while it booted, and has another time"));
             }
             continue;
         };
         let file = open(&root, change.inode, libc::O_RDWR).map_err(unable)?;
-        let path = change.path.as_deref().unwrap_or("a file");
         let meta = file.metadata().map_err(unable)?;
         if boot.opened.contains(&change.inode) || since.contains(&change.inode) {
             return Err(format!("{path} was opened while it booted"));

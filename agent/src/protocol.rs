@@ -20,7 +20,7 @@ pub use change::{Change, Inode, MOST_CARRIED, Time};
 pub use resource::{Around, Entry, Manifest, Node, Owner, Primitive, Probe, Run, Script, ServiceState, User};
 
 /// The version of these messages. Host and agent must have the same.
-pub const PROTOCOL: u32 = 7;
+pub const PROTOCOL: u32 = 8;
 
 /// The version of what the agent does to a machine. It enters every key, so
 /// raising it rebuilds everything: raise it when the same layer would now

@@ -129,7 +129,7 @@ pub(super) fn outcome(ended: Ended) -> Outcome {
 struct Ready {
     workshop: Workshop<Host>,
     id: NodeId,
-    /// What a layer left on it that failed.
+    /// The disks that a layer left when it failed.
     disks: Option<Vec<PathBuf>>,
     sources: Sources,
 }

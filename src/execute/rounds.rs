@@ -33,8 +33,7 @@ pub async fn make<P: Provider>(
             continue;
         }
         leave_out(&mut plan, &workshop.graph, &all);
-        let reused = plan.reused().saturating_sub(all.built);
-        (workshop.sink)(Event::Planned { nodes: plan.steps.len(), reused });
+        (workshop.sink)(Event::Planned { nodes: plan.steps.len(), reused: plan.reused() });
         let outcome = match plan.to_build().next() {
             Some(_) => build(workshop, &plan).await,
             None => Outcome { reused: plan.reused(), ..Outcome::default() },
@@ -44,8 +43,12 @@ pub async fn make<P: Provider>(
         all.boots += outcome.boots;
         let failed = !outcome.failures.is_empty();
         all.failures.extend(outcome.failures);
-        if !outcome.moved || failed && !workshop.budget.keep_going || !workshop.resolve() {
+        if !outcome.moved || !workshop.resolve() {
             break plan;
+        }
+        if failed && !workshop.budget.keep_going {
+            // What is there is there, by the keys that it has now.
+            break Plan::new(&workshop.graph, &workshop.store, &now, &BTreeMap::new(), wanted);
         }
     };
     let Outcome { built, reused, boots, .. } = all;
@@ -58,7 +61,7 @@ pub async fn make<P: Provider>(
     });
     caching.tell(&looked);
     let notes = workshop.store.project(workshop.project.root());
-    remember(&workshop.graph, &plan, &workshop.store, &notes, last.nodes.clone());
+    remember(&workshop.graph, &plan, &workshop.store, &notes, &last.nodes);
     (plan, all)
 }
 
@@ -76,7 +79,7 @@ pub fn remember(
     plan: &Plan,
     store: &Store,
     notes: &ProjectFiles,
-    last: BTreeMap<String, Key>,
+    last: &BTreeMap<String, Key>,
 ) {
     let mut nodes = last.clone();
     for (id, step) in &plan.steps {
@@ -85,7 +88,7 @@ pub fn remember(
             nodes.insert(node.name.clone(), node.key);
         }
     }
-    if nodes != last {
+    if nodes != *last {
         let _ = notes.set_nodes(&nodes);
     }
 }

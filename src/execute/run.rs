@@ -8,11 +8,12 @@ use tokio::sync::mpsc;
 use vimg_agent::protocol::Primitive;
 use vimg_lang::model::DiskFormat;
 
+use super::carried::hands_secrets;
 use super::site::Site;
 use super::{Failure, FailureKind, JOB, Settled, Shared, checks, layer, up};
-use crate::digest::{Blob, Key};
+use crate::digest::{Blob, Description, Key};
 use crate::event::Event;
-use crate::graph::{Needs, NodeId, SECRET, Work};
+use crate::graph::{Needs, NodeId, Work};
 use crate::provider::{self, Carry, Instance, Provider};
 use crate::store::{Boot, Disk, DiskKind, KeyLock, Record, Staging, StateId};
 
@@ -42,6 +43,10 @@ pub(super) async fn make<P: Provider>(
         // It was made while we waited, or stands twice in the graph.
         shared.tell(Event::Reused { node: node.name.clone(), key: node.key.to_string() });
         let _ = sender.send(Settled::There(*first));
+        // What is made from it has another key.
+        if shared.has_moved(node) {
+            break;
+        }
         rest = others;
     }
     Vec::new()
@@ -109,6 +114,21 @@ impl<'a, P: Provider> Making<'a, P> {
         Self { site, start: Instant::now(), lock }
     }
 
+    /// What is known of a state that is made now.
+    fn record(&self, made: &Facts) -> Record {
+        let (kind, description) = (self.node.work.kind(), self.node.description.clone());
+        let mut record = Record::new(self.node.key, kind, &self.node.name, description, made.disk.clone());
+        record.boot = made.boot;
+        record.appliance = made.appliance;
+        record.ours = made.ours;
+        record.made = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        record.seconds = self.start.elapsed().as_secs_f64();
+        record.provider = made.way.clone();
+        record.source = made.source;
+        record.same = made.same;
+        record
+    }
+
     /// Makes a staging directory the node's state. Writing to disk blocks, so
     /// it is done on another thread, which holds the lock as well: it goes on
     /// when the build is stopped. `None` if a state of this key was there,
@@ -118,23 +138,8 @@ impl<'a, P: Provider> Making<'a, P> {
         staging: Staging,
         made: Facts,
     ) -> Result<Option<StateId>, Box<Failure>> {
-        let path = staging.path().join(made.disk.kind.file_name());
-        let mut record = Record::new(
-            self.node.key,
-            self.node.work.kind(),
-            &self.node.name,
-            self.node.description.clone(),
-            made.disk,
-        );
-        record.boot = made.boot;
-        record.appliance = made.appliance;
-        record.ours = made.ours;
-        record.made = now();
-        record.seconds = self.start.elapsed().as_secs_f64();
-        record.provider = made.way;
-        record.bytes = on_disk(&path);
-        record.source = made.source;
-        record.same = made.same;
+        let mut record = self.record(&made);
+        record.bytes = on_disk(&staging.path().join(made.disk.kind.file_name()));
         let (bytes, id) = (record.bytes, record.id);
         self.shared.notes.forget_failed(&self.node.name);
         let (store, lock) = (self.shared.store.clone(), self.lock.clone());
@@ -154,7 +159,7 @@ impl<'a, P: Provider> Making<'a, P> {
             seconds: self.start.elapsed().as_secs_f64(),
             bytes,
         });
-        if let Some(of) = made.same.filter(|_| ours) {
+        if let Some((of, _)) = made.same.filter(|_| ours) {
             let (node, key) = (self.node.name.clone(), self.node.key.to_string());
             self.shared.tell(Event::Same { node, key, of: of.to_string() });
         }
@@ -163,29 +168,30 @@ impl<'a, P: Provider> Making<'a, P> {
 
     /// The state that holds the same as a disk that is at rest, if that is what
     /// this node's state was before.
-    pub(super) async fn same(&self, below: &[PathBuf], disk: &Path, made: &Facts) -> Option<Key> {
+    pub(super) async fn same(&self, below: &[PathBuf], disk: &Path, made: &Facts) -> Option<(Key, StateId)> {
         let (node, store) = (self.node, &self.shared.store);
-        if hands_secrets(&node.work) {
-            return None;
-        }
+        let Work::Layer(_) = node.work else { return None };
         let key = *self.shared.notes.nodes().get(&node.name)?;
         let was = store.record(&key)?;
-        let fits = made.disk.backing.is_some()
-            && was.disk.backing == made.disk.backing
-            && (was.boot, was.appliance) == (made.boot, made.appliance)
-            && !was.description.fields.iter().any(|f| f.name.starts_with(SECRET));
+        let now = self.record(made);
+        let of = |record: &Record, name: &str| -> Vec<String> {
+            let fields = record.description.fields.iter().filter(|field| field.name == name);
+            fields.map(|field| field.value.clone()).collect()
+        };
+        let alike = |name: &str| of(&was, name) == of(&now, name);
+        let fits = now.disk.backing.is_some()
+            && was.disk.backing == now.disk.backing
+            && (was.boot, was.appliance) == (now.boot, now.appliance)
+            && alike("parent")
+            && alike("needs")
+            && !hands_secrets(&was)
+            && !hands_secrets(&now);
         let mut chain = store.chain(&key).filter(|_| fits)?;
         let booted = node.needs == Needs::Machine;
-        // The guest's clock is the host's, more or less.
-        let during = |end: u64, seconds: f64| {
-            let end = end.cast_signed();
-            end - seconds.ceil() as i64 - 2..end + 2
-        };
-        let before = provider::Made { disk: chain.pop()?, during: during(was.made, was.seconds), booted };
-        let now = during(now(), self.start.elapsed().as_secs_f64());
-        let after = provider::Made { disk: disk.to_owned(), during: now, booted };
+        let before = provider::Made { disk: chain.pop()?, during: was.during(), booted };
+        let after = provider::Made { disk: disk.to_owned(), during: now.during(), booted };
         let alike = chain == below && self.shared.provider.alike(below, &before, &after).await;
-        alike.then(|| store.stands_for(&key))
+        alike.then(|| was.same.unwrap_or((key, was.id)))
     }
 
     /// Takes a file into the store.
@@ -214,7 +220,7 @@ pub(super) struct Facts {
     /// Of an output: the state that it was written from.
     pub(super) source: Option<(Key, StateId)>,
     /// The state that holds the same.
-    pub(super) same: Option<Key>,
+    pub(super) same: Option<(Key, StateId)>,
 }
 
 impl Facts {
@@ -223,11 +229,6 @@ impl Facts {
         let disk = Disk { kind, backing: None, depth: 0 };
         Self { disk, boot: None, appliance: None, ours: false, way, source: None, same: None }
     }
-}
-
-/// In seconds since 1970.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// What a file takes on disk, in bytes.
@@ -305,7 +306,13 @@ async fn export<P: Provider>(shared: &Shared<P>, id: NodeId, format: DiskFormat,
     let source = store.record(&parent.key).map(|record| (parent.key, record.id));
     let chain = source.and_then(|source| store.chain_of(&source)).ok_or_else(|| making.gone())?;
     // The one before may hold most of it.
-    let earlier = notes.nodes().get(&node.name).and_then(|key| store.record(key)).and_then(|record| {
+    let same_way = |record: &Record| {
+        let fields =
+            |d: &Description| d.fields.iter().filter(|f| f.name != "parent").cloned().collect::<Vec<_>>();
+        fields(&record.description) == fields(&node.description)
+    };
+    let earlier = notes.nodes().get(&node.name).and_then(|key| store.record(key)).filter(same_way);
+    let earlier = earlier.and_then(|record| {
         let disk = store.state_dir(&record.key).join(record.disk.kind.file_name());
         Some(provider::Exported { disk, chain: store.chain_of(&record.source?)? })
     });
@@ -384,12 +391,6 @@ async fn machine<P: Provider>(
     }
     running.instance.stop().await;
     Vec::new()
-}
-
-/// Whether a layer is handed what must not leave with what others made.
-fn hands_secrets(work: &Work) -> bool {
-    let Work::Layer(work) = work else { return false };
-    work.steps.iter().any(|step| matches!(step, Primitive::Run(run) if !run.secrets.is_empty()))
 }
 
 /// Whether a layer may want to fetch something: packages do, and scripts may.

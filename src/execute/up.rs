@@ -10,9 +10,9 @@ use vimg_lang::model::Machine;
 use super::explain::{Trouble, explain};
 use super::session::{Session, SessionError};
 use super::site::Site;
-use super::{Failure, FailureKind};
+use super::{Failure, FailureKind, carried};
 use crate::graph::{Needs, Node};
-use crate::provider::{Carried, Carry, Ended, Instance, Lasting, Launch, Offline, Place, Provider};
+use crate::provider::{Carry, Ended, Instance, Lasting, Launch, Offline, Place, Provider};
 use crate::store::{Disk, DiskKind, Record};
 
 /// How often a machine is started that others fork, or that was forked, before
@@ -99,7 +99,24 @@ pub(super) async fn up<P: Provider>(
             launch.memory = None;
         }
         let (mut instance, mut session) = start(site, &launch).await?;
-        let place = instance.place();
+        let mut place = instance.place();
+        let mut on = ((stand.state.key, record.id), record.disk.depth);
+        if let Place::Carried(carried) = &mut place
+            && launch.carry == Carry::Kept
+        {
+            match carried::vet(&site.shared.store, &launch.chain, carried) {
+                Ok((below, altered)) => {
+                    on = ((below.key, below.id), below.disk.depth);
+                    carried.altered = altered;
+                }
+                Err(why) => {
+                    instance.stop().await;
+                    refused = Some(why);
+                    launch.carry = Carry::Never;
+                    continue;
+                }
+            }
+        }
         if place == Place::Machine
             && let Some(why) = refused.take()
         {
@@ -145,15 +162,12 @@ pub(super) async fn up<P: Provider>(
             }
         }
         if !first {
-            let (mut on, mut depth) = ((stand.state.key, record.id), record.disk.depth);
-            if let Place::Carried(Carried { chain, .. }) = place {
-                // It stands on the disks that it booted from.
-                let other = chain.last().and_then(|disk| site.shared.store.owner(disk));
-                let other = other.ok_or_else(|| site.gone())?;
-                (on, depth) = ((other.key, other.id), other.disk.depth);
-                launch.chain = chain;
+            // It stands on the disks that it booted from.
+            if let Place::Carried(carried) = place {
+                launch.chain = carried.chain;
             }
-            let disk = Disk { kind: DiskKind::Qcow2, backing: Some(on), depth: depth + 1 };
+            let (backing, depth) = (Some(on.0), on.1 + 1);
+            let disk = Disk { kind: DiskKind::Qcow2, backing, depth };
             return Ok(Up { instance, session, launch, record, disk });
         }
         // Kept as it is now, it never has to boot again.

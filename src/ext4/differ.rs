@@ -47,6 +47,9 @@ pub struct Special<'a> {
     pub fixed: &'a [&'a str],
     /// How many bytes changed files may hold together.
     pub most: u64,
+    /// Whether what is said of a difference names the file. Finding its name
+    /// may take a walk through all directories.
+    pub named: bool,
 }
 
 /// How they differ.
@@ -80,9 +83,20 @@ pub fn differ<S: Source>(
     if plain(&a.superblock) != plain(&b.superblock) || a.tables != b.tables {
         return Ok(Difference::More("the filesystem is another one".into()));
     }
-    let mut pair = Pair { a, b, apart: BTreeSet::new(), fixed: BTreeSet::new(), left: special.most };
+    let mut pair = Pair {
+        a,
+        b,
+        apart: BTreeSet::new(),
+        tops: BTreeSet::new(),
+        fixed: BTreeSet::new(),
+        left: special.most,
+        named: special.named,
+    };
     pair.apart = pair.gather(special.apart)?;
     pair.fixed = pair.gather(special.fixed)?;
+    for path in special.apart {
+        pair.tops.extend([pair.a.find(path)?, pair.b.find(path)?].into_iter().flatten());
+    }
     pair.differ(changed)
 }
 
@@ -91,10 +105,13 @@ struct Pair<'a, S> {
     b: Ext4<'a, S>,
     /// Inodes that are not looked at.
     apart: BTreeSet<u32>,
+    /// Those of them whose rights are.
+    tops: BTreeSet<u32>,
     /// Inodes of files that hold the same.
     fixed: BTreeSet<u32>,
     /// How many bytes changed files may still hold.
     left: u64,
+    named: bool,
 }
 
 /// Inodes of the two filesystems that differ.
@@ -188,8 +205,12 @@ impl<S: Source> Pair<'_, S> {
                 let numbers = group * u64::from(self.a.per_group) + from / size + 1..;
                 for (number, (a, b)) in numbers.zip(inodes).filter(|(_, (a, b))| a != b) {
                     let number = u32::try_from(number).map_err(|_| odd("an inode beyond the end"))?;
-                    if (number == ROOT || number >= first) && !self.apart.contains(&number) {
-                        both.insert(number, (Inode(a.to_vec()), Inode(b.to_vec())));
+                    // Of what is apart itself, its rights are not.
+                    let (a, b) = (Inode(a.to_vec()), Inode(b.to_vec()));
+                    let apart = self.apart.contains(&number)
+                        && (!self.tops.contains(&number) || a.outside() == b.outside());
+                    if (number == ROOT || number >= first) && !apart {
+                        both.insert(number, (a, b));
                     }
                 }
                 if both.len() > MOST {
@@ -222,6 +243,7 @@ impl<S: Source> Pair<'_, S> {
             size: a.size(),
             modified: a.modified(),
             to: b.modified(),
+            chosen: false,
             content: None,
             path: None,
         };
@@ -277,30 +299,38 @@ impl<S: Source> Pair<'_, S> {
         Ok(there)
     }
 
-    /// What differs of something in the first filesystem. A boot is due, so
-    /// that a search takes little time.
+    /// What differs of something in the first filesystem. Where it is named, a
+    /// boot is due, and a search takes little time beside that.
     fn more(&mut self, number: u32, what: &str) -> io::Result<Difference> {
-        let path = self.a.path(number)?.unwrap_or_else(|| "a file".into());
+        let path = if self.named { self.a.path(number)? } else { None };
+        let path = path.unwrap_or_else(|| "a file".into());
         Ok(Difference::More(format!("{path} {what}")))
     }
 
     fn name(&mut self, directory: u32, name: &[u8], what: &str) -> io::Result<Difference> {
-        let path = self.a.path(directory)?.unwrap_or_else(|| "...".into());
+        let path = if self.named { self.a.path(directory)? } else { None };
+        let path = path.unwrap_or_else(|| "...".into());
         Ok(Difference::More(format!("{} {what}", below(&path, name))))
     }
 }
 
 impl<S: Source> Ext4<'_, S> {
-    /// Adds the inodes of all that is at a path, if something is.
-    fn gather(&mut self, path: &str, into: &mut BTreeSet<u32>) -> io::Result<()> {
+    /// What is at a path.
+    fn find(&mut self, path: &str) -> io::Result<Option<u32>> {
         let mut number = ROOT;
         for name in path.split('/').filter(|name| !name.is_empty()) {
             let inode = self.inode(number)?;
             let is_dir = inode.kind() == Kind::Dir;
             let next = if is_dir { self.entries(&inode)?.remove(name.as_bytes()) } else { None };
-            let Some(next) = next else { return Ok(()) };
+            let Some(next) = next else { return Ok(None) };
             number = next;
         }
+        Ok(Some(number))
+    }
+
+    /// Adds the inodes of all that is at a path, if something is.
+    fn gather(&mut self, path: &str, into: &mut BTreeSet<u32>) -> io::Result<()> {
+        let Some(number) = self.find(path)? else { return Ok(()) };
         let (mut left, mut seen) = (vec![(number, 0)], BTreeSet::from([ROOT]));
         while let Some((number, depth)) = left.pop() {
             if !seen.insert(number) {
@@ -382,8 +412,12 @@ mod tests {
         }
     }
 
-    const SPECIAL: Special =
-        Special { apart: &["/var/log/journal", "/nothing"], fixed: &["/etc/conf.d"], most: 1 << 20 };
+    const SPECIAL: Special = Special {
+        apart: &["/var/log/journal", "/nothing"],
+        fixed: &["/etc/conf.d"],
+        most: 1 << 20,
+        named: true,
+    };
     const SIZE: usize = 16 << 20;
     /// Where the filesystem begins.
     const START: usize = 1 << 20;
@@ -501,6 +535,7 @@ mod tests {
             "/etc/conf.d/y may have been read by the kernel",
         );
         more(&["ea_set etc/page user.x y"], "/etc/page has other rights");
+        more(&["set_inode_field var/log/journal mode 040700"], "/var/log/journal has other rights");
         more(
             &["unlink etc/one-too", "unlink etc/two", "ln etc/one etc/two", "ln etc/two-too etc/one-too"],
             "/etc/one-too has other names",

@@ -71,7 +71,7 @@ fn same(a: &mut Chain, b: &mut Chain, mut from: u64, to: u64) -> io::Result<bool
 pub(super) fn alike(below: &[PathBuf], a: &Made, b: &Made) -> io::Result<bool> {
     let chain = |disk: &Path| below.iter().cloned().chain([disk.to_owned()]).collect::<Vec<_>>();
     let apart: &[&str] = if a.booted && b.booted { &NOTES } else { &[] };
-    let special = Special { apart, fixed: &[], most: 0 };
+    let special = Special { apart, fixed: &[], most: 0, named: false };
     let difference = compare(&chain(&a.disk), &chain(&b.disk), below.len(), special)?;
     Ok(match difference {
         Difference::Files(altered) => altered.iter().all(|one| is_noise(one, [&a.during, &b.during])),
@@ -108,6 +108,7 @@ mod tests {
                 size: 5,
                 modified: Time { seconds: modified, nanoseconds: 0 },
                 to: Time { seconds: to, nanoseconds: 0 },
+                chosen: false,
                 content: None,
                 path: None,
             },

@@ -84,6 +84,9 @@ pub fn pack(disk: &mut Chain, earlier: &Earlier<'_>, to: &Path) -> io::Result<()
                 // What follows in the last sector belongs to others.
                 let length = zstd::zstd_safe::find_frame_compressed_size(&packed)
                     .map_err(|_| odd("a compressed cluster is damaged"))?;
+                if length as u64 > CLUSTER {
+                    return Err(odd("a compressed cluster is too long"));
+                }
                 packer.compressed(number, &packed[..length])?;
             }
         }

@@ -50,10 +50,17 @@ pub struct Record {
     /// The state that was there before and holds the same: what is made from
     /// this one has the key that it has when it is made from that one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub same: Option<Key>,
+    pub same: Option<(Key, StateId)>,
 }
 
 impl Record {
+    /// When it was made, in seconds since 1970, as far as its files' times may
+    /// tell: a machine's clock is the host's, more or less.
+    pub fn during(&self) -> std::ops::Range<i64> {
+        let end = self.made.cast_signed();
+        end - self.seconds.ceil() as i64 - 2..end + 2
+    }
+
     /// A record of something that took no time.
     pub fn new(key: Key, kind: &str, name: &str, description: Description, disk: Disk) -> Self {
         Self {
@@ -105,7 +112,7 @@ pub(super) struct Identity {
     pub(super) kind: DiskKind,
     pub(super) backing: Option<(Key, StateId)>,
     /// Of a state that lies on another one: [`Record::same`].
-    pub(super) same: Option<Key>,
+    pub(super) same: Option<(Key, StateId)>,
 }
 
 impl From<&Record> for Identity {
@@ -116,7 +123,7 @@ impl From<&Record> for Identity {
 }
 
 impl Identity {
-    /// `SCHEMA:ID:KIND[:BACKING KEY:BACKING ID[:SAME KEY]]`
+    /// `SCHEMA:ID:KIND[:BACKING KEY:BACKING ID[:SAME KEY:SAME ID]]`
     pub(super) fn text(&self) -> String {
         let kind = match self.kind {
             DiskKind::Qcow2 => "qcow2",
@@ -124,7 +131,7 @@ impl Identity {
             DiskKind::None => "none",
         };
         let backing = self.backing.map_or(String::new(), |(key, id)| format!(":{key}:{:x}", id.0));
-        let same = self.same.map_or(String::new(), |key| format!(":{key}"));
+        let same = self.same.map_or(String::new(), |(key, id)| format!(":{key}:{:x}", id.0));
         format!("{SCHEMA}:{:x}:{kind}{backing}{same}", self.id.0)
     }
 
@@ -142,15 +149,12 @@ impl Identity {
             "none" => DiskKind::None,
             _ => return None,
         };
-        let backing = match (parts.next(), parts.next()) {
-            (Some(key), Some(below)) => Some((Key(key.parse().ok()?), id(below)?)),
-            (None, _) => None,
-            _ => return None,
+        let mut build = || match (parts.next(), parts.next()) {
+            (Some(key), Some(number)) => Some(Some((Key(key.parse().ok()?), id(number)?))),
+            (None, _) => Some(None),
+            _ => None,
         };
-        let same = match parts.next() {
-            Some(key) => Some(Key(key.parse().ok()?)),
-            None => None,
-        };
+        let (backing, same) = (build()?, build()?);
         Some(Self { id: own, kind, backing, same })
     }
 }

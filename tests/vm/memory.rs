@@ -305,10 +305,22 @@ fn a_booted_layer_is_made_in_a_machine_that_was_carried_over() {
     project.edit("main.vimg", "test -e /run/was-read", "echo broken >>/srv/ran; exit 3");
     let failed = project.vimg_in(&store, &["build", "--no-output"]);
     assert_eq!((failed.code, failed.boots()), (1, 0), "{}", failed.stdout);
-    let store = store.display();
     let script = "cat /srv/ran /srv/page";
-    let seen = project.sh(&format!("echo '{script}' | VIMG_STORE={store} $VIMG shell --failed it"));
+    let enter = format!("echo '{script}' | VIMG_STORE={} $VIMG shell --failed it", store.display());
+    let seen = project.sh(&enter);
     assert_eq!(seen.stdout, "page number three\nbroken\npage number three\n", "{}", seen.stderr);
+
+    // A time that was chosen for a file that the boot has read is no small
+    // matter: the layer would hold another one.
+    project.edit("main.vimg", "echo broken >>/srv/ran; exit 3", "true");
+    let service = "service \"reads\" enabled=#true";
+    let chosen = "run { script \"touch -d 2020-01-01 /srv/read\" }";
+    project.edit("main.vimg", service, &format!("{service}\n    {chosen}"));
+    let booted = project.vimg_in(&store, &["build", "--no-output"]);
+    booted.succeeds();
+    assert_eq!(booted.boots(), 1, "{}", booted.stdout);
+    let why = "was looked at while it booted, and has another time";
+    assert!(booted.stdout.contains(why), "{}", booted.stdout);
 }
 
 #[test]

@@ -35,6 +35,9 @@ pub struct Change {
     pub modified: Time,
     /// When it was changed last, on the other disk.
     pub to: Time,
+    /// The time is none at which it just happened to be made: who can't set it
+    /// is not to go on without.
+    pub chosen: bool,
     /// How many bytes it is to hold, which follow as data; none if they are
     /// the same.
     pub content: Option<u64>,

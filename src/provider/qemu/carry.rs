@@ -95,7 +95,7 @@ pub(super) fn find(home: &Path, wanted: &Origin, carry: Carry) -> Option<Result<
     let mut why = None;
     for (shared, _, kept, origin) in near.into_iter().take(TRIED) {
         let chain = paths(&origin);
-        let special = Special { apart, fixed: &KERNELS, most: MOST_CARRIED };
+        let special = Special { apart, fixed: &KERNELS, most: MOST_CARRIED, named: true };
         match compare(&chain, &paths(wanted), shared, special) {
             Ok(Difference::Files(altered)) => {
                 return Some(Ok(Near { kept, carried: Carried { altered: altered.into(), chain } }));
