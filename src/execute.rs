@@ -171,6 +171,10 @@ impl<P> Shared<P> {
 enum Settled {
     There(NodeId),
     Built(NodeId),
+    /// It is there, or was built now if that is said, and is known by another
+    /// key than the plan thought: what is made from it waits for the next
+    /// round. Whoever finds that out says so once, because it may change.
+    Moved(NodeId, bool),
     Failed(NodeId, Box<Failure>),
 }
 
@@ -257,13 +261,12 @@ pub async fn build<P: Provider>(workshop: &Workshop<P>, plan: &Plan) -> Outcome 
         tokio::select! {
             biased;
             Some(news) = receiver.recv() => match news {
-                Settled::There(id) | Settled::Built(id) => {
-                    match news {
-                        Settled::Built(_) => outcome.built += 1,
-                        _ => outcome.reused += 1,
-                    }
-                    let known = if shared.has_moved(graph.node(id)) { &mut moved } else { &mut settled };
-                    known.insert(id);
+                Settled::There(id) => { settled.insert(id); outcome.reused += 1; }
+                Settled::Built(id) => { settled.insert(id); outcome.built += 1; }
+                Settled::Moved(id, built) => {
+                    moved.insert(id);
+                    outcome.built += usize::from(built);
+                    outcome.reused += usize::from(!built);
                 }
                 Settled::Failed(id, failure) => {
                     sink(Event::Failed { node: failure.node.clone(), message: failure.message.clone() });

@@ -17,7 +17,7 @@ pub use differ::{Altered, Difference, Special, differ};
 const MOST: u64 = 64 << 20;
 /// The most that is read of one filesystem: tables that overlap and trees that
 /// lead back to themselves come to an end.
-const BUDGET: u64 = 1 << 30;
+const BUDGET: u64 = 2 << 30;
 
 /// What can be read at any place.
 pub trait Source {
@@ -149,7 +149,7 @@ impl<'a, S: Source> Ext4<'a, S> {
         if inode.size() > MOST {
             return Err(odd("a file that is too large"));
         }
-        // Holes cost nothing to read, and as much to compare.
+        // What is held costs as much again as what is read: holes do, too.
         let left = self.budget.checked_sub(inode.size());
         self.budget = left.ok_or_else(|| odd("there is too much to compare"))?;
         let mut content = vec![0; inode.size() as usize];

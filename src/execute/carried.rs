@@ -1,13 +1,18 @@
 //! Whether what is made in a machine may be kept that booted from other disks
 //! than it is to stand on.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::digest::Key;
 use crate::ext4::Altered;
 use crate::graph::SECRET;
 use crate::provider::Carried;
 use crate::store::{Record, Store};
+
+/// The most layers whose times are looked at.
+const MOST_LAYERS: usize = 256;
 
 /// The state whose disk it stands on, and what is to be changed of it for one
 /// that is made on `wanted`. A sentence says why it may not be kept.
@@ -20,20 +25,44 @@ pub(super) fn vet(
     let (Some(there), Some(here)) = (owners(&carried.chain), owners(wanted)) else {
         return Err("the disk that a kept one booted from went away".into());
     };
-    // Who sends what lies on it to a cache sends the disk below as well.
-    let foreign = |record: &&Record| here.iter().all(|own| own.key != record.key);
-    if let Some(record) = there.iter().filter(foreign).find(|record| hands_secrets(record)) {
-        return Err(format!("a kept one booted from {}, which was handed a secret", record.name));
+    let [gone, come] = [foreign(&there, &here), foreign(&here, &there)];
+    // Who sends what lies on it to a cache sends the disk below as well, and no
+    // record would tell what was written from the other one.
+    if let Some(record) = gone.iter().chain(&come).find(|record| hands_secrets(record)) {
+        return Err(format!("{} was handed a secret, which a kept one must not share", record.name));
     }
-    let set_by_clock = |all: &[Record], seconds: i64| all.iter().any(|r| r.during().contains(&seconds));
+    let [gone, come] = [gone, come].map(|records| times(store, &records, &[&there, &here]));
+    let during = |times: &[Range<i64>], seconds: i64| times.iter().any(|range| range.contains(&seconds));
     let altered = carried.altered.iter().cloned().map(|mut altered| {
         let change = &mut altered.change;
-        change.chosen =
-            !set_by_clock(&there, change.modified.seconds) || !set_by_clock(&here, change.to.seconds);
+        change.chosen = !during(&gone, change.modified.seconds) || !during(&come, change.to.seconds);
         altered
     });
     let altered = altered.collect();
     there.into_iter().next_back().map(|top| (top, altered)).ok_or_else(|| "it stands on no disk".into())
+}
+
+/// Those states of a chain that another one lacks.
+fn foreign<'a>(chain: &'a [Record], other: &[Record]) -> Vec<&'a Record> {
+    chain.iter().filter(|record| other.iter().all(|there| there.key != record.key)).collect()
+}
+
+/// When layers were made, and those that the recipe has below them: one that
+/// was made in a machine that was carried over holds files of these, which are
+/// not on the disks below. What both chains have is left out.
+fn times(store: &Store, records: &[&Record], chains: &[&[Record]; 2]) -> Vec<Range<i64>> {
+    let mut times = Vec::new();
+    for record in records {
+        let mut next = Some((*record).clone());
+        while let Some(record) = next.filter(|_| times.len() < MOST_LAYERS) {
+            times.push(record.during());
+            let parent = record.description.fields.iter().rev().find(|field| field.name == "parent");
+            let parent = parent.and_then(|field| store.record(&Key(field.value.parse().ok()?)));
+            let shared = |one: &Record| chains.iter().all(|chain| chain.iter().any(|r| r.key == one.key));
+            next = parent.filter(|parent| !shared(parent));
+        }
+    }
+    times
 }
 
 /// Whether a state's layer was handed what must not leave with what others
@@ -47,7 +76,7 @@ mod tests {
     use vimg_agent::protocol::{Change, Inode, Time};
 
     use super::*;
-    use crate::digest::{Description, Digest, Key};
+    use crate::digest::{Description, Digest};
     use crate::store::{Disk, DiskKind};
 
     /// Commits a state and gives the path of its disk.
@@ -90,6 +119,7 @@ mod tests {
         };
         assert_eq!(vet(&[&base], &[&base, &plain]), Ok("plain".to_owned()));
         assert!(vet(&[&base, &plain], &[&base, &secret]).unwrap_err().contains("secret"));
+        assert!(vet(&[&base, &secret], &[&base, &plain]).unwrap_err().contains("secret"));
         assert_eq!(vet(&[&base, &secret, &plain], &[&base, &secret]), Ok("secret".to_owned()));
         let gone = dir.path().join("states/x/disk.qcow2");
         assert!(vet(&[&base], &[&gone]).is_err());
@@ -105,5 +135,8 @@ mod tests {
             altered[0].change.chosen
         };
         assert!(!chosen(996) && chosen(1_577_836_800) && chosen(900));
+        // What both have was not made anew, whenever that was.
+        let both = super::vet(&store, std::slice::from_ref(&a), &carried(&[&a], 996)).unwrap().1;
+        assert!(both[0].change.chosen);
     }
 }

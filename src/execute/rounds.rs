@@ -43,9 +43,10 @@ pub async fn make<P: Provider>(
         all.boots += outcome.boots;
         let failed = !outcome.failures.is_empty();
         all.failures.extend(outcome.failures);
-        if !outcome.moved || !workshop.resolve() {
+        if !outcome.moved {
             break plan;
         }
+        workshop.resolve();
         if failed && !workshop.budget.keep_going {
             // What is there is there, by the keys that it has now.
             break Plan::new(&workshop.graph, &workshop.store, &now, &BTreeMap::new(), wanted);

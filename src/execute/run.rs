@@ -42,11 +42,11 @@ pub(super) async fn make<P: Provider>(
         }
         // It was made while we waited, or stands twice in the graph.
         shared.tell(Event::Reused { node: node.name.clone(), key: node.key.to_string() });
-        let _ = sender.send(Settled::There(*first));
-        // What is made from it has another key.
         if shared.has_moved(node) {
+            let _ = sender.send(Settled::Moved(*first, false));
             break;
         }
+        let _ = sender.send(Settled::There(*first));
         rest = others;
     }
     Vec::new()
@@ -191,7 +191,9 @@ impl<'a, P: Provider> Making<'a, P> {
         let before = provider::Made { disk: chain.pop()?, during: was.during(), booted };
         let after = provider::Made { disk: disk.to_owned(), during: now.during(), booted };
         let alike = chain == below && self.shared.provider.alike(below, &before, &after).await;
-        alike.then(|| was.same.unwrap_or((key, was.id)))
+        // What that one holds the same as, if that still counts.
+        let known = was.same.filter(|(other, _)| *other != node.key && store.stands_for(&key) == *other);
+        alike.then(|| known.unwrap_or((key, was.id)))
     }
 
     /// Takes a file into the store.
@@ -378,10 +380,11 @@ async fn machine<P: Provider>(
         let next_disk = staging.path().join(DiskKind::Qcow2.file_name());
         match layer::make(&making, &mut running, spent, &next_disk, last).await {
             Ok(()) => {
-                let _ = sender.send(Settled::Built(*id));
                 if shared.has_moved(node) {
+                    let _ = sender.send(Settled::Moved(*id, true));
                     break;
                 }
+                let _ = sender.send(Settled::Built(*id));
             }
             Err(failure) => {
                 running.instance.stop().await;
