@@ -91,20 +91,27 @@ pub(super) fn find(home: &Path, wanted: &Origin, carry: Carry) -> Option<Result<
             of_use.then(|| Some((shared, kept.used()?, entry.path(), origin)))?
         })
         .collect();
-    near.sort_by_key(|(shared, used, ..)| std::cmp::Reverse((*shared, *used)));
-    let mut why = None;
-    for (shared, _, kept, origin) in near.into_iter().take(TRIED) {
-        let chain = paths(&origin);
-        let special = Special { apart, fixed: &KERNELS, most: MOST_CARRIED, named: true };
-        match compare(&chain, &paths(wanted), shared, special) {
-            Ok(Difference::Files(altered)) => {
-                return Some(Ok(Near { kept, carried: Carried { altered: altered.into(), chain } }));
-            }
-            Ok(Difference::More(what)) => why = why.or(Some(what)),
-            Err(error) => why = why.or(Some(format!("its disk can't be compared: {error}"))),
+    near.sort_by_key(|(shared, used, _, origin)| {
+        std::cmp::Reverse((*shared, origin.chain.len() == wanted.chain.len(), *used))
+    });
+    near.truncate(TRIED);
+    let against = |(shared, _, _, origin): &(usize, _, _, Origin), named| {
+        let special = Special { apart, fixed: &KERNELS, most: MOST_CARRIED, named };
+        compare(&paths(origin), &paths(wanted), *shared, special)
+    };
+    for one in &near {
+        if let Ok(Difference::Files(altered)) = against(one, false) {
+            let (_, _, kept, origin) = one;
+            let carried = Carried { altered: altered.into(), chain: paths(origin) };
+            return Some(Ok(Near { kept: kept.clone(), carried }));
         }
     }
-    why.map(Err)
+    // The machine boots, and to find a name takes little time beside that.
+    Some(Err(match against(near.first()?, true) {
+        Ok(Difference::More(what)) => what,
+        Ok(Difference::Files(_)) => return None,
+        Err(error) => format!("its disk can't be compared: {error}"),
+    }))
 }
 
 fn paths(origin: &Origin) -> Vec<PathBuf> {
