@@ -15,14 +15,14 @@ use crate::system;
 /// Applies steps up to the first that wants the machine to boot again, and
 /// reports each. The returned message is the last.
 pub(crate) fn apply(channel: &mut Channel, what: &Apply, boot_stamp: &mut String) -> io::Result<FromAgent> {
-    let Apply { layer, steps, from, offline } = what;
+    let Apply { layer, steps, from, offline, durable } = what;
     let from = *from;
     let sender = channel.sender.clone();
     let guests = match Guests::enter(*offline) {
         Ok(guests) => guests,
         Err(error) => return Ok(FromAgent::Refused { message: format!("prepare the layer: {error}") }),
     };
-    let mut ledger = Ledger::below(Path::new(HOME));
+    let mut ledger = Ledger::below(Path::new(HOME), *durable);
     // After a boot it goes on with the layer that it was at.
     let named = |p: &Primitive| if let Primitive::Layer { name } = p { Some(name.clone()) } else { None };
     if let Some(layer) = steps.iter().take(from).rev().find_map(named).or(layer.clone())

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, mount};
 
-use crate::protocol::{APPLIANCE, WATCHED};
+use crate::protocol::{APPLIANCE, FIXED, WATCHED};
 use crate::{modules, seen, system};
 
 /// How long the disk may take to appear.
@@ -45,6 +45,9 @@ fn start() -> io::Result<()> {
     mount("devtmpfs", "/dev", "devtmpfs", MountFlags::empty(), None)?;
     mount("proc", "/proc", "proc", MountFlags::empty(), None)?;
     let cmdline = fs::read_to_string("/proc/cmdline")?;
+    if cmdline.split_whitespace().any(|word| word == FIXED) {
+        system::fix_addresses();
+    }
     if cmdline.split_whitespace().any(|word| word == APPLIANCE) {
         mount("sysfs", "/sys", "sysfs", MountFlags::empty(), None)?;
         modules::load("console")?;

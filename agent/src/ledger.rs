@@ -2,8 +2,8 @@
 //! a page for each layer, in the machine itself. `docs/ledger.md` has the
 //! format.
 //!
-//! What is about to change is noted first. In a machine that runs, and may
-//! stop at any time, the note is on disk before the change.
+//! What is about to change is noted first. In a server, which may stop at any
+//! time, the note is on disk before the change.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, OpenOptions};
@@ -15,7 +15,6 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
-use crate::offline;
 use crate::protocol::{Around, Blob, Digest};
 use crate::system::Account;
 
@@ -102,6 +101,8 @@ pub(crate) struct Page {
 /// All pages, and the one that is written to.
 pub(crate) struct Ledger {
     dir: PathBuf,
+    /// Whether notes are to outlive the sudden end of the machine.
+    durable: bool,
     page: Option<File>,
     /// The page's file.
     name: String,
@@ -111,8 +112,8 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     /// The ledger below `home`, where the agent keeps its files.
-    pub(crate) fn below(home: &Path) -> Self {
-        Self { dir: home.join("ledger"), page: None, name: String::new(), seen: HashSet::new() }
+    pub(crate) fn below(home: &Path, durable: bool) -> Self {
+        Self { dir: home.join("ledger"), durable, page: None, name: String::new(), seen: HashSet::new() }
     }
 
     /// Goes on with a layer's page, or begins it.
@@ -260,11 +261,10 @@ impl Ledger {
         page.write_all(&json(line)?).map_err(fail)
     }
 
-    /// What was noted outlives the end of a machine that runs. One that is
-    /// switched off is kept whole or not at all.
+    /// Has notes outlive the sudden end of the machine, if they are to.
     fn settle(&self) -> Result<(), Failure> {
         match &self.page {
-            Some(page) if !offline::is() => {
+            Some(page) if self.durable => {
                 page.sync_data().map_err(|e| Failure::new(format!("the ledger can't be written: {e}")))
             }
             _ => Ok(()),
@@ -298,7 +298,7 @@ impl Ledger {
         let new = self.contents().join("new");
         let mut to = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         let digest = Blob::copy(File::open(path)?, &mut to)?.digest;
-        if !offline::is() {
+        if self.durable {
             to.sync_data()?;
         }
         fs::rename(&new, self.content(&digest))?;
@@ -411,7 +411,7 @@ mod tests {
     #[test]
     fn what_was_is_noted_once_and_parents_first() {
         let home = tempfile::tempdir().unwrap();
-        let mut ledger = Ledger::below(home.path());
+        let mut ledger = Ledger::below(home.path(), true);
         ledger.enter("a").unwrap();
         let file = home.path().join("x/y/file");
         ledger.path(&file).unwrap();
@@ -419,7 +419,7 @@ mod tests {
         fs::write(&file, "new").unwrap();
         ledger.path(&file).unwrap();
         // Another process goes on with the same page.
-        let mut ledger = Ledger::below(home.path());
+        let mut ledger = Ledger::below(home.path(), true);
         ledger.enter("a").unwrap();
         ledger.path(&file).unwrap();
         ledger.enter("b").unwrap();
@@ -440,7 +440,7 @@ mod tests {
     #[test]
     fn half_a_line_is_none_and_a_strange_format_is_refused() {
         let home = tempfile::tempdir().unwrap();
-        let mut ledger = Ledger::below(home.path());
+        let mut ledger = Ledger::below(home.path(), true);
         ledger.enter("a").unwrap();
         let page = home.path().join("ledger/0001-a");
         let title = fs::read_to_string(&page).unwrap();

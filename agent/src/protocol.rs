@@ -20,7 +20,7 @@ pub use change::{Change, Inode, MOST_CARRIED, Time};
 pub use resource::{Around, Entry, Manifest, Node, Owner, Primitive, Probe, Run, Script, ServiceState, User};
 
 /// The version of these messages. Host and agent must have the same.
-pub const PROTOCOL: u32 = 8;
+pub const PROTOCOL: u32 = 9;
 
 /// The version of what the agent does to a machine. It enters every key, so
 /// raising it rebuilds everything: raise it when the same layer would now
@@ -116,6 +116,10 @@ pub struct Apply {
     /// Nothing is to be started: the machine is taken for one that is switched
     /// off, even where it runs.
     pub offline: bool,
+    /// The machine may stop at any time and is to know then what was done:
+    /// what is noted is on its disk before anything changes. A disk that is
+    /// kept whole or not at all needs no such care.
+    pub durable: bool,
 }
 
 /// A program that a person runs.
@@ -218,6 +222,11 @@ pub const APPLIANCE: &str = "vimg.appliance";
 
 /// The word that has a machine note what it opens of its disk while it boots.
 pub const WATCHED: &str = "vimg.watched";
+
+/// The word that has all programs lie at the same addresses. An emulator knows
+/// what it has translated by its address: it need not translate a library
+/// again for each program that starts.
+pub const FIXED: &str = "vimg.fixed";
 
 /// Something on a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

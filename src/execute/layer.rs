@@ -129,7 +129,7 @@ async fn apply<P: Provider>(
     let offline = making.node.needs == Needs::Disk;
     let names = &work.places;
     let (layer, steps) = (work.layer.clone(), work.steps.clone());
-    let mut what = Apply { layer, steps, from: 0, offline };
+    let mut what = Apply { layer, steps, from: 0, offline, durable: false };
     loop {
         let Running { instance, session, .. } = &mut *running;
         let applied = session.apply(&what, blobs, |progress| match progress {

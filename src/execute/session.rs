@@ -595,7 +595,8 @@ mod tests {
         let mut session = Session::new(host);
         session.ready(true).await?;
         let steps = [Primitive::Symlink { path: "/a".into(), target: "b".into() }];
-        let what = Apply { layer: Some("x".into()), steps: steps.to_vec(), from: 0, offline: false };
+        let what =
+            Apply { layer: Some("x".into()), steps: steps.to_vec(), from: 0, offline: false, durable: false };
         let result = session.apply(&what, &NoBlobs, |_| {}).await;
         drop(session);
         agent.await.unwrap();

@@ -223,7 +223,7 @@ impl Agent {
         loop {
             match self.frame().await?.message::<ToAgent>().ok()? {
                 ToAgent::Prepare(_) => self.say(&FromAgent::Prepared).await?,
-                ToAgent::Apply(Apply { layer, steps, from: 0, offline }) => {
+                ToAgent::Apply(Apply { layer, steps, from: 0, offline, .. }) => {
                     let mut page = layer.unwrap_or_default();
                     for (step, primitive) in steps.iter().enumerate() {
                         self.say(&FromAgent::Started { step }).await?;

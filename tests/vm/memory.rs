@@ -334,6 +334,20 @@ fn people_get_into_forks() {
     assert_eq!((second.code, second.stdout.as_str()), (137, "debian\n"), "{}", second.stderr);
     let large = run("it@served", "head -c 3000000 /dev/zero | tr '\\0' x");
     assert_eq!(large.stdout.len(), 3_000_000);
+    // Programs lie where they always do only while that spares translating
+    // them, the kernel's setting is the image's, and no device is asked for
+    // the time.
+    let clock = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+    let seen = run(
+        "it",
+        &format!(
+            "grep -c vimg.fixed /proc/cmdline; cat /proc/self/personality /proc/sys/kernel/randomize_va_space {clock}"
+        ),
+    );
+    let seen: Vec<&str> = seen.stdout.lines().collect();
+    let personality = if seen[0] == "1" { "00040000" } else { "00000000" };
+    assert_eq!(seen[1..3], [personality, "2"], "{seen:?}");
+    assert!(["tsc", "kvm-clock"].contains(&seen[3]), "{seen:?}");
     let nothing = project.vimg(&["run", "it", "--", "nothing"]);
     assert_eq!(nothing.code, 127);
     nothing.says("nothing: No such file");

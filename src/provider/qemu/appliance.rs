@@ -81,7 +81,7 @@ fn name(programs: &Programs, accel: Accel, kernel: &Path, modules: &Path) -> Str
     }
     d.content("agent", crate::digest::Digest::of(AGENT));
     d.value("arguments", arguments(accel, Path::new("memory"), false).join(" "));
-    d.value("boot", args::appliance_boot(Path::new("k"), Path::new("i")).join(" "));
+    d.value("boot", args::appliance_boot(accel, Path::new("k"), Path::new("i")).join(" "));
     d.key().short()
 }
 
@@ -107,7 +107,7 @@ async fn make(
     let initrd = scratch.join("appliance.cpio");
     std::fs::write(&initrd, initrd_of(modules).map_err(fail)?).map_err(fail)?;
     let mut all = arguments(accel, &new.memory(), false);
-    all.extend(args::appliance_boot(kernel, &initrd));
+    all.extend(args::appliance_boot(accel, kernel, &initrd));
     let start =
         Start { scratch, disks: Disks::none(programs), way: String::new(), place: Place::Outside(None) };
     let mut instance = QemuInstance::start(programs, &all, start).await?;
@@ -164,7 +164,7 @@ async fn cold(
     // A private copy: what a layer has in memory goes to no disk.
     let mut all = arguments(accel, &memory, true);
     all.extend(args::disks(&disks.nodes(launch)));
-    all.extend(args::direct(kernel, &initrd));
+    all.extend(args::direct(accel, kernel, &initrd));
     let start = Start { scratch: &launch.scratch, disks, way, place };
     let mut instance = QemuInstance::start(programs, &all, start).await?;
     tokio::time::timeout(BOOT, instance.agent_opens()).await.map_err(|_| {

@@ -177,7 +177,7 @@ async fn carried(
 fn facts(programs: &Programs, accel: Accel, launch: &Launch) -> Description {
     let mut facts = kept::facts(programs, accel);
     facts.value("arguments", arguments(accel, launch, Some((Path::new("memory"), true))).join(" "));
-    facts.value("boot", args::boot(launch.boot.as_ref(), true).join(" "));
+    facts.value("boot", args::boot(accel, launch.boot.as_ref(), true).join(" "));
     facts
         .value("host's boot", std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default());
     facts
@@ -216,7 +216,7 @@ async fn boot(
     };
     let mut all = arguments(accel, launch, memory.map(|path| (path, true)));
     all.extend(args::disks(&disks.nodes(launch)));
-    all.extend(args::boot(launch.boot.as_ref(), memory.is_some()));
+    all.extend(args::boot(accel, launch.boot.as_ref(), memory.is_some()));
     let way = format!("qemu {} {}", programs.version, accel.name());
     if disks.lasting() {
         args::with_log(&mut all);
