@@ -22,6 +22,7 @@ mod carry;
 mod wake;
 mod appliance;
 mod primitive;
+mod pulse;
 mod apply;
 mod http;
 mod check;

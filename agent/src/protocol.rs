@@ -370,7 +370,8 @@ pub enum FromAgent {
         /// Why.
         message: String,
     },
-    /// The agent is alive. Sent every few seconds.
+    /// The agent is alive. Sent every few seconds, unless the kernel does not
+    /// let it go on.
     Alive,
 }
 

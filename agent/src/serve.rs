@@ -18,7 +18,8 @@ use crate::exec::Running;
 use crate::fetch::{Channel, Received, Sender};
 use crate::list;
 use crate::offline;
-use crate::protocol::{self, ALIVE_EVERY, Change, FromAgent, PORT, Prepare, ToAgent, Wake};
+use crate::protocol::{self, Change, FromAgent, PORT, Prepare, ToAgent, Wake};
+use crate::pulse;
 use crate::seal;
 use crate::system;
 use crate::wake;
@@ -133,15 +134,7 @@ struct Agent {
 impl Agent {
     fn start(input: Box<dyn Read + Send>, output: Box<dyn Write + Send>, place: Place) -> io::Result<()> {
         let sender = Sender::new(output);
-        let alive = sender.clone();
-        std::thread::spawn(move || {
-            loop {
-                std::thread::sleep(Duration::from_secs(ALIVE_EVERY));
-                if alive.send(&FromAgent::Alive).is_err() {
-                    return;
-                }
-            }
-        });
+        pulse::start(sender.clone());
         Self {
             channel: Channel::new(input, sender),
             boot_stamp: system::boot_stamp(),

@@ -99,7 +99,8 @@ pub(super) async fn explain<P: Provider>(
         ),
         Trouble::Session(SessionError::Silent(time)) => recipe(
             format!("the machine has not said anything for {} s", time.as_secs()),
-            "does the layer stop the agent, or take all processors and memory? `machine` gives it more",
+            "does the layer stop the agent, or take all processors and memory? `machine` gives it \
+             more. A disk that does not answer looks the same: then build again",
         ),
         Trouble::Session(SessionError::Broken(why)) => host(
             format!("the conversation with the agent broke: {why}"),
