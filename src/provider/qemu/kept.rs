@@ -167,9 +167,6 @@ impl Kept {
         scratch: &Path,
     ) -> Result<(), ProviderError> {
         share_memory(instance).await?;
-        // Behind QEMU's own network nobody has to learn where the machine is.
-        // It would speak up five times, and its services would hear of it.
-        instance.execute("migrate-set-parameters", json!({ "announce-rounds": 0 })).await?;
         let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be resumed: {e}"));
         let devices = std::fs::read(self.devices()).map_err(fail)?;
         instance.execute("migrate-incoming", json!({ "uri": "unix:devices" })).await?;
