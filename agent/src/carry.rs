@@ -17,7 +17,7 @@ use rustix::fs::{Timespec, Timestamps, UTIME_OMIT};
 
 use crate::fetch::{Channel, Received};
 use crate::protocol::{Change, Inode, MOST_CARRIED};
-use crate::seen::{self, INODE_AND_GENERATION, Opened};
+use crate::seen::{INODE_AND_GENERATION, Opened, Watch};
 
 /// Filesystems that hold nothing of the disk. Of any other that is mounted,
 /// an overlay or an image in a file, the disk's own files may be read without
@@ -75,7 +75,10 @@ pub(crate) fn unable(error: io::Error) -> String {
 
 /// What is known of a boot that has ended: looking takes an emulated machine
 /// as long as everything else, so it is done once, before the machine is kept.
-pub(crate) struct Boot(Result<Ended, String>);
+pub(crate) struct Boot {
+    watch: Watch,
+    ended: Result<Ended, String>,
+}
 
 struct Ended {
     opened: BTreeSet<Inode>,
@@ -86,21 +89,28 @@ struct Ended {
 impl Boot {
     /// Looks back, if the boot was watched.
     pub(crate) fn look() -> Option<Self> {
-        let (opened, watcher) = seen::list().ok()?;
-        let look = || {
+        let mut watch = Watch::take_over().ok()?;
+        let look = |watch: &mut Watch| {
+            let opened = inodes(watch.opened().map_err(unable)?);
             let root = File::open("/").map_err(unable)?;
-            Ok(Ended { opened: inodes(opened), watched: World::look(watcher)?.watched(&root)? })
+            Ok(Ended { opened, watched: World::look()?.watched(&root)? })
         };
-        Some(Self(look()))
+        let ended = look(&mut watch);
+        Some(Self { watch, ended })
+    }
+
+    /// From here on the machine depends on more than its boot.
+    pub(crate) fn over(&self) {
+        self.watch.end();
     }
 }
 
 /// Makes the changes, or says in a sentence why not. Some of them may have been
 /// made then.
-pub(crate) fn make(changes: &[Change], mut contents: &[u8], boot: Option<&Boot>) -> Result<(), String> {
-    let Boot(boot) = boot.ok_or("it is not known what its boot has read")?;
-    let boot = boot.as_ref().map_err(Clone::clone)?;
-    let since = inodes(seen::list().map_err(unable)?.0);
+pub(crate) fn make(changes: &[Change], mut contents: &[u8], boot: Option<&mut Boot>) -> Result<(), String> {
+    let Boot { watch, ended } = boot.ok_or("it is not known what its boot has read")?;
+    let boot = ended.as_ref().map_err(Clone::clone)?;
+    let since = inodes(watch.opened().map_err(unable)?);
     let (root, watched) = (File::open("/").map_err(unable)?, &boot.watched);
     for change in changes {
         let path = change.path.as_deref().unwrap_or("a file");
@@ -135,7 +145,7 @@ pub(crate) fn make(changes: &[Change], mut contents: &[u8], boot: Option<&Boot>)
         set_time(&file, change).map_err(unable)?;
     }
     // Nobody else may have read what was there before, or half of what is.
-    let others = seen::list().map_err(unable)?.0.into_iter().filter(|(_, who)| *who != std::process::id());
+    let others = watch.opened().map_err(unable)?.into_iter().filter(|(_, who)| *who != std::process::id());
     let others: BTreeSet<Inode> = others.map(|(inode, _)| inode).collect();
     match changes.iter().find(|change| change.content.is_some() && others.contains(&change.inode)) {
         Some(change) => Err(format!("{} was opened meanwhile", change.path.as_deref().unwrap_or("a file"))),
@@ -207,8 +217,8 @@ struct World {
 }
 
 impl World {
-    /// Looks at all processes. `watcher` is our own.
-    fn look(watcher: u32) -> Result<Self, String> {
+    /// Looks at all processes. The watch of this one is our own.
+    fn look() -> Result<Self, String> {
         let mut watches: BTreeMap<u64, BTreeSet<(Inode, u32)>> = BTreeMap::new();
         let mut namespaces = BTreeSet::new();
         for process in fs::read_dir("/proc").map_err(unable)?.flatten() {
@@ -236,7 +246,7 @@ impl World {
                             watches.entry(device).or_default().insert(watched);
                         }
                     }
-                    Some("anon_inode:[fanotify]") if number != watcher => {
+                    Some("anon_inode:[fanotify]") if number != std::process::id() => {
                         return Err("a program of it watches files".into());
                     }
                     _ => {}

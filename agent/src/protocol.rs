@@ -20,13 +20,13 @@ pub use change::{Change, Inode, MOST_CARRIED, Time};
 pub use resource::{Around, Entry, Manifest, Node, Owner, Primitive, Probe, Run, Script, ServiceState, User};
 
 /// The version of these messages. Host and agent must have the same.
-pub const PROTOCOL: u32 = 9;
+pub const PROTOCOL: u32 = 10;
 
 /// The version of what the agent does to a machine. It enters every key, so
 /// raising it rebuilds everything: raise it when the same layer would now
 /// give another machine. `agent/behaviour.lock` holds the digest of the
 /// sources that it was last looked at for.
-pub const BEHAVIOUR: u32 = 5;
+pub const BEHAVIOUR: u32 = 6;
 
 /// Where the agent is in a machine. Its first argument says what it is for;
 /// see `hooks`.
@@ -60,8 +60,7 @@ pub enum ToAgent {
         /// What is asked.
         probes: Vec<Probe>,
     },
-    /// The machine runs on from where its memory was kept, and writes go on.
-    /// Answered by `Awake`.
+    /// The machine runs on from where its memory was kept. Answered by `Awake`.
     Wake(Wake),
     /// The same with these files changed, as if the machine had booted with
     /// them so. Their contents follow as frames of data. Answered by
@@ -80,6 +79,9 @@ pub enum ToAgent {
     Resize(Size),
     /// The program's input ends.
     EndInput,
+    /// The machine has booted and is to be kept as it is: write everything to
+    /// disk, and look back at the boot. Answered by `Kept`.
+    Keep,
     /// Write everything to disk and hold all writes. Answered by `Frozen`.
     Freeze,
     /// Let writes go on. Answered by `Thawed`.
@@ -359,6 +361,8 @@ pub enum FromAgent {
     Awake,
     /// The machine is as if it had booted with the changed files.
     Carried,
+    /// All is on disk, and the boot is over.
+    Kept,
     /// All is on disk and writes are held.
     Frozen,
     /// Writes go on.

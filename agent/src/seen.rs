@@ -3,18 +3,24 @@
 //! Who boots a machine that is to be kept wants to know later what the boot
 //! can't have depended on: a file that nobody opened may have had any content.
 //! The kernel notes it (fanotify, `include/uapi/linux/fanotify.h`), from before
-//! the first program of the disk runs, for a process of ours that outlives the
-//! change of root. It is asked at a socket without a file, and ends when the
-//! machine goes on.
+//! the first program of the disk runs. A process of ours that outlives the
+//! change of root has the kernel's notes until the agent asks for them, at a
+//! socket without a file, and ends then: forks of the machine are spared it.
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 
 use crate::protocol::Inode;
 
@@ -22,10 +28,6 @@ use crate::protocol::Inode;
 const SOCKET: &[u8] = b"vimg.seen";
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(30);
-
-/// Questions.
-const LIST: u8 = b'l';
-const END: u8 = b'e';
 
 /// `sizeof(struct fanotify_event_metadata)`.
 const EVENT: usize = 24;
@@ -39,8 +41,8 @@ const HANDLE: usize = 12;
 /// an inode and its generation.
 pub(crate) const INODE_AND_GENERATION: i32 = 1;
 
-/// Has a process watch what is opened of the filesystem at `root`, as long as
-/// it is not told to end.
+/// Has the kernel note what is opened of the filesystem at `root`, for whoever
+/// takes the notes over.
 pub(crate) fn watch(root: &str) -> io::Result<()> {
     let path = std::ffi::CString::new(root)?;
     let flags = libc::FAN_CLASS_NOTIF
@@ -71,35 +73,75 @@ pub(crate) fn watch(root: &str) -> io::Result<()> {
         .map(|_| ())
 }
 
-/// The process that watches: standard input is where the kernel tells it.
+/// The process that has the notes until they are taken over: they are its
+/// standard input.
 pub fn keep_watch() -> io::Result<()> {
     let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(SOCKET)?)?;
-    let mut events = File::from(rustix::io::dup(io::stdin())?);
-    let mut seen = Seen::default();
     for stream in listener.incoming() {
-        let mut stream = stream?;
+        let stream = stream?;
         // Anybody may connect.
-        let theirs = rustix::net::sockopt::socket_peercred(&stream).is_ok_and(|c| c.uid.is_root());
-        let mut question = [0];
-        if !theirs
-            || stream.set_read_timeout(Some(ANSWER)).is_err()
-            || stream.read_exact(&mut question).is_err()
-        {
+        if !rustix::net::sockopt::socket_peercred(&stream).is_ok_and(|c| c.uid.is_root()) {
             continue;
         }
-        if question[0] == END {
-            return Ok(());
-        }
-        seen.drain(&mut events)?;
-        // Who does not wait for the answer misses it, and knows that.
-        let _ = stream.write_all(&seen.answer());
-        seen.opened.clear();
+        let notes = [rustix::stdio::stdin()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&notes));
+        sendmsg(&stream, &[IoSlice::new(b"w")], &mut control, SendFlags::NOSIGNAL)?;
+        return Ok(());
     }
     Ok(())
 }
 
 /// Inodes, and the numbers of the processes that opened them.
 pub(crate) type Opened = BTreeSet<(Inode, u32)>;
+
+/// The kernel's notes.
+pub(crate) struct Watch {
+    events: File,
+}
+
+impl Watch {
+    /// Takes them over from the process that has them.
+    pub(crate) fn take_over() -> io::Result<Self> {
+        let mut stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(SOCKET)?)?;
+        if !rustix::net::sockopt::socket_peercred(&stream)?.uid.is_root() {
+            return Err(io::Error::other("somebody else answers"));
+        }
+        stream.set_read_timeout(Some(ANSWER))?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut byte = [0];
+        recvmsg(&stream, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        let notes = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut all) => all.next(),
+            _ => None,
+        });
+        let notes = notes.ok_or_else(|| io::Error::other("the notes did not come"))?;
+        // It ends, and with it the stream: nobody else has the notes then.
+        stream.read_to_end(&mut Vec::new())?;
+        Ok(Self { events: File::from(notes) })
+    }
+
+    /// What was opened since this was asked last, or since the machine began
+    /// to boot.
+    pub(crate) fn opened(&mut self) -> io::Result<Opened> {
+        let mut seen = Seen::default();
+        seen.drain(&mut self.events)?;
+        if seen.unsure {
+            return Err(io::Error::other("it is not known what the boot has read"));
+        }
+        Ok(seen.opened)
+    }
+
+    /// Has the kernel note nothing more.
+    pub(crate) fn end(&self) {
+        let what = libc::FAN_MARK_FLUSH | libc::FAN_MARK_FILESYSTEM;
+        // SAFETY: the call takes numbers and a path, which may be null for
+        // this. What fails of it costs time and memory, and nothing else.
+        unsafe { libc::fanotify_mark(self.events.as_raw_fd(), what, 0, libc::AT_FDCWD, std::ptr::null()) };
+    }
+}
 
 /// What was opened.
 #[derive(Debug, Default)]
@@ -140,15 +182,6 @@ impl Seen {
             bytes = &bytes[length..];
         }
     }
-
-    fn answer(&self) -> Vec<u8> {
-        let mut answer = vec![u8::from(self.unsure)];
-        answer.extend((self.opened.len() as u32).to_le_bytes());
-        for (inode, process) in &self.opened {
-            answer.extend([inode.number, inode.generation, *process].map(u32::to_le_bytes).concat());
-        }
-        answer
-    }
 }
 
 /// The inode that an event's record names. The queue's overflow has none.
@@ -161,39 +194,6 @@ fn inode(record: &[u8]) -> Option<Inode> {
 
 fn number(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).map_or(0, |b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]))
-}
-
-/// Asks the process that watches, which is told by its number.
-fn ask(question: u8) -> io::Result<(UnixStream, u32)> {
-    let mut stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(SOCKET)?)?;
-    let watcher = rustix::net::sockopt::socket_peercred(&stream)?;
-    if !watcher.uid.is_root() {
-        return Err(io::Error::other("somebody else answers"));
-    }
-    stream.set_read_timeout(Some(ANSWER))?;
-    stream.write_all(&[question])?;
-    Ok((stream, watcher.pid.as_raw_nonzero().get().unsigned_abs()))
-}
-
-/// What was opened since this was asked last, or since the machine began to
-/// boot, and the number of the process that knows.
-pub(crate) fn list() -> io::Result<(Opened, u32)> {
-    let mut answer = Vec::new();
-    let (mut stream, watcher) = ask(LIST)?;
-    stream.read_to_end(&mut answer)?;
-    let unsure = || io::Error::other("it is not known what the boot has read");
-    let (head, inodes) = answer.split_at_checked(5).ok_or_else(unsure)?;
-    if head[0] != 0 || inodes.len() != 12 * u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize
-    {
-        return Err(unsure());
-    }
-    let inode = |b: &[u8]| (Inode { number: number(b, 0), generation: number(b, 4) }, number(b, 8));
-    Ok((inodes.chunks_exact(12).map(inode).collect(), watcher))
-}
-
-/// Ends the watch, if there is one.
-pub(crate) fn end() {
-    let _ = ask(END);
 }
 
 #[cfg(test)]
@@ -218,9 +218,6 @@ mod tests {
         let opened = [(12, 7), (13, 8)].map(|(number, generation)| (Inode { number, generation }, 0));
         assert_eq!(seen.opened, BTreeSet::from(opened));
         assert!(!seen.unsure);
-        let answer = seen.answer();
-        assert_eq!(answer.len(), 5 + 24);
-        assert_eq!(answer[..5], [0, 2, 0, 0, 0]);
     }
 
     #[test]

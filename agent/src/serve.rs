@@ -118,6 +118,8 @@ enum Place {
 
 struct Agent {
     channel: Channel,
+    /// Of the kernel; the same in all forks, which need not ask for it.
+    boot_id: String,
     boot_stamp: String,
     place: Place,
     /// What failed while the machine booted, once that was found out: a fork
@@ -135,8 +137,10 @@ impl Agent {
     fn start(input: Box<dyn Read + Send>, output: Box<dyn Write + Send>, place: Place) -> io::Result<()> {
         let sender = Sender::new(output);
         pulse::start(sender.clone());
+        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Self {
             channel: Channel::new(input, sender),
+            boot_id: boot_id.trim().to_owned(),
             boot_stamp: system::boot_stamp(),
             place,
             failed_units: None,
@@ -176,11 +180,10 @@ impl Agent {
         self.running = None;
         let sender = self.channel.sender.clone();
         sender.raw(&[protocol::SYNC.as_slice(), &nonce].concat())?;
-        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         sender.send(&FromAgent::Hello {
             protocol: protocol::PROTOCOL,
             behaviour: protocol::BEHAVIOUR,
-            boot_id: boot_id.trim().to_owned(),
+            boot_id: self.boot_id.clone(),
         })?;
         let place = &self.place;
         let failed_units = self.failed_units.get_or_insert_with(|| match place {
@@ -209,7 +212,7 @@ impl Agent {
                     Err(why) => FromAgent::Refused { message: why },
                 }
             }
-            ToAgent::Wake(what) => match wake::wake(&what).and_then(|()| self.let_go()) {
+            ToAgent::Wake(what) => match self.wake(&what) {
                 Ok(()) => FromAgent::Awake,
                 Err(error) => refused("wake", error),
             },
@@ -242,10 +245,12 @@ impl Agent {
                 }
                 Err(error) => refused("prepare", error),
             },
+            ToAgent::Keep => {
+                self.boot = carry::Boot::look();
+                rustix::fs::sync();
+                FromAgent::Kept
+            }
             ToAgent::Freeze => {
-                if matches!(self.place, Place::Machine) && self.boot.is_none() {
-                    self.boot = carry::Boot::look();
-                }
                 rustix::fs::sync();
                 match if self.held { Ok(()) } else { self.hold() } {
                     Ok(()) => {
@@ -326,9 +331,23 @@ impl Agent {
     /// Makes a fork as if it had booted with other files, or says why not. The
     /// clock is stepped afterwards: timers may start what reads them.
     fn carry(&mut self, wake: &Wake, changes: &[Change], contents: &[u8]) -> Result<(), String> {
-        wake::reseed(wake).and_then(|()| self.let_go()).map_err(carry::unable)?;
-        carry::make(changes, contents, self.boot.as_ref())?;
-        wake::step(wake).map_err(carry::unable)
+        wake::reseed(wake).map_err(carry::unable)?;
+        carry::make(changes, contents, self.boot.as_mut())?;
+        self.step(wake).map_err(carry::unable)
+    }
+
+    fn wake(&self, wake: &Wake) -> io::Result<()> {
+        wake::reseed(wake)?;
+        self.step(wake)
+    }
+
+    /// Steps the clock. By then the machine is as it is to be, and whatever it
+    /// opens is its own affair.
+    fn step(&self, wake: &Wake) -> io::Result<()> {
+        if let Some(boot) = &self.boot {
+            boot.over();
+        }
+        wake::step(wake)
     }
 
     fn thaw(&mut self) -> io::Result<()> {

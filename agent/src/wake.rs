@@ -9,7 +9,6 @@ use rustix::ioctl::{NoArg, Opcode, Setter};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::protocol::Wake;
-use crate::seen;
 
 /// linux/random.h: RNDADDENTROPY is _IOW('R', 3, int[2]), RNDRESEEDCRNG is
 /// _IO('R', 7).
@@ -34,8 +33,6 @@ pub(crate) fn wake(wake: &Wake) -> io::Result<()> {
 
 /// Steps the clock, by which timers start what they are for.
 pub(crate) fn step(wake: &Wake) -> io::Result<()> {
-    // From here on a machine depends on more than its boot.
-    seen::end();
     let now =
         Timespec { tv_sec: (wake.time / 1_000_000_000) as i64, tv_nsec: (wake.time % 1_000_000_000) as i64 };
     clock_settime(ClockId::Realtime, now).map_err(Into::into)

@@ -382,6 +382,12 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         Ok(())
     }
 
+    /// Has a machine that has booted get ready to be kept.
+    pub(super) async fn keep(&mut self) -> Result<(), SessionError> {
+        self.send(&ToAgent::Keep).await?;
+        self.expect(&FromAgent::Kept, REST).await
+    }
+
     /// Holds all writes of the machine.
     pub(super) async fn freeze(&mut self) -> Result<(), SessionError> {
         self.send(&ToAgent::Freeze).await?;

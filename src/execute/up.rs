@@ -129,7 +129,7 @@ pub(super) async fn up<P: Provider>(
                 Place::Outside(network) => session.prepare(network.clone()).await?,
                 Place::Forked => session.wake().await?,
                 Place::Carried(carried) => session.carry(&carried.altered).await?,
-                Place::Machine if first => session.freeze().await?,
+                Place::Machine if first => session.keep().await?,
                 Place::Machine => {}
             }
             Ok(units)
