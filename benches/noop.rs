@@ -125,6 +125,7 @@ fn fill(project: &Path, store: &Path) {
         provider: fake,
         sink: Arc::new(|_| {}),
         budget,
+        drafts: Arc::default(),
     };
     let outcome = runtime.block_on(build(&workshop, &plan));
     assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);

@@ -50,7 +50,7 @@ mod up;
 pub use compare::{Change, Comparison, How, compare};
 pub use interact::{Ended, Input, interact, watch};
 pub use log::read as read_log;
-pub use output::write_outputs;
+pub use output::{Drafts, write_outputs};
 pub use rounds::{make, remember};
 
 /// How much of the host a build may use.
@@ -117,8 +117,8 @@ pub struct Outcome {
 /// Secrets by name, each with its value or why there is none.
 pub type Secrets = BTreeMap<String, Result<Arc<[u8]>, String>>;
 
-/// A job is for two processors. What asks a fork keeps one busy, and is half
-/// a job.
+/// A job is for two processors. A machine that comes up keeps both busy; one
+/// that is up, a fork that is asked and a conversion are half a job.
 const JOB: u32 = 2;
 
 /// What all runs of a build share.
@@ -136,6 +136,7 @@ struct Shared<P> {
     memory: Semaphore,
     memory_mib: u32,
     keep_memory: bool,
+    drafts: Arc<Drafts>,
     boots: AtomicUsize,
     /// The project's notes: where logs and disks of failures go.
     notes: ProjectFiles,
@@ -194,6 +195,8 @@ pub struct Workshop<P> {
     pub sink: Sink,
     /// How much of the host may be used.
     pub budget: Budget,
+    /// What is copied to where it is wanted while the build goes on.
+    pub drafts: Arc<Drafts>,
 }
 
 impl<P> Workshop<P> {
@@ -222,6 +225,7 @@ impl<P> Workshop<P> {
             memory: Semaphore::new(memory_mib as usize),
             memory_mib,
             keep_memory: self.budget.keep_memory,
+            drafts: self.drafts.clone(),
             boots: AtomicUsize::new(0),
             notes,
             graph: self.graph.clone(),

@@ -346,6 +346,7 @@ fn run_with(project: &Path, store: &Path, leak: Option<PathBuf>, caches: &Caches
         provider: fake.clone(),
         sink: sink.clone(),
         budget,
+        drafts: Arc::default(),
     };
     let (plan, outcome) = runtime.block_on(make(&mut workshop, &caching, &last, &nodes));
     assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);

@@ -13,7 +13,7 @@ use super::settings::ProviderArgs;
 use super::{Error, Global, INTERRUPTED, Outcome};
 use crate::event::{Event, Sink};
 use crate::execute::caching::Caching;
-use crate::execute::{self, Budget, Secrets, Workshop};
+use crate::execute::{self, Budget, Drafts, Secrets, Workshop};
 use crate::files::Project;
 use crate::graph::{Graph, NodeId};
 use crate::plan::{Plan, Standing, Wanted};
@@ -99,7 +99,8 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
         cache::tell(&reporter.sink(), notices);
         nothing_to_build(&reporter.sink(), standing.nodes());
         reporter.end();
-        return write(&standing.wanted, &opened.store, &opened.notes, &dir, &reporter.sink());
+        let drafts = Drafts::default();
+        return write(&standing.wanted, &opened.store, &opened.notes, &dir, &drafts, &reporter.sink());
     }
     let mut loaded = opened.compile(global, None)?;
     let graph = project::graph(&mut loaded)?;
@@ -111,6 +112,11 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     let project = Arc::new(project);
     let secrets = project::secrets(&model, &project);
     let mut workshop = workshop(graph, &store, &project, secrets, reporter.sink(), args.how)?;
+    let asked_for = images.iter().collect::<HashSet<_>>();
+    let is_asked_for = |image: &String| args.extent == Extent::Outputs && asked_for.contains(image);
+    let targets = workshop.graph.targets().iter().filter(|t| is_asked_for(&t.image));
+    let drafts = Arc::new(Drafts::new(targets, &dir));
+    workshop.drafts = drafts.clone();
     let may_leave = |name: &str| model.secrets.iter().any(|s| s.name == name && s.cache);
     let sink = reporter.sink();
     cache::tell(&sink, notices);
@@ -132,13 +138,9 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
         std::fs::write(path, text)
             .map_err(|e| Error::host(format!("{} can't be written: {e}", path.display())))
     });
-    let images: HashSet<&String> = images.iter().collect();
     // An image whose checks have not passed is no output.
     let passed = |image: &str| graph.checks(image).iter().all(|id| store.has(&graph.node(*id).key));
-    let targets = graph
-        .targets()
-        .iter()
-        .filter(|t| args.extent == Extent::Outputs && images.contains(&t.image) && passed(&t.image));
+    let targets = graph.targets().iter().filter(|t| is_asked_for(&t.image) && passed(&t.image));
     let wanted: Vec<Wanted> = targets.map(|target| Wanted::new(&graph, target)).collect();
     if let Ok(project) = Arc::try_unwrap(project) {
         if outcome.failures.is_empty()
@@ -149,7 +151,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
         }
         project::keep_stamps(&notes, project);
     }
-    let written = write(&wanted, &store, &notes, &dir, &sink);
+    let written = write(&wanted, &store, &notes, &dir, &drafts, &sink);
     // All that was asked for is there by now: sending it may take long.
     let sent = match caches.to.is_empty() {
         true => Ok(Some(Ok(()))),
@@ -249,6 +251,7 @@ pub(super) fn workshop(
         provider: Arc::new(provider),
         sink,
         budget: budget(how),
+        drafts: Arc::default(),
     })
 }
 
@@ -257,8 +260,15 @@ fn nothing_to_build(sink: &Sink, reused: usize) {
     sink(Event::Finished { built: 0, reused, failed: 0, seconds: 0.0, boots: 0 });
 }
 
-fn write(wanted: &[Wanted], store: &Store, notes: &ProjectFiles, dir: &Path, sink: &Sink) -> Outcome {
-    execute::write_outputs(wanted, store, notes, dir, sink).map_err(|(path, e)| {
+fn write(
+    wanted: &[Wanted],
+    store: &Store,
+    notes: &ProjectFiles,
+    dir: &Path,
+    drafts: &Drafts,
+    sink: &Sink,
+) -> Outcome {
+    execute::write_outputs(wanted, store, notes, dir, drafts, sink).map_err(|(path, e)| {
         Error::Message(format!("{} can't be written: {e}", path.display()), None, super::STORE)
     })
 }

@@ -1,10 +1,15 @@
 //! Makes checks: each asks a fork of its image's machine, which is thrown
 //! away. What comes of one is a record without a disk.
+//!
+//! Checks that only look share a fork: making one takes many times as long as
+//! asking it. One that runs a script has a fork of its own, and so has one
+//! that fails in company: no other is to blame for what is reported.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::mpsc;
+use tokio::sync::{SemaphorePermit, mpsc};
 use tokio::task::JoinSet;
+use vimg_agent::protocol::Probe;
 
 use super::explain::{Trouble, explain};
 use super::log::Log;
@@ -15,7 +20,7 @@ use super::{Failure, JOB, Settled, Shared};
 use crate::event::Event;
 use crate::graph::{NodeId, Work};
 use crate::provider::{Carry, Instance, Provider};
-use crate::store::DiskKind;
+use crate::store::{DiskKind, Staging};
 
 /// Makes all checks of a machine, side by side as far as processors go.
 pub(super) async fn make<P: Provider>(
@@ -25,86 +30,168 @@ pub(super) async fn make<P: Provider>(
 ) {
     let broken = Arc::new(Mutex::new(None));
     let mut tasks = JoinSet::new();
-    for id in nodes {
-        let (shared, sender, broken) = (shared.clone(), sender.clone(), broken.clone());
-        tasks.spawn(async move {
-            let settled = match one(&shared, id, &broken).await {
-                Ok(true) => Settled::Built(id),
-                Ok(false) => Settled::There(id),
-                Err(failure) => Settled::Failed(id, failure),
-            };
-            let _ = sender.send(settled);
-        });
-    }
-    while let Some(done) = tasks.join_next().await {
-        if let Err(error) = done
-            && error.is_panic()
-        {
-            std::panic::resume_unwind(error.into_panic());
+    let (looking, running): (Vec<_>, Vec<_>) = nodes.into_iter().partition(|id| only_looks(&shared, *id));
+    let mut parties: Vec<Vec<NodeId>> = running.into_iter().map(|id| vec![id]).collect();
+    parties.extend((!looking.is_empty()).then_some(looking));
+    loop {
+        for party in parties.drain(..) {
+            let (shared, sender, broken) = (shared.clone(), sender.clone(), broken.clone());
+            tasks.spawn(async move { together(&shared, party, &broken, &sender).await });
         }
+        match tasks.join_next().await {
+            Some(Ok(left)) => parties.extend(left.into_iter().map(|id| vec![id])),
+            Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Some(Err(_)) => {}
+            None => return,
+        }
+    }
+}
+
+/// Whether a check leaves a machine as it was.
+fn only_looks<P>(shared: &Shared<P>, id: NodeId) -> bool {
+    match &shared.graph.node(id).work {
+        Work::Check(work) => !work.probes.iter().any(|probe| matches!(probe, Probe::Run { .. })),
+        _ => false,
     }
 }
 
 /// Why their machine does not come up, once one of them has found that out.
 type Broken = Mutex<Option<Failure>>;
 
-/// Makes one check; `false` if somebody else has made it meanwhile.
-async fn one<P: Provider>(shared: &Shared<P>, id: NodeId, broken: &Broken) -> Result<bool, Box<Failure>> {
-    let node = shared.graph.node(id);
+/// Makes checks in one fork. Those after one that fails are left, to be asked
+/// side by side: each may take its time to fail as well. So is one that
+/// somebody else is making.
+async fn together<P: Provider>(
+    shared: &Shared<P>,
+    party: Vec<NodeId>,
+    broken: &Broken,
+    sender: &mpsc::UnboundedSender<Settled>,
+) -> Vec<NodeId> {
     // A semaphore that is never closed always gives its permits. They come
     // before the lock, so that few files are open at once. A fork keeps one
     // processor busy, a machine that boots more.
     let job = if shared.keep_memory { 1 } else { JOB };
     let _job = shared.jobs.acquire_many(job).await;
-    let lock = shared
-        .store
-        .lock(&node.key)
-        .await
-        .map_err(|error| Box::new(Failure::store(&node.name, node.span, &error)))?;
+    let mut fork = None;
+    for (n, id) in party.iter().enumerate() {
+        let settled = match one(shared, *id, &mut fork, broken).await {
+            Ok(Asked::Passed) => Settled::Built(*id),
+            Ok(Asked::There) => Settled::There(*id),
+            Ok(Asked::Left) => {
+                leave(fork).await;
+                return party[n..].to_vec();
+            }
+            Err(failure) => {
+                let _ = sender.send(Settled::Failed(*id, failure));
+                leave(fork).await;
+                return party[n + 1..].to_vec();
+            }
+        };
+        let _ = sender.send(settled);
+    }
+    leave(fork).await;
+    Vec::new()
+}
+
+/// A machine that is asked, and what it takes.
+struct Fork<'a, I: Instance> {
+    up: Up<I>,
+    _scratch: Staging,
+    _memory: Option<SemaphorePermit<'a>>,
+}
+
+async fn leave<I: Instance>(fork: Option<Fork<'_, I>>) {
+    if let Some(fork) = fork {
+        fork.up.instance.stop().await;
+    }
+}
+
+/// What became of a check.
+enum Asked {
+    Passed,
+    /// Somebody else has made it meanwhile.
+    There,
+    /// Somebody else is making it.
+    Left,
+}
+
+/// Makes one check, in the fork that there is or in a new one.
+async fn one<'a, P: Provider>(
+    shared: &'a Shared<P>,
+    id: NodeId,
+    fork: &mut Option<Fork<'a, P::Instance>>,
+    broken: &Broken,
+) -> Result<Asked, Box<Failure>> {
+    let node = shared.graph.node(id);
+    let lock = match fork {
+        None => shared.store.lock(&node.key).await.map(Some),
+        // Nobody is waited for while a machine is held.
+        Some(_) => shared.store.try_lock(&node.key),
+    };
+    let lock = lock.map_err(|error| Box::new(Failure::store(&node.name, node.span, &error)))?;
+    let Some(lock) = lock else { return Ok(Asked::Left) };
     if shared.store.has(&node.key) {
         shared.tell(Event::Reused { node: node.name.clone(), key: node.key.to_string() });
-        return Ok(false);
+        return Ok(Asked::There);
     }
-    let _memory = shared.reserve(node).await;
     let making = Making::begin(shared, id, Arc::new(lock));
+    let staging = making.staging()?;
+    let log_path = staging.path().join(DiskKind::None.file_name());
+    let mut in_company = fork.is_some();
+    loop {
+        let up = match fork {
+            Some(fork) => &mut fork.up,
+            None => &mut fork.insert(start(&making, broken).await?).up,
+        };
+        let mut log = Log::create(&log_path).map_err(|e| making.io_failure(&log_path, e))?;
+        let asked = ask(&making, up, &mut log).await;
+        let tail = log.finish();
+        match asked {
+            Ok(()) => {
+                let made = Facts::of(DiskKind::None, up.instance.way());
+                return making.commit(staging, made).await.map(|_| Asked::Passed);
+            }
+            Err(_) if in_company => {
+                making.phase("ask again, alone");
+                leave(fork.take()).await;
+                in_company = false;
+            }
+            Err(trouble) => {
+                let mut failure = explain(&making, &mut up.instance, trouble, Some(tail)).await;
+                failure.log = making.keep_log(&log_path);
+                return Err(failure);
+            }
+        }
+    }
+}
+
+/// Gets a fork up for a check.
+async fn start<'a, P: Provider>(
+    making: &Making<'a, P>,
+    broken: &Broken,
+) -> Result<Fork<'a, P::Instance>, Box<Failure>> {
+    let (shared, node) = (making.shared, making.node);
+    let memory = shared.reserve(node).await;
     let known = broken.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if let Some(failure) = known {
         return Err(Box::new(Failure { node: node.name.clone(), span: node.span, ..failure }));
     }
-    let (scratch, staging) = (making.staging()?, making.staging()?);
-    let log_path = staging.path().join(DiskKind::None.file_name());
-    let mut log = Log::create(&log_path).map_err(|e| making.io_failure(&log_path, e))?;
+    let scratch = making.staging()?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
     let parent = node.parent.map(|id| shared.graph.node(id)).ok_or_else(|| making.gone())?;
-    let (machine, needs) = (node.machine, node.needs);
     let stand = Stand {
         state: parent,
-        machine,
-        needs,
+        machine: node.machine,
+        needs: node.needs,
         network: true,
         chain: None,
         carry: Carry::Thrown,
         lasting: None,
     };
-    let mut up = up::up(&making, &stand, scratch.path(), &overlay).await.inspect_err(|failure| {
+    let up = up::up(making, &stand, scratch.path(), &overlay).await.inspect_err(|failure| {
         *broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(Failure::clone(failure));
     })?;
-    let asked = ask(&making, &mut up, &mut log).await;
-    let tail = log.finish();
-    let way = up.instance.way();
-    let failure = match asked {
-        Ok(()) => None,
-        Err(trouble) => {
-            let mut failure = explain(&making, &mut up.instance, trouble, Some(tail)).await;
-            failure.log = making.keep_log(&log_path);
-            Some(failure)
-        }
-    };
-    up.instance.stop().await;
-    match failure {
-        Some(failure) => Err(failure),
-        None => making.commit(staging, Facts::of(DiskKind::None, way)).await.map(|_| true),
-    }
+    Ok(Fork { up, _scratch: scratch, _memory: memory })
 }
 
 async fn ask<P: Provider>(

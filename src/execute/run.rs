@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::mpsc;
+use tokio::sync::{SemaphorePermit, mpsc};
 use vimg_agent::protocol::Primitive;
 use vimg_lang::model::DiskFormat;
 
@@ -64,15 +64,16 @@ async fn start<P: Provider>(
     sender: &Sender,
 ) -> Vec<NodeId> {
     let node = shared.graph.node(rest[0]);
-    // A semaphore that is never closed always gives its permit.
-    let _job = shared.jobs.acquire_many(JOB).await;
+    let job = if matches!(node.work, Work::Export(_)) { 1 } else { JOB };
+    // A semaphore that is never closed always gives its permits.
+    let mut job = shared.jobs.acquire_many(job).await.ok();
     let lock = Arc::new(lock);
     let result = match &node.work {
         Work::Bootstrap(_) | Work::Import { .. } => base(shared, rest[0], lock).await,
         Work::Export(format) => export(shared, rest[0], *format, lock).await,
         Work::Layer(_) | Work::Check(_) | Work::Seal => {
             let _memory = shared.reserve(node).await;
-            return machine(shared, rest, lock, sender).await;
+            return machine(shared, rest, lock, &mut job, sender).await;
         }
     };
     match result {
@@ -321,6 +322,7 @@ async fn export<P: Provider>(shared: &Shared<P>, id: NodeId, format: DiskFormat,
     let to = staging.path().join(kind.file_name());
     let exported = shared.provider.export(&chain, format, earlier.as_ref(), &to).await;
     exported.map_err(|e| making.provider_failure(e))?;
+    shared.drafts.begin(id, &node.key, &to);
     making.phase("store");
     let made = Facts { source, ..Facts::of(kind, shared.provider.name()) };
     making.commit(staging, made).await.map(|_| ())
@@ -330,6 +332,7 @@ async fn machine<P: Provider>(
     shared: &Shared<P>,
     rest: &[NodeId],
     first_lock: Arc<KeyLock>,
+    job: &mut Option<SemaphorePermit<'_>>,
     sender: &Sender,
 ) -> Vec<NodeId> {
     let mut making = Making::begin(shared, rest[0], first_lock);
@@ -356,6 +359,8 @@ async fn machine<P: Provider>(
         Ok(up) => layer::Running::on(up),
         Err(failure) => return fail(sender, rest[0], *failure),
     };
+    // Once it is up, a machine mostly does one thing after the other.
+    drop(job.as_mut().and_then(|job| job.split(JOB as usize - 1)));
     for (n, id) in rest.iter().enumerate() {
         let node = shared.graph.node(*id);
         if n > 0 {
