@@ -22,6 +22,8 @@ use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio::task::JoinSet;
 use vimg_lang::Span;
 
+use ahead::Coming;
+
 use crate::event::{Event, Sink};
 use crate::files::Project;
 use crate::graph::{Graph, Needs, Node, NodeId, Work};
@@ -29,6 +31,7 @@ use crate::plan::{Plan, Reason};
 use crate::provider::{OFFLINE_MEMORY, Provider, ProviderError};
 use crate::store::{ProjectFiles, Store, StoreError};
 
+mod ahead;
 pub mod caching;
 mod carried;
 mod change;
@@ -153,8 +156,8 @@ impl<P> Shared<P> {
         matches!(node.work, Work::Layer(_)) && self.store.stands_for(&node.key) != node.stands_for
     }
 
-    /// Waits for the memory that an instance for a node may take.
-    async fn reserve(&self, node: &Node) -> Option<SemaphorePermit<'_>> {
+    /// The memory that an instance for a node may take, in MiB.
+    fn memory_of(&self, node: &Node) -> u32 {
         let memory = match node.needs {
             // A fork for questions writes to little of what it maps.
             Needs::Machine if self.keep_memory && matches!(node.work, Work::Check(_)) => {
@@ -163,8 +166,13 @@ impl<P> Shared<P> {
             Needs::Machine => node.machine.memory,
             Needs::Disk | Needs::Nothing => OFFLINE_MEMORY,
         };
+        ((memory >> 20) as u32).min(self.memory_mib)
+    }
+
+    /// Waits for it.
+    async fn reserve(&self, node: &Node) -> Option<SemaphorePermit<'_>> {
         // A semaphore that is never closed always gives its permits.
-        self.memory.acquire_many(((memory >> 20) as u32).min(self.memory_mib)).await.ok()
+        self.memory.acquire_many(self.memory_of(node)).await.ok()
     }
 }
 
@@ -249,6 +257,9 @@ pub async fn build<P: Provider>(workshop: &Workshop<P>, plan: &Plan) -> Outcome 
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let mut tasks: JoinSet<Vec<NodeId>> = JoinSet::new();
     let mut stopping = false;
+    // What is made now or was made, and a fork for checks of it.
+    let mut started: HashSet<NodeId> = HashSet::new();
+    let mut ahead: Option<(NodeId, Coming<P>)> = None;
     loop {
         let ready = |run: &Vec<NodeId>| graph.node(run[0]).parent.is_none_or(|p| settled.contains(&p));
         let (mut start_now, later): (Vec<_>, Vec<_>) =
@@ -257,7 +268,19 @@ pub async fn build<P: Provider>(workshop: &Workshop<P>, plan: &Plan) -> Outcome 
         // Who starts first gets a processor first.
         start_now.sort_by(|a, b| urgency[&b[0]].total_cmp(&urgency[&a[0]]));
         for run in start_now {
-            tasks.spawn(run::make(shared.clone(), run, sender.clone()));
+            let coming = ahead.take_if(|(check, _)| *check == run[0]).map(|(_, coming)| coming);
+            started.extend(&run);
+            tasks.spawn(run::make(shared.clone(), run, coming, sender.clone()));
+        }
+        // One is enough: what is forked for checks that are long to come only
+        // waits.
+        if ahead.is_none() && budget.keep_memory && !stopping {
+            let is_next = |run: &&Vec<NodeId>| {
+                let node = graph.node(run[0]);
+                matches!(node.work, Work::Check(_)) && node.parent.is_some_and(|p| started.contains(&p))
+            };
+            let next = waiting.iter().find(is_next).map(|run| run[0]);
+            ahead = next.map(|check| (check, Coming::begin(shared.clone(), check)));
         }
         if tasks.is_empty() && receiver.is_empty() {
             break;

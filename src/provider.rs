@@ -126,10 +126,9 @@ pub struct Carried {
 pub enum Place {
     /// In the machine itself, which boots.
     Machine,
-    /// In the machine, which booted before and was kept with its writes held.
+    /// In the machine, which booted before and was kept.
     Forked,
-    /// In a machine that booted from another disk, and was kept with its writes
-    /// held. It must be carried over, unless its agent refuses: then it is of
+    /// In a machine that booted from another disk, and was kept. It must be carried over, unless its agent refuses: then it is of
     /// no use.
     Carried(Carried),
     /// Outside of it: it must be told to prepare, with this network.
@@ -227,6 +226,25 @@ pub trait Provider: Send + Sync + 'static {
     /// Starts an instance. It may still be booting when this returns.
     fn launch(&self, launch: &Launch) -> impl Future<Output = Result<Self::Instance, ProviderError>> + Send;
 
+    /// Forks a machine that was kept of a disk like that of `launch`, for
+    /// another one that is not there yet; `None` if there is none, or nothing
+    /// is gained.
+    fn ahead(&self, launch: &Launch) -> impl Future<Output = Option<Self::Instance>> + Send {
+        let _ = launch;
+        std::future::ready(None)
+    }
+
+    /// How such a fork is carried over to the disk of `launch`; `None` if it
+    /// can't be.
+    fn carried(
+        &self,
+        launch: &Launch,
+        fork: &Self::Instance,
+    ) -> impl Future<Output = Option<Carried>> + Send {
+        let _ = (launch, fork);
+        std::future::ready(None)
+    }
+
     /// Finds a machine again that was launched to last, by its scratch
     /// directory; `None` if it does not run.
     fn find(
@@ -292,7 +310,7 @@ pub trait Instance: Send {
         None
     }
 
-    /// Keeps it as it has booted, and ends it. The agent must hold all writes.
+    /// Keeps it as it has booted, and ends it. The agent must have been told.
     fn keep(self) -> impl Future<Output = Result<(), ProviderError>> + Send;
 
     /// It did not come up: what it was started from is not to be used again,

@@ -11,6 +11,7 @@ use tokio::sync::{SemaphorePermit, mpsc};
 use tokio::task::JoinSet;
 use vimg_agent::protocol::Probe;
 
+use super::ahead::{self, Coming, Unfit};
 use super::explain::{Trouble, explain};
 use super::log::Log;
 use super::run::{Facts, Making};
@@ -26,17 +27,20 @@ use crate::store::{DiskKind, Staging};
 pub(super) async fn make<P: Provider>(
     shared: Arc<Shared<P>>,
     nodes: Vec<NodeId>,
+    coming: Option<Coming<P>>,
     sender: mpsc::UnboundedSender<Settled>,
 ) {
-    let broken = Arc::new(Mutex::new(None));
+    let machine = Arc::new(Machine { coming: Mutex::new(coming), broken: Mutex::default() });
     let mut tasks = JoinSet::new();
     let (looking, running): (Vec<_>, Vec<_>) = nodes.into_iter().partition(|id| only_looks(&shared, *id));
     let mut parties: Vec<Vec<NodeId>> = running.into_iter().map(|id| vec![id]).collect();
-    parties.extend((!looking.is_empty()).then_some(looking));
+    if !looking.is_empty() {
+        parties.insert(0, looking);
+    }
     loop {
         for party in parties.drain(..) {
-            let (shared, sender, broken) = (shared.clone(), sender.clone(), broken.clone());
-            tasks.spawn(async move { together(&shared, party, &broken, &sender).await });
+            let (shared, sender, machine) = (shared.clone(), sender.clone(), machine.clone());
+            tasks.spawn(async move { together(&shared, party, &machine, &sender).await });
         }
         match tasks.join_next().await {
             Some(Ok(left)) => parties.extend(left.into_iter().map(|id| vec![id])),
@@ -55,8 +59,13 @@ fn only_looks<P>(shared: &Shared<P>, id: NodeId) -> bool {
     }
 }
 
-/// Why their machine does not come up, once one of them has found that out.
-type Broken = Mutex<Option<Failure>>;
+/// What is known of the machine that is asked.
+struct Machine<P: Provider> {
+    /// A fork that was begun before its disk was there.
+    coming: Mutex<Option<Coming<P>>>,
+    /// Why it does not come up, once one of them has found that out.
+    broken: Mutex<Option<Failure>>,
+}
 
 /// Makes checks in one fork. Those after one that fails are left, to be asked
 /// side by side: each may take its time to fail as well. So is one that
@@ -64,7 +73,7 @@ type Broken = Mutex<Option<Failure>>;
 async fn together<P: Provider>(
     shared: &Shared<P>,
     party: Vec<NodeId>,
-    broken: &Broken,
+    machine: &Machine<P>,
     sender: &mpsc::UnboundedSender<Settled>,
 ) -> Vec<NodeId> {
     // A semaphore that is never closed always gives its permits. They come
@@ -74,7 +83,7 @@ async fn together<P: Provider>(
     let _job = shared.jobs.acquire_many(job).await;
     let mut fork = None;
     for (n, id) in party.iter().enumerate() {
-        let settled = match one(shared, *id, &mut fork, broken).await {
+        let settled = match one(shared, *id, &mut fork, machine).await {
             Ok(Asked::Passed) => Settled::Built(*id),
             Ok(Asked::There) => Settled::There(*id),
             Ok(Asked::Left) => {
@@ -120,7 +129,7 @@ async fn one<'a, P: Provider>(
     shared: &'a Shared<P>,
     id: NodeId,
     fork: &mut Option<Fork<'a, P::Instance>>,
-    broken: &Broken,
+    machine: &Machine<P>,
 ) -> Result<Asked, Box<Failure>> {
     let node = shared.graph.node(id);
     let lock = match fork {
@@ -141,7 +150,7 @@ async fn one<'a, P: Provider>(
     loop {
         let up = match fork {
             Some(fork) => &mut fork.up,
-            None => &mut fork.insert(start(&making, broken).await?).up,
+            None => &mut fork.insert(start(&making, machine).await?).up,
         };
         let mut log = Log::create(&log_path).map_err(|e| making.io_failure(&log_path, e))?;
         let asked = ask(&making, up, &mut log).await;
@@ -168,29 +177,34 @@ async fn one<'a, P: Provider>(
 /// Gets a fork up for a check.
 async fn start<'a, P: Provider>(
     making: &Making<'a, P>,
-    broken: &Broken,
+    machine: &Machine<P>,
 ) -> Result<Fork<'a, P::Instance>, Box<Failure>> {
     let (shared, node) = (making.shared, making.node);
     let memory = shared.reserve(node).await;
-    let known = broken.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let known = machine.broken.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if let Some(failure) = known {
         return Err(Box::new(Failure { node: node.name.clone(), span: node.span, ..failure }));
     }
-    let scratch = making.staging()?;
-    let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
     let parent = node.parent.map(|id| shared.graph.node(id)).ok_or_else(|| making.gone())?;
-    let stand = Stand {
-        state: parent,
-        machine: node.machine,
-        needs: node.needs,
-        network: true,
-        chain: None,
-        carry: Carry::Thrown,
-        lasting: None,
-    };
-    let up = up::up(making, &stand, scratch.path(), &overlay).await.inspect_err(|failure| {
-        *broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(Failure::clone(failure));
-    })?;
+    let mut stand = Stand::of_check(node, parent);
+    let coming = machine.coming.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(coming) = coming
+        && let Some(ahead) = coming.up().await
+    {
+        match ahead.adopt(making, &stand).await {
+            Ok((up, scratch)) => return Ok(Fork { up, _scratch: scratch, _memory: memory }),
+            Err(Unfit::Read(why)) => {
+                up::tell_why(making, &why);
+                stand.carry = Carry::Never;
+            }
+            Err(Unfit::Other) => {}
+        }
+    }
+    let scratch = making.staging()?;
+    let up =
+        up::up(making, &stand, scratch.path(), &ahead::overlay(&scratch)).await.inspect_err(|failure| {
+            *machine.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(Failure::clone(failure));
+        })?;
     Ok(Fork { up, _scratch: scratch, _memory: memory })
 }
 

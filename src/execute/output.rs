@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use crate::event::{Event, Sink};
 use crate::digest::Key;
+use crate::event::{Event, Sink};
 use crate::graph::{NodeId, Target};
 use crate::plan::Wanted;
 use crate::sparse;

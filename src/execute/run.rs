@@ -8,6 +8,7 @@ use tokio::sync::{SemaphorePermit, mpsc};
 use vimg_agent::protocol::Primitive;
 use vimg_lang::model::DiskFormat;
 
+use super::ahead::Coming;
 use super::carried::hands_secrets;
 use super::site::Site;
 use super::{Failure, FailureKind, JOB, Settled, Shared, checks, layer, up};
@@ -24,10 +25,11 @@ type Sender = mpsc::UnboundedSender<Settled>;
 pub(super) async fn make<P: Provider>(
     shared: Arc<Shared<P>>,
     nodes: Vec<NodeId>,
+    coming: Option<Coming<P>>,
     sender: Sender,
 ) -> Vec<NodeId> {
     if matches!(shared.graph.node(nodes[0]).work, Work::Check(_)) {
-        checks::make(shared, nodes, sender).await;
+        checks::make(shared, nodes, coming, sender).await;
         return Vec::new();
     }
     let mut rest = nodes.as_slice();

@@ -53,6 +53,21 @@ pub(super) struct Stand<'a> {
     pub(super) lasting: Option<Lasting>,
 }
 
+impl<'a> Stand<'a> {
+    /// What a check asks: a machine on `state` that is thrown away.
+    pub(super) fn of_check(check: &Node, state: &'a Node) -> Self {
+        Self {
+            state,
+            machine: check.machine,
+            needs: check.needs,
+            network: true,
+            chain: None,
+            carry: Carry::Thrown,
+            lasting: None,
+        }
+    }
+}
+
 /// What to launch, and the record of the state below.
 pub(super) fn prepare<P: Provider>(
     site: &Site<'_, P>,
@@ -127,8 +142,8 @@ pub(super) async fn up<P: Provider>(
             let units = session.ready(place == Place::Machine).await?;
             match &place {
                 Place::Outside(network) => session.prepare(network.clone()).await?,
-                Place::Forked => session.wake().await?,
-                Place::Carried(carried) => session.carry(&carried.altered).await?,
+                Place::Forked => session.wake(false).await?,
+                Place::Carried(carried) => session.carry(&carried.altered, false).await?,
                 Place::Machine if first => session.keep().await?,
                 Place::Machine => {}
             }
@@ -200,7 +215,7 @@ async fn start<P: Provider>(
     Ok((instance, Session::new(channel)))
 }
 
-type Channel<P> = <<P as Provider>::Instance as Instance>::Channel;
+pub(super) type Channel<P> = <<P as Provider>::Instance as Instance>::Channel;
 
 /// Has a machine stop its services and switch itself off, and waits until its
 /// program has written everything and is gone.
@@ -250,7 +265,7 @@ pub(super) async fn again<P: Provider>(
 
 /// Tells why a machine does not go on from one that was kept of a disk that is
 /// almost the same.
-fn tell_why<P>(site: &Site<'_, P>, why: &str) {
+pub(super) fn tell_why<P>(site: &Site<'_, P>, why: &str) {
     site.line(&super::log::clean(&format!("the machine boots: {why}")));
 }
 

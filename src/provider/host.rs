@@ -9,7 +9,7 @@ use vimg_lang::model::{DiskFormat, Forward};
 use super::container::{self, ContainerInstance, Engine};
 use super::qemu::{Accel, Kvm, Qemu, QemuInstance};
 use super::{
-    Created, Ended, Exported, Instance, Launch, Lines, Made, Place, Provider, ProviderError, Source,
+    Carried, Created, Ended, Exported, Instance, Launch, Lines, Made, Place, Provider, ProviderError, Source,
 };
 
 /// How layers are applied that need no booted machine.
@@ -118,6 +118,17 @@ impl Provider for Host {
             }
         }
         self.qemu.launch(launch).await.map(|i| HostInstance::Qemu(Box::new(i)))
+    }
+
+    async fn ahead(&self, launch: &Launch) -> Option<HostInstance> {
+        self.qemu.ahead(launch).await.map(|i| HostInstance::Qemu(Box::new(i)))
+    }
+
+    async fn carried(&self, launch: &Launch, fork: &HostInstance) -> Option<Carried> {
+        match fork {
+            HostInstance::Qemu(fork) => self.qemu.carried(launch, fork).await,
+            HostInstance::Container(_) => None,
+        }
     }
 
     async fn find(&self, scratch: &Path) -> Result<Option<HostInstance>, ProviderError> {

@@ -8,7 +8,7 @@ use tokio::sync::OnceCell;
 use vimg_lang::model::{DiskFormat, Machine};
 
 use super::{
-    Created, Exported, Launch, Lines, Made, OFFLINE_MEMORY, Provider, ProviderError, Source, debian,
+    Carried, Created, Exported, Launch, Lines, Made, OFFLINE_MEMORY, Provider, ProviderError, Source, debian,
     difference,
 };
 use crate::qcow2;
@@ -159,6 +159,11 @@ impl Qemu {
         Ok(accel)
     }
 
+    /// How the machine of a launch is run.
+    async fn accel_of(&self, launch: &Launch) -> Result<Accel, ProviderError> {
+        self.accel(launch.boot.as_ref().map(|(kernel, _)| kernel.as_path())).await
+    }
+
     /// The same, for who only wants to know.
     pub(super) async fn accel_quietly(&self, kernel: Option<&Path>) -> Result<Accel, ProviderError> {
         let tell = |text: String| {
@@ -232,7 +237,7 @@ impl Provider for Qemu {
             let accel = self.accel(Some(kernel)).await?;
             return appliance::start(programs, accel, launch, offline, &self.appliances, &self.notice).await;
         }
-        let accel = self.accel(launch.boot.as_ref().map(|(kernel, _)| kernel.as_path())).await?;
+        let accel = self.accel_of(launch).await?;
         if launch.offline.is_some() {
             // The kernel went away. Its machine is as large as an appliance.
             let machine = Machine { cpus: 2, memory: OFFLINE_MEMORY, ..launch.machine };
@@ -240,6 +245,16 @@ impl Provider for Qemu {
             return machine::start(programs, accel, &launch, &self.memories, &self.notice).await;
         }
         machine::start(programs, accel, launch, &self.memories, &self.notice).await
+    }
+
+    async fn ahead(&self, launch: &Launch) -> Option<QemuInstance> {
+        let (programs, accel) = (self.programs().await.ok()?, self.accel_of(launch).await.ok()?);
+        machine::ahead(programs, accel, launch, &self.memories).await
+    }
+
+    async fn carried(&self, launch: &Launch, fork: &QemuInstance) -> Option<Carried> {
+        let (programs, accel) = (self.programs().await.ok()?, self.accel_of(launch).await.ok()?);
+        machine::carried_over(programs, accel, launch, fork).await
     }
 
     async fn find(&self, scratch: &Path) -> Result<Option<QemuInstance>, ProviderError> {

@@ -261,6 +261,7 @@ impl Agent {
                 }
                 ToAgent::Carry { .. } => self.say(&FromAgent::Carried).await?,
                 ToAgent::Wake(_) => self.say(&FromAgent::Awake).await?,
+                ToAgent::Keep => self.say(&FromAgent::Kept).await?,
                 ToAgent::Freeze => self.say(&FromAgent::Frozen).await?,
                 ToAgent::Thaw => self.say(&FromAgent::Thawed).await?,
                 ToAgent::Seal => {

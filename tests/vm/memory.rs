@@ -96,6 +96,7 @@ fn checks_say_what_was_seen_and_hold_outputs_back() {
         service "hello.socket"
         package "systemd"
     }
+    check "open" { port 8000 }
     check "spoils" { run "rm /usr/local/bin/hello; systemctl stop hello.socket" }"#;
     let bad = r#"
     check "status" { http "http://localhost:8000/x" within="1s" }
@@ -127,21 +128,24 @@ fn checks_say_what_was_seen_and_hold_outputs_back() {
         "`other` is not in it: debian",
         "service nothing: there is no such service",
         "package nginx: it is not installed",
-        "main.vimg:17:",
+        "main.vimg:18:",
     ] {
         built.says(words);
     }
     let mut passed = built.built();
     passed.retain(|node| node.contains(":check/"));
     passed.sort();
-    assert_eq!(passed, ["it:check/good", "it:check/spoils"], "each in a fork of its own");
+    assert_eq!(passed, ["it:check/good", "it:check/open", "it:check/spoils"], "none is in another's way");
+    // In the fork in which another was asked before, and then in one of its own.
+    let again = built.stdout.lines().filter(|line| line.contains("ask again, alone")).count();
+    assert_eq!(again, 1, "{}", built.stdout);
     assert_eq!(built.boots(), 1);
     let report = std::fs::read_to_string(project.path("report.xml")).unwrap();
-    assert!(report.contains("tests=\"13\" failures=\"11\" skipped=\"0\""), "{report}");
+    assert!(report.contains("tests=\"14\" failures=\"11\" skipped=\"0\""), "{report}");
 
     // No output without its checks, and only what failed is asked again.
     assert_eq!(project.vimg(&["build", "--keep-going"]).code, 1);
-    assert!(!project.path("it.img").exists());
+    assert!(!project.path("it.img").exists() && !project.path(".it.img.vimg-new").exists());
     project.edit("main.vimg", bad, "");
     let built = project.vimg(&["build"]);
     built.succeeds();
@@ -236,6 +240,17 @@ fn a_kept_machine_is_given_only_what_no_boot_depends_on() {
     tested(0, "");
     has(&["page number two\n", "watched one\n", "read one\n"]);
     let carried = said();
+
+    // While the layer is made, a fork comes up for its checks.
+    project.edit("main.vimg", "page number two", "page number three");
+    let ahead = vimg(&["test"]);
+    ahead.succeeds();
+    assert_eq!((ahead.boots(), ahead.built().len()), (0, 2), "{}", ahead.stdout);
+    let starts = ahead.stdout.lines().filter(|l| l.contains(r#""phase":"start""#) && l.contains(":check/"));
+    assert_eq!(starts.count(), 0, "{}", ahead.stdout);
+    has(&["page number three\n", "watched one\n", "read one\n"]);
+    project.edit("main.vimg", "page number three", "page number two");
+    tested(0, "");
     project.edit("main.vimg", "sha256sum | sha256sum", "sha256sum |  sha256sum");
     let booted = vimg(&["test", "--no-memory"]);
     booted.succeeds();

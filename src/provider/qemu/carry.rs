@@ -69,49 +69,91 @@ pub(super) struct Near {
     pub(super) carried: Carried,
 }
 
+/// A machine that may do, and what it was kept of.
+struct Candidate {
+    /// How many of its disks are wanted, too: the lowest.
+    shared: usize,
+    used: std::time::SystemTime,
+    kept: PathBuf,
+    origin: Origin,
+}
+
+impl Candidate {
+    fn at(dir: PathBuf, wanted: &Origin) -> Option<Self> {
+        let kept = Kept::at(&dir);
+        let origin = Origin::read(&kept).filter(|o| o.machine == wanted.machine)?;
+        let shared = origin.chain.iter().zip(&wanted.chain).take_while(|(a, b)| a == b).count();
+        let of_use = kept.is_there()
+            && kept.memory().exists()
+            && shared > 0
+            && origin.chain.iter().all(File::is_there);
+        of_use.then(|| Some(Self { shared, used: kept.used()?, kept: dir, origin }))?
+    }
+
+    /// In what the disk that is wanted differs from its own; if that is to be
+    /// told, `named`.
+    fn against(&self, wanted: &Origin, carry: Carry, named: bool) -> io::Result<Difference> {
+        let apart: &[&str] = if carry == Carry::Thrown { &NOTES } else { &[] };
+        let special = Special { apart, fixed: &KERNELS, most: MOST_CARRIED, named };
+        compare(&paths(&self.origin), &paths(wanted), self.shared, special)
+    }
+
+    /// How it is carried over to the disk that is wanted, if it may be.
+    fn carried(&self, wanted: &Origin, carry: Carry) -> Option<Carried> {
+        match self.against(wanted, carry, false) {
+            Ok(Difference::Files(altered)) => {
+                Some(Carried { altered: altered.into(), chain: paths(&self.origin) })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Those in `home` that may do, the nearest first.
+fn candidates(home: &Path, wanted: &Origin) -> Vec<Candidate> {
+    let mut near: Vec<Candidate> = fs::read_dir(home)
+        .into_iter()
+        .flatten()
+        .flatten()
+        // What is being removed has such a name.
+        .filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
+        .filter_map(|entry| Candidate::at(entry.path(), wanted))
+        .collect();
+    near.sort_by_key(|one| {
+        std::cmp::Reverse((one.shared, one.origin.chain.len() == wanted.chain.len(), one.used))
+    });
+    near
+}
+
 /// Finds one among those in `home`; a sentence says why there is none, if
 /// there is a machine that comes close.
 pub(super) fn find(home: &Path, wanted: &Origin, carry: Carry) -> Option<Result<Near, String>> {
-    let apart: &[&str] = if carry == Carry::Thrown { &NOTES } else { &[] };
-    let mut near: Vec<(usize, std::time::SystemTime, PathBuf, Origin)> = fs::read_dir(home)
-        .ok()?
-        .flatten()
-        .filter_map(|entry| {
-            // What is being removed has such a name.
-            if entry.file_name().as_encoded_bytes().starts_with(b".") {
-                return None;
-            }
-            let kept = Kept::at(&entry.path());
-            let origin = Origin::read(&kept).filter(|o| o.machine == wanted.machine)?;
-            let shared = origin.chain.iter().zip(&wanted.chain).take_while(|(a, b)| a == b).count();
-            let of_use = kept.is_there()
-                && kept.memory().exists()
-                && shared > 0
-                && origin.chain.iter().all(File::is_there);
-            of_use.then(|| Some((shared, kept.used()?, entry.path(), origin)))?
-        })
-        .collect();
-    near.sort_by_key(|(shared, used, _, origin)| {
-        std::cmp::Reverse((*shared, origin.chain.len() == wanted.chain.len(), *used))
-    });
+    let mut near = candidates(home, wanted);
     near.truncate(TRIED);
-    let against = |(shared, _, _, origin): &(usize, _, _, Origin), named| {
-        let special = Special { apart, fixed: &KERNELS, most: MOST_CARRIED, named };
-        compare(&paths(origin), &paths(wanted), *shared, special)
-    };
     for one in &near {
-        if let Ok(Difference::Files(altered)) = against(one, false) {
-            let (_, _, kept, origin) = one;
-            let carried = Carried { altered: altered.into(), chain: paths(origin) };
-            return Some(Ok(Near { kept: kept.clone(), carried }));
+        if let Some(carried) = one.carried(wanted, carry) {
+            return Some(Ok(Near { kept: one.kept.clone(), carried }));
         }
     }
     // The machine boots, and to find a name takes little time beside that.
-    Some(Err(match against(near.first()?, true) {
+    Some(Err(match near.first()?.against(wanted, carry, true) {
         Ok(Difference::More(what)) => what,
         Ok(Difference::Files(_)) => return None,
         Err(error) => format!("its disk can't be compared: {error}"),
     }))
+}
+
+/// The one that comes nearest to a disk, whatever it holds, and the disks that
+/// it stands on.
+pub(super) fn nearest(home: &Path, wanted: &Origin) -> Option<(PathBuf, Vec<PathBuf>)> {
+    let one = candidates(home, wanted).into_iter().next()?;
+    Some((one.kept, paths(&one.origin)))
+}
+
+/// How a machine that is thrown away, and was kept at `kept`, is carried over
+/// to a disk, if it may be.
+pub(super) fn over(kept: PathBuf, wanted: &Origin) -> Option<Carried> {
+    Candidate::at(kept, wanted)?.carried(wanted, Carry::Thrown)
 }
 
 fn paths(origin: &Origin) -> Vec<PathBuf> {

@@ -19,7 +19,7 @@ use super::instance::{QemuInstance, Start};
 use super::kept::{self, Kept};
 use super::{Accel, Programs, ProviderError, args, carry};
 use crate::digest::Description;
-use crate::provider::{Carry, Instance, Launch, Lines, Place};
+use crate::provider::{Carried, Carry, Instance, Launch, Lines, Place};
 use crate::sparse;
 
 /// The share of the free disk, one in so many, that kept machines may take.
@@ -39,6 +39,10 @@ pub(super) struct Memories {
 impl Memories {
     pub(super) fn new(home: PathBuf) -> Self {
         Self { home, own: Mutex::default(), useless: AtomicBool::new(false) }
+    }
+
+    fn are_of_use(&self) -> bool {
+        !self.useless.load(Ordering::Relaxed)
     }
 
     fn kept(&self, dir: &Path) {
@@ -90,8 +94,7 @@ pub(super) async fn start(
     notice: &Lines,
 ) -> Result<QemuInstance, ProviderError> {
     let home = &memories.home;
-    let useless = || memories.useless.load(Ordering::Relaxed);
-    let Some(below) = launch.memory.as_ref().filter(|_| !useless()) else {
+    let Some(below) = launch.memory.as_ref().filter(|_| memories.are_of_use()) else {
         return boot(programs, accel, launch, None).await;
     };
     let fail = |e: std::io::Error| ProviderError::new(format!("{}: {e}", home.display()));
@@ -131,7 +134,8 @@ pub(super) async fn start(
         lock = Some(kept::exclusive(&dir.with_extension("lock")).await.map_err(fail)?);
     }
     let memory = launch.scratch.join("memory");
-    let Some(lock) = lock.filter(|_| !useless() && free(home) > FREE + launch.machine.memory) else {
+    let Some(lock) = lock.filter(|_| memories.are_of_use() && free(home) > FREE + launch.machine.memory)
+    else {
         return boot(programs, accel, launch, None).await;
     };
     // Only what is forked from it goes on.
@@ -141,6 +145,41 @@ pub(super) async fn start(
     let memories = memories.clone();
     instance.keeping = Some(Keeping { memories, dir, scratch, overlay, origin, why, _lock: lock });
     Ok(instance)
+}
+
+/// Forks the kept machine that comes nearest to the disk of `launch`, for one
+/// that is not there yet.
+pub(super) async fn ahead(
+    programs: &Programs,
+    accel: Accel,
+    launch: &Launch,
+    memories: &Arc<Memories>,
+) -> Option<QemuInstance> {
+    let like = origin(programs, accel, launch).filter(|_| memories.are_of_use())?;
+    let (kept, chain) = carry::nearest(&memories.home, &like)?;
+    let other = Launch { chain, ..launch.clone() };
+    let mut instance = fork(programs, accel, &other, &Kept::at(&kept), Place::Forked).await.ok()?;
+    instance.origin = Some(Origin { memories: memories.clone(), dir: kept });
+    Some(instance)
+}
+
+/// How a fork that was made ahead is carried over to the disk of `launch`, if
+/// it may be.
+pub(super) async fn carried_over(
+    programs: &Programs,
+    accel: Accel,
+    launch: &Launch,
+    fork: &QemuInstance,
+) -> Option<Carried> {
+    let wanted = origin(programs, accel, launch)?;
+    let kept = fork.origin.as_ref()?.dir.clone();
+    // Reading disks blocks.
+    tokio::task::spawn_blocking(move || carry::over(kept, &wanted)).await.ok().flatten()
+}
+
+/// What a machine of `launch` would be kept of.
+fn origin(programs: &Programs, accel: Accel, launch: &Launch) -> Option<carry::Origin> {
+    carry::Origin::of(facts(programs, accel, launch).key().to_string(), &launch.chain).ok()
 }
 
 /// Forks a machine that was kept of a disk that is almost the same; a sentence
@@ -269,7 +308,7 @@ async fn fork(
     }
 }
 
-/// Keeps a machine that has booted, whose writes are held, and ends it.
+/// Keeps a machine that has booted, and ends it.
 pub(super) async fn keep(mut instance: QemuInstance) -> Result<(), ProviderError> {
     let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be kept: {e}"));
     let Some(keeping) = instance.keeping.take() else {
@@ -303,7 +342,7 @@ mod tests {
     fn a_host_that_forks_nothing_is_not_asked_again() {
         let home = tempfile::tempdir().unwrap();
         let memories = Arc::new(Memories::new(home.path().to_owned()));
-        let useless = || memories.useless.load(Ordering::Relaxed);
+        let useless = || !memories.are_of_use();
         let of = |name: &str| Origin { memories: memories.clone(), dir: home.path().join(name) };
         std::fs::create_dir(home.path().join("old")).unwrap();
         of("old").distrust();
