@@ -272,6 +272,9 @@ pub async fn build<P: Provider>(workshop: &Workshop<P>, plan: &Plan) -> Outcome 
             started.extend(&run);
             tasks.spawn(run::make(shared.clone(), run, coming, sender.clone()));
         }
+        let gone =
+            |id: NodeId| graph.node(id).parent.is_some_and(|p| dead.contains(&p) || moved.contains(&p));
+        ahead.take_if(|(check, coming)| coming.is_over() || gone(*check));
         // One is enough: what is forked for checks that are long to come only
         // waits.
         if ahead.is_none() && budget.keep_memory && !stopping {

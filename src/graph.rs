@@ -26,6 +26,14 @@ pub use show::{Format, show};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(u32);
 
+#[cfg(test)]
+impl NodeId {
+    /// For who needs any.
+    pub(crate) fn of(number: u32) -> Self {
+        Self(number)
+    }
+}
+
 /// A vertex: a state that is to be there.
 #[derive(Debug, Clone)]
 pub struct Node {

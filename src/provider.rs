@@ -226,8 +226,8 @@ pub trait Provider: Send + Sync + 'static {
     /// Starts an instance. It may still be booting when this returns.
     fn launch(&self, launch: &Launch) -> impl Future<Output = Result<Self::Instance, ProviderError>> + Send;
 
-    /// Forks a machine that was kept of a disk like that of `launch`, for
-    /// another one that is not there yet; `None` if there is none, or nothing
+    /// Forks a kept machine that would do for `launch`, for a disk that is not
+    /// there yet and will be like that one; `None` if there is none, or nothing
     /// is gained.
     fn ahead(&self, launch: &Launch) -> impl Future<Output = Option<Self::Instance>> + Send {
         let _ = launch;

@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Timespec, Timestamps, UTIME_OMIT};
 
@@ -47,6 +48,9 @@ const APART: [&str; 22] = [
     "tracefs",
 ];
 
+/// How long a machine may have gone on before it is looked at again.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// What writing to a file, or to a directory's times, is seen as: `IN_ACCESS`,
 /// `IN_MODIFY`, `IN_CLOSE_WRITE`, `IN_CLOSE_NOWRITE`, `IN_OPEN`.
 const NOTICED: u32 = 0x3B;
@@ -78,6 +82,8 @@ pub(crate) fn unable(error: io::Error) -> String {
 pub(crate) struct Boot {
     watch: Watch,
     ended: Result<Ended, String>,
+    /// By the machine's clock, which stands still while it is kept.
+    at: Instant,
 }
 
 struct Ended {
@@ -92,24 +98,28 @@ impl Boot {
         let mut watch = Watch::take_over().ok()?;
         let look = |watch: &mut Watch| {
             let opened = inodes(watch.opened().map_err(unable)?);
-            let root = File::open("/").map_err(unable)?;
-            Ok(Ended { opened, watched: World::look()?.watched(&root)? })
+            Ok(Ended { opened, watched: watched()? })
         };
         let ended = look(&mut watch);
-        Some(Self { watch, ended })
+        Some(Self { watch, ended, at: Instant::now() })
     }
 
     /// From here on the machine depends on more than its boot.
-    pub(crate) fn over(&self) {
+    pub(crate) fn over(&mut self) {
         self.watch.end();
+        self.ended = Err("it has gone on since it booted".into());
     }
 }
 
 /// Makes the changes, or says in a sentence why not. Some of them may have been
 /// made then.
 pub(crate) fn make(changes: &[Change], mut contents: &[u8], boot: Option<&mut Boot>) -> Result<(), String> {
-    let Boot { watch, ended } = boot.ok_or("it is not known what its boot has read")?;
-    let boot = ended.as_ref().map_err(Clone::clone)?;
+    let Boot { watch, ended, at } = boot.ok_or("it is not known what its boot has read")?;
+    let boot = ended.as_mut().map_err(|why| why.clone())?;
+    // Who was started since may watch, or read unseen.
+    if at.elapsed() > FRESH {
+        boot.watched.extend(watched()?);
+    }
     let since = inodes(watch.opened().map_err(unable)?);
     let (root, watched) = (File::open("/").map_err(unable)?, &boot.watched);
     for change in changes {
@@ -151,6 +161,10 @@ pub(crate) fn make(changes: &[Change], mut contents: &[u8], boot: Option<&mut Bo
         Some(change) => Err(format!("{} was opened meanwhile", change.path.as_deref().unwrap_or("a file"))),
         None => Ok(()),
     }
+}
+
+fn watched() -> Result<BTreeSet<u32>, String> {
+    World::look()?.watched(&File::open("/").map_err(unable)?)
 }
 
 fn inodes(opened: Opened) -> BTreeSet<Inode> {

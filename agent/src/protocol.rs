@@ -67,8 +67,8 @@ pub enum ToAgent {
     /// `Carried`, or by `Refused` if the boot may have depended on what they
     /// were; the machine is of no use then.
     Carry {
-        /// What makes it a machine of its own, unless it is one.
-        wake: Option<Wake>,
+        /// What makes it a machine of its own.
+        wake: Wake,
         /// What is to change.
         changes: Vec<Change>,
     },
@@ -168,8 +168,6 @@ pub struct Wake {
     pub time: u64,
     /// Bytes that nobody else gets: both have the same pool of randomness.
     pub seed: Vec<u8>,
-    /// It may be carried over yet: what is opened is noted on.
-    pub watched: bool,
 }
 
 /// What an agent needs to know that works on a disk from outside of it.

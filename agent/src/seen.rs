@@ -88,6 +88,8 @@ pub fn keep_watch() -> io::Result<()> {
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(&notes));
         sendmsg(&stream, &[IoSlice::new(b"w")], &mut control, SendFlags::NOSIGNAL)?;
+        // It closes with this process, after standard input.
+        std::mem::forget(stream);
         return Ok(());
     }
     Ok(())

@@ -207,7 +207,7 @@ impl Agent {
             ToAgent::Check { probes } => check::check(&self.channel.sender, &probes)?,
             ToAgent::Carry { wake, changes } => {
                 let contents = carry::receive(&mut self.channel, &changes)?;
-                match self.carry(wake.as_ref(), &changes, &contents) {
+                match self.carry(&wake, &changes, &contents) {
                     Ok(()) => FromAgent::Carried,
                     Err(why) => FromAgent::Refused { message: why },
                 }
@@ -330,26 +330,24 @@ impl Agent {
 
     /// Makes a fork as if it had booted with other files, or says why not. The
     /// clock is stepped afterwards: timers may start what reads them.
-    fn carry(&mut self, wake: Option<&Wake>, changes: &[Change], contents: &[u8]) -> Result<(), String> {
-        wake.map_or(Ok(()), wake::reseed).map_err(carry::unable)?;
+    fn carry(&mut self, wake: &Wake, changes: &[Change], contents: &[u8]) -> Result<(), String> {
+        wake::reseed(wake).map_err(carry::unable)?;
         carry::make(changes, contents, self.boot.as_mut())?;
-        self.end_watch();
-        wake.map_or(Ok(()), wake::step).map_err(carry::unable)
+        self.step(wake).map_err(carry::unable)
     }
 
-    fn wake(&self, wake: &Wake) -> io::Result<()> {
+    fn wake(&mut self, wake: &Wake) -> io::Result<()> {
         wake::reseed(wake)?;
-        if !wake.watched {
-            self.end_watch();
-        }
-        wake::step(wake)
+        self.step(wake)
     }
 
-    /// The machine is as it is to be, and what it opens is its own affair.
-    fn end_watch(&self) {
-        if let Some(boot) = &self.boot {
+    /// Steps the clock. By then the machine is as it is to be, and what it
+    /// opens is its own affair.
+    fn step(&mut self, wake: &Wake) -> io::Result<()> {
+        if let Some(boot) = &mut self.boot {
             boot.over();
         }
+        wake::step(wake)
     }
 
     fn thaw(&mut self) -> io::Result<()> {

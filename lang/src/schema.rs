@@ -167,7 +167,7 @@ const WITHIN: Field = opt("within", Ty::Duration, "how long to go on asking; `30
 
 const CHECK: Kind = kind(
     "check",
-    "What must be true of the booted machine. Each check is made in a fork of it that is thrown away; it changes no key of a state. An output is written once the checks of its image have passed.",
+    "What must be true of the booted machine. Checks are made in forks of it that are thrown away. A check changes no key of a state. An output is written once the checks of its image have passed.",
     Args::One(req("name", Ty::Name, "shown in reports")),
 )
 .of(&[

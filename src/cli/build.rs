@@ -41,8 +41,8 @@ pub(super) struct Args {
 /// How a build is done.
 #[derive(Debug, clap::Args)]
 pub(super) struct How {
-    /// How many machines to run at once, two that are only asked counting as
-    /// one; one for two processors unless given
+    /// How many machines to start at once, one for two processors unless given;
+    /// one that is up or only asked counts half
     #[arg(short, long, value_name = "N")]
     jobs: Option<usize>,
     /// Memory for all machines together; three quarters of the host's unless

@@ -9,8 +9,8 @@ use crate::report::Style;
 
 /// Build images and run their checks; write no outputs
 ///
-/// Each check asks a fork of its image's machine, which is thrown away. What
-/// has passed is not asked again until the image or the check changes.
+/// Checks ask forks of their image's machine, which are thrown away. What has
+/// passed is not asked again until the image or the check changes.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Images; those that the project declares unless given

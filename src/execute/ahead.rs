@@ -2,58 +2,78 @@
 //! machine that will most likely do, carried over once it is known what the
 //! layer has changed. What fails of that is made up for by the usual way.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::task::JoinSet;
+use tokio::sync::Notify;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::Shared;
-use super::session::{Session, SessionError};
+use super::session::Session;
 use super::site::Site;
 use super::up::{self, Channel, Stand, Up};
 use crate::graph::{Node, NodeId};
 use crate::provider::{Instance, Provider};
 use crate::store::{Disk, DiskKind, Staging};
 
-/// How long a fork may have waited. A new one is made in much less, and what
-/// goes on in a machine that waits is nobody's boot.
+/// How long a fork waits for its checks. A new one is made in much less than
+/// what takes longer.
 const AGE: Duration = Duration::from_secs(30);
-
 /// How long it is waited for by who needs it now.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A fork that comes up. Dropped, it is gone.
-pub(super) struct Coming<P: Provider>(JoinSet<Option<Ahead<P>>>);
+/// A fork that comes up, and goes when nobody wants it. Dropped, it is gone.
+pub(super) struct Coming<P: Provider> {
+    tasks: JoinSet<Option<Ahead<P>>>,
+    task: AbortHandle,
+    wanted: Arc<Notify>,
+}
 
 impl<P: Provider> Coming<P> {
     /// Begins to fork a machine for a check whose image is not there yet.
     pub(super) fn begin(shared: Arc<Shared<P>>, check: NodeId) -> Self {
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move { fork(&shared, check).await });
-        Self(tasks)
+        let (mut tasks, wanted) = (JoinSet::new(), Arc::new(Notify::new()));
+        let called = wanted.clone();
+        let task = tasks.spawn(async move {
+            let ahead = fork(&shared, check).await?;
+            match tokio::time::timeout(AGE, called.notified()).await {
+                Ok(()) => Some(ahead),
+                Err(_) => {
+                    ahead.instance.stop().await;
+                    None
+                }
+            }
+        });
+        Self { tasks, task, wanted }
+    }
+
+    /// Nothing comes any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.task.is_finished()
     }
 
     /// Waits until it is up.
     pub(super) async fn up(mut self) -> Option<Ahead<P>> {
-        let up = tokio::time::timeout(PATIENCE, self.0.join_next()).await.ok()??;
-        up.ok().flatten().filter(|ahead| ahead.since.elapsed() < AGE)
+        self.wanted.notify_one();
+        tokio::time::timeout(PATIENCE, self.tasks.join_next()).await.ok()??.ok()?
     }
 }
 
-/// A fork that is a machine of its own, on the disk of another.
+/// A fork that answers, of a machine that was kept of another disk.
 pub(super) struct Ahead<P: Provider> {
     instance: P::Instance,
     session: Session<Channel<P>>,
+    /// Units that failed when it booted.
+    failed: Vec<String>,
     /// Where its files are.
     scratch: Staging,
-    since: Instant,
 }
 
 async fn fork<P: Provider>(shared: &Shared<P>, check: NodeId) -> Option<Ahead<P>> {
     let node = shared.graph.node(check);
     // What waits holds nothing that a layer may want: a processor only until
-    // it is up, and what it takes of memory is little.
+    // it is up, and no memory, of which it takes little for a short time.
     let _job = shared.jobs.acquire().await.ok()?;
     if shared.memory.available_permits() < shared.memory_of(node) as usize {
         return None;
@@ -62,55 +82,61 @@ async fn fork<P: Provider>(shared: &Shared<P>, check: NodeId) -> Option<Ahead<P>
     let image = below(node)?;
     let state =
         std::iter::successors(Some(image), |node| below(node)).find(|node| shared.store.has(&node.key))?;
-    // What the image was before is what it will be like.
-    let before = shared.notes.nodes().get(&image.name).and_then(|key| shared.store.chain(key));
-    let stand = Stand { chain: before, ..Stand::of_check(node, state) };
     let site = Site { shared, node };
     let scratch = site.staging().ok()?;
-    let (launch, _) = up::prepare(&site, &stand, scratch.path(), &overlay(&scratch)).ok()?;
+    // What the image was before is what it will be like.
+    let before = shared.notes.nodes().get(&image.name).copied();
+    let chain = before.and_then(|key| shared.store.chain(&key));
+    let stand = Stand { chain, ..Stand::of_check(node, state) };
+    let (mut launch, _) = up::prepare(&site, &stand, scratch.path(), &overlay(&scratch)).ok()?;
+    if let Some(record) = before.and_then(|key| shared.store.record(&key)) {
+        launch.boot = site.boot_paths(&record.boot);
+    }
     let mut instance = shared.provider.ahead(&launch).await?;
     let mut session = Session::new(instance.channel()?);
-    session.ready(false).await.ok()?;
-    session.wake(true).await.ok()?;
-    Some(Ahead { instance, session, scratch, since: Instant::now() })
+    let ready = tokio::select! {
+        ready = session.ready(false) => ready.ok(),
+        _ = instance.ended() => None,
+    };
+    match ready {
+        Some(failed) => Some(Ahead { instance, session, failed, scratch }),
+        None => {
+            instance.stop().await;
+            None
+        }
+    }
 }
 
 /// Where a fork's writes go.
-pub(super) fn overlay(scratch: &Staging) -> std::path::PathBuf {
+pub(super) fn overlay(scratch: &Staging) -> PathBuf {
     scratch.path().join(DiskKind::Qcow2.file_name())
 }
 
-/// Why a fork will not do.
-pub(super) enum Unfit {
-    /// Its boot has read what is otherwise now, as its agent says: neither
-    /// will any other.
-    Read(String),
-    /// Another may do.
-    Other,
-}
-
 impl<P: Provider> Ahead<P> {
-    /// Carries it over to a state that is there now.
+    /// Carries it over to a state that is there now. If that can't be, another
+    /// one may do: this one has gone on for a while.
     pub(super) async fn adopt(
         self,
         site: &Site<'_, P>,
         stand: &Stand<'_>,
-    ) -> Result<(Up<P::Instance>, Staging), Unfit> {
-        let Self { instance, mut session, scratch, .. } = self;
-        let prepared = up::prepare(site, stand, scratch.path(), Path::new(&overlay(&scratch)));
-        let (mut launch, record) = prepared.map_err(|_| Unfit::Other)?;
-        let carried = site.shared.provider.carried(&launch, &instance).await.ok_or(Unfit::Other)?;
-        match session.carry(&carried.altered, true).await {
-            Ok(()) => {}
-            Err(SessionError::Refused(why)) => return Err(Unfit::Read(why)),
-            Err(_) => return Err(Unfit::Other),
-        }
-        launch.chain = carried.chain;
-        let disk = Disk {
-            kind: DiskKind::Qcow2,
-            backing: Some((stand.state.key, record.id)),
-            depth: record.disk.depth + 1,
+    ) -> Option<(Up<P::Instance>, Staging)> {
+        let Self { mut instance, mut session, failed, scratch } = self;
+        let (mut launch, record) = up::prepare(site, stand, scratch.path(), &overlay(&scratch)).ok()?;
+        let carried = match site.shared.provider.carried(&launch, &instance).await {
+            Some(carried) => tokio::select! {
+                done = session.carry(&carried.altered) => done.ok().map(|()| carried),
+                _ = instance.ended() => None,
+            },
+            None => None,
         };
-        Ok((Up { instance, session, launch, record, disk }, scratch))
+        let Some(carried) = carried else {
+            instance.stop().await;
+            return None;
+        };
+        up::tell_failed(site, &failed);
+        launch.chain = carried.chain;
+        let backing = Some((stand.state.key, record.id));
+        let disk = Disk { kind: DiskKind::Qcow2, backing, depth: record.disk.depth + 1 };
+        Some((Up { instance, session, launch, record, disk }, scratch))
     }
 }

@@ -2,8 +2,10 @@
 //! away. What comes of one is a record without a disk.
 //!
 //! Checks that only look share a fork: making one takes many times as long as
-//! asking it. One that runs a script has a fork of its own, and so has one
-//! that fails in company: no other is to blame for what is reported.
+//! asking it. Those that ask the network come last, because a request may wake
+//! what answers it. One that runs a script, or asks both, has a fork of its
+//! own, and so has one that fails in company: no other is to blame for what is
+//! reported.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,7 +13,7 @@ use tokio::sync::{SemaphorePermit, mpsc};
 use tokio::task::JoinSet;
 use vimg_agent::protocol::Probe;
 
-use super::ahead::{self, Coming, Unfit};
+use super::ahead::{self, Coming};
 use super::explain::{Trouble, explain};
 use super::log::Log;
 use super::run::{Facts, Making};
@@ -20,7 +22,7 @@ use super::up::{self, Stand, Up};
 use super::{Failure, JOB, Settled, Shared};
 use crate::event::Event;
 use crate::graph::{NodeId, Work};
-use crate::provider::{Carry, Instance, Provider};
+use crate::provider::{Instance, Provider};
 use crate::store::{DiskKind, Staging};
 
 /// Makes all checks of a machine, side by side as far as processors go.
@@ -32,11 +34,7 @@ pub(super) async fn make<P: Provider>(
 ) {
     let machine = Arc::new(Machine { coming: Mutex::new(coming), broken: Mutex::default() });
     let mut tasks = JoinSet::new();
-    let (looking, running): (Vec<_>, Vec<_>) = nodes.into_iter().partition(|id| only_looks(&shared, *id));
-    let mut parties: Vec<Vec<NodeId>> = running.into_iter().map(|id| vec![id]).collect();
-    if !looking.is_empty() {
-        parties.insert(0, looking);
-    }
+    let mut parties = parties(&shared, nodes);
     loop {
         for party in parties.drain(..) {
             let (shared, sender, machine) = (shared.clone(), sender.clone(), machine.clone());
@@ -51,11 +49,37 @@ pub(super) async fn make<P: Provider>(
     }
 }
 
-/// Whether a check leaves a machine as it was.
-fn only_looks<P>(shared: &Shared<P>, id: NodeId) -> bool {
-    match &shared.graph.node(id).work {
-        Work::Check(work) => !work.probes.iter().any(|probe| matches!(probe, Probe::Run { .. })),
-        _ => false,
+/// Which checks are asked in one fork, in which order.
+fn parties<P>(shared: &Shared<P>, nodes: Vec<NodeId>) -> Vec<Vec<NodeId>> {
+    let (mut looking, mut calling, mut alone) = (Vec::new(), Vec::new(), Vec::new());
+    for id in nodes {
+        let Work::Check(work) = &shared.graph.node(id).work else { continue };
+        match work.probes.iter().map(way).reduce(|a, b| if a == b { a } else { Way::Alone }) {
+            Some(Way::Looks) => looking.push(id),
+            Some(Way::Calls) => calling.push(id),
+            Some(Way::Alone) | None => alone.push(vec![id]),
+        }
+    }
+    looking.extend(calling);
+    let together = Some(looking).filter(|party| !party.is_empty());
+    together.into_iter().chain(alone).collect()
+}
+
+/// What a question may do to a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Looks,
+    /// A request may start what answers it.
+    Calls,
+    /// Anything.
+    Alone,
+}
+
+fn way(probe: &Probe) -> Way {
+    match probe {
+        Probe::File { .. } | Probe::Service { .. } | Probe::Package { .. } => Way::Looks,
+        Probe::Http { .. } | Probe::Port { .. } => Way::Calls,
+        Probe::Run { .. } => Way::Alone,
     }
 }
 
@@ -186,19 +210,13 @@ async fn start<'a, P: Provider>(
         return Err(Box::new(Failure { node: node.name.clone(), span: node.span, ..failure }));
     }
     let parent = node.parent.map(|id| shared.graph.node(id)).ok_or_else(|| making.gone())?;
-    let mut stand = Stand::of_check(node, parent);
+    let stand = Stand::of_check(node, parent);
     let coming = machine.coming.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(coming) = coming
         && let Some(ahead) = coming.up().await
+        && let Some((up, scratch)) = ahead.adopt(making, &stand).await
     {
-        match ahead.adopt(making, &stand).await {
-            Ok((up, scratch)) => return Ok(Fork { up, _scratch: scratch, _memory: memory }),
-            Err(Unfit::Read(why)) => {
-                up::tell_why(making, &why);
-                stand.carry = Carry::Never;
-            }
-            Err(Unfit::Other) => {}
-        }
+        return Ok(Fork { up, _scratch: scratch, _memory: memory });
     }
     let scratch = making.staging()?;
     let up =

@@ -6,19 +6,22 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::digest::Key;
+use rustix::fs::{AtFlags, Mode, OFlags};
+
 use crate::event::{Event, Sink};
 use crate::graph::{NodeId, Target};
 use crate::plan::Wanted;
 use crate::sparse;
 use crate::store::{ProjectFiles, Store, WrittenOutput};
 
-/// Copies that are made ahead. Those that nobody takes are removed.
+/// Copies that are made ahead.
 #[derive(Debug, Default)]
 pub struct Drafts {
     /// What may be wanted where.
@@ -26,10 +29,11 @@ pub struct Drafts {
     begun: Mutex<BTreeMap<PathBuf, Draft>>,
 }
 
+/// A copy that has no name yet, and is gone with who makes it.
 #[derive(Debug)]
 struct Draft {
     key: Key,
-    thread: JoinHandle<io::Result<()>>,
+    thread: JoinHandle<io::Result<File>>,
 }
 
 impl Drafts {
@@ -43,42 +47,29 @@ impl Drafts {
     }
 
     /// Begins to copy a disk that is there now. What fails of that is copied
-    /// when it is wanted.
+    /// when it is wanted; so is what goes to a directory that is not there yet.
     pub(super) fn begin(&self, id: NodeId, key: &Key, disk: &Path) {
         for to in self.places.get(&id).into_iter().flatten() {
-            let (Ok(source), new) = (File::open(disk), draft(to)) else { continue };
-            // No directory is made for what may never be wanted.
-            if !new.parent().is_some_and(Path::is_dir) {
-                continue;
-            }
-            let thread = std::thread::spawn(move || fill(&source, &new));
+            let (Ok(source), Ok(target)) = (File::open(disk), nameless(to)) else { continue };
+            let fill = move || fill(&source, target);
+            let Ok(thread) = std::thread::Builder::new().spawn(fill) else { continue };
             let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
             begun.insert(to.clone(), Draft { key: *key, thread });
         }
     }
 
-    /// Whether a copy of this disk lies ready beside `to`.
-    fn take(&self, key: &Key, to: &Path) -> bool {
-        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
-        match begun.remove(to) {
-            Some(draft) if draft.key == *key => matches!(draft.thread.join(), Ok(Ok(()))),
-            Some(other) => {
-                let _ = other.thread.join();
-                false
-            }
-            None => false,
-        }
+    /// A copy of this disk that was made for `to`.
+    fn take(&self, key: &Key, to: &Path) -> Option<File> {
+        let draft = self.begun.lock().unwrap_or_else(PoisonError::into_inner).remove(to)?;
+        if draft.key == *key { draft.thread.join().ok()?.ok() } else { None }
     }
 }
 
-impl Drop for Drafts {
-    fn drop(&mut self) {
-        let begun = self.begun.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for (to, Draft { thread, .. }) in std::mem::take(begun) {
-            let _ = thread.join();
-            let _ = fs::remove_file(draft(&to));
-        }
-    }
+/// Makes a file beside `to` that nobody finds. Not all filesystems can.
+fn nameless(to: &Path) -> io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let dir = to.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(File::from(rustix::fs::open(dir, flags, Mode::from_raw_mode(0o666))?))
 }
 
 /// Writes the files that are wanted, and whose states are there, below `dir`.
@@ -107,9 +98,10 @@ pub fn write_outputs(
             sink(told(true));
             continue;
         }
-        let written = match drafts.take(&key, &to) {
-            true => put(&to),
-            false => copy(&store.state_dir(&key).join(record.disk.kind.file_name()), &to),
+        let ready = drafts.take(&key, &to).and_then(|copy| name(&copy, &to).ok());
+        let written = match ready {
+            Some(()) => put(&to),
+            None => copy(&store.state_dir(&key).join(record.disk.kind.file_name()), &to),
         };
         written.map_err(|e| (to.clone(), e))?;
         if let Some(stamp) = stamp(&to) {
@@ -137,23 +129,34 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
         fs::create_dir_all(dir)?;
     }
     let new = draft(to);
-    let written = File::open(from).and_then(|source| fill(&source, &new)).and_then(|()| put(to));
+    let fill = |source: File| fill(&source, File::create(&new)?);
+    let written = File::open(from).and_then(fill).and_then(|_| put(to));
     if written.is_err() {
         let _ = fs::remove_file(&new);
     }
     written
 }
 
-/// Where a file is written before it takes its place.
+/// Where a file is before it takes its place.
 fn draft(to: &Path) -> PathBuf {
     let name = to.file_name().unwrap_or_default().to_string_lossy();
     to.with_file_name(format!(".{name}.vimg-new"))
 }
 
-fn fill(source: &File, new: &Path) -> io::Result<()> {
-    let target = File::create(new)?;
+fn fill(source: &File, target: File) -> io::Result<File> {
     sparse::copy(source, &target)?;
-    target.sync_all()
+    target.sync_all()?;
+    Ok(target)
+}
+
+/// Gives a copy its first name.
+fn name(copy: &File, to: &Path) -> io::Result<()> {
+    let new = draft(to);
+    // Left by somebody who was killed.
+    let _ = fs::remove_file(&new);
+    let own = format!("/proc/self/fd/{}", copy.as_raw_fd());
+    rustix::fs::linkat(rustix::fs::CWD, own, rustix::fs::CWD, new, AtFlags::SYMLINK_FOLLOW)?;
+    Ok(())
 }
 
 /// Puts what was written in its place.
@@ -163,5 +166,33 @@ fn put(to: &Path) -> io::Result<()> {
     match to.parent().filter(|p| !p.as_os_str().is_empty()) {
         Some(dir) => File::open(dir)?.sync_all(),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Digest;
+
+    #[test]
+    fn a_copy_has_no_name_before_it_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, to) = (dir.path().join("disk"), dir.path().join("it.img"));
+        let [key, other] = [b"a", b"b"].map(|bytes| Key(Digest::of(bytes)));
+        fs::write(&disk, "new").unwrap();
+        fs::write(&to, "old").unwrap();
+        let id = NodeId::of(0);
+        let drafts = Drafts { places: BTreeMap::from([(id, vec![to.clone()])]), begun: Mutex::default() };
+        let names = || fs::read_dir(dir.path()).unwrap().count();
+        drafts.begin(id, &key, &disk);
+        assert!(drafts.take(&other, &to).is_none(), "it is of another disk");
+        drafts.begin(id, &key, &disk);
+        let copy = drafts.take(&key, &to).unwrap();
+        assert_eq!((names(), fs::read_to_string(&to).unwrap()), (2, "old".into()));
+        fs::write(draft(&to), "half a di").unwrap();
+        name(&copy, &to).unwrap();
+        put(&to).unwrap();
+        assert_eq!((names(), fs::read_to_string(&to).unwrap()), (2, "new".into()));
+        assert!(drafts.take(&key, &to).is_none());
     }
 }

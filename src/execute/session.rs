@@ -177,19 +177,17 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         self.expect(&FromAgent::Prepared, REST).await
     }
 
-    /// Makes a fork a machine of its own. One that may be `watched` on may be
-    /// carried over yet.
-    pub(super) async fn wake(&mut self, watched: bool) -> Result<(), SessionError> {
-        self.send(&ToAgent::Wake(Wake { watched, ..awakening()? })).await?;
+    /// Makes a fork a machine of its own.
+    pub(super) async fn wake(&mut self) -> Result<(), SessionError> {
+        self.send(&ToAgent::Wake(awakening()?)).await?;
         self.expect(&FromAgent::Awake, REST).await
     }
 
     /// Gives a fork the files of another disk, as if it had booted from that,
-    /// and makes it a machine of its own unless it is `awake`.
-    pub(super) async fn carry(&mut self, altered: &[Altered], awake: bool) -> Result<(), SessionError> {
+    /// and makes it a machine of its own.
+    pub(super) async fn carry(&mut self, altered: &[Altered]) -> Result<(), SessionError> {
         let changes = altered.iter().map(|a| a.change.clone()).collect();
-        let wake = if awake { None } else { Some(awakening()?) };
-        self.send(&ToAgent::Carry { wake, changes }).await?;
+        self.send(&ToAgent::Carry { wake: awakening()?, changes }).await?;
         for content in altered.iter().filter_map(|a| a.content.as_ref()) {
             for chunk in content.chunks(protocol::CHUNK) {
                 self.put(&protocol::encode_data(chunk)?).await?;
@@ -554,7 +552,7 @@ fn awakening() -> Result<Wake, SessionError> {
     let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
     let mut seed = Vec::new();
     std::fs::File::open("/dev/urandom")?.take(64).read_to_end(&mut seed)?;
-    Ok(Wake { time, seed, watched: false })
+    Ok(Wake { time, seed })
 }
 
 /// For conversations in which no blob is due.

@@ -142,8 +142,8 @@ pub(super) async fn up<P: Provider>(
             let units = session.ready(place == Place::Machine).await?;
             match &place {
                 Place::Outside(network) => session.prepare(network.clone()).await?,
-                Place::Forked => session.wake(false).await?,
-                Place::Carried(carried) => session.carry(&carried.altered, false).await?,
+                Place::Forked => session.wake().await?,
+                Place::Carried(carried) => session.carry(&carried.altered).await?,
                 Place::Machine if first => session.keep().await?,
                 Place::Machine => {}
             }
@@ -265,12 +265,12 @@ pub(super) async fn again<P: Provider>(
 
 /// Tells why a machine does not go on from one that was kept of a disk that is
 /// almost the same.
-pub(super) fn tell_why<P>(site: &Site<'_, P>, why: &str) {
+fn tell_why<P>(site: &Site<'_, P>, why: &str) {
     site.line(&super::log::clean(&format!("the machine boots: {why}")));
 }
 
 /// Tells which units failed to start.
-fn tell_failed<P>(site: &Site<'_, P>, units: &[String]) {
+pub(super) fn tell_failed<P>(site: &Site<'_, P>, units: &[String]) {
     if !units.is_empty() {
         site.line(&super::log::clean(&format!("units that failed at boot: {}", units.join(" "))));
     }

@@ -97,6 +97,8 @@ fn checks_say_what_was_seen_and_hold_outputs_back() {
         package "systemd"
     }
     check "open" { port 8000 }
+    check "listens" { service "hello.socket" }
+    check "both" { port 8000; service "hello.socket" }
     check "spoils" { run "rm /usr/local/bin/hello; systemctl stop hello.socket" }"#;
     let bad = r#"
     check "status" { http "http://localhost:8000/x" within="1s" }
@@ -128,20 +130,24 @@ fn checks_say_what_was_seen_and_hold_outputs_back() {
         "`other` is not in it: debian",
         "service nothing: there is no such service",
         "package nginx: it is not installed",
-        "main.vimg:18:",
+        "main.vimg:20:",
     ] {
         built.says(words);
     }
     let mut passed = built.built();
     passed.retain(|node| node.contains(":check/"));
     passed.sort();
-    assert_eq!(passed, ["it:check/good", "it:check/open", "it:check/spoils"], "none is in another's way");
+    assert_eq!(
+        passed,
+        ["it:check/both", "it:check/good", "it:check/listens", "it:check/open", "it:check/spoils"],
+        "none is in another's way"
+    );
     // In the fork in which another was asked before, and then in one of its own.
     let again = built.stdout.lines().filter(|line| line.contains("ask again, alone")).count();
     assert_eq!(again, 1, "{}", built.stdout);
     assert_eq!(built.boots(), 1);
     let report = std::fs::read_to_string(project.path("report.xml")).unwrap();
-    assert!(report.contains("tests=\"14\" failures=\"11\" skipped=\"0\""), "{report}");
+    assert!(report.contains("tests=\"16\" failures=\"11\" skipped=\"0\""), "{report}");
 
     // No output without its checks, and only what failed is asked again.
     assert_eq!(project.vimg(&["build", "--keep-going"]).code, 1);

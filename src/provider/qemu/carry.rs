@@ -143,13 +143,6 @@ pub(super) fn find(home: &Path, wanted: &Origin, carry: Carry) -> Option<Result<
     }))
 }
 
-/// The one that comes nearest to a disk, whatever it holds, and the disks that
-/// it stands on.
-pub(super) fn nearest(home: &Path, wanted: &Origin) -> Option<(PathBuf, Vec<PathBuf>)> {
-    let one = candidates(home, wanted).into_iter().next()?;
-    Some((one.kept, paths(&one.origin)))
-}
-
 /// How a machine that is thrown away, and was kept at `kept`, is carried over
 /// to a disk, if it may be.
 pub(super) fn over(kept: PathBuf, wanted: &Origin) -> Option<Carried> {

@@ -147,7 +147,7 @@ pub(super) async fn start(
     Ok(instance)
 }
 
-/// Forks the kept machine that comes nearest to the disk of `launch`, for one
+/// Forks the kept machine that would do for the disk of `launch`, for a disk
 /// that is not there yet.
 pub(super) async fn ahead(
     programs: &Programs,
@@ -155,11 +155,16 @@ pub(super) async fn ahead(
     launch: &Launch,
     memories: &Arc<Memories>,
 ) -> Option<QemuInstance> {
-    let like = origin(programs, accel, launch).filter(|_| memories.are_of_use())?;
-    let (kept, chain) = carry::nearest(&memories.home, &like)?;
-    let other = Launch { chain, ..launch.clone() };
-    let mut instance = fork(programs, accel, &other, &Kept::at(&kept), Place::Forked).await.ok()?;
-    instance.origin = Some(Origin { memories: memories.clone(), dir: kept });
+    // Only a direct boot notes what it reads.
+    let of_use = memories.are_of_use() && launch.boot.is_some();
+    let like = origin(programs, accel, launch).filter(|_| of_use)?;
+    let home = memories.home.clone();
+    // Reading disks blocks.
+    let found = tokio::task::spawn_blocking(move || carry::find(&home, &like, Carry::Thrown)).await;
+    let near = found.ok().flatten()?.ok()?;
+    let other = Launch { chain: near.carried.chain, ..launch.clone() };
+    let mut instance = fork(programs, accel, &other, &Kept::at(&near.kept), Place::Forked).await.ok()?;
+    instance.origin = Some(Origin { memories: memories.clone(), dir: near.kept });
     Some(instance)
 }
 
