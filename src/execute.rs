@@ -260,6 +260,7 @@ pub async fn build<P: Provider>(workshop: &Workshop<P>, plan: &Plan) -> Outcome 
     // What is made now or was made, and a fork for checks of it.
     let mut started: HashSet<NodeId> = HashSet::new();
     let mut ahead: Option<(NodeId, Coming<P>)> = None;
+    let mut tried: HashSet<NodeId> = HashSet::new();
     loop {
         let ready = |run: &Vec<NodeId>| graph.node(run[0]).parent.is_none_or(|p| settled.contains(&p));
         let (mut start_now, later): (Vec<_>, Vec<_>) =
@@ -275,14 +276,16 @@ pub async fn build<P: Provider>(workshop: &Workshop<P>, plan: &Plan) -> Outcome 
         let gone =
             |id: NodeId| graph.node(id).parent.is_some_and(|p| dead.contains(&p) || moved.contains(&p));
         ahead.take_if(|(check, coming)| coming.is_over() || gone(*check));
-        // One is enough: what is forked for checks that are long to come only
-        // waits.
+        // Once each, and one at a time: what is forked for checks that are long
+        // to come only waits.
         if ahead.is_none() && budget.keep_memory && !stopping {
             let is_next = |run: &&Vec<NodeId>| {
                 let node = graph.node(run[0]);
-                matches!(node.work, Work::Check(_)) && node.parent.is_some_and(|p| started.contains(&p))
+                let is_new = matches!(node.work, Work::Check(_)) && !tried.contains(&run[0]);
+                is_new && node.parent.is_some_and(|p| started.contains(&p))
             };
             let next = waiting.iter().find(is_next).map(|run| run[0]);
+            tried.extend(next);
             ahead = next.map(|check| (check, Coming::begin(shared.clone(), check)));
         }
         if tasks.is_empty() && receiver.is_empty() {
