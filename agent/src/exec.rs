@@ -20,6 +20,7 @@ use crate::command;
 use crate::fetch::Sender;
 use crate::protocol::{self, Exec, FromAgent, Size, Stream, Terminal};
 use crate::system;
+use crate::urgent;
 
 /// How much is read at once, in bytes.
 const PIECE: usize = 32 << 10;
@@ -96,7 +97,7 @@ impl Running {
                 Ok(())
             });
         }
-        let child = command.spawn()?;
+        let child = urgent::start(command)?;
         // The command holds the terminal open; only the child should.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let (reader, writer) = (File::from(master.try_clone()?), File::from(master.try_clone()?));
@@ -108,7 +109,7 @@ impl Running {
 
     fn on_pipes(command: &mut Command, sender: &Sender) -> io::Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        let mut child = command.spawn()?;
+        let mut child = urgent::start(command)?;
         let life = Life::of(&child);
         let input = child.stdin.take().map(feed);
         let mut readers = Vec::new();

@@ -10,6 +10,7 @@ pub mod fsctl;
 mod system;
 mod fetch;
 mod offline;
+mod urgent;
 mod command;
 pub mod hooks;
 mod ledger;

@@ -12,8 +12,17 @@ use crate::fsctl;
 use crate::hooks;
 
 /// Services that stay up while the others are stopped: without them the
-/// machine can't answer any more.
-const KEPT: &[&str] = &["vimg-agent", "dbus", "systemd-", "user@"];
+/// machine can't answer any more, or they have nothing to close.
+const KEPT: &[&str] = &[
+    "vimg-agent",
+    "dbus",
+    "systemd-",
+    "user@",
+    "getty@",
+    "serial-getty@",
+    "console-getty",
+    "kmod-static-nodes",
+];
 
 /// How long services may take to stop.
 const STOP: Duration = Duration::from_secs(600);

@@ -22,6 +22,7 @@ use crate::protocol::{self, Change, FromAgent, PORT, Prepare, ToAgent, Wake};
 use crate::pulse;
 use crate::seal;
 use crate::system;
+use crate::urgent;
 use crate::wake;
 
 /// How long a machine may take to show the port. An image that runs without
@@ -331,12 +332,14 @@ impl Agent {
     /// Makes a fork as if it had booted with other files, or says why not. The
     /// clock is stepped afterwards: timers may start what reads them.
     fn carry(&mut self, wake: &Wake, changes: &[Change], contents: &[u8]) -> Result<(), String> {
+        urgent::begin();
         wake::reseed(wake).map_err(carry::unable)?;
         carry::make(changes, contents, self.boot.as_mut())?;
         self.step(wake).map_err(carry::unable)
     }
 
     fn wake(&mut self, wake: &Wake) -> io::Result<()> {
+        urgent::begin();
         wake::reseed(wake)?;
         self.step(wake)
     }
