@@ -310,6 +310,17 @@ pub trait Instance: Send {
         None
     }
 
+    /// Has it stand still, if it can, until it is told to go on: what waits
+    /// takes nothing from who works.
+    fn stand_still(&mut self) -> impl Future<Output = Result<(), ProviderError>> + Send {
+        std::future::ready(Ok(()))
+    }
+
+    /// Has it go on that stood still.
+    fn go_on(&mut self) -> impl Future<Output = Result<(), ProviderError>> + Send {
+        std::future::ready(Ok(()))
+    }
+
     /// Keeps it as it has booted, and ends it. The agent must have been told.
     fn keep(self) -> impl Future<Output = Result<(), ProviderError>> + Send;
 

@@ -98,7 +98,12 @@ async fn fork<P: Provider>(shared: &Shared<P>, check: NodeId) -> Option<Ahead<P>
         ready = session.ready(false) => ready.ok(),
         _ = instance.ended() => None,
     };
-    match ready {
+    // What its machine goes on to do by itself is nothing that anybody waits for.
+    let still = match ready {
+        Some(failed) => instance.stand_still().await.ok().map(|()| failed),
+        None => None,
+    };
+    match still {
         Some(failed) => Some(Ahead { instance, session, failed, scratch }),
         None => {
             instance.stop().await;
@@ -123,11 +128,11 @@ impl<P: Provider> Ahead<P> {
         let Self { mut instance, mut session, failed, scratch } = self;
         let (mut launch, record) = up::prepare(site, stand, scratch.path(), &overlay(&scratch)).ok()?;
         let carried = match site.shared.provider.carried(&launch, &instance).await {
-            Some(carried) => tokio::select! {
+            Some(carried) if instance.go_on().await.is_ok() => tokio::select! {
                 done = session.carry(&carried.altered) => done.ok().map(|()| carried),
                 _ = instance.ended() => None,
             },
-            None => None,
+            _ => None,
         };
         let Some(carried) = carried else {
             instance.stop().await;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::SemaphorePermit;
 use vimg_agent::protocol::{Apply, Primitive};
 
 use super::Failure;
@@ -31,17 +32,21 @@ const MAX_DEPTH: u32 = 16;
 const LAST_REST: Duration = Duration::from_secs(60);
 
 /// A run's machine and where its disk stands.
-pub(super) struct Running<I: Instance> {
+pub(super) struct Running<'a, I: Instance> {
     pub(super) instance: I,
     session: Session<I::Channel>,
     /// What it was launched as, with the disks below the one that takes the
     /// writes.
     launch: Launch,
     made: Facts,
+    /// The part of its job that it gives up with its first step: what has come
+    /// up goes on to settle for a moment, and from there on it mostly does one
+    /// thing after the other.
+    spare: Option<SemaphorePermit<'a>>,
 }
 
-impl<I: Instance> Running<I> {
-    pub(super) fn on(up: Up<I>) -> Self {
+impl<'a, I: Instance> Running<'a, I> {
+    pub(super) fn on(up: Up<I>, spare: Option<SemaphorePermit<'a>>) -> Self {
         let Up { instance, session, launch, record, disk } = up;
         let made = Facts {
             disk,
@@ -52,14 +57,14 @@ impl<I: Instance> Running<I> {
             source: None,
             same: None,
         };
-        Self { instance, session, launch, made }
+        Self { instance, session, launch, made, spare }
     }
 }
 
 /// Makes one node in a running machine and commits it.
 pub(super) async fn make<P: Provider>(
     making: &Making<'_, P>,
-    running: &mut Running<P::Instance>,
+    running: &mut Running<'_, P::Instance>,
     staging: Staging,
     next_disk: &Path,
     last: bool,
@@ -78,6 +83,7 @@ pub(super) async fn make<P: Provider>(
         }
         _ => {
             making.phase("seal");
+            running.spare = None;
             let Running { instance, session, .. } = &mut *running;
             tokio::select! {
                 sealed = session.seal() => sealed.map(|()| false).map_err(Trouble::Session),
@@ -119,7 +125,7 @@ enum Stop {
 /// what it would boot now is not known yet.
 async fn apply<P: Provider>(
     making: &Making<'_, P>,
-    running: &mut Running<P::Instance>,
+    running: &mut Running<'_, P::Instance>,
     work: &LayerWork,
     blobs: &Staged,
     staging: &Staging,
@@ -131,9 +137,10 @@ async fn apply<P: Provider>(
     let (layer, steps) = (work.layer.clone(), work.steps.clone());
     let mut what = Apply { layer, steps, from: 0, offline, durable: false };
     loop {
-        let Running { instance, session, .. } = &mut *running;
+        let Running { instance, session, spare, .. } = &mut *running;
         let applied = session.apply(&what, blobs, |progress| match progress {
             Progress::Started(step) => {
+                *spare = None;
                 log.heading(&names[step].1);
                 making.phase(&names[step].1);
             }
@@ -162,7 +169,7 @@ async fn apply<P: Provider>(
 /// had.
 async fn reboot<P: Provider>(
     making: &Making<'_, P>,
-    running: &mut Running<P::Instance>,
+    running: &mut Running<'_, P::Instance>,
     staging: &Staging,
 ) -> Result<(), Stop> {
     let Running { instance, session, .. } = &mut *running;
@@ -186,7 +193,7 @@ async fn reboot<P: Provider>(
 /// own loader goes on doing so.
 async fn take_boot<P: Provider>(
     making: &Making<'_, P>,
-    running: &mut Running<P::Instance>,
+    running: &mut Running<'_, P::Instance>,
     staging: &Staging,
 ) -> Result<(), Stop> {
     let Running { instance, session, made, .. } = &mut *running;
@@ -210,7 +217,7 @@ async fn take_boot<P: Provider>(
 /// can't be kept is no further trouble.
 async fn keep_failed<P: Provider>(
     making: &Making<'_, P>,
-    running: &mut Running<P::Instance>,
+    running: &mut Running<'_, P::Instance>,
     staging: &Staging,
     next_disk: &Path,
     failure: &Failure,
@@ -235,7 +242,7 @@ async fn keep_failed<P: Provider>(
 /// Brings the machine's disk to rest and goes on with a new one.
 async fn settle<P: Provider>(
     making: &Making<'_, P>,
-    running: &mut Running<P::Instance>,
+    running: &mut Running<'_, P::Instance>,
     staging: &Staging,
     next_disk: &Path,
     boot_changed: bool,
@@ -265,7 +272,7 @@ async fn settle<P: Provider>(
 /// Commits a disk that is at rest.
 async fn keep<P: Provider>(
     making: &Making<'_, P>,
-    running: &mut Running<P::Instance>,
+    running: &mut Running<'_, P::Instance>,
     staging: Staging,
 ) -> Made {
     let (shared, node) = (making.shared, making.node);

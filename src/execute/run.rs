@@ -358,11 +358,9 @@ async fn machine<P: Provider>(
     };
     let overlay = staging.path().join(DiskKind::Qcow2.file_name());
     let mut running = match up::up(&making, &stand, scratch.path(), &overlay).await {
-        Ok(up) => layer::Running::on(up),
+        Ok(up) => layer::Running::on(up, job.as_mut().and_then(|job| job.split(JOB as usize - 1))),
         Err(failure) => return fail(sender, rest[0], *failure),
     };
-    // Once it is up, a machine mostly does one thing after the other.
-    drop(job.as_mut().and_then(|job| job.split(JOB as usize - 1)));
     for (n, id) in rest.iter().enumerate() {
         let node = shared.graph.node(*id);
         if n > 0 {

@@ -215,6 +215,20 @@ impl Instance for HostInstance {
         }
     }
 
+    async fn stand_still(&mut self) -> Result<(), ProviderError> {
+        match self {
+            Self::Qemu(i) => i.stand_still().await,
+            Self::Container(i) => i.stand_still().await,
+        }
+    }
+
+    async fn go_on(&mut self) -> Result<(), ProviderError> {
+        match self {
+            Self::Qemu(i) => i.go_on().await,
+            Self::Container(i) => i.go_on().await,
+        }
+    }
+
     async fn keep(self) -> Result<(), ProviderError> {
         match self {
             Self::Qemu(i) => i.keep().await,

@@ -272,6 +272,14 @@ impl Instance for QemuInstance {
         self.keeping.is_some()
     }
 
+    async fn stand_still(&mut self) -> Result<(), ProviderError> {
+        self.execute("stop", json!({})).await.map(|_| ())
+    }
+
+    async fn go_on(&mut self) -> Result<(), ProviderError> {
+        self.execute("cont", json!({})).await.map(|_| ())
+    }
+
     async fn keep(self) -> Result<(), ProviderError> {
         machine::keep(self).await
     }
