@@ -37,6 +37,7 @@ mod carried;
 mod change;
 mod checks;
 mod compare;
+mod drafts;
 mod explain;
 mod interact;
 mod layer;
@@ -51,9 +52,10 @@ mod site;
 mod up;
 
 pub use compare::{Change, Comparison, How, compare};
+pub use drafts::Drafts;
 pub use interact::{Ended, Input, interact, watch};
 pub use log::read as read_log;
-pub use output::{Drafts, write_outputs};
+pub use output::write_outputs;
 pub use rounds::{make, remember};
 
 /// How much of the host a build may use.
@@ -261,6 +263,8 @@ pub async fn build<P: Provider>(workshop: &Workshop<P>, plan: &Plan) -> Outcome 
     let mut started: HashSet<NodeId> = HashSet::new();
     let mut ahead: Option<(NodeId, Coming<P>)> = None;
     let mut tried: HashSet<NodeId> = HashSet::new();
+    // Those whose earlier outputs are copied, if there are any.
+    let mut copied: HashSet<NodeId> = HashSet::new();
     loop {
         let ready = |run: &Vec<NodeId>| graph.node(run[0]).parent.is_none_or(|p| settled.contains(&p));
         let (mut start_now, later): (Vec<_>, Vec<_>) =
@@ -287,6 +291,16 @@ pub async fn build<P: Provider>(workshop: &Workshop<P>, plan: &Plan) -> Outcome 
             let next = waiting.iter().find(is_next).map(|run| run[0]);
             tried.extend(next);
             ahead = next.map(|check| (check, Coming::begin(shared.clone(), check)));
+        }
+        // What is to be in an output is almost there.
+        let almost = |id: &NodeId| {
+            let below = |id: NodeId| graph.node(id).parent;
+            below(*id).is_none_or(|parent| below(parent).is_none_or(|layer| settled.contains(&layer)))
+        };
+        for run in waiting.iter().filter(|run| !stopping && almost(&run[0])) {
+            if copied.insert(run[0]) {
+                run::copy_earlier(&shared, run[0]);
+            }
         }
         if tasks.is_empty() && receiver.is_empty() {
             break;

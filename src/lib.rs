@@ -5,6 +5,7 @@
 pub mod digest;
 pub mod event;
 pub mod sparse;
+pub mod direct;
 pub mod qcow2;
 pub mod ext4;
 pub mod files;

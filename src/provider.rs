@@ -4,6 +4,7 @@
 //! recipes, nodes, keys and the store: it is given paths. The traits are not
 //! QEMU's shape; QEMU is their first implementation.
 
+use std::fs::File;
 use std::future::Future;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -167,7 +168,7 @@ pub struct Made {
     pub booted: bool,
 }
 
-/// A disk that was exported before.
+/// A disk that was exported before, as qcow2.
 #[derive(Debug, Clone)]
 pub struct Exported {
     /// Its file.
@@ -260,15 +261,26 @@ pub trait Provider: Send + Sync + 'static {
     fn flatten(&self, chain: &[PathBuf], to: &Path)
     -> impl Future<Output = Result<(), ProviderError>> + Send;
 
-    /// Writes a chain of disks as one disk of another format. What an earlier
-    /// one holds of it may be taken over.
+    /// Writes a chain of disks as one disk of another format.
     fn export(
         &self,
         chain: &[PathBuf],
         format: DiskFormat,
-        earlier: Option<&Exported>,
         to: &Path,
     ) -> impl Future<Output = Result<(), ProviderError>> + Send;
+
+    /// Changes copies of a disk that was exported before, so that they hold
+    /// another chain. `None` if that can't be, or is not worth it: they are of
+    /// no use then.
+    fn revise(
+        &self,
+        chain: &[PathBuf],
+        earlier: &Exported,
+        copies: Vec<File>,
+    ) -> impl Future<Output = Option<Vec<File>>> + Send {
+        let _ = (chain, earlier, copies);
+        std::future::ready(None)
+    }
 }
 
 /// A running virtual server. Dropping it kills it.

@@ -6,14 +6,14 @@
 //! Format: QEMU's `docs/interop/qcow2.txt`.
 
 mod chain;
-mod packed;
+mod revision;
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 pub use chain::{Chain, join};
-pub use packed::{Earlier, pack};
+pub use revision::Revision;
 
 /// What a plain header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

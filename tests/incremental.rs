@@ -164,7 +164,8 @@ impl Recipe {
             let _ = writeln!(out, "    {}", about(what / 2 + 3, &mut now));
             known.push(now);
             if *output {
-                let _ = writeln!(out, "    output \"raw\" path=\"i{n}.raw\"");
+                let format = ["qcow2", "raw"][n % 2];
+                let _ = writeln!(out, "    output \"{format}\" path=\"i{n}.img\"");
             }
             out.push_str("}\n");
         }
@@ -295,6 +296,8 @@ struct Built {
     states: BTreeMap<String, State>,
     /// How often a state was found to hold the same as before.
     same: usize,
+    /// How often an output was made from what it was before.
+    revised: usize,
     standing: Standing,
 }
 
@@ -362,8 +365,9 @@ fn run_with(project: &Path, store: &Path, leak: Option<PathBuf>, caches: &Caches
         })
         .collect();
     let standing = Standing::new(REQUEST, &project, &graph, &plan, Vec::new()).unwrap();
-    let launches = fake.launches.load(Ordering::Relaxed);
-    Built { outcome, launches, states, same: same.load(Ordering::Relaxed), standing }
+    let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
+    let (launches, same, revised) = (count(&fake.launches), count(&same), count(&fake.revised));
+    Built { outcome, launches, states, same, revised, standing }
 }
 
 /// A directory in memory: what is tested here is not the disk.
@@ -373,14 +377,14 @@ fn scratch() -> tempfile::TempDir {
 }
 
 /// Runs one sequence of edits; says where the incremental result differs.
-fn sequence(seed: u64, edits: usize, leak: bool) -> Result<(usize, usize), String> {
+fn sequence(seed: u64, edits: usize, leak: bool) -> Result<[usize; 3], String> {
     let mut rng = Rng(seed);
     let dir = scratch();
     let (project, store) = (dir.path().join("project"), dir.path().join("store"));
     let leaked = leak.then(|| project.join("unused"));
     let mut recipe = Recipe::random(&mut rng);
     let mut seen: Vec<Recipe> = Vec::new();
-    let (mut reused, mut same) = (0, 0);
+    let (mut reused, mut same, mut revised) = (0, 0, 0);
     let mut standing: Option<Standing> = None;
     for edit in 0..=edits {
         let mut what = "first";
@@ -409,6 +413,7 @@ fn sequence(seed: u64, edits: usize, leak: bool) -> Result<(usize, usize), Strin
         }
         reused += incremental.outcome.reused;
         same += incremental.same;
+        revised += incremental.revised;
         if back && incremental.outcome.built > 0 {
             return Err(format!("seed {seed}, edit {edit} ({what}): what was built before is built again"));
         }
@@ -434,7 +439,7 @@ fn sequence(seed: u64, edits: usize, leak: bool) -> Result<(usize, usize), Strin
             return Err(format!("seed {seed}, edit {edit} ({what}): {names:?} differ from a clean build"));
         }
     }
-    Ok((reused, same))
+    Ok([reused, same, revised])
 }
 
 /// How many sequences: all of them in CI, fewer where VIMG_SEQUENCES says so.
@@ -446,7 +451,8 @@ fn sequences() -> u64 {
 fn incremental_builds_equal_clean_ones() {
     let total = sequences();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    let (reused, same) = std::thread::scope(|scope| {
+    let add = |a: [usize; 3], b: [usize; 3]| std::array::from_fn(|n| a[n] + b[n]);
+    let [reused, same, revised] = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
             .map(|worker| {
                 scope.spawn(move || {
@@ -455,12 +461,13 @@ fn incremental_builds_equal_clean_ones() {
                         .map(|seed| {
                             sequence(seed, 3 + (seed % 4) as usize, false).unwrap_or_else(|e| panic!("{e}"))
                         })
-                        .fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1))
+                        .fold([0; 3], add)
                 })
             })
             .collect();
-        workers.into_iter().map(|w| w.join().unwrap()).fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1))
+        workers.into_iter().map(|w| w.join().unwrap()).fold([0; 3], add)
     });
+    assert!(revised > total as usize / 20, "too few outputs are made from what they were before: {revised}");
     assert!(same > total as usize / 40, "too little turns out to be the same to prove anything: {same}");
     assert!(reused > total as usize, "the sequences reuse too little to prove anything: {reused}");
 }

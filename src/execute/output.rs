@@ -1,76 +1,19 @@
 //! Writes finished disks to where the recipe wants them, if they are not
-//! there already. A disk is copied as soon as there is one, beside its place
-//! and while its image is still checked, and put in its place when the image
-//! has passed.
+//! there already and their images have passed.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-use std::thread::JoinHandle;
 
-use crate::digest::Key;
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::AtFlags;
 
+use super::drafts::Drafts;
 use crate::event::{Event, Sink};
-use crate::graph::{NodeId, Target};
 use crate::plan::Wanted;
 use crate::sparse;
 use crate::store::{ProjectFiles, Store, WrittenOutput};
-
-/// Copies that are made ahead.
-#[derive(Debug, Default)]
-pub struct Drafts {
-    /// What may be wanted where.
-    places: BTreeMap<NodeId, Vec<PathBuf>>,
-    begun: Mutex<BTreeMap<PathBuf, Draft>>,
-}
-
-/// A copy that has no name yet, and is gone with who makes it.
-#[derive(Debug)]
-struct Draft {
-    key: Key,
-    thread: JoinHandle<io::Result<File>>,
-}
-
-impl Drafts {
-    /// For what may be wanted below `dir`.
-    pub fn new<'a>(targets: impl Iterator<Item = &'a Target>, dir: &Path) -> Self {
-        let mut places: BTreeMap<NodeId, Vec<PathBuf>> = BTreeMap::new();
-        for target in targets {
-            places.entry(target.node).or_default().push(dir.join(&target.output.path));
-        }
-        Self { places, begun: Mutex::default() }
-    }
-
-    /// Begins to copy a disk that is there now. What fails of that is copied
-    /// when it is wanted; so is what goes to a directory that is not there yet.
-    pub(super) fn begin(&self, id: NodeId, key: &Key, disk: &Path) {
-        for to in self.places.get(&id).into_iter().flatten() {
-            let (Ok(source), Ok(target)) = (File::open(disk), nameless(to)) else { continue };
-            let fill = move || fill(&source, target);
-            let Ok(thread) = std::thread::Builder::new().spawn(fill) else { continue };
-            let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
-            begun.insert(to.clone(), Draft { key: *key, thread });
-        }
-    }
-
-    /// A copy of this disk that was made for `to`.
-    fn take(&self, key: &Key, to: &Path) -> Option<File> {
-        let draft = self.begun.lock().unwrap_or_else(PoisonError::into_inner).remove(to)?;
-        if draft.key == *key { draft.thread.join().ok()?.ok() } else { None }
-    }
-}
-
-/// Makes a file beside `to` that nobody finds. Not all filesystems can.
-fn nameless(to: &Path) -> io::Result<File> {
-    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-    let dir = to.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    Ok(File::from(rustix::fs::open(dir, flags, Mode::from_raw_mode(0o666))?))
-}
 
 /// Writes the files that are wanted, and whose states are there, below `dir`.
 pub fn write_outputs(
@@ -171,28 +114,23 @@ fn put(to: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{Mode, OFlags};
+
     use super::*;
-    use crate::digest::Digest;
 
     #[test]
-    fn a_copy_has_no_name_before_it_is_taken() {
+    fn a_copy_without_a_name_takes_its_place() {
         let dir = tempfile::tempdir().unwrap();
-        let (disk, to) = (dir.path().join("disk"), dir.path().join("it.img"));
-        let [key, other] = [b"a", b"b"].map(|bytes| Key(Digest::of(bytes)));
-        fs::write(&disk, "new").unwrap();
+        let to = dir.path().join("it.img");
         fs::write(&to, "old").unwrap();
-        let id = NodeId::of(0);
-        let drafts = Drafts { places: BTreeMap::from([(id, vec![to.clone()])]), begun: Mutex::default() };
-        let names = || fs::read_dir(dir.path()).unwrap().count();
-        drafts.begin(id, &key, &disk);
-        assert!(drafts.take(&other, &to).is_none(), "it is of another disk");
-        drafts.begin(id, &key, &disk);
-        let copy = drafts.take(&key, &to).unwrap();
-        assert_eq!((names(), fs::read_to_string(&to).unwrap()), (2, "old".into()));
+        // Somebody was killed.
         fs::write(draft(&to), "half a di").unwrap();
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        let copy = File::from(rustix::fs::open(dir.path(), flags, Mode::from_raw_mode(0o666)).unwrap());
+        io::copy(&mut b"new".as_slice(), &mut &copy).unwrap();
         name(&copy, &to).unwrap();
         put(&to).unwrap();
-        assert_eq!((names(), fs::read_to_string(&to).unwrap()), (2, "new".into()));
-        assert!(drafts.take(&key, &to).is_none());
+        assert_eq!(fs::read_to_string(&to).unwrap(), "new");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

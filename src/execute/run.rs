@@ -10,6 +10,7 @@ use vimg_lang::model::DiskFormat;
 
 use super::ahead::Coming;
 use super::carried::hands_secrets;
+use super::drafts::Copies;
 use super::site::Site;
 use super::{Failure, FailureKind, JOB, Settled, Shared, checks, layer, up};
 use crate::digest::{Blob, Description, Key};
@@ -301,33 +302,54 @@ async fn export<P: Provider>(shared: &Shared<P>, id: NodeId, format: DiskFormat,
     let making = Making::begin(shared, id, lock);
     let node = making.node;
     making.phase("convert");
-    let staging = making.staging()?;
     let kind = match format {
         DiskFormat::Qcow2 => DiskKind::Qcow2,
         DiskFormat::Raw => DiskKind::Raw,
     };
-    let (store, notes) = (&shared.store, &shared.notes);
+    let store = &shared.store;
     let parent = node.parent.map(|parent| shared.graph.node(parent)).ok_or_else(|| making.gone())?;
     let source = store.record(&parent.key).map(|record| (parent.key, record.id));
     let chain = source.and_then(|source| store.chain_of(&source)).ok_or_else(|| making.gone())?;
-    // The one before may hold most of it.
+    copy_earlier(shared, id);
+    let revised = match shared.drafts.take_earlier(id) {
+        Some(earlier) => earlier.revise(&*shared.provider, &chain).await,
+        None => None,
+    };
+    let (staging, copies) = match revised {
+        Some(revised) => revised,
+        None => {
+            let staging = making.staging()?;
+            let exported =
+                shared.provider.export(&chain, format, &staging.path().join(kind.file_name())).await;
+            exported.map_err(|e| making.provider_failure(e))?;
+            (staging, Copies::new())
+        }
+    };
+    shared.drafts.begin(id, &node.key, &staging.path().join(kind.file_name()), copies);
+    making.phase("store");
+    let made = Facts { source, ..Facts::of(kind, shared.provider.name()) };
+    making.commit(staging, made).await.map(|_| ())
+}
+
+/// Begins to copy what an output was before, if that may hold most of it.
+pub(super) fn copy_earlier<P>(shared: &Shared<P>, id: NodeId) {
+    let (node, store) = (shared.graph.node(id), &shared.store);
+    if !matches!(node.work, Work::Export(DiskFormat::Qcow2)) || shared.drafts.has_earlier(id) {
+        return;
+    }
     let same_way = |record: &Record| {
         let fields =
             |d: &Description| d.fields.iter().filter(|f| f.name != "parent").cloned().collect::<Vec<_>>();
         fields(&record.description) == fields(&node.description)
     };
-    let earlier = notes.nodes().get(&node.name).and_then(|key| store.record(key)).filter(same_way);
+    let earlier = shared.notes.nodes().get(&node.name).and_then(|key| store.record(key)).filter(same_way);
     let earlier = earlier.and_then(|record| {
         let disk = store.state_dir(&record.key).join(record.disk.kind.file_name());
         Some(provider::Exported { disk, chain: store.chain_of(&record.source?)? })
     });
-    let to = staging.path().join(kind.file_name());
-    let exported = shared.provider.export(&chain, format, earlier.as_ref(), &to).await;
-    exported.map_err(|e| making.provider_failure(e))?;
-    shared.drafts.begin(id, &node.key, &to);
-    making.phase("store");
-    let made = Facts { source, ..Facts::of(kind, shared.provider.name()) };
-    making.commit(staging, made).await.map(|_| ())
+    if let (Some(earlier), Ok(staging)) = (earlier, store.staging()) {
+        shared.drafts.copy_earlier(id, earlier, staging);
+    }
 }
 
 async fn machine<P: Provider>(

@@ -590,9 +590,9 @@ pub async fn save<P: Provider>(provider: &P, home: &ServerHome, to: &Path) -> Re
         };
         found.instance.leave();
         branched?;
-        return provider.export(&record.chain, DiskFormat::Qcow2, None, to).await.map_err(|e| e.message);
+        return provider.export(&record.chain, DiskFormat::Qcow2, to).await.map_err(|e| e.message);
     }
     let mut chain = record.chain;
     chain.push(record.overlay);
-    provider.export(&chain, DiskFormat::Qcow2, None, to).await.map_err(|e| e.message)
+    provider.export(&chain, DiskFormat::Qcow2, to).await.map_err(|e| e.message)
 }

@@ -1,5 +1,6 @@
 //! How two disks differ that grew from one.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -86,12 +87,13 @@ fn is_noise(one: &Altered, during: [&Range<i64>; 2]) -> bool {
     one.content.is_none() && times.iter().zip(during).all(|(time, during)| during.contains(&time.seconds))
 }
 
-/// Writes a disk as one that takes over what an earlier one holds of it.
-pub(super) fn repack(chain: &[PathBuf], earlier: &Exported, to: &Path) -> io::Result<()> {
+/// See [`super::Provider::revise`].
+pub(super) fn revise(chain: &[PathBuf], earlier: &Exported, copies: &[File]) -> io::Result<()> {
     let shared = chain.iter().zip(&earlier.chain).take_while(|(a, b)| a == b).count();
     let (mut disk, mut before) = (Chain::open(chain)?, Chain::open(&earlier.chain)?);
     let changed = qcow2::join([disk.written(shared)?, before.written(shared)?].concat());
-    qcow2::pack(&mut disk, &qcow2::Earlier { file: &earlier.disk, changed: &changed }, to)
+    let revision = qcow2::Revision::of(&earlier.disk, &mut disk, &changed)?;
+    copies.iter().try_for_each(|copy| revision.make(copy))
 }
 
 #[cfg(test)]

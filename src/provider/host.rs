@@ -1,6 +1,7 @@
 //! What this host offers: QEMU's machines and appliances, and containers where
 //! they are allowed. Chooses between them.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use tokio::sync::OnceCell;
@@ -143,14 +144,12 @@ impl Provider for Host {
         self.qemu.flatten(chain, to).await
     }
 
-    async fn export(
-        &self,
-        chain: &[PathBuf],
-        format: DiskFormat,
-        earlier: Option<&Exported>,
-        to: &Path,
-    ) -> Result<(), ProviderError> {
-        self.qemu.export(chain, format, earlier, to).await
+    async fn export(&self, chain: &[PathBuf], format: DiskFormat, to: &Path) -> Result<(), ProviderError> {
+        self.qemu.export(chain, format, to).await
+    }
+
+    async fn revise(&self, chain: &[PathBuf], earlier: &Exported, copies: Vec<File>) -> Option<Vec<File>> {
+        self.qemu.revise(chain, earlier, copies).await
     }
 }
 

@@ -1,5 +1,6 @@
 //! QEMU on this host: x86_64, with KVM where it works and TCG elsewhere.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -279,22 +280,14 @@ impl Provider for Qemu {
         .await
     }
 
-    async fn export(
-        &self,
-        chain: &[PathBuf],
-        format: DiskFormat,
-        earlier: Option<&Exported>,
-        to: &Path,
-    ) -> Result<(), ProviderError> {
-        if format == DiskFormat::Qcow2
-            && let Some(earlier) = earlier.cloned()
-        {
-            let (chain, to) = (chain.to_vec(), to.to_owned());
-            let packed = tokio::task::spawn_blocking(move || difference::repack(&chain, &earlier, &to)).await;
-            if matches!(packed, Ok(Ok(()))) {
-                return Ok(());
-            }
-        }
+    async fn export(&self, chain: &[PathBuf], format: DiskFormat, to: &Path) -> Result<(), ProviderError> {
         image::convert(self.programs().await?, &image::qcow2s(chain), format, image::Compress::Yes, to).await
+    }
+
+    async fn revise(&self, chain: &[PathBuf], earlier: &Exported, copies: Vec<File>) -> Option<Vec<File>> {
+        // Reading disks blocks.
+        let (chain, earlier) = (chain.to_vec(), earlier.clone());
+        let revise = move || difference::revise(&chain, &earlier, &copies).map(|()| copies);
+        tokio::task::spawn_blocking(revise).await.ok()?.ok()
     }
 }

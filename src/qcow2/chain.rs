@@ -186,7 +186,7 @@ impl Qcow2 {
     }
 
     /// The table at a place of L1; none if nothing was written there.
-    fn table(&mut self, index: u64) -> io::Result<Option<Arc<[u8]>>> {
+    pub(super) fn table(&mut self, index: u64) -> io::Result<Option<Arc<[u8]>>> {
         let at = usize::try_from(index).ok().and_then(|n| self.l1.get(n)).copied().unwrap_or(0);
         if at == 0 {
             return Ok(None);
@@ -223,13 +223,8 @@ impl Qcow2 {
         })
     }
 
-    /// Reads a cluster that is not compressed.
-    pub(super) fn read_plain(&self, at: u64, cluster: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(cluster, at)
-    }
-
     /// The sectors that hold a compressed cluster.
-    pub(super) fn packed(&self, at: u64, most: usize) -> io::Result<Vec<u8>> {
+    fn packed(&self, at: u64, most: usize) -> io::Result<Vec<u8>> {
         let mut packed = vec![0; most];
         // The file may end before the sector does.
         let mut filled = 0;

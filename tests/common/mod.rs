@@ -5,6 +5,8 @@
 //! the blobs that it reads.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -22,6 +24,8 @@ pub(crate) type State = BTreeMap<String, String>;
 pub(crate) struct Fake {
     pub(crate) launches: AtomicUsize,
     pub(crate) steps: Arc<AtomicUsize>,
+    /// How many exports were made of earlier ones.
+    pub(crate) revised: AtomicUsize,
     /// A file that each `run` reads although no recipe declares it.
     pub(crate) leak: Option<PathBuf>,
 }
@@ -115,18 +119,28 @@ impl Provider for Fake {
         Ok(())
     }
 
-    async fn export(
-        &self,
-        chain: &[PathBuf],
-        format: DiskFormat,
-        _: Option<&Exported>,
-        to: &Path,
-    ) -> Result<(), ProviderError> {
-        let mut state = read_state(chain.last().unwrap());
-        state.insert("format".into(), format.name().into());
-        write_state(to, &state);
+    async fn export(&self, chain: &[PathBuf], format: DiskFormat, to: &Path) -> Result<(), ProviderError> {
+        write_state(to, &exported(chain, format));
         Ok(())
     }
+
+    async fn revise(&self, chain: &[PathBuf], earlier: &Exported, copies: Vec<File>) -> Option<Vec<File>> {
+        // They are copies of that.
+        let (now, before) = (exported(chain, DiskFormat::Qcow2), std::fs::read(&earlier.disk).unwrap());
+        for copy in &copies {
+            let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
+            assert_eq!(std::fs::read(&path).unwrap(), before);
+            write_state(Path::new(&path), &now);
+        }
+        self.revised.fetch_add(1, Ordering::SeqCst);
+        Some(copies)
+    }
+}
+
+fn exported(chain: &[PathBuf], format: DiskFormat) -> State {
+    let mut state = read_state(chain.last().unwrap());
+    state.insert("format".into(), format.name().into());
+    state
 }
 
 impl Instance for FakeInstance {

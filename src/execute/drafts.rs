@@ -1,0 +1,216 @@
+//! Copies of disks that are made before they are wanted: of what an output was
+//! before, to be revised, while what is to be in it is still made; and of what
+//! it is now, beside its place, while its image is still checked.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use rustix::fs::{Mode, OFlags};
+use tokio::sync::oneshot;
+
+use crate::digest::Key;
+use crate::direct;
+use crate::graph::{NodeId, Target};
+use crate::provider::{Exported, Provider};
+use crate::sparse;
+use crate::store::{DiskKind, Staging};
+
+/// How many times what is copied must be free on a disk, so that something is
+/// copied that may be for nothing.
+const ROOM: u64 = 4;
+
+/// Copies that are made ahead.
+#[derive(Debug, Default)]
+pub struct Drafts {
+    /// What may be wanted where.
+    places: BTreeMap<NodeId, Vec<PathBuf>>,
+    earlier: Mutex<BTreeMap<NodeId, Earlier>>,
+    begun: Mutex<BTreeMap<PathBuf, Draft>>,
+}
+
+/// A copy that has no name yet, and is gone with who makes it.
+#[derive(Debug)]
+struct Draft {
+    key: Key,
+    thread: JoinHandle<io::Result<File>>,
+}
+
+/// Copies of a disk, by the places that they are for.
+pub(super) type Copies = BTreeMap<PathBuf, File>;
+
+/// Copies of what an output was before.
+#[derive(Debug)]
+pub(super) struct Earlier {
+    of: Exported,
+    /// Where the one is that becomes the output's state.
+    staging: Staging,
+    done: oneshot::Receiver<(File, Copies)>,
+}
+
+impl Drafts {
+    /// For what may be wanted below `dir`.
+    pub fn new<'a>(targets: impl Iterator<Item = &'a Target>, dir: &Path) -> Self {
+        let mut places: BTreeMap<NodeId, Vec<PathBuf>> = BTreeMap::new();
+        for target in targets {
+            places.entry(target.node).or_default().push(dir.join(&target.output.path));
+        }
+        Self { places, ..Self::default() }
+    }
+
+    fn places(&self, id: NodeId) -> impl Iterator<Item = &PathBuf> {
+        self.places.get(&id).into_iter().flatten()
+    }
+
+    /// Whether what an output was before is copied, or was.
+    pub(super) fn has_earlier(&self, id: NodeId) -> bool {
+        self.earlier.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&id)
+    }
+
+    /// Begins to copy what an output was before, to `staging` and to where it
+    /// is wanted. What fails of that is no loss.
+    pub(super) fn copy_earlier(&self, id: NodeId, of: Exported, staging: Staging) {
+        let (from, own) = (of.disk.clone(), staging.path().join(DiskKind::Qcow2.file_name()));
+        let places: Vec<PathBuf> = self.places(id).cloned().collect();
+        let (tell, done) = oneshot::channel();
+        let copy = move || {
+            if let Some(copies) = copies(&from, &own, places) {
+                let _ = tell.send(copies);
+            }
+        };
+        if std::thread::Builder::new().spawn(copy).is_ok() {
+            let mut all = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
+            all.insert(id, Earlier { of, staging, done });
+        }
+    }
+
+    /// Takes the copies of what an output was before.
+    pub(super) fn take_earlier(&self, id: NodeId) -> Option<Earlier> {
+        self.earlier.lock().unwrap_or_else(PoisonError::into_inner).remove(&id)
+    }
+
+    /// Begins to copy a disk that is there now, but for `copies` of it that
+    /// are there, too. What fails of that is copied when it is wanted; so is
+    /// what goes to a directory that is not there yet.
+    pub(super) fn begin(&self, id: NodeId, key: &Key, disk: &Path, mut copies: Copies) {
+        for to in self.places(id) {
+            let there = copies.remove(to).map(|copy| (copy, true));
+            let Some((copy, is_there)) = there.or_else(|| Some((nameless(to).ok()?, false))) else {
+                continue;
+            };
+            let disk = disk.to_owned();
+            let finish = move || {
+                if !is_there {
+                    sparse::copy(&File::open(disk)?, &copy)?;
+                }
+                copy.sync_all()?;
+                Ok(copy)
+            };
+            let Ok(thread) = std::thread::Builder::new().spawn(finish) else { continue };
+            let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+            begun.insert(to.clone(), Draft { key: *key, thread });
+        }
+    }
+
+    /// A copy of this disk that was made for `to`.
+    pub(super) fn take(&self, key: &Key, to: &Path) -> Option<File> {
+        let draft = self.begun.lock().unwrap_or_else(PoisonError::into_inner).remove(to)?;
+        if draft.key == *key { draft.thread.join().ok()?.ok() } else { None }
+    }
+}
+
+impl Earlier {
+    /// Has them hold another chain: one in a directory of its own, and those
+    /// for where it is wanted.
+    pub(super) async fn revise(
+        self,
+        provider: &impl Provider,
+        chain: &[PathBuf],
+    ) -> Option<(Staging, Copies)> {
+        let (own, copies) = self.done.await.ok()?;
+        let (places, copies): (Vec<PathBuf>, Vec<File>) = copies.into_iter().unzip();
+        let all = std::iter::once(own).chain(copies).collect();
+        let mut revised = provider.revise(chain, &self.of, all).await?.into_iter();
+        revised.next()?;
+        Some((self.staging, places.into_iter().zip(revised).collect()))
+    }
+}
+
+/// Copies a disk to `own`, and to files without names for `places`.
+fn copies(from: &Path, own: &Path, places: Vec<PathBuf>) -> Option<(File, Copies)> {
+    let most = from.metadata().ok()?.len().saturating_mul(ROOM);
+    let has_room = |file: &File| rustix::fs::fstatvfs(file).is_ok_and(|s| s.f_bavail * s.f_frsize > most);
+    let own = File::create_new(own).ok().filter(has_room)?;
+    let open = |to: PathBuf| Some((nameless(&to).ok().filter(has_room)?, to));
+    let (files, places): (Vec<File>, Vec<PathBuf>) = places.into_iter().filter_map(open).unzip();
+    let mut copied = direct::copy(from, std::iter::once(own).chain(files).collect()).ok()?.into_iter();
+    let own = copied.next()?.ok()?;
+    Some((own, places.into_iter().zip(copied).filter_map(|(to, copy)| Some((to, copy.ok()?))).collect()))
+}
+
+/// Makes a file beside `to` that nobody finds. Not all filesystems can.
+fn nameless(to: &Path) -> io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let dir = to.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(File::from(rustix::fs::open(dir, flags, Mode::from_raw_mode(0o666))?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::{Read, Seek};
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+    use crate::digest::Digest;
+
+    fn content(copy: &File) -> String {
+        let mut text = String::new();
+        let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
+        File::open(path).unwrap().read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn a_copy_has_no_name_before_it_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, to) = (dir.path().join("disk"), dir.path().join("it.img"));
+        let [key, other] = [b"a", b"b"].map(|bytes| Key(Digest::of(bytes)));
+        fs::write(&disk, "new").unwrap();
+        fs::write(&to, "old").unwrap();
+        let id = NodeId::of(0);
+        let drafts = Drafts { places: BTreeMap::from([(id, vec![to.clone()])]), ..Drafts::default() };
+        drafts.begin(id, &key, &disk, Copies::new());
+        assert!(drafts.take(&other, &to).is_none(), "it is of another disk");
+        drafts.begin(id, &key, &disk, Copies::new());
+        let copy = drafts.take(&key, &to).unwrap();
+        let names = fs::read_dir(dir.path()).unwrap().count();
+        assert_eq!(
+            (names, fs::read_to_string(&to).unwrap(), content(&copy)),
+            (2, "old".into(), "new".into())
+        );
+        assert!(drafts.take(&key, &to).is_none());
+        // One that is there is taken as it is.
+        let there = nameless(&to).unwrap();
+        io::copy(&mut b"there".as_slice(), &mut &there).unwrap();
+        (&there).rewind().unwrap();
+        drafts.begin(id, &key, &disk, Copies::from([(to.clone(), there)]));
+        assert_eq!(content(&drafts.take(&key, &to).unwrap()), "there");
+    }
+
+    #[test]
+    fn what_was_before_is_copied_for_all_places_that_are_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("old"), "old").unwrap();
+        let (own, copies) =
+            copies(&path("old"), &path("own"), vec![path("a"), path("none/b"), path("c")]).unwrap();
+        assert_eq!((content(&own), fs::read_to_string(path("own")).unwrap()), ("old".into(), "old".into()));
+        let held: Vec<_> = copies.iter().map(|(to, copy)| (to.clone(), content(copy))).collect();
+        assert_eq!(held, [(path("a"), "old".into()), (path("c"), "old".into())]);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+}

@@ -1,0 +1,473 @@
+//! Has a compressed qcow2 file hold another disk, by what to write where:
+//! only what the two disks differ in is packed, and the rest stays as it is.
+//! Format: QEMU's `docs/interop/qcow2.txt`.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::chain::{Chain, Cluster, Qcow2, odd};
+use super::{be32, be64};
+
+/// The size of a cluster, as a power of two: QEMU's default.
+const BITS: u32 = 16;
+const CLUSTER: u64 = 1 << BITS;
+/// Entries of a table in one cluster, and counts of references in one.
+const ENTRIES: u64 = CLUSTER / 8;
+const COUNTS: u64 = CLUSTER / 2;
+/// The width of a count of references, as a power of two, in bits.
+const COUNT: u32 = 4;
+/// Bits of an entry: nothing else refers to it, and it is compressed.
+const COPIED: u64 = 1 << 63;
+const COMPRESSED: u64 = 1 << 62;
+/// Below these bits of an entry of a compressed cluster its place begins.
+const PLACE: u32 = 62 - (BITS - 8);
+/// Where a place is in an entry of L1 or of the table of counts.
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+const SECTOR: u64 = 512;
+
+/// The most that is packed beside what stays, in bytes of the disk. Many
+/// processors pack faster than one.
+const MOST_NEW: u64 = 256 << 20;
+/// The share of the file, one byte in so many, that may hold nothing, and what
+/// may in any case, in bytes.
+const MOST_CLEAR: u64 = 4;
+const SOME_CLEAR: u64 = 1 << 20;
+
+/// What it takes to have a file hold another disk.
+pub struct Revision {
+    /// In this order.
+    writes: Vec<(u64, Vec<u8>)>,
+    length: u64,
+}
+
+impl Revision {
+    /// Of the file at `file`, to hold `disk`, which may differ from what the
+    /// file holds in `changed` (ascending).
+    ///
+    /// # Errors
+    ///
+    /// What the system says, what of the file makes no sense, and that a new
+    /// one is better than this would be.
+    pub fn of(file: &Path, disk: &mut Chain, changed: &[Range<u64>]) -> io::Result<Self> {
+        let mut old = Layout::read(file, disk.size())?;
+        let (keep, go): (Vec<_>, Vec<_>) = old
+            .clusters
+            .drain(..)
+            .partition(|(number, _)| !touches(changed, number << BITS..(number + 1) << BITS));
+        old.taken.extend(keep.iter().map(|(_, extent)| extent.clone()));
+        let gone: Vec<Range<u64>> = go.iter().map(|(_, extent)| extent.clone()).collect();
+        let mut draft = Draft {
+            free: gaps(&mut old.taken, old.end),
+            end: old.end,
+            taken: Vec::new(),
+            tables: BTreeMap::new(),
+            // What is gone must not be found in the file any more.
+            writes: gone.iter().map(|e| (e.start, vec![0; (e.end - e.start) as usize])).collect(),
+        };
+        for (number, _) in go {
+            draft.enter(&mut old, number, 0)?;
+        }
+        draft.pack(&mut old, disk, changed)?;
+        draft.finish(old)
+    }
+
+    /// Changes a copy of the file.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn make(&self, copy: &File) -> io::Result<()> {
+        copy.set_len(self.length)?;
+        self.writes.iter().try_for_each(|(at, bytes)| copy.write_all_at(bytes, *at))
+    }
+}
+
+/// Whether one of ascending ranges that do not touch each other has part in
+/// `range`.
+fn touches(ranges: &[Range<u64>], range: Range<u64>) -> bool {
+    let next = ranges.partition_point(|one| one.end <= range.start);
+    ranges.get(next).is_some_and(|one| one.start < range.end)
+}
+
+/// What lies between extents, up to `end`. They are sorted.
+fn gaps(extents: &mut [Range<u64>], end: u64) -> Vec<Range<u64>> {
+    extents.sort_by_key(|extent| extent.start);
+    let ends = std::iter::once(0).chain(extents.iter().map(|extent| extent.end));
+    let starts = extents.iter().map(|extent| extent.start).chain([end]);
+    ends.zip(starts).filter(|(from, to)| from < to).map(|(from, to)| from..to).collect()
+}
+
+/// Where what is in a file.
+struct Layout {
+    file: Qcow2,
+    /// Of clusters of the disk, by their numbers.
+    clusters: Vec<(u64, Range<u64>)>,
+    /// All other places that are in use.
+    taken: Vec<Range<u64>>,
+    /// The file's end, a multiple of a cluster.
+    end: u64,
+    l1_at: u64,
+    l1: Vec<u64>,
+    /// Blocks of counts, by their order.
+    counts: Vec<u64>,
+}
+
+impl Layout {
+    fn read(path: &Path, size: u64) -> io::Result<Self> {
+        let mut qcow2 = Qcow2::open(path)?;
+        let file = File::open(path)?;
+        let length = file.metadata()?.len();
+        let mut head = [0; 112];
+        file.read_exact_at(&mut head, 0)?;
+        if (qcow2.size, qcow2.bits, qcow2.zstd, be32(&head, 96)) != (size, BITS, true, COUNT) {
+            return Err(odd("the earlier file is of another kind"));
+        }
+        let end = length.next_multiple_of(CLUSTER);
+        let within = |at: u64, length: u64| match at.checked_add(length) {
+            Some(last) if at >= CLUSTER && last <= end => Ok(at..last),
+            _ => Err(odd("something lies beyond its end")),
+        };
+        let table = |at: u64, entries: u64| -> io::Result<(Range<u64>, Vec<u64>)> {
+            let place = within(at, (entries * 8).next_multiple_of(CLUSTER))?;
+            let mut bytes = vec![0; entries as usize * 8];
+            file.read_exact_at(&mut bytes, at)?;
+            Ok((place, (0..bytes.len()).step_by(8).map(|at| be64(&bytes, at) & OFFSET).collect()))
+        };
+        let l1_at = be64(&head, 40);
+        let (l1_place, l1) = table(l1_at, u64::from(be32(&head, 36)))?;
+        let (counts_place, counts) = table(be64(&head, 48), u64::from(be32(&head, 56)) * ENTRIES)?;
+        let mut taken = vec![0..CLUSTER, l1_place, counts_place];
+        for at in l1.iter().chain(&counts).filter(|at| **at != 0) {
+            taken.push(within(*at, CLUSTER)?);
+        }
+        let mut clusters = Vec::new();
+        for number in 0..size.div_ceil(CLUSTER) {
+            match qcow2.cluster(number)? {
+                Cluster::Below => {}
+                Cluster::At(at) => clusters.push((number, within(at, CLUSTER)?)),
+                Cluster::Compressed { at, most } => clusters.push((number, within(at, most as u64)?)),
+                Cluster::Zero => return Err(odd("the earlier file is of another kind")),
+            }
+        }
+        let mut layout = Self { file: qcow2, clusters, taken, end, l1_at, l1, counts };
+        layout.part()?;
+        Ok(layout)
+    }
+
+    /// A compressed cluster is said to go on to the end of a sector; what
+    /// begins there before that belongs to the next.
+    fn part(&mut self) -> io::Result<()> {
+        let mut all: Vec<&mut Range<u64>> =
+            self.taken.iter_mut().chain(self.clusters.iter_mut().map(|(_, extent)| extent)).collect();
+        all.sort_by_key(|extent| extent.start);
+        for n in 1..all.len() {
+            let start = all[n].start;
+            let before = &mut *all[n - 1];
+            if before.end > start {
+                if before.end - start >= SECTOR || before.start == start {
+                    return Err(odd("two clusters lie in one place"));
+                }
+                before.end = start;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A revision that is made.
+struct Draft {
+    /// Places that hold nothing, in ascending order.
+    free: Vec<Range<u64>>,
+    end: u64,
+    /// What is in use that was not before.
+    taken: Vec<Range<u64>>,
+    /// Tables of L2 with other entries, by their place in L1.
+    tables: BTreeMap<u64, Box<[u64]>>,
+    writes: Vec<(u64, Vec<u8>)>,
+}
+
+impl Draft {
+    /// Takes a place for so many bytes, which begins at a multiple of `step`.
+    fn take(&mut self, length: u64, step: u64) -> u64 {
+        let fits = |gap: &Range<u64>| gap.start.next_multiple_of(step) + length <= gap.end;
+        let at = match self.free.iter().position(fits) {
+            Some(n) => {
+                let gap = self.free.remove(n);
+                let at = gap.start.next_multiple_of(step);
+                let rest = [gap.start..at, at + length..gap.end];
+                self.free.splice(n..n, rest.into_iter().filter(|part| !part.is_empty()));
+                at
+            }
+            None => {
+                let at = self.end.next_multiple_of(step);
+                if self.end < at {
+                    self.free.push(self.end..at);
+                }
+                self.end = at + length;
+                at
+            }
+        };
+        self.taken.push(at..at + length);
+        at
+    }
+
+    fn enter(&mut self, old: &mut Layout, number: u64, entry: u64) -> io::Result<()> {
+        let index = number / ENTRIES;
+        let table = match self.tables.entry(index) {
+            std::collections::btree_map::Entry::Occupied(table) => table.into_mut(),
+            std::collections::btree_map::Entry::Vacant(place) => {
+                let entries = match old.file.table(index)? {
+                    Some(bytes) => (0..bytes.len()).step_by(8).map(|at| be64(&bytes, at)).collect(),
+                    None if entry == 0 => return Ok(()),
+                    None => vec![0; ENTRIES as usize].into_boxed_slice(),
+                };
+                place.insert(entries)
+            }
+        };
+        table[(number % ENTRIES) as usize] = entry;
+        Ok(())
+    }
+
+    /// Packs what may have changed.
+    fn pack(&mut self, old: &mut Layout, disk: &mut Chain, changed: &[Range<u64>]) -> io::Result<()> {
+        let mut compressor = zstd::bulk::Compressor::new(zstd::DEFAULT_COMPRESSION_LEVEL)?;
+        let mut left = MOST_NEW;
+        let mut next = 0;
+        for range in changed {
+            let last = range.end.min(disk.size()).div_ceil(CLUSTER);
+            for number in next.max(range.start >> BITS)..last {
+                let start = number << BITS;
+                let length = CLUSTER.min(disk.size() - start);
+                if disk.is_clear(start, length)? {
+                    continue;
+                }
+                let mut cluster = vec![0; CLUSTER as usize];
+                disk.read_at(start, &mut cluster[..length as usize])?;
+                if cluster.iter().all(|byte| *byte == 0) {
+                    continue;
+                }
+                left = left.checked_sub(CLUSTER).ok_or_else(|| odd("too much of it is new"))?;
+                let (at, entry, bytes) = match compressor.compress(&cluster)? {
+                    packed if packed.len() < cluster.len() => {
+                        let at = self.take(packed.len() as u64, 1);
+                        // How many sectors it goes on for after its first.
+                        let sectors = (at + packed.len() as u64 - 1) / SECTOR - at / SECTOR;
+                        (at, at | sectors << PLACE | COMPRESSED, packed)
+                    }
+                    _ => {
+                        let at = self.take(CLUSTER, CLUSTER);
+                        (at, at | COPIED, cluster)
+                    }
+                };
+                self.enter(old, number, entry)?;
+                self.writes.push((at, bytes));
+            }
+            next = next.max(last);
+        }
+        Ok(())
+    }
+
+    /// Writes the tables, and counts what refers to which cluster.
+    fn finish(mut self, mut old: Layout) -> io::Result<Revision> {
+        for (index, table) in std::mem::take(&mut self.tables) {
+            let known = old.l1.get(index as usize).copied().ok_or_else(|| odd("its table is too small"))?;
+            let at = if known == 0 { self.take(CLUSTER, CLUSTER) } else { known };
+            old.l1[index as usize] = at;
+            self.writes.push((at, table.iter().flat_map(|entry| entry.to_be_bytes()).collect()));
+        }
+        let copied = |at: &u64| if *at == 0 { 0 } else { at | COPIED };
+        self.writes.push((old.l1_at, old.l1.iter().map(copied).flat_map(u64::to_be_bytes).collect()));
+        let end = self.end.next_multiple_of(CLUSTER);
+        let clear: u64 = self.free.iter().map(|gap| gap.end - gap.start).sum();
+        if clear > SOME_CLEAR.max(end / MOST_CLEAR) {
+            return Err(odd("too little of it is of use"));
+        }
+        let mut counts = vec![0_u16; (end >> BITS) as usize];
+        for extent in old.taken.iter().chain(&self.taken) {
+            for cluster in extent.start >> BITS..extent.end.div_ceil(CLUSTER) {
+                let count = &mut counts[cluster as usize];
+                *count = count.checked_add(1).ok_or_else(|| odd("too much is in one cluster"))?;
+            }
+        }
+        for (n, block) in counts.chunks(COUNTS as usize).enumerate() {
+            let at = old.counts.get(n).copied().filter(|at| *at != 0);
+            let at = at.ok_or_else(|| odd("it has outgrown its counts"))?;
+            let mut bytes: Vec<u8> = block.iter().flat_map(|count| count.to_be_bytes()).collect();
+            bytes.resize(CLUSTER as usize, 0);
+            self.writes.push((at, bytes));
+        }
+        Ok(Revision { writes: self.writes, length: end })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    fn qemu(dir: &Path, line: &str) -> String {
+        let mut words = line.split(' ');
+        let output = Command::new(words.next().unwrap()).args(words).current_dir(dir).output().unwrap();
+        let said = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        assert!(output.status.success(), "{line}: {}{}", said(&output.stdout), said(&output.stderr));
+        said(&output.stdout)
+    }
+
+    /// Bytes that can't be compressed, and bytes that can.
+    fn content() -> Vec<u8> {
+        let mut state = 1_u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) as u8
+        };
+        let mut bytes: Vec<u8> = (0..3 << 20).map(|n: u32| if n % 7000 < 9 { n as u8 } else { 7 }).collect();
+        bytes.iter_mut().skip(1 << 20).take(300_000).for_each(|byte| *byte = next());
+        bytes[2 << 20..(2 << 20) + 500_000].fill(0);
+        // No whole number of clusters.
+        bytes.truncate((3 << 20) - 512);
+        bytes
+    }
+
+    /// What a file that holds `disk` and was revised is.
+    fn revised(dir: &Path, name: &str, disk: &mut Chain, from: usize) -> io::Result<()> {
+        let changed = disk.written(from)?;
+        let revision = Revision::of(&dir.join(name), disk, &changed)?;
+        revision.make(&File::options().write(true).open(dir.join(name))?)
+    }
+
+    fn write(dir: &Path, name: &str, write: &str) {
+        let args = ["-f", "qcow2", "-c", write, name];
+        let output = Command::new("qemu-io").args(args).current_dir(dir).output().unwrap();
+        assert!(output.status.success(), "{write}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+
+    #[test]
+    fn a_file_that_is_revised_holds_the_other_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        std::fs::write(dir.join("raw"), content()).unwrap();
+        qemu(dir, "qemu-img convert -O qcow2 raw base");
+        qemu(dir, "qemu-img convert -c -W -O qcow2 -o compression_type=zstd raw out");
+        let size = || std::fs::metadata(dir.join("out")).unwrap().len();
+        let first = size();
+        let mut chain = vec![dir.join("base")];
+        let rounds = [
+            vec!["write -P 9 100k 70k", "write -z 1M 128k", "write -P 0 2M 64k", "write -P 5 3145000 216"],
+            // What was zeros, what was packed, and what could not be.
+            vec!["write -s raw 2M 300k", "write -P 3 0 3145216", "write -s raw 1200k 100k"],
+            vec!["write -s raw 0 3145216"],
+            vec![],
+            vec!["write -s raw 64k 3000k", "write -P 1 512 512"],
+        ];
+        for (n, writes) in rounds.iter().enumerate() {
+            let top = format!("top{n}");
+            qemu(dir, &format!("qemu-img create -q -f qcow2 {top} 3145216"));
+            for one in writes {
+                write(dir, &top, one);
+            }
+            chain.push(dir.join(&top));
+            let mut disk = Chain::open(&chain).unwrap();
+            revised(dir, "out", &mut disk, n + 1).unwrap();
+            let mut wanted = vec![0; disk.size() as usize];
+            disk.read_at(0, &mut wanted).unwrap();
+            std::fs::write(dir.join("wanted"), wanted).unwrap();
+            assert!(
+                qemu(dir, "qemu-img compare -f raw -F qcow2 wanted out").contains("identical"),
+                "round {n}"
+            );
+            let checked = qemu(dir, "qemu-img check -f qcow2 out");
+            assert!(checked.contains("No errors"), "round {n}: {checked}");
+        }
+        // Places are taken again.
+        assert!(size() < first + (1 << 20), "{} after {first}", size());
+    }
+
+    #[test]
+    fn random_revisions_hold_what_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        std::fs::write(dir.join("raw"), content()).unwrap();
+        qemu(dir, "qemu-img convert -O qcow2 raw base");
+        let mut state = 7_u64;
+        let mut below = |most: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) % most
+        };
+        for _ in 0..4 {
+            qemu(dir, "qemu-img convert -c -W -O qcow2 -o compression_type=zstd raw out");
+            let mut chain = vec![dir.join("base")];
+            for n in 0..8 {
+                let top = format!("top{n}");
+                qemu(dir, &format!("qemu-img create -q -f qcow2 {top} 3145216"));
+                for _ in 0..below(5) {
+                    let most = [8, 200, 3000][below(3) as usize];
+                    let (at, length) = (below(6000), 1 + below(most));
+                    let length = length.min(6143 - at);
+                    let kind = ["-P 1", "-z", "-s raw", "-s raw", "-P 200"][below(5) as usize];
+                    write(dir, &top, &format!("write {kind} {} {}", at * 512, length * 512));
+                }
+                chain.push(dir.join(&top));
+                let mut disk = Chain::open(&chain).unwrap();
+                // Two disks at once, sometimes.
+                if below(4) > 0 {
+                    revised(dir, "out", &mut disk, 1).unwrap();
+                    let mut wanted = vec![0; disk.size() as usize];
+                    disk.read_at(0, &mut wanted).unwrap();
+                    std::fs::write(dir.join("wanted"), wanted).unwrap();
+                    let compared = qemu(dir, "qemu-img compare -f raw -F qcow2 wanted out");
+                    assert!(compared.contains("identical"), "{compared}");
+                    let checked = qemu(dir, "qemu-img check -f qcow2 out");
+                    assert!(checked.contains("No errors"), "{checked}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_gone_is_not_in_the_file_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let secret = &content()[1 << 20..(1 << 20) + 1000];
+        std::fs::write(dir.join("raw"), content()).unwrap();
+        qemu(dir, "qemu-img convert -O qcow2 raw base");
+        qemu(dir, "qemu-img convert -c -O qcow2 -o compression_type=zstd raw out");
+        let has = || std::fs::read(dir.join("out")).unwrap().windows(1000).any(|bytes| bytes == secret);
+        assert!(has(), "it can't be packed");
+        qemu(dir, "qemu-img create -q -f qcow2 top 3145216");
+        write(dir, "top", "write -P 7 1M 64k");
+        let mut disk = Chain::open(&[dir.join("base"), dir.join("top")]).unwrap();
+        revised(dir, "out", &mut disk, 1).unwrap();
+        assert!(!has());
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_not_revised() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        std::fs::write(dir.join("raw"), content()).unwrap();
+        qemu(dir, "qemu-img convert -O qcow2 raw base");
+        let mut disk = Chain::open(&[dir.join("base")]).unwrap();
+        for (name, options) in [("deflate", ""), ("large", "-o compression_type=zstd,cluster_size=128k ")] {
+            qemu(dir, &format!("qemu-img convert -c -O qcow2 {options}raw {name}"));
+            let error = Revision::of(&dir.join(name), &mut disk, &[]).err().unwrap();
+            assert_eq!(error.to_string(), "the earlier file is of another kind");
+        }
+        qemu(dir, "qemu-img convert -c -O qcow2 -o compression_type=zstd raw first");
+        let good = std::fs::read(dir.join("first")).unwrap();
+        // Its header and tables, and anything.
+        let end = good.len();
+        let places = (0..400).map(|n| n * 7919 % end).chain((0..600).map(|n| end - 1 - n * 331 % (5 << 16)));
+        for (n, at) in places.enumerate() {
+            let mut bad = good.clone();
+            bad[at] ^= 1 << (n % 8);
+            std::fs::write(dir.join("bad"), bad).unwrap();
+            // It may be noticed or not, and ends.
+            let _ = revised(dir, "bad", &mut disk, 0);
+        }
+    }
+}
