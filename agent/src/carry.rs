@@ -11,13 +11,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::fs::{DirEntryExt, MetadataExt};
+use std::os::unix::fs::{DirEntryExt, FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Timespec, Timestamps, UTIME_OMIT};
 
 use crate::fetch::{Channel, Received};
-use crate::protocol::{Change, Inode, MOST_CARRIED};
+use crate::protocol::{Change, Inode, MOST_CARRIED, Time};
 use crate::seen::{INODE_AND_GENERATION, Opened, Watch};
 
 /// Filesystems that hold nothing of the disk. Of any other that is mounted,
@@ -111,6 +111,34 @@ impl Boot {
     }
 }
 
+/// Does what [`make`] does to files as they are: each is opened, its first byte
+/// written again and its time set to what it is. Nobody may notice.
+pub(crate) fn rehearse(changes: &[Change], boot: Option<&Boot>) {
+    let Some(Boot { ended: Ok(boot), .. }) = boot else { return };
+    let Ok(root) = File::open("/") else { return };
+    let unnoticed = |change: &&Change| {
+        !boot.opened.contains(&change.inode) && !boot.watched.contains(&change.inode.number)
+    };
+    for change in changes.iter().filter(unnoticed) {
+        // What fails of it is for `make` to say.
+        let _ = go_through(&root, change);
+    }
+}
+
+fn go_through(root: &File, change: &Change) -> io::Result<()> {
+    let writes = change.content.is_some();
+    let file = open(root, change.inode, if writes { libc::O_RDWR } else { libc::O_RDONLY })?;
+    let meta = file.metadata()?;
+    if !is_as_it_was(&meta, change) || writes && is_special(&file, &meta)? {
+        return Ok(());
+    }
+    let mut first = [0];
+    if writes && meta.is_file() && file.read_at(&mut first, 0)? == 1 {
+        file.write_all_at(&first, 0)?;
+    }
+    set_time(&file, &change.modified)
+}
+
 /// Makes the changes, or says in a sentence why not. Some of them may have been
 /// made then.
 pub(crate) fn make(changes: &[Change], mut contents: &[u8], boot: Option<&mut Boot>) -> Result<(), String> {
@@ -120,7 +148,7 @@ pub(crate) fn make(changes: &[Change], mut contents: &[u8], boot: Option<&mut Bo
     if at.elapsed() > FRESH {
         boot.watched.extend(watched()?);
     }
-    let since = inodes(watch.opened().map_err(unable)?);
+    let since = inodes(by_others(watch.opened().map_err(unable)?));
     let (root, watched) = (File::open("/").map_err(unable)?, &boot.watched);
     for change in changes {
         let path = change.path.as_deref().unwrap_or("a file");
@@ -140,10 +168,11 @@ pub(crate) fn make(changes: &[Change], mut contents: &[u8], boot: Option<&mut Bo
         if boot.opened.contains(&change.inode) || since.contains(&change.inode) {
             return Err(format!("{path} was opened while it booted"));
         }
-        // Such bits and attributes are lost when a file is written.
-        let special = meta.mode() & 0o6000 != 0
-            || rustix::fs::flistxattr(&file, &mut [0; 0]).map_err(|e| unable(e.into()))? != 0;
-        if special || !is_as_it_was(&meta, change) || !meta.is_file() || meta.nlink() != 1 {
+        if is_special(&file, &meta).map_err(unable)?
+            || !is_as_it_was(&meta, change)
+            || !meta.is_file()
+            || meta.nlink() != 1
+        {
             return Err(format!("{path} was changed while it booted"));
         }
         if watched.contains(&change.inode.number) {
@@ -152,11 +181,10 @@ pub(crate) fn make(changes: &[Change], mut contents: &[u8], boot: Option<&mut Bo
         let (content, rest) = contents.split_at_checked(length as usize).ok_or("its contents are short")?;
         contents = rest;
         (&file).write_all(content).and_then(|()| file.set_len(length)).map_err(unable)?;
-        set_time(&file, change).map_err(unable)?;
+        set_time(&file, &change.to).map_err(unable)?;
     }
     // Nobody else may have read what was there before, or half of what is.
-    let others = watch.opened().map_err(unable)?.into_iter().filter(|(_, who)| *who != std::process::id());
-    let others: BTreeSet<Inode> = others.map(|(inode, _)| inode).collect();
+    let others = inodes(by_others(watch.opened().map_err(unable)?));
     match changes.iter().find(|change| change.content.is_some() && others.contains(&change.inode)) {
         Some(change) => Err(format!("{} was opened meanwhile", change.path.as_deref().unwrap_or("a file"))),
         None => Ok(()),
@@ -165,6 +193,17 @@ pub(crate) fn make(changes: &[Change], mut contents: &[u8], boot: Option<&mut Bo
 
 fn watched() -> Result<BTreeSet<u32>, String> {
     World::look()?.watched(&File::open("/").map_err(unable)?)
+}
+
+/// What others than this process have opened.
+fn by_others(mut opened: Opened) -> Opened {
+    opened.retain(|(_, who)| *who != std::process::id());
+    opened
+}
+
+/// Whether it has bits or attributes that are lost when it is written.
+fn is_special(file: &File, meta: &fs::Metadata) -> io::Result<bool> {
+    Ok(meta.mode() & 0o6000 != 0 || rustix::fs::flistxattr(file, &mut [0; 0])? != 0)
 }
 
 fn inodes(opened: Opened) -> BTreeSet<Inode> {
@@ -187,15 +226,15 @@ fn touch(root: &File, change: &Change) -> io::Result<()> {
         file => file?,
     };
     if is_as_it_was(&file.metadata()?, change) {
-        set_time(&file, change)?;
+        set_time(&file, &change.to)?;
     }
     Ok(())
 }
 
-fn set_time(file: &File, change: &Change) -> io::Result<()> {
+fn set_time(file: &File, to: &Time) -> io::Result<()> {
     let times = Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        last_modification: Timespec { tv_sec: change.to.seconds, tv_nsec: i64::from(change.to.nanoseconds) },
+        last_modification: Timespec { tv_sec: to.seconds, tv_nsec: i64::from(to.nanoseconds) },
     };
     rustix::fs::futimens(file, &times).map_err(Into::into)
 }

@@ -20,7 +20,7 @@ pub use change::{Change, Inode, MOST_CARRIED, Time};
 pub use resource::{Around, Entry, Manifest, Node, Owner, Primitive, Probe, Run, Script, ServiceState, User};
 
 /// The version of these messages. Host and agent must have the same.
-pub const PROTOCOL: u32 = 10;
+pub const PROTOCOL: u32 = 11;
 
 /// The version of what the agent does to a machine. It enters every key, so
 /// raising it rebuilds everything: raise it when the same layer would now
@@ -70,6 +70,13 @@ pub enum ToAgent {
         /// What makes it a machine of its own.
         wake: Wake,
         /// What is to change.
+        changes: Vec<Change>,
+    },
+    /// Go through the motions of `Carry` and change nothing: where a machine is
+    /// emulated, what is done for the first time takes longest. Answered by
+    /// `Rehearsed`.
+    Rehearse {
+        /// What changes may be like.
         changes: Vec<Change>,
     },
     /// Run a program for a person. `Wrote` comes as it writes, and `Exited`
@@ -361,6 +368,8 @@ pub enum FromAgent {
     Awake,
     /// The machine is as if it had booted with the changed files.
     Carried,
+    /// Nothing was changed.
+    Rehearsed,
     /// All is on disk, and the boot is over.
     Kept,
     /// All is on disk and writes are held.

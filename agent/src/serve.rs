@@ -213,6 +213,10 @@ impl Agent {
                     Err(why) => FromAgent::Refused { message: why },
                 }
             }
+            ToAgent::Rehearse { changes } => {
+                carry::rehearse(&changes, self.boot.as_ref());
+                FromAgent::Rehearsed
+            }
             ToAgent::Wake(what) => match self.wake(&what) {
                 Ok(()) => FromAgent::Awake,
                 Err(error) => refused("wake", error),

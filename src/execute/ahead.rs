@@ -10,11 +10,11 @@ use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::Shared;
-use super::session::Session;
+use super::session::{Session, SessionError};
 use super::site::Site;
 use super::up::{self, Channel, Stand, Up};
 use crate::graph::{Node, NodeId};
-use crate::provider::{Instance, Provider};
+use crate::provider::{Instance, Place, Provider};
 use crate::store::{Disk, DiskKind, Staging};
 
 /// How long a fork waits for its checks. A new one is made in much less than
@@ -94,8 +94,17 @@ async fn fork<P: Provider>(shared: &Shared<P>, check: NodeId) -> Option<Ahead<P>
     }
     let mut instance = shared.provider.ahead(&launch).await?;
     let mut session = Session::new(instance.channel()?);
+    let place = instance.place();
+    let ready = async {
+        let failed = session.ready(false).await?;
+        // What was to be changed for the image before is what will be.
+        if let Place::Carried(carried) = place {
+            session.rehearse(&carried.altered).await?;
+        }
+        Ok::<_, SessionError>(failed)
+    };
     let ready = tokio::select! {
-        ready = session.ready(false) => ready.ok(),
+        ready = ready => ready.ok(),
         _ = instance.ended() => None,
     };
     // What its machine goes on to do by itself is nothing that anybody waits for.

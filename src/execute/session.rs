@@ -196,6 +196,13 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         self.expect(&FromAgent::Carried, REST).await
     }
 
+    /// Has a fork do what carrying it over will take, and change nothing.
+    pub(super) async fn rehearse(&mut self, altered: &[Altered]) -> Result<(), SessionError> {
+        let changes = altered.iter().map(|a| a.change.clone()).collect();
+        self.send(&ToAgent::Rehearse { changes }).await?;
+        self.expect(&FromAgent::Rehearsed, REST).await
+    }
+
     /// Applies a layer, beginning with the step `from`, up to its end or to
     /// where its machine is to boot again.
     pub(super) async fn apply(

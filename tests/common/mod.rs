@@ -274,6 +274,7 @@ impl Agent {
                     self.say(&FromAgent::Passed).await?;
                 }
                 ToAgent::Carry { .. } => self.say(&FromAgent::Carried).await?,
+                ToAgent::Rehearse { .. } => self.say(&FromAgent::Rehearsed).await?,
                 ToAgent::Wake(_) => self.say(&FromAgent::Awake).await?,
                 ToAgent::Keep => self.say(&FromAgent::Kept).await?,
                 ToAgent::Freeze => self.say(&FromAgent::Frozen).await?,

@@ -162,8 +162,9 @@ pub(super) async fn ahead(
     // Reading disks blocks.
     let found = tokio::task::spawn_blocking(move || carry::find(&home, &like, Carry::Thrown)).await;
     let near = found.ok().flatten()?.ok()?;
-    let other = Launch { chain: near.carried.chain, ..launch.clone() };
-    let mut instance = fork(programs, accel, &other, &Kept::at(&near.kept), Place::Forked).await.ok()?;
+    let other = Launch { chain: near.carried.chain.clone(), ..launch.clone() };
+    let place = Place::Carried(near.carried);
+    let mut instance = fork(programs, accel, &other, &Kept::at(&near.kept), place).await.ok()?;
     instance.origin = Some(Origin { memories: memories.clone(), dir: near.kept });
     Some(instance)
 }
