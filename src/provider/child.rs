@@ -11,6 +11,10 @@ use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
+/// The priority of what yields: it gets a tenth of a processor for which others
+/// compete.
+const YIELDING: i32 = 10;
+
 /// A program that runs for long, in `dir`, with what it says in the file
 /// `log`. It dies when its child is dropped, and with vimg unless it is to
 /// last; Ctrl-C is for vimg, which stops it itself.
@@ -97,6 +101,18 @@ pub(super) fn die_with_us(command: &mut Command) {
             set_parent_process_death_signal(Some(Signal::KILL))?;
             // vimg may have died before the line above.
             if getppid() == Some(parent) { Ok(()) } else { Err(io::Error::from(io::ErrorKind::Interrupted)) }
+        });
+    }
+}
+
+/// Has the program leave the processors to others that want them.
+pub(super) fn yields(command: &mut Command) {
+    // SAFETY: the closure makes one system call.
+    unsafe {
+        command.pre_exec(|| {
+            // Who may not is only in the way.
+            let _ = rustix::process::setpriority_process(None, YIELDING);
+            Ok(())
         });
     }
 }

@@ -108,8 +108,13 @@ async fn make(
     std::fs::write(&initrd, initrd_of(modules).map_err(fail)?).map_err(fail)?;
     let mut all = arguments(accel, &new.memory(), false);
     all.extend(args::appliance_boot(accel, kernel, &initrd));
-    let start =
-        Start { scratch, disks: Disks::none(programs), way: String::new(), place: Place::Outside(None) };
+    let start = Start {
+        scratch,
+        disks: Disks::none(programs),
+        way: String::new(),
+        place: Place::Outside(None),
+        yields: false,
+    };
     let mut instance = QemuInstance::start(programs, &all, start).await?;
     tokio::time::timeout(BOOT, instance.agent_opens()).await.map_err(|_| {
         ProviderError::new(format!("the appliance did not come up within {} s", BOOT.as_secs()))
@@ -135,7 +140,7 @@ async fn fork(
     let mut all = arguments(accel, &kept.memory(), true);
     all.extend(args::disks(&disks.nodes(launch)));
     all.extend(kept::incoming());
-    let start = Start { scratch: &launch.scratch, disks, way, place };
+    let start = Start { scratch: &launch.scratch, disks, way, place, yields: false };
     let mut instance = QemuInstance::start(programs, &all, start).await?;
     match kept.resume(&mut instance, &launch.scratch).await {
         Ok(()) => Ok(instance),
@@ -165,7 +170,7 @@ async fn cold(
     let mut all = arguments(accel, &memory, true);
     all.extend(args::disks(&disks.nodes(launch)));
     all.extend(args::direct(accel, kernel, &initrd));
-    let start = Start { scratch: &launch.scratch, disks, way, place };
+    let start = Start { scratch: &launch.scratch, disks, way, place, yields: false };
     let mut instance = QemuInstance::start(programs, &all, start).await?;
     tokio::time::timeout(BOOT, instance.agent_opens()).await.map_err(|_| {
         ProviderError::new(format!("the appliance did not come up within {} s", BOOT.as_secs()))

@@ -73,6 +73,8 @@ pub(super) struct Start<'a> {
     /// How it runs, for records.
     pub(super) way: String,
     pub(super) place: Place,
+    /// Whether others that want the processors go before it.
+    pub(super) yields: bool,
 }
 
 impl QemuInstance {
@@ -82,13 +84,16 @@ impl QemuInstance {
         all: &[String],
         start: Start<'_>,
     ) -> Result<Self, ProviderError> {
-        let Start { scratch, disks, way, place } = start;
+        let Start { scratch, disks, way, place, yields } = start;
         for socket in ["qmp", "console", "agent"] {
             let _ = std::fs::remove_file(scratch.join(socket));
         }
         let log = scratch.join("qemu.log");
         let fail = |e| ProviderError::new(format!("`{}` can't be run: {e}", programs.system.display()));
         let mut command = child::daemon(&programs.system, scratch, &log, disks.lasting()).map_err(fail)?;
+        if yields {
+            child::yields(&mut command);
+        }
         let mut child = command.args(all).spawn().map_err(fail)?;
 
         let connected = tokio::time::timeout(OPENING, async {

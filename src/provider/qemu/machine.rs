@@ -106,7 +106,7 @@ pub(super) async fn start(
     let (mut lock, mut why) = (None, None);
     loop {
         if kept.is_there() {
-            match fork(programs, accel, launch, &kept, Place::Forked).await {
+            match fork(programs, accel, launch, &kept, Place::Forked, false).await {
                 Ok(mut instance) => {
                     lead(&mut instance, launch).await?;
                     instance.origin = Some(Origin { memories: memories.clone(), dir });
@@ -164,7 +164,7 @@ pub(super) async fn ahead(
     let near = found.ok().flatten()?.ok()?;
     let other = Launch { chain: near.carried.chain.clone(), ..launch.clone() };
     let place = Place::Carried(near.carried);
-    let mut instance = fork(programs, accel, &other, &Kept::at(&near.kept), place).await.ok()?;
+    let mut instance = fork(programs, accel, &other, &Kept::at(&near.kept), place, true).await.ok()?;
     instance.origin = Some(Origin { memories: memories.clone(), dir: near.kept });
     Some(instance)
 }
@@ -204,7 +204,7 @@ async fn carried(
     let Ok(Some(near)) = found else { return Ok(None) };
     let near = near?;
     let other = Launch { chain: near.carried.chain.clone(), ..launch.clone() };
-    match fork(programs, accel, &other, &Kept::at(&near.kept), Place::Carried(near.carried)).await {
+    match fork(programs, accel, &other, &Kept::at(&near.kept), Place::Carried(near.carried), false).await {
         Ok(mut instance) => {
             instance.origin = Some(Origin { memories: memories.clone(), dir: near.kept });
             Ok(Some(instance))
@@ -266,7 +266,7 @@ async fn boot(
     if disks.lasting() {
         args::with_log(&mut all);
     }
-    let start = Start { scratch: &launch.scratch, disks, way, place: Place::Machine };
+    let start = Start { scratch: &launch.scratch, disks, way, place: Place::Machine, yields: false };
     let mut instance = QemuInstance::start(programs, &all, start).await?;
     lead(&mut instance, launch).await?;
     Ok(instance)
@@ -286,6 +286,7 @@ async fn fork(
     launch: &Launch,
     kept: &Kept,
     place: Place,
+    yields: bool,
 ) -> Result<QemuInstance, ProviderError> {
     let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be forked: {e}"));
     // What it wrote before it was kept is not in the disks below.
@@ -299,7 +300,7 @@ async fn fork(
     if disks.lasting() {
         args::with_log(&mut all);
     }
-    let start = Start { scratch: &launch.scratch, disks, way, place };
+    let start = Start { scratch: &launch.scratch, disks, way, place, yields };
     let mut instance = QemuInstance::start(programs, &all, start).await?;
     match kept.resume(&mut instance, &launch.scratch).await {
         Ok(()) => {
