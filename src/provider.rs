@@ -328,7 +328,7 @@ pub trait Instance: Send {
         std::future::ready(Ok(()))
     }
 
-    /// Has it go on that stood still.
+    /// Has it go on that stood still, and no longer yield to others.
     fn go_on(&mut self) -> impl Future<Output = Result<(), ProviderError>> + Send {
         std::future::ready(Ok(()))
     }

@@ -60,8 +60,9 @@ pub fn is_qcow2(path: &Path) -> bool {
 }
 
 /// Where the compressed clusters of a disk begin in its file, in ascending
-/// order. What lies between two of them is one cluster, compressed: the same
-/// content gives the same bytes wherever it came to lie. Empty for what is no
+/// order. What lies between two of them is one cluster, compressed, which gives
+/// the same bytes wherever it came to lie, and zeros where another one was given
+/// up. Empty for what is no
 /// plain qcow2 file. Only the tables are read, whose sizes a plain header
 /// bounds; what they say is compared with the file's length.
 pub fn compressed_clusters(path: &Path) -> std::io::Result<Vec<u64>> {

@@ -11,7 +11,6 @@ use crate::offline::Guests;
 use crate::primitive::{self, Context, Switch};
 use crate::protocol::{Apply, FromAgent, Primitive};
 use crate::system;
-use crate::urgent;
 
 /// Applies steps up to the first that wants the machine to boot again, and
 /// reports each. The returned message is the last.
@@ -51,7 +50,6 @@ pub(crate) fn apply(channel: &mut Channel, what: &Apply, boot_stamp: &mut String
         }
     }
     drop(guests);
-    urgent::end();
     let _ = fs::remove_dir_all(Path::new(HOME).join("tmp"));
     Ok(FromAgent::Done { boot_changed: boot_changed(boot_stamp) })
 }

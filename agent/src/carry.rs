@@ -114,7 +114,11 @@ impl Boot {
 /// Does what [`make`] does to files as they are: each is opened, its first byte
 /// written again and its time set to what it is. Nobody may notice.
 pub(crate) fn rehearse(changes: &[Change], boot: Option<&Boot>) {
-    let Some(Boot { ended: Ok(boot), .. }) = boot else { return };
+    let Some(Boot { ended: Ok(boot), at, .. }) = boot else { return };
+    // Who was started since may watch.
+    if at.elapsed() > FRESH {
+        return;
+    }
     let Ok(root) = File::open("/") else { return };
     let unnoticed = |change: &&Change| {
         !boot.opened.contains(&change.inode) && !boot.watched.contains(&change.inode.number)
@@ -133,10 +137,11 @@ fn go_through(root: &File, change: &Change) -> io::Result<()> {
         return Ok(());
     }
     let mut first = [0];
-    if writes && meta.is_file() && file.read_at(&mut first, 0)? == 1 {
-        file.write_all_at(&first, 0)?;
-    }
-    set_time(&file, &change.modified)
+    let written = match writes && meta.is_file() && file.read_at(&mut first, 0)? == 1 {
+        true => file.write_all_at(&first, 0),
+        false => Ok(()),
+    };
+    set_time(&file, &change.modified).and(written)
 }
 
 /// Makes the changes, or says in a sentence why not. Some of them may have been

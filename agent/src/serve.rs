@@ -200,6 +200,7 @@ impl Agent {
         Ok(Some(match message {
             ToAgent::Apply(what) => {
                 let done = apply::apply(&mut self.channel, &what, &mut self.boot_stamp)?;
+                urgent::end();
                 if !matches!(self.place, Place::Machine) {
                     offline::clear_away();
                 }

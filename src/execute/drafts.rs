@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::fs::{Mode, OFlags};
@@ -17,18 +17,20 @@ use crate::direct;
 use crate::graph::{NodeId, Target};
 use crate::provider::{Exported, Provider};
 use crate::sparse;
-use crate::store::{DiskKind, Staging};
+use crate::store::{DiskKind, Staging, StateId, Store};
 
 /// How many times what is copied must be free on a disk, so that something is
 /// copied that may be for nothing.
 const ROOM: u64 = 4;
 
 /// Copies that are made ahead.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Drafts {
     /// What may be wanted where.
     places: BTreeMap<NodeId, Vec<PathBuf>>,
     earlier: Mutex<BTreeMap<NodeId, Earlier>>,
+    /// Held by who copies one of those: what is free counts what others took.
+    turn: Arc<Mutex<()>>,
     begun: Mutex<BTreeMap<PathBuf, Draft>>,
 }
 
@@ -42,10 +44,19 @@ struct Draft {
 /// Copies of a disk, by the places that they are for.
 pub(super) type Copies = BTreeMap<PathBuf, File>;
 
+/// What an output was before.
+pub(super) struct Before {
+    /// Its state.
+    pub(super) state: (Key, StateId),
+    /// The state that it was written from.
+    pub(super) source: (Key, StateId),
+    /// Its file, and the disks of that.
+    pub(super) exported: Exported,
+}
+
 /// Copies of what an output was before.
-#[derive(Debug)]
 pub(super) struct Earlier {
-    of: Exported,
+    of: Before,
     /// Where the one is that becomes the output's state.
     staging: Staging,
     done: oneshot::Receiver<(File, Copies)>,
@@ -72,11 +83,13 @@ impl Drafts {
 
     /// Begins to copy what an output was before, to `staging` and to where it
     /// is wanted. What fails of that is no loss.
-    pub(super) fn copy_earlier(&self, id: NodeId, of: Exported, staging: Staging) {
-        let (from, own) = (of.disk.clone(), staging.path().join(DiskKind::Qcow2.file_name()));
+    pub(super) fn copy_earlier(&self, id: NodeId, of: Before, staging: Staging) {
+        let (from, own) = (of.exported.disk.clone(), staging.path().join(DiskKind::Qcow2.file_name()));
+        let turn = self.turn.clone();
         let places: Vec<PathBuf> = self.places(id).cloned().collect();
         let (tell, done) = oneshot::channel();
         let copy = move || {
+            let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(copies) = copies(&from, &own, places) {
                 let _ = tell.send(copies);
             }
@@ -101,10 +114,10 @@ impl Drafts {
             let Some((copy, is_there)) = there.or_else(|| Some((nameless(to).ok()?, false))) else {
                 continue;
             };
-            let disk = disk.to_owned();
+            let Ok(disk) = File::open(disk) else { continue };
             let finish = move || {
                 if !is_there {
-                    sparse::copy(&File::open(disk)?, &copy)?;
+                    sparse::copy(&disk, &copy)?;
                 }
                 copy.sync_all()?;
                 Ok(copy)
@@ -127,14 +140,22 @@ impl Earlier {
     /// for where it is wanted.
     pub(super) async fn revise(
         self,
+        store: &Store,
         provider: &impl Provider,
         chain: &[PathBuf],
     ) -> Option<(Staging, Copies)> {
         let (own, copies) = self.done.await.ok()?;
+        let Before { state, source, exported } = self.of;
+        let disk = self.staging.path().join(DiskKind::Qcow2.file_name());
+        let was = Exported { disk, ..exported };
         let (places, copies): (Vec<PathBuf>, Vec<File>) = copies.into_iter().unzip();
         let all = std::iter::once(own).chain(copies).collect();
-        let mut revised = provider.revise(chain, &self.of, all).await?.into_iter();
+        let mut revised = provider.revise(chain, &was, all).await?.into_iter();
         revised.next()?;
+        // Somebody may have put another state in the place of one that was read.
+        let is_there = |(key, id): &(Key, StateId)| store.record(key).is_some_and(|now| now.id == *id);
+        let stood = is_there(&state) && store.chain_of(&source).is_some_and(|now| now == was.chain);
+        stood.then_some(())?;
         Some((self.staging, places.into_iter().zip(revised).collect()))
     }
 }

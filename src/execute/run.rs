@@ -10,13 +10,13 @@ use vimg_lang::model::DiskFormat;
 
 use super::ahead::Coming;
 use super::carried::hands_secrets;
-use super::drafts::Copies;
+use super::drafts::{Before, Copies};
 use super::site::Site;
 use super::{Failure, FailureKind, JOB, Settled, Shared, checks, layer, up};
 use crate::digest::{Blob, Description, Key};
 use crate::event::Event;
 use crate::graph::{Needs, NodeId, Work};
-use crate::provider::{self, Carry, Instance, Provider};
+use crate::provider::{self, Carry, Exported, Instance, Provider};
 use crate::store::{Boot, Disk, DiskKind, KeyLock, Record, Staging, StateId};
 
 type Sender = mpsc::UnboundedSender<Settled>;
@@ -312,9 +312,11 @@ async fn export<P: Provider>(shared: &Shared<P>, id: NodeId, format: DiskFormat,
     let chain = source.and_then(|source| store.chain_of(&source)).ok_or_else(|| making.gone())?;
     copy_earlier(shared, id);
     let revised = match shared.drafts.take_earlier(id) {
-        Some(earlier) => earlier.revise(&*shared.provider, &chain).await,
+        Some(earlier) => earlier.revise(store, &*shared.provider, &chain).await,
         None => None,
     };
+    let stood = source.and_then(|source| store.chain_of(&source)).is_some_and(|now| now == chain);
+    let revised = revised.filter(|_| stood);
     let (staging, copies) = match revised {
         Some(revised) => revised,
         None => {
@@ -343,12 +345,19 @@ pub(super) fn copy_earlier<P>(shared: &Shared<P>, id: NodeId) {
         fields(&record.description) == fields(&node.description)
     };
     let earlier = shared.notes.nodes().get(&node.name).and_then(|key| store.record(key)).filter(same_way);
-    let earlier = earlier.and_then(|record| {
+    // What lies on another base is another disk.
+    let lowest = |chain: &[PathBuf]| chain.first().cloned();
+    let below = |id: NodeId| shared.graph.node(id).parent;
+    let layer = below(id).map(|seal| below(seal).unwrap_or(seal)).map(|id| shared.graph.node(id).key);
+    let base = layer.and_then(|key| lowest(&store.chain(&key)?));
+    let before = earlier.and_then(|record| {
+        let (state, source) = ((record.key, record.id), record.source?);
         let disk = store.state_dir(&record.key).join(record.disk.kind.file_name());
-        Some(provider::Exported { disk, chain: store.chain_of(&record.source?)? })
+        let chain = store.chain_of(&source).filter(|chain| lowest(chain) == base)?;
+        Some(Before { state, source, exported: Exported { disk, chain } })
     });
-    if let (Some(earlier), Ok(staging)) = (earlier, store.staging()) {
-        shared.drafts.copy_earlier(id, earlier, staging);
+    if let (Some(before), Ok(staging)) = (before, store.staging()) {
+        shared.drafts.copy_earlier(id, before, staging);
     }
 }
 

@@ -5,15 +5,11 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
-
-/// The priority of what yields: it gets a tenth of a processor for which others
-/// compete.
-const YIELDING: i32 = 10;
 
 /// A program that runs for long, in `dir`, with what it says in the file
 /// `log`. It dies when its child is dropped, and with vimg unless it is to
@@ -105,21 +101,68 @@ pub(super) fn die_with_us(command: &mut Command) {
     }
 }
 
-/// Has the program leave the processors to others that want them.
+/// Has the program leave the processors to others that want them, until it
+/// [`competes`]. Does nothing where it could not compete again.
 pub(super) fn yields(command: &mut Command) {
-    // SAFETY: the closure makes one system call.
-    unsafe {
-        command.pre_exec(|| {
-            // Who may not is only in the way.
-            let _ = rustix::process::setpriority_process(None, YIELDING);
-            Ok(())
-        });
+    if may_compete() {
+        // SAFETY: the closure makes one system call.
+        unsafe {
+            command.pre_exec(|| {
+                scheduled(0, libc::SCHED_IDLE);
+                Ok(())
+            });
+        }
     }
+}
+
+/// Has all threads of a program that yields compete for the processors.
+pub(super) fn competes(program: u32) {
+    let threads = std::fs::read_dir(format!("/proc/{program}/task")).into_iter().flatten().flatten();
+    for thread in threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
+        scheduled(thread, libc::SCHED_OTHER);
+    }
+}
+
+/// Whether what takes only what is left over may be given more later: not
+/// everybody may (`RLIMIT_NICE`, sched(7)).
+fn may_compete() -> bool {
+    static MAY: OnceLock<bool> = OnceLock::new();
+    // A thread tries it with itself, and ends.
+    let tried = || scheduled(0, libc::SCHED_IDLE) && scheduled(0, libc::SCHED_OTHER);
+    *MAY.get_or_init(|| std::thread::spawn(tried).join().unwrap_or(false))
+}
+
+/// Has a thread, or the one that calls if it is 0, be scheduled like that. Says
+/// whether it is.
+fn scheduled(thread: libc::pid_t, policy: libc::c_int) -> bool {
+    // `struct sched_param`: the priority, which is 0 for both.
+    let parameters: libc::c_int = 0;
+    // SAFETY: the call reads one number, which lives through it.
+    unsafe { libc::syscall(libc::SYS_sched_setscheduler, thread, policy, &raw const parameters) == 0 }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// How `/proc` says that a program is scheduled.
+    fn policy(program: u32) -> i32 {
+        let stat = std::fs::read_to_string(format!("/proc/{program}/stat")).unwrap();
+        // The 41st field is the policy (proc(5)); the second may have spaces.
+        stat.rsplit_once(')').unwrap().1.split_whitespace().nth(38).unwrap().parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_yields_competes_when_it_is_told() {
+        let mut command = Command::new("sleep");
+        command.arg("60").kill_on_drop(true);
+        yields(&mut command);
+        let child = command.spawn().unwrap();
+        let program = child.id().unwrap();
+        assert_eq!(policy(program), if may_compete() { libc::SCHED_IDLE } else { libc::SCHED_OTHER });
+        competes(program);
+        assert_eq!(policy(program), libc::SCHED_OTHER);
+    }
 
     #[tokio::test]
     async fn the_end_of_a_stream_is_kept_and_read_in_pieces() {

@@ -103,6 +103,41 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_copy_of_one_disk_is_made_another_that_grew_from_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let run = |line: &[&str]| {
+            let output = std::process::Command::new(line[0])
+                .args(&line[1..])
+                .current_dir(dir.path())
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+            assert!(output.status.success(), "{line:?}: {said}");
+            said
+        };
+        run(&["qemu-img", "create", "-q", "-f", "qcow2", "base", "4M"]);
+        run(&["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 2M", "base"]);
+        // What only one of them has written is what lies below in the other.
+        for (name, write) in [("a", "write -P 1 256k 128k"), ("b", "write -P 2 1M 70k")] {
+            run(&["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base", name]);
+            run(&["qemu-io", "-f", "qcow2", "-c", write, name]);
+        }
+        let packed = ["-c", "-O", "qcow2", "-o", "compression_type=zstd"];
+        run(&[["qemu-img", "convert"].as_slice(), &packed, &["a", "out"]].concat());
+        run(&["qemu-img", "convert", "-O", "raw", "b", "wanted"]);
+        // In a store no header names what lies below.
+        for name in ["a", "b"] {
+            run(&["qemu-img", "rebase", "-u", "-b", "", name]);
+        }
+        let earlier = Exported { disk: path("out"), chain: vec![path("base"), path("a")] };
+        let copy = File::options().write(true).open(path("out")).unwrap();
+        revise(&[path("base"), path("b")], &earlier, &[copy]).unwrap();
+        assert!(run(&["qemu-img", "compare", "-f", "raw", "wanted", "out"]).contains("identical"));
+        assert!(run(&["qemu-img", "check", "out"]).contains("No errors"));
+    }
+
+    #[test]
     fn times_are_noise_where_both_were_set_by_the_clock() {
         let one = |modified: i64, to: i64| Altered {
             change: Change {

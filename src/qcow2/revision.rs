@@ -57,19 +57,21 @@ impl Revision {
         let (keep, go): (Vec<_>, Vec<_>) = old
             .clusters
             .drain(..)
-            .partition(|(number, _)| !touches(changed, number << BITS..(number + 1) << BITS));
-        old.taken.extend(keep.iter().map(|(_, extent)| extent.clone()));
-        let gone: Vec<Range<u64>> = go.iter().map(|(_, extent)| extent.clone()).collect();
+            .partition(|one| !touches(changed, one.number << BITS..(one.number + 1) << BITS));
+        old.taken.extend(keep.into_iter().map(|one| one.place));
+        if go.iter().map(|one| one.place.end - one.place.start).sum::<u64>() > MOST_NEW {
+            return Err(odd("too much of it is new"));
+        }
         let mut draft = Draft {
             free: gaps(&mut old.taken, old.end),
             end: old.end,
             taken: Vec::new(),
             tables: BTreeMap::new(),
             // What is gone must not be found in the file any more.
-            writes: gone.iter().map(|e| (e.start, vec![0; (e.end - e.start) as usize])).collect(),
+            writes: go.iter().map(|one| (one.place.start, vec![0; one.length()])).collect(),
         };
-        for (number, _) in go {
-            draft.enter(&mut old, number, 0)?;
+        for one in go {
+            draft.enter(&mut old, one.number, 0)?;
         }
         draft.pack(&mut old, disk, changed)?;
         draft.finish(old)
@@ -101,11 +103,23 @@ fn gaps(extents: &mut [Range<u64>], end: u64) -> Vec<Range<u64>> {
     ends.zip(starts).filter(|(from, to)| from < to).map(|(from, to)| from..to).collect()
 }
 
+/// A cluster of the disk that is in a file.
+struct Stored {
+    number: u64,
+    place: Range<u64>,
+    compressed: bool,
+}
+
+impl Stored {
+    fn length(&self) -> usize {
+        (self.place.end - self.place.start) as usize
+    }
+}
+
 /// Where what is in a file.
 struct Layout {
     file: Qcow2,
-    /// Of clusters of the disk, by their numbers.
-    clusters: Vec<(u64, Range<u64>)>,
+    clusters: Vec<Stored>,
     /// All other places that are in use.
     taken: Vec<Range<u64>>,
     /// The file's end, a multiple of a cluster.
@@ -123,7 +137,9 @@ impl Layout {
         let length = file.metadata()?.len();
         let mut head = [0; 112];
         file.read_exact_at(&mut head, 0)?;
-        if (qcow2.size, qcow2.bits, qcow2.zstd, be32(&head, 96)) != (size, BITS, true, COUNT) {
+        // What may be cleared by who does not know it names places, too.
+        let plain = be32(&head, 96) == COUNT && be64(&head, 88) == 0;
+        if (qcow2.size, qcow2.bits, qcow2.zstd) != (size, BITS, true) || !plain {
             return Err(odd("the earlier file is of another kind"));
         }
         let end = length.next_multiple_of(CLUSTER);
@@ -131,8 +147,12 @@ impl Layout {
             Some(last) if at >= CLUSTER && last <= end => Ok(at..last),
             _ => Err(odd("something lies beyond its end")),
         };
+        let whole = |at: u64, length: u64| match at % CLUSTER {
+            0 => within(at, length),
+            _ => Err(odd("something lies between two clusters")),
+        };
         let table = |at: u64, entries: u64| -> io::Result<(Range<u64>, Vec<u64>)> {
-            let place = within(at, (entries * 8).next_multiple_of(CLUSTER))?;
+            let place = whole(at, (entries * 8).next_multiple_of(CLUSTER))?;
             let mut bytes = vec![0; entries as usize * 8];
             file.read_exact_at(&mut bytes, at)?;
             Ok((place, (0..bytes.len()).step_by(8).map(|at| be64(&bytes, at) & OFFSET).collect()))
@@ -142,15 +162,19 @@ impl Layout {
         let (counts_place, counts) = table(be64(&head, 48), u64::from(be32(&head, 56)) * ENTRIES)?;
         let mut taken = vec![0..CLUSTER, l1_place, counts_place];
         for at in l1.iter().chain(&counts).filter(|at| **at != 0) {
-            taken.push(within(*at, CLUSTER)?);
+            taken.push(whole(*at, CLUSTER)?);
         }
         let mut clusters = Vec::new();
-        for number in 0..size.div_ceil(CLUSTER) {
-            match qcow2.cluster(number)? {
-                Cluster::Below => {}
-                Cluster::At(at) => clusters.push((number, within(at, CLUSTER)?)),
-                Cluster::Compressed { at, most } => clusters.push((number, within(at, most as u64)?)),
-                Cluster::Zero => return Err(odd("the earlier file is of another kind")),
+        for index in (0..l1.len()).filter(|index| l1[*index] != 0) {
+            let first = index as u64 * ENTRIES;
+            for number in first..(first + ENTRIES).min(size.div_ceil(CLUSTER)) {
+                let (place, compressed) = match qcow2.cluster(number)? {
+                    Cluster::Below => continue,
+                    Cluster::At(at) => (whole(at, CLUSTER)?, false),
+                    Cluster::Compressed { at, most } => (within(at, most as u64)?, true),
+                    Cluster::Zero => return Err(odd("the earlier file is of another kind")),
+                };
+                clusters.push(Stored { number, place, compressed });
             }
         }
         let mut layout = Self { file: qcow2, clusters, taken, end, l1_at, l1, counts };
@@ -161,14 +185,15 @@ impl Layout {
     /// A compressed cluster is said to go on to the end of a sector; what
     /// begins there before that belongs to the next.
     fn part(&mut self) -> io::Result<()> {
-        let mut all: Vec<&mut Range<u64>> =
-            self.taken.iter_mut().chain(self.clusters.iter_mut().map(|(_, extent)| extent)).collect();
-        all.sort_by_key(|extent| extent.start);
+        let clusters = self.clusters.iter_mut().map(|one| (&mut one.place, one.compressed));
+        let mut all: Vec<(&mut Range<u64>, bool)> =
+            self.taken.iter_mut().map(|place| (place, false)).chain(clusters).collect();
+        all.sort_by_key(|(place, _)| place.start);
         for n in 1..all.len() {
-            let start = all[n].start;
-            let before = &mut *all[n - 1];
+            let start = all[n].0.start;
+            let (before, compressed) = &mut all[n - 1];
             if before.end > start {
-                if before.end - start >= SECTOR || before.start == start {
+                if !*compressed || before.end - start >= SECTOR || before.start == start {
                     return Err(odd("two clusters lie in one place"));
                 }
                 before.end = start;

@@ -125,11 +125,10 @@ impl Provider for Fake {
     }
 
     async fn revise(&self, chain: &[PathBuf], earlier: &Exported, copies: Vec<File>) -> Option<Vec<File>> {
-        // They are copies of that.
-        let (now, before) = (exported(chain, DiskFormat::Qcow2), std::fs::read(&earlier.disk).unwrap());
+        let [now, before] = [chain, &earlier.chain].map(|chain| exported(chain, DiskFormat::Qcow2));
         for copy in &copies {
             let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
-            assert_eq!(std::fs::read(&path).unwrap(), before);
+            assert_eq!(read_state(Path::new(&path)), before);
             write_state(Path::new(&path), &now);
         }
         self.revised.fetch_add(1, Ordering::SeqCst);

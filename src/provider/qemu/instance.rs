@@ -73,7 +73,7 @@ pub(super) struct Start<'a> {
     /// How it runs, for records.
     pub(super) way: String,
     pub(super) place: Place,
-    /// Whether others that want the processors go before it.
+    /// Whether others that want the processors go before it until it goes on.
     pub(super) yields: bool,
 }
 
@@ -282,6 +282,11 @@ impl Instance for QemuInstance {
     }
 
     async fn go_on(&mut self) -> Result<(), ProviderError> {
+        if let Process::Own(child) = &self.process
+            && let Some(program) = child.id()
+        {
+            child::competes(program);
+        }
         self.execute("cont", json!({})).await.map(|_| ())
     }
 
