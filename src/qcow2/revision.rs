@@ -371,6 +371,17 @@ mod tests {
         assert!(output.status.success(), "{write}: {}", String::from_utf8_lossy(&output.stdout));
     }
 
+    /// The revised file is a sound one, and holds the disk.
+    fn assert_holds(dir: &Path, disk: &mut Chain, when: &str) {
+        let mut wanted = vec![0; disk.size() as usize];
+        disk.read_at(0, &mut wanted).unwrap();
+        std::fs::write(dir.join("wanted"), wanted).unwrap();
+        let compared = qemu(dir, "qemu-img compare -f raw -F qcow2 wanted out");
+        assert!(compared.contains("identical"), "{when}: {compared}");
+        let checked = qemu(dir, "qemu-img check -f qcow2 out");
+        assert!(checked.contains("No errors"), "{when}: {checked}");
+    }
+
     #[test]
     fn a_file_that_is_revised_holds_the_other_disk() {
         let dir = tempfile::tempdir().unwrap();
@@ -398,15 +409,7 @@ mod tests {
             chain.push(dir.join(&top));
             let mut disk = Chain::open(&chain).unwrap();
             revised(dir, "out", &mut disk, n + 1).unwrap();
-            let mut wanted = vec![0; disk.size() as usize];
-            disk.read_at(0, &mut wanted).unwrap();
-            std::fs::write(dir.join("wanted"), wanted).unwrap();
-            assert!(
-                qemu(dir, "qemu-img compare -f raw -F qcow2 wanted out").contains("identical"),
-                "round {n}"
-            );
-            let checked = qemu(dir, "qemu-img check -f qcow2 out");
-            assert!(checked.contains("No errors"), "round {n}: {checked}");
+            assert_holds(dir, &mut disk, &format!("round {n}"));
         }
         // Places are taken again.
         assert!(size() < first + (1 << 20), "{} after {first}", size());
@@ -423,7 +426,7 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             (state >> 33) % most
         };
-        for _ in 0..4 {
+        for image in 0..4 {
             qemu(dir, "qemu-img convert -c -W -O qcow2 -o compression_type=zstd raw out");
             let mut chain = vec![dir.join("base")];
             for n in 0..8 {
@@ -441,13 +444,7 @@ mod tests {
                 // Two disks at once, sometimes.
                 if below(4) > 0 {
                     revised(dir, "out", &mut disk, 1).unwrap();
-                    let mut wanted = vec![0; disk.size() as usize];
-                    disk.read_at(0, &mut wanted).unwrap();
-                    std::fs::write(dir.join("wanted"), wanted).unwrap();
-                    let compared = qemu(dir, "qemu-img compare -f raw -F qcow2 wanted out");
-                    assert!(compared.contains("identical"), "{compared}");
-                    let checked = qemu(dir, "qemu-img check -f qcow2 out");
-                    assert!(checked.contains("No errors"), "{checked}");
+                    assert_holds(dir, &mut disk, &format!("image {image}, round {n}"));
                 }
             }
         }
