@@ -141,6 +141,8 @@ pub struct CheckWork {
     pub probes: Vec<Probe>,
     /// A place and a name for each.
     pub places: Vec<(Span, String)>,
+    /// Whether a script of it may use the network.
+    pub network: bool,
 }
 
 /// Where a blob comes from.

@@ -4,6 +4,7 @@
 
 pub mod digest;
 pub mod event;
+pub mod host;
 pub mod sparse;
 pub mod direct;
 pub mod qcow2;

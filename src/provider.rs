@@ -15,8 +15,8 @@ use vimg_agent::protocol::Network;
 use vimg_lang::model::{Bootstrap, DiskFormat, Forward, Machine};
 
 use crate::ext4::Altered;
+use crate::host::network::{Unreachable, WayOut};
 
-mod child;
 pub mod container;
 pub mod debian;
 mod difference;
@@ -66,6 +66,9 @@ pub struct Launch {
     /// The machine need not run: its disk is worked on from outside, if the
     /// provider knows a way.
     pub offline: Option<Offline>,
+    /// Whether something in it may want the network. Its way out is closed
+    /// until it is opened; see [`Instance::way_out`].
+    pub network: bool,
     /// Names the disk below, for who keeps memories of machines: one name never
     /// means two contents. Without it nothing is kept, and a machine boots.
     pub memory: Option<String>,
@@ -95,8 +98,6 @@ pub struct Offline {
     /// filesystem code has written to it since. Only then a host's kernel may
     /// be trusted with it.
     pub ours: bool,
-    /// Whether a layer may want the network.
-    pub network: bool,
 }
 
 /// Whether a machine will do which booted from a disk that is almost the same.
@@ -129,8 +130,8 @@ pub enum Place {
     Machine,
     /// In the machine, which booted before and was kept.
     Forked,
-    /// In a machine that booted from another disk, and was kept. It must be carried over, unless its agent refuses: then it is of
-    /// no use.
+    /// In a machine that booted from another disk, and was kept. It must be
+    /// carried over, unless its agent refuses: then it is of no use.
     Carried(Carried),
     /// Outside of it: it must be told to prepare, with this network.
     Outside(Option<Network>),
@@ -202,6 +203,12 @@ impl ProviderError {
 impl std::fmt::Display for ProviderError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.message)
+    }
+}
+
+impl From<Unreachable> for ProviderError {
+    fn from(error: Unreachable) -> Self {
+        Self::new(format!("the network: {}", error.message)).help(error.help)
     }
 }
 
@@ -305,6 +312,11 @@ pub trait Instance: Send {
     /// filesystem code that is the host's own.
     fn guards_disk(&self) -> bool {
         false
+    }
+
+    /// What it has of a network.
+    fn way_out(&self) -> WayOut {
+        WayOut::default()
     }
 
     /// Tells the disk that takes the writes what is not used of it, where the

@@ -15,10 +15,11 @@ use crate::system;
 /// Applies steps up to the first that wants the machine to boot again, and
 /// reports each. The returned message is the last.
 pub(crate) fn apply(channel: &mut Channel, what: &Apply, boot_stamp: &mut String) -> io::Result<FromAgent> {
-    let Apply { layer, steps, from, offline, durable } = what;
+    let Apply { layer, steps, from, offline, durable, host } = what;
+    channel.forget_network();
     let from = *from;
     let sender = channel.sender.clone();
-    let guests = match Guests::enter(*offline) {
+    let guests = match Guests::enter(*offline, host.as_deref()) {
         Ok(guests) => guests,
         Err(error) => return Ok(FromAgent::Refused { message: format!("prepare the layer: {error}") }),
     };

@@ -70,6 +70,9 @@ pub(crate) fn script(path: &Path, around: &Around, user: &Account) -> io::Result
         command.args(["--init-groups", "--"]).args(all);
         command
     };
+    if around.network {
+        command.envs(offline::proxies());
+    }
     command.env("HOME", &user.home).env("USER", &user.name).env("LOGNAME", &user.name);
     command.env("SHELL", &user.shell).envs(&around.env).current_dir(&around.workdir);
     Ok(command)

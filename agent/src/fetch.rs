@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::offline;
 use crate::protocol::{self, Blob, Digest, Frame, FromAgent, Malformed, ToAgent};
 
 /// Sends messages; may be cloned into other threads.
@@ -34,6 +35,8 @@ impl Sender {
 pub(crate) struct Channel {
     pub(crate) sender: Sender,
     input: Box<dyn Read + Send>,
+    /// Whether the way out to the network is open, once that is known.
+    open: Option<bool>,
 }
 
 /// What the host sent.
@@ -49,7 +52,7 @@ pub(crate) enum Received {
 
 impl Channel {
     pub(crate) fn new(input: Box<dyn Read + Send>, sender: Sender) -> Self {
-        Self { sender, input }
+        Self { sender, input, open: None }
     }
 
     /// Waits for the next message or handshake.
@@ -109,6 +112,28 @@ impl Channel {
             return Err(Malformed("data with another digest than was due".into()).into());
         }
         Ok(())
+    }
+
+    /// Opens the way out to the network, or closes it; returns once that
+    /// holds.
+    pub(crate) fn network(&mut self, open: bool) -> io::Result<()> {
+        if self.open == Some(open) {
+            return Ok(());
+        }
+        self.sender.send(&FromAgent::Network { open })?;
+        match self.receive()? {
+            Received::Message(ToAgent::Network { variables }) => {
+                offline::set_proxies(if open { variables } else { Vec::new() });
+                self.open = Some(open);
+                Ok(())
+            }
+            _ => Err(Malformed("something else than the network was due".into()).into()),
+        }
+    }
+
+    /// The host may have closed the way out since.
+    pub(crate) fn forget_network(&mut self) {
+        self.open = None;
     }
 
     /// A secret, of at most a megabyte.

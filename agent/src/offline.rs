@@ -17,6 +17,7 @@ use crate::protocol::CAPABILITIES;
 static OFFLINE: AtomicBool = AtomicBool::new(false);
 static CONFINED: AtomicBool = AtomicBool::new(false);
 static RESOLV_CONF: Mutex<Option<String>> = Mutex::new(None);
+static PROXIES: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
 
 /// What Debian's `invoke-rc.d` and `deb-systemd-invoke` ask before they start
 /// anything; 101 forbids it (Debian's policy, "invoke-rc.d interface").
@@ -24,6 +25,7 @@ const POLICY: &str = "/usr/sbin/policy-rc.d";
 const FORBIDS: &str = "#!/bin/sh\n# Nothing is started while vimg applies a layer offline.\nexit 101\n";
 
 const RESOLV: &str = "/etc/resolv.conf";
+const HOSTS: &str = "/etc/hosts";
 
 /// Whether a layer is applied to a machine that is switched off.
 pub(crate) fn is() -> bool {
@@ -39,6 +41,17 @@ pub(crate) fn confine() {
 /// What resolves names while layers are applied.
 pub(crate) fn resolve_by(resolv_conf: &str) {
     *RESOLV_CONF.lock().unwrap_or_else(PoisonError::into_inner) = Some(resolv_conf.to_owned());
+}
+
+/// Variables that lead programs which may use the network to the proxies of
+/// the person who builds. They are in no file and no key.
+pub(crate) fn set_proxies(variables: Vec<(String, String)>) {
+    *PROXIES.lock().unwrap_or_else(PoisonError::into_inner) = variables;
+}
+
+/// The same, for a program that may use the network.
+pub(crate) fn proxies() -> Vec<(String, String)> {
+    PROXIES.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// Makes a program fit for a machine that is switched off.
@@ -75,18 +88,7 @@ pub(crate) fn adapt(command: &mut Command) {
 /// Ends what a layer left running and forgets what a reboot would: the next
 /// layer finds the machine as it would be if it came on another day.
 pub(crate) fn clear_away() {
-    let own = std::process::id();
-    // What is killed may leave children behind once more.
-    for _ in 0..3 {
-        let Ok(entries) = fs::read_dir("/proc") else { break };
-        let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
-        for pid in pids.filter(|pid| *pid > 1 && *pid as u32 != own) {
-            // The kernel's own threads do not mind.
-            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
-        }
-    }
+    kill_all();
     for dir in ["/run", "/dev/shm"] {
         let Ok(entries) = fs::read_dir(dir) else { continue };
         for entry in entries.flatten().filter(|e| e.file_name() != "vimg") {
@@ -99,6 +101,35 @@ pub(crate) fn clear_away() {
     }
 }
 
+/// Kills all processes but this one and the first. The kernel goes through
+/// them while nobody can fork (kill(2)), so that none escapes by being faster.
+fn kill_all() {
+    // SAFETY: the call takes numbers only.
+    unsafe { libc::kill(-1, libc::SIGKILL) };
+    // They may take a moment to let go of what they hold.
+    for _ in 0..200 {
+        if !others_live() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+/// Whether there are processes of user space that have not ended, besides this
+/// one and the first.
+fn others_live() -> bool {
+    let own = std::process::id();
+    let Ok(entries) = fs::read_dir("/proc") else { return false };
+    let mut pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    pids.any(|pid| {
+        // The kernel's own threads have no memory of their own, nor has what
+        // has ended and waits for its parent.
+        pid > 1
+            && pid != own
+            && fs::read_to_string(format!("/proc/{pid}/statm")).is_ok_and(|s| !s.starts_with("0 "))
+    })
+}
+
 /// What stands in the machine only while a layer is applied to it. Dropped,
 /// it is gone again, unless the layer has put something else in its place.
 pub(crate) struct Guests {
@@ -107,12 +138,17 @@ pub(crate) struct Guests {
 
 impl Guests {
     /// Lets the guests in.
-    pub(crate) fn enter(offline: bool) -> io::Result<Self> {
+    pub(crate) fn enter(offline: bool, host: Option<&str>) -> io::Result<Self> {
         OFFLINE.store(offline, Ordering::Relaxed);
         let mut guests = Self { put: Vec::new() };
         if offline && Path::new("/usr/sbin").is_dir() && fs::symlink_metadata(POLICY).is_err() {
             guests.put(POLICY.into(), FORBIDS.into(), None)?;
             fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755))?;
+        }
+        if let Some(host) = host
+            && let Ok(was) = fs::read_to_string(HOSTS)
+        {
+            guests.put(HOSTS.into(), format!("{was}{host} host.vimg.internal\n"), Some(was.into_bytes()))?;
         }
         let resolv_conf = RESOLV_CONF.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(text) = resolv_conf

@@ -39,6 +39,11 @@ impl Context<'_> {
         Output { sender: self.sender, step: self.step, hidden: &[] }
     }
 
+    /// Opens the way out to the network, or closes it.
+    pub(crate) fn network(&mut self, open: bool) -> Result<(), Failure> {
+        self.channel.network(open).map_err(|e| Failure::new(format!("the network: {e}")))
+    }
+
     /// Says something to the person who builds.
     fn say(&self, line: &str) -> Result<(), Failure> {
         let text = format!("{line}\n");
@@ -145,6 +150,7 @@ impl Going {
                 Entry::Packages { before, after: None, .. } if completed(before, &entries[n + 1..]) => {}
                 Entry::Path { path, was } => file::revert(&ledger::unescape(path), was, context)?,
                 Entry::Packages { before, after, .. } => {
+                    context.network(true)?;
                     package::revert(before, after.as_ref(), &self.others, context)?
                 }
                 Entry::Group { name, was } => account::revert_group(name, *was, context)?,

@@ -20,13 +20,13 @@ pub use change::{Change, Inode, MOST_CARRIED, Time};
 pub use resource::{Around, Entry, Manifest, Node, Owner, Primitive, Probe, Run, Script, ServiceState, User};
 
 /// The version of these messages. Host and agent must have the same.
-pub const PROTOCOL: u32 = 11;
+pub const PROTOCOL: u32 = 12;
 
 /// The version of what the agent does to a machine. It enters every key, so
 /// raising it rebuilds everything: raise it when the same layer would now
 /// give another machine. `agent/behaviour.lock` holds the digest of the
 /// sources that it was last looked at for.
-pub const BEHAVIOUR: u32 = 6;
+pub const BEHAVIOUR: u32 = 7;
 
 /// Where the agent is in a machine. Its first argument says what it is for;
 /// see `hooks`.
@@ -106,6 +106,11 @@ pub enum ToAgent {
         /// As in [`Listed`].
         paths: Vec<String>,
     },
+    /// The way out is as it was asked for.
+    Network {
+        /// Variables that lead programs to the user's proxies.
+        variables: Vec<(String, String)>,
+    },
     /// Stop all services and switch the machine off. Answered by `GoingOff`.
     SwitchOff,
     /// Send the kernel, then the initrd, that the machine would boot, each
@@ -129,6 +134,9 @@ pub struct Apply {
     /// what is noted is on its disk before anything changes. A disk that is
     /// kept whole or not at all needs no such care.
     pub durable: bool,
+    /// The address at which the host is `host.vimg.internal`, where its user
+    /// lets guests reach it.
+    pub host: Option<String>,
 }
 
 /// A program that a person runs.
@@ -299,6 +307,12 @@ pub enum FromAgent {
     FetchSecret {
         /// Its name.
         name: String,
+    },
+    /// Open the way out to the network, or close it. Answered by
+    /// [`ToAgent::Network`] once that holds.
+    Network {
+        /// Whether it is to be open.
+        open: bool,
     },
     /// A step begins.
     Started {

@@ -9,6 +9,8 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::Mode;
+
 use crate::appliance::{self, Attached};
 use crate::apply;
 use crate::carry;
@@ -136,6 +138,9 @@ struct Agent {
 
 impl Agent {
     fn start(input: Box<dyn Read + Send>, output: Box<dyn Write + Send>, place: Place) -> io::Result<()> {
+        // Whoever started it: directories and files that a layer makes on the
+        // way are everybody's to read and nobody's to write.
+        rustix::process::umask(Mode::from_raw_mode(0o022));
         let sender = Sender::new(output);
         pulse::start(sender.clone());
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -244,6 +249,7 @@ impl Agent {
                 }
                 return Ok(None);
             }
+            ToAgent::Network { .. } => FromAgent::Refused { message: "nobody asked for the network".into() },
             ToAgent::Prepare(what) => match self.prepare(&what) {
                 Ok(()) => {
                     self.boot_stamp = system::boot_stamp();

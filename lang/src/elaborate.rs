@@ -11,7 +11,7 @@ use crate::resolve::{self, At, Declarations};
 use crate::source::{FileKind, FileRef, Files, SourceId, Sources, Span};
 use crate::syntax::Arg;
 use crate::template::{Renderer, Scope};
-use crate::value::Value;
+use crate::value::{self, Value};
 
 mod check;
 mod inputs;
@@ -263,7 +263,7 @@ impl Elaborator<'_> {
         let bootstrap = Bootstrap {
             distribution: node.name().to_owned(),
             suite: text("suite").and_then(|a| self.text(a, node, scope)).unwrap_or_default(),
-            mirror: text("mirror").and_then(|a| self.text(a, node, scope)),
+            mirror: text("mirror").and_then(|a| self.parsed(a, node, scope, value::mirror_url)),
             packages,
         };
         (Origin::Bootstrap(bootstrap), node.head())

@@ -273,6 +273,8 @@ pub struct Script {
     pub workdir: String,
     /// How long it may take, in seconds.
     pub timeout: u64,
+    /// Whether it may use the network.
+    pub network: bool,
 }
 
 /// When a kept script runs.
@@ -357,7 +359,7 @@ pub enum Probe {
     /// A TCP port.
     Port { port: u16, within: u64 },
     /// A script, and how many seconds it may take.
-    Run { script: String, timeout: u64 },
+    Run { script: String, timeout: u64, network: bool },
     /// A file.
     File { path: String, contains: Option<String> },
     /// A service.

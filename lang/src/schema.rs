@@ -181,7 +181,7 @@ const CHECK: Kind = kind(
     kind("port", "A TCP port of the machine that must accept connections.", Args::One(req("port", Ty::Int, "the port")))
         .props(&[WITHIN]),
     kind("run", "A shell script that must exit with 0.", Args::One(req("script", Ty::Str, "the script")))
-        .props(&[opt("timeout", Ty::Duration, "how long it may take; `5m` unless given")]),
+        .props(&[opt("timeout", Ty::Duration, "how long it may take; `5m` unless given"), NETWORK]),
     kind("file", "A file that must exist.", Args::One(req("path", Ty::GuestPath, "the file")))
         .props(&[opt("contains", Ty::Str, "text that it must hold")]),
     kind("service", "A service that must be active.", Args::One(req("unit", Ty::Str, "the unit")))
@@ -208,6 +208,11 @@ const TEMPLATE: Field =
 const USER: Field = opt("user", Ty::Str, "who runs it; `root` unless given");
 const WORKDIR: Field = opt("workdir", Ty::GuestPath, "where it runs; `/` unless given");
 const TIMEOUT: Field = opt("timeout", Ty::Duration, "how long it may take; `30m` unless given");
+const NETWORK: Field = opt(
+    "network",
+    Ty::Bool,
+    "whether it may use the network [default: `#false`]; it then reaches the internet, and no network of the host's that the user has not allowed",
+);
 const INLINE: Kind =
     kind("script", "The script itself.", Args::One(req("text", Ty::Str, "shell commands"))).once();
 const ENV: Kind = kind("env", "Variables of its environment, as properties.", Args::None).open();
@@ -281,7 +286,7 @@ pub const CONFIGURATION: &[Kind] = &[
         "A script, run once when the layer is made: a file of the project, or text in a `script` child. Without a `#!` line it is run by `/bin/sh -eu`. Its environment is PATH, HOME, LANG=C.UTF-8 and what `env` declares.",
         SCRIPT_FILE,
     )
-    .props(&[TEMPLATE, USER, WORKDIR, TIMEOUT])
+    .props(&[TEMPLATE, USER, WORKDIR, TIMEOUT, NETWORK])
     .of(&[
         INLINE,
         ENV,
@@ -358,7 +363,7 @@ pub const IMAGE: &[Kind] = &[
     )
     .props(&[
         req("suite", Ty::Word(&["bookworm", "trixie"]), "its release"),
-        opt("mirror", Ty::Str, "a mirror; what the host's mmdebstrap uses unless given"),
+        opt("mirror", Ty::Str, "the `http://` or `https://` address of a mirror, in the place of the archive's own service; security updates keep coming from theirs [default: what the host's mmdebstrap uses]"),
     ])
     .of(&[PACKAGE])
     .once(),

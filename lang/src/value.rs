@@ -169,6 +169,18 @@ pub fn http_url(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// A mirror: where packages are fetched from, and nothing else.
+pub fn mirror_url(text: &str) -> Result<String, String> {
+    let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    let host = rest.and_then(|rest| rest.split('/').next()).unwrap_or_default();
+    let clean = |b: u8| b.is_ascii_alphanumeric() || b"./:_~%+-".contains(&b);
+    let named = host.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if named && text.len() <= 2000 && text.bytes().all(clean) {
+        return Ok(text.to_owned());
+    }
+    Err("the address of a mirror, such as `http://mirror.example.org/debian`, without a password".to_owned())
+}
+
 /// A header's name and a text, from `Name: text`.
 pub fn http_header(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once(':').unwrap_or((text, ""));
@@ -230,6 +242,31 @@ pub(crate) fn is_template(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mirror_is_an_address_and_nothing_else() {
+        for good in ["http://mirror.example.org/debian", "https://127.0.0.1:3142/debian-archive/~x/"] {
+            assert_eq!(mirror_url(good).as_deref(), Ok(good));
+        }
+        for wrong in [
+            "--setup-hook=id",
+            "/etc/passwd",
+            "-",
+            "file:/srv/mirror",
+            "copy:/srv",
+            "deb [trusted=yes] http://evil.example ./",
+            "http://",
+            "http:///etc",
+            "http://-x/",
+            "http://user:secret@host/",
+            "http://host/a b",
+            "http://host/$(id)",
+            "http://host/a\nb",
+            "http://host/a#b&c",
+        ] {
+            assert!(mirror_url(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn sizes_and_durations() {

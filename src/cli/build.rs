@@ -16,6 +16,7 @@ use crate::execute::caching::Caching;
 use crate::execute::{self, Budget, Drafts, Secrets, Workshop};
 use crate::files::Project;
 use crate::graph::{Graph, NodeId};
+use crate::host;
 use crate::plan::{Plan, Standing, Wanted};
 use crate::provider::Lines;
 use crate::provider::host::Host;
@@ -241,7 +242,7 @@ pub(super) fn workshop(
     let notice = sink.clone();
     let (choice, accel) = how.provider.choose()?;
     let notice: Lines = Arc::new(move |text: &str| notice(Event::Notice { text: text.to_owned() }));
-    let qemu = Qemu::new(accel, store.root(), notice.clone());
+    let qemu = Qemu::new(accel, store.root(), how.provider.access()?, notice.clone());
     let provider = Host::new(choice, qemu, store.root(), notice);
     Ok(Workshop {
         graph: Arc::new(graph),
@@ -316,16 +317,9 @@ pub(super) fn interruptible<T>(work: impl Future<Output = T>) -> Result<Option<T
 
 fn budget(args: &How) -> Budget {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let total = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| {
-            let line = text.lines().find(|l| l.starts_with("MemTotal:"))?;
-            line.split_whitespace().nth(1)?.parse::<u64>().ok()
-        })
-        .map_or(4 << 30, |kib| kib * 1024);
     Budget {
         jobs: args.jobs.unwrap_or(processors.div_ceil(2)).max(1),
-        memory: args.memory.unwrap_or(total / 4 * 3),
+        memory: args.memory.unwrap_or_else(|| host::memory() / 4 * 3),
         keep_going: args.keep_going,
         keep_memory: !args.no_memory,
     }

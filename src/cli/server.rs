@@ -11,6 +11,7 @@ use super::{Error, Global, Outcome, print, print_json, project, shell};
 use crate::event::Event;
 use crate::execute::server::{self, Came, ServerHome, ServerRecord};
 use crate::graph::{Difference, ServerPlan};
+use crate::host::network::Access;
 use crate::provider::Lines;
 use crate::provider::qemu::{Qemu, sha256_of};
 use crate::report::Style;
@@ -127,7 +128,7 @@ impl Yard {
     fn open(global: &Global) -> Result<Self, Error> {
         let opened = project::open(global)?;
         let quiet: Lines = Arc::new(|_: &str| {});
-        let qemu = Qemu::new(None, opened.store.root(), quiet);
+        let qemu = Qemu::new(None, opened.store.root(), Access::default(), quiet);
         Ok(Self { dir: opened.store.servers(opened.project.root()), qemu })
     }
 

@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use vimg_lang::{Setting, Settings, Sources, Takes};
 
 use super::Error;
+use crate::host::network::{Access, Proxies, Reach};
 use crate::provider::host::{self, Choice};
 use crate::provider::qemu::{self, Accel, Kvm};
 use crate::store::Store;
@@ -16,6 +17,7 @@ use crate::store::Store;
 const USER: &[Setting] = &[
     ("provider", Takes::Word(&["auto", "qemu", "container"])),
     ("accel", Takes::Word(&["auto", "kvm", "tcg"])),
+    ("network-allow", Takes::Texts(1)),
     ("cache-from", Takes::Texts(1)),
     ("cache-to", Takes::Texts(1)),
     ("trust", Takes::Texts(2)),
@@ -33,6 +35,10 @@ pub(super) struct ProviderArgs {
     /// How to run machines
     #[arg(long, value_enum, env = "VIMG_ACCEL")]
     accel: Option<AccelChoice>,
+    /// Let guests reach more than the internet: `host` (services on this
+    /// host's loopback), a network such as `10.1.0.0/16`, or `all`
+    #[arg(long, value_name = "WHAT", env = "VIMG_NETWORK_ALLOW", value_delimiter = ',')]
+    network_allow: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -70,6 +76,35 @@ impl ProviderArgs {
             Some(AccelChoice::Tcg) => Some(Accel::Tcg),
         };
         Ok((choice, accel))
+    }
+}
+
+impl ProviderArgs {
+    /// What guests may reach: by the flag and the environment, and by the
+    /// user's settings. A project has no say in it.
+    pub(super) fn access(&self) -> Result<Access, Error> {
+        let set = user()?;
+        let set = set.get("network-allow").into_iter().flatten().flatten();
+        let mut reach = Reach::default();
+        for text in self.network_allow.iter().filter(|text| !text.is_empty()).chain(set) {
+            reach.allow(text).map_err(|why| {
+                Error::Message(format!("invalid value `{text}` for `network-allow`: {why}"), None, 2)
+            })?;
+        }
+        Ok(Access { reach, proxies: proxies() })
+    }
+}
+
+/// The proxies that the environment names. Programs agree on names in small
+/// letters; for `http_proxy` they agree on nothing else.
+fn proxies() -> Proxies {
+    let var = |names: &[&str]| {
+        names.iter().find_map(|name| std::env::var(name).ok()).filter(|value| !value.is_empty())
+    };
+    Proxies {
+        http: var(&["http_proxy"]),
+        https: var(&["https_proxy", "HTTPS_PROXY"]),
+        no: var(&["no_proxy", "NO_PROXY"]),
     }
 }
 

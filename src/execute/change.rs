@@ -59,8 +59,9 @@ pub(super) async fn make<P: Provider>(
     }
     let mut told = Told { site, places: &work.places, tail: VecDeque::new() };
     let (layer, steps) = (work.layer.clone(), work.steps.clone());
-    let what = Apply { layer, steps, from: 0, offline: false, durable: true };
-    let applied = session.apply(&what, &blobs, |progress| told.hear(progress));
+    let what = Apply { layer, steps, from: 0, offline: false, durable: true, host: None };
+    let way_out = instance.way_out();
+    let applied = session.apply(&what, &blobs, &way_out, |progress| told.hear(progress));
     let applied = tokio::select! {
         applied = applied => applied.map_err(Trouble::Session),
         ended = instance.ended() => Err(Trouble::Ended(ended)),

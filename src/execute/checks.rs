@@ -211,7 +211,8 @@ async fn start<'a, P: Provider>(
     }
     let parent = node.parent.map(|id| shared.graph.node(id)).ok_or_else(|| making.gone())?;
     let stand = Stand::of_check(node, parent);
-    let coming = machine.coming.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let ahead = || machine.coming.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let coming = if stand.network { None } else { ahead() };
     if let Some(coming) = coming
         && let Some(ahead) = coming.up().await
         && let Some((up, scratch)) = ahead.adopt(making, &stand).await

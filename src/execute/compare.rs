@@ -212,6 +212,7 @@ impl<'a, P: Provider> Reader<'a, P> {
             machine: node.machine,
             needs,
             network: false,
+            opens: false,
             chain: None,
             carry: Carry::Never,
             lasting: None,

@@ -64,6 +64,7 @@ pub async fn interact<P: Provider>(
         machine,
         needs,
         network: true,
+        opens: true,
         chain: failed,
         carry: Carry::Thrown,
         lasting: None,
@@ -107,8 +108,16 @@ pub async fn watch<P: Provider>(
     let scratch = site.staging()?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
     let (machine, needs) = (node.machine, Needs::Machine);
-    let stand =
-        Stand { state: node, machine, needs, network: true, chain: None, carry: Carry::Never, lasting: None };
+    let stand = Stand {
+        state: node,
+        machine,
+        needs,
+        network: true,
+        opens: true,
+        chain: None,
+        carry: Carry::Never,
+        lasting: None,
+    };
     let (launch, _) = up::prepare(&site, &stand, scratch.path(), &overlay)?;
     // It is the boot that is to be seen.
     let launch = Launch { memory: None, ..launch };

@@ -135,10 +135,12 @@ async fn apply<P: Provider>(
     let offline = making.node.needs == Needs::Disk;
     let names = &work.places;
     let (layer, steps) = (work.layer.clone(), work.steps.clone());
-    let mut what = Apply { layer, steps, from: 0, offline, durable: false };
+    let host = running.instance.way_out().host;
+    let mut what = Apply { layer, steps, from: 0, offline, durable: false, host };
     loop {
         let Running { instance, session, spare, .. } = &mut *running;
-        let applied = session.apply(&what, blobs, |progress| match progress {
+        let way_out = instance.way_out();
+        let applied = session.apply(&what, blobs, &way_out, |progress| match progress {
             Progress::Started(step) => {
                 *spare = None;
                 log.heading(&names[step].1);
@@ -155,6 +157,8 @@ async fn apply<P: Provider>(
             applied = applied => applied.map_err(Trouble::Session),
             ended = instance.ended() => Err(Trouble::Ended(ended)),
         };
+        // Nothing that the layer left running is to have it.
+        let _ = way_out.set(false).await;
         let applied = applied.map_err(Stop::Trouble)?;
         let Some(next) = applied.next else { return Ok(applied.boot_changed) };
         if applied.boot_changed {

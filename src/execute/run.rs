@@ -383,6 +383,7 @@ async fn machine<P: Provider>(
         machine: making.node.machine,
         needs: making.node.needs,
         network,
+        opens: false,
         chain: None,
         carry: Carry::Kept,
         lasting: None,
@@ -432,12 +433,27 @@ async fn machine<P: Provider>(
     Vec::new()
 }
 
-/// Whether a layer may want to fetch something: packages do, and scripts may.
+/// Whether a layer may want to fetch something: packages do, and scripts that
+/// say so.
 fn wants_network(work: &Work) -> bool {
     match work {
         Work::Layer(work) => {
-            let wants = |s: &Primitive| {
-                matches!(s, Primitive::Package { .. } | Primitive::Revert { .. } | Primitive::Run(_))
+            let wants = |step: &Primitive| match step {
+                Primitive::Package { .. } | Primitive::Ahead { .. } | Primitive::Revert { .. } => true,
+                Primitive::Run(run) => run.script.around.network,
+                Primitive::File { .. }
+                | Primitive::Directory { .. }
+                | Primitive::Symlink { .. }
+                | Primitive::Archive { .. }
+                | Primitive::Group { .. }
+                | Primitive::User(_)
+                | Primitive::Service { .. }
+                | Primitive::Sysctl { .. }
+                | Primitive::KernelModule { .. }
+                | Primitive::Hook { .. }
+                | Primitive::Reboot
+                | Primitive::Leave { .. }
+                | Primitive::Layer { .. } => false,
             };
             work.steps.iter().any(wants)
         }

@@ -16,6 +16,7 @@ use vimg_agent::protocol::{
 
 use super::interact::{Ended, Input};
 use crate::ext4::Altered;
+use crate::host::network::WayOut;
 
 /// An agent that says nothing for so long is gone, or its machine hangs. It
 /// says `Alive` every five seconds, but an emulated machine may be slow.
@@ -209,6 +210,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         &mut self,
         what: &Apply,
         blobs: &dyn Blobs,
+        way_out: &WayOut,
         progress: impl FnMut(Progress),
     ) -> Result<Applied, SessionError> {
         let Apply { steps, from, .. } = what;
@@ -217,7 +219,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
             .iter()
             .map(|s| if let Primitive::Run(run) = s { run.script.around.timeout } else { 0 })
             .collect();
-        match self.follow(&times, blobs, progress).await? {
+        match self.follow(&times, blobs, way_out, progress).await? {
             FromAgent::Done { boot_changed } => Ok(Applied { boot_changed, next: None }),
             // Only what was told to is done, and each once.
             FromAgent::RebootDue { step, boot_changed }
@@ -252,7 +254,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
                 Probe::File { .. } | Probe::Package { .. } => 0,
             })
             .collect();
-        match self.follow(&times, &NoBlobs, progress).await? {
+        match self.follow(&times, &NoBlobs, &WayOut::default(), progress).await? {
             FromAgent::Passed => Ok(()),
             other => Err(unexpected(&other)),
         }
@@ -314,9 +316,11 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         &mut self,
         times: &[u64],
         blobs: &dyn Blobs,
+        way_out: &WayOut,
         mut progress: impl FnMut(Progress),
     ) -> Result<FromAgent, SessionError> {
         let mut deadline = tokio::time::Instant::now() + STEP;
+        let mut next = 0;
         loop {
             // An agent may live while its work hangs.
             let message = tokio::time::timeout_at(deadline, self.message())
@@ -333,7 +337,14 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
                     }
                     self.put(&protocol::encode_data(&[])?).await?;
                 }
-                FromAgent::Started { step } if step < times.len() => {
+                FromAgent::Network { open } => {
+                    let set = way_out.set(open).await;
+                    set.map_err(|e| SessionError::Broken(format!("the network can't be opened: {e}")))?;
+                    self.send(&ToAgent::Network { variables: way_out.variables.clone() }).await?;
+                }
+                // Each step has its time once, in their order.
+                FromAgent::Started { step } if (next..times.len()).contains(&step) => {
+                    next = step + 1;
                     deadline = tokio::time::Instant::now() + STEP + Duration::from_secs(times[step]);
                     progress(Progress::Started(step));
                 }
@@ -351,6 +362,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         }
     }
 
+    /// Sends blobs.
     async fn serve(&mut self, digests: &[Digest], blobs: &dyn Blobs) -> Result<(), SessionError> {
         for digest in digests {
             let source = blobs.get(digest).ok_or_else(|| {

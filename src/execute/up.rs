@@ -11,7 +11,7 @@ use super::explain::{Trouble, explain};
 use super::session::{Session, SessionError};
 use super::site::Site;
 use super::{Failure, FailureKind, carried};
-use crate::graph::{Needs, Node};
+use crate::graph::{Needs, Node, Work};
 use crate::provider::{Carry, Ended, Instance, Lasting, Launch, Offline, Place, Provider};
 use crate::store::{Disk, DiskKind, Record};
 
@@ -43,8 +43,10 @@ pub(super) struct Stand<'a> {
     pub(super) machine: Machine,
     /// Whether it is to be booted.
     pub(super) needs: Needs,
-    /// Whether what is done from outside of the machine may want the network.
+    /// Whether something in it may want the network.
     pub(super) network: bool,
+    /// Whether its way out is open from the beginning.
+    pub(super) opens: bool,
     /// Other disks than the state's, which are no state.
     pub(super) chain: Option<Vec<PathBuf>>,
     /// Whether a machine will do that booted from almost the same.
@@ -60,7 +62,8 @@ impl<'a> Stand<'a> {
             state,
             machine: check.machine,
             needs: check.needs,
-            network: true,
+            network: matches!(&check.work, Work::Check(work) if work.network),
+            opens: true,
             chain: None,
             carry: Carry::Thrown,
             lasting: None,
@@ -79,11 +82,8 @@ pub(super) fn prepare<P: Provider>(
     let record = shared.store.record(&parent.key).ok_or_else(|| site.gone())?;
     let own = || shared.store.chain(&parent.key);
     let chain = stand.chain.clone().or_else(own).ok_or_else(|| site.gone())?;
-    let offline = (stand.needs == Needs::Disk).then(|| Offline {
-        appliance: site.boot_paths(&record.appliance),
-        ours: record.ours,
-        network: stand.network,
-    });
+    let offline = (stand.needs == Needs::Disk)
+        .then(|| Offline { appliance: site.boot_paths(&record.appliance), ours: record.ours });
     let kept = shared.keep_memory && stand.needs == Needs::Machine && stand.chain.is_none();
     let launch = Launch {
         chain,
@@ -93,6 +93,7 @@ pub(super) fn prepare<P: Provider>(
         boot: site.boot_paths(&record.boot),
         offline,
         memory: kept.then(|| format!("{}:{}", parent.key, record.id)),
+        network: stand.network,
         carry: stand.carry,
         scratch: scratch.to_owned(),
         lasting: stand.lasting.clone(),
@@ -138,6 +139,7 @@ pub(super) async fn up<P: Provider>(
             tell_why(site, &why);
         }
         let first = instance.can_be_kept();
+        let instance_way = instance.way_out();
         let ready = async {
             let units = session.ready(place == Place::Machine).await?;
             match &place {
@@ -146,6 +148,11 @@ pub(super) async fn up<P: Provider>(
                 Place::Carried(carried) => session.carry(&carried.altered).await?,
                 Place::Machine if first => session.keep().await?,
                 Place::Machine => {}
+            }
+            // A layer opens it where it has a right to it; whoever else asked
+            // for a network has one.
+            if stand.opens {
+                instance_way.set(true).await.map_err(SessionError::from)?;
             }
             Ok(units)
         };

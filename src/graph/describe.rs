@@ -21,6 +21,10 @@ use crate::provider::debian;
 /// Raise when sealing or exporting gives another disk.
 const OUTPUT_BEHAVIOUR: u32 = 1;
 
+/// What machines are: one architecture's disks are of no use to another's, and
+/// caches are shared.
+const ARCHITECTURE: &str = "amd64";
+
 /// Raise when a check that passed may now fail.
 const CHECK_BEHAVIOUR: u32 = 1;
 
@@ -31,6 +35,7 @@ pub(super) fn bootstrap(bootstrap: &Bootstrap, machine: &Machine) -> Description
     let mut d = Description::default();
     d.value("kind", "bootstrap");
     d.value("bootstrap behaviour", debian::BEHAVIOUR);
+    d.value("architecture", ARCHITECTURE);
     d.value("distribution", &bootstrap.distribution);
     d.value("suite", &bootstrap.suite);
     if let Some(mirror) = &bootstrap.mirror {
@@ -44,6 +49,7 @@ pub(super) fn bootstrap(bootstrap: &Bootstrap, machine: &Machine) -> Description
 pub(super) fn import(sha256: &str) -> Description {
     let mut d = Description::default();
     d.value("kind", "import");
+    d.value("architecture", ARCHITECTURE);
     d.content("disk", sha256);
     d
 }
@@ -73,7 +79,9 @@ pub(super) fn check(check: &Check, machine: &Machine) -> (CheckWork, Description
     d.value("check behaviour", CHECK_BEHAVIOUR);
     d.value("machine cpus", machine.cpus);
     d.value("machine memory", machine.memory);
-    let mut work = CheckWork { probes: Vec::new(), places: Vec::new() };
+    let asks = |(probe, _): &(model::Probe, Span)| matches!(probe, model::Probe::Run { network: true, .. });
+    let network = check.probes.iter().any(asks);
+    let mut work = CheckWork { probes: Vec::new(), places: Vec::new(), network };
     for (probe, span) in &check.probes {
         let (name, probe) = question(&mut d, probe);
         work.probes.push(probe);
@@ -103,7 +111,10 @@ fn question(d: &mut Description, probe: &model::Probe) -> (String, Probe) {
             d.value(format!("port {port} within"), within);
             (format!("port {port}"), Probe::Port { port, within })
         }
-        model::Probe::Run { script, timeout } => {
+        model::Probe::Run { script, timeout, network } => {
+            if network {
+                d.value("network", network);
+            }
             d.content("content of script", Digest::of(script.as_bytes()));
             d.value("timeout", timeout);
             ("run".into(), Probe::Run { script, timeout })
@@ -336,12 +347,15 @@ impl Walk<'_> {
         self.d.value(format!("{name} user"), &script.user);
         self.d.value(format!("{name} workdir"), &script.workdir);
         self.d.value(format!("{name} timeout"), script.timeout);
+        if script.network {
+            self.d.value(format!("{name} network"), script.network);
+        }
         for (variable, value) in &script.env {
             self.d.value(format!("{name} env {variable}"), value);
         }
         let (content, _) = self.content("script", &script.content, span)?;
-        let Script { env, user, workdir, timeout, .. } = script.clone();
-        Some(protocol::Script { content, around: protocol::Around { env, user, workdir, timeout } })
+        let Script { env, user, workdir, timeout, network, .. } = script.clone();
+        Some(protocol::Script { content, around: protocol::Around { env, user, workdir, timeout, network } })
     }
 
     /// A file's content, and the mode of the project's file if it is one.

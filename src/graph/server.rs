@@ -133,7 +133,7 @@ impl ServerPlan {
             after.push(ServerPart { id: part.id.clone(), ..self.wanted[*place].clone() });
             parts.push(Arc::new(part));
         }
-        let mut checks = CheckWork { probes: Vec::new(), places: Vec::new() };
+        let mut checks = CheckWork { probes: Vec::new(), places: Vec::new(), network: true };
         for check in parts.iter().flat_map(|part: &Arc<Part>| &part.checks) {
             let (work, _) = describe::check(check, &self.machine);
             checks.probes.extend(work.probes);

@@ -7,26 +7,31 @@
 //! filter before the system calls that package managers do without. Only
 //! filesystems that were made here are given to the host's kernel.
 
+use std::ffi::{CStr, OsStr};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::MemfdFlags;
-use rustix::mount::{MountPropagationFlags, MoveMountFlags, mount_change, move_mount};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::fs::{FileType, MemfdFlags, Mode};
+use rustix::mount::{MoveMountFlags, move_mount};
 use serde_json::json;
 use tokio::net::UnixStream;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use vimg_agent::protocol::{CAPABILITIES, Network};
 use vimg_lang::model::Forward;
 
-use super::child::{self, Tail};
-use super::debian::find_program;
 use super::qemu::{Disks, Monitor, Programs};
-use super::{AGENT, Ended, Instance, Launch, Offline, Place, ProviderError, gpt};
+use super::{AGENT, Ended, Instance, Launch, Place, ProviderError, gpt};
+use crate::host;
+use crate::host::cgroup::{self, Group};
+use crate::host::child::{self, Tail};
+use crate::host::namespaces::{Ids, Namespaces};
+use crate::host::network::{self, Access, Gateway, WayOut};
 
 mod mount;
 mod seccomp;
@@ -44,6 +49,7 @@ const WORDS: usize = 8 << 10;
 const AGENT_PATH: &str = "/run/vimg/agent";
 const AGENT_FD: i32 = 100;
 const FILTER_FD: i32 = 101;
+const BWRAP_FD: i32 = 102;
 
 /// The programs that a container takes.
 #[derive(Debug, Clone)]
@@ -51,6 +57,8 @@ pub(super) struct Engine {
     bwrap: PathBuf,
     daemon: PathBuf,
     version: String,
+    /// Whether root inside is nobody on the host.
+    mapped: bool,
 }
 
 impl Engine {
@@ -65,7 +73,7 @@ impl Engine {
                 .help("chown and chmod the store, or take another one"));
         }
         let find = |name: &str, package: &str| {
-            find_program(name).ok_or_else(|| {
+            host::find(name).ok_or_else(|| {
                 ProviderError::new(format!("`{name}` is not installed"))
                     .help(format!("install it: apt-get install {package}"))
             })
@@ -80,27 +88,46 @@ impl Engine {
                 .map_err(|e| ProviderError::new(format!("{device}: {e}")))?;
         }
         // Where namespaces are forbidden, this says so.
-        let output = Command::new(&bwrap)
-            .args(["--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev"])
-            .arg(&bwrap)
-            .arg("--version")
-            .stdin(Stdio::null())
-            .output()
-            .await
-            .map_err(|e| ProviderError::new(format!("bwrap can't be run: {e}")))?;
+        let users = Namespaces::new(Ids::System).ok();
+        let mut output = try_bwrap(&bwrap, users.as_ref()).await?;
+        let mapped = users.is_some() && output.status.success();
+        if users.is_some() && !mapped {
+            output = try_bwrap(&bwrap, None).await?;
+        }
         if !output.status.success() {
             let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             return Err(ProviderError::new(format!("namespaces can't be made: {words}")));
         }
         let text = String::from_utf8_lossy(&output.stdout);
         let version = text.split_whitespace().last().unwrap_or("unknown").to_owned();
-        Ok(Self { bwrap, daemon, version })
+        Ok(Self { bwrap, daemon, version, mapped })
+    }
+
+    /// How what runs inside is kept from the host, in a sentence.
+    pub(super) fn walls(&self) -> String {
+        let who = if self.mapped { "is nobody on the host" } else { "is the host's, without most rights" };
+        format!("root inside {who}; bounded by {}", Group::bounds())
     }
 
     /// Names it for records.
     pub(super) fn name(&self) -> String {
         format!("container, bwrap {}", self.version)
     }
+}
+
+/// Runs `bwrap` for its version, as a container would be.
+async fn try_bwrap(bwrap: &Path, users: Option<&Namespaces>) -> Result<std::process::Output, ProviderError> {
+    let mut command = host::command(bwrap);
+    command
+        .args(["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net", "--ro-bind", "/", "/"])
+        .args(["--proc", "/proc", "--dev", "/dev"])
+        .arg(bwrap)
+        .arg("--version")
+        .stdin(Stdio::null());
+    if let Some(users) = users {
+        users.enter(command.as_std_mut());
+    }
+    command.output().await.map_err(|e| ProviderError::new(format!("bwrap can't be run: {e}")))
 }
 
 /// A container that runs.
@@ -113,8 +140,11 @@ pub struct ContainerInstance {
     disks: Disks,
     words: Tail,
     network: Option<Network>,
+    way_out: WayOut,
     way: String,
     scratch: PathBuf,
+    /// What bounds it; the last to go.
+    _group: Option<Group>,
 }
 
 /// Starts a container on a disk.
@@ -122,7 +152,7 @@ pub(super) async fn start(
     engine: &Engine,
     programs: &Programs,
     launch: &Launch,
-    offline: &Offline,
+    access: &Access,
 ) -> Result<ContainerInstance, ProviderError> {
     let scratch = &launch.scratch;
     let disks = Disks::new(programs, launch).await?;
@@ -145,16 +175,43 @@ pub(super) async fn start(
     let seen = format!("/proc/{pid}/root{}", shown.display());
     let disk = File::options().read(true).write(true).open(&seen).map_err(fail("its disk"))?;
     let (first, end) = (gpt::ROOT_START * gpt::SECTOR, gpt::root_end(size) * gpt::SECTOR);
-    let mounted = tokio::task::spawn_blocking(move || mount::Mounted::new(&disk, first, end - first))
-        .await
-        .map_err(|e| ProviderError::new(e.to_string()))?
-        .map_err(fail("mount"))?;
+    let mut users = match engine.mapped {
+        true => Some(Arc::new(Namespaces::new(Ids::System).map_err(fail("its namespaces"))?)),
+        false => None,
+    };
+    let size = end - first;
+    let mount = |users: Option<Arc<Namespaces>>| {
+        let disk = disk.try_clone();
+        tokio::task::spawn_blocking(move || {
+            mount::Mounted::new(&disk?, first, size, users.as_ref().map(|users| users.user()))
+        })
+    };
+    let broken = |e: tokio::task::JoinError| ProviderError::new(e.to_string());
+    let mut mounted = mount(users.clone()).await.map_err(broken)?;
+    if mounted.is_err() && users.is_some() {
+        // A kernel may not map the ids of this filesystem.
+        users = None;
+        mounted = mount(None).await.map_err(broken)?;
+    }
+    let mounted = mounted.map_err(fail("mount"))?;
     if mounted.has("boot/efi") {
         mounted.release();
         let _ = daemon.kill().await;
         return Err(ProviderError::new("the image has a second filesystem, at /boot/efi"));
     }
-    let (agent, mut bwrap) = spawn_agent(engine, &mounted, &root, offline.network)?;
+    let gateway = match (launch.network && !access.reach.all, &users) {
+        (false, _) => None,
+        (true, Some(users)) => Some(access.gateway_in(users.clone()).await?),
+        (true, None) => access.gateway(Ids::System).await?,
+    };
+    let group = Group::new(host::memory() / 4 * 3).ok();
+    let inside = Inside { users: users.as_deref(), gateway: gateway.as_ref(), group: group.as_ref() };
+    let network = match (launch.network, &gateway) {
+        (false, _) => Way::None,
+        (true, Some(_)) => Way::Gateway,
+        (true, None) => Way::Host,
+    };
+    let (agent, mut bwrap) = spawn_agent(engine, &mounted, &root, network, &inside)?;
     let err = bwrap.stderr.take().ok_or_else(|| ProviderError::new("bwrap ended"))?;
     Ok(ContainerInstance {
         agent: Some(agent),
@@ -164,15 +221,21 @@ pub(super) async fn start(
         monitor,
         disks,
         words: Tail::of(err, WORDS),
-        network: offline.network.then(host_network),
+        network: launch.network.then(|| resolver(gateway.is_some())),
+        way_out: access.way_out(gateway, "127.0.0.1"),
         way: engine.name(),
         scratch: scratch.clone(),
+        _group: group,
     })
 }
 
-/// Names are resolved as the host does.
-fn host_network() -> Network {
-    Network { resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default() }
+/// Names are resolved behind the gateway, or as the host does.
+fn resolver(gateway: bool) -> Network {
+    let resolv_conf = match gateway {
+        true => format!("nameserver {}\n", network::RESOLVER),
+        false => std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+    };
+    Network { resolv_conf }
 }
 
 /// The daemon that shows the disk, in a view of the filesystem that ends with
@@ -198,34 +261,79 @@ fn spawn_daemon(
         .args(["--chardev", "socket,id=qmp,path=qmp,server=on,wait=off"])
         .args(["--monitor", "chardev=qmp,mode=control"]);
     // SAFETY: the closure makes system calls only.
-    unsafe { command.pre_exec(own_mounts) };
+    unsafe { command.pre_exec(host::own_mounts) };
     command.spawn().map_err(fail)
 }
 
-/// Leaves the host's view of mounts for a private copy of it.
-fn own_mounts() -> io::Result<()> {
-    // SAFETY: only the view of mounts is left, which no descriptor depends on.
-    unsafe { unshare_unsafe(UnshareFlags::NEWNS)? };
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    Ok(())
+/// Where a container's network leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    None,
+    Gateway,
+    Host,
 }
+
+/// What a container's first process begins in.
+struct Inside<'a> {
+    users: Option<&'a Namespaces>,
+    gateway: Option<&'a Gateway>,
+    group: Option<&'a Group>,
+}
+
+/// Files of `/proc` that show the host or reach its kernel, as container
+/// engines hide them (moby's `DefaultMaskedPaths`).
+const HIDDEN: &[&str] = &[
+    "acpi",
+    "asound",
+    "interrupts",
+    "kcore",
+    "keys",
+    "latency_stats",
+    "mtrr",
+    "pressure",
+    "sched_debug",
+    "scsi",
+    "timer_list",
+    "timer_stats",
+];
+/// Those that may be read.
+const READ_ONLY: &[&str] = &["bus", "fs", "irq", "sys", "sysrq-trigger"];
+
+/// Nodes of `/dev`: name, major and minor number (Linux's `devices.txt`).
+const NODES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+/// Where the disk lies before `bwrap` makes it the root: reached by anybody,
+/// which the store is not.
+const STAGE: &CStr = c"/tmp";
 
 fn spawn_agent(
     engine: &Engine,
     mounted: &mount::Mounted,
-    root: &Path,
-    network: bool,
+    scratch: &Path,
+    network: Way,
+    inside: &Inside,
 ) -> Result<(UnixStream, Child), ProviderError> {
     let fail = |e: io::Error| ProviderError::new(format!("bwrap can't be run: {e}"));
     let filter = seccomp::filter().map_err(|e| ProviderError::new(format!("the filter: {e}")))?;
     let (agent, filter) = (memory(AGENT).map_err(fail)?, memory(&filter).map_err(fail)?);
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(fail)?;
     ours.set_nonblocking(true).map_err(fail)?;
-    let mut command = Command::new(&engine.bwrap);
+    // Where root inside is the host's, it gets neither a program's file of the
+    // host's as its first process, nor the host's devices.
+    let copy = match inside.users {
+        Some(_) => None,
+        None => Some(memory(&std::fs::read(&engine.bwrap).map_err(fail)?).map_err(fail)?),
+    };
+    let program = match &copy {
+        Some(_) => PathBuf::from(format!("/proc/self/fd/{BWRAP_FD}")),
+        None => engine.bwrap.clone(),
+    };
+    let mut command = host::command(&program);
     // What vimg's own environment holds can be read in /proc/1/environ.
     command.env_clear();
     command.args(["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]);
-    if !network {
+    if network == Way::None {
         command.arg("--unshare-net");
     }
     if let Some(name) = mounted.read("etc/hostname").as_deref().map(str::trim).filter(|n| is_hostname(n)) {
@@ -235,12 +343,28 @@ fn spawn_agent(
     for capability in CAPABILITIES {
         command.args(["--cap-add", &format!("CAP_{capability}")]);
     }
-    command.arg("--bind").arg(root).arg("/");
+    command.arg("--bind").arg(OsStr::from_bytes(STAGE.to_bytes())).arg("/");
     command.args(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/run"]);
+    if copy.is_some() {
+        nodes(scratch).map_err(|e| ProviderError::new(format!("devices of its own: {e}")))?;
+        for (name, ..) in NODES {
+            command.arg("--dev-bind").arg(scratch.join(name)).arg(Path::new("/dev").join(name));
+        }
+    }
+    let there = |name: &&&str| Path::new("/proc").join(name).exists();
+    for name in HIDDEN.iter().filter(there) {
+        let path = format!("/proc/{name}");
+        if Path::new(&path).is_dir() {
+            command.args(["--tmpfs", &path, "--remount-ro", &path]);
+        } else {
+            command.args(["--ro-bind", "/dev/null", &path]);
+        }
+    }
     // bwrap covers these only where access(2) says that they can be written,
     // which the kernel denies of a root that writes them all the same.
-    for name in ["/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus"] {
-        command.args(["--ro-bind-try", name, name]);
+    for name in READ_ONLY.iter().filter(there) {
+        let path = format!("/proc/{name}");
+        command.args(["--ro-bind-try", &path, &path]);
     }
     command.args(["--perms", "0555", "--ro-bind-data", &AGENT_FD.to_string(), AGENT_PATH]);
     command.args(["--seccomp", &FILTER_FD.to_string(), "--chdir", "/", "--clearenv"]);
@@ -251,35 +375,61 @@ fn spawn_agent(
         .stderr(Stdio::piped())
         .process_group(0)
         .kill_on_drop(true);
-    child::die_with_us(&mut command);
-    let parts = [(agent.as_raw_fd(), AGENT_FD), (filter.as_raw_fd(), FILTER_FD)];
+    let mut parts = vec![(agent.as_raw_fd(), AGENT_FD), (filter.as_raw_fd(), FILTER_FD)];
+    parts.extend(copy.as_ref().map(|copy| (copy.as_raw_fd(), BWRAP_FD)));
     let mount = mounted.mount.as_raw_fd();
-    let at = std::ffi::CString::new(root.as_os_str().as_encoded_bytes())
-        .map_err(|e| ProviderError::new(e.to_string()))?;
+    match inside.group {
+        Some(group) => group.enter(command.as_std_mut()),
+        None => cgroup::limit_processes(command.as_std_mut()),
+    }
     // SAFETY: the closure makes system calls only; the descriptors stay open
     // in the parent until the child has been spawned.
     unsafe {
         command.pre_exec(move || {
-            own_mounts()?;
+            host::own_mounts()?;
             move_mount(
                 BorrowedFd::borrow_raw(mount),
                 c"",
                 rustix::fs::CWD,
-                at.as_c_str(),
+                STAGE,
                 MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
             )?;
-            for (from, to) in parts {
-                let mut to = std::mem::ManuallyDrop::new(OwnedFd::from_raw_fd(to));
+            Ok(())
+        });
+    }
+    match (inside.users, inside.gateway) {
+        (Some(users), _) => users.enter(command.as_std_mut()),
+        (None, Some(gateway)) => gateway.namespaces().enter_network(command.as_std_mut()),
+        (None, None) => {}
+    }
+    // SAFETY: as above.
+    unsafe {
+        command.pre_exec(move || {
+            for (from, to) in &parts {
+                let mut to = std::mem::ManuallyDrop::new(OwnedFd::from_raw_fd(*to));
                 // dup2 leaves the copy open over exec.
-                rustix::io::dup2(BorrowedFd::borrow_raw(from), &mut to)?;
+                rustix::io::dup2(BorrowedFd::borrow_raw(*from), &mut to)?;
             }
             Ok(())
         });
     }
+    // The last: who becomes another user loses it.
+    child::die_with_us(&mut command);
     let child = command.spawn().map_err(fail)?;
     drop(command);
     let ours = UnixStream::from_std(ours).map_err(fail)?;
     Ok((ours, child))
+}
+
+/// Makes device nodes in a directory.
+fn nodes(dir: &Path) -> io::Result<()> {
+    for (name, major, minor) in NODES {
+        let (path, mode) = (dir.join(name), Mode::from_raw_mode(0o666));
+        let device = rustix::fs::makedev(major, minor);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::CharacterDevice, mode, device)?;
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
+    }
+    Ok(())
 }
 
 fn is_hostname(name: &str) -> bool {
@@ -340,6 +490,10 @@ impl Instance for ContainerInstance {
 
     fn guards_disk(&self) -> bool {
         true
+    }
+
+    fn way_out(&self) -> WayOut {
+        self.way_out.clone()
     }
 
     async fn forward(&mut self, _: &[Forward], _: &[Forward]) -> Result<(), ProviderError> {

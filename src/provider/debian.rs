@@ -1,8 +1,10 @@
-//! Makes a base disk from Debian's packages, without root: mmdebstrap in a
-//! user namespace, the filesystem by `mke2fs -d` inside of it, partition
-//! table and boot code by ourselves. No loop device, no machine is booted.
+//! Makes a base disk from Debian's packages: mmdebstrap in namespaces of
+//! users, processes, mounts and networks, where its root is nobody on the
+//! host; the filesystem by `mke2fs -d` inside of them, partition table and boot
+//! code by ourselves. No loop device, no machine is booted.
 
 use std::collections::VecDeque;
+use std::ffi::CString;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::mem::ManuallyDrop;
@@ -10,17 +12,21 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 
+use rustix::mount::mount_bind;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::Command;
 use vimg_agent::protocol;
 use vimg_lang::model::Bootstrap;
 
 use super::{AGENT, Lines, ProviderError, gpt, initramfs};
 use crate::digest::Digest;
+use crate::host::namespaces::{self, Ids, Namespaces};
+use crate::host::network::Access;
+use crate::host::{self, child};
 
 /// Raise when the same bootstrap gives another disk.
-pub const BEHAVIOUR: u32 = 3;
+pub const BEHAVIOUR: u32 = 4;
 
 /// What every base has: enough to boot, to be on a network and to install
 /// more. GRUB is purged again once it has made its images.
@@ -53,6 +59,7 @@ pub const PROGRAMS: &[(&str, &str)] = &[
     ("mkfs.vfat", "dosfstools"),
     ("mcopy", "mtools"),
     ("newuidmap", "uidmap"),
+    ("unshare", "util-linux"),
 ];
 
 /// A new disk.
@@ -64,23 +71,13 @@ pub(super) struct Made {
     pub(super) modules: PathBuf,
 }
 
-/// Looks a program up in PATH and in the directories for administrators,
-/// which an ordinary user's PATH leaves out.
-pub fn find_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from))
-        .map(|dir| dir.join(name))
-        .find(|file| file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0))
-}
-
 /// What is missing on this host for a bootstrap, with what to do about it.
 pub fn missing() -> Option<ProviderError> {
     let root = rustix::process::geteuid().is_root();
     let missing: Vec<(&str, &str)> = PROGRAMS
         .iter()
         .filter(|(program, _)| !(root && *program == "newuidmap"))
-        .filter(|(program, _)| find_program(program).is_none())
+        .filter(|(program, _)| host::find(program).is_none())
         .copied()
         .collect();
     if !missing.is_empty() {
@@ -97,32 +94,14 @@ pub fn missing() -> Option<ProviderError> {
     if root {
         return None;
     }
-    match subids() {
-        Ok(n) if n >= 65536 => None,
-        Ok(_) => Some(
+    let ids = |file| namespaces::subordinate(file).iter().map(|(_, count)| u64::from(*count)).sum::<u64>();
+    if ids("/etc/subuid").min(ids("/etc/subgid")) < 65535 {
+        return Some(
             ProviderError::new("you have fewer than 65536 subordinate user ids")
                 .help("as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 YOU"),
-        ),
-        Err(why) => Some(ProviderError::new(why)),
+        );
     }
-}
-
-/// How many subordinate user ids this user has.
-fn subids() -> Result<u64, String> {
-    let uid = rustix::process::geteuid().as_raw().to_string();
-    let passwd = std::fs::read_to_string("/etc/passwd").map_err(|e| format!("/etc/passwd: {e}"))?;
-    let name = passwd
-        .lines()
-        .map(|l| l.split(':').collect::<Vec<_>>())
-        .find(|f| f.get(2) == Some(&uid.as_str()))
-        .map_or_else(|| uid.clone(), |f| f[0].to_owned());
-    let subuid = std::fs::read_to_string("/etc/subuid").unwrap_or_default();
-    Ok(subuid
-        .lines()
-        .map(|l| l.split(':').collect::<Vec<_>>())
-        .filter(|f| f.len() == 3 && (f[0] == name || f[0] == uid))
-        .filter_map(|f| f[2].trim().parse::<u64>().ok())
-        .sum())
+    None
 }
 
 /// Files that the hooks write to, from descriptor 100 on: disk, kernel,
@@ -150,22 +129,35 @@ const UPLOADS: [(&str, &[u8], &str); 3] = [
 /// must leave those free.
 const FIRST_FD: i32 = 100;
 
+/// Where mmdebstrap puts its files, below the directory of the base.
+const WORK: &str = "work";
+
 pub(super) async fn bootstrap(
     bootstrap: &Bootstrap,
     size: u64,
     dir: &Path,
+    access: &Access,
     lines: &Lines,
 ) -> Result<Made, ProviderError> {
     if let Some(missing) = missing() {
         return Err(missing);
     }
     let fail = |e: io::Error| ProviderError::new(format!("the disk can't be made: {e}"));
+    let work = dir.join(WORK);
+    std::fs::create_dir(&work).map_err(fail)?;
     for (name, bytes, _) in UPLOADS {
-        std::fs::write(dir.join(name), bytes).map_err(fail)?;
+        std::fs::write(work.join(name), bytes).map_err(fail)?;
+        std::fs::set_permissions(work.join(name), Permissions::from_mode(0o644)).map_err(fail)?;
     }
+    // Root of its namespace is somebody else; the directory above is ours alone.
+    std::fs::set_permissions(&work, Permissions::from_mode(0o1777)).map_err(fail)?;
     let id = disk_id(bootstrap, size);
     let files = open_outputs(dir, size).map_err(fail)?;
-    mmdebstrap(bootstrap, size, id, dir, &files, lines).await?;
+    let made = mmdebstrap(bootstrap, size, id, dir, &files, access, lines).await;
+    // What it leaves when it is stopped belongs to other user ids.
+    let removed = host::namespaces::remove_tree(&work);
+    made?;
+    removed.map_err(fail)?;
     drop(files);
     for name in OUTPUTS {
         std::fs::set_permissions(dir.join(name), Permissions::from_mode(0o600)).map_err(fail)?;
@@ -216,19 +208,30 @@ async fn mmdebstrap(
     id: [u8; 16],
     dir: &Path,
     files: &[File],
+    access: &Access,
     lines: &Lines,
 ) -> Result<(), ProviderError> {
-    let mode = if rustix::process::geteuid().is_root() { "root" } else { "unshare" };
+    let way_out = access.gateway(Ids::System).await?;
+    let own = match &way_out {
+        Some(gateway) => gateway.namespaces().clone(),
+        None => Arc::new(Namespaces::new(Ids::System).map_err(|e| {
+            ProviderError::new(format!("a bootstrap needs a namespace of users, and has none: {e}"))
+        })?),
+    };
+    let root = rustix::process::geteuid().is_root();
+    let work = dir.join(WORK);
+    // Who is nobody can't reach into the store; it finds the directory at /tmp.
+    let inside = if root { PathBuf::from("/tmp") } else { work.clone() };
     let packages: Vec<&str> =
         PACKAGES.iter().copied().chain(bootstrap.packages.iter().map(String::as_str)).collect();
     let root_kib = (gpt::root_end(size) - gpt::ROOT_START) * gpt::SECTOR / 1024;
-    // mmdebstrap itself only waits for its children when it is told to end.
-    // The shell in front of it leads their group and ends all of them.
-    let mut command = Command::new("sh");
+    // All processes below are one namespace's, and all mounts: they end with
+    // the first, which ends with vimg, and nothing of them is left.
+    let unshare = host::find("unshare").ok_or_else(|| ProviderError::new("`unshare` is not installed"))?;
+    let mut command = host::command(&unshare);
     command
-        .args(["-c", "trap 'trap - TERM; kill -TERM 0; wait' TERM; mmdebstrap \"$@\" & wait $!", "sh"])
-        .arg(format!("--mode={mode}"))
-        .args(["--variant=apt", "--format=null"])
+        .args(["--fork", "--pid", "--kill-child=KILL", "--mount", "--ipc", "--uts", "--", "mmdebstrap"])
+        .args(["--mode=root", "--variant=apt", "--format=null"])
         .arg(format!("--include={}", packages.join(",")))
         .args([
             "--aptopt=APT::Sandbox::User \"root\"",
@@ -236,55 +239,87 @@ async fn mmdebstrap(
             "--aptopt=Acquire::Retries \"3\"",
             "--dpkgopt=force-unsafe-io",
         ])
+        .arg(format!("--setup-hook={}", include_str!("debian/setup.sh")))
         .arg(format!("--essential-hook={}", include_str!("debian/essential.sh")))
         .arg("--customize-hook=mkdir -p \"$1/usr/lib/vimg\" \"$1/etc/systemd/system\"")
         .args(
-            UPLOADS.map(|(name, _, to)| format!("--customize-hook=upload {} {to}", quoted(&dir.join(name)))),
+            UPLOADS
+                .map(|(name, _, to)| format!("--customize-hook=upload {} {to}", quoted(&inside.join(name)))),
         )
         .arg(format!("--customize-hook={}", include_str!("debian/customize.sh")))
+        // Whatever a recipe says after this is no option.
+        .arg("--")
         .arg(&bootstrap.suite)
         .arg("/dev/null")
-        .args(&bootstrap.mirror)
         .env("VIMG_ROOT_UUID", uuid(id))
         .env("VIMG_ROOT_OFFSET", (gpt::ROOT_START * gpt::SECTOR).to_string())
         .env("VIMG_ROOT_KIB", root_kib.to_string())
         .env("VIMG_MKFS", include_str!("debian/mkfs.sh"))
+        .env("VIMG_MIRROR", bootstrap.mirror.as_deref().unwrap_or_default())
+        .env("TMPDIR", &inside)
+        .env("HOME", &inside)
+        .env("MKE2FS_CONFIG", "/dev/null")
         .env("DEBIAN_FRONTEND", "noninteractive")
-        .env("LC_ALL", "C.UTF-8")
+        .envs(access.proxies.variables("127.0.0.1"))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
-        .process_group(0);
+        .process_group(0)
+        .kill_on_drop(true);
     // Copies far above the places that they are put at, so that none of them
     // is overwritten on the way.
-    let fail = |e: rustix::io::Errno| ProviderError::new(format!("mmdebstrap can't be run: {e}"));
+    let fail = |e: io::Error| ProviderError::new(format!("mmdebstrap can't be run: {e}"));
     let copies = files
         .iter()
         .map(|f| rustix::io::fcntl_dupfd_cloexec(f, 2 * FIRST_FD))
         .collect::<Result<Vec<OwnedFd>, _>>()
-        .map_err(fail)?;
-    let own: Vec<i32> = copies.iter().map(AsRawFd::as_raw_fd).collect();
-    let parent = rustix::process::getpid();
-    // SAFETY: the closure makes system calls only; the descriptors stay open
-    // in the parent until the child has been spawned.
+        .map_err(|e| fail(e.into()))?;
+    let resolver = way_out.as_ref().map(|_| host::network::resolv_conf(dir)).transpose().map_err(fail)?;
+    // The store may lie below /tmp, so that comes last.
+    let binds = [(resolver, "/etc/resolv.conf"), (root.then_some(work), "/tmp")];
+    let binds: Vec<(CString, CString)> = binds
+        .into_iter()
+        .filter_map(|(from, to)| Some((from?, to)))
+        .map(|(from, to)| Ok((CString::new(from.into_os_string().into_encoded_bytes())?, CString::new(to)?)))
+        .collect::<Result<_, std::ffi::NulError>>()
+        .map_err(|e| fail(e.into()))?;
+    let bind = move || {
+        host::own_mounts()?;
+        binds.iter().try_for_each(|(from, to)| mount_bind(from.as_c_str(), to.as_c_str()))?;
+        io::Result::Ok(())
+    };
+    let numbers: Vec<i32> = copies.iter().map(AsRawFd::as_raw_fd).collect();
+    let outputs = move || {
+        for (n, fd) in numbers.iter().enumerate() {
+            // SAFETY: the descriptors stay open in the parent until the child
+            // has been spawned.
+            let (fd, mut to) = unsafe {
+                let to = OwnedFd::from_raw_fd(FIRST_FD + n as i32);
+                (BorrowedFd::borrow_raw(*fd), ManuallyDrop::new(to))
+            };
+            // dup2 leaves the copy open over exec.
+            rustix::io::dup2(fd, &mut to)?;
+        }
+        Ok(())
+    };
+    // SAFETY: the closures make system calls only.
     unsafe {
-        command.pre_exec(move || {
-            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
-            if rustix::process::getppid() != Some(parent) {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
-            for (n, fd) in own.iter().enumerate() {
-                let fd = BorrowedFd::borrow_raw(*fd);
-                let mut to = ManuallyDrop::new(OwnedFd::from_raw_fd(FIRST_FD + n as i32));
-                // dup2 leaves the copy open over exec.
-                rustix::io::dup2(fd, &mut to)?;
-            }
-            Ok(())
-        });
+        // Root sees the store; a user is allowed to mount only inside.
+        if root {
+            command.pre_exec(bind);
+            own.enter(command.as_std_mut());
+        } else {
+            own.enter(command.as_std_mut());
+            command.pre_exec(bind);
+        }
+        command.pre_exec(outputs);
     }
-    let mut child =
-        command.spawn().map_err(|e| ProviderError::new(format!("mmdebstrap can't be run: {e}")))?;
-    let stop = child.id().map(StopGroup);
+    child::die_with_us(&mut command);
+    if let Some(gateway) = &way_out {
+        gateway.set(true).await.map_err(|e| ProviderError::new(format!("the network: {e}")))?;
+    }
+    let mut child = command.spawn().map_err(fail)?;
+    drop(command);
     let mut tail: VecDeque<String> = VecDeque::new();
     if let Some(err) = child.stderr.take() {
         let mut reader = BufReader::new(err).split(b'\n');
@@ -301,26 +336,17 @@ async fn mmdebstrap(
         }
     }
     let status = child.wait().await.map_err(|e| ProviderError::new(format!("mmdebstrap: {e}")))?;
-    std::mem::forget(stop);
     if status.success() {
         return Ok(());
     }
     let words: Vec<String> = tail.into_iter().collect();
-    Err(ProviderError::new(format!("mmdebstrap failed ({status}):\n{}", words.join("\n"))).help(
-        "is the mirror reachable? On Ubuntu, Debian's keys are needed: apt-get install debian-archive-keyring",
-    ))
-}
-
-/// Asks a process group to end when dropped: mmdebstrap then removes what it
-/// made under other user ids, which nobody else could.
-struct StopGroup(u32);
-
-impl Drop for StopGroup {
-    fn drop(&mut self) {
-        if let Some(group) = rustix::process::Pid::from_raw(self.0 as i32) {
-            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::TERM);
-        }
-    }
+    let help = if words.iter().any(|line| line.contains("No space left on device")) {
+        "the disk that holds the store is full: make room, or set VIMG_STORE to another disk"
+    } else {
+        "is the mirror reachable? One in a private network has to be allowed: `network-allow`. On Ubuntu, \
+         Debian's keys are needed: apt-get install debian-archive-keyring"
+    };
+    Err(ProviderError::new(format!("mmdebstrap failed ({status}):\n{}", words.join("\n"))).help(help))
 }
 
 /// For mmdebstrap's own commands, which split words as a shell does.
@@ -340,8 +366,8 @@ async fn esp(dir: &Path) -> Result<(), ProviderError> {
         ("mmd", vec!["-i", &image, "::/EFI", "::/EFI/BOOT"]),
         ("mcopy", vec!["-i", &image, &program, "::/EFI/BOOT/BOOTX64.EFI"]),
     ] {
-        let path = find_program(name).unwrap_or_else(|| name.into());
-        let output = Command::new(path)
+        let path = host::find(name).unwrap_or_else(|| name.into());
+        let output = host::command(&path)
             .args(args)
             .stdin(Stdio::null())
             .output()
@@ -368,8 +394,7 @@ fn finish(dir: &Path, id: [u8; 16]) -> io::Result<Made> {
     let mut early = initramfs::with_init(AGENT);
     early.extend(std::fs::read(dir.join("modules.cpio"))?);
     std::fs::write(&initrd, early)?;
-    let uploaded = UPLOADS.iter().map(|(name, ..)| name);
-    for name in ["esp.img", "modules.cpio", "core.img", "boot.img", "bootx64.efi"].iter().chain(uploaded) {
+    for name in ["esp.img", "modules.cpio", "core.img", "boot.img", "bootx64.efi"] {
         std::fs::remove_file(dir.join(name))?;
     }
     Ok(Made { disk, kernel: dir.join("vmlinuz"), initrd, modules: dir.join("appliance.cpio") })

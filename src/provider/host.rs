@@ -12,6 +12,7 @@ use super::qemu::{Accel, Kvm, Qemu, QemuInstance};
 use super::{
     Carried, Created, Ended, Exported, Instance, Launch, Lines, Made, Place, Provider, ProviderError, Source,
 };
+use crate::host::network::WayOut;
 
 /// How layers are applied that need no booted machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +82,7 @@ fn owned(store: &Path) -> bool {
 /// Says how layers will be applied, and why, without starting anything.
 pub async fn explain(choice: Choice, kvm: &Kvm, store: &Path) -> String {
     let engine = Engine::allowed(owned(store)).await;
-    let container = |engine: &Engine| format!("in a {} ", engine.name());
+    let container = |engine: &Engine| format!("in a {} ({}) ", engine.name(), engine.walls());
     match (choice, engine) {
         (Choice::Qemu, _) => "in an appliance under QEMU (as asked)".into(),
         (Choice::Container, Ok(engine)) => container(&engine) + "(as asked)",
@@ -105,10 +106,9 @@ impl Provider for Host {
     }
 
     async fn launch(&self, launch: &Launch) -> Result<HostInstance, ProviderError> {
-        if let Some(engine) = self.contained(launch).await?
-            && let Some(offline) = &launch.offline
-        {
-            let started = container::start(engine, self.qemu.programs().await?, launch, offline).await;
+        if let Some(engine) = self.contained(launch).await? {
+            let started =
+                container::start(engine, self.qemu.programs().await?, launch, self.qemu.access()).await;
             match (started, self.choice) {
                 (Ok(instance), _) => return Ok(HostInstance::Container(Box::new(instance))),
                 (Err(error), Choice::Container) => return Err(error),
@@ -194,6 +194,13 @@ impl Instance for HostInstance {
 
     fn guards_disk(&self) -> bool {
         matches!(self, Self::Container(_))
+    }
+
+    fn way_out(&self) -> WayOut {
+        match self {
+            Self::Qemu(i) => i.way_out(),
+            Self::Container(i) => i.way_out(),
+        }
     }
 
     fn trim(&self) {

@@ -12,7 +12,8 @@ use super::{
     Carried, Created, Exported, Launch, Lines, Made, OFFLINE_MEMORY, Provider, ProviderError, Source, debian,
     difference,
 };
-use crate::qcow2;
+use crate::host::network::Access;
+use crate::{host, qcow2};
 
 mod appliance;
 mod args;
@@ -72,13 +73,13 @@ impl Programs {
     /// of a small layer.
     async fn find_knowing(probes: &Path) -> Result<Self, ProviderError> {
         use std::os::unix::fs::MetadataExt;
-        let known = super::debian::find_program("qemu-system-x86_64").and_then(|system| {
+        let known = host::find("qemu-system-x86_64").and_then(|system| {
             let meta = system.metadata().ok()?;
             let name = format!("qemu-{:x}-{:x}-{:x}-{:x}", meta.dev(), meta.ino(), meta.len(), meta.ctime());
             Some((system, probes.join(name)))
         });
         if let Some((system, file)) = &known
-            && let Some(img) = super::debian::find_program("qemu-img")
+            && let Some(img) = host::find("qemu-img")
             && let Ok(version) = std::fs::read_to_string(file)
             && !version.is_empty()
         {
@@ -96,11 +97,11 @@ impl Programs {
     pub async fn find() -> Result<Self, ProviderError> {
         let help = "install it: apt-get install qemu-system-x86 qemu-utils";
         let find = |name: &str| {
-            super::debian::find_program(name)
+            host::find(name)
                 .ok_or_else(|| ProviderError::new(format!("`{name}` is not installed")).help(help))
         };
         let (system, img) = (find("qemu-system-x86_64")?, find("qemu-img")?);
-        let output = tokio::process::Command::new(&system).arg("--version").output().await.map_err(|e| {
+        let output = host::command(&system).arg("--version").output().await.map_err(|e| {
             ProviderError::new(format!("`{}` can't be run: {e}", system.display())).help(help)
         })?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -116,6 +117,14 @@ impl Programs {
     }
 }
 
+/// What machines are run by and with.
+#[derive(Clone, Copy)]
+struct Rig<'a> {
+    programs: &'a Programs,
+    accel: Accel,
+    access: &'a Access,
+}
+
 /// The provider.
 pub struct Qemu {
     /// What the user asked for, if anything.
@@ -124,6 +133,7 @@ pub struct Qemu {
     appliances: PathBuf,
     memories: Arc<machine::Memories>,
     notice: Lines,
+    access: Access,
     programs: OnceCell<Programs>,
     accel: OnceCell<Accel>,
     /// Why it is not KVM, until somebody was told.
@@ -133,18 +143,30 @@ pub struct Qemu {
 impl Qemu {
     /// A provider that finds out what it needs when it is first used.
     /// `store` is where disks are, and what saves time; `notice` is told what
-    /// a person should know.
-    pub fn new(wanted: Option<Accel>, store: &Path, notice: Lines) -> Self {
+    /// a person should know; `access` is what guests may reach.
+    pub fn new(wanted: Option<Accel>, store: &Path, access: Access, notice: Lines) -> Self {
         Self {
             wanted,
             probes: store.join("probes"),
             appliances: store.join("appliances"),
             memories: Arc::new(machine::Memories::new(store.join("memories"))),
             notice,
+            access,
             programs: OnceCell::new(),
             accel: OnceCell::new(),
             why: Mutex::default(),
         }
+    }
+
+    /// What guests may reach.
+    pub(super) fn access(&self) -> &Access {
+        &self.access
+    }
+
+    /// How the machine of a launch is run, and by what.
+    async fn rig(&self, kernel: Option<&Path>) -> Result<Rig<'_>, ProviderError> {
+        let (programs, accel) = (self.programs().await?, self.accel(kernel).await?);
+        Ok(Rig { programs, accel, access: &self.access })
     }
 
     pub(super) async fn programs(&self) -> Result<&Programs, ProviderError> {
@@ -160,9 +182,8 @@ impl Qemu {
         Ok(accel)
     }
 
-    /// How the machine of a launch is run.
-    async fn accel_of(&self, launch: &Launch) -> Result<Accel, ProviderError> {
-        self.accel(launch.boot.as_ref().map(|(kernel, _)| kernel.as_path())).await
+    async fn rig_of(&self, launch: &Launch) -> Result<Rig<'_>, ProviderError> {
+        self.rig(launch.boot.as_ref().map(|(kernel, _)| kernel.as_path())).await
     }
 
     /// The same, for who only wants to know.
@@ -206,7 +227,7 @@ impl Provider for Qemu {
         let disk = dir.join("disk.qcow2");
         match source {
             Source::Bootstrap(bootstrap, size) => {
-                let made = debian::bootstrap(bootstrap, *size, dir, lines).await?;
+                let made = debian::bootstrap(bootstrap, *size, dir, &self.access, lines).await?;
                 image::convert(
                     programs,
                     &[image::raw(&made.disk)],
@@ -229,33 +250,30 @@ impl Provider for Qemu {
     }
 
     async fn launch(&self, launch: &Launch) -> Result<QemuInstance, ProviderError> {
-        let programs = self.programs().await?;
         // A disk whose machine need not run is worked on from an appliance. One
         // from outside brings no kernel for that; its machine runs then.
         if let Some(offline) = &launch.offline
             && let Some((kernel, _)) = &offline.appliance
         {
-            let accel = self.accel(Some(kernel)).await?;
-            return appliance::start(programs, accel, launch, offline, &self.appliances, &self.notice).await;
+            let rig = self.rig(Some(kernel)).await?;
+            return appliance::start(rig, launch, offline, &self.appliances, &self.notice).await;
         }
-        let accel = self.accel_of(launch).await?;
+        let rig = self.rig_of(launch).await?;
         if launch.offline.is_some() {
             // The kernel went away. Its machine is as large as an appliance.
             let machine = Machine { cpus: 2, memory: OFFLINE_MEMORY, ..launch.machine };
             let launch = Launch { machine, memory: None, ..launch.clone() };
-            return machine::start(programs, accel, &launch, &self.memories, &self.notice).await;
+            return machine::start(rig, &launch, &self.memories, &self.notice).await;
         }
-        machine::start(programs, accel, launch, &self.memories, &self.notice).await
+        machine::start(rig, launch, &self.memories, &self.notice).await
     }
 
     async fn ahead(&self, launch: &Launch) -> Option<QemuInstance> {
-        let (programs, accel) = (self.programs().await.ok()?, self.accel_of(launch).await.ok()?);
-        machine::ahead(programs, accel, launch, &self.memories).await
+        machine::ahead(self.rig_of(launch).await.ok()?, launch, &self.memories).await
     }
 
     async fn carried(&self, launch: &Launch, fork: &QemuInstance) -> Option<Carried> {
-        let (programs, accel) = (self.programs().await.ok()?, self.accel_of(launch).await.ok()?);
-        machine::carried_over(programs, accel, launch, fork).await
+        machine::carried_over(self.rig_of(launch).await.ok()?, launch, fork).await
     }
 
     async fn find(&self, scratch: &Path) -> Result<Option<QemuInstance>, ProviderError> {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::FlockOperation;
 
 use super::StoreError;
+use crate::host::namespaces::remove_tree;
 
 /// A directory of one process; removed when dropped, and reaped by the next
 /// process if this one dies. The lock stands beside it and not inside, so
@@ -58,7 +59,7 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         if !self.kept {
-            let _ = fs::remove_dir_all(&self.path);
+            let _ = remove_tree(&self.path);
         }
         let _ = fs::remove_file(lock_of(&self.path));
     }
@@ -77,7 +78,8 @@ fn reap(parent: &Path) {
         let lock = if is_lock { path.clone() } else { lock_of(&path) };
         let free = match File::open(&lock) {
             Ok(lock) => rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok(),
-            Err(_) => true,
+            // Another error says nothing of who works there.
+            Err(e) => e.kind() == io::ErrorKind::NotFound,
         };
         if !free {
             continue;
@@ -86,7 +88,7 @@ fn reap(parent: &Path) {
             // Its directory may come later in the list.
             if path.with_extension("").exists() { continue } else { fs::remove_file(&path) }
         } else {
-            fs::remove_dir_all(&path)
+            remove_tree(&path)
         };
     }
 }

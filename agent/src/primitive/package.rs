@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::Context;
 use super::switch::Held;
@@ -14,8 +16,6 @@ use crate::offline;
 use crate::packages::{self, Package};
 use crate::protocol::Digest;
 
-/// apt's lists older than this are fetched anew.
-const LISTS_AGE: Duration = Duration::from_secs(12 * 3600);
 /// How long the network may take to come up.
 const NETWORK: Duration = Duration::from_secs(60);
 /// How long one run of apt may take.
@@ -34,43 +34,82 @@ pub(super) fn apply(names: &[String], context: &mut Context) -> Result<bool, Fai
     let list = packages::list();
     let there = packages::parse(&list);
     let missing: Vec<&String> = names.iter().filter(|name| !installed(name, &there)).collect();
-    if missing.is_empty() {
+    let others: Vec<&String> = names.iter().filter(|name| is_automatic(name, &there)).collect();
+    if missing.is_empty() && others.is_empty() {
         // They came ahead; what they start is due now.
         return Ok(context.switch.wants(context.ledger.page()));
     }
     let before = context.ledger.keep(list.as_bytes())?;
     let noted = |after| Entry::Packages { names: names.to_vec(), before, after };
     context.ledger.note(&noted(None))?;
-    get(&missing, context)?;
-    let after = context.ledger.keep(packages::list().as_bytes())?;
+    if !missing.is_empty() {
+        context.network(true)?;
+        get(&missing, context)?;
+    }
+    if !others.is_empty() {
+        // They came because another needed them, and would go with it.
+        mark("manual", &others, context)?;
+    }
+    let list = packages::list();
+    let after = context.ledger.keep(list.as_bytes())?;
     context.ledger.note(&noted(Some(after)))?;
-    Ok(true)
+    Ok(list.as_bytes() != context.ledger.kept(&before)?.as_slice())
 }
 
-/// Installs what is missing, with new lists if those that are there are old or
-/// do not do.
+/// Installs what is missing, by lists that are as new as the sources.
 fn get(missing: &[&String], context: &Context) -> Result<(), Failure> {
-    let fresh = refresh(context)?;
-    let first = install(missing, context);
-    if first.is_err() && !fresh {
-        // The mirror may have moved on since the lists were fetched.
-        apt(apt_get().arg("update"), "apt-get update", context)?;
-        install(missing, context)?;
-    } else {
-        first?;
+    refresh(context)?;
+    install(missing, context)?;
+    let there = packages::parse(&packages::list());
+    // What apt takes for done may be another version than was asked for.
+    let versioned = |name: &&&String| name.contains('=') && !installed(name, &there);
+    if let Some(name) = missing.iter().find(versioned) {
+        return Err(Failure::new(format!("apt-get did not install {name}: a pin may forbid it")));
     }
     // The cache of .deb files is of no use to the next machine.
     apt(apt_get().arg("clean"), "apt-get clean", context)
 }
 
-/// Fetches apt's lists anew if they are old; says whether they were.
-fn refresh(context: &Context) -> Result<bool, Failure> {
+/// Fetches apt's lists, unless that was done since this agent came up, from the
+/// same sources: what is installed must not depend on when a layer below was
+/// made.
+fn refresh(context: &Context) -> Result<(), Failure> {
+    static FETCHED: Mutex<Option<Digest>> = Mutex::new(None);
     wait_for_network()?;
-    let old = !lists_are_fresh();
-    if old {
-        apt(apt_get().arg("update"), "apt-get update", context)?;
+    let now = sources();
+    let mut fetched = FETCHED.lock().unwrap_or_else(PoisonError::into_inner);
+    if *fetched != Some(now) {
+        let mut update = apt_get();
+        update.args(["--option=APT::Update::Error-Mode=any", "--option=Acquire::Retries=3", "update"]);
+        apt(&mut update, "apt-get update", context)?;
+        *fetched = Some(now);
     }
-    Ok(old)
+    Ok(())
+}
+
+/// Everything that decides what apt's lists hold and which of them count:
+/// sources, keys, pins, settings.
+fn sources() -> Digest {
+    const PLACES: [&str; 3] = ["/etc/apt", "/usr/share/keyrings", "/var/lib/dpkg/arch"];
+    let mut hasher = blake3::Hasher::new();
+    let mut open: Vec<PathBuf> = PLACES.iter().map(PathBuf::from).collect();
+    while let Some(path) = open.pop() {
+        hasher.update(path.as_os_str().as_encoded_bytes());
+        hasher.update(b"\0");
+        match fs::read_dir(&path) {
+            Ok(entries) => {
+                let mut inner: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
+                inner.sort();
+                open.extend(inner);
+            }
+            Err(_) => {
+                let bytes = fs::read(&path).unwrap_or_default();
+                hasher.update(&(bytes.len() as u64).to_le_bytes());
+                hasher.update(&bytes);
+            }
+        }
+    }
+    Digest(*hasher.finalize().as_bytes())
 }
 
 /// Installs packages of a layer that is to come before the `leaving` ones are
@@ -83,6 +122,7 @@ pub(super) fn ahead(names: &[String], leaving: &[String], context: &mut Context)
         return Ok(false);
     }
     if !missing.is_empty() {
+        context.network(true)?;
         refresh(context)?;
         if offline::Hold::is_taken() || would_remove(missing.iter().copied())? {
             context.say("what comes can't be installed before what goes")?;
@@ -282,13 +322,12 @@ fn would_remove<'a>(names: impl IntoIterator<Item = &'a String>) -> Result<bool,
 
 fn install(names: &[&String], context: &Context) -> Result<(), Failure> {
     let mut apt_get = apt_get();
-    apt_get.args(DPKG).args([
-        "--yes",
-        "--no-install-recommends",
-        "--option=Acquire::Retries=3",
-        "install",
-        "--",
-    ]);
+    apt_get.args(DPKG).args(["--yes", "--no-install-recommends", "--option=Acquire::Retries=3"]);
+    if names.iter().any(|name| name.contains(['=', '/'])) {
+        // Who names a version means it, whatever is there or held.
+        apt_get.args(["--allow-downgrades", "--allow-change-held-packages"]);
+    }
+    apt_get.args(["install", "--"]);
     apt_get.args(names);
     apt(&mut apt_get, "apt-get install", context)
 }
@@ -301,6 +340,7 @@ fn apt_get() -> Command {
         .env("APT_LISTCHANGES_FRONTEND", "none")
         .env("NEEDRESTART_MODE", "l")
         .env("EDITOR", "true")
+        .envs(offline::proxies())
         .arg("--quiet=2");
     command
 }
@@ -312,33 +352,24 @@ fn apt(command: &mut Command, what: &str, context: &Context) -> Result<(), Failu
     })
 }
 
-/// Whether a package is there in the version asked for, if one was.
+/// Whether a package is there in the version asked for, if one was. Which
+/// version a suite has is apt's to say.
 fn installed(spec: &str, there: &BTreeMap<String, Package>) -> bool {
-    let (name, version) = match spec.split_once('=') {
-        Some((name, version)) => (name, Some(version)),
-        None => (spec, None),
-    };
-    let name = name.split('/').next().unwrap_or(name);
-    there.iter().any(|(own, package)| {
-        let named = own == name || (!name.contains(':') && bare(own) == name);
-        named && version.is_none_or(|version| version == package.version)
-    })
+    let version = spec.split_once('=').map(|(_, version)| version);
+    let fits = |package: &Package| version.is_none_or(|version| version == package.version);
+    !spec.contains('/') && find(spec, there).any(fits)
 }
 
-fn lists_are_fresh() -> bool {
-    let Ok(entries) = fs::read_dir("/var/lib/apt/lists") else { return false };
-    let newest = entries
-        .flatten()
-        .filter(|e| e.file_name().to_string_lossy().contains("_Packages"))
-        .filter_map(|e| e.metadata().ok()?.modified().ok())
-        .max();
-    // `apt-get update` leaves a list's own date on it, but it touches the
-    // directory.
-    let fetched = fs::metadata("/var/lib/apt/lists").and_then(|m| m.modified());
-    match (newest, fetched) {
-        (Some(_), Ok(at)) => SystemTime::now().duration_since(at).is_ok_and(|age| age < LISTS_AGE),
-        _ => false,
-    }
+/// Whether a package is there only because another needs it.
+fn is_automatic(spec: &str, there: &BTreeMap<String, Package>) -> bool {
+    find(spec, there).any(|package| package.automatic)
+}
+
+/// The packages that a name, possibly with an architecture, stands for.
+fn find<'a>(spec: &str, there: &'a BTreeMap<String, Package>) -> impl Iterator<Item = &'a Package> {
+    let name = spec.split(['=', '/']).next().unwrap_or(spec).to_owned();
+    let named = move |own: &String| *own == name || (!name.contains(':') && bare(own) == name);
+    there.iter().filter(move |(own, _)| named(own)).map(|(_, package)| package)
 }
 
 /// Waits for a default route; without a network card there is nothing to wait
@@ -380,10 +411,10 @@ mod tests {
     #[test]
     fn what_is_installed_is_found_by_any_name_that_apt_takes() {
         let there = packages::parse("a:amd64 1-1 auto\nb:all 2 manual\nc:i386 3 manual\n");
-        for spec in ["a", "a:amd64", "a=1-1", "a/bookworm", "b", "b=2", "c", "c:i386"] {
+        for spec in ["a", "a:amd64", "a=1-1", "b", "b=2", "c", "c:i386"] {
             assert!(installed(spec, &there), "{spec}");
         }
-        for spec in ["a=2", "a:i386", "d", "b=2-1", "c:amd64"] {
+        for spec in ["a=2", "a/bookworm", "a:i386", "d", "b=2-1", "c:amd64"] {
             assert!(!installed(spec, &there), "{spec}");
         }
     }

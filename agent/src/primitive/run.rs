@@ -2,14 +2,18 @@
 //! applied; that it is applied once is what the layer's key is for.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 use std::time::Duration;
+
+use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::Context;
 use crate::command::{self, Output};
 use crate::failure::{Failure, HOME};
 use crate::ledger::Entry;
+use crate::offline;
 use crate::protocol::{Around, Run, Script};
 use crate::system;
 
@@ -22,6 +26,7 @@ pub(super) fn apply(run: &Run, context: &mut Context) -> Result<bool, Failure> {
     }
     context.channel.request(&[*content]).map_err(|e| Failure::at("script", e))?;
     let script = context.channel.bytes(*content).map_err(|e| Failure::at("script", e))?;
+    context.network(around.network)?;
     context.ledger.note(&Entry::Run { undo: run.undo.clone(), around: around.clone() })?;
     let secrets = Secrets::lay_out(&run.secrets, &user, context)?;
     let output = Output { hidden: &secrets.hidden, ..context.output() };
@@ -34,16 +39,20 @@ const SECRETS: &str = "/run/secrets";
 /// Secrets shorter than this are not looked for in what a script prints: all
 /// kinds of words would be taken for them.
 const SHORTEST: usize = 4;
+/// The same of one of several lines: keys and certificates have lines that say
+/// nothing.
+const LINE: usize = 8;
 
 /// Secrets that lie ready. Dropped, they are gone.
 struct Secrets {
     hidden: Vec<Vec<u8>>,
     laid: bool,
+    mounted: bool,
 }
 
 impl Secrets {
     fn lay_out(names: &[String], user: &system::Account, context: &mut Context) -> Result<Self, Failure> {
-        let mut secrets = Self { hidden: Vec::new(), laid: false };
+        let mut secrets = Self { hidden: Vec::new(), laid: false, mounted: false };
         if names.is_empty() {
             return Ok(secrets);
         }
@@ -53,22 +62,27 @@ impl Secrets {
         if found.f_type as i64 != TMPFS {
             return Err(Failure::new("secrets need a /run that is in memory, and the machine's is not"));
         }
-        fs::create_dir_all(SECRETS).map_err(fail)?;
+        // Root's own: nobody else puts anything in the way.
+        fs::DirBuilder::new().mode(0o711).create(SECRETS).map_err(fail)?;
         secrets.laid = true;
-        chown(SECRETS, Some(user.uid), Some(user.gid)).map_err(fail)?;
-        fs::set_permissions(SECRETS, fs::Permissions::from_mode(0o700)).map_err(fail)?;
+        if swaps() {
+            // What is in this is never written to a disk.
+            let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+            rustix::mount::mount("ramfs", SECRETS, "ramfs", flags, c"mode=0711")
+                .map_err(|e| fail(e.into()))?;
+            secrets.mounted = true;
+        }
         for name in names {
             let value = context.channel.secret(name).map_err(fail)?;
             let path = Path::new(SECRETS).join(name);
-            let written = fs::write(&path, &value).and_then(|()| {
-                chown(&path, Some(user.uid), Some(user.gid))?;
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o400))
+            let mut open = fs::OpenOptions::new();
+            open.write(true).create_new(true).mode(0o400);
+            let written = open.open(&path).and_then(|mut file| {
+                file.write_all(&value)?;
+                fchown(&file, Some(user.uid), Some(user.gid))
             });
             written.map_err(fail)?;
-            let shown = value.trim_ascii_end().to_vec();
-            if shown.len() >= SHORTEST {
-                secrets.hidden.push(shown);
-            }
+            secrets.hide(&value);
         }
         // What holds another comes first.
         secrets.hidden.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
@@ -76,8 +90,32 @@ impl Secrets {
     }
 }
 
+impl Secrets {
+    /// Has a value hidden in what the script prints, as a whole and line by
+    /// line.
+    fn hide(&mut self, value: &[u8]) {
+        let whole = value.trim_ascii_end();
+        let lines = whole.split(|b| *b == b'\n').map(<[u8]>::trim_ascii);
+        let lines = lines.filter(|line| line.len() >= LINE);
+        for shown in std::iter::once(whole).filter(|whole| whole.len() >= SHORTEST).chain(lines) {
+            if !self.hidden.iter().any(|known| known == shown) {
+                self.hidden.push(shown.to_vec());
+            }
+        }
+    }
+}
+
+/// Whether the machine may write its memory to a disk of its own.
+fn swaps() -> bool {
+    // The first line is the heading. Offline, what swaps is not the machine.
+    !offline::is() && fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().nth(1).is_some())
+}
+
 impl Drop for Secrets {
     fn drop(&mut self) {
+        if self.mounted {
+            let _ = rustix::mount::unmount(SECRETS, UnmountFlags::DETACH);
+        }
         if self.laid {
             let _ = fs::remove_dir_all(SECRETS);
         }
@@ -88,13 +126,14 @@ impl Drop for Secrets {
 const TMPFS: i64 = 0x0102_1994;
 
 /// Runs the script that takes back what another did.
-pub(super) fn revert(entry: &Entry, context: &Context) -> Result<(), Failure> {
+pub(super) fn revert(entry: &Entry, context: &mut Context) -> Result<(), Failure> {
     let Entry::Run { undo, around } = entry else { return Ok(()) };
     let Some(undo) = undo else {
         return Err(Failure::new("a script of it has no `undo`"));
     };
     let user = system::user(&around.user)
         .ok_or_else(|| Failure::new(format!("there is no user `{}` in the machine any more", around.user)))?;
+    context.network(around.network)?;
     execute(undo.as_bytes(), around, &user, &context.output())
 }
 
@@ -113,4 +152,17 @@ fn execute(script: &[u8], around: &Around, user: &system::Account, output: &Outp
     let result = command::run(&mut command, Duration::from_secs(around.timeout), output);
     let _ = fs::remove_file(&path);
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_line_of_a_secret_is_hidden() {
+        let mut secrets = Secrets { hidden: Vec::new(), laid: false, mounted: false };
+        secrets.hide(b"-----BEGIN KEY-----\nabcdefgh1234\n}\n");
+        let hidden: Vec<&str> = secrets.hidden.iter().map(|h| std::str::from_utf8(h).unwrap()).collect();
+        assert_eq!(hidden, ["-----BEGIN KEY-----\nabcdefgh1234\n}", "-----BEGIN KEY-----", "abcdefgh1234"]);
+    }
 }

@@ -161,6 +161,9 @@ pub struct Around {
     pub workdir: String,
     /// How long it may take, in seconds.
     pub timeout: u64,
+    /// Whether it may use the network.
+    #[serde(default)]
+    pub network: bool,
 }
 
 /// A script that is run once. See the recipe language.

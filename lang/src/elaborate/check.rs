@@ -37,7 +37,9 @@ impl Elaborator<'_> {
             }
             "run" => {
                 let timeout = prop("timeout").and_then(|a| self.duration(a, node, scope));
-                Probe::Run { script: self.text(arg, node, scope)?, timeout: timeout.unwrap_or(TIMEOUT) }
+                let network = prop("network").and_then(|a| self.boolean(a, node, scope)).unwrap_or_default();
+                let script = self.text(arg, node, scope)?;
+                Probe::Run { script, timeout: timeout.unwrap_or(TIMEOUT), network }
             }
             "service" => Probe::Service { unit: self.text(arg, node, scope)?, within },
             _ => Probe::Package(self.text(arg, node, scope)?),

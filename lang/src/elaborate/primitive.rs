@@ -280,7 +280,8 @@ impl Elaborator<'_> {
             None => RUN_TIMEOUT,
         };
         let user = self.prop_text(at, "user", scope).unwrap_or_else(|| "root".into());
-        Some(Script { content, env, user, workdir, timeout })
+        let network = self.prop_bool(at, "network", scope).unwrap_or_default();
+        Some(Script { content, env, user, workdir, timeout, network })
     }
 
     fn account(&mut self, at: At, scope: &Scope) -> Option<String> {

@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -59,8 +59,14 @@ pub(super) struct Mounted {
 }
 
 impl Mounted {
-    /// Mounts the ext4 filesystem at `offset` in `disk`, both in bytes.
-    pub(super) fn new(disk: &File, offset: u64, size: u64) -> io::Result<Self> {
+    /// Mounts the ext4 filesystem at `offset` in `disk`, both in bytes. With a
+    /// namespace of users its ids on disk are those inside.
+    pub(super) fn new(
+        disk: &File,
+        offset: u64,
+        size: u64,
+        users: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Self> {
         let (path, device) = attach(disk, offset, size)?;
         let context = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_set_string(context.as_fd(), "source", format!("/dev/{path}"))?;
@@ -73,6 +79,9 @@ impl Mounted {
         drop(device);
         let flags = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOATIME;
         let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, flags)?;
+        if let Some(users) = users {
+            map_ids(&mount, users)?;
+        }
         let root = rustix::fs::openat(
             &mount,
             ".",
@@ -127,6 +136,37 @@ impl Mounted {
         File::from(file).take(4096).read_to_string(&mut text).ok()?;
         Some(text)
     }
+}
+
+/// `struct mount_attr` of linux/mount.h.
+#[repr(C)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    users: u64,
+}
+
+/// linux/mount.h
+const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+
+/// Has the ids of a mount, which is nowhere yet, mean those of a namespace
+/// (mount_setattr(2); ext4 can since Linux 5.12).
+fn map_ids(mount: &OwnedFd, users: BorrowedFd<'_>) -> io::Result<()> {
+    let attr = MountAttr { set: MOUNT_ATTR_IDMAP, clear: 0, propagation: 0, users: users.as_raw_fd() as u64 };
+    // SAFETY: the call reads a path that is empty, and the structure, both of
+    // which live through it.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attr,
+            std::mem::size_of::<MountAttr>(),
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Writes are held as long as this lives.

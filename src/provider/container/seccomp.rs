@@ -77,6 +77,9 @@ const NAMESPACES: [i32; 7] = [
     libc::CLONE_NEWUTS,
 ];
 
+/// Families of sockets that may be made.
+const SOCKETS: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+
 /// linux/audit.h
 const AUDIT_ARCH_X86_64: u32 = 0xC000_003E;
 
@@ -97,6 +100,13 @@ pub(super) fn filter() -> Result<Vec<u8>, seccompiler::BackendError> {
         SeccompRule::new(vec![SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, command)?])
     };
     rules.insert(libc::SYS_ioctl, vec![inject(libc::TIOCSTI)?, inject(libc::TIOCLINUX)?]);
+    // Sockets of other families reach the hypervisor, drivers and protocols
+    // that nothing in a layer speaks.
+    let foreign = SOCKETS
+        .iter()
+        .map(|family| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, *family as u64))
+        .collect::<Result<Vec<_>, _>>()?;
+    rules.insert(libc::SYS_socket, vec![SeccompRule::new(foreign)?]);
     let denied: BpfProgram = SeccompFilter::new(
         rules,
         SeccompAction::Allow,

@@ -13,9 +13,10 @@ use std::time::Duration;
 use vimg_agent::protocol::{Network, card};
 
 use super::disks::Disks;
-use super::instance::{QemuInstance, Start};
+use super::instance::{QemuInstance, Start, way_out};
 use super::kept::{self, Kept};
-use super::{Accel, Programs, ProviderError, args};
+use super::{Accel, ProviderError, Rig, args};
+use crate::host::network::WayOut;
 use crate::provider::{AGENT, Instance, Launch, Lines, Offline, Place, initramfs};
 
 /// How long an appliance may take to boot; emulated it takes about three
@@ -27,8 +28,7 @@ const MOST: u64 = 600 << 20;
 
 /// Starts an appliance on a disk. `appliances` is where they are kept.
 pub(super) async fn start(
-    programs: &Programs,
-    accel: Accel,
+    rig: Rig<'_>,
     launch: &Launch,
     offline: &Offline,
     appliances: &Path,
@@ -38,10 +38,9 @@ pub(super) async fn start(
         .appliance
         .as_ref()
         .ok_or_else(|| ProviderError::new("there is no kernel to run an appliance with"))?;
-    let network =
-        offline.network.then(|| Network { resolv_conf: format!("nameserver {}\n", card::RESOLVER) });
-    let way = |how: &str| format!("qemu {} {}, appliance{how}", programs.version, accel.name());
-    let dir = appliances.join(name(programs, accel, kernel, modules));
+    let network = launch.network.then(|| Network { resolv_conf: format!("nameserver {}\n", card::RESOLVER) });
+    let way = |how: &str| format!("qemu {} {}, appliance{how}", rig.programs.version, rig.accel.name());
+    let dir = appliances.join(name(rig, kernel, modules));
     let kept = Kept::at(&dir);
     let place = Place::Outside(network);
     let forked = async {
@@ -53,10 +52,10 @@ pub(super) async fn start(
                 .await
                 .map_err(|e| ProviderError::new(format!("{}: {e}", appliances.display())))?;
             if !kept.is_there() {
-                make(programs, accel, kernel, modules, &dir, &launch.scratch).await?;
+                make(rig, kernel, modules, &dir, &launch.scratch).await?;
             }
         }
-        fork(programs, accel, launch, &kept, way(""), place.clone()).await
+        fork(rig, launch, &kept, way(""), place.clone()).await
     };
     match forked.await {
         Ok(mut instance) => {
@@ -67,36 +66,35 @@ pub(super) async fn start(
             // Memory is only a shortcut. It is made anew next time.
             kept.remove();
             notice(&format!("{error}; the appliance boots"));
-            cold(programs, accel, launch, (kernel, modules), way(" booted anew"), place).await
+            cold(rig, launch, (kernel, modules), way(" booted anew"), place).await
         }
     }
 }
 
 /// Everything that a kept appliance depends on.
-fn name(programs: &Programs, accel: Accel, kernel: &Path, modules: &Path) -> String {
-    let mut d = kept::facts(programs, accel);
+fn name(rig: Rig<'_>, kernel: &Path, modules: &Path) -> String {
+    let mut d = kept::facts(rig);
     // Files of the store are named by their digests.
     for file in [kernel, modules] {
         d.value("file", file.file_name().unwrap_or_default().to_string_lossy());
     }
     d.content("agent", crate::digest::Digest::of(AGENT));
-    d.value("arguments", arguments(accel, Path::new("memory"), false).join(" "));
-    d.value("boot", args::appliance_boot(accel, Path::new("k"), Path::new("i")).join(" "));
+    d.value("arguments", arguments(rig.accel, Path::new("memory"), false, false).join(" "));
+    d.value("boot", args::appliance_boot(rig.accel, Path::new("k"), Path::new("i")).join(" "));
     d.key().short()
 }
 
-fn arguments(accel: Accel, memory: &Path, fork: bool) -> Vec<String> {
+fn arguments(accel: Accel, memory: &Path, fork: bool, network: bool) -> Vec<String> {
     let mut all = args::base();
     all.extend(args::appliance(accel, memory, fork));
     all.extend(args::channels());
-    all.extend(args::network());
+    all.extend(args::network(!network));
     all
 }
 
 /// Boots an appliance and keeps it.
 async fn make(
-    programs: &Programs,
-    accel: Accel,
+    rig: Rig<'_>,
     kernel: &Path,
     modules: &Path,
     dir: &Path,
@@ -106,16 +104,17 @@ async fn make(
     let new = Kept::new(scratch.join("kept")).map_err(fail)?;
     let initrd = scratch.join("appliance.cpio");
     std::fs::write(&initrd, initrd_of(modules).map_err(fail)?).map_err(fail)?;
-    let mut all = arguments(accel, &new.memory(), false);
-    all.extend(args::appliance_boot(accel, kernel, &initrd));
+    let mut all = arguments(rig.accel, &new.memory(), false, false);
+    all.extend(args::appliance_boot(rig.accel, kernel, &initrd));
     let start = Start {
         scratch,
-        disks: Disks::none(programs),
+        disks: Disks::none(rig.programs),
         way: String::new(),
         place: Place::Outside(None),
         yields: false,
+        way_out: WayOut::default(),
     };
-    let mut instance = QemuInstance::start(programs, &all, start).await?;
+    let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
     tokio::time::timeout(BOOT, instance.agent_opens()).await.map_err(|_| {
         ProviderError::new(format!("the appliance did not come up within {} s", BOOT.as_secs()))
     })??;
@@ -129,19 +128,19 @@ async fn make(
 
 /// Forks a kept appliance.
 async fn fork(
-    programs: &Programs,
-    accel: Accel,
+    rig: Rig<'_>,
     launch: &Launch,
     kept: &Kept,
     way: String,
     place: Place,
 ) -> Result<QemuInstance, ProviderError> {
-    let disks = Disks::new(programs, launch).await?;
-    let mut all = arguments(accel, &kept.memory(), true);
+    let disks = Disks::new(rig.programs, launch).await?;
+    let mut all = arguments(rig.accel, &kept.memory(), true, launch.network);
     all.extend(args::disks(&disks.nodes(launch)));
     all.extend(kept::incoming());
-    let start = Start { scratch: &launch.scratch, disks, way, place, yields: false };
-    let mut instance = QemuInstance::start(programs, &all, start).await?;
+    let way_out = way_out(rig.access, launch).await?;
+    let start = Start { scratch: &launch.scratch, disks, way, place, yields: false, way_out };
+    let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
     match kept.resume(&mut instance, &launch.scratch).await {
         Ok(()) => Ok(instance),
         Err(error) => {
@@ -154,8 +153,7 @@ async fn fork(
 
 /// Boots an appliance for one use.
 async fn cold(
-    programs: &Programs,
-    accel: Accel,
+    rig: Rig<'_>,
     launch: &Launch,
     (kernel, modules): (&Path, &Path),
     way: String,
@@ -165,13 +163,14 @@ async fn cold(
     let initrd = launch.scratch.join("appliance.cpio");
     std::fs::write(&initrd, initrd_of(modules).map_err(fail)?).map_err(fail)?;
     let memory = launch.scratch.join("memory");
-    let disks = Disks::new(programs, launch).await?;
+    let disks = Disks::new(rig.programs, launch).await?;
     // A private copy: what a layer has in memory goes to no disk.
-    let mut all = arguments(accel, &memory, true);
+    let mut all = arguments(rig.accel, &memory, true, launch.network);
     all.extend(args::disks(&disks.nodes(launch)));
-    all.extend(args::direct(accel, kernel, &initrd));
-    let start = Start { scratch: &launch.scratch, disks, way, place, yields: false };
-    let mut instance = QemuInstance::start(programs, &all, start).await?;
+    all.extend(args::direct(rig.accel, kernel, &initrd));
+    let way_out = way_out(rig.access, launch).await?;
+    let start = Start { scratch: &launch.scratch, disks, way, place, yields: false, way_out };
+    let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
     tokio::time::timeout(BOOT, instance.agent_opens()).await.map_err(|_| {
         ProviderError::new(format!("the appliance did not come up within {} s", BOOT.as_secs()))
     })??;

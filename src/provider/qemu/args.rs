@@ -84,7 +84,9 @@ fn computer(accel: Accel, cpu: &str, cpus: u32, memory: u64, ram: Option<(&Path,
         Accel::Tcg => "tcg,thread=multi",
     };
     let memory = memory >> 20;
-    args.extend(words(&format!("-machine q35{backend} -accel {accel} -cpu {cpu} -smp {cpus} -m {memory}M")));
+    args.extend(words(&format!(
+        "-machine q35,dump-guest-core=off{backend} -accel {accel} -cpu {cpu} -smp {cpus} -m {memory}M"
+    )));
     args
 }
 
@@ -144,8 +146,13 @@ pub(super) fn devices() -> Vec<String> {
 /// all services of its network would hear of it. (A migration's parameter
 /// `announce-rounds` of 0 does the same, and QEMU 7.2 crashes when such a
 /// device is reset.)
-pub(super) fn network() -> Vec<String> {
-    words("-netdev user,id=net0 -device virtio-net-pci,netdev=net0,romfile=,guest_announce=off")
+/// One that is cut off answers for addresses and leads nowhere; a fork may be
+/// of a machine that was not.
+pub(super) fn network(cut_off: bool) -> Vec<String> {
+    let restrict = if cut_off { ",restrict=on" } else { "" };
+    words(&format!(
+        "-netdev user,id=net0{restrict} -device virtio-net-pci,netdev=net0,romfile=,guest_announce=off"
+    ))
 }
 
 /// The graph of disks: read-only parents, and the one that takes the writes.

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use vimg_lang::model::DiskFormat;
 
 use super::{Programs, ProviderError};
-use crate::provider::child;
+use crate::host::{self, child};
 use crate::qcow2;
 
 /// Whether a converted disk is compressed.
@@ -48,7 +48,7 @@ pub(super) async fn create(programs: &Programs, path: &Path, size: u64) -> Resul
     {
         return Ok(());
     }
-    let mut command = tokio::process::Command::new(&programs.img);
+    let mut command = host::command(&programs.img);
     command.args(["create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=off"]).arg(path).arg(size.to_string());
     run(command, "qemu-img create").await?;
     if let Some(blank) = blank {
@@ -75,7 +75,7 @@ pub(super) async fn convert(
         }
         graph = disk;
     }
-    let mut command = tokio::process::Command::new(&programs.img);
+    let mut command = host::command(&programs.img);
     command.args(["convert", "-q", "-T", "none", "-t", "unsafe", "-m", "4", "-W"]);
     match (format, compress) {
         (DiskFormat::Raw, _) => {

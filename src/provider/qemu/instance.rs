@@ -1,13 +1,16 @@
 //! A running QEMU.
 
+use std::ffi::CString;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::mount::mount_bind;
 use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::process::Child;
+use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
+use vimg_agent::protocol::card;
 use vimg_lang::model::Forward;
 
 use super::disks::{Disks, Monitor};
@@ -15,8 +18,11 @@ use super::kept::Kept;
 use super::machine::{self, Keeping, Origin};
 use super::qmp::Qmp;
 use super::{Programs, ProviderError};
-use crate::provider::child::{self, Tail};
-use crate::provider::{Ended, Instance, Place};
+use crate::host;
+use crate::host::child::{self, Tail};
+use crate::host::namespaces::Ids;
+use crate::host::network::{self, Access, WayOut};
+use crate::provider::{Ended, Instance, Launch, Place};
 
 /// How much of the console is remembered, in bytes.
 const CONSOLE: usize = 32 << 10;
@@ -45,6 +51,7 @@ pub struct QemuInstance {
     pub(super) origin: Option<Origin>,
     /// What it takes to keep it, once it has booted.
     pub(super) keeping: Option<Keeping>,
+    way_out: WayOut,
 }
 
 /// The program that runs a machine.
@@ -75,6 +82,32 @@ pub(super) struct Start<'a> {
     pub(super) place: Place,
     /// Whether others that want the processors go before it until it goes on.
     pub(super) yields: bool,
+    /// Its way out, if it has one that is not the host's.
+    pub(super) way_out: WayOut,
+}
+
+/// The way out that a launch asks for.
+pub(super) async fn way_out(access: &Access, launch: &Launch) -> Result<WayOut, ProviderError> {
+    let gateway = match launch.network && launch.lasting.is_none() {
+        true => access.gateway(Ids::Same).await?,
+        false => None,
+    };
+    // QEMU's own NAT has the loopback that it sees at its gateway's address.
+    let [a, b, c, d] = card::GATEWAY;
+    Ok(access.way_out(gateway, &format!("{a}.{b}.{c}.{d}")))
+}
+
+/// Has QEMU resolve names as `file` says.
+fn resolve_by(command: &mut Command, file: &Path) -> std::io::Result<()> {
+    let file = CString::new(file.as_os_str().as_encoded_bytes())?;
+    // SAFETY: the closure makes system calls only.
+    unsafe {
+        command.pre_exec(move || {
+            host::own_mounts()?;
+            Ok(mount_bind(file.as_c_str(), c"/etc/resolv.conf")?)
+        });
+    }
+    Ok(())
 }
 
 impl QemuInstance {
@@ -84,7 +117,7 @@ impl QemuInstance {
         all: &[String],
         start: Start<'_>,
     ) -> Result<Self, ProviderError> {
-        let Start { scratch, disks, way, place, yields } = start;
+        let Start { scratch, disks, way, place, yields, way_out } = start;
         for socket in ["qmp", "console", "agent"] {
             let _ = std::fs::remove_file(scratch.join(socket));
         }
@@ -93,6 +126,11 @@ impl QemuInstance {
         let mut command = child::daemon(&programs.system, scratch, &log, disks.lasting()).map_err(fail)?;
         if yields {
             child::yields(&mut command);
+        }
+        if let Some(gateway) = &way_out.gateway {
+            gateway.namespaces().enter_network(command.as_std_mut());
+            let file = network::resolv_conf(scratch).map_err(fail)?;
+            resolve_by(&mut command, &file).map_err(fail)?;
         }
         let mut child = command.args(all).spawn().map_err(fail)?;
 
@@ -123,6 +161,7 @@ impl QemuInstance {
             kept: None,
             origin: None,
             keeping: None,
+            way_out,
         })
     }
 
@@ -155,6 +194,7 @@ impl QemuInstance {
             kept: None,
             origin: None,
             keeping: None,
+            way_out: WayOut::default(),
         }))
     }
 
@@ -267,6 +307,10 @@ impl Instance for QemuInstance {
     async fn snapshot(&mut self, next: &Path) -> Result<(), ProviderError> {
         self.disks.add(&mut self.monitor, next).await?;
         self.disks.switch(&mut self.monitor).await
+    }
+
+    fn way_out(&self) -> WayOut {
+        self.way_out.clone()
     }
 
     fn why_it_boots(&self) -> Option<&str> {

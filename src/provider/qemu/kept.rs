@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::instance::{self, QemuInstance};
-use super::{Accel, Programs, ProviderError};
+use super::{Accel, ProviderError, Rig};
 use crate::digest::Description;
 use crate::sparse;
 
@@ -192,7 +192,7 @@ async fn share_memory(instance: &mut QemuInstance) -> Result<(), ProviderError> 
 }
 
 /// What any kept machine depends on: QEMU, and under KVM the host itself.
-pub(super) fn facts(programs: &Programs, accel: Accel) -> Description {
+pub(super) fn facts(Rig { programs, accel, .. }: Rig<'_>) -> Description {
     let mut d = Description::default();
     d.value("qemu", &programs.version);
     if let Ok(meta) = std::fs::metadata(&programs.system) {

@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::disks::Disks;
-use super::instance::{QemuInstance, Start};
+use super::instance::{QemuInstance, Start, way_out};
 use super::kept::{self, Kept};
-use super::{Accel, Programs, ProviderError, args, carry};
+use super::{Accel, ProviderError, Rig, args, carry};
 use crate::digest::Description;
 use crate::provider::{Carried, Carry, Instance, Launch, Lines, Place};
 use crate::sparse;
@@ -87,26 +87,25 @@ pub(super) struct Keeping {
 
 /// Starts a machine: forks it if it was kept, otherwise boots it.
 pub(super) async fn start(
-    programs: &Programs,
-    accel: Accel,
+    rig: Rig<'_>,
     launch: &Launch,
     memories: &Arc<Memories>,
     notice: &Lines,
 ) -> Result<QemuInstance, ProviderError> {
     let home = &memories.home;
     let Some(below) = launch.memory.as_ref().filter(|_| memories.are_of_use()) else {
-        return boot(programs, accel, launch, None).await;
+        return boot(rig, launch, None).await;
     };
     let fail = |e: std::io::Error| ProviderError::new(format!("{}: {e}", home.display()));
     std::fs::create_dir_all(home).map_err(fail)?;
-    let of = facts(programs, accel, launch);
+    let of = facts(rig, launch);
     let origin = carry::Origin::of(of.key().to_string(), &launch.chain).map_err(fail)?;
     let dir = home.join(name(of, below));
     let kept = Kept::at(&dir);
     let (mut lock, mut why) = (None, None);
     loop {
         if kept.is_there() {
-            match fork(programs, accel, launch, &kept, Place::Forked, false).await {
+            match fork(rig, launch, &kept, Place::Forked, false).await {
                 Ok(mut instance) => {
                     lead(&mut instance, launch).await?;
                     instance.origin = Some(Origin { memories: memories.clone(), dir });
@@ -124,7 +123,7 @@ pub(super) async fn start(
         }
         // Only a direct boot notes what it reads.
         if launch.carry != Carry::Never && launch.boot.is_some() {
-            match carried(programs, accel, launch, &origin, memories, notice).await {
+            match carried(rig, launch, &origin, memories, notice).await {
                 Ok(Some(instance)) => return Ok(instance),
                 Ok(None) => {}
                 Err(unlike) => why = Some(unlike),
@@ -136,11 +135,11 @@ pub(super) async fn start(
     let memory = launch.scratch.join("memory");
     let Some(lock) = lock.filter(|_| memories.are_of_use() && free(home) > FREE + launch.machine.memory)
     else {
-        return boot(programs, accel, launch, None).await;
+        return boot(rig, launch, None).await;
     };
     // Only what is forked from it goes on.
     let first = Launch { lasting: None, ..launch.clone() };
-    let mut instance = boot(programs, accel, &first, Some(&memory)).await?;
+    let mut instance = boot(rig, &first, Some(&memory)).await?;
     let (scratch, overlay) = (launch.scratch.clone(), launch.overlay.clone());
     let memories = memories.clone();
     instance.keeping = Some(Keeping { memories, dir, scratch, overlay, origin, why, _lock: lock });
@@ -149,50 +148,39 @@ pub(super) async fn start(
 
 /// Forks the kept machine that would do for the disk of `launch`, for a disk
 /// that is not there yet.
-pub(super) async fn ahead(
-    programs: &Programs,
-    accel: Accel,
-    launch: &Launch,
-    memories: &Arc<Memories>,
-) -> Option<QemuInstance> {
+pub(super) async fn ahead(rig: Rig<'_>, launch: &Launch, memories: &Arc<Memories>) -> Option<QemuInstance> {
     // Only a direct boot notes what it reads.
     let of_use = memories.are_of_use() && launch.boot.is_some();
-    let like = origin(programs, accel, launch).filter(|_| of_use)?;
+    let like = origin(rig, launch).filter(|_| of_use)?;
     let home = memories.home.clone();
     // Reading disks blocks.
     let found = tokio::task::spawn_blocking(move || carry::find(&home, &like, Carry::Thrown)).await;
     let near = found.ok().flatten()?.ok()?;
     let other = Launch { chain: near.carried.chain.clone(), ..launch.clone() };
     let place = Place::Carried(near.carried);
-    let mut instance = fork(programs, accel, &other, &Kept::at(&near.kept), place, true).await.ok()?;
+    let mut instance = fork(rig, &other, &Kept::at(&near.kept), place, true).await.ok()?;
     instance.origin = Some(Origin { memories: memories.clone(), dir: near.kept });
     Some(instance)
 }
 
 /// How a fork that was made ahead is carried over to the disk of `launch`, if
 /// it may be.
-pub(super) async fn carried_over(
-    programs: &Programs,
-    accel: Accel,
-    launch: &Launch,
-    fork: &QemuInstance,
-) -> Option<Carried> {
-    let wanted = origin(programs, accel, launch)?;
+pub(super) async fn carried_over(rig: Rig<'_>, launch: &Launch, fork: &QemuInstance) -> Option<Carried> {
+    let wanted = origin(rig, launch)?;
     let kept = fork.origin.as_ref()?.dir.clone();
     // Reading disks blocks.
     tokio::task::spawn_blocking(move || carry::over(kept, &wanted)).await.ok().flatten()
 }
 
 /// What a machine of `launch` would be kept of.
-fn origin(programs: &Programs, accel: Accel, launch: &Launch) -> Option<carry::Origin> {
-    carry::Origin::of(facts(programs, accel, launch).key().to_string(), &launch.chain).ok()
+fn origin(rig: Rig<'_>, launch: &Launch) -> Option<carry::Origin> {
+    carry::Origin::of(facts(rig, launch).key().to_string(), &launch.chain).ok()
 }
 
 /// Forks a machine that was kept of a disk that is almost the same; a sentence
 /// says in what none is. What fails of that is no loss.
 async fn carried(
-    programs: &Programs,
-    accel: Accel,
+    rig: Rig<'_>,
     launch: &Launch,
     origin: &carry::Origin,
     memories: &Arc<Memories>,
@@ -204,7 +192,7 @@ async fn carried(
     let Ok(Some(near)) = found else { return Ok(None) };
     let near = near?;
     let other = Launch { chain: near.carried.chain.clone(), ..launch.clone() };
-    match fork(programs, accel, &other, &Kept::at(&near.kept), Place::Carried(near.carried), false).await {
+    match fork(rig, &other, &Kept::at(&near.kept), Place::Carried(near.carried), false).await {
         Ok(mut instance) => {
             instance.origin = Some(Origin { memories: memories.clone(), dir: near.kept });
             Ok(Some(instance))
@@ -219,10 +207,10 @@ async fn carried(
 }
 
 /// Everything that a kept machine depends on besides its disk.
-fn facts(programs: &Programs, accel: Accel, launch: &Launch) -> Description {
-    let mut facts = kept::facts(programs, accel);
-    facts.value("arguments", arguments(accel, launch, Some((Path::new("memory"), true))).join(" "));
-    facts.value("boot", args::boot(accel, launch.boot.as_ref(), true).join(" "));
+fn facts(rig: Rig<'_>, launch: &Launch) -> Description {
+    let mut facts = kept::facts(rig);
+    facts.value("arguments", arguments(rig.accel, launch, Some((Path::new("memory"), true)), true).join(" "));
+    facts.value("boot", args::boot(rig.accel, launch.boot.as_ref(), true).join(" "));
     facts
         .value("host's boot", std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default());
     facts
@@ -240,34 +228,30 @@ fn free(home: &Path) -> u64 {
 }
 
 /// Everything but disks, and where the kernel comes from.
-fn arguments(accel: Accel, launch: &Launch, memory: Option<(&Path, bool)>) -> Vec<String> {
+fn arguments(accel: Accel, launch: &Launch, memory: Option<(&Path, bool)>, cut_off: bool) -> Vec<String> {
     let mut all = args::base();
     all.extend(args::machine(accel, &launch.machine, memory));
     all.extend(args::channels());
     all.extend(args::devices());
-    all.extend(args::network());
+    all.extend(args::network(cut_off));
     all
 }
 
-async fn boot(
-    programs: &Programs,
-    accel: Accel,
-    launch: &Launch,
-    memory: Option<&Path>,
-) -> Result<QemuInstance, ProviderError> {
+async fn boot(rig: Rig<'_>, launch: &Launch, memory: Option<&Path>) -> Result<QemuInstance, ProviderError> {
     let disks = match launch.again {
-        true => Disks::on(programs, launch)?,
-        false => Disks::new(programs, launch).await?,
+        true => Disks::on(rig.programs, launch)?,
+        false => Disks::new(rig.programs, launch).await?,
     };
-    let mut all = arguments(accel, launch, memory.map(|path| (path, true)));
+    let mut all = arguments(rig.accel, launch, memory.map(|path| (path, true)), !launch.network);
     all.extend(args::disks(&disks.nodes(launch)));
-    all.extend(args::boot(accel, launch.boot.as_ref(), memory.is_some()));
-    let way = format!("qemu {} {}", programs.version, accel.name());
+    all.extend(args::boot(rig.accel, launch.boot.as_ref(), memory.is_some()));
+    let way = format!("qemu {} {}", rig.programs.version, rig.accel.name());
     if disks.lasting() {
         args::with_log(&mut all);
     }
-    let start = Start { scratch: &launch.scratch, disks, way, place: Place::Machine, yields: false };
-    let mut instance = QemuInstance::start(programs, &all, start).await?;
+    let way_out = way_out(rig.access, launch).await?;
+    let start = Start { scratch: &launch.scratch, disks, way, place: Place::Machine, yields: false, way_out };
+    let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
     lead(&mut instance, launch).await?;
     Ok(instance)
 }
@@ -281,8 +265,7 @@ async fn lead(instance: &mut QemuInstance, launch: &Launch) -> Result<(), Provid
 }
 
 async fn fork(
-    programs: &Programs,
-    accel: Accel,
+    rig: Rig<'_>,
     launch: &Launch,
     kept: &Kept,
     place: Place,
@@ -292,16 +275,17 @@ async fn fork(
     // What it wrote before it was kept is not in the disks below.
     sparse::copy(&File::open(kept.disk()).map_err(fail)?, &File::create(&launch.overlay).map_err(fail)?)
         .map_err(fail)?;
-    let disks = Disks::on(programs, launch)?;
-    let mut all = arguments(accel, launch, Some((&kept.memory(), false)));
+    let disks = Disks::on(rig.programs, launch)?;
+    let mut all = arguments(rig.accel, launch, Some((&kept.memory(), false)), !launch.network);
     all.extend(args::disks(&disks.nodes(launch)));
     all.extend(kept::incoming());
-    let way = format!("qemu {} {}, forked", programs.version, accel.name());
+    let way = format!("qemu {} {}, forked", rig.programs.version, rig.accel.name());
     if disks.lasting() {
         args::with_log(&mut all);
     }
-    let start = Start { scratch: &launch.scratch, disks, way, place, yields };
-    let mut instance = QemuInstance::start(programs, &all, start).await?;
+    let way_out = way_out(rig.access, launch).await?;
+    let start = Start { scratch: &launch.scratch, disks, way, place, yields, way_out };
+    let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
     match kept.resume(&mut instance, &launch.scratch).await {
         Ok(()) => {
             kept.touch();

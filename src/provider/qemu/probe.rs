@@ -9,11 +9,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
-use tokio::process::Command;
 
 use super::{Accel, Programs, ProviderError, args};
 use crate::digest::Digest;
-use crate::provider::{AGENT, child, initramfs};
+use crate::host::{self, child};
+use crate::provider::{AGENT, initramfs};
 
 /// Under a KVM that works the machine speaks within a second.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -135,7 +135,7 @@ fn keep(file: &Path, answer: &Answer) {
 async fn run(programs: &Programs, kernel: &Path) -> Result<Answer, ProviderError> {
     let fail = |e: std::io::Error| ProviderError::new(format!("the KVM probe can't be run: {e}"));
     let initrd = tempfile(&initramfs::with_init(AGENT)).map_err(fail)?;
-    let mut command = Command::new(&programs.system);
+    let mut command = host::command(&programs.system);
     command
         .args(args::base())
         .args(args::words("-machine q35 -accel kvm -cpu host -m 256M -serial stdio"))

@@ -14,9 +14,9 @@ use tokio::process::Command;
 /// A program that runs for long, in `dir`, with what it says in the file
 /// `log`. It dies when its child is dropped, and with vimg unless it is to
 /// last; Ctrl-C is for vimg, which stops it itself.
-pub(super) fn daemon(program: &Path, dir: &Path, log: &Path, lasting: bool) -> io::Result<Command> {
+pub(crate) fn daemon(program: &Path, dir: &Path, log: &Path, lasting: bool) -> io::Result<Command> {
     let log = File::create(log)?;
-    let mut command = Command::new(program);
+    let mut command = super::command(program);
     command.current_dir(dir).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
     if lasting {
         // No end of a terminal is its own.
@@ -32,7 +32,7 @@ pub(super) fn daemon(program: &Path, dir: &Path, log: &Path, lasting: bool) -> i
 }
 
 /// The end of what a log says, for people.
-pub(super) fn last_words(log: &Path) -> String {
+pub(crate) fn last_words(log: &Path) -> String {
     let text = std::fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text[text.len().saturating_sub(2000)..]).trim().to_owned();
     if text.is_empty() { "it says nothing".into() } else { text }
@@ -40,7 +40,7 @@ pub(super) fn last_words(log: &Path) -> String {
 
 /// The end of a stream that is read as it comes.
 #[derive(Clone)]
-pub(super) struct Tail {
+pub(crate) struct Tail {
     kept: Arc<Mutex<KeptBytes>>,
 }
 
@@ -53,7 +53,7 @@ struct KeptBytes {
 
 impl Tail {
     /// Keeps the last `most` bytes of `stream`.
-    pub(super) fn of(mut stream: impl AsyncRead + Unpin + Send + 'static, most: usize) -> Self {
+    pub(crate) fn of(mut stream: impl AsyncRead + Unpin + Send + 'static, most: usize) -> Self {
         let tail = Self { kept: Arc::default() };
         let kept = tail.kept.clone();
         tokio::spawn(async move {
@@ -73,13 +73,13 @@ impl Tail {
     }
 
     /// What there is so far.
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.since(0).1).into_owned()
     }
 
     /// What came after the first `seen` bytes, as far as it is kept, and how
     /// many came in all.
-    pub(super) fn since(&self, seen: u64) -> (u64, Vec<u8>) {
+    pub(crate) fn since(&self, seen: u64) -> (u64, Vec<u8>) {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let new = usize::try_from(kept.total.saturating_sub(seen)).unwrap_or(usize::MAX);
         let skipped = kept.bytes.len().saturating_sub(new);
@@ -88,7 +88,7 @@ impl Tail {
 }
 
 /// Has the kernel kill the program when vimg dies, however it dies.
-pub(super) fn die_with_us(command: &mut Command) {
+pub(crate) fn die_with_us(command: &mut Command) {
     let parent = getpid();
     // SAFETY: the closure makes system calls and touches no memory that the
     // parent shares.
@@ -103,7 +103,7 @@ pub(super) fn die_with_us(command: &mut Command) {
 
 /// Has the program leave the processors to others that want them, until it
 /// [`competes`]. Does nothing where it could not compete again.
-pub(super) fn yields(command: &mut Command) {
+pub(crate) fn yields(command: &mut Command) {
     if may_compete() {
         // SAFETY: the closure makes one system call.
         unsafe {
@@ -116,7 +116,7 @@ pub(super) fn yields(command: &mut Command) {
 }
 
 /// Has all threads of a program that yields compete for the processors.
-pub(super) fn competes(program: u32) {
+pub(crate) fn competes(program: u32) {
     let threads = std::fs::read_dir(format!("/proc/{program}/task")).into_iter().flatten().flatten();
     for thread in threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
         scheduled(thread, libc::SCHED_OTHER);
@@ -154,7 +154,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_yields_competes_when_it_is_told() {
-        let mut command = Command::new("sleep");
+        let mut command = crate::host::command(Path::new("/bin/sleep"));
         command.arg("60").kill_on_drop(true);
         yields(&mut command);
         let child = command.spawn().unwrap();

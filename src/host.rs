@@ -1,0 +1,209 @@
+//! Programs of the host: finding them, and starting them with nothing of the
+//! caller's but its arguments.
+//!
+//! This is the only place that makes a [`Command`]. What a program inherits is
+//! decided here: an environment of a few names, no descriptors but those that
+//! it is handed on purpose, a fixed umask, fixed limits, default signals. The
+//! caller's are neither a way out for what runs below nor a hidden input of
+//! what it makes. Unaware of disks, recipes and machines.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use rustix::fs::Mode;
+use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+use tokio::process::Command;
+
+pub mod cgroup;
+pub mod child;
+pub mod namespaces;
+pub mod network;
+
+/// Directories of programs for administrators, which an ordinary user's PATH
+/// leaves out.
+const ADMIN: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+/// Looks a program up in PATH and in the directories for administrators.
+pub fn find(name: &str) -> Option<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    std::env::split_paths(search_path())
+        .map(|dir| dir.join(name))
+        .find(|file| file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0))
+}
+
+/// Where programs are looked up. A relative directory would be the checkout's.
+fn search_path() -> &'static OsString {
+    static PATH: OnceLock<OsString> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let dirs = std::env::split_paths(&path).chain(ADMIN.map(PathBuf::from)).filter(|d| d.is_absolute());
+        std::env::join_paths(dirs).unwrap_or_default()
+    })
+}
+
+/// Open files that a program may have at first, and at most: what Linux gives
+/// the first process of a machine, so that containers and appliances agree.
+const OPEN_FILES: (u64, u64) = (1024, 4096);
+
+/// A program of the host, with a clean environment: `PATH` and a locale.
+pub fn command(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().env("PATH", search_path()).env("LC_ALL", "C.UTF-8");
+    // SAFETY: the closure makes system calls and touches no memory that the
+    // parent shares.
+    unsafe { command.pre_exec(clean) };
+    command
+}
+
+/// Gives up what a process has of its parent.
+fn clean() -> io::Result<()> {
+    close_others();
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    default_signals();
+    // A limit that can't be raised stays as it is.
+    let (soft, hard) = OPEN_FILES;
+    limit(Resource::Nofile, Some(soft), Some(hard));
+    limit(Resource::Core, Some(0), Some(0));
+    for resource in [Resource::Fsize, Resource::Data, Resource::As, Resource::Cpu] {
+        limit(resource, None, None);
+    }
+    limit(Resource::Stack, Some(8 << 20), None);
+    // Only who has the right may go back to the usual priority.
+    let _ = rustix::process::setpriority_process(None, 0);
+    Ok(())
+}
+
+/// Sets a limit, or only its soft half where the hard one may not be raised.
+fn limit(resource: Resource, soft: Option<u64>, hard: Option<u64>) {
+    let most = getrlimit(resource).maximum;
+    if setrlimit(resource, Rlimit { current: soft, maximum: hard }).is_err() {
+        let current = match (soft, most) {
+            (Some(soft), Some(most)) => Some(soft.min(most)),
+            (soft, most) => soft.or(most),
+        };
+        let _ = setrlimit(resource, Rlimit { current, maximum: most });
+    }
+}
+
+/// Ends the life of all descriptors but the standard ones at the next exec.
+/// Those that a program is handed are put in place after this.
+pub fn close_others() {
+    // SAFETY: the call changes flags of descriptors; none is closed.
+    let marked =
+        unsafe { libc::syscall(libc::SYS_close_range, 3u32, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if marked == 0 {
+        return;
+    }
+    // Kernels before 5.11 mark one at a time.
+    let most = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20).min(1 << 20);
+    for fd in 3..most as libc::c_int {
+        // SAFETY: the call changes a flag of a descriptor, or fails.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+}
+
+/// Leaves the host's view of mounts for a private copy of it.
+pub(crate) fn own_mounts() -> io::Result<()> {
+    // SAFETY: only the view of mounts is left, which no descriptor depends on.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS)? };
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    Ok(())
+}
+
+/// Has no signal ignored or blocked.
+fn default_signals() {
+    for signal in 1..=64 {
+        // SAFETY: the call takes numbers only; those that can't be set fail.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: the set lives through both calls.
+    unsafe {
+        let mut none = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+/// Prepares this process for what it holds: secrets, keys, and the caller's
+/// descriptors.
+pub fn harden() {
+    close_others();
+    // Neither a core dump nor another process of this user shows its memory.
+    limit(Resource::Core, Some(0), Some(0));
+    // SAFETY: both calls take numbers only.
+    unsafe {
+        libc::prctl(libc::PR_SET_DUMPABLE, 0);
+        // A file that grows too large is an error that is told, not an end.
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
+
+/// The memory that this process may use, in bytes: the host's, or what its
+/// control groups leave of it.
+pub fn memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse::<u64>().ok())
+        .map_or(4 << 30, |kib| kib * 1024);
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    groups.lines().filter_map(memory_limit).fold(total, u64::min)
+}
+
+/// What a line of `/proc/self/cgroup` and the groups above it allow, in bytes
+/// (cgroups(7): version 2 has an empty list of controllers).
+fn memory_limit(line: &str) -> Option<u64> {
+    let mut parts = line.splitn(3, ':').skip(1);
+    let (controllers, path) = (parts.next()?, parts.next()?);
+    let (root, file) = match controllers {
+        "" => ("/sys/fs/cgroup", "memory.max"),
+        list if list.split(',').any(|c| c == "memory") => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+        _ => return None,
+    };
+    let own = Path::new(path.trim_start_matches('/'));
+    let limits = own.ancestors().filter_map(|group| {
+        std::fs::read_to_string(Path::new(root).join(group).join(file)).ok()?.trim().parse::<u64>().ok()
+    });
+    limits.min()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_program_has_nothing_of_its_callers() {
+        // A descriptor as a supervisor leaves it: open over exec.
+        let file = std::fs::File::open("/").unwrap();
+        let left = rustix::io::dup(&file).unwrap();
+        rustix::io::fcntl_setfd(&left, rustix::io::FdFlags::empty()).unwrap();
+        let script = "umask; ulimit -n; ulimit -c; ls /proc/self/fd | wc -w; env | sort | cut -d= -f1; \
+                      grep -E 'Sig(Ign|Blk)' /proc/self/status";
+        let output = command(Path::new("/bin/sh")).args(["-c", script]).output().await.unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        // `ls` has the three and the directory that it reads.
+        let expected =
+            "0022\n1024\n0\n4\nLC_ALL\nPATH\nPWD\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n";
+        assert_eq!(text, expected);
+        assert!(left.as_raw_fd() > 2);
+    }
+
+    #[test]
+    fn a_relative_directory_of_the_path_is_not_searched() {
+        assert!(std::env::split_paths(search_path()).all(|dir| dir.is_absolute()));
+        assert!(find("sh").is_some_and(|path| path.is_absolute()));
+    }
+
+    #[test]
+    fn lines_of_control_groups_without_memory_say_nothing() {
+        assert_eq!(memory_limit("4:cpu,cpuacct:/"), None);
+        assert_eq!(memory_limit("garbage"), None);
+        assert!(memory() > 64 << 20);
+    }
+}

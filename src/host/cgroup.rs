@@ -1,0 +1,151 @@
+//! A control group that bounds what a program and all that it starts may take
+//! of the host: processes and memory.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// The most processes of a group: package managers have a few dozen, parallel
+/// compilers some hundreds.
+const PROCESSES: u64 = 4096;
+/// How long what was killed may hold a group.
+const RELEASE: Duration = Duration::from_secs(2);
+
+/// Directories of groups (cgroups(7)): the one of version 2, or one of version
+/// 1 for each controller. Gone when dropped.
+#[derive(Debug)]
+pub struct Group {
+    dirs: Vec<PathBuf>,
+    procs: Vec<File>,
+}
+
+/// How programs are bounded on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bounds {
+    /// By control groups of version 2.
+    Two,
+    /// By those of version 1.
+    One,
+    /// By the number of a user's processes alone.
+    Processes,
+}
+
+impl std::fmt::Display for Bounds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Two => "control groups (version 2)",
+            Self::One => "control groups (version 1)",
+            Self::Processes => "RLIMIT_NPROC, which does not bound memory",
+        })
+    }
+}
+
+impl Group {
+    /// Makes one with `memory` bytes at most. An error says that there are no
+    /// control groups that this user may make.
+    pub fn new(memory: u64) -> io::Result<Self> {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let n = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("vimg-{}-{n}", std::process::id());
+        let memory = memory.to_string();
+        let processes = PROCESSES.to_string();
+        let root = Path::new("/sys/fs/cgroup");
+        let mut group = Self { dirs: Vec::new(), procs: Vec::new() };
+        if root.join("cgroup.controllers").exists() {
+            group.add(root.join(&name), &[("pids.max", &processes), ("memory.max", &memory)])?;
+            // A kernel without accounting for swap lacks it.
+            let _ = fs::write(group.dirs[0].join("memory.swap.max"), "0");
+        } else {
+            group.add(root.join("pids").join(&name), &[("pids.max", &processes)])?;
+            group.add(root.join("memory").join(&name), &[("memory.limit_in_bytes", &memory)])?;
+        }
+        Ok(group)
+    }
+
+    fn add(&mut self, dir: PathBuf, limits: &[(&str, &str)]) -> io::Result<()> {
+        fs::create_dir(&dir)?;
+        self.dirs.push(dir.clone());
+        for (file, value) in limits {
+            OpenOptions::new().write(true).open(dir.join(file))?.write_all(value.as_bytes())?;
+        }
+        self.procs.push(OpenOptions::new().write(true).open(dir.join("cgroup.procs"))?);
+        Ok(())
+    }
+
+    /// Has a program begin in it.
+    pub fn enter(&self, command: &mut Command) {
+        let procs: Vec<i32> = self.procs.iter().map(AsRawFd::as_raw_fd).collect();
+        // SAFETY: the closure makes system calls only; the files stay open in
+        // the parent until the child has been spawned.
+        unsafe {
+            command.pre_exec(move || {
+                for fd in &procs {
+                    // 0 is who writes it.
+                    if libc::write(*fd, c"0".as_ptr().cast(), 1) != 1 {
+                        return Err(io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            });
+        }
+    }
+
+    /// How programs are bounded here.
+    pub fn bounds() -> Bounds {
+        match Self::new(64 << 20) {
+            Ok(group) if group.dirs.len() == 1 => Bounds::Two,
+            Ok(_) => Bounds::One,
+            Err(_) => Bounds::Processes,
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        for dir in &self.dirs {
+            let _ = fs::write(dir.join("cgroup.kill"), "1");
+            let start = Instant::now();
+            while fs::remove_dir(dir).is_err_and(|e| e.kind() != io::ErrorKind::NotFound) {
+                if start.elapsed() > RELEASE {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+    }
+}
+
+/// Bounds the processes of a program by its user's limit.
+pub fn limit_processes(command: &mut Command) {
+    // SAFETY: the closure makes one system call.
+    unsafe {
+        command.pre_exec(|| {
+            super::limit(rustix::process::Resource::Nproc, Some(PROCESSES), Some(PROCESSES));
+            Ok(())
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_group_bounds_processes_and_goes() {
+        let Ok(group) = Group::new(256 << 20) else { return };
+        let mut command = crate::host::command(Path::new("/bin/cat"));
+        command.arg("/proc/self/cgroup");
+        group.enter(command.as_std_mut());
+        let output = command.output().await.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains(&format!("/vimg-{}-", std::process::id())), "{text}");
+        let dirs = group.dirs.clone();
+        drop(group);
+        assert!(dirs.iter().all(|dir| !dir.exists()));
+    }
+}

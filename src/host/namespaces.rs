@@ -1,0 +1,258 @@
+//! Namespaces of users and networks, held open by a small process, for
+//! programs that should be nobody on this host.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+
+/// The first of the ids that root gives to programs that should be nobody.
+/// They are the last 65,536 of those that systemd leaves to containers
+/// (systemd's `UIDS-GIDS.md`: 524288 to 1879048191).
+const FIRST: u32 = 1_879_048_191 - COUNT + 1;
+/// How many ids a system has: 0 to 65535.
+const COUNT: u32 = 1 << 16;
+
+/// Who is who inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ids {
+    /// The calling user alone, as itself.
+    Same,
+    /// A whole system's ids. Root's inside is nobody outside if root asks, and
+    /// the calling user itself otherwise.
+    System,
+}
+
+/// A namespace of users and one of networks that belongs to it.
+#[derive(Debug)]
+pub struct Namespaces {
+    user: OwnedFd,
+    net: OwnedFd,
+    ids: Ids,
+    holder: Child,
+    /// The holder ends when this is closed.
+    gate: Option<ChildStdin>,
+}
+
+impl Namespaces {
+    /// Makes them. Takes some milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// The kernel or the system's settings forbid them, or this user has no
+    /// subordinate ids.
+    pub fn new(ids: Ids) -> io::Result<Self> {
+        let root = rustix::process::geteuid().is_root();
+        let mut command = super::command(Path::new("/bin/cat")).into_std();
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let leave = root && ids == Ids::System;
+        // SAFETY: the closure makes system calls only.
+        unsafe {
+            command.pre_exec(move || {
+                if leave {
+                    // The namespace belongs to who makes it.
+                    become_id(FIRST)?;
+                }
+                unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNET).map_err(Into::into)
+            });
+        }
+        let mut holder = command.spawn()?;
+        let gate = holder.stdin.take();
+        let opened = map(holder.id(), ids, root).and_then(|()| {
+            let open = |kind: &str| File::open(format!("/proc/{}/ns/{kind}", holder.id()));
+            Ok((open("user")?.into(), open("net")?.into()))
+        });
+        match opened {
+            Ok((user, net)) => Ok(Self { user, net, ids, holder, gate }),
+            Err(error) => {
+                drop(gate);
+                let _ = holder.wait();
+                Err(error)
+            }
+        }
+    }
+
+    /// The process that holds them, for programs that want a path in `/proc`.
+    pub fn holder(&self) -> u32 {
+        self.holder.id()
+    }
+
+    /// The namespace of users, for an id-mapped mount.
+    pub fn user(&self) -> BorrowedFd<'_> {
+        self.user.as_fd()
+    }
+
+    /// Has a program begin in both, as their root if they have one.
+    pub fn enter(&self, command: &mut Command) {
+        let (user, net, ids) = (self.user.as_raw_fd(), self.net.as_raw_fd(), self.ids);
+        // SAFETY: the closure makes system calls only; the descriptors stay
+        // open in the parent until the child has been spawned.
+        unsafe {
+            command.pre_exec(move || {
+                join(user, LinkNameSpaceType::User)?;
+                join(net, LinkNameSpaceType::Network)?;
+                if ids == Ids::System { become_id(0) } else { Ok(()) }
+            });
+        }
+    }
+
+    /// Has a program of root's begin in the network, as itself. An ordinary
+    /// user's has to join the users as well, where it is who it was.
+    pub fn enter_network(&self, command: &mut Command) {
+        if !rustix::process::geteuid().is_root() {
+            return self.enter(command);
+        }
+        let net = self.net.as_raw_fd();
+        // SAFETY: as above.
+        unsafe { command.pre_exec(move || join(net, LinkNameSpaceType::Network)) };
+    }
+
+    /// Has a program of the host's run as who owns them.
+    pub fn own(&self, command: &mut Command) {
+        if rustix::process::geteuid().is_root() && self.ids == Ids::System {
+            // SAFETY: as above.
+            unsafe { command.pre_exec(|| become_id(FIRST)) };
+        }
+    }
+}
+
+impl Drop for Namespaces {
+    fn drop(&mut self) {
+        drop(self.gate.take());
+        let _ = self.holder.wait();
+    }
+}
+
+fn join(namespace: RawFd, kind: LinkNameSpaceType) -> io::Result<()> {
+    // SAFETY: the descriptor is open; see the callers.
+    let namespace = unsafe { BorrowedFd::borrow_raw(namespace) };
+    move_into_link_name_space(namespace, Some(kind)).map_err(Into::into)
+}
+
+/// Becomes another user of the same number's group, for good.
+fn become_id(id: u32) -> io::Result<()> {
+    // SAFETY: the calls take numbers, and a list that is empty. libc's own
+    // functions would tell other threads, of which this process has none.
+    let done = unsafe {
+        libc::syscall(libc::SYS_setgroups, 0usize, std::ptr::null::<libc::gid_t>()) == 0
+            && libc::syscall(libc::SYS_setresgid, id, id, id) == 0
+            && libc::syscall(libc::SYS_setresuid, id, id, id) == 0
+    };
+    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Says who is who in the namespace of the process `holder`
+/// (user_namespaces(7)).
+fn map(holder: u32, ids: Ids, root: bool) -> io::Result<()> {
+    let write = |file: &str, text: String| std::fs::write(format!("/proc/{holder}/{file}"), text);
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    match ids {
+        Ids::Same => {
+            write("setgroups", "deny".into())?;
+            write("gid_map", format!("{gid} {gid} 1"))?;
+            write("uid_map", format!("{uid} {uid} 1"))
+        }
+        Ids::System if root => {
+            write("gid_map", format!("0 {FIRST} {COUNT}"))?;
+            write("uid_map", format!("0 {FIRST} {COUNT}"))
+        }
+        Ids::System => {
+            map_by("newgidmap", holder, gid, &subordinate("/etc/subgid"))?;
+            map_by("newuidmap", holder, uid, &subordinate("/etc/subuid"))
+        }
+    }
+}
+
+/// Has one of the programs write a map that may give out what an administrator
+/// has given to this user.
+fn map_by(program: &str, holder: u32, own: u32, ranges: &[(u32, u32)]) -> io::Result<()> {
+    let path = super::find(program)
+        .ok_or_else(|| io::Error::other(format!("`{program}` is not installed (package uidmap)")))?;
+    let mut command = super::command(&path).into_std();
+    command.arg(holder.to_string()).args(["0", &own.to_string(), "1"]);
+    let mut inside = 1;
+    for (first, count) in ranges {
+        let count = (*count).min(COUNT - inside);
+        if count > 0 {
+            command.args([inside, *first, count].map(|n| n.to_string()));
+        }
+        inside += count;
+    }
+    let output = command.stdin(Stdio::null()).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
+/// The ids that this user may give out, as first and count (subuid(5)).
+pub fn subordinate(file: &str) -> Vec<(u32, u32)> {
+    let uid = rustix::process::geteuid().as_raw().to_string();
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = passwd
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields.get(2) == Some(&uid.as_str()))
+        .map_or_else(|| uid.clone(), |fields| fields[0].to_owned());
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let range = |line: &str| {
+        let mut fields = line.trim().split(':');
+        let owner = fields.next().filter(|owner| *owner == name || *owner == uid);
+        owner.and_then(|_| Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?)))
+    };
+    text.lines().filter_map(range).collect()
+}
+
+/// Removes a directory of this user's, some of which may belong to who was in
+/// a namespace of this user's.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    // Who is being killed may write a moment longer.
+    let mut tries = 100;
+    let denied = loop {
+        match std::fs::remove_dir_all(path) {
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty && tries > 0 => {
+                tries -= 1;
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => break e,
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => return Ok(()),
+        }
+    };
+    if rustix::process::geteuid().is_root() {
+        return Err(denied);
+    }
+    let inside = Namespaces::new(Ids::System)?;
+    let mut command = super::command(Path::new("/bin/rm")).into_std();
+    command.args(["-rf", "--"]).arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    inside.enter(&mut command);
+    if command.status()?.success() { Ok(()) } else { Err(denied) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn root_inside_is_nobody_outside() {
+        // Some hosts forbid namespaces of users to some of their users.
+        let Ok(made) = Namespaces::new(Ids::System) else { return };
+        let mut command = super::super::command(Path::new("/bin/sh"));
+        command
+            .args(["-c", "id -u; cat /proc/self/uid_map; ls /sys/class/net | wc -l; wc -l </proc/net/dev"]);
+        made.enter(command.as_std_mut());
+        let output = command.output().await.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let mut lines = text.lines();
+        assert_eq!(lines.next(), Some("0"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        let outside: u32 = lines.next().unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
+        let root = rustix::process::geteuid().is_root();
+        assert_eq!(outside, if root { FIRST } else { rustix::process::geteuid().as_raw() });
+        // Two lines of heading, and the loopback.
+        assert_eq!(text.lines().last(), Some("3"));
+    }
+}

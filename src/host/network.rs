@@ -1,0 +1,571 @@
+//! A way out to the internet for what runs below, and to nothing nearer: not
+//! to the host, its private networks, or a cloud's metadata service.
+//!
+//! A namespace of networks whose only way out is `pasta`, a program that opens
+//! connections as an ordinary program of the host for what is sent to it. What
+//! may be reached is decided by routes in the namespace, which only its owner
+//! can change: addresses that are near have none. Names are resolved by pasta's
+//! forwarder, which asks the host's own resolver.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::AsyncWriteExt;
+use tokio::process::{Child, Command};
+use tokio::sync::Mutex;
+
+use super::child;
+use super::namespaces::{Ids, Namespaces};
+
+/// Addresses in the namespace, of a network that no host has (RFC 5737).
+const OWN: &str = "198.51.100.2";
+/// The way out; the host itself, where that is allowed.
+pub const HOST: &str = "198.51.100.1";
+/// What resolves names.
+pub const RESOLVER: &str = "198.51.100.3";
+
+/// What is near: this network, private networks (RFC 1918), the carrier's (RFC
+/// 6598), the link (RFC 3927; clouds answer there with credentials), loopback,
+/// multicast and the rest above it.
+const NEAR: &[&str] = &[
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "198.51.100.0/24",
+    "224.0.0.0/3",
+];
+
+/// How long pasta may take; it takes some milliseconds.
+const OPENING: Duration = Duration::from_secs(20);
+
+/// A network of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Net {
+    address: u32,
+    bits: u32,
+}
+
+impl Net {
+    fn mask(self) -> u32 {
+        u32::MAX.checked_shl(32 - self.bits).unwrap_or(0)
+    }
+
+    /// Whether all of another network is part of it.
+    fn holds(self, other: Self) -> bool {
+        self.bits <= other.bits && (self.address ^ other.address) & self.mask() == 0
+    }
+}
+
+impl FromStr for Net {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (address, bits) = text.split_once('/').unwrap_or((text, "32"));
+        let address: Ipv4Addr =
+            address.parse().map_err(|_| format!("`{text}` is no IPv4 address or network"))?;
+        let bits = bits.parse().ok().filter(|bits| *bits <= 32);
+        let net = Self { address: address.into(), bits: bits.ok_or("a network has 0 to 32 bits")? };
+        Ok(Self { address: net.address & net.mask(), ..net })
+    }
+}
+
+impl std::fmt::Display for Net {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", Ipv4Addr::from(self.address), self.bits)
+    }
+}
+
+/// What the user lets guests reach beyond the internet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// The host's network as it is: nothing stands in between.
+    pub all: bool,
+    /// Services on the host's loopback, at [`HOST`].
+    pub host: bool,
+    /// Networks that are near.
+    pub nets: Vec<Net>,
+    /// TCP ports on the host's loopback that are also on that of guests.
+    pub ports: Vec<u16>,
+}
+
+impl Reach {
+    /// Adds what a setting says: `all`, `host`, or a network.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says what it takes.
+    pub fn allow(&mut self, text: &str) -> Result<(), String> {
+        match text {
+            "all" => self.all = true,
+            "host" => self.host = true,
+            net => {
+                self.nets.push(net.parse().map_err(|why| {
+                    format!("{why}; it takes `host`, `all` or a network such as 10.1.0.0/16")
+                })?)
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Proxies that the user's environment names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Proxies {
+    /// For `http://` addresses.
+    pub http: Option<String>,
+    /// For `https://` addresses.
+    pub https: Option<String>,
+    /// Names that need none.
+    pub no: Option<String>,
+}
+
+impl Proxies {
+    /// The same, as variables that programs know; one that is on the host's
+    /// loopback is at `loopback` for who asks.
+    pub fn variables(&self, loopback: &str) -> Vec<(String, String)> {
+        let mut all = Vec::new();
+        for (name, value) in
+            [("http_proxy", &self.http), ("https_proxy", &self.https), ("no_proxy", &self.no)]
+        {
+            let Some(value) = value else { continue };
+            let value = match place(value) {
+                Some((host, _)) if is_loopback(&host) => value.replacen(&host, loopback, 1),
+                _ => value.clone(),
+            };
+            all.push((name.to_owned(), value.clone()));
+            // Some read only these, and some only those.
+            if name != "http_proxy" {
+                all.push((name.to_uppercase(), value));
+            }
+        }
+        all
+    }
+
+    /// What may be reached so that these are.
+    fn reach(&self, reach: &mut Reach) {
+        for (host, port) in [&self.http, &self.https].into_iter().flatten().filter_map(|url| place(url)) {
+            if is_loopback(&host) {
+                if !reach.ports.contains(&port) {
+                    reach.ports.push(port);
+                }
+                continue;
+            }
+            use std::net::{SocketAddr, ToSocketAddrs};
+            for address in (host.as_str(), port).to_socket_addrs().into_iter().flatten() {
+                if let SocketAddr::V4(address) = address {
+                    reach.nets.extend(address.ip().to_string().parse::<Net>());
+                }
+            }
+        }
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// What a guest has of a network.
+#[derive(Debug, Clone, Default)]
+pub struct WayOut {
+    /// The way out, if it is not simply the host's.
+    pub gateway: Option<Gateway>,
+    /// Variables that lead programs in the guest to the user's proxies.
+    pub variables: Vec<(String, String)>,
+    /// The host's address, where guests may reach it.
+    pub host: Option<String>,
+}
+
+impl WayOut {
+    /// Opens or closes it, if it can be.
+    pub async fn set(&self, open: bool) -> io::Result<()> {
+        match &self.gateway {
+            Some(gateway) => gateway.set(open).await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// Host and port of a proxy's address.
+fn place(url: &str) -> Option<(String, u16)> {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let rest = rest.split('/').next()?;
+    let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
+    let (host, port) = rest.rsplit_once(':').map_or((rest, "80"), |parts| parts);
+    Some((host.to_owned(), port.parse().ok()?)).filter(|(host, _)| !host.is_empty())
+}
+
+/// What guests may reach, by the user's settings and environment.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    /// What they may reach.
+    pub reach: Reach,
+    /// The user's proxies, which they may use.
+    pub proxies: Proxies,
+}
+
+impl Access {
+    /// A way out for a guest, closed; `None` if guests have the host's network.
+    ///
+    /// # Errors
+    ///
+    /// What is missing or failed, and what to do about it.
+    pub async fn gateway(&self, ids: Ids) -> Result<Option<Gateway>, Unreachable> {
+        if self.reach.all {
+            return Ok(None);
+        }
+        let ids = if rustix::process::geteuid().is_root() { Ids::System } else { ids };
+        let fail = |e: io::Error| Unreachable { message: e.to_string(), help: HELP.into() };
+        let namespaces = Arc::new(Namespaces::new(ids).map_err(fail)?);
+        self.gateway_in(namespaces).await.map(Some)
+    }
+
+    /// What a guest has whose loopback the host sees as `loopback`.
+    pub fn way_out(&self, gateway: Option<Gateway>, loopback: &str) -> WayOut {
+        let host = (self.reach.host && !self.reach.all).then(|| HOST.to_owned());
+        WayOut { gateway, variables: self.proxies.variables(loopback), host }
+    }
+
+    /// The same in a namespace that is there.
+    pub async fn gateway_in(&self, namespaces: Arc<Namespaces>) -> Result<Gateway, Unreachable> {
+        let tools = Tools::find()?;
+        let mut reach = self.reach.clone();
+        self.proxies.reach(&mut reach);
+        let made = Gateway::new(namespaces, &tools, &reach).await;
+        made.map_err(|e| Unreachable { message: e.to_string(), help: HELP.into() })
+    }
+}
+
+const HELP: &str =
+    "`network-allow \"all\"` in your settings, or --network-allow all, gives guests the host's own network";
+
+/// Why there is no way out, and what to do about it.
+#[derive(Debug, Clone)]
+pub struct Unreachable {
+    /// What happened.
+    pub message: String,
+    /// What to do.
+    pub help: String,
+}
+
+/// Writes what resolves names behind a gateway, to lie over the host's own.
+pub fn resolv_conf(dir: &Path) -> io::Result<PathBuf> {
+    let path = dir.join("resolv.conf");
+    std::fs::write(&path, format!("nameserver {RESOLVER}\n"))?;
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    Ok(path)
+}
+
+/// The programs that it takes.
+#[derive(Debug, Clone)]
+pub struct Tools {
+    pasta: PathBuf,
+    ip: PathBuf,
+}
+
+impl Tools {
+    /// Finds them.
+    ///
+    /// # Errors
+    ///
+    /// What is missing, and what to do about it.
+    pub fn find() -> Result<Self, Unreachable> {
+        let find = |name: &str, package: &str| {
+            super::find(name).ok_or_else(|| {
+                let message =
+                    format!("`{name}` is not installed, by which guests get a network of their own");
+                Unreachable { message, help: format!("install it: apt-get install {package}; or {HELP}") }
+            })
+        };
+        let tools = Self { pasta: find("pasta", "passt")?, ip: find("ip", "iproute2")? };
+        let tun = "/dev/net/tun";
+        // Root makes one of its own.
+        if !rustix::process::geteuid().is_root()
+            && let Err(e) = std::fs::File::options().read(true).write(true).open(tun)
+        {
+            let help = format!("as root: modprobe tun; chmod 666 {tun}; or {HELP}");
+            return Err(Unreachable { message: format!("{tun}: {e}"), help });
+        }
+        Ok(tools)
+    }
+}
+
+/// A way out. It is closed until it is opened, and gone when dropped.
+#[derive(Debug, Clone)]
+pub struct Gateway(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    namespaces: Arc<Namespaces>,
+    tools: Tools,
+    card: String,
+    reach: Reach,
+    /// Whether it is open.
+    open: Mutex<bool>,
+    _pasta: Child,
+}
+
+impl Gateway {
+    /// Makes one in a namespace that has no network yet.
+    pub async fn new(namespaces: Arc<Namespaces>, tools: &Tools, reach: &Reach) -> io::Result<Self> {
+        let mut command = super::command(&tools.pasta);
+        let paths = ["user", "net"].map(|kind| format!("/proc/{}/ns/{kind}", namespaces.holder()));
+        command
+            .args(["-f", "-q", "-4", "--config-net", "-a", OWN, "-n", "24", "-g", HOST])
+            .args(["--dns-forward", RESOLVER, "-t", "none", "-u", "none", "-U", "none"])
+            .args(["--userns", &paths[0], "--netns", &paths[1]]);
+        let ports: Vec<String> = reach.ports.iter().map(u16::to_string).collect();
+        command.args(["-T", if ports.is_empty() { "none".into() } else { ports.join(",") }.as_str()]);
+        if !reach.host {
+            command.arg("--no-map-gw");
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+        command.process_group(0);
+        own_tun(&mut command);
+        namespaces.own(command.as_std_mut());
+        child::die_with_us(&mut command);
+        let mut pasta = command.spawn()?;
+        let card = card(&mut pasta, namespaces.holder()).await?;
+        let inner = Inner {
+            namespaces,
+            tools: tools.clone(),
+            card,
+            reach: reach.clone(),
+            open: Mutex::new(true),
+            _pasta: pasta,
+        };
+        let gateway = Self(Arc::new(inner));
+        gateway.ip(&gateway.routes()).await?;
+        *gateway.0.open.lock().await = false;
+        Ok(gateway)
+    }
+
+    /// The namespaces that it is in.
+    pub fn namespaces(&self) -> &Arc<Namespaces> {
+        &self.0.namespaces
+    }
+
+    /// Opens or closes it. Returns once that holds.
+    pub async fn set(&self, open: bool) -> io::Result<()> {
+        let mut is = self.0.open.lock().await;
+        if *is == open {
+            return Ok(());
+        }
+        let verb = if open { "add" } else { "del" };
+        let lines: String = self.ways().iter().map(|way| format!("route {verb} {way}\n")).collect();
+        self.ip(&lines).await?;
+        *is = open;
+        Ok(())
+    }
+
+    /// Routes that lead out.
+    fn ways(&self) -> Vec<String> {
+        let Inner { card, reach, .. } = &*self.0;
+        let via = format!("via {HOST} dev {card} onlink");
+        let mut ways = vec![format!("default {via}"), format!("{RESOLVER}/32 {via}")];
+        if reach.host {
+            ways.push(format!("{HOST}/32 dev {card}"));
+        }
+        ways.extend(reach.nets.iter().filter(|net| net.bits > 0).map(|net| format!("{net} {via}")));
+        ways
+    }
+
+    /// Takes the ways away that pasta has made, and those to what is near.
+    fn routes(&self) -> String {
+        let Inner { card, reach, .. } = &*self.0;
+        let mut lines = format!("route flush dev {card}\n");
+        let allowed = |net: &Net| reach.nets.iter().any(|allowed| allowed.holds(*net));
+        let near = NEAR.iter().filter_map(|net| net.parse().ok()).chain(own_addresses());
+        for net in near.filter(|net| !allowed(net)) {
+            // The loopback inside is its own.
+            lines.push_str(&format!("route replace unreachable {net}\n"));
+        }
+        lines
+    }
+
+    async fn ip(&self, lines: &str) -> io::Result<()> {
+        let mut command = super::command(&self.0.tools.ip);
+        command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        self.0.namespaces.enter(command.as_std_mut());
+        let mut child = command.kill_on_drop(true).spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(lines.as_bytes()).await?;
+        }
+        let output = child.wait_with_output().await?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(io::Error::other(format!("ip: {}", String::from_utf8_lossy(&output.stderr).trim())))
+    }
+}
+
+/// Waits until pasta has made its card in the namespace; its name.
+async fn card(pasta: &mut Child, holder: u32) -> io::Result<String> {
+    let start = Instant::now();
+    loop {
+        // "Iface Destination Gateway ..."; the default route's destination is 0.
+        let routes = std::fs::read_to_string(format!("/proc/{holder}/net/route")).unwrap_or_default();
+        let default = routes.lines().skip(1).find_map(|line| {
+            let mut words = line.split_whitespace();
+            let (card, to) = (words.next()?, words.next()?);
+            (to == "00000000").then(|| card.to_owned())
+        });
+        if let Some(card) = default {
+            return Ok(card);
+        }
+        if !matches!(pasta.try_wait(), Ok(None)) || start.elapsed() > OPENING {
+            let _ = pasta.start_kill();
+            let mut words = String::new();
+            if let Some(mut err) = pasta.stderr.take() {
+                let read = tokio::io::AsyncReadExt::read_to_string(&mut err, &mut words);
+                let _ = tokio::time::timeout(Duration::from_secs(1), read).await;
+            }
+            // What it can't tell a log that is not there is of no interest.
+            let words: Vec<&str> = words.lines().filter(|line| !line.contains("syslog")).collect();
+            return Err(io::Error::other(format!("pasta: {}", words.join("; "))));
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Gives root's pasta, which is nobody, a node of its own to make a card by.
+fn own_tun(command: &mut Command) {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    // SAFETY: the closure makes system calls only.
+    unsafe {
+        command.pre_exec(|| {
+            super::own_mounts()?;
+            let made = (|| {
+                rustix::mount::mount(
+                    "tmpfs",
+                    c"/dev/net",
+                    c"tmpfs",
+                    rustix::mount::MountFlags::NOSUID,
+                    c"mode=0755",
+                )?;
+                let (mode, device) = (rustix::fs::Mode::from_raw_mode(0o666), rustix::fs::makedev(10, 200));
+                let node = c"/dev/net/tun";
+                rustix::fs::mknodat(
+                    rustix::fs::CWD,
+                    node,
+                    rustix::fs::FileType::CharacterDevice,
+                    mode,
+                    device,
+                )?;
+                rustix::fs::chmodat(rustix::fs::CWD, node, mode, rustix::fs::AtFlags::empty())
+            })();
+            made.map_err(Into::into)
+        });
+    }
+}
+
+/// The addresses of this host's own cards.
+fn own_addresses() -> Vec<Net> {
+    // The kernel's table of local addresses, as a tree: "|-- ADDRESS" and below
+    // it "/32 host LOCAL".
+    let text = std::fs::read_to_string("/proc/net/fib_trie").unwrap_or_default();
+    let mut address: Option<Net> = None;
+    let mut found: Vec<Net> = Vec::new();
+    for line in text.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("|-- ") {
+            address = name.parse().ok();
+        } else if line.starts_with("/32 host LOCAL") {
+            found.extend(address);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_are_read_and_compared() {
+        let net = |text: &str| text.parse::<Net>().unwrap();
+        assert_eq!(net("10.1.2.3/8").to_string(), "10.0.0.0/8");
+        assert_eq!(net("0.0.0.0/0").to_string(), "0.0.0.0/0");
+        assert!(net("10.0.0.0/8").holds(net("10.255.0.1")) && !net("10.0.0.0/8").holds(net("11.0.0.1")));
+        assert!(net("0.0.0.0/0").holds(net("169.254.0.0/16")));
+        for wrong in ["10.0.0.0/33", "host.example", "10.0.0", "::1"] {
+            assert!(wrong.parse::<Net>().is_err(), "{wrong}");
+        }
+        let mut reach = Reach::default();
+        assert!(reach.allow("everything").unwrap_err().contains("`host`, `all`"));
+        reach.allow("host").unwrap();
+        assert!(reach.host && !reach.all);
+    }
+
+    #[test]
+    fn proxies_on_the_loopback_are_where_guests_see_it() {
+        let proxies = Proxies {
+            http: Some("http://localhost:3128".into()),
+            https: Some("http://u:p@proxy.example:8080/".into()),
+            no: Some("a,b".into()),
+        };
+        let of = |loopback: &str| proxies.variables(loopback);
+        assert!(of("10.0.2.2").contains(&("http_proxy".into(), "http://10.0.2.2:3128".into())));
+        assert!(of("127.0.0.1").contains(&("HTTPS_PROXY".into(), "http://u:p@proxy.example:8080/".into())));
+        assert_eq!(place("proxy"), Some(("proxy".into(), 80)));
+        let mut reach = Reach::default();
+        Proxies { https: None, ..proxies }.reach(&mut reach);
+        assert_eq!((reach.ports, reach.nets), (vec![3128], vec![]));
+    }
+
+    /// Asks a server on the host's loopback from within.
+    async fn asks(reach: &Reach, address: &str, open: bool) -> bool {
+        use tokio::io::AsyncReadExt;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut reach = reach.clone();
+        if address == "127.0.0.1" {
+            reach.ports.push(port);
+        }
+        let namespaces = Arc::new(Namespaces::new(Ids::System).unwrap());
+        let gateway = Gateway::new(namespaces, &Tools::find().unwrap(), &reach).await.unwrap();
+        gateway.set(open).await.unwrap();
+        let mut command = crate::host::command(std::path::Path::new("/bin/bash"));
+        let script = format!("exec 3<>/dev/tcp/{address}/{port} && echo hello >&3");
+        command.args(["-c", &script]).stderr(Stdio::null()).kill_on_drop(true);
+        gateway.namespaces().enter(command.as_std_mut());
+        let mut child = command.spawn().unwrap();
+        let said = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut text = [0; 5];
+            stream.read_exact(&mut text).await.is_ok() && &text == b"hello"
+        };
+        tokio::select! {
+            said = said => said,
+            _ = async { let _ = child.wait().await; tokio::time::sleep(Duration::from_millis(300)).await } => false,
+        }
+    }
+
+    #[tokio::test]
+    async fn the_host_is_reached_only_where_it_is_allowed() {
+        if !rustix::process::geteuid().is_root() || Tools::find().is_err() {
+            return;
+        }
+        let shut = Reach::default();
+        for address in ["127.0.0.2", HOST, "10.0.2.2", "169.254.169.254"] {
+            assert!(!asks(&shut, address, true).await, "{address}");
+        }
+        for own in own_addresses() {
+            assert!(!asks(&shut, own.to_string().trim_end_matches("/32"), true).await, "{own}");
+        }
+        let open = Reach { host: true, ..Reach::default() };
+        assert!(asks(&open, HOST, true).await);
+        assert!(!asks(&open, HOST, false).await, "it is closed");
+        // A proxy on the host's loopback.
+        assert!(asks(&shut, "127.0.0.1", true).await);
+    }
+}
