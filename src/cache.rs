@@ -151,7 +151,7 @@ impl Caches {
         let seen: u64 = std::fs::read_to_string(&path).ok().and_then(|t| t.parse().ok()).unwrap_or_default();
         if own.entry.written > seen {
             // Losing it costs a warning.
-            let _ = crate::store::replace(&path, own.entry.written.to_string().as_bytes());
+            let _ = crate::store::replace_note(&path, own.entry.written.to_string().as_bytes());
         }
         own.entry.written < seen
     }

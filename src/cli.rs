@@ -9,12 +9,14 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::execute::{Failure, FailureKind};
 use crate::report::{Shown, Style, diagnostics_json, render};
+use vimg_lang::model::SecretSource;
 use vimg_lang::{Diagnostic, Sources};
 
 mod build;
 mod cache;
 mod caching;
 mod check;
+mod consent;
 mod diff;
 mod doctor;
 mod fmt;
@@ -51,7 +53,7 @@ a recipe; 4 the host lacks something; 5 the store can't be used; 130 stopped
 by Ctrl-C.";
 
 /// What every command takes.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 struct Global {
     /// The main recipe; `main.vimg` here or in a directory above unless given
     #[arg(short, long, global = true, value_name = "FILE")]
@@ -65,6 +67,13 @@ struct Global {
     /// Where states are kept; `$XDG_CACHE_HOME/vimg` unless given
     #[arg(long, global = true, value_name = "DIR", env = "VIMG_STORE")]
     store: Option<PathBuf>,
+    /// Allow for this run what the project asks for beyond its rights; see
+    /// `vimg trust`
+    #[arg(long, global = true, env = "VIMG_TRUST", value_parser = clap::builder::FalseyValueParser::new())]
+    trust: bool,
+    /// Say where a secret comes from: NAME=env:VARIABLE or NAME=file:PATH
+    #[arg(long, global = true, value_name = "NAME=SOURCE", value_parser = parse_secret)]
+    secret: Vec<(String, SecretSource)>,
     /// When to use colours
     #[arg(long, global = true, value_enum, default_value = "auto", value_name = "WHEN")]
     color: Colour,
@@ -103,6 +112,15 @@ fn parse_set(text: &str) -> Result<(String, String), String> {
     }
 }
 
+fn parse_secret(text: &str) -> Result<(String, SecretSource), String> {
+    let parts = text.split_once('=').and_then(|(name, source)| Some((name, source.split_once(':')?)));
+    match parts {
+        Some((name, ("env", variable))) => Ok((name.to_owned(), SecretSource::Env(variable.to_owned()))),
+        Some((name, ("file", path))) => Ok((name.to_owned(), SecretSource::File(path.to_owned()))),
+        _ => Err("write NAME=env:VARIABLE or NAME=file:PATH".into()),
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     Init(init::Args),
@@ -128,6 +146,7 @@ enum Command {
     Log(log::Args),
     List(list::Args),
     Doctor(doctor::Args),
+    Trust(consent::Args),
     Cache(cache::Args),
     /// Print a completion script for a shell
     Completions {
@@ -215,6 +234,7 @@ fn run(command: &Command, global: &Global, style: Style) -> Outcome {
         Command::Log(args) => log::run(args, global),
         Command::List(_) => list::run(global, style),
         Command::Doctor(args) => doctor::run(args, global, style),
+        Command::Trust(args) => consent::run(args, global, style),
         Command::Cache(args) => cache::run(args, global, style),
         Command::Completions { shell } => {
             let mut bytes = Vec::new();

@@ -17,9 +17,11 @@ use vimg_lang::{Document, FileKind, FileRef, Files, ReadError, Root};
 use crate::digest::{Blob, Digest};
 
 mod embedded;
+mod place;
 mod stamps;
 mod witness;
 
+pub use place::{Place, Places};
 pub use stamps::{Stamp, Stamps, stamp};
 use witness::Look;
 pub use witness::Witness;

@@ -116,9 +116,20 @@ pub(crate) fn own_mounts() -> io::Result<()> {
 
 /// Has no signal ignored or blocked.
 fn default_signals() {
+    // `struct sigaction` as the kernel has it: handler, flags, restorer, mask.
+    // The C library's own function leaves two signals out.
+    let default = [0_u64; 4];
     for signal in 1..=64 {
-        // SAFETY: the call takes numbers only; those that can't be set fail.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the structure lives through the call; what can't be set fails.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null::<u64>(),
+                std::mem::size_of::<u64>(),
+            );
+        }
     }
     // SAFETY: the set lives through both calls.
     unsafe {

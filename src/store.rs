@@ -24,6 +24,7 @@ use std::sync::Arc;
 use rustix::fs::AtFlags;
 
 use crate::digest::{Blob, Digest, Key};
+use crate::qcow2;
 
 mod lock;
 mod project;
@@ -33,14 +34,44 @@ mod staging;
 pub use lock::{KeyLock, lock, try_lock};
 pub use project::{FailedDisk, Last, ProjectFiles, WrittenOutput};
 use record::Identity;
-pub use record::{Boot, Disk, DiskKind, Record, SCHEMA, StateId};
+pub use record::{Boot, Disk, DiskKind, Origin, Record, SCHEMA, StateId};
 pub use staging::Staging;
+
+/// The directories of a store.
+const AREAS: &[&str] = &[
+    "states",
+    "blobs",
+    "staging",
+    "locks",
+    "servers",
+    "projects",
+    "parsed",
+    "probes",
+    "appliances",
+    "memories",
+    "seen",
+    "partial",
+];
 
 /// A store that is there and can be written.
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
     states: Arc<OwnedFd>,
+    believes: Believer,
+}
+
+/// Tells whether states may be used that came from a cache: by the domain that
+/// they were found in, and the tag of the key that they were signed with.
+pub type Believes = Arc<dyn Fn(&str, &str) -> bool + Send + Sync>;
+
+#[derive(Clone, Default)]
+struct Believer(Option<Believes>);
+
+impl std::fmt::Debug for Believer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Believer" } else { "nobody" })
+    }
 }
 
 /// Why the store can't be used.
@@ -74,16 +105,43 @@ impl std::fmt::Display for StoreError {
 impl std::error::Error for StoreError {}
 
 impl Store {
-    /// Opens or makes the store at `root`.
+    /// Opens or makes the store at `root`: this user's alone, as what is in it
+    /// is worth as much as the user's other files. Only states that were made
+    /// here are there for who says nothing else.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
+        use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+        if root.to_str().is_none() {
+            let why = io::Error::new(io::ErrorKind::InvalidInput, "its name is not UTF-8");
+            return Err(StoreError::new("open", root, why));
+        }
+        let make = |dir: &Path| {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            made.map_err(|e| StoreError::new("make", dir, e))
+        };
+        make(root)?;
         for dir in ["states", "blobs", "staging", "locks", "projects", "probes"] {
-            let dir = root.join(dir);
-            fs::create_dir_all(&dir).map_err(|e| StoreError::new("make", &dir, e))?;
+            make(&root.join(dir))?;
         }
         let root = root.canonicalize().map_err(|e| StoreError::new("open", root, e))?;
         let states = root.join("states");
         let opened = File::open(&states).map_err(|e| StoreError::new("open", &states, e))?;
-        Ok(Self { root, states: Arc::new(opened.into()) })
+        // An earlier version left them as the umask had it. A directory that
+        // others share may hold a store, and stays as it is.
+        let entries = fs::read_dir(&root).map_err(|e| StoreError::new("read", &root, e))?;
+        let all: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        let own =
+            all.iter().all(|path| path.file_name().is_some_and(|name| AREAS.iter().any(|a| name == *a)));
+        for dir in all.iter().filter(|_| own).chain(own.then_some(&root)) {
+            if fs::symlink_metadata(dir).is_ok_and(|m| m.is_dir() && m.permissions().mode() & 0o077 != 0) {
+                let _ = fs::set_permissions(dir, fs::Permissions::from_mode(0o700));
+            }
+        }
+        Ok(Self { root, states: Arc::new(opened.into()), believes: Believer::default() })
+    }
+
+    /// The store, for who believes what came from caches.
+    pub fn believing(self, believes: Believes) -> Self {
+        Self { believes: Believer(Some(believes)), ..self }
     }
 
     /// The store's directory.
@@ -105,7 +163,7 @@ impl Store {
             && !known.contains_key(&key)
         {
             let identity = self.identity(&key);
-            next = identity.and_then(|i| i.backing).map(|(below, _)| below);
+            next = identity.as_ref().and_then(|i| i.backing).map(|(below, _)| below);
             way.push((key, identity));
             if way.len() > 1024 {
                 return None;
@@ -122,13 +180,63 @@ impl Store {
         known.get(key).copied().flatten()
     }
 
+    /// What is known of a state that is there, in its full size, and from one
+    /// who is believed.
     fn identity(&self, key: &Key) -> Option<Identity> {
         let name = key.to_string();
         let text = rustix::fs::readlinkat(&*self.states, format!("{name}/identity"), Vec::new()).ok()?;
         let identity = Identity::parse(text.to_str().ok()?)?;
-        let disk = format!("{name}/{}", identity.kind.file_name());
-        rustix::fs::accessat(&*self.states, disk, rustix::fs::Access::EXISTS, AtFlags::empty()).ok()?;
-        Some(identity)
+        let size = |file: &str| {
+            let stat = rustix::fs::statat(&*self.states, format!("{name}/{file}"), AtFlags::empty()).ok()?;
+            u64::try_from(stat.st_size).ok()
+        };
+        let whole = size("record.json") == Some(identity.record)
+            && size(identity.kind.file_name()) == Some(identity.size);
+        let believed = match (&identity.origin, &self.believes.0) {
+            (None, _) => true,
+            (Some(origin), Some(believes)) => believes(&origin.domain, &origin.key),
+            (Some(_), None) => false,
+        };
+        Some(identity).filter(|_| whole && believed)
+    }
+
+    /// Takes a state out of use that is not what it should be: it will be made
+    /// again.
+    pub fn set_aside(&self, key: &Key) {
+        let _ = fs::remove_file(self.state_dir(key).join("identity"));
+    }
+
+    /// Whether what is used of a state, and of those below, can be read as it
+    /// should. Those that can't are set aside; the last of them is returned.
+    /// Takes a fraction of a millisecond for each.
+    pub fn unreadable(&self, key: &Key) -> Option<Key> {
+        let mut found = None;
+        let mut next = Some(*key);
+        while let Some(key) = next {
+            let Some(identity) = self.identity(&key) else { break };
+            let disk = self.state_dir(&key).join(identity.kind.file_name());
+            let reads = identity.kind != DiskKind::Qcow2 || qcow2::read(&disk).is_ok();
+            if self.record(&key).is_none() || !reads {
+                self.set_aside(&key);
+                found = Some(key);
+            }
+            next = identity.backing.map(|(below, _)| below);
+        }
+        found
+    }
+
+    /// Whether a state's disk is to the last bit what it was when it was made;
+    /// if not, it is set aside. Reads all of it.
+    pub fn is_sound(&self, key: &Key) -> bool {
+        let sound = self.record(key).is_some_and(|record| {
+            let disk = self.state_dir(key).join(record.disk.kind.file_name());
+            let found = File::open(disk).and_then(|file| Blob::copy(file, &mut io::sink()));
+            record.file.is_some_and(|file| found.is_ok_and(|found| found == file))
+        });
+        if !sound {
+            self.set_aside(key);
+        }
+        sound
     }
 
     /// The state that what is made from this one is known by: itself, unless
@@ -209,13 +317,17 @@ impl Store {
     /// then stays: it is another one, and nothing that lies on the disk that
     /// was to be committed fits it.
     pub fn commit(&self, staging: Staging, record: &Record) -> Result<bool, StoreError> {
+        let disk = staging.path().join(record.disk.kind.file_name());
+        let file = File::open(&disk).and_then(|file| Blob::copy(file, &mut io::sink()));
+        let file = file.map_err(|e| StoreError::new("read", &disk, e))?;
+        let record = &Record { file: Some(file), ..record.clone() };
         let path = staging.path().join("record.json");
         let bytes =
             serde_json::to_vec_pretty(record).map_err(|e| StoreError::new("write", &path, e.into()))?;
+        let identity = Identity::of(record, bytes.len() as u64, file.size);
         fs::write(&path, bytes).map_err(|e| StoreError::new("write", &path, e))?;
         let path = staging.path().join("identity");
-        std::os::unix::fs::symlink(Identity::from(record).text(), &path)
-            .map_err(|e| StoreError::new("write", &path, e))?;
+        std::os::unix::fs::symlink(identity.text(), &path).map_err(|e| StoreError::new("write", &path, e))?;
         let to = self.state_dir(&record.key);
         let entries = fs::read_dir(staging.path()).map_err(|e| StoreError::new("read", staging.path(), e))?;
         let keep = [record.disk.kind.file_name(), "record.json", "log.zst"];
@@ -309,9 +421,43 @@ fn remove(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Replaces a small file in one step. For disposable files: it is not synced.
+/// Replaces a small file in one step, so that it has the old content or the
+/// new one, also after a power cut. A link is followed; rights stay as they
+/// were, and are the user's alone where there was no file.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = path.with_extension(format!("new-{}", std::process::id()));
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(dir)?;
+    // Another container may have a process of the same number.
+    let (new, mut file) = loop {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let new = dir.join(format!(".{name}.{:x}", StateId::new().number()));
+        match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new) {
+            Ok(file) => break (new, file),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e),
+        }
+    };
+    let written = (|| {
+        if let Ok(was) = fs::metadata(path) {
+            file.set_permissions(was.permissions())?;
+        }
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&new, path)?;
+        File::open(dir)?.sync_all()
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    written
+}
+
+/// Replaces a small file whose loss costs nothing but time: it is not synced.
+pub fn replace_note(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_extension(format!("new-{}-{:x}", std::process::id(), StateId::new().number()));
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }
@@ -367,6 +513,99 @@ mod tests {
     }
 
     #[test]
+    fn a_state_that_lost_something_is_not_there_and_heals() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let a = record(key("a"), None);
+        let at = |name: &str| store.state_dir(&a.key).join(name);
+        let spoil: [&dyn Fn(); 4] = [
+            &|| fs::remove_file(at("record.json")).unwrap(),
+            &|| fs::write(at("record.json"), "{").unwrap(),
+            &|| fs::write(at("disk.qcow2"), "sho").unwrap(),
+            &|| fs::remove_file(at("disk.qcow2")).unwrap(),
+        ];
+        for spoil in spoil {
+            assert!(store.commit(stage(&store, "first"), &a).unwrap());
+            assert!(store.has(&a.key) && store.is_sound(&a.key));
+            spoil();
+            assert!(!store.has(&a.key));
+        }
+        // What has kept its size is found where it is read.
+        store.commit(stage(&store, "first"), &a).unwrap();
+        assert_eq!(store.unreadable(&a.key), Some(a.key), "this is no qcow2 file");
+        assert!(!store.has(&a.key));
+        store.commit(stage(&store, "first"), &a).unwrap();
+        fs::write(at("disk.qcow2"), "fIrst").unwrap();
+        assert!(store.has(&a.key) && !store.is_sound(&a.key) && !store.has(&a.key));
+        store.commit(stage(&store, "first"), &a).unwrap();
+        let size = fs::metadata(at("record.json")).unwrap().len() as usize;
+        fs::write(at("record.json"), "x".repeat(size)).unwrap();
+        assert!(store.has(&a.key) && store.unreadable(&a.key).is_some() && !store.has(&a.key));
+    }
+
+    #[test]
+    fn what_came_from_a_cache_is_there_for_who_believes_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let believing = |domain: &'static str| {
+            store.clone().believing(Arc::new(move |d: &str, k: &str| d == domain && k == "tag"))
+        };
+        let origin = Some(Origin { domain: "main".into(), key: "tag".into() });
+        let below = Record { origin, ..record(key("below"), None) };
+        store.commit(stage(&store, "below"), &below).unwrap();
+        let above = record(key("above"), Some(&below));
+        store.commit(stage(&store, "above"), &above).unwrap();
+        for (domain, there) in [("main", true), ("pr-7", false)] {
+            let store = believing(domain);
+            assert_eq!((store.has(&below.key), store.has(&above.key)), (there, there), "{domain}");
+        }
+        assert!(!store.has(&below.key) && !store.has(&above.key));
+        // One that is made here takes its place.
+        let own = record(key("below"), None);
+        assert!(store.commit(stage(&store, "own"), &own).unwrap());
+        assert!(store.has(&own.key) && believing("pr-7").has(&own.key));
+    }
+
+    #[test]
+    fn a_store_is_its_users_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("new");
+        // As earlier versions left it.
+        fs::create_dir_all(root.join("servers")).unwrap();
+        for path in [&root, &root.join("servers")] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Store::open(&root).unwrap();
+        let all = ["", "states", "blobs", "servers"].map(|name| mode(&root.join(name)));
+        assert_eq!(all, [0o700; 4]);
+        // A directory that holds other things, too, stays as it is.
+        let shared = dir.path().join("shared");
+        fs::create_dir_all(shared.join("others")).unwrap();
+        fs::set_permissions(&shared, fs::Permissions::from_mode(0o1777)).unwrap();
+        Store::open(&shared).unwrap();
+        assert_eq!((mode(&shared), mode(&shared.join("states"))), (0o777, 0o700));
+    }
+
+    #[test]
+    fn a_file_is_replaced_as_it_was() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("config.kdl"), dir.path().join("link"));
+        fs::write(&file, "old").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+        std::os::unix::fs::symlink("config.kdl", &link).unwrap();
+        replace(&link, b"new").unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "new");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
+        replace(&dir.path().join("fresh"), b"x").unwrap();
+        let mode = fs::metadata(dir.path().join("fresh")).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode, fs::read_dir(dir.path()).unwrap().count()), (0o600, 3));
+    }
+
+    #[test]
     fn a_damaged_state_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
@@ -394,7 +633,7 @@ mod tests {
         assert_eq!(store.stands_for(&new.key), old.key, "whether that is there or not");
         store.commit(stage(&store, "old"), &old).unwrap();
         assert_eq!(store.stands_for(&new.key), old.key);
-        assert!(store.has(&new.key) && store.record(&new.key).unwrap() == new);
+        assert!(store.has(&new.key) && Record { file: None, ..store.record(&new.key).unwrap() } == new);
         assert_eq!(store.stands_for(&below.key), below.key);
         fs::remove_dir_all(store.state_dir(&old.key)).unwrap();
         store.commit(stage(&store, "anew"), &record(old.key, Some(&below))).unwrap();

@@ -83,11 +83,39 @@ pub fn settings(
     if out.is_empty() { Ok(found) } else { Err(out) }
 }
 
+/// A text as a setting is written: in quotes, on one line.
+pub fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            c if c.is_control() => out.push_str(&format!("\\u{{{:x}}}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const KNOWN: &[Setting] = &[("provider", Takes::Word(&["auto", "qemu"])), ("trust", Takes::Texts(2))];
+
+    #[test]
+    fn what_is_quoted_is_read_as_it_was() {
+        for text in ["plain", "a \"b\" \\ c", "line\nand\ttab\u{1b}[0m", "\u{202e}x"] {
+            let mut sources = Sources::default();
+            let line = format!("trust {} {}\n", quoted(text), quoted("k"));
+            let found = settings("c", &line, KNOWN, &mut sources).unwrap_or_default();
+            // What the format forbids even so is no setting of anybody's.
+            if text.chars().all(|c| c != '\u{202e}') {
+                assert_eq!(found["trust"], [[text, "k"]]);
+            }
+        }
+    }
 
     #[test]
     fn settings_are_read_and_mistakes_reported_together() {

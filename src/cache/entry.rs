@@ -14,7 +14,7 @@ use crate::store::{self, DiskKind, Record};
 
 /// The version of entries. Those of another one are not there, as far as this
 /// program is concerned.
-pub(super) const SCHEMA: u32 = 1;
+pub(super) const SCHEMA: u32 = 2;
 /// What a signed entry is.
 const KIND: &str = "application/vnd.vimg.entry.v1+json";
 /// What a signed list of a build's nodes is.
@@ -112,6 +112,8 @@ pub struct Signed {
     pub digest: Digest,
     /// Who wrote it.
     pub writer: Writer,
+    /// By which key, as its tag.
+    pub signer: String,
     envelope: Envelope,
 }
 
@@ -157,7 +159,8 @@ impl Entry {
         };
         let payload = serde_json::to_vec(&entry).map_err(|e| e.to_string())?;
         let envelope = signer.sign(KIND, &payload);
-        Ok(Signed { entry, digest: Digest::of(&payload), writer: Writer::Own, envelope })
+        let tag = signer.public().tag();
+        Ok(Signed { entry, digest: Digest::of(&payload), writer: Writer::Own, signer: tag, envelope })
     }
 
     /// One of its files.
@@ -221,10 +224,10 @@ pub fn read(bytes: &[u8], asked: &Asked) -> Result<Vec<Signed>, String> {
         // The domain is what the writer says; whether the writer may say it
         // is asked next.
         let entry: Entry = parse(&payload)?;
-        let writer = envelope.writer(KIND, &payload, &entry.domain, asked.trust)?;
+        let (writer, key) = envelope.writer(KIND, &payload, &entry.domain, asked.trust)?;
         let digest = Digest::of(&payload);
         fits(&entry, &digest, chain.last(), asked)?;
-        chain.push(Signed { entry, digest, writer, envelope });
+        chain.push(Signed { entry, digest, writer, signer: key.tag(), envelope });
     }
     match chain.last() {
         Some(last) if last.entry.state.disk.backing.is_none() && last.entry.below.is_none() => Ok(chain),

@@ -18,7 +18,7 @@ use super::{Caches, tell};
 use crate::digest::Blob;
 use crate::event::{Event, Sink};
 use crate::qcow2;
-use crate::store::{DiskKind, Store};
+use crate::store::{DiskKind, Origin, Store};
 
 /// What lies between two pieces is fetched with them up to this, in bytes: a
 /// request costs as much as this takes to come.
@@ -213,6 +213,7 @@ impl Fetching<'_> {
         record.bytes = on_disk(&disk);
         // The host's own kernel works only on what this user made.
         record.ours &= signed.writer == Writer::Own;
+        record.origin = Some(Origin { domain: entry.domain.clone(), key: signed.signer.clone() });
         let store = store.clone();
         let committed = blocking(move || store.commit(staging, &record)).await?;
         let _ = fs::remove_dir_all(&dir);

@@ -49,6 +49,12 @@ pub struct Pushed {
     pub there: usize,
     /// Those that lie on another build of a state than the one in the cache.
     pub foreign: Vec<String>,
+    /// Those that came from a cache of another domain: this one vouches for
+    /// nothing of theirs.
+    pub withheld: Vec<String>,
+    /// Those whose disk is not what it was when it was made. They are no longer
+    /// in the store.
+    pub damaged: Vec<String>,
     /// Bytes that were written.
     pub bytes: u64,
 }
@@ -201,6 +207,17 @@ impl Push<'_> {
             }
         }
         for (record, new) in missing.into_iter().rev() {
+            if record.origin.as_ref().is_some_and(|origin| origin.domain != self.domain) {
+                self.pushed.withheld.push(record.name.clone());
+                self.signed.insert(record.key, None);
+                continue;
+            }
+            let (store, key) = (self.store.clone(), record.key);
+            if !blocking(move || store.is_sound(&key)).await? {
+                self.pushed.damaged.push(record.name.clone());
+                self.signed.insert(record.key, None);
+                continue;
+            }
             let below = match record.disk.backing {
                 None => Some(Vec::new()),
                 // What lies on a disk that the cache has another build of fits

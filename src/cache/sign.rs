@@ -8,6 +8,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Digest;
+
 const PUBLIC: &str = "ed25519:";
 const SECRET: &str = "vimg-secret-ed25519:";
 
@@ -76,6 +78,13 @@ impl Signer {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct PublicKey(VerifyingKey);
 
+impl PublicKey {
+    /// What the local store knows it by: the beginning of its digest.
+    pub fn tag(&self) -> String {
+        Digest::of(self.0.as_bytes()).to_string()[..16].to_owned()
+    }
+}
+
 impl std::fmt::Display for PublicKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{PUBLIC}{}", BASE64.encode(self.0.as_bytes()))
@@ -138,6 +147,12 @@ impl Trust {
         self.keys.is_empty() && self.own.is_none()
     }
 
+    /// Whether one is believed for a domain who is known by the tag of a key.
+    pub fn believes_tag(&self, domain: &str, tag: &str) -> bool {
+        let all = self.keys.iter().map(|(_, key)| key).chain(&self.own);
+        all.into_iter().any(|key| key.tag() == tag && self.believes(domain, key))
+    }
+
     fn believes(&self, domain: &str, key: &PublicKey) -> bool {
         let fits = |pattern: &str| match pattern.strip_suffix('*') {
             Some(start) => domain.starts_with(start),
@@ -186,7 +201,13 @@ impl Envelope {
 
     /// Who of those that are believed for `domain` signed the payload. The
     /// error says why nobody did.
-    pub fn writer(&self, kind: &str, payload: &[u8], domain: &str, trust: &Trust) -> Result<Writer, String> {
+    pub fn writer(
+        &self,
+        kind: &str,
+        payload: &[u8],
+        domain: &str,
+        trust: &Trust,
+    ) -> Result<(Writer, PublicKey), String> {
         if self.payload_type != kind {
             return Err(format!("it is signed as `{}`", self.payload_type.escape_default()));
         }
@@ -204,8 +225,8 @@ impl Envelope {
             let holds =
                 signature.is_some_and(|s| key.0.verify_strict(&authenticated(kind, payload), &s).is_ok());
             return match holds {
-                true if trust.own == Some(key) => Ok(Writer::Own),
-                true => Ok(Writer::Trusted),
+                true if trust.own == Some(key) => Ok((Writer::Own, key)),
+                true => Ok((Writer::Trusted, key)),
                 false => Err("its signature does not hold".into()),
             };
         }
@@ -232,9 +253,13 @@ mod tests {
         let (ours, theirs) = (Signer::generate().unwrap(), Signer::generate().unwrap());
         let mut trust = Trust::default();
         let envelope = ours.sign("k", b"payload");
-        let ask = |trust: &Trust, domain: &str| envelope.writer("k", b"payload", domain, trust);
+        let ask = |trust: &Trust, domain: &str| {
+            envelope.writer("k", b"payload", domain, trust).map(|(writer, _)| writer)
+        };
         assert!(ask(&trust, "main").unwrap_err().contains("not trusted for `main`"));
         trust.add("pr-*", ours.public());
+        let tag = ours.public().tag();
+        assert!(trust.believes_tag("pr-1", &tag) && !trust.believes_tag("main", &tag));
         assert!(ask(&trust, "main").is_err());
         assert_eq!(ask(&trust, "pr-12"), Ok(Writer::Trusted));
         trust.add_own(ours.public());

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use tokio::sync::watch;
 use vimg_lang::Sources;
 
 use super::caching::{self as cache, CacheArgs};
@@ -14,7 +15,7 @@ use super::{Error, Global, INTERRUPTED, Outcome};
 use crate::event::{Event, Sink};
 use crate::execute::caching::Caching;
 use crate::execute::{self, Budget, Drafts, Secrets, Workshop};
-use crate::files::Project;
+use crate::files::{Places, Project};
 use crate::graph::{Graph, NodeId};
 use crate::host;
 use crate::plan::{Plan, Standing, Wanted};
@@ -80,7 +81,7 @@ pub(super) struct Asked<'a> {
 }
 
 pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
-    let opened = project::open(global)?;
+    let mut opened = project::open(global)?;
     let mut asked: Vec<&str> = args.images.iter().map(String::as_str).collect();
     asked.push(match args.extent {
         Extent::States => "states",
@@ -89,7 +90,14 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     });
     let request = opened.request(global, &asked);
     let dir = args.dir.clone().unwrap_or_else(|| opened.project.root().to_owned());
-    let cache::Opened { caches, notices } = args.how.cache.open(opened.project.root(), &opened.store)?;
+    let places = || {
+        let opened = Places::open(&dir);
+        opened.map_err(|e| Error::Message(format!("{}: {e}", dir.display()), None, super::STORE))
+    };
+    let cache::Opened { caches, notices, believes } = args.how.cache.open(&opened.consent, &opened.store)?;
+    if let Some(believes) = believes {
+        opened.store = opened.store.believing(believes);
+    }
     // The common case: nothing changed since all of it was there.
     if args.junit.is_none()
         && caches.to.is_empty()
@@ -100,23 +108,30 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
         cache::tell(&reporter.sink(), notices);
         nothing_to_build(&reporter.sink(), standing.nodes());
         reporter.end();
-        let drafts = Drafts::default();
-        return write(&standing.wanted, &opened.store, &opened.notes, &dir, &drafts, &reporter.sink());
+        if standing.wanted.is_empty() {
+            return Ok(());
+        }
+        let drafts = Arc::new(Drafts::default());
+        return write(standing.wanted, &opened.store, &opened.notes, places()?, &drafts, &reporter.sink());
     }
     let mut loaded = opened.compile(global, None)?;
     let graph = project::graph(&mut loaded)?;
     let images = project::wanted(&graph, &loaded, args.images)?;
     let nodes = project::nodes_of(&graph, &images, args.extent);
     let last = loaded.last();
-    let project::Loaded { project, sources, model, store, notes, .. } = loaded;
+    let project::Loaded { project, sources, model, store, notes, consent, .. } = loaded;
     let reporter = report::reporter(style);
     let project = Arc::new(project);
-    let secrets = project::secrets(&model, &project);
+    let secrets = project::secrets(&model, &project, &consent);
     let mut workshop = workshop(graph, &store, &project, secrets, reporter.sink(), args.how)?;
     let asked_for = images.iter().collect::<HashSet<_>>();
     let is_asked_for = |image: &String| args.extent == Extent::Outputs && asked_for.contains(image);
-    let targets = workshop.graph.targets().iter().filter(|t| is_asked_for(&t.image));
-    let drafts = Arc::new(Drafts::new(targets, &dir));
+    let targets: Vec<_> = workshop.graph.targets().iter().filter(|t| is_asked_for(&t.image)).collect();
+    let below = if targets.is_empty() { None } else { Some(places()?) };
+    let drafts = match &below {
+        Some(below) => Arc::new(Drafts::new(targets.into_iter(), below)),
+        None => Arc::default(),
+    };
     workshop.drafts = drafts.clone();
     let may_leave = |name: &str| model.secrets.iter().any(|s| s.name == name && s.cache);
     let sink = reporter.sink();
@@ -152,7 +167,10 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
         }
         project::keep_stamps(&notes, project);
     }
-    let written = write(&wanted, &store, &notes, &dir, &drafts, &sink);
+    let written = match below {
+        Some(below) => write(wanted, &store, &notes, below, &drafts, &sink),
+        None => Ok(()),
+    };
     // All that was asked for is there by now: sending it may take long.
     let sent = match caches.to.is_empty() {
         true => Ok(Some(Ok(()))),
@@ -191,8 +209,11 @@ pub(super) fn states(
     first: Option<String>,
 ) -> Result<Made, Error> {
     let last = loaded.last();
-    let cache::Opened { caches, notices } = how.cache.open(loaded.project.root(), &loaded.store)?;
-    let project::Loaded { project, sources, model, store, .. } = loaded;
+    let cache::Opened { caches, notices, believes } = how.cache.open(&loaded.consent, &loaded.store)?;
+    let project::Loaded { project, sources, model, mut store, consent, .. } = loaded;
+    if let Some(believes) = believes {
+        store = store.believing(believes);
+    }
     let project = Arc::new(project);
     let reporter = report::reporter(style);
     let told = reporter.sink();
@@ -208,7 +229,7 @@ pub(super) fn states(
     if let Some(text) = first {
         sink(Event::Notice { text });
     }
-    let secrets = project::secrets(&model, &project);
+    let secrets = project::secrets(&model, &project, &consent);
     let mut workshop = workshop(graph, &store, &project, secrets, sink.clone(), how)?;
     if building {
         cache::tell(&sink, notices);
@@ -261,58 +282,78 @@ fn nothing_to_build(sink: &Sink, reused: usize) {
     sink(Event::Finished { built: 0, reused, failed: 0, seconds: 0.0, boots: 0 });
 }
 
+/// Writes outputs until that is done or Ctrl-C is pressed: what was there
+/// stays until the new file is whole.
 fn write(
-    wanted: &[Wanted],
+    wanted: Vec<Wanted>,
     store: &Store,
     notes: &ProjectFiles,
-    dir: &Path,
-    drafts: &Drafts,
+    places: Places,
+    drafts: &Arc<Drafts>,
     sink: &Sink,
 ) -> Outcome {
-    execute::write_outputs(wanted, store, notes, dir, drafts, sink).map_err(|(path, e)| {
+    let (store, notes, drafts, sink) = (store.clone(), notes.clone(), drafts.clone(), sink.clone());
+    let work = move || execute::write_outputs(&wanted, &store, &notes, &places, &drafts, &sink);
+    let written = interruptible(async { tokio::task::spawn_blocking(work).await })?.ok_or_else(stopped)?;
+    written.map_err(|e| Error::host(e.to_string()))?.map_err(|(path, e)| {
         Error::Message(format!("{} can't be written: {e}", path.display()), None, super::STORE)
     })
 }
 
-/// Runs a build until it ends or Ctrl-C is pressed (`None`). Dropping the
-/// build kills its machines; a second Ctrl-C does not wait even for that.
+/// Runs a build until it ends or it is told to stop (`None`): by Ctrl-C, a
+/// hangup, or a request to end. Dropping the build kills its machines; a second
+/// signal of any kind does not wait even for that.
 pub(super) fn interruptible<T>(work: impl Future<Output = T>) -> Result<Option<T>, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Error::host(format!("the runtime does not start: {e}")))?;
+    let mut told = told_to_stop()?;
     let result = runtime.block_on(async {
-        use tokio::signal::unix::{SignalKind, signal};
-        let told = async |kind| match signal(kind) {
-            Ok(mut signal) => {
-                signal.recv().await;
-            }
-            Err(_) => std::future::pending().await,
-        };
-        let terminated = async {
-            tokio::select! {
-                () = told(SignalKind::terminate()) => {}
-                () = told(SignalKind::hangup()) => {}
-            }
-        };
         tokio::select! {
+            biased;
+            _ = told.wait_for(|stop| *stop) => None,
             result = work => Some(result),
-            _ = tokio::signal::ctrl_c() => None,
-            () = terminated => None,
         }
     });
-    if result.is_none() {
-        std::thread::spawn(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            if let Ok(runtime) = runtime {
-                let _ = runtime.block_on(tokio::signal::ctrl_c());
-                std::process::exit(i32::from(INTERRUPTED));
-            }
-        });
-    }
     // Machines and staging directories go with their tasks.
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
     Ok(result)
+}
+
+/// Whether this process was told to stop. It is heard from the first call on,
+/// also between two pieces of work.
+fn told_to_stop() -> Result<watch::Receiver<bool>, Error> {
+    static TOLD: OnceLock<watch::Receiver<bool>> = OnceLock::new();
+    if let Some(told) = TOLD.get() {
+        return Ok(told.clone());
+    }
+    let fail = |e: std::io::Error| Error::host(format!("signals can't be heard: {e}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(fail)?;
+    let (tell, told) = watch::channel(false);
+    let mut all = {
+        let _guard = runtime.enter();
+        use tokio::signal::unix::{SignalKind, signal};
+        [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
+            .into_iter()
+            .map(signal)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(fail)?
+    };
+    let listen = move || {
+        runtime.block_on(async {
+            for again in [false, true] {
+                let signals = all.iter_mut().map(|signal| Box::pin(signal.recv()));
+                futures_util::future::select_all(signals).await;
+                if again {
+                    std::process::exit(i32::from(INTERRUPTED));
+                }
+                let _ = tell.send(true);
+            }
+        });
+    };
+    std::thread::Builder::new().spawn(listen).map_err(fail)?;
+    Ok(TOLD.get_or_init(|| told).clone())
 }
 
 fn budget(args: &How) -> Budget {

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::build::{interruptible, stopped};
 use super::caching::{self, CacheArgs};
+use super::consent::Consent;
 use super::{Error, Global, Outcome, print, print_json, project};
 use crate::cache::keep::{self, Cleaned, Keep, Listing};
 use crate::cache::object::Trouble;
@@ -126,9 +127,9 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         Command::Push(moved) => push(moved, global, style),
         Command::Pull(moved) => pull(moved, global, style),
         Command::Copy { from, to } => {
-            let root = root(global);
-            let (opened, from) = caching::one(from, false, &root)?;
-            let (_, to) = caching::one(to, true, &root)?;
+            let consent = consent(global)?;
+            let (opened, from) = caching::one(from, false, &consent)?;
+            let (_, to) = caching::one(to, true, &consent)?;
             let copied = interruptible(opened.caches.copy(&from, &to))?.ok_or_else(stopped)?;
             let copied = copied.map_err(|trouble| Error::host(trouble.to_string()))?;
             print(&format!("{} records copied, {} written\n", copied.records, bytes(copied.bytes)))?;
@@ -148,21 +149,22 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
 
 /// The project's directory, where there is one: a cache can be looked at
 /// without.
-fn root(global: &Global) -> PathBuf {
-    project::find(global).map_or_else(|_| PathBuf::from("."), |(root, _)| root)
+fn consent(global: &Global) -> Result<Consent, Error> {
+    let root = project::find(global).map_or_else(|_| PathBuf::from("."), |(root, _)| root);
+    Consent::of(&root.canonicalize().unwrap_or(root), global)
 }
 
 impl Which {
     fn open(&self, global: &Global) -> Result<(caching::Opened, Arc<Remote>), Error> {
-        let root = root(global);
+        let consent = consent(global)?;
         let text = match &self.cache {
             Some(text) => text.clone(),
-            None => caching::first(&root)?.ok_or_else(|| {
+            None => caching::first(&consent)?.ok_or_else(|| {
                 let help = "name one, such as type=local,src=DIR".to_owned();
                 Error::Message("no cache is configured".into(), Some(help), 2)
             })?,
         };
-        caching::one(&text, false, &root)
+        caching::one(&text, false, &consent)
     }
 }
 
@@ -279,7 +281,10 @@ fn push(moved: &Moved, global: &Global, style: Style) -> Outcome {
     let graph = project::graph(&mut loaded)?;
     let images = project::wanted(&graph, &loaded, &moved.images)?;
     let nodes = project::nodes_of(&graph, &images, project::Extent::Outputs);
-    let caching::Opened { caches, notices } = moved.cache.open(loaded.project.root(), &loaded.store)?;
+    let caching::Opened { caches, notices, believes } = moved.cache.open(&loaded.consent, &loaded.store)?;
+    if let Some(believes) = believes {
+        loaded.store = loaded.store.clone().believing(believes);
+    }
     if caches.to.is_empty() {
         return Err(none("--cache-to", notices));
     }
@@ -298,7 +303,10 @@ fn pull(moved: &Moved, global: &Global, style: Style) -> Outcome {
     let mut graph = project::graph(&mut loaded)?;
     let images = project::wanted(&graph, &loaded, &moved.images)?;
     let nodes = project::nodes_of(&graph, &images, project::Extent::Outputs);
-    let caching::Opened { caches, notices } = moved.cache.open(loaded.project.root(), &loaded.store)?;
+    let caching::Opened { caches, notices, believes } = moved.cache.open(&loaded.consent, &loaded.store)?;
+    if let Some(believes) = believes {
+        loaded.store = loaded.store.clone().believing(believes);
+    }
     if caches.from.is_empty() {
         return Err(none("--cache-from", notices));
     }

@@ -2,16 +2,21 @@
 //! both: flags before the environment, that before the project's `vimg.kdl`,
 //! that before the user's settings.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use vimg_lang::Settings;
+
+use super::consent::{self, Consent};
 use super::{Error, settings};
 use crate::cache::Caches;
 use crate::cache::remote::Remote;
 use crate::cache::sign::{PublicKey, Signer, Trust};
 use crate::cache::spec::{Kind, Spec, fields, is_name};
+use crate::digest::Digest;
 use crate::event::{Event, Sink};
-use crate::store::Store;
+use crate::store::{Believes, Store};
 
 /// The project's settings: where its caches are, and whom its builds believe.
 pub(super) const PROJECT_SETTINGS: &str = "vimg.kdl";
@@ -33,33 +38,39 @@ pub(super) struct CacheArgs {
 pub(super) struct Opened {
     pub(super) caches: Caches,
     pub(super) notices: Vec<String>,
+    /// Whose states of the local store may be used.
+    pub(super) believes: Option<Believes>,
 }
 
 impl CacheArgs {
     /// Opens the caches of a project. Nothing is asked of them yet.
-    pub(super) fn open(&self, root: &Path, store: &Store) -> Result<Opened, Error> {
-        let mut files = None;
-        let mut said = |flags: &[String], variable: &str, name: &str| -> Result<Vec<String>, Error> {
+    pub(super) fn open(&self, consent: &Consent, store: &Store) -> Result<Opened, Error> {
+        let (project, refused) = consent.settings()?;
+        let files = [project, settings::user()?];
+        let said = |flags: &[String], variable: &str, name: &str| -> Result<Vec<String>, Error> {
             if !flags.is_empty() {
                 return Ok(flags.iter().filter(|f| !f.is_empty()).cloned().collect());
             }
             if let Some(lines) = variable_lines(variable) {
                 return Ok(lines);
             }
-            let files = match &files {
-                Some(files) => files,
-                None => files.insert([settings::project(root)?, settings::user()?]),
-            };
             let found = files.iter().find_map(|file| file.get(name));
             Ok(found.into_iter().flatten().filter_map(|texts| texts.first().cloned()).collect())
         };
         let from = said(&self.cache_from, "VIMG_CACHE_FROM", "cache-from")?;
         let to = said(&self.cache_to, "VIMG_CACHE_TO", "cache-to")?;
+        let around = around();
+        let mut opened = believers(consent.root(), &files)?;
+        opened.notices.extend(consent::notice(&refused));
+        let mut domains: BTreeSet<String> = around.read.iter().chain(&around.write).cloned().collect();
+        let named = from.iter().map(|text| Spec::parse(text, false));
+        domains.extend(named.flatten().flat_map(|spec| spec.domains));
+        let named = to.iter().map(|text| Spec::parse(text, true));
+        domains.extend(named.flatten().flat_map(|spec| spec.domains));
+        opened.believes = Some(believes(&opened.caches.trust, &domains));
         if from.is_empty() && to.is_empty() {
-            return Ok(Opened::default());
+            return Ok(opened);
         }
-        let around = surroundings(&|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
-        let mut opened = believers(root)?;
         opened.caches.seen = Some(store.root().join("seen"));
         for (n, text) in from.iter().enumerate() {
             let mut spec = parse(text, false, "--cache-from")?;
@@ -85,8 +96,7 @@ impl CacheArgs {
         if opened.caches.trust.is_empty() && !opened.caches.from.is_empty() {
             opened.caches.from.clear();
             opened.notices.push(
-                "no cached state is used, for nobody is trusted: `vimg cache trust` says whom to believe"
-                    .into(),
+                "caches are ignored: no trusted keys are configured; add one with `vimg cache trust`".into(),
             );
         }
         for text in &to {
@@ -117,8 +127,16 @@ impl CacheArgs {
                 Err(why) => return Err(Error::Message(format!("{}: {why}", spec.label), None, 2)),
             }
         }
+        // Whom this user writes as counts, too.
+        opened.believes = Some(believes(&opened.caches.trust, &domains));
         Ok(opened)
     }
+}
+
+/// Believes states of the local store as a cache's in these domains would be.
+fn believes(trust: &Trust, domains: &BTreeSet<String>) -> Believes {
+    let (trust, domains) = (trust.clone(), domains.clone());
+    Arc::new(move |domain, key| domains.contains(domain) && trust.believes_tag(domain, key))
 }
 
 /// Whether a cache is a directory, and is not there.
@@ -132,22 +150,23 @@ pub(super) fn tell(sink: &Sink, notices: Vec<String>) {
 }
 
 /// Opens one cache, to look at it or to work on it.
-pub(super) fn one(text: &str, to: bool, root: &Path) -> Result<(Opened, Arc<Remote>), Error> {
-    let around = surroundings(&|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
+pub(super) fn one(text: &str, to: bool, consent: &Consent) -> Result<(Opened, Arc<Remote>), Error> {
+    let around = around();
     let mut spec = parse(text, to, "the cache")?;
     if spec.domains.is_empty() {
         spec.domains.clone_from(&around.read);
     }
-    Ok((believers(root)?, remote(spec)?))
+    let files = [consent.settings()?.0, settings::user()?];
+    Ok((believers(consent.root(), &files)?, remote(spec)?))
 }
 
 /// The cache that is meant where none is named.
-pub(super) fn first(root: &Path) -> Result<Option<String>, Error> {
+pub(super) fn first(consent: &Consent) -> Result<Option<String>, Error> {
     for (variable, name) in [("VIMG_CACHE_FROM", "cache-from"), ("VIMG_CACHE_TO", "cache-to")] {
         if let Some(first) = variable_lines(variable).and_then(|lines| lines.into_iter().next()) {
             return Ok(Some(first));
         }
-        for file in [settings::project(root)?, settings::user()?] {
+        for file in [consent.settings()?.0, settings::user()?] {
             if let Some(text) = file.get(name).and_then(|all| all.first()?.first().cloned()) {
                 return Ok(Some(text));
             }
@@ -202,7 +221,7 @@ fn variable_lines(name: &str) -> Option<Vec<String>> {
 }
 
 /// Who is believed, what is signed with, and what the project is called.
-fn believers(root: &Path) -> Result<Opened, Error> {
+fn believers(root: &Path, [project, user]: &[Settings; 2]) -> Result<Opened, Error> {
     let mut trust = Trust::default();
     let wrong = |what: String, why: String| Error::Message(format!("{what}: {why}"), None, 2);
     for line in variable_lines("VIMG_CACHE_TRUST").unwrap_or_default() {
@@ -212,9 +231,7 @@ fn believers(root: &Path) -> Result<Opened, Error> {
         let key: PublicKey = key.parse().map_err(|why| wrong("VIMG_CACHE_TRUST".into(), why))?;
         trust.add(domain.trim(), key);
     }
-    for (file, settings) in
-        [(PROJECT_SETTINGS, settings::project(root)?), ("the settings", settings::user()?)]
-    {
+    for (file, settings) in [(PROJECT_SETTINGS, project), ("the settings", user)] {
         for texts in settings.get("trust").into_iter().flatten() {
             if let [domain, key] = texts.as_slice() {
                 trust.add(domain, key.parse().map_err(|why| wrong(format!("`trust` in {file}"), why))?);
@@ -224,8 +241,7 @@ fn believers(root: &Path) -> Result<Opened, Error> {
     let signer = signer()?;
     if let Some(signer) = &signer {
         trust.add_own(signer.public());
-        let around = surroundings(&|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
-        around.write.iter().for_each(|domain| trust.add_written(domain));
+        around().write.iter().for_each(|domain| trust.add_written(domain));
     }
     // Checkouts are called as one likes, repositories are not.
     let repository = ["GITHUB_REPOSITORY", "CI_PROJECT_PATH"].iter().find_map(std::env::var_os);
@@ -235,7 +251,7 @@ fn believers(root: &Path) -> Result<Opened, Error> {
     let name: String = name.chars().map(plain).take(48).collect();
     let name = if is_name(&name) { name } else { "project".to_owned() };
     let caches = Caches::new(trust, signer, name);
-    Ok(Opened { caches, notices: Vec::new() })
+    Ok(Opened { caches, notices: Vec::new(), believes: None })
 }
 
 /// Where this user's signing key is kept.
@@ -270,6 +286,11 @@ const FORK: &str = "a pull request from a fork writes to no cache";
 const EVENT: &str = "what this event runs may be anybody's; `domain=` says where to write";
 const UNKNOWN: &str = "this CI is not known; `domain=` says where to write";
 
+/// The same, of this process.
+fn around() -> Surroundings {
+    surroundings(&|name| std::env::var(name).ok().filter(|v| !v.is_empty()))
+}
+
 /// Tells by the variables that CI systems set whose entries may be read and
 /// written: a pull request reads main's and writes its own, and one from a
 /// fork writes none.
@@ -281,7 +302,12 @@ fn surroundings(var: &dyn Fn(&str) -> Option<String>) -> Surroundings {
     };
     let branch = |name: &str| {
         let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
-        format!("branch-{}", name.chars().map(plain).take(40).collect::<String>())
+        let short: String = name.chars().map(plain).take(31).collect();
+        if short == name {
+            return format!("branch-{short}");
+        }
+        // Two names never share a domain.
+        format!("branch-{short}-{}", &Digest::of(name.as_bytes()).to_string()[..8])
     };
     if var("GITHUB_ACTIONS").is_some() {
         let event = var("GITHUB_EVENT_PATH").and_then(|path| std::fs::read(path).ok());
@@ -359,7 +385,10 @@ mod tests {
         write(r#"{"repository":{"default_branch":"trunk"}}"#);
         assert_eq!(github("push", &[("GITHUB_REF_NAME", "trunk")]), ("main".into(), Some("main".into())));
         let other = github("push", &[("GITHUB_REF_NAME", "a/b")]);
-        assert_eq!(other, ("branch-a-b;main".into(), Some("branch-a-b".into())));
+        let name = other.1.clone().unwrap();
+        assert!(name.starts_with("branch-a-b-") && is_name(&name), "{name}");
+        assert_eq!(other.0, format!("{name};main"));
+        assert_ne!(name, github("push", &[("GITHUB_REF_NAME", "a-b")]).1.unwrap());
         let tag = github("push", &[("GITHUB_REF_NAME", "trunk"), ("GITHUB_REF_TYPE", "tag")]);
         assert_eq!(tag.1.unwrap(), "branch-trunk");
         assert_eq!(github("issue_comment", &[("GITHUB_REF_NAME", "trunk")]).1, None);

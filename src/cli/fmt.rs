@@ -1,7 +1,5 @@
 //! `vimg fmt`
 
-use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use vimg_lang::{Sources, format};
@@ -42,7 +40,7 @@ pub(super) fn run(args: &Args, style: Style) -> Outcome {
         }
         differ += 1;
         if !args.check {
-            replace(&path, &laid_out).map_err(fail)?;
+            crate::store::replace(&path, laid_out.as_bytes()).map_err(fail)?;
         }
         if !style.quiet {
             let verb = if args.check { "would change" } else { "changed" };
@@ -59,22 +57,6 @@ pub(super) fn run(args: &Args, style: Style) -> Outcome {
 fn shown(path: &Path) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     path.strip_prefix(&here).unwrap_or(path).display().to_string()
-}
-
-/// Replaces a file in one step; it keeps its mode.
-fn replace(path: &Path, text: &str) -> std::io::Result<()> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let new = path.with_file_name(format!(".{name}.{}", std::process::id()));
-    let written = (|| {
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&new)?;
-        file.write_all(text.as_bytes())?;
-        fs::set_permissions(&new, fs::metadata(path)?.permissions())?;
-        fs::rename(&new, path)
-    })();
-    if written.is_err() {
-        let _ = fs::remove_file(&new);
-    }
-    written
 }
 
 fn recipes(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {

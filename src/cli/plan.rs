@@ -34,14 +34,18 @@ pub(super) fn previewed(
     wanted: &[NodeId],
     style: Style,
 ) -> Result<Plan, Error> {
-    let Opened { caches, notices } = args.open(loaded.project.root(), &loaded.store)?;
+    let Opened { caches, notices, believes } = args.open(&loaded.consent, &loaded.store)?;
+    let store = match believes {
+        Some(believes) => loaded.store.clone().believing(believes),
+        None => loaded.store.clone(),
+    };
     if caches.from.is_empty() && notices.is_empty() {
-        return Ok(Plan::new(graph, &loaded.store, last, &BTreeMap::new(), wanted));
+        return Ok(Plan::new(graph, &store, last, &BTreeMap::new(), wanted));
     }
     let reporter = report::reporter(style);
     let sink = reporter.sink();
     caching::tell(&sink, notices);
-    let caching = Caching { caches: &caches, store: &loaded.store, sink: &sink, may_leave: &|_| false };
+    let caching = Caching { caches: &caches, store: &store, sink: &sink, may_leave: &|_| false };
     let plan = interruptible(caching.preview(graph, last, wanted))?;
     reporter.end();
     plan.ok_or_else(stopped)

@@ -1,13 +1,16 @@
 //! What most commands start with: the recipe, compiled, and its graph.
 
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use vimg_lang::model::SecretSource;
+use vimg_lang::model::{Secret, SecretSource};
 use vimg_lang::{FileRef, Model, Request, Sources, compile};
 
+use super::caching::CacheArgs;
+use super::consent::{self, Consent};
 use super::{Error, Global, HOST, RECIPE};
 use crate::digest::{Description, Digest};
 use crate::execute::Secrets;
@@ -22,6 +25,7 @@ pub(super) struct Loaded {
     pub(super) model: Model,
     pub(super) store: Store,
     pub(super) notes: ProjectFiles,
+    pub(super) consent: Consent,
     last: JoinHandle<Last>,
 }
 
@@ -60,16 +64,15 @@ pub(super) fn find(global: &Global) -> Result<(PathBuf, String), Error> {
     };
     if let Some(file) = &global.file {
         if file.is_dir() {
-            return Ok((file.clone(), "main.vimg".into()));
+            return Ok((file.clone(), RECIPE_NAME.into()));
         }
         return named(file)
             .ok_or_else(|| Error::Message(format!("`{}` is no recipe", file.display()), None, RECIPE));
     }
     let here = std::env::current_dir().map_err(|e| Error::host(format!("the current directory: {e}")))?;
-    here.ancestors()
-        .map(|dir| dir.join("main.vimg"))
-        .find(|file| file.exists())
-        .and_then(|file| named(&file))
+    upwards(&here)
+        .find(|dir| dir.join(RECIPE_NAME).exists())
+        .map(|dir| (dir.to_owned(), RECIPE_NAME.to_owned()))
         .ok_or_else(|| {
             Error::Message(
                 "there is no `main.vimg` here or in a directory above".into(),
@@ -79,11 +82,40 @@ pub(super) fn find(global: &Global) -> Result<(PathBuf, String), Error> {
         })
 }
 
+/// What a main recipe is called.
+const RECIPE_NAME: &str = "main.vimg";
+
+/// The directory that somebody stands in, and those above it that are their
+/// own: up to another owner, another filesystem, and their home. What others
+/// put further up is no project of theirs.
+fn upwards(here: &Path) -> impl Iterator<Item = &Path> {
+    let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+    let device = std::fs::metadata(here).map(|meta| meta.dev()).ok();
+    let own = rustix::process::geteuid().as_raw();
+    let may_hold = move |dir: &Path| {
+        let trusted = |meta: &std::fs::Metadata| [own, 0].contains(&meta.uid());
+        let meta = std::fs::metadata(dir).ok();
+        let recipe = std::fs::symlink_metadata(dir.join(RECIPE_NAME));
+        meta.is_some_and(|meta| trusted(&meta) && Some(meta.dev()) == device)
+            && recipe.map_or(true, |recipe| trusted(&recipe))
+    };
+    let mut over = false;
+    here.ancestors()
+        .enumerate()
+        .take_while(move |(n, dir)| {
+            let goes_on = !over && (*n == 0 || may_hold(dir));
+            over = home.as_deref() == Some(*dir);
+            goes_on
+        })
+        .map(|(_, dir)| dir)
+}
+
 /// A project and what is known of it, its recipe not yet read.
 pub(super) struct Opened {
     pub(super) project: Project,
     pub(super) store: Store,
     pub(super) notes: ProjectFiles,
+    pub(super) consent: Consent,
     entry: FileRef,
     /// The values file's name and text.
     values: Option<(String, String)>,
@@ -96,11 +128,16 @@ pub(super) fn open(global: &Global) -> Result<Opened, Error> {
     let project =
         Project::open(&root).map_err(|e| Error::Message(format!("{}: {e}", root.display()), None, RECIPE))?;
     let notes = store.project(project.root());
+    let consent = Consent::of(project.root(), global)?;
+    let store = match CacheArgs::default().open(&consent, &store)?.believes {
+        Some(believes) => store.believing(believes),
+        None => store,
+    };
     let values = match &global.values {
         None => None,
         Some(path) => Some((path.display().to_string(), super::read_recipe(path)?)),
     };
-    Ok(Opened { project, store, notes, entry: FileRef::project(name), values })
+    Ok(Opened { project, store, notes, consent, entry: FileRef::project(name), values })
 }
 
 impl Opened {
@@ -128,7 +165,7 @@ impl Opened {
 
     /// Compiles the recipe, with an image that is `rebuilt`, if one is.
     pub(super) fn compile(self, global: &Global, rebuilt: Option<&str>) -> Result<Loaded, Error> {
-        let Self { project, store, notes, entry, values } = self;
+        let Self { project, store, notes, consent, entry, values } = self;
         // Two halves of the work that know nothing of each other.
         let last = {
             let (store, notes) = (store.clone(), notes.clone());
@@ -138,7 +175,7 @@ impl Opened {
         let mut sources = Sources::default();
         let request = Request { files: &project, entry, set: &global.set, values, rebuilt };
         match compile(&request, &mut sources) {
-            Ok(model) => Ok(Loaded { project, sources, model, store, notes, last }),
+            Ok(model) => Ok(Loaded { project, sources, model, store, notes, consent, last }),
             Err(diagnostics) => Err(Error::Recipe(Box::new(sources), diagnostics)),
         }
     }
@@ -170,25 +207,44 @@ pub(super) fn unreadable(loaded: &mut Loaded, errors: Vec<GraphError>) -> Error 
     Error::Recipe(Box::new(std::mem::take(&mut loaded.sources)), diagnostics)
 }
 
-/// The recipe's secrets, as they are now.
-pub(super) fn secrets(model: &Model, project: &Project) -> Secrets {
-    let read = |source: &SecretSource| -> Result<Arc<[u8]>, String> {
+/// The most that a secret may be, in bytes.
+const MAX_SECRET: u64 = 1 << 20;
+
+/// The recipe's secrets, as they are now: from where the user says, or from
+/// where the recipe wants them if that is allowed.
+pub(super) fn secrets(model: &Model, project: &Project, consent: &Consent) -> Secrets {
+    let read = |secret: &Secret| -> Result<Arc<[u8]>, String> {
+        let given = consent.given.iter().rev().find(|(name, _)| *name == secret.name);
+        let (source, own) = match given {
+            Some((_, source)) => (source, false),
+            None => match consent.refuses(secret) {
+                Some(why) => return Err(why),
+                None => (&secret.source, true),
+            },
+        };
         match source {
             SecretSource::Env(name) => std::env::var_os(name)
                 .map(|value| Arc::from(value.as_encoded_bytes()))
                 .ok_or_else(|| format!("the variable {name} is not set")),
             SecretSource::File(path) => {
-                let path = project.root().join(path);
-                let fail = |why: String| format!("{}: {why}", path.display());
-                let meta = std::fs::metadata(&path).map_err(|e| fail(e.to_string()))?;
-                if !meta.is_file() || meta.len() > 1 << 20 {
+                let fail = |why: String| format!("{path}: {why}");
+                // A file of the project is opened as all others are.
+                let opened = match own && consent::is_inside(path) {
+                    true => project.open_file(path),
+                    false => std::fs::File::open(if own { project.root().join(path) } else { path.into() }),
+                };
+                let file = opened.map_err(|e| fail(e.to_string()))?;
+                let meta = file.metadata().map_err(|e| fail(e.to_string()))?;
+                if !meta.is_file() || meta.len() > MAX_SECRET {
                     return Err(fail("this is no file of at most 1 MiB".into()));
                 }
-                std::fs::read(&path).map(Arc::from).map_err(|e| fail(e.to_string()))
+                let mut bytes = Vec::new();
+                file.take(MAX_SECRET).read_to_end(&mut bytes).map_err(|e| fail(e.to_string()))?;
+                Ok(Arc::from(bytes))
             }
         }
     };
-    model.secrets.iter().map(|secret| (secret.name.clone(), read(&secret.source))).collect()
+    model.secrets.iter().map(|secret| (secret.name.clone(), read(secret))).collect()
 }
 
 /// Remembers the digests of files. That they can't be written only costs time.

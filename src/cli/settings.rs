@@ -167,7 +167,7 @@ pub(super) fn project(root: &Path) -> Result<Settings, Error> {
     read(&root.join(super::caching::PROJECT_SETTINGS), PROJECT)
 }
 
-fn read(path: &Path, known: &[Setting]) -> Result<Settings, Error> {
+pub(super) fn read(path: &Path, known: &[Setting]) -> Result<Settings, Error> {
     if !path.exists() {
         return Ok(Settings::new());
     }

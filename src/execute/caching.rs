@@ -149,6 +149,19 @@ impl Caching<'_> {
                         );
                         (self.sink)(Event::Notice { text });
                     }
+                    if let Some(first) = pushed.withheld.first() {
+                        let text = format!(
+                            "{}: {first} came from a cache of another domain and is not sent; nor is what lies on it",
+                            remote.spec.label
+                        );
+                        (self.sink)(Event::Notice { text });
+                    }
+                    for name in &pushed.damaged {
+                        let text = format!(
+                            "the disk of {name} was damaged; it is not sent, and will be built again"
+                        );
+                        (self.sink)(Event::Notice { text });
+                    }
                     self.summary(remote, 0, 0, pushed.sent);
                 }
                 Err(why) => {

@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use rustix::fs::{Mode, OFlags};
 use tokio::sync::oneshot;
 
 use crate::digest::Key;
 use crate::direct;
+use crate::files::{Place, Places};
 use crate::graph::{NodeId, Target};
 use crate::provider::{Exported, Provider};
 use crate::sparse;
@@ -27,7 +27,7 @@ const ROOM: u64 = 4;
 #[derive(Default)]
 pub struct Drafts {
     /// What may be wanted where.
-    places: BTreeMap<NodeId, Vec<PathBuf>>,
+    places: BTreeMap<NodeId, Vec<Place>>,
     earlier: Mutex<BTreeMap<NodeId, Earlier>>,
     /// Held by who copies one of those: what is free counts what others took.
     turn: Arc<Mutex<()>>,
@@ -63,16 +63,17 @@ pub(super) struct Earlier {
 }
 
 impl Drafts {
-    /// For what may be wanted below `dir`.
-    pub fn new<'a>(targets: impl Iterator<Item = &'a Target>, dir: &Path) -> Self {
-        let mut places: BTreeMap<NodeId, Vec<PathBuf>> = BTreeMap::new();
+    /// For what may be wanted below a directory. What goes to a directory that
+    /// is not there yet is not copied ahead.
+    pub fn new<'a>(targets: impl Iterator<Item = &'a Target>, below: &Places) -> Self {
+        let mut places: BTreeMap<NodeId, Vec<Place>> = BTreeMap::new();
         for target in targets {
-            places.entry(target.node).or_default().push(dir.join(&target.output.path));
+            places.entry(target.node).or_default().extend(below.at(&target.output.path, false));
         }
         Self { places, ..Self::default() }
     }
 
-    fn places(&self, id: NodeId) -> impl Iterator<Item = &PathBuf> {
+    fn places(&self, id: NodeId) -> impl Iterator<Item = &Place> {
         self.places.get(&id).into_iter().flatten()
     }
 
@@ -86,7 +87,7 @@ impl Drafts {
     pub(super) fn copy_earlier(&self, id: NodeId, of: Before, staging: Staging) {
         let (from, own) = (of.exported.disk.clone(), staging.path().join(DiskKind::Qcow2.file_name()));
         let turn = self.turn.clone();
-        let places: Vec<PathBuf> = self.places(id).cloned().collect();
+        let places: Vec<Place> = self.places(id).cloned().collect();
         let (tell, done) = oneshot::channel();
         let copy = move || {
             let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,12 +107,12 @@ impl Drafts {
     }
 
     /// Begins to copy a disk that is there now, but for `copies` of it that
-    /// are there, too. What fails of that is copied when it is wanted; so is
-    /// what goes to a directory that is not there yet.
+    /// are there, too. What fails of that is copied when it is wanted.
     pub(super) fn begin(&self, id: NodeId, key: &Key, disk: &Path, mut copies: Copies) {
-        for to in self.places(id) {
+        for place in self.places(id) {
+            let to = place.path();
             let there = copies.remove(to).map(|copy| (copy, true));
-            let Some((copy, is_there)) = there.or_else(|| Some((nameless(to).ok()?, false))) else {
+            let Some((copy, is_there)) = there.or_else(|| Some((place.nameless().ok()?, false))) else {
                 continue;
             };
             let Ok(disk) = File::open(disk) else { continue };
@@ -124,7 +125,7 @@ impl Drafts {
             };
             let Ok(thread) = std::thread::Builder::new().spawn(finish) else { continue };
             let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
-            begun.insert(to.clone(), Draft { key: *key, thread });
+            begun.insert(to.to_owned(), Draft { key: *key, thread });
         }
     }
 
@@ -161,22 +162,15 @@ impl Earlier {
 }
 
 /// Copies a disk to `own`, and to files without names for `places`.
-fn copies(from: &Path, own: &Path, places: Vec<PathBuf>) -> Option<(File, Copies)> {
+fn copies(from: &Path, own: &Path, places: Vec<Place>) -> Option<(File, Copies)> {
     let most = from.metadata().ok()?.len().saturating_mul(ROOM);
     let has_room = |file: &File| rustix::fs::fstatvfs(file).is_ok_and(|s| s.f_bavail * s.f_frsize > most);
     let own = File::create_new(own).ok().filter(has_room)?;
-    let open = |to: PathBuf| Some((nameless(&to).ok().filter(has_room)?, to));
+    let open = |to: Place| Some((to.nameless().ok().filter(has_room)?, to.path().to_owned()));
     let (files, places): (Vec<File>, Vec<PathBuf>) = places.into_iter().filter_map(open).unzip();
     let mut copied = direct::copy(from, std::iter::once(own).chain(files).collect()).ok()?.into_iter();
     let own = copied.next()?.ok()?;
     Some((own, places.into_iter().zip(copied).filter_map(|(to, copy)| Some((to, copy.ok()?))).collect()))
-}
-
-/// Makes a file beside `to` that nobody finds. Not all filesystems can.
-fn nameless(to: &Path) -> io::Result<File> {
-    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-    let dir = to.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    Ok(File::from(rustix::fs::open(dir, flags, Mode::from_raw_mode(0o666))?))
 }
 
 #[cfg(test)]
@@ -203,7 +197,8 @@ mod tests {
         fs::write(&disk, "new").unwrap();
         fs::write(&to, "old").unwrap();
         let id = NodeId::of(0);
-        let drafts = Drafts { places: BTreeMap::from([(id, vec![to.clone()])]), ..Drafts::default() };
+        let place = Places::open(dir.path()).unwrap().at("it.img", false).unwrap();
+        let drafts = Drafts { places: BTreeMap::from([(id, vec![place.clone()])]), ..Drafts::default() };
         drafts.begin(id, &key, &disk, Copies::new());
         assert!(drafts.take(&other, &to).is_none(), "it is of another disk");
         drafts.begin(id, &key, &disk, Copies::new());
@@ -215,7 +210,7 @@ mod tests {
         );
         assert!(drafts.take(&key, &to).is_none());
         // One that is there is taken as it is.
-        let there = nameless(&to).unwrap();
+        let there = place.nameless().unwrap();
         io::copy(&mut b"there".as_slice(), &mut &there).unwrap();
         (&there).rewind().unwrap();
         drafts.begin(id, &key, &disk, Copies::from([(to.clone(), there)]));
@@ -227,8 +222,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         fs::write(path("old"), "old").unwrap();
-        let (own, copies) =
-            copies(&path("old"), &path("own"), vec![path("a"), path("none/b"), path("c")]).unwrap();
+        let places = Places::open(dir.path()).unwrap();
+        assert!(places.at("none/b", false).is_err());
+        let places = ["a", "c"].map(|name| places.at(name, false).unwrap());
+        let (own, copies) = copies(&path("old"), &path("own"), places.to_vec()).unwrap();
         assert_eq!((content(&own), fs::read_to_string(path("own")).unwrap()), ("old".into(), "old".into()));
         let held: Vec<_> = copies.iter().map(|(to, copy)| (to.clone(), content(copy))).collect();
         assert_eq!(held, [(path("a"), "old".into()), (path("c"), "old".into())]);

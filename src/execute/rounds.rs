@@ -32,6 +32,10 @@ pub async fn make<P: Provider>(
         if looked.has_taken() && workshop.resolve() {
             continue;
         }
+        if set_damaged_aside(workshop, &plan) {
+            now.whole.clear();
+            continue;
+        }
         leave_out(&mut plan, &workshop.graph, &all);
         (workshop.sink)(Event::Planned { nodes: plan.steps.len(), reused: plan.reused() });
         let outcome = match plan.to_build().next() {
@@ -64,6 +68,24 @@ pub async fn make<P: Provider>(
     let notes = workshop.store.project(workshop.project.root());
     remember(&workshop.graph, &plan, &workshop.store, &notes, &last.nodes);
     (plan, all)
+}
+
+/// Looks at the states that something is to be made from; those that can't be
+/// read are set aside, to be made again. Says whether there were any.
+fn set_damaged_aside<P>(workshop: &Workshop<P>, plan: &Plan) -> bool {
+    let graph = &workshop.graph;
+    let below = plan.to_build().filter_map(|(id, _)| graph.node(id).parent);
+    let below: BTreeSet<NodeId> = below.filter(|id| plan.steps.get(id) == Some(&Step::Reuse)).collect();
+    let mut any = false;
+    for id in below {
+        if let Some(key) = workshop.store.unreadable(&graph.node(id).key) {
+            let text =
+                format!("a state below {} is damaged and will be built again: {key}", graph.node(id).name);
+            (workshop.sink)(Event::Notice { text });
+            any = true;
+        }
+    }
+    any
 }
 
 /// Leaves out what failed in an earlier round, and what is made from that.

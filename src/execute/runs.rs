@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use vimg_agent::protocol::Primitive;
+
 use crate::digest::Key;
 use crate::graph::{Graph, Needs, NodeId, Work};
 use crate::plan::Plan;
@@ -58,7 +60,7 @@ pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Vec<NodeId>> {
                 Needs::Nothing => false,
                 Needs::Disk => true,
                 // A machine keeps its processors and memory while it runs.
-                Needs::Machine => below.machine == node.machine,
+                Needs::Machine => below.machine == node.machine && is_quiet(&node.work),
             };
             let same = alike && below.needs == node.needs && next.get(&parent) == Some(&id);
             if same { run_of.get(&parent).copied() } else { None }
@@ -68,6 +70,32 @@ pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Vec<NodeId>> {
         runs.entry(first).or_default().push(id);
     }
     runs.into_values().collect()
+}
+
+/// Whether it makes no difference to a node if it is made in the machine of the
+/// one below, with what that left running and in memory, or in one that has
+/// booted from its disk. Only what writes files by itself can't tell.
+fn is_quiet(work: &Work) -> bool {
+    let Work::Layer(layer) = work else { return false };
+    layer.steps.iter().all(|step| match step {
+        Primitive::File { .. }
+        | Primitive::Directory { .. }
+        | Primitive::Symlink { .. }
+        | Primitive::Group { .. }
+        | Primitive::User(_)
+        | Primitive::Layer { .. } => true,
+        Primitive::Package { .. }
+        | Primitive::Archive { .. }
+        | Primitive::Service { .. }
+        | Primitive::Sysctl { .. }
+        | Primitive::KernelModule { .. }
+        | Primitive::Run(_)
+        | Primitive::Hook { .. }
+        | Primitive::Reboot
+        | Primitive::Ahead { .. }
+        | Primitive::Leave { .. }
+        | Primitive::Revert { .. } => false,
+    })
 }
 
 /// How long, in seconds, it takes from a node to the end of what is built on

@@ -100,10 +100,8 @@ impl ServerHome {
     fn keep(&self, record: &ServerRecord) -> std::io::Result<()> {
         let bytes = serde_json::to_vec_pretty(record).map_err(std::io::Error::other)?;
         let path = self.dir.join("server.json");
-        replace(&path, &bytes)?;
         // It is what its disk is found by.
-        std::fs::File::open(&path)?.sync_all()?;
-        std::fs::File::open(&self.dir)?.sync_all()
+        replace(&path, &bytes)
     }
 
     /// A file for the disk to go on in.

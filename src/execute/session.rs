@@ -427,6 +427,12 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
 
     /// Fetches the kernel and the initrd that the machine would boot.
     pub(super) async fn boot_files(&mut self, to: [&Path; 2]) -> Result<(), SessionError> {
+        tokio::time::timeout(SEAL, self.fetch_boot_files(to))
+            .await
+            .unwrap_or(Err(SessionError::Endless(SEAL)))
+    }
+
+    async fn fetch_boot_files(&mut self, to: [&Path; 2]) -> Result<(), SessionError> {
         self.send(&ToAgent::SendBootFiles).await?;
         for path in to {
             let mut file = std::fs::File::create(path)?;
@@ -457,6 +463,11 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
 
     /// Asks for the list of packages and for what is on the disk.
     pub(super) async fn list(&mut self) -> Result<(String, Vec<Listed>), SessionError> {
+        // An agent that lives may still never come to an end.
+        tokio::time::timeout(SEAL, self.list_all()).await.unwrap_or(Err(SessionError::Endless(SEAL)))
+    }
+
+    async fn list_all(&mut self) -> Result<(String, Vec<Listed>), SessionError> {
         self.send(&ToAgent::List).await?;
         let packages = self.data(MAX_LIST).await?;
         let packages = String::from_utf8_lossy(&packages).into_owned();
@@ -620,9 +631,15 @@ mod tests {
         let mut session = Session::new(host);
         session.ready(true).await?;
         let steps = [Primitive::Symlink { path: "/a".into(), target: "b".into() }];
-        let what =
-            Apply { layer: Some("x".into()), steps: steps.to_vec(), from: 0, offline: false, durable: false };
-        let result = session.apply(&what, &NoBlobs, |_| {}).await;
+        let what = Apply {
+            layer: Some("x".into()),
+            steps: steps.to_vec(),
+            from: 0,
+            offline: false,
+            durable: false,
+            host: None,
+        };
+        let result = session.apply(&what, &NoBlobs, &WayOut::default(), |_| {}).await;
         drop(session);
         agent.await.unwrap();
         result
@@ -648,6 +665,8 @@ mod tests {
             protocol::encode_data(b"x").unwrap(),
             message(&FromAgent::Frozen),
             message(&FromAgent::Started { step: 5 }),
+            // Its time does not begin anew.
+            [message(&FromAgent::Started { step: 0 }), message(&FromAgent::Started { step: 0 })].concat(),
             message(&FromAgent::RebootDue { step: 0, boot_changed: false }),
             message(&FromAgent::Fetch { digests: vec![Digest::of(b"/etc/shadow")] }),
             message(&FromAgent::FetchSecret { name: "token".into() }),

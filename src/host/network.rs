@@ -559,7 +559,9 @@ mod tests {
         for address in ["127.0.0.2", HOST, "10.0.2.2", "169.254.169.254"] {
             assert!(!asks(&shut, address, true).await, "{address}");
         }
-        for own in own_addresses() {
+        let near =
+            own_addresses().into_iter().filter(|own| !"127.0.0.0/8".parse::<Net>().unwrap().holds(*own));
+        for own in near {
             assert!(!asks(&shut, own.to_string().trim_end_matches("/32"), true).await, "{own}");
         }
         let open = Reach { host: true, ..Reach::default() };

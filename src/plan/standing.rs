@@ -3,7 +3,6 @@
 //! and each state, and neither parses, renders nor hashes.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +18,7 @@ pub struct Wanted {
     /// The image that it is of.
     pub image: String,
     /// Where to write it, below the directory for outputs.
-    pub path: PathBuf,
+    pub path: String,
     /// The state that it is.
     pub key: Key,
 }
@@ -29,7 +28,7 @@ impl Wanted {
     pub fn new(graph: &Graph, target: &Target) -> Self {
         Self {
             image: target.image.clone(),
-            path: PathBuf::from(&target.output.path),
+            path: target.output.path.clone(),
             key: graph.node(target.node).key,
         }
     }

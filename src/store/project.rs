@@ -45,8 +45,9 @@ impl Last {
 pub struct WrittenOutput {
     /// The state it came from.
     pub key: Key,
-    /// What `stat` said of the file: inode, size, mtime and its nanoseconds.
-    pub stamp: [i64; 4],
+    /// What `stat` said of the file: inode, size, when it was modified and when
+    /// it was changed, each with its nanoseconds.
+    pub stamp: [i64; 6],
 }
 
 /// What is known of a disk that was kept because its layer failed.
@@ -93,7 +94,7 @@ impl ProjectFiles {
     /// Replaces [`ProjectFiles::stamps`] if they changed.
     pub fn set_stamps(&self, stamps: &Stamps) -> io::Result<()> {
         match stamps.to_bytes() {
-            Some(bytes) => super::replace(&self.dir.join("stamps"), &bytes),
+            Some(bytes) => super::replace_note(&self.dir.join("stamps"), &bytes),
             None => Ok(()),
         }
     }
@@ -120,7 +121,7 @@ impl ProjectFiles {
         fs::create_dir_all(self.dir.join("failed"))?;
         fs::rename(disk, self.of_failed(node, "qcow2"))?;
         let bytes = postcard::to_stdvec(failed).map_err(io::Error::other)?;
-        super::replace(&self.of_failed(node, "disk"), &bytes)
+        super::replace_note(&self.of_failed(node, "disk"), &bytes)
     }
 
     /// The disk of a node that failed, and what is known of it.
@@ -148,6 +149,6 @@ impl ProjectFiles {
 
     fn write<T: Serialize>(&self, name: &str, value: &T) -> io::Result<()> {
         let bytes = postcard::to_stdvec(value).map_err(io::Error::other)?;
-        super::replace(&self.dir.join(name), &bytes)
+        super::replace_note(&self.dir.join(name), &bytes)
     }
 }

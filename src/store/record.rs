@@ -6,7 +6,7 @@ use crate::digest::{Blob, Description, Key};
 
 /// The version of records and of what lies beside them. States of another
 /// version are not there, as far as this program is concerned.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// A state's record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +44,13 @@ pub struct Record {
     pub provider: String,
     /// What the disk file takes on this machine, in bytes.
     pub bytes: u64,
+    /// The disk's file, or what stands in its place, as it was when the state
+    /// was made.
+    #[serde(default)]
+    pub file: Option<Blob>,
+    /// Where it came from, if it was not made here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     /// Of an output: the state that it was written from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<(Key, StateId)>,
@@ -78,10 +85,21 @@ impl Record {
             seconds: 0.0,
             provider: String::new(),
             bytes: 0,
+            file: None,
+            origin: None,
             source: None,
             same: None,
         }
     }
+}
+
+/// Who vouches for a state that came from a cache.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The trust domain that it was found in.
+    pub domain: String,
+    /// The tag of the key that it was signed with.
+    pub key: String,
 }
 
 /// A random number that a state gets when it is made.
@@ -96,6 +114,11 @@ impl std::fmt::Display for StateId {
 }
 
 impl StateId {
+    /// The number.
+    pub(super) fn number(self) -> u64 {
+        self.0
+    }
+
     /// One that nothing else has.
     pub(crate) fn new() -> Self {
         use std::hash::{BuildHasher, Hasher};
@@ -106,33 +129,40 @@ impl StateId {
 /// What has to be read of a state to know whether it is whole. It is the text
 /// of a symbolic link beside the record: one system call reads it, so that a
 /// build of thousands of states that does nothing is quick.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Identity {
     pub(super) id: StateId,
     pub(super) kind: DiskKind,
+    /// The size of `record.json`, in bytes.
+    pub(super) record: u64,
+    /// The size of the disk's file, in bytes.
+    pub(super) size: u64,
+    pub(super) origin: Option<Origin>,
     pub(super) backing: Option<(Key, StateId)>,
     /// Of a state that lies on another one: [`Record::same`].
     pub(super) same: Option<(Key, StateId)>,
 }
 
-impl From<&Record> for Identity {
-    fn from(record: &Record) -> Self {
-        let backing = record.disk.backing;
-        Self { id: record.id, kind: record.disk.kind, backing, same: backing.and(record.same) }
-    }
-}
-
 impl Identity {
-    /// `SCHEMA:ID:KIND[:BACKING KEY:BACKING ID[:SAME KEY:SAME ID]]`
+    /// Of a state whose record and disk have these sizes.
+    pub(super) fn of(state: &Record, record: u64, size: u64) -> Self {
+        let (kind, backing, origin) = (state.disk.kind, state.disk.backing, state.origin.clone());
+        Self { id: state.id, kind, record, size, origin, backing, same: backing.and(state.same) }
+    }
+
+    /// `SCHEMA:ID:KIND:RECORD:SIZE:ORIGIN[:BACKING KEY:BACKING ID[:SAME KEY:SAME
+    /// ID]]`; the origin is `-`, or a domain, `=` and a key's tag.
     pub(super) fn text(&self) -> String {
         let kind = match self.kind {
             DiskKind::Qcow2 => "qcow2",
             DiskKind::Raw => "raw",
             DiskKind::None => "none",
         };
+        let Self { record, size, .. } = self;
+        let origin = self.origin.as_ref().map_or("-".into(), |o| format!("{}={}", o.domain, o.key));
         let backing = self.backing.map_or(String::new(), |(key, id)| format!(":{key}:{:x}", id.0));
         let same = self.same.map_or(String::new(), |(key, id)| format!(":{key}:{:x}", id.0));
-        format!("{SCHEMA}:{:x}:{kind}{backing}{same}", self.id.0)
+        format!("{SCHEMA}:{:x}:{kind}:{record}:{size}:{origin}{backing}{same}", self.id.0)
     }
 
     /// Reads what [`Identity::text`] wrote in the same version.
@@ -149,13 +179,21 @@ impl Identity {
             "none" => DiskKind::None,
             _ => return None,
         };
+        let (record, size) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let origin = match parts.next()? {
+            "-" => None,
+            text => {
+                let (domain, key) = text.split_once('=')?;
+                Some(Origin { domain: domain.to_owned(), key: key.to_owned() })
+            }
+        };
         let mut build = || match (parts.next(), parts.next()) {
             (Some(key), Some(number)) => Some(Some((Key(key.parse().ok()?), id(number)?))),
             (None, _) => Some(None),
             _ => None,
         };
         let (backing, same) = (build()?, build()?);
-        Some(Self { id: own, kind, backing, same })
+        Some(Self { id: own, kind, record, size, origin, backing, same })
     }
 }
 

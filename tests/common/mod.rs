@@ -290,6 +290,7 @@ impl Agent {
                 | ToAgent::SendBootFiles
                 | ToAgent::Exec(_)
                 | ToAgent::Resize(_)
+                | ToAgent::Network { .. }
                 | ToAgent::EndInput => {
                     return None;
                 }

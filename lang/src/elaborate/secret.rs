@@ -9,6 +9,20 @@ use crate::resolve::{At, Declarations};
 use crate::syntax::Scalar;
 use crate::template::Scope;
 
+/// A variable that a recipe may ask for: not one that is vimg's own, nor one
+/// by which a CI system knows its job.
+fn variable(text: &str) -> Result<String, String> {
+    let named = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    if !named {
+        return Err("a variable's name has letters, digits and `_`".into());
+    }
+    if text.starts_with("VIMG_") || text.starts_with("ACTIONS_") {
+        return Err("a variable of yours: those of vimg and of the CI system are nobody's secrets".into());
+    }
+    Ok(text.to_owned())
+}
+
 impl Elaborator<'_> {
     /// All secrets of the recipe; notes their versions.
     pub(super) fn all_secrets(&mut self, declarations: &Declarations, params: &Vars) -> Vec<Secret> {
@@ -23,7 +37,7 @@ impl Elaborator<'_> {
         let name = at.name().to_owned();
         // Known by name, whatever else is wrong with it.
         let source = match (at.node.prop("env"), at.node.prop("file")) {
-            (Some(env), None) => SecretSource::Env(self.text(env, at, scope)?),
+            (Some(env), None) => SecretSource::Env(self.parsed(env, at, scope, variable)?),
             (None, Some(file)) => SecretSource::File(self.text(file, at, scope)?),
             (given, _) => {
                 let (code, message) = match given {
