@@ -1,7 +1,8 @@
 //! Builds the agent as a static program, for `vimg` to carry inside itself.
 
 use std::env;
-use std::path::PathBuf;
+use std::hash::{DefaultHasher, Hasher};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -12,6 +13,9 @@ fn main() {
     println!("cargo::rerun-if-changed=agent/Cargo.toml");
     println!("cargo::rerun-if-changed=Cargo.lock");
     println!("cargo::rerun-if-changed=stdlib");
+
+    println!("cargo::rerun-if-changed=lang/src");
+    println!("cargo::rustc-env=VIMG_PARSER={:016x}", digest(Path::new("lang/src")));
 
     let target_dir = out.join("agent");
     let mut cargo = Command::new(env::var_os("CARGO").expect("cargo sets CARGO"));
@@ -36,4 +40,23 @@ fn main() {
     assert!(status.success(), "the agent does not build");
     let agent = target_dir.join(TARGET).join("release/vimg-agent");
     println!("cargo::rustc-env=VIMG_AGENT={}", agent.display());
+}
+
+/// Tells one version of sources from another.
+fn digest(dir: &Path) -> u64 {
+    let mut files: Vec<PathBuf> = Vec::new();
+    let mut open = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(&dir).expect("sources can be listed").flatten() {
+            let path = entry.path();
+            if path.is_dir() { open.push(path) } else { files.push(path) }
+        }
+    }
+    files.push("Cargo.lock".into());
+    files.sort();
+    let mut hasher = DefaultHasher::new();
+    for file in files {
+        hasher.write(&std::fs::read(file).expect("sources can be read"));
+    }
+    hasher.finish()
 }

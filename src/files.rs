@@ -3,15 +3,19 @@
 //! Knows nothing of recipes or nodes. Every path is opened below the project's
 //! root with `RESOLVE_BENEATH`, so the kernel refuses links that lead out.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use ignore::Match;
+use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use vimg_agent::protocol::{Entry, Manifest, Node};
+use vimg_agent::xattrs;
+use vimg_lang::model::Content;
 use vimg_lang::{Document, FileKind, FileRef, Files, ReadError, Root};
 
 use crate::digest::{Blob, Digest};
@@ -43,6 +47,8 @@ pub struct Project {
     parsed: Option<PathBuf>,
     /// When it was opened, in seconds since 1970.
     opened: i64,
+    /// Paths that are no part of any tree: what the recipe itself writes.
+    left_out: BTreeSet<String>,
 }
 
 /// What this run has looked at already. A build asks for each file more than
@@ -79,7 +85,13 @@ impl Project {
             seen: Mutex::default(),
             parsed: None,
             opened: stamps::now(),
+            left_out: BTreeSet::new(),
         })
+    }
+
+    /// The project, without files that are its own products.
+    pub fn without(self, paths: impl IntoIterator<Item = String>) -> Self {
+        Self { left_out: paths.into_iter().collect(), ..self }
     }
 
     /// The project, with what an earlier run learned of it: digests of
@@ -113,26 +125,33 @@ impl Project {
             let bytes = embedded::read(&file.path).ok_or_else(|| error(file, "it is not in the library"))?;
             return Ok((Blob::of(bytes), 0o644));
         }
-        self.hash_project(&file.path).map_err(|e| error(file, &words(&e)))
+        let hashed = self.hash_project(&file.path).map_err(|e| error(file, &words(&e)));
+        hashed.map(|(blob, mode, _)| (blob, mode))
     }
 
-    fn hash_project(&self, path: &str) -> io::Result<(Blob, u32)> {
+    fn hash_project(&self, path: &str) -> io::Result<(Blob, u32, BTreeMap<String, String>)> {
         let stat = self.stat(path)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, kind_name(&stat)));
         }
-        let mode = stat.st_mode & 0o7777;
         if let Some(digest) = self.lock().get(&stat) {
-            return Ok((Blob { digest, size: stat.st_size as u64 }, mode));
+            let blob = Blob { digest, size: stat.st_size as u64 };
+            return Ok((blob, mode(&stat), BTreeMap::new()));
         }
         let file = File::from(self.open_at(path, OFlags::RDONLY)?);
         let before = rustix::fs::fstat(&file)?;
         let blob = Blob::copy(file.try_clone()?, &mut io::sink())?;
+        let attributes = attributes(&file)?;
         let after = rustix::fs::fstat(&file)?;
-        if blob.size == after.st_size as u64 && stamps::same(&before, &after) {
+        let settled = blob.size == after.st_size as u64 && stamps::same(&before, &after);
+        // What was written through a mapping changes no time of a file in
+        // memory. Attributes are looked at each time: few files have any.
+        if settled && attributes.is_empty() && !in_memory(&file) {
             self.lock().put(&after, blob.digest);
+        } else if in_memory(&file) {
+            self.seen().unsure = true;
         }
-        Ok((blob, after.st_mode & 0o7777))
+        Ok((blob, mode(&after), attributes))
     }
 
     /// What is at a path, links followed as far as they stay in the project.
@@ -192,8 +211,18 @@ impl Project {
         let inner = top.strip_prefix(&self.root).map_err(|_| error(dir, "it is outside of the project"))?;
         let inner = inner.to_str().ok_or_else(|| error(dir, "its name is not UTF-8"))?.to_owned();
         let mut entries: BTreeMap<String, Node> = BTreeMap::new();
-        for found in walkdir::WalkDir::new(&top).follow_links(false) {
+        let mut ignored = self.ignored_above(&inner).map_err(|why| error(dir, &why))?;
+        // What a directory leaves out is read before the rest of it.
+        let first = |entry: &walkdir::DirEntry| (entry.file_name() != IGNORE, entry.file_name().to_owned());
+        let mut walk = walkdir::WalkDir::new(&top).follow_links(false).sort_by_key(first).into_iter();
+        while let Some(found) = walk.next() {
             let found = found.map_err(|e| error(dir, &e.to_string()))?;
+            if self.is_left_out(&found, &inner, &top, &mut ignored).map_err(|why| error(dir, &why))? {
+                if found.file_type().is_dir() {
+                    walk.skip_current_dir();
+                }
+                continue;
+            }
             let relative = found.path().strip_prefix(&top).unwrap_or(found.path());
             let path = relative
                 .to_str()
@@ -202,14 +231,16 @@ impl Project {
             let whole = whole.trim_matches('/');
             if found.file_type().is_file() {
                 // Looked at and noted where it is hashed.
-                let (blob, mode) =
+                let (blob, mode, attributes) =
                     self.hash_project(whole).map_err(|e| error(dir, &format!("{path}: {}", words(&e))))?;
-                entries.insert(path.to_owned(), Node::File(mode, blob));
+                entries.insert(path.to_owned(), Node::File(mode, blob, attributes));
             } else {
                 let stat = rustix::fs::lstat(found.path()).map_err(|e| error(dir, &e.to_string()))?;
                 self.seen().looks.push(Look::entry(whole, &stat));
                 let node = match FileType::from_raw_mode(stat.st_mode) {
-                    FileType::Directory => Node::Dir(stat.st_mode & 0o7777),
+                    FileType::Directory => Node::Dir(DIRECTORY_MODE),
+                    // What programs leave to be talked to by is no file to copy.
+                    FileType::Socket | FileType::Fifo => continue,
                     FileType::Symlink => {
                         let target = std::fs::read_link(found.path()).map_err(|e| error(dir, &words(&e)))?;
                         let target = target.to_str().ok_or_else(|| {
@@ -229,6 +260,111 @@ impl Project {
             }
         }
         Ok(Manifest { entries: entries.into_iter().map(|(path, node)| Entry { path, node }).collect() })
+    }
+
+    /// What `.vimgignore` files above a directory leave out.
+    fn ignored_above(&self, dir: &str) -> Result<Vec<(PathBuf, Gitignore)>, String> {
+        let mut all = Vec::new();
+        let ancestors: Vec<&Path> = Path::new(dir).ancestors().skip(1).collect();
+        for above in ancestors.into_iter().rev().filter(|_| !dir.is_empty()) {
+            let path = above.join(IGNORE);
+            let path = path.to_str().ok_or("its name is not UTF-8")?;
+            match self.read(&FileRef::project(path), MAX_IGNORE) {
+                Ok(bytes) => all.push((above.to_owned(), gitignore(above, &bytes)?)),
+                Err(ReadError::NotFound) => {}
+                Err(_) => return Err(format!("`{path}` can't be read")),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Whether something of a tree at `inner` is left out of it. One that says
+    /// what is left out is heard from then on.
+    fn is_left_out(
+        &self,
+        found: &walkdir::DirEntry,
+        inner: &str,
+        top: &Path,
+        ignored: &mut Vec<(PathBuf, Gitignore)>,
+    ) -> Result<bool, String> {
+        let relative = found.path().strip_prefix(top).unwrap_or(found.path());
+        let whole = Path::new(inner).join(relative);
+        ignored.retain(|(dir, _)| whole.starts_with(dir));
+        let name = found.file_name();
+        if name == IGNORE && found.file_type().is_file() {
+            let dir = whole.parent().unwrap_or(Path::new("")).to_owned();
+            let path = whole.to_str().ok_or("its name is not UTF-8")?;
+            let bytes = self.read(&FileRef::project(path), MAX_IGNORE);
+            let bytes = bytes.map_err(|_| format!("`{path}` can't be read"))?;
+            let rules = gitignore(&dir, &bytes)?;
+            ignored.push((dir, rules));
+            return Ok(true);
+        }
+        let bytes = name.as_encoded_bytes();
+        let is_draft = bytes.starts_with(b".") && bytes.ends_with(b".vimg-new");
+        if is_draft || whole.to_str().is_some_and(|path| self.left_out.contains(path)) {
+            return Ok(true);
+        }
+        let is_dir = found.file_type().is_dir();
+        // The nearest has the last word.
+        for (_, rules) in ignored.iter().rev().filter(|_| found.depth() > 0) {
+            match rules.matched(&whole, is_dir) {
+                Match::Ignore(_) => return Ok(true),
+                Match::Whitelist(_) => return Ok(false),
+                Match::None => {}
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether a script has a shell of its own that goes on after errors.
+    pub fn goes_on(&self, content: &Content) -> bool {
+        let text = match content {
+            Content::Text(text) | Content::Rendered(text, _) => text.clone(),
+            Content::File(file) => {
+                let bytes = self.read(file, MAX_IGNORE).unwrap_or_default();
+                String::from_utf8_lossy(&bytes).into_owned()
+            }
+        };
+        let mut lines = text.lines();
+        let first = lines.next().and_then(|line| line.strip_prefix("#!")).unwrap_or_default();
+        let mut words = first.split_whitespace();
+        let is_shell = words
+            .any(|word| ["sh", "bash", "dash"].iter().any(|shell| word.rsplit('/').next() == Some(*shell)));
+        let stops = |word: &str| word.starts_with('-') && !word.starts_with("--") && word.contains('e');
+        let says = |line: &str| {
+            let line = line.trim_start();
+            let mut words = line.strip_prefix("set ").unwrap_or_default().split_whitespace();
+            words.any(|word| stops(word) || word == "errexit")
+        };
+        is_shell && !words.any(stops) && !lines.any(says)
+    }
+
+    /// Why a script can't run as it is, in words.
+    pub fn unfit(&self, content: &Content) -> Option<String> {
+        let mut start = [0; 512];
+        let read = match content {
+            Content::Text(text) | Content::Rendered(text, _) => {
+                let n = text.len().min(start.len());
+                start[..n].copy_from_slice(&text.as_bytes()[..n]);
+                n
+            }
+            // One that can't be read is told of where it is hashed.
+            Content::File(file) if file.root == Root::Project => {
+                self.open_file(&file.path).and_then(|mut opened| opened.read(&mut start)).unwrap_or(0)
+            }
+            Content::File(_) => 0,
+        };
+        let start = &start[..read];
+        if start.starts_with(b"\xef\xbb\xbf") {
+            return Some(
+                "it begins with a byte order mark, which hides its `#!`; save it as UTF-8 without one".into(),
+            );
+        }
+        let line = start.split(|b| *b == b'\n').next().unwrap_or_default();
+        line.ends_with(b"\r").then(|| {
+            "line 1 ends in a carriage return, as Windows writes it: `dos2unix` takes them out".into()
+        })
     }
 
     /// Copies a file to `to` and checks that it still is what was hashed.
@@ -276,8 +412,8 @@ impl Project {
     }
 
     fn parsed_path(&self, text: &str) -> Option<PathBuf> {
-        // Another version may have another tree.
-        let versioned = format!("{}\0{text}", env!("CARGO_PKG_VERSION"));
+        // Another parser may make another tree of it.
+        let versioned = format!("{}\0{text}", env!("VIMG_PARSER"));
         Some(self.parsed.as_ref()?.join(Digest::of(versioned.as_bytes()).to_string()))
     }
 }
@@ -346,6 +482,48 @@ impl Files for Project {
             let _ = std::fs::rename(&new, &path);
         }
     }
+}
+
+/// The file that says what of its directory is in no tree.
+const IGNORE: &str = ".vimgignore";
+/// The most that such a file may be, in bytes.
+const MAX_IGNORE: usize = 1 << 20;
+
+/// The mode of a directory that a tree brings: what a checkout has depends on
+/// who made it.
+const DIRECTORY_MODE: u32 = 0o755;
+
+/// The mode of a file as git would note it, whatever the umask was; and the
+/// set-id bits, which no checkout has by chance.
+fn mode(stat: &Stat) -> u32 {
+    let plain = if stat.st_mode & 0o111 == 0 { 0o644 } else { 0o755 };
+    plain | stat.st_mode & 0o6000
+}
+
+fn attributes(file: &File) -> io::Result<BTreeMap<String, String>> {
+    // Most files have none; the call that asks by descriptor says so.
+    let mut names = [0; 4096];
+    match rustix::fs::flistxattr(file, &mut names) {
+        Ok(0) | Err(rustix::io::Errno::OPNOTSUPP) => return Ok(BTreeMap::new()),
+        _ => {}
+    }
+    xattrs::portable(&std::fs::canonicalize(format!("/proc/self/fd/{}", file.as_raw_fd()))?)
+}
+
+/// Whether a file is in memory alone (`TMPFS_MAGIC` in linux/magic.h).
+fn in_memory(file: &File) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|fs| fs.f_type as i64 == 0x0102_1994)
+}
+
+fn gitignore(dir: &Path, bytes: &[u8]) -> Result<Gitignore, String> {
+    let file = dir.join(IGNORE);
+    let text = std::str::from_utf8(bytes).map_err(|_| format!("`{}` is not UTF-8", file.display()))?;
+    let mut builder = GitignoreBuilder::new(dir);
+    for (n, line) in text.lines().enumerate() {
+        let added = builder.add_line(None, line);
+        added.map_err(|e| format!("`{}`, line {}: {e}", file.display(), n + 1))?;
+    }
+    builder.build().map_err(|e| format!("`{}`: {e}", file.display()))
 }
 
 fn error(file: &FileRef, why: &str) -> FileError {

@@ -132,6 +132,8 @@ pub struct LayerWork {
     pub places: Vec<(Span, String)>,
     /// Where the blobs of the steps come from.
     pub blobs: BTreeMap<Digest, BlobSource>,
+    /// What whoever builds should know of it.
+    pub notes: Vec<String>,
 }
 
 /// What the agent is to ask, and where that is declared.

@@ -253,7 +253,17 @@ fn what_is_no_file_of_the_project_is_refused() {
     );
     says(&vimg(&root, &["why", "x"]), 0, "symlink tree/link: /etc/shadow");
     Command::new("mkfifo").arg(root.join("tree/pipe")).status().unwrap();
-    says(&vimg(&root, &["check"]), 3, "pipe is a FIFO, which can't be copied");
+    std::fs::write(root.join("tree/.vimgignore"), "*.log\n!keep.log\nbuild/\n").unwrap();
+    std::fs::create_dir_all(root.join("tree/build/deep")).unwrap();
+    for name in ["a.log", "keep.log", "build/deep/x", "y"] {
+        std::fs::write(root.join("tree").join(name), "x").unwrap();
+    }
+    let output = vimg(&root, &["why", "x"]);
+    says(&output, 0, "file tree/keep.log: 448b7cb3f0a5");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    for gone in ["tree/pipe", "tree/a.log", "tree/build", ".vimgignore"] {
+        assert!(!text.contains(gone), "{gone} is in the tree:\n{text}");
+    }
 }
 
 #[test]

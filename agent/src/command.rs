@@ -46,7 +46,7 @@ pub(crate) fn command(program: &str) -> Command {
 }
 
 /// A script with the environment that its recipe asks for. Without a `#!` line
-/// it is the shell's.
+/// it is a shell's, up to the first command that fails.
 pub(crate) fn script(path: &Path, around: &Around, user: &Account) -> io::Result<Command> {
     let mut start = [0; 2];
     let has_own = match File::open(path)?.read_exact(&mut start) {
@@ -57,7 +57,12 @@ pub(crate) fn script(path: &Path, around: &Around, user: &Account) -> io::Result
     if !Path::new(&around.workdir).is_dir() {
         return Err(io::Error::other(format!("there is no directory {} in the machine", around.workdir)));
     }
-    let words: &[&str] = if has_own { &[] } else { &["/bin/sh", "-eu"] };
+    // A command that fails in a pipe fails it, where there is a shell that can.
+    let words: &[&str] = match has_own {
+        true => &[],
+        false if Path::new("/bin/bash").exists() => &["/bin/bash", "-euo", "pipefail"],
+        false => &["/bin/sh", "-eu"],
+    };
     let script = path.to_string_lossy();
     let mut all = words.iter().copied().chain([&*script]);
     let mut command = if user.uid == 0 {

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::failure::Failure;
 use crate::protocol::{Around, Blob, Digest};
 use crate::system::Account;
+use crate::xattrs;
 
 /// The version of the format.
 const FORMAT: u32 = 1;
@@ -283,7 +284,7 @@ impl Ledger {
         if meta.is_symlink() {
             return Ok(Was::Link { target: escape(&fs::read_link(path)?), uid, gid });
         }
-        let xattrs = xattrs(path)?;
+        let xattrs = xattrs::get(path)?;
         if meta.is_dir() {
             return Ok(Was::Dir { mode, uid, gid, xattrs });
         }
@@ -367,41 +368,6 @@ pub(crate) fn unescape(text: &str) -> PathBuf {
         bytes.extend(rest.as_bytes());
     }
     PathBuf::from(std::ffi::OsString::from_vec(bytes))
-}
-
-/// A file's extended attributes: capabilities, access lists, labels. Values
-/// are in hexadecimal.
-pub(crate) fn xattrs(path: &Path) -> io::Result<BTreeMap<String, String>> {
-    let mut names = vec![0; 64 << 10];
-    let length = match rustix::fs::llistxattr(path, &mut names) {
-        Ok(length) => length,
-        // The filesystem has none.
-        Err(rustix::io::Errno::OPNOTSUPP) => return Ok(BTreeMap::new()),
-        Err(error) => return Err(error.into()),
-    };
-    let mut found = BTreeMap::new();
-    for name in names[..length].split(|b| *b == 0).filter(|name| !name.is_empty()) {
-        // A value has at most 64 KiB (xattr(7)).
-        let mut value = vec![0; 64 << 10];
-        let length = rustix::fs::lgetxattr(path, name, &mut value)?;
-        let hex = value[..length].iter().map(|byte| format!("{byte:02x}")).collect();
-        found.insert(String::from_utf8_lossy(name).into_owned(), hex);
-    }
-    Ok(found)
-}
-
-/// Gives a file exactly these extended attributes.
-pub(crate) fn set_xattrs(path: &Path, wanted: &BTreeMap<String, String>) -> io::Result<()> {
-    let now = xattrs(path)?;
-    for name in now.keys().filter(|name| !wanted.contains_key(*name)) {
-        rustix::fs::lremovexattr(path, name.as_str())?;
-    }
-    for (name, hex) in wanted.iter().filter(|(name, hex)| now.get(*name) != Some(*hex)) {
-        let digits = |at: usize| hex.get(at..at + 2).and_then(|d| u8::from_str_radix(d, 16).ok());
-        let value: Vec<u8> = (0..hex.len()).step_by(2).filter_map(digits).collect();
-        rustix::fs::lsetxattr(path, name.as_str(), &value, rustix::fs::XattrFlags::empty())?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

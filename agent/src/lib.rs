@@ -2,14 +2,17 @@
 //!
 //! A small static program that starts early in boot, answers the host over a
 //! virtio-serial port and makes what a layer declares true. It knows nothing
-//! of recipes, images or graphs. The host uses [`protocol`] and [`fsctl`].
+//! of recipes, images or graphs. The host uses [`protocol`], [`fsctl`] and
+//! [`xattrs`].
 
 pub mod protocol;
 mod failure;
 pub mod fsctl;
+pub mod xattrs;
 mod system;
-mod fetch;
+mod place;
 mod offline;
+mod fetch;
 mod urgent;
 mod command;
 pub mod hooks;

@@ -9,6 +9,7 @@ use crate::fetch::Sender;
 use crate::ledger;
 use crate::packages;
 use crate::protocol::{self, Blob, Digest, Kind, Listed};
+use crate::xattrs;
 
 /// A second filesystem that is part of the machine.
 const ESP: &str = "/boot/efi";
@@ -54,7 +55,7 @@ fn walk(dir: &Path, device: u64, out: &mut Chunks) -> io::Result<()> {
             kind,
             mode: meta.mode() & 0o7777,
             owner: (meta.uid(), meta.gid()),
-            attributes: ledger::xattrs(&path).unwrap_or_default(),
+            attributes: xattrs::get(&path).unwrap_or_default(),
             stamp: (meta.ino(), meta.ctime(), meta.ctime_nsec()),
         };
         let mut line = serde_json::to_vec(&listed)?;

@@ -65,8 +65,7 @@ pub(crate) fn apply(primitive: &Primitive, context: &mut Context) -> Result<bool
         }
         Primitive::Symlink { path, target } => symlink::apply(Path::new(path), target, context),
         Primitive::Archive { path, content, strip, owner } => {
-            let owner = owner.as_ref().map(ids).transpose()?;
-            archive::apply(Path::new(path), *content, *strip, owner, context)
+            archive::apply(Path::new(path), *content, *strip, ids(owner)?, context)
         }
         Primitive::Group { name, gid, system } => account::group(name, *gid, *system, context),
         Primitive::User(user) => account::user(user, context),

@@ -47,6 +47,28 @@ pub(crate) fn user(name: &str) -> Option<Account> {
     })
 }
 
+/// The numbers of the user whose home a path is in, `(uid, gid)`, and not only
+/// is.
+pub(crate) fn home_of(path: &Path) -> Option<(u32, u32)> {
+    let homes = lines("/etc/passwd").into_iter().filter_map(|f| {
+        let home = f.get(5).filter(|home| is_home(home))?.clone();
+        Some((home, (f.get(2)?.parse().ok()?, f.get(3)?.parse().ok()?)))
+    });
+    let above = homes.filter(|(home, _)| path.starts_with(home) && path != Path::new(home));
+    above.max_by_key(|(home, _)| home.len()).map(|(_, owner)| owner)
+}
+
+/// Whether a directory can be somebody's own: system users have homes like `/`,
+/// `/bin` or `/nonexistent`.
+pub(crate) fn is_home(home: &str) -> bool {
+    const SYSTEM: [&str; 9] = ["/usr", "/etc", "/dev", "/proc", "/sys", "/run", "/boot", "/bin", "/sbin"];
+    let path = Path::new(home);
+    let depth = path.components().count();
+    path.is_absolute()
+        && (depth > 2 || home == "/root")
+        && !SYSTEM.iter().any(|system| path.starts_with(system))
+}
+
 /// All groups.
 pub(crate) fn groups() -> Vec<Group> {
     lines("/etc/group")

@@ -164,9 +164,8 @@ impl Elaborator<'_> {
                 );
             }
             let file = FileRef::project(output.path.clone());
-            let below =
-                |dir: &FileRef| dir.root == file.root && file.path.starts_with(&format!("{}/", dir.path));
-            let read = self.used.contains(&file) || self.used.iter().any(below);
+            // In a tree that holds it, it is left out.
+            let read = self.used.contains(&file);
             if read || self.sources.iter().any(|s| s.name == file.to_string()) {
                 self.out.push(
                     Diagnostic::error(Code::Conflict, output.span, format!("`{file}` is read by the recipe"))

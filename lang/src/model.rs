@@ -208,8 +208,10 @@ pub struct Owner {
 /// What is in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// Rendered text.
+    /// Text of the recipe.
     Text(String),
+    /// What a template file of the project yields.
+    Rendered(String, FileRef),
     /// A file of the project.
     File(FileRef),
 }
@@ -227,7 +229,7 @@ pub enum Primitive {
     /// A symbolic link.
     Symlink { path: String, target: String },
     /// An unpacked archive.
-    Archive { path: String, from: FileRef, strip: u32, owner: Option<Owner> },
+    Archive { path: String, from: FileRef, strip: u32, owner: Owner },
     /// A group.
     Group { name: String, gid: Option<u32>, system: bool },
     /// A user.

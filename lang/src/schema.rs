@@ -191,7 +191,7 @@ const CHECK: Kind = kind(
 
 const PACKAGE: Kind = kind(
     "package",
-    "Packages of the distribution. All packages of a configuration are installed in one transaction, where the first of them stands.",
+    "Packages of the distribution. All packages of a configuration are installed in one transaction, where the first of them stands; those after a script, or after a file that changes the package manager's sources, in one of their own.",
     Args::Many(req("name", Ty::Str, "a package, as `apt-get install` takes it")),
 );
 
@@ -247,7 +247,7 @@ pub const CONFIGURATION: &[Kind] = &[
         ]),
     kind(
         "directory",
-        "A directory in the machine. With `from` it holds a tree of the project: files, links and modes as they are there. What else is in it stays.",
+        "A directory in the machine. With `from` it holds a tree of the project: its files, with 0755 where they are executable and 0644 elsewhere, and its links. What else is in it stays, and so do directories that are there already. What a `.vimgignore` file names (in gitignore's syntax), sockets, FIFOs, and the outputs of the recipe are left out.",
         Args::One(req("path", Ty::GuestPath, "where")),
     )
     .props(&[opt("from", Ty::HostPath, "a directory of the project"), MODE, OWNER, GROUP]),
@@ -283,7 +283,7 @@ pub const CONFIGURATION: &[Kind] = &[
     kind("reboot", "Switches the machine off in order and boots it again, on a new kernel if there is one, before what follows. Such a configuration is applied to a booted machine; `needs` need not say so.", Args::None),
     kind(
         "run",
-        "A script, run once when the layer is made: a file of the project, or text in a `script` child. Without a `#!` line it is run by `/bin/sh -eu`. Its environment is PATH, HOME, LANG=C.UTF-8 and what `env` declares.",
+        "A script, run once when the layer is made: a file of the project, or text in a `script` child. Without a `#!` line it is run by `/bin/bash -euo pipefail`, or by `/bin/sh -eu` where there is no bash, and stops at the first command that fails; one with its own `#!` line says `set -e` itself. Its environment is PATH, HOME, LANG=C.UTF-8 and what `env` declares.",
         SCRIPT_FILE,
     )
     .props(&[TEMPLATE, USER, WORKDIR, TIMEOUT, NETWORK])

@@ -94,7 +94,15 @@ pub struct Document {
 pub(crate) fn parse(source: SourceId, text: &str) -> Result<Document, Vec<Diagnostic>> {
     prescan::check(source, text).map_err(|d| vec![d])?;
     match kdl::KdlDocument::parse_v2(text) {
-        Ok(document) => Ok(Document { nodes: document.nodes().iter().map(node).collect() }),
+        Ok(document) => {
+            let mut out = Vec::new();
+            escapes(source, &document, &mut out);
+            if out.is_empty() {
+                Ok(Document { nodes: document.nodes().iter().map(node).collect() })
+            } else {
+                Err(out)
+            }
+        }
         Err(error) => Err(error
             .diagnostics
             .into_iter()
@@ -114,6 +122,37 @@ pub(crate) fn parse(source: SourceId, text: &str) -> Result<Document, Vec<Diagno
                 diagnostic
             })
             .collect()),
+    }
+}
+
+/// Finds escapes that are a regular expression's, and that KDL takes for a
+/// blank and a backspace: `\\s` and `\\b` in a script would silently mean
+/// something else.
+fn escapes(source: SourceId, document: &kdl::KdlDocument, out: &mut Vec<Diagnostic>) {
+    for node in document.nodes() {
+        for entry in node.entries().iter().filter(|entry| entry.value().is_string()) {
+            let repr = entry.format().map_or("", |format| format.value_repr.as_str());
+            if repr.starts_with('#') {
+                continue;
+            }
+            let start = entry.span().offset() + entry.span().len() - repr.len();
+            let mut chars = repr.char_indices();
+            while let Some((at, c)) = chars.next() {
+                let (kind, what) = match (c, if c == '\\' { chars.next() } else { None }) {
+                    ('\\', Some((_, 's'))) => ("s", "a blank"),
+                    ('\\', Some((_, 'b'))) => ("b", "a backspace"),
+                    _ => continue,
+                };
+                let span = Span { source, start: (start + at) as u32, end: (start + at + 2) as u32 };
+                let message = format!("`\\{kind}` in a quoted string is {what} in KDL");
+                out.push(Diagnostic::error(Code::Syntax, span, message).help(format!(
+                    "write `\\\\{kind}`, or a raw string: #\"...\"#, in which a backslash is one"
+                )));
+            }
+        }
+        if let Some(children) = node.children() {
+            escapes(source, children, out);
+        }
     }
 }
 

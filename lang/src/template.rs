@@ -80,12 +80,12 @@ impl Renderer {
         if let Some(text) = plain(text, scope) {
             return Ok(text);
         }
-        render(&self.strings, text, place, scope)
+        render(&self.strings, false, text, place, scope)
     }
 
     /// Renders a template file, whose text `place` covers from its start.
     pub(crate) fn file(&self, text: &str, place: Place, scope: &Scope) -> Result<String, Diagnostic> {
-        render(&self.files, text, place, scope)
+        render(&self.files, true, text, place, scope)
     }
 }
 
@@ -139,7 +139,13 @@ pub(crate) fn path_text(file: &crate::source::FileRef) -> String {
     }
 }
 
-fn render(env: &Environment<'static>, text: &str, place: Place, scope: &Scope) -> Result<String, Diagnostic> {
+fn render(
+    env: &Environment<'static>,
+    is_file: bool,
+    text: &str,
+    place: Place,
+    scope: &Scope,
+) -> Result<String, Diagnostic> {
     if let Some(range) = long_tag(text) {
         let span = place.of(Some(range));
         let message = "this template has too long an expression";
@@ -161,13 +167,26 @@ fn render(env: &Environment<'static>, text: &str, place: Place, scope: &Scope) -
         let span = place.of(error.range());
         let detail = error.detail().unwrap_or("").to_owned();
         match error.kind() {
-            ErrorKind::SyntaxError => Diagnostic::error(
-                Code::TemplateSyntax,
-                span,
-                "this template can't be parsed".to_owned(),
-            )
-            .label(detail)
-            .help("`{{ name }}` inserts a value; mark a string `(raw)\"...\"` to keep braces as they are"),
+            ErrorKind::SyntaxError => {
+                match open_comment(text).filter(|_| is_file) {
+                    Some(at) => Diagnostic::error(
+                        Code::TemplateSyntax,
+                        place.of(Some(at..at + 2)),
+                        "`{#` begins a comment that does not end".to_owned(),
+                    )
+                    .help("if it is a shell's, write {% raw %} before the text and {% endraw %} after it"),
+                    None => Diagnostic::error(
+                        Code::TemplateSyntax,
+                        span,
+                        "this template can't be parsed".to_owned(),
+                    )
+                    .label(detail)
+                    .help(match is_file {
+                        true => "`{{ name }}` inserts a value; {% raw %} ... {% endraw %} keeps braces as they are",
+                        false => "`{{ name }}` inserts a value; mark a string `(raw)\"...\"` to keep braces as they are",
+                    }),
+                }
+            }
             ErrorKind::UndefinedError => {
                 // What was missed last need not be what the error is about.
                 let at = error.range().and_then(|r| text.get(r)).unwrap_or("").trim().to_owned();
@@ -231,6 +250,12 @@ fn plain(text: &str, scope: &Scope) -> Option<String> {
         }
     }
     Some(out)
+}
+
+/// Where a comment of a template begins that does not end.
+fn open_comment(text: &str) -> Option<usize> {
+    let at = text.rfind("{#")?;
+    (!text[at + 2..].contains("#}")).then_some(at)
 }
 
 /// A buffer that takes no more than [`MAX_OUTPUT`].
@@ -326,7 +351,7 @@ mod tests {
             "{{{ port }}}",
         ] {
             let (short, long) = (Scope::new(vars()), Scope::new(vars()));
-            let engine = render(&renderer.strings, text, place, &long).map_err(|d| d.code);
+            let engine = render(&renderer.strings, false, text, place, &long).map_err(|d| d.code);
             assert_eq!(renderer.string(text, place, &short).map_err(|d| d.code), engine, "{text}");
             if plain(text, &short).is_some() {
                 assert_eq!(short.reads(), long.reads(), "{text}");

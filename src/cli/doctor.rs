@@ -4,7 +4,8 @@ use serde_json::json;
 
 use super::settings::ProviderArgs;
 use super::{Error, Global, HOST, Outcome, print, print_json, project};
-use crate::provider::{debian, qemu};
+use crate::host::network::Tools;
+use crate::provider::{debian, host, qemu};
 use crate::report::{Style, bytes};
 use crate::store::Store;
 
@@ -27,6 +28,12 @@ fn finding(what: &'static str, result: Result<String, (String, Option<String>)>)
         Ok(said) => Finding { what, good: true, said, help: None },
         Err((said, help)) => Finding { what, good: false, said, help },
     }
+}
+
+/// Whether a directory is on a network filesystem whose locks may be none
+/// (`NFS_SUPER_MAGIC` in linux/magic.h).
+fn is_nfs(path: &std::path::Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type as i64 == 0x6969)
 }
 
 pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
@@ -53,6 +60,19 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         findings.push(finding("layers", Ok(format!("applied {}", explained.offline))));
         findings.push(finding("machines", Ok(format!("booted {}", explained.booted))));
     }
+    if let Ok(store) = &store
+        && let Some(walls) = runtime.block_on(host::walls(store.root()))
+    {
+        findings.push(finding("walls", Ok(walls)));
+    }
+    findings.push(finding(
+        "network",
+        match (args.provider.access()?.reach, Tools::find()) {
+            (reach, _) if reach.all => Ok("guests have the host's own network, as asked".into()),
+            (_, Ok(_)) => Ok("guests reach the internet, and nothing near the host".into()),
+            (_, Err(e)) => Err((e.message, Some(e.help))),
+        },
+    ));
     findings.push(finding(
         "bootstrap",
         match debian::missing() {
@@ -71,6 +91,12 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
             Err(e) => Err((e.to_string(), Some("--store DIR or VIMG_STORE names another place".into()))),
         },
     ));
+    if let Ok(store) = &store
+        && is_nfs(store.root())
+    {
+        let help = "keep the store on a local disk: locks of other hosts may not be seen".to_owned();
+        findings.push(finding("locks", Err(("the store is on NFS".into(), Some(help)))));
+    }
     if let Ok(store) = &store {
         let broken = store.states().iter().filter(|r| store.chain(&r.key).is_none()).count();
         findings.push(finding(

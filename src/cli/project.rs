@@ -175,7 +175,12 @@ impl Opened {
         let mut sources = Sources::default();
         let request = Request { files: &project, entry, set: &global.set, values, rebuilt };
         match compile(&request, &mut sources) {
-            Ok(model) => Ok(Loaded { project, sources, model, store, notes, consent, last }),
+            Ok(model) => {
+                let outputs: Vec<String> =
+                    model.images.iter().flat_map(|i| &i.outputs).map(|o| o.path.clone()).collect();
+                let project = project.without(outputs);
+                Ok(Loaded { project, sources, model, store, notes, consent, last })
+            }
             Err(diagnostics) => Err(Error::Recipe(Box::new(sources), diagnostics)),
         }
     }

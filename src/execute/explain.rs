@@ -113,6 +113,12 @@ pub(super) async fn explain<P: Provider>(
             "what the layer was applied in went down".into(),
             "did it take more than 1 GiB of memory? What needs more says `needs \"booted\"`",
         ),
+        Trouble::Ended(Ended::Killed(_)) if is_full(site.shared.store.root()) => {
+            let mut failure = site.failure(FailureKind::Store, "the disk that holds the store is full");
+            failure.help =
+                Some("make room, or set VIMG_STORE to another disk; finished layers are kept".into());
+            failure
+        }
         Trouble::Ended(Ended::Killed(words)) if node.needs == Needs::Disk => host(
             format!("what the layer was applied in was killed or crashed; it said: {words}"),
             "was the host short of memory? build again: finished layers are kept",
@@ -146,6 +152,12 @@ pub(super) async fn explain<P: Provider>(
     failure
 }
 
+/// Whether a disk has no room left: a program whose memory is a file there is
+/// killed by the kernel then.
+fn is_full(path: &std::path::Path) -> bool {
+    rustix::fs::statvfs(path).is_ok_and(|fs| fs.f_bavail * fs.f_frsize < 16 << 20)
+}
+
 /// What programs say when they miss a running system.
 const NOT_BOOTED: &[&str] = &[
     "System has not been booted with systemd",
@@ -166,6 +178,23 @@ const NOT_BOOTED: &[&str] = &[
     "could not insert",
 ];
 
+/// What programs say when they find no network.
+const NO_NETWORK: &[&str] = &[
+    "Temporary failure in name resolution",
+    "Temporary failure resolving",
+    "Could not resolve",
+    "Couldn't resolve",
+    "could not resolve",
+    "Name or service not known",
+    "Failed to resolve",
+    "failed to lookup address",
+    "unable to resolve host",
+    "getaddrinfo",
+    "EAI_AGAIN",
+    "Network is unreachable",
+    "No route to host",
+];
+
 /// What to do about a failed step, where that can be told.
 fn advice(step: &Primitive, offline: bool, message: &str, tail: &[String]) -> Option<String> {
     let said = |text: &str| message.contains(text) || tail.iter().any(|l| l.contains(text));
@@ -175,11 +204,26 @@ fn advice(step: &Primitive, offline: bool, message: &str, tail: &[String]) -> Op
         );
     }
     Some(match step {
-        Primitive::Package { .. } if said("Unable to locate package") => {
-            "check the package's name and that its suite has it".into()
+        Primitive::Package { .. } if NO_NETWORK.iter().any(|text| said(text)) || said("no network") => {
+            "the machine can't reach its mirror: check the host's network; a mirror or proxy in a private \
+             network has to be allowed with `network-allow`"
+                .into()
         }
-        Primitive::Package { .. } if said("Temporary failure resolving") || said("no network") => {
-            "the machine can't reach its mirror: check the host's network".into()
+        Primitive::Package { .. } if said("Unable to locate package") => {
+            "check the package's name and that its suite has it; a package of a source that this \
+             configuration adds stands after that source"
+                .into()
+        }
+        Primitive::Run(run) if !run.script.around.network && NO_NETWORK.iter().any(|text| said(text)) => {
+            "a script has no network unless its `run` says `network=#true`".into()
+        }
+        Primitive::Run(run) if NO_NETWORK.iter().any(|text| said(text)) => {
+            "scripts reach the internet, and of networks near the host only what `network-allow` names".into()
+        }
+        Primitive::Run(_) if offline && said("no new privileges") => {
+            "programs have no set-user-id rights while the machine is switched off: run the script as root, \
+             or say `needs \"booted\"`"
+                .into()
         }
         Primitive::Run(run) if said("did not end within") => {
             format!("it had {} s; give it more with `timeout=`", run.script.around.timeout)

@@ -131,6 +131,9 @@ async fn apply<P: Provider>(
     staging: &Staging,
     log: &mut Log,
 ) -> Result<bool, Stop> {
+    for note in &work.notes {
+        making.notice(&format!("{}: {note}", making.node.name));
+    }
     making.phase("apply");
     let offline = making.node.needs == Needs::Disk;
     let names = &work.places;

@@ -25,6 +25,7 @@ pub async fn make<P: Provider>(
     let mut looked = Looked::default();
     let mut now = last.clone();
     let mut all = Outcome::default();
+    let mut damaged = BTreeSet::new();
     let plan = loop {
         let mut plan = caching.obtain(&workshop.graph, &now, wanted, &mut looked).await;
         // What was missing before may be there by now.
@@ -32,7 +33,7 @@ pub async fn make<P: Provider>(
         if looked.has_taken() && workshop.resolve() {
             continue;
         }
-        if set_damaged_aside(workshop, &plan) {
+        if set_damaged_aside(workshop, &plan, &mut damaged) {
             now.whole.clear();
             continue;
         }
@@ -71,8 +72,8 @@ pub async fn make<P: Provider>(
 }
 
 /// Looks at the states that something is to be made from; those that can't be
-/// read are set aside, to be made again. Says whether there were any.
-fn set_damaged_aside<P>(workshop: &Workshop<P>, plan: &Plan) -> bool {
+/// read are set aside, to be made again, once each. Says whether there were any.
+fn set_damaged_aside<P>(workshop: &Workshop<P>, plan: &Plan, before: &mut BTreeSet<Key>) -> bool {
     let graph = &workshop.graph;
     let below = plan.to_build().filter_map(|(id, _)| graph.node(id).parent);
     let below: BTreeSet<NodeId> = below.filter(|id| plan.steps.get(id) == Some(&Step::Reuse)).collect();
@@ -82,7 +83,7 @@ fn set_damaged_aside<P>(workshop: &Workshop<P>, plan: &Plan) -> bool {
             let text =
                 format!("a state below {} is damaged and will be built again: {key}", graph.node(id).name);
             (workshop.sink)(Event::Notice { text });
-            any = true;
+            any |= before.insert(key);
         }
     }
     any

@@ -15,7 +15,7 @@ use vimg_lang::{FileRef, Span};
 
 use super::{BlobSource, CheckWork, GraphError, LayerWork, Needs};
 use crate::digest::{Blob, Description};
-use crate::files::Project;
+use crate::files::{FileError, Project};
 use crate::provider::debian;
 
 /// Raise when sealing or exporting gives another disk.
@@ -155,6 +155,7 @@ pub(super) fn layer(
             steps: Vec::new(),
             places: Vec::new(),
             blobs: BTreeMap::new(),
+            notes: Vec::new(),
         },
         errors: Vec::new(),
     };
@@ -243,7 +244,7 @@ impl Walk<'_> {
                 let name = format!("archive {path}");
                 self.d.value(&name, "");
                 self.d.value(format!("{name} strip"), strip);
-                let owner = owner.as_ref().map(|owner| self.owner(&name, owner));
+                let owner = self.owner(&name, owner);
                 let content = self.file(from, span).map(|(blob, _)| blob);
                 let step = content.map(|content| Step::Archive {
                     path: path.clone(),
@@ -313,7 +314,7 @@ impl Walk<'_> {
             Primitive::Run { script, undo, secrets } => {
                 let label = match &script.content {
                     Content::File(file) => format!("run {file}"),
-                    Content::Text(_) => "run".to_owned(),
+                    Content::Text(_) | Content::Rendered(..) => "run".to_owned(),
                 };
                 for (name, version) in secrets {
                     self.d.value(format!("{SECRET}{name}"), version);
@@ -353,6 +354,19 @@ impl Walk<'_> {
         for (variable, value) in &script.env {
             self.d.value(format!("{name} env {variable}"), value);
         }
+        if let Some(why) = self.project.unfit(&script.content) {
+            let file = match &script.content {
+                Content::File(file) | Content::Rendered(_, file) => file.to_string(),
+                Content::Text(_) => "script".to_owned(),
+            };
+            self.errors.push(GraphError { span, error: FileError { file, why } });
+            return None;
+        }
+        if self.project.goes_on(&script.content) {
+            self.work.notes.push(format!(
+                "{name}: a script with its own `#!` line goes on after a command that fails; `set -e` stops it"
+            ));
+        }
         let (content, _) = self.content("script", &script.content, span)?;
         let Script { env, user, workdir, timeout, network, .. } = script.clone();
         Some(protocol::Script { content, around: protocol::Around { env, user, workdir, timeout, network } })
@@ -366,6 +380,17 @@ impl Walk<'_> {
                 self.d.content(format!("content of {name}"), blob.digest);
                 self.work.blobs.insert(blob.digest, BlobSource::Bytes(Arc::from(text.as_bytes())));
                 Some((blob, 0o644))
+            }
+            Content::Rendered(text, template) => {
+                let (blob, _) = self.content(name, &Content::Text(text.clone()), span)?;
+                match self.project.hash(template) {
+                    // It is as executable as its template.
+                    Ok((_, mode)) => Some((blob, mode)),
+                    Err(error) => {
+                        self.errors.push(GraphError { span, error });
+                        None
+                    }
+                }
             }
             Content::File(file) => self.file(file, span),
         }
@@ -402,9 +427,12 @@ impl Walk<'_> {
                     self.d.value(format!("directory {path} mode"), format_args!("{mode:04o}"))
                 }
                 protocol::Node::Link(target) => self.d.value(format!("symlink {path}"), target),
-                protocol::Node::File(mode, blob) => {
+                protocol::Node::File(mode, blob, attributes) => {
                     self.d.content(format!("file {path}"), blob.digest);
                     self.d.value(format!("file {path} mode"), format_args!("{mode:04o}"));
+                    for (name, value) in attributes {
+                        self.d.value(format!("file {path} attribute {name}"), value);
+                    }
                     let file = FileRef { root: dir.root, path: join(&dir.path, &entry.path) };
                     self.work.blobs.insert(blob.digest, BlobSource::File(file));
                 }

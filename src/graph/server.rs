@@ -268,6 +268,7 @@ mod tests {
         let revert = |layer: &str| Step::Revert { layer: layer.into() };
         let link = || Step::Symlink { path: "/x".into(), target: "y".into() };
         let work = |steps: &[Step]| LayerWork {
+            notes: Vec::new(),
             layer: None,
             steps: steps.to_vec(),
             places: steps.iter().map(|_| (span, String::new())).collect(),

@@ -82,7 +82,7 @@ fn owned(store: &Path) -> bool {
 /// Says how layers will be applied, and why, without starting anything.
 pub async fn explain(choice: Choice, kvm: &Kvm, store: &Path) -> String {
     let engine = Engine::allowed(owned(store)).await;
-    let container = |engine: &Engine| format!("in a {} ({}) ", engine.name(), engine.walls());
+    let container = |engine: &Engine| format!("in a {} ", engine.name());
     match (choice, engine) {
         (Choice::Qemu, _) => "in an appliance under QEMU (as asked)".into(),
         (Choice::Container, Ok(engine)) => container(&engine) + "(as asked)",
@@ -92,6 +92,12 @@ pub async fn explain(choice: Choice, kvm: &Kvm, store: &Path) -> String {
         (Choice::Auto, Ok(engine)) => container(&engine) + "(KVM does not work)",
         (Choice::Auto, Err(why)) => format!("in an appliance under QEMU (no containers: {why})"),
     }
+}
+
+/// Says what stands between a container and the host; `None` if there are no
+/// containers here.
+pub async fn walls(store: &Path) -> Option<String> {
+    Engine::allowed(owned(store)).await.ok().map(|engine| engine.walls())
 }
 
 impl Provider for Host {

@@ -1,10 +1,12 @@
 //! What is signed by the wrong one, stands in the wrong place or is not what
 //! its name says is not used, and each is said in its own words.
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
+use vimg::cache::Caches;
 use vimg::cache::entry::{self, Asked, Entry, Signed};
 use vimg::cache::remote::Remote;
 use vimg::cache::sign::{Signer, Trust};
@@ -278,10 +280,16 @@ fn a_disk_that_names_a_file_is_refused_whoever_signed_it() {
     let disk = writer.store.state_dir(&base).join("disk.qcow2");
     let rebased = std::process::Command::new("qemu-img")
         .args(["rebase", "-u", "-b", "/etc/passwd", "-F", "raw"])
-        .arg(disk)
+        .arg(&disk)
         .status()
         .unwrap();
     assert!(rebased.success());
+    // What a store holds is not sent if it was changed; this one says it is so.
+    assert!(!writer.store.is_sound(&base));
+    let record = writer.store.states().into_iter().find(|record| record.key == base).unwrap();
+    let staging = writer.store.staging().unwrap();
+    std::fs::copy(&disk, staging.path().join("disk.qcow2")).unwrap();
+    assert!(writer.store.commit(staging, &record).unwrap());
     writer.push(&writer.with(&remote, Some(&remote)), &remote, &[base]);
     let runner = Runner::new();
     let error = runner.fetch(&runner.with(&remote, None), base).unwrap_err();
@@ -309,4 +317,56 @@ fn two_builds_of_a_base_do_not_mix() {
     let error = other.fetch(&second, layer).unwrap_err();
     assert!(error.contains("another build of web:base"), "{error}");
     runner.fetch(&runner.with(&remote, None), layer).unwrap();
+}
+
+/// A state that came from one domain is not signed for another, nor is what
+/// lies on it.
+#[test]
+fn one_domain_does_not_vouch_for_anothers_states() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let remote = |dir: &tempfile::TempDir, domain: &str| {
+        let spec = format!("type=local,src={},domain={domain}", dir.path().display());
+        Arc::new(Remote::open(Spec::parse(&spec, false).unwrap()).unwrap())
+    };
+    let (theirs, ours) = (remote(&dirs[0], "pr-7"), remote(&dirs[1], "main"));
+    let believing = |remote: &Arc<Remote>| {
+        let mut trust = Trust::default();
+        trust.add("*", signer().public());
+        let mut caches = Caches::new(trust, Some(signer()), "web".into());
+        caches.from.push(remote.clone());
+        caches.to.push(remote.clone());
+        caches
+    };
+    let mut writer = Runner::new();
+    let (base, layer, _) = writer.project(70);
+    assert_eq!(writer.push(&believing(&theirs), &theirs, &[base, layer]).sent, 2);
+    // A runner that serves both takes them over, and builds on.
+    let mut runner = Runner::new();
+    runner.fetch(&believing(&theirs), layer).unwrap();
+    let origin = runner.store.record(&base).unwrap().origin.unwrap();
+    assert_eq!((origin.domain.as_str(), origin.key), ("pr-7", signer().public().tag()));
+    let own = runner.layer("web@own", layer, 71);
+    let pushed = runner.push(&believing(&ours), &ours, &[base, layer, own]);
+    assert_eq!((pushed.sent, pushed.withheld.is_empty()), (0, false));
+    assert!(runner.fetch(&believing(&ours), own).is_err(), "nothing of it is there");
+    // To where it came from it may go.
+    assert_eq!(runner.push(&believing(&theirs), &theirs, &[own]).sent, 1);
+}
+
+/// A flipped bit in the store is not signed and sent.
+#[test]
+fn a_damaged_disk_is_not_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = format!("type=local,src={},domain=main", dir.path().display());
+    let remote = Arc::new(Remote::open(Spec::parse(&spec, false).unwrap()).unwrap());
+    let mut writer = Runner::new();
+    let (base, layer, _) = writer.project(80);
+    let disk = writer.store.state_dir(&layer).join("disk.qcow2");
+    let file = std::fs::File::options().read(true).write(true).open(disk).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, (1 << 20) + 4000).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], (1 << 20) + 4000).unwrap();
+    let pushed = writer.push(&writer.with(&remote, Some(&remote)), &remote, &[base, layer]);
+    assert_eq!((pushed.sent, pushed.damaged), (1, vec!["web@site".to_owned()]));
+    assert!(writer.store.has(&base) && !writer.store.has(&layer), "it will be built again");
 }

@@ -95,6 +95,7 @@ impl Provider for Fake {
             state: state.clone(),
             leak: self.leak.clone(),
             steps: self.steps.clone(),
+            memory: Vec::new(),
             // Who works on a disk from outside sees nothing of its machine.
             machine: match launch.offline {
                 Some(_) => "off".into(),
@@ -218,6 +219,8 @@ struct Agent {
     state: Arc<Mutex<State>>,
     leak: Option<PathBuf>,
     steps: Arc<AtomicUsize>,
+    /// What scripts have left running, until the machine ends.
+    memory: Vec<String>,
     machine: String,
 }
 
@@ -263,6 +266,9 @@ impl Agent {
                     }
                     let machine = format!("{} {offline}", self.machine);
                     self.change(|s| s.insert("machine".into(), machine));
+                    if self.machine == "off" {
+                        self.memory.clear();
+                    }
                     self.say(&FromAgent::Done { boot_changed: false }).await?;
                 }
                 ToAgent::Check { probes } => {
@@ -317,7 +323,7 @@ impl Agent {
                         let text = match entry.node {
                             Node::Dir(mode) => format!("dir {mode:o}"),
                             Node::Link(target) => format!("link {target}"),
-                            Node::File(mode, blob) => {
+                            Node::File(mode, blob, _) => {
                                 format!("{mode:o} {}", Digest::of(&self.fetch(blob).await?))
                             }
                         };
@@ -334,13 +340,16 @@ impl Agent {
                     return Some(Err("exit code 1".into()));
                 }
                 let leaked = self.leak.as_ref().map(|path| std::fs::read(path).unwrap_or_default());
-                // A script may read the whole machine.
+                // A script may read the whole machine, and what others left in its
+                // memory.
                 let before = serde_json::to_string(&*self.state.lock().unwrap()).unwrap();
                 let text = format!(
-                    "{:?}{script:?}{leaked:?}{:?}",
+                    "{:?}{script:?}{leaked:?}{:?}{:?}",
                     Digest::of(before.as_bytes()),
-                    run.script.around.env
+                    run.script.around.env,
+                    self.memory,
                 );
+                self.memory.push(script.to_owned());
                 self.change(|s| {
                     let n = s.keys().filter(|k| k.starts_with("run ")).count();
                     s.insert(format!("run {n:03}"), Digest::of(text.as_bytes()).to_string())

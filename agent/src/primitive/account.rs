@@ -118,14 +118,43 @@ pub(super) fn user(user: &User, context: &mut Context) -> Result<bool, Failure> 
     }
     program.arg(&user.name);
     let home = user.home.clone().unwrap_or_else(|| format!("/home/{}", user.name));
+    let (new, was_there) = (found.is_none(), Path::new(&home).is_dir());
     context.ledger.note(&Entry::User {
         name: user.name.clone(),
         was: found,
         groups: groups_of(&user.name),
-        home: Some(home).filter(|home| std::fs::symlink_metadata(home).is_err()),
+        home: Some(home.clone()).filter(|home| std::fs::symlink_metadata(home).is_err()),
     })?;
+    // useradd leaves a home that is there as it is.
+    let takes = new && was_there && !user.system && system::is_home(&home);
+    if takes {
+        context.ledger.path(Path::new(&home))?;
+    }
     run(program, context)?;
+    if takes && let Some(account) = system::user(&user.name) {
+        take_home(&account, context)?;
+    }
     Ok(true)
+}
+
+/// Makes a directory that was there a new user's home: the user's own, with
+/// what every home begins with (`/etc/skel`, useradd(8)).
+fn take_home(account: &system::Account, context: &Context) -> Result<(), Failure> {
+    let mut take = command::command("sh");
+    take.args([
+        "-euc",
+        "chown -- \"$2:$3\" \"$1\"\n\
+         [ -d /etc/skel ] || exit 0\n\
+         cd /etc/skel\n\
+         find . -mindepth 1 | while IFS= read -r name; do\n\
+             [ ! -e \"$1/$name\" ] && [ ! -h \"$1/$name\" ] || continue\n\
+             cp -dP --preserve=mode -- \"$name\" \"$1/$name\" 2>/dev/null || mkdir -- \"$1/$name\"\n\
+             chown -h -- \"$2:$3\" \"$1/$name\"\n\
+         done",
+        "sh",
+    ]);
+    take.arg(&account.home).arg(account.uid.to_string()).arg(account.gid.to_string());
+    run(take, context)
 }
 
 /// The groups that list a user as a member.

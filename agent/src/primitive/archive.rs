@@ -7,37 +7,28 @@ use std::time::Duration;
 use super::{Context, file};
 use crate::command;
 use crate::failure::{Failure, HOME};
-use crate::protocol::{Blob, Digest};
+use crate::protocol::Blob;
 
 pub(super) fn apply(
     path: &Path,
     content: Blob,
     strip: u32,
-    owner: Option<(u32, u32)>,
+    owner: (u32, u32),
     context: &mut Context,
 ) -> Result<bool, Failure> {
-    // What an archive holds is known only to tar; that it was unpacked here
-    // is noted.
-    let what = format!("{}\0{}\0{strip}\0{owner:?}", path.display(), content.digest);
-    let note = Path::new(HOME).join("archives").join(Digest::of(what.as_bytes()).to_string());
-    if note.exists() {
-        return Ok(false);
-    }
-    context.ledger.paths([path, note.as_path()])?;
-    fs::create_dir_all(path).map_err(|e| Failure::at(path, e))?;
+    context.ledger.path(path)?;
+    file::parents(&path.join("x"))?;
     let tmp = Path::new(HOME).join("tmp");
     fs::create_dir_all(&tmp).map_err(|e| Failure::at(&tmp, e))?;
     let archive = tmp.join("archive");
     context.channel.request(&[content]).map_err(|e| Failure::at(&archive, e))?;
+    // What an archive holds is known only to tar: it is unpacked aside.
     let unpacked = File::create(&archive)
         .and_then(|mut f| context.channel.blob(content, &mut f))
         .map_err(|e| Failure::at(&archive, e))
         .and_then(|()| unpack(&archive, path, strip, owner, context));
     let _ = fs::remove_file(&archive);
-    unpacked?;
-    file::parents(&note)?;
-    fs::write(&note, what.replace('\0', "\n")).map_err(|e| Failure::at(&note, e))?;
-    Ok(true)
+    unpacked
 }
 
 /// Unpacks aside and then moves it in: what is there already is noted before
@@ -46,15 +37,16 @@ fn unpack(
     archive: &Path,
     path: &Path,
     strip: u32,
-    owner: Option<(u32, u32)>,
+    (uid, gid): (u32, u32),
     context: &mut Context,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     let aside = Path::new(HOME).join("tmp").join("unpacked");
     let _ = fs::remove_dir_all(&aside);
     fs::create_dir_all(&aside).map_err(|e| Failure::at(&aside, e))?;
     let mut tar = command::command("tar");
     tar.arg("--extract").arg("--file").arg(archive).arg("--directory").arg(&aside);
-    tar.arg(format!("--strip-components={strip}")).arg("--numeric-owner");
+    tar.arg(format!("--strip-components={strip}"));
+    tar.args(["--no-same-owner", "--same-permissions", "--xattrs", "--xattrs-include=*"]);
     command::run(&mut tar, Duration::from_secs(3600), &context.output()).map_err(|mut failure| {
         failure.message = format!(
             "tar: {}; for .xz and .zst the machine needs the package xz-utils or zstd",
@@ -62,24 +54,23 @@ fn unpack(
         );
         failure
     })?;
-    if let Some((uid, gid)) = owner {
-        let mut chown = command::command("chown");
-        chown.arg("--recursive").arg("--no-dereference").arg(format!("{uid}:{gid}")).arg(&aside);
-        command::run(&mut chown, Duration::from_secs(600), &context.output())?;
-    }
     let mut held = Vec::new();
     list(&aside, &aside, path, &mut held).map_err(|e| Failure::at(&aside, e))?;
     context.ledger.paths(held.iter().map(PathBuf::as_path))?;
     let mut copy = command::command("sh");
     copy.args([
         "-c",
-        "tar -C \"$1\" -c . | tar -C \"$2\" -x --same-owner --numeric-owner --no-overwrite-dir --keep-directory-symlink",
+        // The owner goes into the stream: where it is set later, set-id bits and
+        // capabilities are lost.
+        "tar -C \"$1\" -c --xattrs --xattrs-include='*' --numeric-owner --owner=+\"$3\" --group=+\"$4\" . |
+         tar -C \"$2\" -x --xattrs --xattrs-include='*' --same-owner --same-permissions --numeric-owner \
+             --no-overwrite-dir --keep-directory-symlink",
         "sh",
     ]);
-    copy.arg(&aside).arg(path);
+    copy.arg(&aside).arg(path).arg(uid.to_string()).arg(gid.to_string());
     let copied = command::run(&mut copy, Duration::from_secs(3600), &context.output());
     let _ = fs::remove_dir_all(&aside);
-    copied
+    copied.map(|()| true)
 }
 
 /// Where all that is below `dir` will be, but for directories that are there:

@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, lchown};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use super::{Context, file, symlink};
 use crate::failure::Failure;
+use crate::place::Place;
 use crate::protocol::{Blob, Manifest, Node};
+use crate::xattrs;
 
 pub(super) fn apply(
     path: &Path,
@@ -41,6 +43,12 @@ pub(super) fn apply(
             ("", node) => (path.to_owned(), node),
             (_, node) => (path.join(relative), node),
         };
+        // A tree is laid onto what is there: directories that are there stay as
+        // they are, but for one that the recipe says something of.
+        let said = target == path && (mode.is_some() || owner != (0, 0));
+        if matches!(node, Node::Dir(_)) && target.is_dir() && !said {
+            continue;
+        }
         if !right(&target, &node, owner) {
             differs.push((target, node));
         }
@@ -56,22 +64,26 @@ pub(super) fn apply(
             Node::Dir(mode) => {
                 directory(&target, mode, owner)?;
             }
-            Node::File(mode, content) if file::holds(&target, content) => {
+            Node::File(mode, content, attributes)
+                if attributes.is_empty() && file::holds(&target, content) =>
+            {
                 file::attributes(&target, mode, owner)?;
             }
-            Node::File(mode, content) => wanted.push((target, mode, content)),
+            Node::File(mode, content, attributes) => wanted.push((target, mode, content, attributes)),
             Node::Link(to) => {
-                symlink::apply(&target, &to, context)?;
-                lchown(&target, Some(owner.0), Some(owner.1)).map_err(|e| Failure::at(&target, e))?;
+                if fs::symlink_metadata(&target).is_ok_and(|meta| meta.is_dir()) {
+                    return Err(Failure::new(format!("{} is a directory", target.display())));
+                }
+                symlink::put(&target, Path::new(&to), owner)?;
             }
         }
     }
     // A part at a time: the host does not read while it sends.
     for part in wanted.chunks(1024) {
-        let blobs: Vec<Blob> = part.iter().map(|(_, _, blob)| *blob).collect();
+        let blobs: Vec<Blob> = part.iter().map(|(_, _, blob, _)| *blob).collect();
         context.channel.request(&blobs).map_err(|e| Failure::at(path, e))?;
-        for (target, mode, content) in part {
-            file::write(target, *content, *mode, owner, context)?;
+        for (target, mode, content, attributes) in part {
+            file::write(target, *content, *mode, owner, attributes, context)?;
         }
     }
     Ok(changed)
@@ -84,24 +96,28 @@ fn right(path: &Path, node: &Node, owner: (u32, u32)) -> bool {
         // A link to a directory is a directory, as `/bin` is.
         Node::Dir(_) if meta().is_ok_and(|m| m.is_symlink()) => path.is_dir(),
         Node::Dir(mode) => path.is_dir() && file::has(path, *mode, owner),
-        Node::File(mode, content) => file::holds(path, *content) && file::has(path, *mode, owner),
+        Node::File(mode, content, attributes) => {
+            let has = |name: &String, value: &String| {
+                xattrs::get(path).is_ok_and(|there| there.get(name) == Some(value))
+            };
+            file::holds(path, *content)
+                && file::has(path, *mode, owner)
+                && attributes.iter().all(|(name, value)| has(name, value))
+        }
         Node::Link(to) => symlink::leads(path, to) && meta().is_ok_and(|m| (m.uid(), m.gid()) == owner),
     }
 }
 
 fn directory(path: &Path, mode: u32, owner: (u32, u32)) -> Result<bool, Failure> {
-    match fs::create_dir(path) {
-        Ok(()) => {
-            file::attributes(path, mode, owner)?;
-            Ok(true)
-        }
+    let fail = |e: io::Error| Failure::at(path, e);
+    let place = Place::find(path).map_err(fail)?;
+    if place.make_dir().map_err(fail)? {
+        return place.set(mode, owner).map(|()| true).map_err(fail);
+    }
+    match fs::symlink_metadata(path).map_err(fail)? {
         // A link to a directory is a directory, as `/bin` is.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {
-            if fs::symlink_metadata(path).is_ok_and(|m| m.is_symlink()) {
-                return Ok(false);
-            }
-            file::attributes(path, mode, owner)
-        }
-        Err(error) => Err(Failure::at(path, error)),
+        meta if meta.is_symlink() && path.is_dir() => Ok(false),
+        meta if meta.is_dir() => file::attributes(path, mode, owner),
+        _ => Err(fail(io::ErrorKind::AlreadyExists.into())),
     }
 }

@@ -1,14 +1,17 @@
 //! `file`: bytes at a path, put there in one step.
 
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use super::{Context, symlink};
 use crate::failure::Failure;
 use crate::ledger::{self, Was};
+use crate::place::{self, Place};
 use crate::protocol::{Blob, Digest};
+use crate::xattrs;
 
 pub(super) fn apply(
     path: &Path,
@@ -27,7 +30,7 @@ pub(super) fn apply(
     }
     parents(path)?;
     context.channel.request(&[content]).map_err(|e| Failure::at(path, e))?;
-    write(path, content, mode, owner, context)?;
+    write(path, content, mode, owner, &BTreeMap::new(), context)?;
     Ok(true)
 }
 
@@ -37,33 +40,24 @@ pub(super) fn write(
     content: Blob,
     mode: u32,
     owner: (u32, u32),
+    attributes: &BTreeMap<String, String>,
     context: &mut Context,
 ) -> Result<(), Failure> {
     let fail = |e| Failure::at(path, e);
     if fs::symlink_metadata(path).is_ok_and(|m| m.is_dir()) {
         return Err(Failure::new(format!("{} is a directory", path.display())));
     }
-    let new = beside(path);
-    let _ = fs::remove_file(&new);
+    let place = Place::find(path).map_err(fail)?;
     let written = (|| {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        let mut file = place.draft()?;
         context.channel.blob(content, &mut file)?;
-        chown(&new, Some(owner.0), Some(owner.1))?;
-        // After chown, which clears the set-id bits.
-        fs::set_permissions(&new, fs::Permissions::from_mode(mode))?;
-        fs::rename(&new, path)
+        place::finish(&file, mode, owner, attributes)?;
+        place.put()
     })();
     if written.is_err() {
-        let _ = fs::remove_file(&new);
+        place.give_up();
     }
     written.map_err(fail)
-}
-
-fn beside(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // The longest legal name is 255 bytes.
-    let short: String = name.chars().take(40).collect();
-    path.with_file_name(format!(".{short}.vimg-new"))
 }
 
 /// Whether a regular file at `path` has this content.
@@ -85,16 +79,11 @@ pub(super) fn has(path: &Path, mode: u32, owner: (u32, u32)) -> bool {
 pub(super) fn attributes(path: &Path, mode: u32, owner: (u32, u32)) -> Result<bool, Failure> {
     let fail = |e| Failure::at(path, e);
     let meta = fs::symlink_metadata(path).map_err(fail)?;
-    let mut changed = false;
-    if (meta.uid(), meta.gid()) != owner {
-        chown(path, Some(owner.0), Some(owner.1)).map_err(fail)?;
-        changed = true;
+    let differs = (meta.uid(), meta.gid()) != owner || meta.mode() & 0o7777 != mode;
+    if differs {
+        Place::find(path).and_then(|place| place.set(mode, owner)).map_err(fail)?;
     }
-    if changed || meta.mode() & 0o7777 != mode {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(fail)?;
-        changed = true;
-    }
-    Ok(changed)
+    Ok(differs)
 }
 
 /// Makes a file of the agent's own hold `text`; says whether it did not.
@@ -103,15 +92,20 @@ pub(super) fn text(path: &Path, text: &str, context: &mut Context) -> Result<boo
         return Ok(false);
     }
     context.ledger.path(path)?;
-    parents(path)?;
-    fs::write(path, text).map_err(|e| Failure::at(path, e))?;
-    Ok(true)
+    let written = Place::make(path).and_then(|place| {
+        let mut file = place.draft()?;
+        file.write_all(text.as_bytes())?;
+        place::finish(&file, 0o644, (0, 0), &BTreeMap::new())?;
+        place.put()
+    });
+    written.map(|()| true).map_err(|e| Failure::at(path, e))
 }
 
-/// Makes the directories above `path` that are missing, as root's with 0755.
+/// Makes the directories above `path` that are missing, with 0755: root's, or a
+/// user's below that user's home.
 pub(super) fn parents(path: &Path) -> Result<(), Failure> {
     let Some(parent) = path.parent() else { return Ok(()) };
-    fs::create_dir_all(parent).map_err(|e| Failure::at(parent, e))
+    Place::make(path).map(|_| ()).map_err(|e| Failure::at(parent, e))
 }
 
 /// Puts back what stood at a path.
@@ -129,35 +123,28 @@ pub(super) fn revert(path: &Path, was: &Was, context: &Context) -> Result<(), Fa
             Err(_) => Ok(()),
         },
         Was::File { content, mode, uid, gid, xattrs } => {
-            parents(path)?;
-            let new = beside(path);
+            let place = Place::make(path).map_err(fail)?;
             let put = || {
-                fs::copy(context.ledger.content(content), &new)?;
-                if digest(&new)? != *content {
+                let mut file = place.draft()?;
+                let kept = File::open(context.ledger.content(content))?;
+                if Blob::copy(kept, &mut file)?.digest != *content {
                     return Err(io::Error::other("what was kept of it is damaged"));
                 }
-                chown(&new, Some(*uid), Some(*gid))?;
-                // After chown, which clears the set-id bits.
-                fs::set_permissions(&new, fs::Permissions::from_mode(*mode))?;
-                ledger::set_xattrs(&new, xattrs)?;
-                fs::rename(&new, path)
+                place::finish(&file, *mode, (*uid, *gid), xattrs)?;
+                place.put()
             };
             put().map_err(|e| {
-                let _ = fs::remove_file(&new);
+                place.give_up();
                 fail(e)
             })
         }
-        Was::Link { target, uid, gid } => {
-            parents(path)?;
-            symlink::put(path, &ledger::unescape(target))?;
-            lchown(path, Some(*uid), Some(*gid)).map_err(fail)
-        }
+        Was::Link { target, uid, gid } => symlink::put(path, &ledger::unescape(target), (*uid, *gid)),
         Was::Dir { mode, uid, gid, xattrs } => {
             let put = || {
-                fs::create_dir_all(path)?;
-                chown(path, Some(*uid), Some(*gid))?;
-                fs::set_permissions(path, fs::Permissions::from_mode(*mode))?;
-                ledger::set_xattrs(path, xattrs)
+                let place = Place::make(path)?;
+                place.make_dir()?;
+                place.set(*mode, (*uid, *gid))?;
+                xattrs::set(path, xattrs)
             };
             put().map_err(fail)
         }

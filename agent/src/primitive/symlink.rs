@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use super::{Context, file};
+use super::Context;
 use crate::failure::Failure;
+use crate::place::Place;
 
 pub(super) fn apply(path: &Path, target: &str, context: &mut Context) -> Result<bool, Failure> {
     if leads(path, target) {
@@ -14,8 +15,7 @@ pub(super) fn apply(path: &Path, target: &str, context: &mut Context) -> Result<
         return Err(Failure::new(format!("{} is a directory", path.display())));
     }
     context.ledger.path(path)?;
-    file::parents(path)?;
-    put(path, Path::new(target))?;
+    put(path, Path::new(target), (0, 0))?;
     Ok(true)
 }
 
@@ -25,12 +25,11 @@ pub(super) fn leads(path: &Path, target: &str) -> bool {
 }
 
 /// Puts a link in place of what is no directory, in one step.
-pub(super) fn put(path: &Path, target: &Path) -> Result<(), Failure> {
-    let fail = |e| Failure::at(path, e);
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let short: String = name.chars().take(40).collect();
-    let new = path.with_file_name(format!(".{short}.vimg-new"));
-    let _ = fs::remove_file(&new);
-    std::os::unix::fs::symlink(target, &new).map_err(fail)?;
-    fs::rename(&new, path).map_err(fail)
+pub(super) fn put(path: &Path, target: &Path, owner: (u32, u32)) -> Result<(), Failure> {
+    let put = Place::make(path).and_then(|place| {
+        place.draft_link(target)?;
+        place.put()?;
+        place.own_link(owner)
+    });
+    put.map_err(|e| Failure::at(path, e))
 }

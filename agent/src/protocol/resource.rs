@@ -36,8 +36,9 @@ pub struct Entry {
 pub enum Node {
     /// A directory with its permission bits.
     Dir(u32),
-    /// A file with its permission bits and content.
-    File(u32, Blob),
+    /// A file with its permission bits, its content and its extended
+    /// attributes, in hexadecimal.
+    File(u32, Blob, BTreeMap<String, String>),
     /// A symbolic link and what it points to.
     Link(String),
 }
@@ -71,7 +72,7 @@ pub enum Primitive {
         path: String,
         content: Blob,
         strip: u32,
-        owner: Option<Owner>,
+        owner: Owner,
     },
     Group {
         name: String,

@@ -15,7 +15,9 @@ use crate::value;
 const RUN_TIMEOUT: u64 = 30 * 60;
 
 impl Elaborator<'_> {
-    /// All primitives of a configuration in their order, its packages joined.
+    /// All primitives of a configuration in their order. Its packages are joined
+    /// where the first of them stands, up to a step after which there may be
+    /// other packages.
     pub(super) fn steps(&mut self, at: At, scope: &Scope) -> Vec<Step> {
         let mut steps: Vec<Step> = Vec::new();
         let mut packages: Option<usize> = None;
@@ -45,6 +47,8 @@ impl Elaborator<'_> {
                 (primitive, _) => {
                     if matches!(primitive, Primitive::Package { .. }) {
                         packages = Some(steps.len());
+                    } else if changes_sources(&primitive) {
+                        packages = None;
                     }
                     steps.push(Step { primitive, span: node.head() });
                 }
@@ -94,7 +98,7 @@ impl Elaborator<'_> {
             ["content", "template", "from"].into_iter().filter(|p| at.node.prop(p).is_some()).collect();
         let content = match sources.as_slice() {
             ["content"] => self.prop_text(at, "content", scope).map(Content::Text),
-            ["template"] => self.template_file(at.node.prop("template")?, at, scope).map(Content::Text),
+            ["template"] => self.rendered(at.node.prop("template")?, at, scope),
             [_] => self.host_path(at.node.prop("from")?, at, scope, FileKind::File).map(Content::File),
             [] => {
                 self.out.push(
@@ -130,9 +134,7 @@ impl Elaborator<'_> {
             Some(arg) => self.ranged(arg, at, scope, 0, 64)? as u32,
             None => 0,
         };
-        let owned = at.node.prop("owner").is_some() || at.node.prop("group").is_some();
-        let owner = if owned { Some(self.owner(at, scope)) } else { None };
-        Some(Primitive::Archive { path, from, strip, owner })
+        Some(Primitive::Archive { path, from, strip, owner: self.owner(at, scope) })
     }
 
     fn user(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
@@ -247,7 +249,7 @@ impl Elaborator<'_> {
         let content = if let Some(inline) = inline {
             Content::Text(self.text(inline.node.args.first()?, inline, scope)?)
         } else if let Some(arg) = at.node.prop("template") {
-            Content::Text(self.template_file(arg, at, scope)?)
+            self.rendered(arg, at, scope)?
         } else {
             Content::File(self.host_path(at.node.args.first()?, at, scope, FileKind::File)?)
         };
@@ -314,6 +316,32 @@ impl Elaborator<'_> {
 
     fn prop_id(&mut self, at: At, name: &str, scope: &Scope) -> Option<u32> {
         self.ranged(at.node.prop(name)?, at, scope, 0, 4_294_967_294).map(|n| n as u32)
+    }
+}
+
+/// Whether there may be other packages after a step than before it: where
+/// package managers keep their sources, keys and pins, and what scripts do.
+fn changes_sources(primitive: &Primitive) -> bool {
+    const PLACES: [&str; 3] = ["/etc/apt", "/usr/share/keyrings", "/var/lib/dpkg"];
+    // A tree may hold such a place, or lie in one.
+    let near = |path: &str| {
+        let inside = |a: &str, b: &str| a == b || a.strip_prefix(b).is_some_and(|rest| rest.starts_with('/'));
+        path == "/" || PLACES.iter().any(|place| inside(path, place) || inside(place, path))
+    };
+    match primitive {
+        Primitive::File { path, .. }
+        | Primitive::Symlink { path, .. }
+        | Primitive::Directory { path, .. }
+        | Primitive::Archive { path, .. } => near(path),
+        Primitive::Run { .. } => true,
+        Primitive::Package { .. }
+        | Primitive::Group { .. }
+        | Primitive::User { .. }
+        | Primitive::Service { .. }
+        | Primitive::Sysctl { .. }
+        | Primitive::KernelModule { .. }
+        | Primitive::Reboot
+        | Primitive::Hook { .. } => false,
     }
 }
 

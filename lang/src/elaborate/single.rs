@@ -3,6 +3,7 @@
 use super::Elaborator;
 use crate::diagnostic::{Code, Diagnostic};
 use crate::load;
+use crate::model::Content;
 use crate::prescan::MAX_RECIPE;
 use crate::resolve::At;
 use crate::source::{FileKind, FileRef, ReadError, SourceId, Span};
@@ -129,8 +130,14 @@ impl Elaborator<'_> {
     }
 
     /// Renders a template file of the project.
-    pub(super) fn template_file(&mut self, arg: &Arg, at: At, scope: &Scope) -> Option<String> {
+    pub(super) fn rendered(&mut self, arg: &Arg, at: At, scope: &Scope) -> Option<Content> {
         let file = self.host_path(arg, at, scope, FileKind::File)?;
+        let text = self.template_file(&file, arg, at, scope)?;
+        Some(Content::Rendered(text, file))
+    }
+
+    fn template_file(&mut self, file: &FileRef, arg: &Arg, at: At, scope: &Scope) -> Option<String> {
+        let file = file.clone();
         let span = at.span(&arg.range);
         let source = match self.templates.get(&file) {
             Some(source) => (*source)?,

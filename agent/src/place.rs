@@ -1,0 +1,236 @@
+//! Places in a machine's filesystem, reached without following links that are
+//! not root's.
+//!
+//! The agent is root, and a directory on the way may be a user's: that user
+//! could put a link in the place of anything. So a path is walked a directory
+//! at a time, and what is done at its end is done by descriptor.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::{system, xattrs};
+
+/// A name in a directory that is there.
+pub(crate) struct Place {
+    dir: OwnedFd,
+    name: OsString,
+}
+
+const STEP: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// The most links that are followed (`MAXSYMLINKS` in linux/namei.h).
+const LINKS: usize = 40;
+
+impl Place {
+    /// Walks to the directory that a path is in.
+    pub(crate) fn find(path: &Path) -> io::Result<Self> {
+        walk(path, false)
+    }
+
+    /// The same, and makes directories that are missing: root's, or a user's
+    /// below that user's home.
+    pub(crate) fn make(path: &Path) -> io::Result<Self> {
+        walk(path, true)
+    }
+
+    /// A new file beside it, which is to take its place.
+    pub(crate) fn draft(&self) -> io::Result<File> {
+        let name = self.draft_name();
+        let _ = rustix::fs::unlinkat(&self.dir, &name, AtFlags::empty());
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(File::from(rustix::fs::openat(&self.dir, &name, flags, Mode::from_raw_mode(0o600))?))
+    }
+
+    /// A new link beside it, which is to take its place.
+    pub(crate) fn draft_link(&self, target: &Path) -> io::Result<()> {
+        let name = self.draft_name();
+        let _ = rustix::fs::unlinkat(&self.dir, &name, AtFlags::empty());
+        Ok(rustix::fs::symlinkat(target, &self.dir, &name)?)
+    }
+
+    /// Puts the draft in its place.
+    pub(crate) fn put(&self) -> io::Result<()> {
+        Ok(rustix::fs::renameat(&self.dir, self.draft_name(), &self.dir, &self.name)?)
+    }
+
+    /// Removes the draft.
+    pub(crate) fn give_up(&self) {
+        let _ = rustix::fs::unlinkat(&self.dir, self.draft_name(), AtFlags::empty());
+    }
+
+    /// Makes a directory there; `false` if something is there.
+    pub(crate) fn make_dir(&self) -> io::Result<bool> {
+        match rustix::fs::mkdirat(&self.dir, &self.name, Mode::from_raw_mode(0o755)) {
+            Ok(()) => Ok(true),
+            Err(Errno::EXIST) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Sets owner and mode of what is there, and is no link.
+    pub(crate) fn set(&self, mode: u32, owner: (u32, u32)) -> io::Result<()> {
+        let there = rustix::fs::openat(&self.dir, &self.name, STEP, Mode::empty())?;
+        let (uid, gid) = ids(owner);
+        rustix::fs::chownat(&there, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+        // After chown, which clears the set-id bits. A descriptor of a path
+        // takes no fchmod; its name in /proc does.
+        fs::set_permissions(by_descriptor(&there), std::os::unix::fs::PermissionsExt::from_mode(mode))
+    }
+
+    /// Sets the owner of a link.
+    pub(crate) fn own_link(&self, owner: (u32, u32)) -> io::Result<()> {
+        let (uid, gid) = ids(owner);
+        Ok(rustix::fs::chownat(&self.dir, &self.name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    fn draft_name(&self) -> OsString {
+        // The longest legal name is 255 bytes.
+        let short: String = self.name.to_string_lossy().chars().take(40).collect();
+        format!(".{short}.vimg-new").into()
+    }
+}
+
+/// Gives a file that was just made what it is to have.
+pub(crate) fn finish(
+    file: &File,
+    mode: u32,
+    owner: (u32, u32),
+    attributes: &BTreeMap<String, String>,
+) -> io::Result<()> {
+    let (uid, gid) = ids(owner);
+    rustix::fs::fchown(file, Some(uid), Some(gid))?;
+    // After chown, which clears the set-id bits and capabilities.
+    rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?;
+    if attributes.is_empty() { Ok(()) } else { xattrs::set(&by_descriptor(file), attributes) }
+}
+
+fn by_descriptor(fd: &impl AsRawFd) -> PathBuf {
+    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
+}
+
+fn ids((uid, gid): (u32, u32)) -> (rustix::fs::Uid, rustix::fs::Gid) {
+    (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid))
+}
+
+fn walk(path: &Path, make: bool) -> io::Result<Place> {
+    let name = path.file_name().ok_or_else(|| io::Error::other("this is no path of a file"))?.to_owned();
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    let mut dir = top()?;
+    let mut ahead: Vec<OsString> = parts(parent);
+    let (mut done, mut links) = (PathBuf::from("/"), 0);
+    while let Some(part) = ahead.pop() {
+        if part == ".." {
+            dir = rustix::fs::openat(&dir, "..", STEP, Mode::empty())?;
+            done.pop();
+            continue;
+        }
+        let there = match rustix::fs::openat(&dir, &part, STEP, Mode::empty()) {
+            Err(Errno::NOENT) if make => {
+                match rustix::fs::mkdirat(&dir, &part, Mode::from_raw_mode(0o755)) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(e) => return Err(e.into()),
+                }
+                let made = rustix::fs::openat(&dir, &part, STEP, Mode::empty())?;
+                if let Some(owner) = system::home_of(&done.join(&part)) {
+                    let (uid, gid) = ids(owner);
+                    rustix::fs::chownat(&made, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+                }
+                made
+            }
+            there => there?,
+        };
+        let stat = rustix::fs::fstat(&there)?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+            links += 1;
+            if links > LINKS {
+                return Err(Errno::LOOP.into());
+            }
+            if !is_roots(&rustix::fs::fstat(&dir)?) {
+                let link = done.join(&part);
+                return Err(io::Error::other(format!("{} is a link that a user may change", link.display())));
+            }
+            let target = rustix::fs::readlinkat(&there, "", Vec::new())?;
+            let target = Path::new(OsStr::from_bytes(target.as_bytes()));
+            if target.is_absolute() {
+                (dir, done) = (top()?, PathBuf::from("/"));
+            }
+            ahead.extend(parts(target));
+            continue;
+        }
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            return Err(Errno::NOTDIR.into());
+        }
+        done.push(&part);
+        dir = there;
+    }
+    Ok(Place { dir, name })
+}
+
+fn top() -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open("/", STEP | OFlags::DIRECTORY, Mode::empty())?)
+}
+
+/// Whether only root can put something into a directory.
+fn is_roots(dir: &Stat) -> bool {
+    dir.st_uid == 0 && dir.st_mode & 0o022 == 0
+}
+
+/// The names of a path, the last first.
+fn parts(path: &Path) -> Vec<OsString> {
+    let part = |component: Component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    };
+    path.components().rev().filter_map(part).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn links_are_followed_only_where_root_alone_could_put_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("real/deep")).unwrap();
+        symlink("real", at("link")).unwrap();
+        let own = fs::metadata(dir.path()).unwrap().uid();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        // Only root's own links count, and the tests may be anybody's.
+        assert_eq!(Place::find(&at("link/deep/f")).is_ok(), own == 0);
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let why = Place::find(&at("link/deep/f")).err().unwrap().to_string();
+        assert!(why.contains("a link that a user may change"), "{why}");
+        assert!(Place::find(&at("none/f")).is_err());
+    }
+
+    #[test]
+    fn a_draft_takes_its_place_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/dir/file");
+        let place = Place::make(&path).unwrap();
+        // What stands at the draft's name is not written through.
+        symlink("/etc/passwd", path.with_file_name(".file.vimg-new")).unwrap();
+        let mut draft = place.draft().unwrap();
+        draft.write_all(b"text").unwrap();
+        let own = fs::metadata(dir.path()).unwrap();
+        finish(&draft, 0o4755, (own.uid(), own.gid()), &BTreeMap::new()).unwrap();
+        place.put().unwrap();
+        let meta = fs::symlink_metadata(&path).unwrap();
+        assert!(meta.is_file());
+        assert_eq!((meta.mode() & 0o7777, fs::read_to_string(&path).unwrap()), (0o4755, "text".into()));
+        place.set(0o640, (own.uid(), own.gid())).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o640);
+    }
+}
