@@ -512,7 +512,7 @@ fn attributes(file: &File) -> io::Result<BTreeMap<String, String>> {
 
 /// Whether a file is in memory alone (`TMPFS_MAGIC` in linux/magic.h).
 fn in_memory(file: &File) -> bool {
-    rustix::fs::fstatfs(file).is_ok_and(|fs| fs.f_type as i64 == 0x0102_1994)
+    rustix::fs::fstatfs(file).is_ok_and(|fs| fs.f_type == 0x0102_1994)
 }
 
 fn gitignore(dir: &Path, bytes: &[u8]) -> Result<Gitignore, String> {

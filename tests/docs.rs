@@ -107,7 +107,7 @@ configuration "c" {
     user "name" uid=1
     service "name" enabled=#true state="running"
     sysctl "NAME" value=1
-    run { script "x"; env NAME="1"; undo "y"; secret "name" }
+    run network=#true { script "x"; env NAME="1"; undo "y"; secret "name" }
     run "HOST" { undo "y" }
     on "each-boot" { run { script "x"; env NAME="1" } }
     operation "name" { run "HOST" { env NAME="1" } }
@@ -115,7 +115,7 @@ configuration "c" {
     check "x" {
         http "http://name/" status=200 contains="x" header="x: y"
         port 1
-        run "x"
+        run "x" network=#true
         file "/PATH" contains="x"
         service "name"
         package "p"

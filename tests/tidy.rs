@@ -127,6 +127,7 @@ fn the_agents_behaviour_was_looked_at() {
         "debian/customize.sh",
         "debian/essential.sh",
         "debian/mkfs.sh",
+        "debian/setup.sh",
         "debian/vimg-agent.service",
         "debian/vimg-hooks.service",
     ] {

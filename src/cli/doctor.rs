@@ -33,7 +33,7 @@ fn finding(what: &'static str, result: Result<String, (String, Option<String>)>)
 /// Whether a directory is on a network filesystem whose locks may be none
 /// (`NFS_SUPER_MAGIC` in linux/magic.h).
 fn is_nfs(path: &std::path::Path) -> bool {
-    rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type as i64 == 0x6969)
+    rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type == 0x6969)
 }
 
 pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {

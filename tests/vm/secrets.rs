@@ -24,7 +24,7 @@ fn a_secret_is_handed_over_and_kept_nowhere() {
     let store = project.own_store();
     let vimg = |args: &[&str], value: &str| -> Tested {
         project.vimg_with(args, |command| {
-            command.env("CANARY", value).env("VIMG_STORE", &store);
+            command.env("CANARY", value).env("VIMG_STORE", &store).env("VIMG_TRUST", "1");
         })
     };
     let built = vimg(&["build", "it"], VALUE);
