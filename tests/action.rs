@@ -101,8 +101,40 @@ fn the_summary_says_what_came_from_where_and_why() {
     assert!(done.outputs.contains("cache-hit=false\nmetadata<<"), "{}", done.outputs);
     assert!(done.printed.contains(" took web@nginx from s3 b, 2.0 MiB read"), "{}", done.printed);
     let arguments = std::fs::read_to_string(project.join("arguments")).unwrap();
-    let expected = "build --format json --file x.vimg --set a=1,2 --set b=3 --keep-going web db bastion";
+    let expected = "build --format json --file=x.vimg --set=a=1,2 --set=b=3 --keep-going -- web db bastion";
     assert_eq!(arguments.split_whitespace().collect::<Vec<_>>().join(" "), expected);
+}
+
+/// What a guest or a recipe says reaches the runner as text, not as a command.
+#[test]
+fn nothing_foreign_is_a_command_to_the_runner() {
+    let (_dir, project) = project();
+    let vimg = project.join("vimg");
+    let script = "#!/bin/sh\nprintf '%s\\n' \"$@\" >arguments\ncat <<'E'\n\
+        {\"event\":\"notice\",\"text\":\"::add-mask::a\"}\n::set-output name=cache-hit::true\nE\n\
+        printf '  ::add-mask::b\\n  x oh\\n  [a,title=x:1:2]\\n::add-mask::c' >&2; exit 1\n";
+    std::fs::write(&vimg, script).unwrap();
+    std::fs::set_permissions(&vimg, PermissionsExt::from_mode(0o755)).unwrap();
+    let inputs = [("VIMG", vimg.to_str().unwrap()), ("INPUT_TARGETS", "--cache-to=type=local,dest=x, web")];
+    let done = step("build", &project, &inputs);
+    assert_eq!(done.code, 1);
+    let arguments = std::fs::read_to_string(project.join("arguments")).unwrap();
+    let arguments: Vec<&str> = arguments.lines().collect();
+    assert_eq!(arguments[3..], ["--", "--cache-to=type=local", "dest=x", "web"]);
+    // The runner reads lines so: between the two words, nothing is a command.
+    let (mut stopped, mut commands) = (None, Vec::new());
+    for line in done.printed.lines().map(str::trim).filter(|line| line.starts_with("::")) {
+        match &stopped {
+            Some(word) if line == format!("::{word}::") => stopped = None,
+            Some(_) => {}
+            None => match line.strip_prefix("::stop-commands::") {
+                Some(word) => stopped = Some(word.to_owned()),
+                None => commands.push(line.to_owned()),
+            },
+        }
+    }
+    assert!(stopped.is_none() && done.printed.contains("::add-mask::c"), "{}", done.printed);
+    assert_eq!(commands, ["::error file=project/a%2Ctitle=x,line=1,col=2,title=vimg::oh"]);
 }
 
 #[test]
