@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
+use crate::event::stripped;
 use crate::execute::{Failure, FailureKind};
 use crate::report::{Shown, Style, diagnostics_json, render};
 use vimg_lang::model::SecretSource;
@@ -141,6 +142,9 @@ enum Command {
     Down(server::DownArgs),
     Restart(server::RestartArgs),
     Save(server::SaveArgs),
+    /// Stay with a server: how vimg starts itself
+    #[command(hide = true)]
+    Keep,
     Why(why::Args),
     Graph(graph::Args),
     Log(log::Args),
@@ -229,6 +233,7 @@ fn run(command: &Command, global: &Global, style: Style) -> Outcome {
         Command::Down(args) => server::down(args, global),
         Command::Restart(args) => server::restart(args, global, style),
         Command::Save(args) => server::save(args, global),
+        Command::Keep => server::keep(),
         Command::Why(args) => why::run(args, global, style),
         Command::Graph(_) => graph::run(global),
         Command::Log(args) => log::run(args, global),
@@ -291,6 +296,12 @@ fn print(text: &str) -> Outcome {
         }
         _ => Ok(()),
     }
+}
+
+/// Prints what a machine printed: as it is for a program, and without what
+/// would move it for a terminal.
+fn print_foreign(text: &str) -> Outcome {
+    if std::io::stdout().is_terminal() { print(&stripped(text)) } else { print(text) }
 }
 
 fn print_json(value: &serde_json::Value) -> Outcome {

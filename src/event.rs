@@ -180,3 +180,48 @@ pub fn plain(text: &str) -> String {
     }
     out
 }
+
+/// What a terminal would show of a text that a machine printed, without
+/// control characters and sequences: they could set a title, answer as if
+/// somebody had typed, or hide what stands above. Lines and tabs stay.
+pub fn stripped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\u{1b}' => match chars.next() {
+                // Parameters end with a byte of this range: ECMA-48, 5.4.
+                Some('[') => {
+                    chars.find(|c| ('@'..='~').contains(c));
+                }
+                // Strings, such as a title, end with BEL or with ESC \.
+                Some(']' | 'P' | 'X' | '^' | '_') => {
+                    while let Some(c) = chars.next_if(|c| *c != '\n') {
+                        if c == '\u{7}' || c == '\u{1b}' && chars.next_if_eq(&'\\').is_some() {
+                            break;
+                        }
+                    }
+                }
+                Some('\n') => out.push('\n'),
+                _ => {}
+            },
+            '\n' | '\t' => out.push(c),
+            c if c.is_control() => {}
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_move_a_terminal_is_taken_out() {
+        let printed = "a\u{1b}[31;1mred\u{1b}[0m\tb\r\n\u{1b}]0;title\u{7}c\u{1b}]52;c;eA==\u{1b}\\d\u{9b}2Je\u{8}\u{1b}";
+        assert_eq!(stripped(printed), "ared\tb\ncd2Je");
+        // What is never ended takes its line and no more.
+        assert_eq!(stripped("\u{1b}]0;x\ny\u{1b}\nz"), "\ny\nz");
+    }
+}

@@ -20,8 +20,10 @@ use tokio::process::Command;
 
 pub mod cgroup;
 pub mod child;
+pub mod keeper;
 pub mod namespaces;
 pub mod network;
+pub(crate) mod sockets;
 
 /// Directories of programs for administrators, which an ordinary user's PATH
 /// leaves out.

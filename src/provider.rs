@@ -362,11 +362,12 @@ pub trait Instance: Send {
     /// still known, and how many bytes it has said in all.
     fn console_since(&self, seen: u64) -> (u64, Vec<u8>);
 
-    /// Changes what leads into a machine that was launched to last.
+    /// Changes what leads into a machine that was launched to last from
+    /// `before` to `after`.
     fn forward(
         &mut self,
-        add: &[Forward],
-        remove: &[Forward],
+        before: &[Forward],
+        after: &[Forward],
     ) -> impl Future<Output = Result<(), ProviderError>> + Send;
 
     /// Lets go of a machine that was launched to last: it goes on.

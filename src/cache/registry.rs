@@ -76,7 +76,7 @@ impl Registry {
         let host = repository.registry().split(':').next().unwrap_or_default().to_owned();
         let insecure = matches!(spec.option("insecure"), Some("true" | "1"))
             || host == "localhost"
-            || host.starts_with("127.");
+            || host.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_loopback());
         let config = ClientConfig {
             protocol: if insecure { ClientProtocol::Http } else { ClientProtocol::Https },
             connect_timeout: Some(Duration::from_secs(10)),

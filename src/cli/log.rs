@@ -1,6 +1,8 @@
 //! `vimg log`
 
-use super::{Error, Global, Outcome, print, project};
+use std::path::Path;
+
+use super::{Error, Global, Outcome, print_foreign, project};
 use crate::execute::read_log;
 
 /// Print what a layer's programs printed
@@ -17,16 +19,34 @@ pub(super) fn run(args: &Args, global: &Global) -> Outcome {
     let id = project::node(&graph, &args.node)?;
     let node = graph.node(id);
     project::keep_stamps(&loaded.notes, loaded.project);
-    let made = loaded.store.state_dir(&node.key).join("log.zst");
+    let state = loaded.store.state_dir(&node.key);
+    let made = state.join("log.zst");
     let failed = loaded.notes.failed_log(&node.name);
     // A layer that is there has the log of its making; one that is not, that
     // of its last failure.
-    for path in [made, failed] {
+    for path in [&made, &failed] {
         if path.exists() {
-            let text = read_log(&path).map_err(|e| Error::host(format!("{}: {e}", path.display())))?;
-            return print(&text);
+            let (text, broken) = read_log(path).map_err(|e| damaged(&node.name, path, &e))?;
+            print_foreign(&text)?;
+            return match broken {
+                Some(why) => Err(damaged(&node.name, path, &why)),
+                None => Ok(()),
+            };
         }
+    }
+    if state.exists() {
+        let message = format!("the log of {} is gone from the store, and its state is not", node.name);
+        let help =
+            format!("a log is no part of what is built on; to make both anew: rm -r {}", state.display());
+        return Err(Error::Message(message, Some(help), 1));
     }
     let help = "layers have logs once they were built or failed; `vimg build` builds them".to_owned();
     Err(Error::Message(format!("there is no log of {}", node.name), Some(help), 1))
+}
+
+/// There is no more of a log than what was shown.
+fn damaged(node: &str, path: &Path, why: &std::io::Error) -> Error {
+    let message = format!("the log of {node} is damaged here ({why}): {}", path.display());
+    let help = "what was built does not depend on it; a log of a build that was killed ends early".to_owned();
+    Error::Message(message, Some(help), 1)
 }

@@ -7,10 +7,11 @@ use serde_json::json;
 use vimg_agent::protocol::{AGENT, Exec};
 
 use super::build::{self, How, Made, stopped};
-use super::{Error, Global, Outcome, print, print_json, project, shell};
+use super::{Error, Global, Outcome, print, print_foreign, print_json, project, shell};
 use crate::event::Event;
 use crate::execute::server::{self, Came, ServerHome, ServerRecord};
 use crate::graph::{Difference, ServerPlan};
+use crate::host::keeper;
 use crate::host::network::Access;
 use crate::provider::Lines;
 use crate::provider::qemu::{Qemu, sha256_of};
@@ -262,8 +263,9 @@ pub(super) fn ps(global: &Global, style: Style) -> Outcome {
 }
 
 pub(super) fn logs(args: &LogsArgs, global: &Global) -> Outcome {
-    let text = std::fs::read(Yard::open(global)?.find(&args.server)?.join("console.log")).unwrap_or_default();
-    print(&String::from_utf8_lossy(&text))
+    let text = keeper::console(&Yard::open(global)?.find(&args.server)?);
+    let text = text.map_err(|e| message(&args.server, format!("its console's log: {e}"), None))?;
+    print_foreign(&String::from_utf8_lossy(&text))
 }
 
 pub(super) fn exec(args: &ExecArgs, global: &Global) -> Outcome {
@@ -334,4 +336,10 @@ pub(super) fn save(args: &SaveArgs, global: &Global) -> Outcome {
         "{name} holds the disk of {}. An image of it:\n  disk \"{name}\" sha256=\"{sum}\"\n",
         args.server
     ))
+}
+
+/// Stays with a server. See [`keeper::keep`].
+pub(super) fn keep() -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.and_then(|runtime| runtime.block_on(keeper::keep())).map_err(|e| Error::host(e.to_string()))
 }

@@ -6,6 +6,8 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
+use crate::event::stripped;
+
 /// Lines that are kept for the diagnostic.
 const TAIL: usize = 12;
 /// Longest line that is shown, in bytes. The log has it whole.
@@ -85,38 +87,30 @@ pub(super) fn clean(line: &str) -> String {
     let line = line.trim_end();
     // Progress bars return to the line's start and write over it.
     let line = line.rsplit('\r').next().unwrap_or(line);
-    let mut out = String::with_capacity(line.len());
-    let mut chars = line.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            '\u{1b}' => {
-                // An escape sequence ends with a letter.
-                if chars.next() == Some('[') {
-                    chars.find(|c| c.is_ascii_alphabetic());
-                }
-            }
-            '\t' => out.push(' '),
-            c if c.is_control() => {}
-            c => out.push(c),
-        }
-        if out.len() >= LINE {
-            out.push_str("...");
-            break;
-        }
+    let mut out = stripped(line).replace('\t', " ");
+    if out.len() > LINE {
+        out.truncate(out.floor_char_boundary(LINE));
+        out.push_str("...");
     }
     out
 }
 
-/// Reads a log that [`Log`] wrote.
-pub fn read(path: &Path) -> io::Result<String> {
+/// Reads a log that [`Log`] wrote, and says why that ends before its end, if
+/// it does: a process that was killed leaves it open, and a file may be
+/// damaged. What can be read is shown.
+///
+/// # Errors
+///
+/// Nothing can be read.
+pub fn read(path: &Path) -> io::Result<(String, Option<io::Error>)> {
     let mut bytes = Vec::new();
     let decoder = zstd::Decoder::new(File::open(path)?)?;
-    // A process that was killed leaves an open frame: what is there is shown.
-    let result = decoder.take(MAX_LOG * 2).read_to_end(&mut bytes);
-    if bytes.is_empty() {
-        result?;
+    let broken = decoder.take(MAX_LOG * 2).read_to_end(&mut bytes).err();
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    match broken {
+        Some(error) if text.is_empty() => Err(error),
+        broken => Ok((text, broken)),
     }
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
@@ -139,6 +133,18 @@ mod tests {
         let tail = log.finish();
         assert_eq!(tail.len(), TAIL);
         assert_eq!(tail.last().map(String::as_str), Some("99"));
-        assert!(read(&path).unwrap().starts_with("one\ntwo\n10%"));
+        let (text, broken) = read(&path).unwrap();
+        assert!(text.starts_with("one\ntwo\n10%") && broken.is_none());
+
+        // Part of a log is shown, and that it is no more than a part.
+        let mut log = Log::create(&path).unwrap();
+        (0..100_000_u64).for_each(|n| log.text(&format!("{}\n", n * n), |_| {}));
+        log.finish();
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() - 3]).unwrap();
+        let (text, broken) = read(&path).unwrap();
+        assert!(text.starts_with("0\n1\n4\n") && broken.is_some());
+        std::fs::write(&path, b"no log").unwrap();
+        assert!(read(&path).is_err());
     }
 }

@@ -45,7 +45,9 @@ pub struct ServerRecord {
     parts: Vec<ServerPart>,
     machine: (u32, u64, u64),
     boot: Option<Boot>,
-    /// Disks below the one that takes the writes, the lowest first.
+    /// Disks below the one that takes the writes, the lowest first. All are the
+    /// server's own: what the store has at a state's place may be another
+    /// build by tomorrow, whose blocks lie elsewhere.
     chain: Vec<PathBuf>,
     overlay: PathBuf,
     /// The overlay is for a change that has not come to its end.
@@ -114,6 +116,15 @@ impl ServerHome {
             }
             n += 1;
         }
+    }
+
+    /// Makes disks of the store the server's own: links, which take no room.
+    fn adopt(&self, chain: &[PathBuf]) -> std::io::Result<Vec<PathBuf>> {
+        let adopt = |(n, disk): (usize, &PathBuf)| {
+            let own = self.dir.join(format!("base-{n}.qcow2"));
+            std::fs::hard_link(disk, &own).map(|()| own)
+        };
+        chain.iter().enumerate().map(adopt).collect()
     }
 
     /// Forgets the server and its disk.
@@ -281,6 +292,13 @@ async fn start<P: Provider>(
     };
     let up = up::up(site, &stand, &home.dir, &overlay).await?;
     let mut found = Found::<P> { instance: up.instance, session: up.session };
+    let chain = match home.adopt(&up.launch.chain) {
+        Ok(chain) => chain,
+        Err(error) => {
+            found.instance.stop().await;
+            return Err(site.io_failure(&home.dir, error));
+        }
+    };
     let root = shared.graph.node(shared.graph.chain(plan.image)[0]).key;
     let Machine { cpus, memory, disk } = plan.machine;
     let mut record = ServerRecord {
@@ -292,7 +310,7 @@ async fn start<P: Provider>(
         parts: plan.base.clone(),
         machine: (cpus, memory, disk),
         boot: up.record.boot,
-        chain: up.launch.chain,
+        chain,
         overlay,
         changing: false,
         parting: plan.has_parting(),
@@ -428,9 +446,7 @@ pub async fn apply<P: Provider>(
     }
     let difference = plan.difference(&record.parts);
     let forwards = record.forwards();
-    let add: Vec<Forward> = plan.forwards.iter().filter(|f| !forwards.contains(f)).cloned().collect();
-    let remove: Vec<Forward> = forwards.iter().filter(|f| !plan.forwards.contains(f)).cloned().collect();
-    if difference.is_empty() && add.is_empty() && remove.is_empty() {
+    if difference.is_empty() && forwards == plan.forwards {
         return Ok(difference);
     }
     if let Some(stuck) = difference.stuck.first() {
@@ -477,7 +493,7 @@ pub async fn apply<P: Provider>(
         record.parting = plan.has_parting();
         home.keep(&record).map_err(|e| site.io_failure(&home.dir, e))?;
     }
-    let led = found.instance.forward(&add, &remove).await;
+    let led = found.instance.forward(&forwards, &plan.forwards).await;
     if led.is_ok() {
         record.lead(&plan.forwards);
     }

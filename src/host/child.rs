@@ -20,15 +20,20 @@ pub(crate) fn daemon(program: &Path, dir: &Path, log: &Path, lasting: bool) -> i
     command.current_dir(dir).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
     if lasting {
         // No end of a terminal is its own.
-        // SAFETY: the closure makes a system call.
-        unsafe {
-            command.pre_exec(|| rustix::process::setsid().map(|_| ()).map_err(Into::into));
-        }
+        own_session(&mut command);
     } else {
         command.process_group(0);
         die_with_us(&mut command);
     }
     Ok(command)
+}
+
+/// Gives a program a session of its own.
+pub(crate) fn own_session(command: &mut Command) {
+    // SAFETY: the closure makes a system call.
+    unsafe {
+        command.pre_exec(|| rustix::process::setsid().map(|_| ()).map_err(Into::into));
+    }
 }
 
 /// The end of what a log says, for people.

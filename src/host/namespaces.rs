@@ -8,7 +8,10 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, LinkNameSpaceType, UnshareFlags, configure_capability_in_ambient_set,
+    move_into_link_name_space, set_capabilities, unshare_unsafe,
+};
 
 /// The first of the ids that root gives to programs that should be nobody.
 /// They are the last 65,536 of those that systemd leaves to containers
@@ -33,9 +36,10 @@ pub struct Namespaces {
     user: OwnedFd,
     net: OwnedFd,
     ids: Ids,
-    holder: Child,
-    /// The holder ends when this is closed.
-    gate: Option<ChildStdin>,
+    /// The process that is in them.
+    holder: u32,
+    /// The holder, if it is ours, ends when its input is closed.
+    own: Option<(Child, Option<ChildStdin>)>,
 }
 
 impl Namespaces {
@@ -62,12 +66,11 @@ impl Namespaces {
         }
         let mut holder = command.spawn()?;
         let gate = holder.stdin.take();
-        let opened = map(holder.id(), ids, root).and_then(|()| {
-            let open = |kind: &str| File::open(format!("/proc/{}/ns/{kind}", holder.id()));
-            Ok((open("user")?.into(), open("net")?.into()))
-        });
-        match opened {
-            Ok((user, net)) => Ok(Self { user, net, ids, holder, gate }),
+        match map(holder.id(), ids, root).and_then(|()| Self::of(holder.id(), ids)) {
+            Ok(mut made) => {
+                made.own = Some((holder, gate));
+                Ok(made)
+            }
             Err(error) => {
                 drop(gate);
                 let _ = holder.wait();
@@ -76,9 +79,19 @@ impl Namespaces {
         }
     }
 
+    /// Those that somebody else holds open.
+    ///
+    /// # Errors
+    ///
+    /// The process is gone, or not this user's.
+    pub fn of(holder: u32, ids: Ids) -> io::Result<Self> {
+        let open = |kind: &str| File::open(format!("/proc/{holder}/ns/{kind}")).map(OwnedFd::from);
+        Ok(Self { user: open("user")?, net: open("net")?, ids, holder, own: None })
+    }
+
     /// The process that holds them, for programs that want a path in `/proc`.
     pub fn holder(&self) -> u32 {
-        self.holder.id()
+        self.holder
     }
 
     /// The namespace of users, for an id-mapped mount.
@@ -111,20 +124,40 @@ impl Namespaces {
         unsafe { command.pre_exec(move || join(net, LinkNameSpaceType::Network)) };
     }
 
-    /// Has a program of the host's run as who owns them.
-    pub fn own(&self, command: &mut Command) {
+    /// Has a program of the host's run as who owns them; one that `listens` may
+    /// take ports that not everybody may, if this user may.
+    pub fn own(&self, command: &mut Command, listens: bool) {
         if rustix::process::geteuid().is_root() && self.ids == Ids::System {
             // SAFETY: as above.
-            unsafe { command.pre_exec(|| become_id(FIRST)) };
+            unsafe {
+                command.pre_exec(move || {
+                    if !listens {
+                        return become_id(FIRST);
+                    }
+                    libc::prctl(libc::PR_SET_KEEPCAPS, 1);
+                    become_id(FIRST)?;
+                    keep_only(CapabilitySet::NET_BIND_SERVICE)
+                })
+            };
         }
     }
 }
 
 impl Drop for Namespaces {
     fn drop(&mut self) {
-        drop(self.gate.take());
-        let _ = self.holder.wait();
+        if let Some((mut holder, gate)) = self.own.take() {
+            drop(gate);
+            let _ = holder.wait();
+        }
     }
+}
+
+/// Keeps these rights of a process, over its next exec as well.
+fn keep_only(rights: CapabilitySet) -> io::Result<()> {
+    let sets = CapabilitySets { effective: rights, permitted: rights, inheritable: rights };
+    set_capabilities(None, sets)?;
+    configure_capability_in_ambient_set(rights, true)?;
+    Ok(())
 }
 
 fn join(namespace: RawFd, kind: LinkNameSpaceType) -> io::Result<()> {

@@ -15,6 +15,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
@@ -48,7 +49,8 @@ const NEAR: &[&str] = &[
 const OPENING: Duration = Duration::from_secs(20);
 
 /// A network of addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Net {
     address: u32,
     bits: u32,
@@ -78,6 +80,20 @@ impl FromStr for Net {
     }
 }
 
+impl TryFrom<String> for Net {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Net> for String {
+    fn from(net: Net) -> Self {
+        net.to_string()
+    }
+}
+
 impl std::fmt::Display for Net {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", Ipv4Addr::from(self.address), self.bits)
@@ -85,7 +101,7 @@ impl std::fmt::Display for Net {
 }
 
 /// What the user lets guests reach beyond the internet.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reach {
     /// The host's network as it is: nothing stands in between.
     pub all: bool,
@@ -118,7 +134,7 @@ impl Reach {
 }
 
 /// Proxies that the user's environment names.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proxies {
     /// For `http://` addresses.
     pub http: Option<String>,
@@ -204,7 +220,7 @@ fn place(url: &str) -> Option<(String, u16)> {
 }
 
 /// What guests may reach, by the user's settings and environment.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Access {
     /// What they may reach.
     pub reach: Reach,
@@ -225,7 +241,7 @@ impl Access {
         let ids = if rustix::process::geteuid().is_root() { Ids::System } else { ids };
         let fail = |e: io::Error| Unreachable { message: e.to_string(), help: HELP.into() };
         let namespaces = Arc::new(Namespaces::new(ids).map_err(fail)?);
-        self.gateway_in(namespaces).await.map(Some)
+        self.gateway_in(namespaces, &[]).await.map(Some)
     }
 
     /// What a guest has whose loopback the host sees as `loopback`.
@@ -234,12 +250,20 @@ impl Access {
         WayOut { gateway, variables: self.proxies.variables(loopback), host }
     }
 
-    /// The same in a namespace that is there.
-    pub async fn gateway_in(&self, namespaces: Arc<Namespaces>) -> Result<Gateway, Unreachable> {
+    /// The same in a namespace that is there, with ways into it.
+    ///
+    /// # Errors
+    ///
+    /// As above; a port of the host is taken.
+    pub async fn gateway_in(
+        &self,
+        namespaces: Arc<Namespaces>,
+        inward: &[Inward],
+    ) -> Result<Gateway, Unreachable> {
         let tools = Tools::find()?;
         let mut reach = self.reach.clone();
         self.proxies.reach(&mut reach);
-        let made = Gateway::new(namespaces, &tools, &reach).await;
+        let made = Gateway::new(namespaces, &tools, &reach, inward).await;
         made.map_err(|e| Unreachable { message: e.to_string(), help: HELP.into() })
     }
 }
@@ -262,6 +286,24 @@ pub fn resolv_conf(dir: &Path) -> io::Result<PathBuf> {
     std::fs::write(&path, format!("nameserver {RESOLVER}\n"))?;
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
     Ok(path)
+}
+
+/// A port of the host that leads into a namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inward {
+    /// An address of the host.
+    pub address: String,
+    /// The host's port.
+    pub host: u16,
+    /// The port inside.
+    pub inside: u16,
+}
+
+impl Inward {
+    /// Whether another begins at the same port.
+    pub fn is_at(&self, other: &Self) -> bool {
+        (&self.address, self.host) == (&other.address, other.host)
+    }
 }
 
 /// The programs that it takes.
@@ -310,42 +352,61 @@ struct Inner {
     reach: Reach,
     /// Whether it is open.
     open: Mutex<bool>,
-    _pasta: Child,
+    pasta: Child,
 }
 
 impl Gateway {
     /// Makes one in a namespace that has no network yet.
-    pub async fn new(namespaces: Arc<Namespaces>, tools: &Tools, reach: &Reach) -> io::Result<Self> {
+    pub async fn new(
+        namespaces: Arc<Namespaces>,
+        tools: &Tools,
+        reach: &Reach,
+        inward: &[Inward],
+    ) -> io::Result<Self> {
         let mut command = super::command(&tools.pasta);
         let paths = ["user", "net"].map(|kind| format!("/proc/{}/ns/{kind}", namespaces.holder()));
         command
             .args(["-f", "-q", "-4", "--config-net", "-a", OWN, "-n", "24", "-g", HOST])
-            .args(["--dns-forward", RESOLVER, "-t", "none", "-u", "none", "-U", "none"])
+            .args(["--dns-forward", RESOLVER, "-u", "none", "-U", "none"])
             .args(["--userns", &paths[0], "--netns", &paths[1]]);
         let ports: Vec<String> = reach.ports.iter().map(u16::to_string).collect();
         command.args(["-T", if ports.is_empty() { "none".into() } else { ports.join(",") }.as_str()]);
+        for Inward { address, host, inside } in inward {
+            command.args(["-t", &format!("{address}/{host}:{inside}")]);
+        }
+        if inward.is_empty() {
+            command.args(["-t", "none"]);
+        }
         if !reach.host {
             command.arg("--no-map-gw");
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         command.process_group(0);
         own_tun(&mut command);
-        namespaces.own(command.as_std_mut());
+        namespaces.own(command.as_std_mut(), inward.iter().any(|way| way.host < FREE));
         child::die_with_us(&mut command);
         let mut pasta = command.spawn()?;
-        let card = card(&mut pasta, namespaces.holder()).await?;
+        let card = card(&mut pasta, namespaces.holder(), &reach.ports).await?;
         let inner = Inner {
             namespaces,
             tools: tools.clone(),
             card,
             reach: reach.clone(),
             open: Mutex::new(true),
-            _pasta: pasta,
+            pasta,
         };
         let gateway = Self(Arc::new(inner));
         gateway.ip(&gateway.routes()).await?;
         *gateway.0.open.lock().await = false;
         Ok(gateway)
+    }
+
+    /// Takes it away. Its ports are free and its namespace has no way out once
+    /// this returns, if nobody else has it.
+    pub async fn end(self) {
+        if let Some(mut inner) = Arc::into_inner(self.0) {
+            let _ = inner.pasta.kill().await;
+        }
     }
 
     /// The namespaces that it is in.
@@ -407,18 +468,36 @@ impl Gateway {
     }
 }
 
-/// Waits until pasta has made its card in the namespace; its name.
-async fn card(pasta: &mut Child, holder: u32) -> io::Result<String> {
+/// Ports below this one are for who may take them (ip(7)).
+const FREE: u16 = 1024;
+
+/// Whether somebody listens on all of `ports` in the namespace of `holder`.
+fn listens(holder: u32, ports: &[u16]) -> bool {
+    // "sl local_address rem_address st ..."; 0A is LISTEN (proc(5)).
+    let table = std::fs::read_to_string(format!("/proc/{holder}/net/tcp")).unwrap_or_default();
+    ports.iter().all(|port| {
+        let end = format!(":{port:04X}");
+        table.lines().any(|line| {
+            let words: Vec<&str> = line.split_whitespace().take(4).collect();
+            words.get(1).is_some_and(|local| local.ends_with(&end)) && words.get(3) == Some(&"0A")
+        })
+    })
+}
+
+/// Waits until pasta has made its card in the namespace, and listens there on
+/// `ports`; the card's name.
+async fn card(pasta: &mut Child, holder: u32, ports: &[u16]) -> io::Result<String> {
     let start = Instant::now();
     loop {
-        // "Iface Destination Gateway ..."; the default route's destination is 0.
+        // "Iface Destination Gateway Flags RefCnt Use Metric Mask ..."; that of
+        // the default route are 0, and one that leads nowhere has no card.
         let routes = std::fs::read_to_string(format!("/proc/{holder}/net/route")).unwrap_or_default();
         let default = routes.lines().skip(1).find_map(|line| {
-            let mut words = line.split_whitespace();
-            let (card, to) = (words.next()?, words.next()?);
-            (to == "00000000").then(|| card.to_owned())
+            let words: Vec<&str> = line.split_whitespace().take(8).collect();
+            let (card, to, mask) = (*words.first()?, *words.get(1)?, *words.get(7)?);
+            ((to, mask) == ("00000000", "00000000") && card != "*").then(|| card.to_owned())
         });
-        if let Some(card) = default {
+        if let Some(card) = default.filter(|_| listens(holder, ports)) {
             return Ok(card);
         }
         if !matches!(pasta.try_wait(), Ok(None)) || start.elapsed() > OPENING {
@@ -532,7 +611,7 @@ mod tests {
             reach.ports.push(port);
         }
         let namespaces = Arc::new(Namespaces::new(Ids::System).unwrap());
-        let gateway = Gateway::new(namespaces, &Tools::find().unwrap(), &reach).await.unwrap();
+        let gateway = Gateway::new(namespaces, &Tools::find().unwrap(), &reach, &[]).await.unwrap();
         gateway.set(open).await.unwrap();
         let mut command = crate::host::command(std::path::Path::new("/bin/bash"));
         let script = format!("exec 3<>/dev/tcp/{address}/{port} && echo hello >&3");

@@ -201,7 +201,7 @@ pub(super) async fn start(
     }
     let gateway = match (launch.network && !access.reach.all, &users) {
         (false, _) => None,
-        (true, Some(users)) => Some(access.gateway_in(users.clone()).await?),
+        (true, Some(users)) => Some(access.gateway_in(users.clone(), &[]).await?),
         (true, None) => access.gateway(Ids::System).await?,
     };
     let group = Group::new(host::memory() / 4 * 3).ok();

@@ -75,7 +75,9 @@ pub(super) fn alike(below: &[PathBuf], a: &Made, b: &Made) -> io::Result<bool> {
     let special = Special { apart, fixed: &[], most: 0, named: false };
     let difference = compare(&chain(&a.disk), &chain(&b.disk), below.len(), special)?;
     Ok(match difference {
-        Difference::Files(altered) => altered.iter().all(|one| is_noise(one, [&a.during, &b.during])),
+        Difference::Files(altered) => {
+            altered.iter().all(|one| is_noise(one, [&a.during, &b.during])) && in_the_same_order(&altered)
+        }
         Difference::More(_) => false,
     })
 }
@@ -85,6 +87,23 @@ pub(super) fn alike(below: &[PathBuf], a: &Made, b: &Made) -> io::Result<bool> {
 fn is_noise(one: &Altered, during: [&Range<i64>; 2]) -> bool {
     let times = [&one.change.modified, &one.change.to];
     one.content.is_none() && times.iter().zip(during).all(|(time, during)| during.contains(&time.seconds))
+}
+
+/// Whether no two files were changed the other way round. Which of two files
+/// is newer is an input of `make`, `test -nt` and `rsync -u`. Times that are
+/// equal in one of the disks fit any order in the other: the clock of a kernel
+/// ticks some hundred times a second, and where a tick falls is chance.
+fn in_the_same_order(altered: &[Altered]) -> bool {
+    let mut times: Vec<_> = altered.iter().map(|one| (one.change.modified, one.change.to)).collect();
+    times.sort_unstable();
+    // The latest of the times in the second disk of those that are older in
+    // the first.
+    let mut latest = None;
+    times.chunk_by(|a, b| a.0 == b.0).all(|tied| {
+        let fits = tied.iter().all(|(_, to)| latest.is_none_or(|latest| latest <= *to));
+        latest = latest.max(tied.last().map(|(_, to)| *to));
+        fits
+    })
 }
 
 /// See [`super::Provider::revise`].
@@ -156,5 +175,14 @@ mod tests {
         // Chosen, and left as it was below.
         assert!(!noise(&one(50, 205)) && !noise(&one(105, 50)) && !noise(&one(205, 105)));
         assert!(!noise(&Altered { content: Some(vec![1]), ..one(100, 209) }));
+
+        // Which of two is newer is no noise; that both are of one tick is.
+        let ordered = |times: &[(i64, i64)]| {
+            in_the_same_order(&times.iter().map(|(a, b)| one(*a, *b)).collect::<Vec<_>>())
+        };
+        assert!(ordered(&[(100, 200), (103, 201), (101, 201), (102, 201)]));
+        assert!(ordered(&[(100, 205), (100, 201), (101, 205)]));
+        assert!(!ordered(&[(100, 201), (101, 200)]));
+        assert!(!ordered(&[(100, 203), (100, 200), (101, 202)]));
     }
 }

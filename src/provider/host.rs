@@ -276,10 +276,10 @@ impl Instance for HostInstance {
         }
     }
 
-    async fn forward(&mut self, add: &[Forward], remove: &[Forward]) -> Result<(), ProviderError> {
+    async fn forward(&mut self, before: &[Forward], after: &[Forward]) -> Result<(), ProviderError> {
         match self {
-            Self::Qemu(i) => i.forward(add, remove).await,
-            Self::Container(i) => i.forward(add, remove).await,
+            Self::Qemu(i) => i.forward(before, after).await,
+            Self::Container(i) => i.forward(before, after).await,
         }
     }
 

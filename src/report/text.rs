@@ -59,6 +59,11 @@ impl Paint {
     }
 }
 
+/// What a screen is wide, in columns; most are not narrower.
+const WIDTH: usize = 80;
+/// How far the text of a notice stands from the left.
+const INDENT: usize = 6;
+
 /// A line for each event that is worth one.
 pub(super) struct Plain {
     paint: Paint,
@@ -101,7 +106,11 @@ impl Plain {
                 format!("{} {path}, {}", paint.green("wrote"), bytes(*n))
             }
             Event::Written { path, .. } => format!("{} {path} is up to date", paint.dim(" kept")),
-            Event::Notice { text } => format!("{} {text}", paint.yellow(" note")),
+            Event::Notice { text } => {
+                let indented = textwrap::Options::new(WIDTH - INDENT).break_words(false);
+                let lines = textwrap::wrap(text, indented).join(&format!("\n{:INDENT$}", ""));
+                format!("{} {lines}", paint.yellow(" note"))
+            }
             Event::Finished { built, reused, failed, seconds, boots } => {
                 let failed = if *failed > 0 { format!(", {failed} failed") } else { String::new() };
                 let boots = match boots {

@@ -84,10 +84,34 @@ fn servers_are_changed_while_they_run_and_found_again() {
     assert_eq!((greeting.stdout.as_str(), greeting.code), ("nobody: hello you\n", 4), "{}", greeting.stderr);
     let unknown = project.vimg(&["exec", "staging", "--operation", "greed"]);
     unknown.says("there is no operation `greed`; this machine has: greet");
+    // Its disks are its own, whatever becomes of the store's.
+    let links = project.sh("stat -c %h \"$VIMG_STORE\"/servers/*/staging/base-*.qcow2");
+    assert_eq!(links.stdout, "2\n2\n2\n", "{}", links.stderr);
+    // Nothing near is reached from it: not what listens on the host.
+    let near = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = near.local_addr().unwrap().port();
+    for address in ["10.0.2.2", "198.51.100.1", "169.254.169.254", "10.0.0.1"] {
+        let ask = format!("exec 3<>/dev/tcp/{address}/{to}");
+        let asked = project.vimg(&["exec", "staging", "--", "timeout", "20", "bash", "-c", &ask]);
+        assert_ne!(asked.code, 0, "{address}");
+    }
+    near.set_nonblocking(true).unwrap();
+    assert!(near.accept().is_err());
     let swappiness = || says(&["exec", "staging", "--", "cat", "/proc/sys/vm/swappiness"]);
     assert_eq!(swappiness(), "7\n");
     assert!(says(&["ps"]).contains("staging  running  plain"));
     project.vimg(&["up", "staging"]).says("runs already");
+
+    // What leads into it changes while it runs.
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (now, then) = (format!("host={port} guest=80; layer"), format!("host={other} guest=80; layer"));
+    project.edit("main.vimg", &now, &then);
+    says(&["apply", "staging"]);
+    assert!(serves(other, Duration::from_secs(60)).contains("one"));
+    assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_err());
+    project.edit("main.vimg", &then, &now);
+    says(&["apply", "staging"]);
+    assert!(page().contains("one"));
 
     // Only what differs is done, and what requires it.
     assert_eq!(says(&["apply", "staging"]), "nothing to apply\n");
@@ -167,6 +191,10 @@ fn servers_are_changed_while_they_run_and_found_again() {
     says(&["exec", "staging", "--", "touch", "/may-go"]);
     assert_eq!(says(&["down", "staging", "--remove"]), "staging is off, and its disk is gone\n");
     assert_eq!(says(&["ps"]), "no server was started here\n");
+    // What kept its network goes with it.
+    let gone = project.sh("keeps() { pgrep -u \"$(id -u)\" -f '^vimg keep$'; }; \
+         for n in $(seq 100); do keeps >/dev/null || break; sleep 0.1; done; keeps");
+    assert_eq!((gone.code, gone.stdout.as_str()), (1, ""));
     let disk = saved.lines().nth(1).unwrap();
     project.append("main.vimg", &format!("image \"golden\" {{ {disk} }}\n"));
     assert_eq!(says(&["run", "golden", "--", "cat", "/note", "/other"]), "80\n80");

@@ -16,7 +16,7 @@ pub struct Inode {
 }
 
 /// A time in a filesystem.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Time {
     /// Since 1970.
     pub seconds: i64,

@@ -113,6 +113,7 @@ async fn make(
         place: Place::Outside(None),
         yields: false,
         way_out: WayOut::default(),
+        keeper: None,
     };
     let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
     tokio::time::timeout(BOOT, instance.agent_opens()).await.map_err(|_| {
@@ -139,7 +140,7 @@ async fn fork(
     all.extend(args::disks(&disks.nodes(launch)));
     all.extend(kept::incoming());
     let way_out = way_out(rig.access, launch).await?;
-    let start = Start { scratch: &launch.scratch, disks, way, place, yields: false, way_out };
+    let start = Start { scratch: &launch.scratch, disks, way, place, yields: false, way_out, keeper: None };
     let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
     match kept.resume(&mut instance, &launch.scratch).await {
         Ok(()) => Ok(instance),
@@ -169,7 +170,7 @@ async fn cold(
     all.extend(args::disks(&disks.nodes(launch)));
     all.extend(args::direct(rig.accel, kernel, &initrd));
     let way_out = way_out(rig.access, launch).await?;
-    let start = Start { scratch: &launch.scratch, disks, way, place, yields: false, way_out };
+    let start = Start { scratch: &launch.scratch, disks, way, place, yields: false, way_out, keeper: None };
     let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
     tokio::time::timeout(BOOT, instance.agent_opens()).await.map_err(|_| {
         ProviderError::new(format!("the appliance did not come up within {} s", BOOT.as_secs()))

@@ -7,10 +7,8 @@ use vimg_agent::protocol::{APPLIANCE, FIXED, PORT, WATCHED};
 use vimg_lang::model::Machine;
 
 use super::Accel;
+use crate::host::keeper::CONSOLE;
 use crate::provider::OFFLINE_MEMORY;
-
-/// Where the console of a machine that goes on is kept.
-pub(super) const CONSOLE_LOG: &str = "console.log";
 
 /// The name of the block node that takes the writes first.
 pub(super) const TOP: &str = "top0";
@@ -126,10 +124,11 @@ pub(super) fn channels() -> Vec<String> {
     args
 }
 
-/// The same for a machine that goes on: what its console says goes to a file.
+/// The same for a machine that goes on: what its console says goes to who keeps
+/// it.
 pub(super) fn with_log(args: &mut [String]) {
     for arg in args.iter_mut().filter(|arg| arg.starts_with("socket,id=console,")) {
-        arg.push_str(&format!(",logfile={CONSOLE_LOG},logappend=on"));
+        arg.push_str(&format!(",logfile={CONSOLE},logappend=on"));
     }
 }
 

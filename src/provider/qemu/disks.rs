@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use tokio::process::Child;
 
 use super::qmp::Qmp;
-use super::{Programs, ProviderError, args, image, instance};
+use super::{Programs, ProviderError, args, image};
+use crate::host::sockets;
 use crate::provider::Launch;
 use crate::qcow2;
 
@@ -122,7 +123,7 @@ impl Monitor {
         name: &str,
         child: &mut Child,
     ) -> Option<Result<Self, ProviderError>> {
-        let stream = instance::wait_and_connect(dir, name, child).await?;
+        let stream = sockets::wait_and_connect(dir, name, child).await?;
         Some(Qmp::new(stream, &[]).await.map(|(qmp, _)| Self(qmp)))
     }
 

@@ -1,13 +1,12 @@
 //! A running QEMU.
 
 use std::ffi::CString;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
 use rustix::mount::mount_bind;
 use serde_json::{Value, json};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use vimg_agent::protocol::card;
@@ -20,8 +19,10 @@ use super::qmp::Qmp;
 use super::{Programs, ProviderError};
 use crate::host;
 use crate::host::child::{self, Tail};
+use crate::host::keeper::{self, Keeper};
 use crate::host::namespaces::Ids;
-use crate::host::network::{self, Access, WayOut};
+use crate::host::network::{self, Access, Inward, Unreachable, WayOut};
+use crate::host::sockets::{connect, wait_and_connect};
 use crate::provider::{Ended, Instance, Launch, Place};
 
 /// How much of the console is remembered, in bytes.
@@ -52,6 +53,8 @@ pub struct QemuInstance {
     /// What it takes to keep it, once it has booted.
     pub(super) keeping: Option<Keeping>,
     way_out: WayOut,
+    /// What keeps its network, if it goes on.
+    keeper: Option<Keeper>,
 }
 
 /// The program that runs a machine.
@@ -84,6 +87,32 @@ pub(super) struct Start<'a> {
     pub(super) yields: bool,
     /// Its way out, if it has one that is not the host's.
     pub(super) way_out: WayOut,
+    /// What keeps its network, if it goes on.
+    pub(super) keeper: Option<Keeper>,
+}
+
+/// What keeps the network of a launch that is to last.
+pub(super) async fn keeper(access: &Access, launch: &Launch) -> Result<Option<Keeper>, ProviderError> {
+    let Some(lasting) = &launch.lasting else { return Ok(None) };
+    let started = Keeper::start(&launch.scratch, access, &inward(&lasting.forwards)).await;
+    started.map(Some).map_err(unkept)
+}
+
+/// A network that is not as it should be.
+fn unkept(why: Unreachable) -> ProviderError {
+    ProviderError::new(why.message).help(why.help)
+}
+
+/// Ports where QEMU is, which nobody else uses there, and lead into the
+/// machine from there.
+fn inside(forwards: &[Forward]) -> impl Iterator<Item = (u16, &Forward)> {
+    (20_000..).zip(forwards)
+}
+
+/// How ports of the host lead to those.
+fn inward(forwards: &[Forward]) -> Vec<Inward> {
+    let way = |(inside, f): (u16, &Forward)| Inward { address: f.address.clone(), host: f.host, inside };
+    inside(forwards).map(way).collect()
 }
 
 /// The way out that a launch asks for.
@@ -117,7 +146,7 @@ impl QemuInstance {
         all: &[String],
         start: Start<'_>,
     ) -> Result<Self, ProviderError> {
-        let Start { scratch, disks, way, place, yields, way_out } = start;
+        let Start { scratch, disks, way, place, yields, way_out, keeper } = start;
         for socket in ["qmp", "console", "agent"] {
             let _ = std::fs::remove_file(scratch.join(socket));
         }
@@ -127,8 +156,12 @@ impl QemuInstance {
         if yields {
             child::yields(&mut command);
         }
-        if let Some(gateway) = &way_out.gateway {
-            gateway.namespaces().enter_network(command.as_std_mut());
+        if let Some(keeper) = &keeper {
+            keeper.ends_with(command.as_std_mut());
+        }
+        let own = way_out.gateway.as_ref().map(|gateway| &**gateway.namespaces());
+        if let Some(namespaces) = own.or_else(|| keeper.as_ref()?.namespaces()) {
+            namespaces.enter_network(command.as_std_mut());
             let file = network::resolv_conf(scratch).map_err(fail)?;
             resolve_by(&mut command, &file).map_err(fail)?;
         }
@@ -162,6 +195,7 @@ impl QemuInstance {
             origin: None,
             keeping: None,
             way_out,
+            keeper,
         })
     }
 
@@ -180,6 +214,8 @@ impl QemuInstance {
         let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be reached: {e}"));
         let console = Tail::of(connect(scratch, "console").await.map_err(fail)?, CONSOLE);
         let agent = connect(scratch, "agent").await.map_err(fail)?;
+        // Without it the machine still listens; it is missed where it is needed.
+        let keeper = Keeper::find(scratch).await.ok();
         Ok(Some(Self {
             process: Process::Found,
             monitor: Monitor::new(qmp),
@@ -195,6 +231,7 @@ impl QemuInstance {
             origin: None,
             keeping: None,
             way_out: WayOut::default(),
+            keeper,
         }))
     }
 
@@ -260,32 +297,6 @@ impl QemuInstance {
             "VSERPORT_CHANGE" if data["id"] == "agent" && data["open"] == false => Some(Ended::AgentGone),
             _ => None,
         }
-    }
-}
-
-/// Connects to a socket in `dir`. A socket's path may have 108 bytes; through
-/// the descriptor of its directory it is always short.
-pub(super) async fn connect(dir: &Path, name: &str) -> std::io::Result<UnixStream> {
-    let handle = std::fs::File::open(dir)?;
-    UnixStream::connect(format!("/proc/self/fd/{}/{name}", handle.as_raw_fd())).await
-}
-
-/// Makes a socket in `dir`, and listens.
-pub(super) fn listen(dir: &Path, name: &str) -> std::io::Result<UnixListener> {
-    let handle = std::fs::File::open(dir)?;
-    UnixListener::bind(format!("/proc/self/fd/{}/{name}", handle.as_raw_fd()))
-}
-
-/// Connects to a socket once it is there; `None` if QEMU ends first.
-pub(super) async fn wait_and_connect(dir: &Path, name: &str, child: &mut Child) -> Option<UnixStream> {
-    loop {
-        if let Ok(stream) = connect(dir, name).await {
-            return Some(stream);
-        }
-        if !matches!(child.try_wait(), Ok(None)) {
-            return None;
-        }
-        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
@@ -381,18 +392,27 @@ impl Instance for QemuInstance {
         self.console.text()
     }
 
-    async fn forward(&mut self, add: &[Forward], remove: &[Forward]) -> Result<(), ProviderError> {
-        let rule = |f: &Forward| format!("tcp:{}:{}", f.address, f.host);
-        for forward in remove {
-            self.tell(&format!("hostfwd_remove net0 {}", rule(forward))).await?;
+    async fn forward(&mut self, before: &[Forward], after: &[Forward]) -> Result<(), ProviderError> {
+        let Some(keeper) = &self.keeper else { return Err(unkept(keeper::lost("it has ended"))) };
+        let apart = keeper.namespaces().is_some();
+        keeper.lead(&inward(after)).await.map_err(unkept)?;
+        // QEMU stands where only its keeper leads, or leads in itself.
+        let rules = |forwards: &[Forward]| -> Vec<(String, Forward)> {
+            let rule = |(inside, f): (u16, &Forward)| match apart {
+                true => (format!("tcp::{inside}"), f.clone()),
+                false => (format!("tcp:{}:{}", f.address, f.host), f.clone()),
+            };
+            inside(forwards).map(rule).collect()
+        };
+        let (before, after) = (rules(before), rules(after));
+        let other = |of: &[(String, Forward)], rule: &(String, Forward)| !of.contains(rule);
+        for (rule, _) in before.iter().filter(|rule| other(&after, rule)) {
+            self.tell(&format!("hostfwd_remove net0 {rule}")).await?;
         }
-        for forward in add {
-            let said = self.tell(&format!("hostfwd_add net0 {}-:{}", rule(forward), forward.guest)).await?;
+        for (rule, forward) in after.iter().filter(|rule| other(&before, rule)) {
+            let said = self.tell(&format!("hostfwd_add net0 {rule}-:{}", forward.guest)).await?;
             if !said.trim().is_empty() {
-                let Forward { address, host, .. } = forward;
-                return Err(ProviderError::new(format!("the port {host} of {address} can't be taken")).help(
-                    "does another program, or another server, listen on it? Give `forward` another `host=`",
-                ));
+                return Err(unkept(keeper::taken(&forward.address, forward.host)));
             }
         }
         Ok(())

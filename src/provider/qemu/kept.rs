@@ -14,9 +14,10 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::instance::{self, QemuInstance};
+use super::instance::QemuInstance;
 use super::{Accel, ProviderError, Rig};
 use crate::digest::Description;
+use crate::host::sockets;
 use crate::sparse;
 
 /// How long saving the devices may take.
@@ -110,7 +111,7 @@ impl Kept {
         scratch: &Path,
     ) -> Result<(), ProviderError> {
         let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be kept: {e}"));
-        let listener = instance::listen(scratch, "devices").map_err(fail)?;
+        let listener = sockets::listen(scratch, "devices").map_err(fail)?;
         let receive = async {
             let (mut stream, _) = listener.accept().await?;
             let mut bytes = Vec::new();
@@ -170,7 +171,7 @@ impl Kept {
         let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be resumed: {e}"));
         let devices = std::fs::read(self.devices()).map_err(fail)?;
         instance.execute("migrate-incoming", json!({ "uri": "unix:devices" })).await?;
-        let mut stream = instance::connect(scratch, "devices").await.map_err(fail)?;
+        let mut stream = sockets::connect(scratch, "devices").await.map_err(fail)?;
         let _ = std::fs::remove_file(scratch.join("devices"));
         stream.write_all(&devices).await.map_err(fail)?;
         stream.shutdown().await.map_err(fail)?;

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::disks::Disks;
-use super::instance::{QemuInstance, Start, way_out};
+use super::instance::{QemuInstance, Start, keeper, way_out};
 use super::kept::{self, Kept};
 use super::{Accel, ProviderError, Rig, args, carry};
 use crate::digest::Description;
@@ -250,7 +250,9 @@ async fn boot(rig: Rig<'_>, launch: &Launch, memory: Option<&Path>) -> Result<Qe
         args::with_log(&mut all);
     }
     let way_out = way_out(rig.access, launch).await?;
-    let start = Start { scratch: &launch.scratch, disks, way, place: Place::Machine, yields: false, way_out };
+    let keeper = keeper(rig.access, launch).await?;
+    let start =
+        Start { scratch: &launch.scratch, disks, way, place: Place::Machine, yields: false, way_out, keeper };
     let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
     lead(&mut instance, launch).await?;
     Ok(instance)
@@ -259,7 +261,7 @@ async fn boot(rig: Rig<'_>, launch: &Launch, memory: Option<&Path>) -> Result<Qe
 /// Has ports of the host lead into a machine that goes on.
 async fn lead(instance: &mut QemuInstance, launch: &Launch) -> Result<(), ProviderError> {
     match &launch.lasting {
-        Some(lasting) => instance.forward(&lasting.forwards, &[]).await,
+        Some(lasting) => instance.forward(&[], &lasting.forwards).await,
         None => Ok(()),
     }
 }
@@ -284,7 +286,8 @@ async fn fork(
         args::with_log(&mut all);
     }
     let way_out = way_out(rig.access, launch).await?;
-    let start = Start { scratch: &launch.scratch, disks, way, place, yields, way_out };
+    let keeper = keeper(rig.access, launch).await?;
+    let start = Start { scratch: &launch.scratch, disks, way, place, yields, way_out, keeper };
     let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
     match kept.resume(&mut instance, &launch.scratch).await {
         Ok(()) => {

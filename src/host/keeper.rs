@@ -1,0 +1,361 @@
+//! What stays with a machine that goes on when vimg has ended: a process that
+//! keeps its way out, what leads into it, and the log of its console.
+//!
+//! It is this program again, started by another, and lives as long as the
+//! machine does: both ends of a pipe, of which it reads one, are the machine's
+//! and its starter's. Nobody has to look for it, and nothing of it is left.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::pipe::{PipeFlags, pipe_with};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+
+use super::namespaces::{Ids, Namespaces};
+use super::network::{Access, Gateway, Inward, Unreachable};
+use super::{child, sockets};
+
+/// What a machine writes its console to.
+pub const CONSOLE: &str = "console.pipe";
+/// What is kept of the console: the newest, and what came before it.
+const LOGS: [&str; 2] = ["console.log", "console.log.1"];
+/// The most that each of them holds, in bytes.
+const LOG: u64 = 4 << 20;
+/// Where it listens.
+const SOCKET: &str = "keeper";
+/// How long the keeper of a machine that has just ended may take to let go of
+/// its ports.
+const LEAVING: Duration = Duration::from_secs(2);
+/// How long it may take with what it is told.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The most that it is told at once, in bytes.
+const MOST_TOLD: u64 = 64 << 10;
+
+/// What it is to keep.
+#[derive(Debug, Serialize, Deserialize)]
+struct Orders {
+    access: Access,
+    ways: Vec<Inward>,
+}
+
+/// What it says about that.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Answer {
+    /// A process in its namespaces, if the machine is to be in any.
+    holder: Option<u32>,
+    /// What went wrong, and what to do.
+    trouble: Option<(String, String)>,
+}
+
+impl From<Result<Option<u32>, Unreachable>> for Answer {
+    fn from(result: Result<Option<u32>, Unreachable>) -> Self {
+        match result {
+            Ok(holder) => Self { holder, trouble: None },
+            Err(Unreachable { message, help }) => Self { holder: None, trouble: Some((message, help)) },
+        }
+    }
+}
+
+impl Answer {
+    fn read(text: &str) -> Result<Option<u32>, Unreachable> {
+        match serde_json::from_str(text) {
+            Ok(Self { trouble: Some((message, help)), .. }) => Err(Unreachable { message, help }),
+            Ok(Self { holder, trouble: None }) => Ok(holder),
+            Err(_) => Err(lost("it has ended")),
+        }
+    }
+}
+
+/// Nothing is to be expected of it any more.
+pub fn lost(why: impl std::fmt::Display) -> Unreachable {
+    Unreachable {
+        message: format!("what keeps the machine's network does not answer: {why}"),
+        help: "switch the machine off and start it again".into(),
+    }
+}
+
+/// A port of the host is another's.
+pub fn taken(address: &str, port: u16) -> Unreachable {
+    Unreachable {
+        message: format!("the port {port} of {address} can't be taken"),
+        help: "does another program, or another server, listen on it? Give `forward` another `host=`".into(),
+    }
+}
+
+/// What keeps a machine's network, as seen by who works with the machine.
+#[derive(Debug)]
+pub struct Keeper {
+    dir: PathBuf,
+    namespaces: Option<Namespaces>,
+    /// It ends when nobody has this open.
+    life: Option<OwnedFd>,
+}
+
+impl Keeper {
+    /// Starts one for the machine of a directory.
+    ///
+    /// # Errors
+    ///
+    /// There can be no network, or a port of the host is taken.
+    pub async fn start(dir: &Path, access: &Access, ways: &[Inward]) -> Result<Self, Unreachable> {
+        let start = async {
+            let (input, life) = pipe_with(PipeFlags::CLOEXEC)?;
+            let mut command = super::command(Path::new("/proc/self/exe"));
+            command.as_std_mut().arg0("vimg");
+            command.arg("keep").current_dir(dir).stdin(input).stdout(Stdio::piped());
+            command.stderr(File::create(dir.join("keeper.log"))?);
+            // No end of a terminal is its own.
+            child::own_session(&mut command);
+            let mut process = command.spawn()?;
+            let orders = Orders { access: access.clone(), ways: ways.to_vec() };
+            let mut life = File::from(life);
+            life.write_all(format!("{}\n", serde_json::to_string(&orders)?).as_bytes())?;
+            let mut said = String::new();
+            if let Some(output) = process.stdout.take() {
+                let mut output = BufReader::new(output.take(MOST_TOLD));
+                tokio::time::timeout(PATIENCE, output.read_line(&mut said)).await??;
+            }
+            Ok::<_, io::Error>((OwnedFd::from(life), said))
+        };
+        let (life, said) = start.await.map_err(lost)?;
+        let namespaces = Self::namespaces_of(Answer::read(&said)?)?;
+        Ok(Self { dir: dir.to_owned(), namespaces, life: Some(life) })
+    }
+
+    /// Finds the one of a machine that runs.
+    ///
+    /// # Errors
+    ///
+    /// It has ended, which the machine has not.
+    pub async fn find(dir: &Path) -> Result<Self, Unreachable> {
+        let found = Self { dir: dir.to_owned(), namespaces: None, life: None };
+        let namespaces = Self::namespaces_of(found.ask(None).await?)?;
+        Ok(Self { namespaces, ..found })
+    }
+
+    fn namespaces_of(holder: Option<u32>) -> Result<Option<Namespaces>, Unreachable> {
+        holder.map(|holder| Namespaces::of(holder, ids())).transpose().map_err(lost)
+    }
+
+    /// Where the machine is to be; `None` if it has the host's own network.
+    pub fn namespaces(&self) -> Option<&Namespaces> {
+        self.namespaces.as_ref()
+    }
+
+    /// Has it end with this program.
+    pub fn ends_with(&self, command: &mut Command) {
+        let Some(life) = self.life.as_ref().map(AsRawFd::as_raw_fd) else { return };
+        // SAFETY: the closure makes a system call; the descriptor stays open
+        // in the parent until the child has been spawned.
+        unsafe {
+            command.pre_exec(move || match libc::fcntl(life, libc::F_SETFD, 0) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            });
+        }
+    }
+
+    /// Changes what leads into the machine. Its connections may break by that.
+    ///
+    /// # Errors
+    ///
+    /// A port of the host is taken. What led into it before still does.
+    pub async fn lead(&self, ways: &[Inward]) -> Result<(), Unreachable> {
+        self.ask(Some(ways.to_vec())).await.map(|_| ())
+    }
+
+    async fn ask(&self, ways: Option<Vec<Inward>>) -> Result<Option<u32>, Unreachable> {
+        let ask = async {
+            let mut stream = sockets::connect(&self.dir, SOCKET).await?;
+            stream.write_all(format!("{}\n", serde_json::to_string(&ways)?).as_bytes()).await?;
+            let mut said = String::new();
+            stream.take(MOST_TOLD).read_to_string(&mut said).await?;
+            Ok::<_, io::Error>(said)
+        };
+        let asked = tokio::time::timeout(PATIENCE, ask).await.map_err(lost)?;
+        Answer::read(&asked.map_err(lost)?)
+    }
+}
+
+/// What the machine's console said, the oldest first, as far as it is kept.
+///
+/// # Errors
+///
+/// What can't be read.
+pub fn console(dir: &Path) -> io::Result<Vec<u8>> {
+    let mut all = Vec::new();
+    for name in LOGS.iter().rev() {
+        match std::fs::read(dir.join(name)) {
+            Ok(bytes) => all.extend(bytes),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(all)
+}
+
+/// Who is who where the machine is.
+fn ids() -> Ids {
+    if rustix::process::geteuid().is_root() { Ids::System } else { Ids::Same }
+}
+
+/// Keeps what the standard input says, in the working directory, until that
+/// ends.
+///
+/// # Errors
+///
+/// What keeps it from that. Who started it was told.
+pub async fn keep() -> io::Result<()> {
+    let input = pipe::Receiver::from_owned_fd(rustix::io::dup(rustix::stdio::stdin())?)?;
+    let mut input = BufReader::new(input.take(MOST_TOLD)).lines();
+    let orders: Orders = serde_json::from_str(&input.next_line().await?.unwrap_or_default())?;
+    let _ = std::fs::remove_file(CONSOLE);
+    mknodat(CWD, CONSOLE, FileType::Fifo, Mode::from_raw_mode(0o600), 0)?;
+    // Read and write: it has no end while a machine opens and closes it.
+    let mut console = pipe::OpenOptions::new().read_write(true).open_receiver(CONSOLE)?;
+    let mut log = Log::open()?;
+    let _ = std::fs::remove_file(SOCKET);
+    let listener = sockets::listen(Path::new("."), SOCKET)?;
+    let made = Network::new(orders).await;
+    let (network, answer) = match made {
+        Ok(network) => {
+            let holder = network.holder();
+            (Some(network), Ok(holder))
+        }
+        Err(trouble) => (None, Err(trouble)),
+    };
+    let answer = serde_json::to_string(&Answer::from(answer))?;
+    File::from(rustix::io::dup(rustix::stdio::stdout())?).write_all(format!("{answer}\n").as_bytes())?;
+    rustix::stdio::dup2_stdout(File::open("/dev/null")?.as_fd())?;
+    let Some(mut network) = network else { return Ok(()) };
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        tokio::select! {
+            // Nothing more is said by it but its end.
+            _ = input.next_line() => return Ok(()),
+            read = console.read(&mut buffer) => log.write(&buffer[..read?]),
+            accepted = listener.accept() => {
+                let (stream, _) = accepted?;
+                // Who goes away, or says nothing, is none of the machine's matter.
+                let _ = tokio::time::timeout(PATIENCE, serve(stream, &mut network)).await;
+            }
+        }
+    }
+}
+
+async fn serve(mut stream: UnixStream, network: &mut Network) -> io::Result<()> {
+    let (read, mut write) = stream.split();
+    let mut said = String::new();
+    BufReader::new(read.take(MOST_TOLD)).read_line(&mut said).await?;
+    let result = match serde_json::from_str::<Option<Vec<Inward>>>(&said)? {
+        Some(ways) => network.lead(ways).await,
+        None => Ok(()),
+    };
+    let answer = Answer::from(result.map(|()| network.holder()));
+    write.write_all(serde_json::to_string(&answer)?.as_bytes()).await
+}
+
+/// A machine's network.
+struct Network {
+    access: Access,
+    users: Option<Arc<Namespaces>>,
+    gateway: Option<Gateway>,
+    ways: Vec<Inward>,
+}
+
+impl Network {
+    async fn new(orders: Orders) -> Result<Self, Unreachable> {
+        let Orders { access, ways } = orders;
+        let users = match access.reach.all {
+            true => None,
+            false => Some(Arc::new(Namespaces::new(ids()).map_err(lost)?)),
+        };
+        let mut made = Self { access, users, gateway: None, ways: Vec::new() };
+        made.lead(ways).await?;
+        Ok(made)
+    }
+
+    fn holder(&self) -> Option<u32> {
+        self.users.as_ref().map(|users| users.holder())
+    }
+
+    /// Changes what leads into it. If that fails all is as it was.
+    async fn lead(&mut self, ways: Vec<Inward>) -> Result<(), Unreachable> {
+        let Some(users) = self.users.clone() else { return Ok(()) };
+        if self.gateway.is_some() && ways == self.ways {
+            return Ok(());
+        }
+        for way in ways.iter().filter(|way| !self.ways.iter().any(|own| own.is_at(way))) {
+            let start = Instant::now();
+            while !is_free(way) {
+                if start.elapsed() > LEAVING {
+                    return Err(taken(&way.address, way.host));
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        if let Some(gateway) = self.gateway.take() {
+            gateway.end().await;
+        }
+        match open(&self.access, &users, &ways).await {
+            Ok(gateway) => {
+                (self.gateway, self.ways) = (Some(gateway), ways);
+                Ok(())
+            }
+            Err(trouble) => {
+                self.gateway = open(&self.access, &users, &self.ways).await.ok();
+                Err(trouble)
+            }
+        }
+    }
+}
+
+/// Whether a port of the host is nobody's.
+fn is_free(way: &Inward) -> bool {
+    let address = way.address.parse().unwrap_or(IpAddr::from([127, 0, 0, 1]));
+    std::net::TcpListener::bind((address, way.host)).is_ok()
+}
+
+async fn open(access: &Access, users: &Arc<Namespaces>, ways: &[Inward]) -> Result<Gateway, Unreachable> {
+    let gateway = access.gateway_in(users.clone(), ways).await?;
+    gateway.set(true).await.map_err(lost)?;
+    Ok(gateway)
+}
+
+/// The newest of what a console says.
+struct Log {
+    file: File,
+    length: u64,
+}
+
+impl Log {
+    fn open() -> io::Result<Self> {
+        let file = File::options().create(true).append(true).open(LOGS[0])?;
+        let length = file.metadata()?.len();
+        Ok(Self { file, length })
+    }
+
+    /// A console that can't be kept is no reason to end a machine.
+    fn write(&mut self, bytes: &[u8]) {
+        if self.length + bytes.len() as u64 > LOG
+            && std::fs::rename(LOGS[0], LOGS[1]).is_ok()
+            && let Ok(new) = Self::open()
+        {
+            *self = new;
+        }
+        if self.length < LOG && self.file.write_all(bytes).is_ok() {
+            self.length += bytes.len() as u64;
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! Sockets in a directory, by short names, whatever the directory's path.
+
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::net::{UnixListener, UnixStream};
+use tokio::process::Child;
+
+/// Connects to a socket in `dir`. A socket's path may have 108 bytes; through
+/// the descriptor of its directory it is always short.
+pub(crate) async fn connect(dir: &Path, name: &str) -> std::io::Result<UnixStream> {
+    let handle = std::fs::File::open(dir)?;
+    UnixStream::connect(format!("/proc/self/fd/{}/{name}", handle.as_raw_fd())).await
+}
+
+/// Makes a socket in `dir`, and listens.
+pub(crate) fn listen(dir: &Path, name: &str) -> std::io::Result<UnixListener> {
+    let handle = std::fs::File::open(dir)?;
+    UnixListener::bind(format!("/proc/self/fd/{}/{name}", handle.as_raw_fd()))
+}
+
+/// Connects to a socket once it is there; `None` if QEMU ends first.
+pub(crate) async fn wait_and_connect(dir: &Path, name: &str, child: &mut Child) -> Option<UnixStream> {
+    loop {
+        if let Ok(stream) = connect(dir, name).await {
+            return Some(stream);
+        }
+        if !matches!(child.try_wait(), Ok(None)) {
+            return None;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
