@@ -29,6 +29,7 @@ pub(crate) fn prepare(prepare: &Prepare) -> io::Result<Attached> {
     modules::load("disk")?;
     let found = filesystem::find(DISK)?;
     filesystem::mount_root(&found, "/root")?;
+    network::loopback()?;
     if let Some(network) = &prepare.network {
         network::up()?;
         offline::resolve_by(&network.resolv_conf);

@@ -60,7 +60,13 @@ fn set<const OPCODE: Opcode>(socket: &OwnedFd, request: Interface) -> io::Result
     unsafe { ioctl(socket.as_fd(), Setter::<OPCODE, Interface>::new(request)) }.map_err(io::Error::from)
 }
 
-/// Brings the loopback and the first card up. Its driver was loaded before.
+/// Brings the loopback up: a machine has one, whatever else it reaches.
+pub(crate) fn loopback() -> io::Result<()> {
+    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    set::<SIOCSIFFLAGS>(&socket, interface("lo", &UP.to_ne_bytes()))
+}
+
+/// Brings the first card up. Its driver was loaded before.
 pub(crate) fn up() -> io::Result<()> {
     let start = Instant::now();
     let card = loop {
@@ -75,7 +81,6 @@ pub(crate) fn up() -> io::Result<()> {
         std::thread::sleep(Duration::from_millis(1));
     };
     let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
-    set::<SIOCSIFFLAGS>(&socket, interface("lo", &UP.to_ne_bytes()))?;
     set::<SIOCSIFADDR>(&socket, interface(&card, &address(ADDRESS)))?;
     set::<SIOCSIFNETMASK>(&socket, interface(&card, &address(NETMASK)))?;
     set::<SIOCSIFFLAGS>(&socket, interface(&card, &UP.to_ne_bytes()))?;

@@ -228,6 +228,12 @@ fn advice(step: &Primitive, offline: bool, message: &str, tail: &[String]) -> Op
         Primitive::Run(run) if said("did not end within") => {
             format!("it had {} s; give it more with `timeout=`", run.script.around.timeout)
         }
+        // 128 and the number of SIGPIPE.
+        Primitive::Run(_) if message.ends_with("exit code 141") => {
+            "a script ends where a part of a pipe fails, and one did whose reader had ended first, as `yes` \
+             does in `yes | head`; write `{ yes || true; } | head`"
+                .into()
+        }
         Primitive::Run(_) if offline && NOT_BOOTED.iter().any(|text| said(text)) => {
             "the machine is switched off while this layer is applied; a script that needs running \
              services or the machine's kernel says `needs \"booted\"`"

@@ -61,7 +61,8 @@ impl Namespaces {
                     // The namespace belongs to who makes it.
                     become_id(FIRST)?;
                 }
-                unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNET).map_err(Into::into)
+                unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNET)?;
+                loopback()
             });
         }
         let mut holder = command.spawn()?;
@@ -110,6 +111,16 @@ impl Namespaces {
                 join(net, LinkNameSpaceType::Network)?;
                 if ids == Ids::System { become_id(0) } else { Ok(()) }
             });
+        }
+    }
+
+    /// The same, for a program that sets the network up.
+    pub fn administer(&self, command: &mut Command) {
+        self.enter(command);
+        if self.ids == Ids::Same {
+            // Who is not root loses its rights by an exec.
+            // SAFETY: the closure makes system calls only.
+            unsafe { command.pre_exec(|| keep_only(CapabilitySet::NET_ADMIN)) };
         }
     }
 
@@ -164,6 +175,24 @@ fn join(namespace: RawFd, kind: LinkNameSpaceType) -> io::Result<()> {
     // SAFETY: the descriptor is open; see the callers.
     let namespace = unsafe { BorrowedFd::borrow_raw(namespace) };
     move_into_link_name_space(namespace, Some(kind)).map_err(Into::into)
+}
+
+/// Brings the loopback of a new network up: every machine has one.
+fn loopback() -> io::Result<()> {
+    // SAFETY: the structure is plain numbers, and lives through the calls; the
+    // socket ends with the process or its exec.
+    unsafe {
+        let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+            *to = *from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+        if socket >= 0 && libc::ioctl(socket, libc::SIOCSIFFLAGS, &raw const request) == 0 {
+            return Ok(());
+        }
+    }
+    Err(io::Error::last_os_error())
 }
 
 /// Becomes another user of the same number's group, for good.

@@ -455,7 +455,7 @@ impl Gateway {
     async fn ip(&self, lines: &str) -> io::Result<()> {
         let mut command = super::command(&self.0.tools.ip);
         command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-        self.0.namespaces.enter(command.as_std_mut());
+        self.0.namespaces.administer(command.as_std_mut());
         let mut child = command.kill_on_drop(true).spawn()?;
         if let Some(mut stdin) = child.stdin.take() {
             stdin.write_all(lines.as_bytes()).await?;
@@ -610,7 +610,9 @@ mod tests {
         if address == "127.0.0.1" {
             reach.ports.push(port);
         }
-        let namespaces = Arc::new(Namespaces::new(Ids::System).unwrap());
+        // As root, and as an ordinary user who may give out no ids.
+        let ids = if rustix::process::geteuid().is_root() { Ids::System } else { Ids::Same };
+        let namespaces = Arc::new(Namespaces::new(ids).unwrap());
         let gateway = Gateway::new(namespaces, &Tools::find().unwrap(), &reach, &[]).await.unwrap();
         gateway.set(open).await.unwrap();
         let mut command = crate::host::command(std::path::Path::new("/bin/bash"));
@@ -631,7 +633,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_host_is_reached_only_where_it_is_allowed() {
-        if !rustix::process::geteuid().is_root() || Tools::find().is_err() {
+        if Tools::find().is_err() {
             return;
         }
         let shut = Reach::default();
