@@ -204,6 +204,7 @@ pub fn main() -> ExitCode {
     };
     let style = style(&args.global);
     let result = run(&args.command, &args.global, style);
+    crate::store::settle();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => ExitCode::from(report(&error, style)),

@@ -35,7 +35,7 @@ pub use lock::{KeyLock, lock, try_lock};
 pub use project::{FailedDisk, Last, ProjectFiles, WrittenOutput};
 use record::Identity;
 pub use record::{Boot, Disk, DiskKind, Origin, Record, SCHEMA, StateId};
-pub use staging::Staging;
+pub use staging::{Staging, settle};
 
 /// The directories of a store.
 const AREAS: &[&str] = &[

@@ -7,6 +7,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+#[path = "vm/field.rs"]
+mod field;
 mod machines;
 #[path = "vm/memory.rs"]
 mod memory;
@@ -22,6 +24,8 @@ mod same;
 mod secrets;
 #[path = "vm/server.rs"]
 mod server;
+#[path = "vm/strangers.rs"]
+mod strangers;
 
 use std::path::Path;
 use std::process::Command;

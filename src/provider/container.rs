@@ -69,8 +69,10 @@ impl Engine {
             return Err(ProviderError::new("only root may mount filesystems"));
         }
         if !owned {
-            return Err(ProviderError::new("others than root can write to the store")
-                .help("chown and chmod the store, or take another one"));
+            return Err(ProviderError::new(
+                "others than root can write to the store or put another in its place",
+            )
+            .help("chown and chmod the store and what is above it, or take another one"));
         }
         let find = |name: &str, package: &str| {
             host::find(name).ok_or_else(|| {

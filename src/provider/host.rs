@@ -73,10 +73,18 @@ impl Host {
     }
 }
 
-/// Whether only root can write to the store.
+/// Whether only root can write to the store, or put another in its place. Below
+/// a directory of somebody else's it might be another one by the time that its
+/// disks are mounted. In a sticky one, such as `/tmp`, nobody moves what is
+/// root's.
 fn owned(store: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(store).is_ok_and(|m| m.uid() == 0 && m.mode() & 0o022 == 0)
+    let Ok(store) = store.canonicalize() else { return false };
+    let roots = |dir: &Path, sticky: bool| {
+        dir.metadata()
+            .is_ok_and(|m| m.uid() == 0 && (m.mode() & 0o022 == 0 || sticky && m.mode() & 0o1000 != 0))
+    };
+    roots(&store, false) && store.ancestors().skip(1).all(|dir| roots(dir, true))
 }
 
 /// Says how layers will be applied, and why, without starting anything.

@@ -4,6 +4,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use rustix::fs::FlockOperation;
 
@@ -29,7 +31,7 @@ impl Staging {
         // the moment before its own lock is taken.
         let door = File::open(parent).map_err(fail)?;
         rustix::fs::flock(&door, FlockOperation::LockExclusive).map_err(|e| fail(e.into()))?;
-        reap(parent);
+        let abandoned = abandoned(parent);
         // Another container may have a process of the same number.
         let (path, lock) = loop {
             let n = COUNTER.fetch_add(1, Ordering::Relaxed);
@@ -42,6 +44,12 @@ impl Staging {
         };
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|e| fail(e.into()))?;
         fs::create_dir(&path).map_err(fail)?;
+        // It may take long, and neither others nor this one wait for it.
+        drop(door);
+        if !abandoned.is_empty() {
+            let reaper = std::thread::spawn(|| reap(abandoned));
+            REAPERS.lock().unwrap_or_else(PoisonError::into_inner).push(reaper);
+        }
         Ok(Self { path, _lock: lock, kept: false })
     }
 
@@ -69,26 +77,43 @@ fn lock_of(path: &Path) -> PathBuf {
     path.with_extension("lock")
 }
 
-/// Removes what dead processes left: directories, then their locks. The lock
-/// is made first and removed last, so a directory without one is nobody's.
-fn reap(parent: &Path) {
-    let Ok(entries) = fs::read_dir(parent) else { return };
+/// Who removes what dead processes left.
+static REAPERS: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
+
+/// Waits until what dead processes left is gone, as far as this process has
+/// come upon it.
+pub fn settle() {
+    let reapers = std::mem::take(&mut *REAPERS.lock().unwrap_or_else(PoisonError::into_inner));
+    // One that failed left what the next process removes.
+    reapers.into_iter().for_each(|reaper| drop(reaper.join()));
+}
+
+/// What dead processes left, with its locks. A lock is made first and removed
+/// last, so a directory without one is nobody's. Nobody may make any meanwhile.
+fn abandoned(parent: &Path) -> Vec<(PathBuf, Option<File>)> {
+    let Ok(entries) = fs::read_dir(parent) else { return Vec::new() };
+    let mut found = Vec::new();
     for path in entries.flatten().map(|e| e.path()) {
         let is_lock = path.extension().is_some_and(|e| e == "lock");
-        let lock = if is_lock { path.clone() } else { lock_of(&path) };
-        let free = match File::open(&lock) {
-            Ok(lock) => rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok(),
+        let dir = if is_lock { path.with_extension("") } else { path };
+        match File::open(lock_of(&dir)) {
+            // What has both is found at either, and locked once.
+            Ok(lock) if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() => {
+                found.push((dir, Some(lock)));
+            }
             // Another error says nothing of who works there.
-            Err(e) => e.kind() == io::ErrorKind::NotFound,
-        };
-        if !free {
-            continue;
+            Err(e) if e.kind() == io::ErrorKind::NotFound => found.push((dir, None)),
+            _ => {}
         }
-        let _ = if is_lock {
-            // Its directory may come later in the list.
-            if path.with_extension("").exists() { continue } else { fs::remove_file(&path) }
-        } else {
-            remove_tree(&path)
-        };
+    }
+    found
+}
+
+/// Removes directories, then their locks.
+fn reap(abandoned: Vec<(PathBuf, Option<File>)>) {
+    for (dir, lock) in abandoned {
+        if remove_tree(&dir).is_ok() && lock.is_some() {
+            let _ = fs::remove_file(lock_of(&dir));
+        }
     }
 }

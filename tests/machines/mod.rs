@@ -183,9 +183,18 @@ impl Project {
     }
 
     pub(crate) fn start_as_root(&self, args: &[&str]) -> Running {
+        self.start_as_root_with(args, |_| {})
+    }
+
+    pub(crate) fn start_as_root_with(&self, args: &[&str], change: impl FnOnce(&mut Command)) -> Running {
         self.spawn(args, |command| {
             command.uid(0).gid(0).env("VIMG_STORE", root_store()).env("HOST_TOKEN", "secret");
+            change(command);
         })
+    }
+
+    pub(crate) fn start_with(&self, args: &[&str], change: impl FnOnce(&mut Command)) -> Running {
+        self.spawn(args, change)
     }
 
     /// The record of the newest state of this name in root's store.
@@ -346,7 +355,18 @@ fn begin_with_base(store: &Path) {
 }
 
 fn root_store() -> PathBuf {
-    base().join("root-store")
+    root_base().join("store")
+}
+
+/// Where root's stores are: below no directory of somebody else's.
+pub(crate) fn root_base() -> &'static Path {
+    static BASE: OnceLock<PathBuf> = OnceLock::new();
+    BASE.get_or_init(|| {
+        let dir = std::env::temp_dir().join("vimg-test-root");
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(&dir).unwrap();
+        dir
+    })
 }
 
 /// The states of a store, with their directories.

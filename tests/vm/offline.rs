@@ -1,7 +1,7 @@
 //! Layers that need no booted machine, in an appliance as an ordinary user
 //! and, where the tests are root's, in a container as root.
 
-use super::machines::{Project, Tested, all_fail, damage, files_of, newest_record, with_layer};
+use super::machines::{Project, Tested, all_fail, damage, files_of, newest_record, root_base, with_layer};
 
 /// What a layer leaves when the machine is off: units enabled, settings
 /// written, nothing started, and no trace of how it was done. Its machine then
@@ -298,7 +298,8 @@ pub(crate) fn a_container_makes_the_same(project: &Project, build: &[&str], node
     if as_root(project).is_none() {
         return;
     }
-    let store = project.path("container");
+    let name = project.root().file_name().unwrap();
+    let store = root_base().join(name);
     let vimg = project.as_root_apart(&store).unwrap();
     vimg(&[build, &["--provider", "container"]].concat()).succeeds();
     for node in nodes {

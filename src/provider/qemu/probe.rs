@@ -28,8 +28,11 @@ struct Answer {
     at: u64,
 }
 
-/// How long a `no` is believed: the host may only have been busy.
-const NO_LASTS: u64 = 24 * 3600;
+/// How long an answer is believed, in seconds. After a `no` the host may only
+/// have been busy; a `yes` may be of before its hypervisor was changed.
+const LASTS: u64 = 24 * 3600;
+/// The most that a machine may say before its word, in bytes.
+const CHATTER: usize = 1 << 20;
 
 /// Chooses how to run machines, and says so where it is not by KVM. `None`
 /// if that can't be found out without a kernel.
@@ -47,7 +50,7 @@ pub(super) async fn choose(
                 (Some(answer), _) => answer,
                 (None, None) => return Ok(None),
                 (None, Some(kernel)) => {
-                    let answer = run(programs, kernel).await?;
+                    let answer = run(programs, kernel, probes).await?;
                     keep(&file, &answer);
                     answer
                 }
@@ -118,7 +121,7 @@ fn answer_file(programs: &Programs, probes: &Path) -> PathBuf {
 
 fn read(file: &Path) -> Option<Answer> {
     let answer: Answer = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
-    (answer.works || now().saturating_sub(answer.at) < NO_LASTS).then_some(answer)
+    (now().saturating_sub(answer.at) < LASTS).then_some(answer)
 }
 
 fn now() -> u64 {
@@ -132,9 +135,9 @@ fn keep(file: &Path, answer: &Answer) {
     }
 }
 
-async fn run(programs: &Programs, kernel: &Path) -> Result<Answer, ProviderError> {
+async fn run(programs: &Programs, kernel: &Path, probes: &Path) -> Result<Answer, ProviderError> {
     let fail = |e: std::io::Error| ProviderError::new(format!("the KVM probe can't be run: {e}"));
-    let initrd = tempfile(&initramfs::with_init(AGENT)).map_err(fail)?;
+    let initrd = temporary(probes, &initramfs::with_init(AGENT)).map_err(fail)?;
     let mut command = host::command(&programs.system);
     command
         .args(args::base())
@@ -161,6 +164,9 @@ async fn run(programs: &Programs, kernel: &Path) -> Result<Answer, ProviderError
             }
             if seen.contains(HELLO) {
                 return true;
+            }
+            if seen.len() > CHATTER {
+                return false;
             }
         }
         false
@@ -193,8 +199,9 @@ impl Drop for Temporary {
     }
 }
 
-fn tempfile(bytes: &[u8]) -> std::io::Result<Temporary> {
-    let path = std::env::temp_dir().join(format!("vimg-probe-{}.cpio", std::process::id()));
+/// In the store, where nobody else puts a link in its place.
+fn temporary(probes: &Path, bytes: &[u8]) -> std::io::Result<Temporary> {
+    let path = probes.join(format!("hello-{}.cpio", std::process::id()));
     std::fs::write(&path, bytes)?;
     Ok(Temporary(path))
 }

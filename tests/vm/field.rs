@@ -1,0 +1,139 @@
+//! What people met in the field with other tools, each with its right value.
+//! The scripts of one image ask for it; where it is not so they fail. What
+//! asks a machine that has booted is in `memory.rs` and `server.rs`.
+
+use super::machines::Project;
+
+/// A repository of packages below `/srv/repo`, as `repo NAME VERSION...`.
+const REPOSITORY: &str = r#"
+mkdir -p /srv/repo && cd /srv/repo
+repo() {
+    name=$1; shift
+    for version in "$@"; do
+        mkdir -p "$name/DEBIAN"
+        printf 'Package: %s\nVersion: %s\nArchitecture: all\nMaintainer: nobody <nobody@example.org>\nDescription: x\n' \
+            "$name" "$version" >"$name/DEBIAN/control"
+        deb=${name}_${version}_all.deb
+        dpkg-deb --build --root-owner-group "$name" "$deb" >/dev/null
+        { dpkg-deb -f "$deb"; echo "Filename: ./$deb"; echo "Size: $(stat -c %s "$deb")"
+          echo "SHA256: $(sha256sum "$deb" | cut -d' ' -f1)"; echo; } >>Packages
+    done
+}
+repo hello 99.0
+repo own-tool 1.0
+repo tool 1.0 2.0
+"#;
+
+const RECIPE: &str = r##"
+use "std/debian.vimg"
+image "it" {
+    from "debian-12"
+    layer "repository"; layer "newer"; layer "both"; layer "older"; layer "asked"
+    layer "home"; layer "root"; layer "trees"; layer "unpacked"; layer "shells"; layer "seen"
+}
+image "backwards" { from "debian-12"; layer "repository"; layer "newer"; layer "holds"; layer "steps-back" }
+configuration "repository" { package "jq"; run "repository.sh" }
+// A new source counts at once, whatever was fetched before (F4).
+configuration "newer" {
+    file "/etc/apt/sources.list.d/own.list" content="deb [trusted=yes] file:/srv/repo ./\n"
+    package "hello"
+    run { script "test \"$(dpkg-query -W -f '${Version}' hello)\" = 99.0" }
+}
+// A source and a package of it stand in one configuration (F16).
+configuration "both" {
+    file "/etc/apt/sources.list.d/own.list" content="# Once more.\ndeb [trusted=yes] file:/srv/repo ./\n"
+    package "own-tool"
+    run { script "dpkg -s own-tool >/dev/null" }
+}
+// The version that was asked for (F17).
+configuration "older" { package "tool=1.0"; run { script "test \"$(dpkg-query -W -f '${Version}' tool)\" = 1.0" } }
+// What was asked for stays when what had brought it goes (F27).
+configuration "asked" {
+    package "libjq1"
+    run { script "apt-mark showmanual | grep -qx libjq1; apt-get -q -y purge jq; apt-get -q -y autoremove --purge; dpkg -s libjq1 >/dev/null" }
+}
+configuration "holds" { package "tool=2.0"; run { script "apt-mark hold tool" } }
+configuration "steps-back" { package "tool=1.0"; run { script "test \"$(dpkg-query -W -f '${Version}' tool)\" = 1.0" } }
+// What lies in a home is its user's, and so is the way to it (F14).
+configuration "home" {
+    user "ada"
+    file "/home/ada/.config/app/conf" content="x" owner="ada"
+    run { script "test \"$(stat -c %U /home/ada/.config /home/ada/.config/app | sort -u)\" = ada" }
+}
+// A tree that is laid onto what is there leaves its directories as they are (F41).
+configuration "root" {
+    directory "/" from="onto"
+    run { script "test \"$(stat -c %a / /tmp /etc | tr '\\n' ' ')\" = '755 1777 755 '; cat /tmp/laid" }
+}
+// Rights as git has them (F10), a template's too (F19); what a tree leaves out
+// (F32), and what it keeps.
+configuration "trees" {
+    directory "/opt/tree" from="tree"
+    file "/opt/made" template="made.sh.j2"
+    run { script #"""
+        test "$(cd /opt/tree && stat -c '%n %a' plain private tool set sub | tr '\n' ' ')" = 'plain 644 private 644 tool 755 set 4755 sub 755 '
+        test "$(stat -c %a /opt/made)" = 755
+        test "$(ls -A /opt/tree | tr '\n' ' ')" = 'keep.log plain private set sub tool '
+        """# }
+}
+// Archives are root's unless they say otherwise (F7).
+configuration "unpacked" { archive "/opt/unpacked" from="by-1001.tar"; run { script "test \"$(stat -c %u:%g /opt/unpacked/file)\" = 0:0" } }
+// A pipe that fails ends a script (F29), and what looks like syntax is text (F33).
+configuration "shells" {
+    run "pipe.sh"
+    run { script #"printf '\tfoo bar\n' | grep -qE '^\s*foo\b'; echo '{ {# ${x} }' >/opt/text"# }
+    run { script "test \"$(cat /opt/text)\" = '{ {# ${x} }'; test ! -e /opt/went-on" }
+}
+// A mapping that is written to says so to nobody (A8), and the host is not
+// seen: its user's umask, its open files, its name, its proxies.
+configuration "seen" {
+    run { script #"""
+        test "$(umask)" = 0022
+        test "$(ulimit -Sn) $(ulimit -Hn)" = '1024 4096'
+        test "$(ls /proc/self/fd | wc -l)" = 4
+        test "$(hostname)" = debian
+        test -z "${http_proxy-}${HTTP_PROXY-}${https_proxy-}"
+        ! getent hosts deb.debian.org
+        """# }
+}
+"##;
+
+fn project() -> Project {
+    let project = Project::new("field");
+    project.write("main.vimg", RECIPE);
+    project.write("repository.sh", &format!("#!/bin/bash\nset -eu\n{REPOSITORY}"));
+    project.write("onto/tmp/laid", "laid\n");
+    project.write("onto/etc/laid", "laid\n");
+    for name in ["plain", "private", "tool", "set", "a.log", "keep.log", "sub/x"] {
+        project.write(&format!("tree/{name}"), name);
+    }
+    project.write("tree/.vimgignore", "*.log\n!keep.log\n");
+    project.write("made.sh.j2", "#!/bin/sh\necho {{ \"made\" }}\n");
+    // `false | cat` succeeds where a shell is not told otherwise.
+    project.write("pipe.sh", "#!/bin/bash\nset -eo pipefail\n( false | cat; touch /opt/went-on ) || true\n");
+    let script = "cd tree && mkfifo pipe && chmod 600 private && chmod 700 tool && chmod 4755 set \
+        && chmod 770 sub && cd .. && chmod 700 onto onto/tmp made.sh.j2 && touch file \
+        && tar --owner=1001 --group=1001 -cf by-1001.tar file";
+    let made = std::process::Command::new("bash").args(["-c", script]).current_dir(project.root()).status();
+    assert!(made.unwrap().success());
+    project.give_away();
+    project
+}
+
+#[test]
+fn what_went_wrong_in_the_field_goes_right() {
+    let project = project();
+    project.vimg(&["build", "it"]).succeeds();
+    // Who names a version means it, also where another is held.
+    project.vimg(&["build", "backwards"]).succeeds();
+
+    // The same from another surrounding: the same keys, so nothing is built.
+    let again =
+        project.sh("umask 077; ulimit -n 512; exec 77</; http_proxy=http://127.0.0.1:9 $VIMG build it");
+    assert_eq!(again.code, 0, "{}", again.stderr);
+    assert!(again.stderr.contains("0 built"), "{}", again.stderr);
+
+    // Made anew in a container, under the worst of umasks: the same files.
+    let build = ["build", "it"];
+    super::offline::a_container_makes_the_same(&project, &build, &["it@trees", "it@unpacked", "it@seen"]);
+}

@@ -1,0 +1,213 @@
+//! What a guest gets of the host and of its network, and what a bootstrap that
+//! was stopped leaves: nothing that is not its own.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use super::machines::{Project, root_base};
+
+/// Asks for all that is near, and for something that is not.
+const ASKS: &str = r#"#!/bin/bash
+asks() { timeout 20 bash -c "exec 3<>/dev/tcp/$1/$2" 2>/dev/null; }
+# The host's loopback as QEMU and pasta have it, by all names; a cloud's
+# credentials; private networks; the host's own addresses.
+for near in 127.0.0.1 10.0.2.2 10.0.2.3 198.51.100.1 198.51.100.2 169.254.169.254 192.168.0.1 host.vimg.internal OWN; do
+    if asks $near PORT; then echo "reached $near"; exit 1; fi
+done
+getent hosts deb.debian.org
+asks deb.debian.org 80
+"#;
+
+const NETWORK: &str = r#"
+use "std/debian.vimg"
+image "it" { from "debian-12"; layer "asks"; layer "asks-booted"; layer "silent" }
+configuration "asks" { run "asks.sh" network=#true }
+configuration "asks-booted" { needs "booted"; run "asks.sh" network=#true }
+// Who has not asked has none, in a machine that has a card as well.
+configuration "silent" { needs "booted"; run { script "! timeout 5 bash -c 'exec 3<>/dev/tcp/deb.debian.org/80'" } }
+"#;
+
+/// The addresses of this host that are not its loopback.
+fn own_addresses() -> String {
+    let output = Command::new("ip").args(["-4", "-o", "addr", "show", "scope", "global"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let address = |line: &str| Some(line.split_whitespace().nth(3)?.split('/').next()?.to_owned());
+    text.lines().filter_map(address).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn a_guest_reaches_the_internet_and_nothing_nearer() {
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let project = Project::new("strangers");
+    project.write("main.vimg", NETWORK);
+    let script = ASKS.replace("PORT", &port.to_string()).replace("OWN", &own_addresses());
+    project.write("asks.sh", &script);
+    project.give_away();
+    project.vimg(&["build"]).succeeds();
+    if let Some(vimg) = project.as_root() {
+        vimg(&["build", "it@asks", "--provider", "container"]).succeeds();
+        let record = project.root_record("it@asks");
+        assert!(record["provider"].as_str().unwrap().contains("container"), "{record}");
+    }
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err(), "somebody has come");
+
+    // The user's settings open the way, to the same address in all ways.
+    let script = format!(
+        "use \"std/debian.vimg\"\nimage \"it\" {{ from \"debian-12\"; layer \"off\"; layer \"on\" }}\n\
+         configuration \"off\" {{ run network=#true {{ script \"bash -c 'exec 3<>/dev/tcp/host.vimg.internal/{port}'\" }} }}\n\
+         configuration \"on\" {{ needs \"booted\"; run network=#true {{ script \"bash -c 'exec 3<>/dev/tcp/host.vimg.internal/{port}'\" }} }}\n"
+    );
+    project.write("main.vimg", &script);
+    let came = || {
+        let mut came = 0;
+        while listener.accept().is_ok() {
+            came += 1;
+        }
+        came
+    };
+    project.vimg(&["build", "--network-allow", "host"]).succeeds();
+    assert_eq!(came(), 2);
+    if let Some(vimg) = project.as_root() {
+        vimg(&["build", "it@off", "--provider", "container", "--network-allow", "host"]).succeeds();
+        assert_eq!(came(), 1);
+    }
+}
+
+/// A proxy that runs for as long as a test.
+struct Proxy(Child);
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_proxy_of_the_users_is_used_and_leaves_no_trace() {
+    let project = Project::new("proxy");
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let log = project.path("proxy.log");
+    project.write(
+        "proxy.conf",
+        &format!(
+            "Port {port}\nListen 127.0.0.1\nTimeout 60\nAllow 127.0.0.1\nLogFile \"{}\"\nLogLevel Connect\n",
+            log.display()
+        ),
+    );
+    project.write(
+        "main.vimg",
+        &format!(
+            "use \"std/debian.vimg\"\nimage \"it\" {{ from \"debian-12\"; layer \"off\"; layer \"seen\" }}\n\
+             configuration \"off\" {{ package \"jq\"; run network=#true {{ script \"test \\\"$http_proxy\\\" != ''\" }} }}\n\
+             configuration \"seen\" {{ run {{ script \"test -z \\\"${{http_proxy-}}\\\"; ! grep -rl ':{port}' /etc /var /root /home /usr/lib/vimg 2>/dev/null\" }} }}\n"
+        ),
+    );
+    project.give_away();
+    project.vimg(&["build", "debian-12"]).succeeds();
+    let conf = project.path("proxy.conf");
+    let proxy =
+        Command::new("tinyproxy").args(["-d", "-c"]).arg(&conf).stdout(Stdio::null()).spawn().unwrap();
+    let _proxy = Proxy(proxy);
+    let start = Instant::now();
+    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(start.elapsed() < Duration::from_secs(30), "the proxy does not start");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let requests = || {
+        let said = std::fs::read_to_string(&log).unwrap();
+        said.lines().filter(|line| line.contains("Request") && line.contains("deb.debian.org")).count()
+    };
+    let env = [("http_proxy", format!("http://127.0.0.1:{port}")), ("no_proxy", "example.org".into())];
+    let built = project.vimg_with(&["build"], |command| {
+        command.envs(env.clone());
+    });
+    built.succeeds();
+    let first = requests();
+    assert!(first > 0, "nobody asked the proxy");
+    if project.as_root().is_some() {
+        let running = project.start_as_root_with(&["build", "--provider", "container"], |command| {
+            command.envs(env.clone());
+        });
+        running.finish().succeeds();
+        assert!(requests() > first, "nobody asked the proxy from a container");
+    }
+}
+
+/// How much is below a directory, in bytes; ids of others are no obstacle to
+/// root, and there are none where the tests are not root's.
+fn left(dir: &Path) -> u64 {
+    walkdir::WalkDir::new(dir).into_iter().flatten().filter_map(|e| e.metadata().ok()).map(|m| m.len()).sum()
+}
+
+#[test]
+fn a_bootstrap_that_is_stopped_leaves_nothing() {
+    let project = Project::new("stopped");
+    project.write("main.vimg", "use \"std/debian.vimg\"\nimage \"it\" { from \"debian-12\" }\n");
+    project.give_away();
+    let temporary = || {
+        let names = std::fs::read_dir(std::env::temp_dir()).unwrap().flatten();
+        names.filter(|e| e.file_name().to_string_lossy().starts_with("mmdebstrap")).count()
+    };
+    let before = temporary();
+    for root in [false, true] {
+        if root && project.as_root().is_none() {
+            continue;
+        }
+        let store = if root { root_base().join("stopped") } else { project.empty_store() };
+        // Killed, it leaves its directory, which the next one removes, who is
+        // asked to stop and leaves none.
+        for signal in [Signal::KILL, Signal::INT] {
+            let what = format!("{signal:?}, root: {root}");
+            let in_store = |command: &mut Command| {
+                command.env("VIMG_STORE", &store);
+            };
+            let running = match root {
+                true => project.start_as_root_with(&["build"], in_store),
+                false => project.start_with(&["build"], in_store),
+            };
+            let start = Instant::now();
+            let unpacked = |store: &Path| {
+                let dirs = std::fs::read_dir(store.join("staging")).into_iter().flatten().flatten();
+                let mut all: Vec<u64> = dirs.map(|dir| left(&dir.path())).filter(|n| *n > 0).collect();
+                all.sort_unstable();
+                // What a dead one left is gone, and this one's is large.
+                all.len() == 1 && all[0] > 50 << 20
+            };
+            while !unpacked(&store) {
+                assert!(start.elapsed() < Duration::from_secs(120), "{what}: nothing is unpacked");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            running.signal(signal);
+            drop(running.finish());
+            let marker = store.to_string_lossy().into_owned();
+            let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&*marker);
+            let start = Instant::now();
+            while mounts() || runs_in(&store) {
+                assert!(start.elapsed() < Duration::from_secs(20), "{what}: something goes on");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            assert_eq!(temporary(), before, "{what}");
+        }
+        let left = std::fs::read_dir(store.join("staging")).unwrap().count();
+        assert_eq!(left, 0, "something is left, root: {root}");
+        std::fs::remove_dir_all(&store).unwrap();
+    }
+}
+
+/// Whether a process works in a directory, or names it.
+fn runs_in(dir: &Path) -> bool {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let marker = dir.to_string_lossy().into_owned();
+    processes.filter(|e| e.file_name().to_string_lossy().parse::<u32>().is_ok()).any(|entry| {
+        let cwd = std::fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        cwd.starts_with(dir) || String::from_utf8_lossy(&line).contains(&marker)
+    })
+}
