@@ -669,6 +669,7 @@ mod tests {
         fs::create_dir(&dead).unwrap();
         fs::write(dir.path().join("staging/1-1.lock"), "").unwrap();
         let _other = store.staging().unwrap();
+        settle();
         assert!(!dead.exists());
         assert!(living.path().exists());
         let path = living.path().to_owned();

@@ -105,8 +105,8 @@ fn a_checkouts_settings_send_no_credentials_anywhere() {
         .env("ACTIONS_CACHE_SERVICE_V2", "1")
         .output()
         .unwrap();
-    says(&output, 0, "vimg.kdl asks for `cache-from type=gha");
-    assert!(text(&output).contains("and 1 more, which you have not allowed"), "{}", text(&output));
+    says(&output, 0, "ignored `cache-from type=gha");
+    assert!(text(&output).contains("and 1 more: you have not allowed it"), "{}", text(&output));
     assert_eq!(told.join().unwrap(), "", "nothing was asked");
 }
 
@@ -115,29 +115,29 @@ fn what_was_allowed_holds_to_the_letter_and_can_be_taken_back() {
     let user = User::with(IMAGE);
     let cache = "cache-from \"type=local,src=/nowhere\"\n";
     user.write("vimg.kdl", cache);
-    says(&user.vimg(&["plan"]), 0, "which you have not allowed");
-    says(&user.vimg(&["trust"]), 0, "is allowed now: cache-from type=local,src=/nowhere");
+    says(&user.vimg(&["plan"]), 0, "you have not allowed it");
+    says(&user.vimg(&["trust"]), 0, "cache-from type=local,src=/nowhere");
     says(&user.vimg(&["plan"]), 0, "is not there");
     assert!(!text(&user.vimg(&["plan"])).contains("not allowed"));
-    says(&user.vimg(&["trust"]), 0, "all that it asks for is allowed already");
+    says(&user.vimg(&["trust"]), 0, "everything it asks for is already allowed");
     says(&user.vimg(&["trust", "--list"]), 0, "cache-from type=local,src=/nowhere");
     // What it asks for later is another thing.
     user.write("vimg.kdl", &format!("{cache}cache-to \"type=local,dest=/elsewhere\"\n"));
-    says(&user.vimg(&["plan"]), 0, "asks for `cache-to type=local,dest=/elsewhere`, which");
+    says(&user.vimg(&["plan"]), 0, "ignored `cache-to type=local,dest=/elsewhere` of");
     // In CI the job says so, for one run.
     let output = user.command(&user.checkout(), &["plan"]).env("VIMG_TRUST", "1").output().unwrap();
     assert!(!text(&output).contains("not allowed"), "{}", text(&output));
-    says(&user.vimg(&["trust", "--revoke"]), 0, "1 permission taken back");
-    says(&user.vimg(&["trust", "--list"]), 0, "nothing is allowed to any project");
-    says(&user.vimg(&["plan"]), 0, "and 1 more, which you have not allowed");
+    says(&user.vimg(&["trust", "--revoke"]), 0, "revoked 1 permission");
+    says(&user.vimg(&["trust", "--list"]), 0, "no project has any permissions");
+    says(&user.vimg(&["plan"]), 0, "and 1 more: you have not allowed it");
     // Another checkout has its own.
-    says(&user.vimg(&["trust"]), 0, "is allowed now");
+    says(&user.vimg(&["trust"]), 0, "allowed for");
     let other = user.home.path().join("other");
     fs::create_dir(&other).unwrap();
     for name in ["main.vimg", "vimg.kdl"] {
         fs::copy(user.checkout().join(name), other.join(name)).unwrap();
     }
-    says(&user.command(&other, &["plan"]).output().unwrap(), 0, "which you have not allowed");
+    says(&user.command(&other, &["plan"]).output().unwrap(), 0, "you have not allowed it");
 }
 
 #[test]
@@ -266,7 +266,7 @@ fn scripts_that_can_not_run_as_meant_are_told() {
          configuration \"c\" { run template=\"list.j2\" }\n",
     );
     let output = user.vimg(&["check"]);
-    says(&output, 3, "`{#` begins a comment that does not end");
+    says(&output, 3, "unterminated comment: `{#` begins a template comment");
     assert!(
         text(&output).contains("list.j2:3:8") && text(&output).contains("{% raw %}"),
         "{}",

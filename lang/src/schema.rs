@@ -211,7 +211,7 @@ const TIMEOUT: Field = opt("timeout", Ty::Duration, "how long it may take; `30m`
 const NETWORK: Field = opt(
     "network",
     Ty::Bool,
-    "whether it may use the network [default: `#false`]; it then reaches the internet, and no network of the host's that the user has not allowed",
+    "allow network access [default: `#false`]; private networks also need the user's permission",
 );
 const INLINE: Kind =
     kind("script", "The script itself.", Args::One(req("text", Ty::Str, "shell commands"))).once();

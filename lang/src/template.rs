@@ -172,9 +172,9 @@ fn render(
                     Some(at) => Diagnostic::error(
                         Code::TemplateSyntax,
                         place.of(Some(at..at + 2)),
-                        "`{#` begins a comment that does not end".to_owned(),
+                        "unterminated comment: `{#` begins a template comment".to_owned(),
                     )
-                    .help("if it is a shell's, write {% raw %} before the text and {% endraw %} after it"),
+                    .help("for shell syntax, put {% raw %} before the text and {% endraw %} after it"),
                     None => Diagnostic::error(
                         Code::TemplateSyntax,
                         span,
@@ -182,7 +182,7 @@ fn render(
                     )
                     .label(detail)
                     .help(match is_file {
-                        true => "`{{ name }}` inserts a value; {% raw %} ... {% endraw %} keeps braces as they are",
+                        true => "`{{ name }}` inserts a value; {% raw %} ... {% endraw %} disables templates",
                         false => "`{{ name }}` inserts a value; mark a string `(raw)\"...\"` to keep braces as they are",
                     }),
                 }

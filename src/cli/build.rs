@@ -328,7 +328,7 @@ fn told_to_stop() -> Result<watch::Receiver<bool>, Error> {
     if let Some(told) = TOLD.get() {
         return Ok(told.clone());
     }
-    let fail = |e: std::io::Error| Error::host(format!("signals can't be heard: {e}"));
+    let fail = |e: std::io::Error| Error::host(format!("can't listen for signals: {e}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(fail)?;
     let (tell, told) = watch::channel(false);
     let mut all = {

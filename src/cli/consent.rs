@@ -20,19 +20,19 @@ const FILE: &str = "trusted.kdl";
 /// A project's root, and a wish of it.
 const KNOWN: &[Setting] = &[("allow", Takes::Texts(2))];
 
-/// Allow what a project asks for beyond its rights
+/// Allow a project's secrets, caches and trusted keys
 ///
-/// A recipe may ask for secrets of yours, and its vimg.kdl for caches and for
-/// keys to believe. None of it counts until you allow it. What changes later
-/// is asked for anew. In CI, `VIMG_TRUST=1` allows all of it for one run.
+/// vimg ignores these settings of a project until you allow them. A changed
+/// setting needs a new permission. In CI, `VIMG_TRUST=1` allows everything for
+/// one run.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The project's directory [default: the project here]
     path: Option<PathBuf>,
-    /// Show what was allowed, and allow nothing
+    /// List permissions, and change nothing
     #[arg(long, conflicts_with = "revoke")]
     list: bool,
-    /// Take back what was allowed to the project
+    /// Revoke the project's permissions
     #[arg(long)]
     revoke: bool,
 }
@@ -86,7 +86,7 @@ impl Consent {
     pub(super) fn refuses(&self, secret: &Secret) -> Option<String> {
         let wish = source(secret)?;
         (!self.allows(&wish)).then(|| {
-            format!("the recipe wants {wish}, which you have not allowed: `vimg trust` does, or --secret says where it comes from")
+            format!("the recipe asks for {wish}: allow it with `vimg trust`, or pass it with --secret")
         })
     }
 }
@@ -99,9 +99,7 @@ pub(super) fn notice(refused: &[String]) -> Option<String> {
         n => format!(" and {} more", n - 1),
     };
     let file = super::caching::PROJECT_SETTINGS;
-    Some(format!(
-        "{file} asks for `{first}`{more}, which you have not allowed; `vimg trust` shows and allows it"
-    ))
+    Some(format!("ignored `{first}` of {file}{more}: you have not allowed it; see `vimg trust`"))
 }
 
 /// A setting of a project, as a wish.
@@ -157,7 +155,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
             return print_json(&json!({ "trusted": list }));
         }
         if all.is_empty() {
-            return print("nothing is allowed to any project\n");
+            return print("no project has any permissions\n");
         }
         let mut out = String::new();
         let mut last = "";
@@ -180,7 +178,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         all.retain(|(path, _)| *path != name);
         note(&all)?;
         let n = before - all.len();
-        return print(&format!("{name}: {n} permission{} taken back\n", if n == 1 { "" } else { "s" }));
+        return print(&format!("{name}: revoked {n} permission{}\n", if n == 1 { "" } else { "s" }));
     }
     let mut wishes: BTreeSet<String> = BTreeSet::new();
     for (setting_name, all) in settings::project(&root)? {
@@ -195,9 +193,9 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         wishes.iter().filter(|wish| !all.contains(&(name.clone(), (*wish).clone()))).collect();
     let mut out = String::new();
     match (wishes.is_empty(), new.is_empty()) {
-        (true, _) => out.push_str(&format!("{name} asks for nothing beyond its rights\n")),
-        (_, true) => out.push_str(&format!("{name}: all that it asks for is allowed already\n")),
-        _ => out.push_str(&format!("{name} is allowed now:\n")),
+        (true, _) => out.push_str(&format!("{name} needs no permissions\n")),
+        (_, true) => out.push_str(&format!("{name}: everything it asks for is already allowed\n")),
+        _ => out.push_str(&format!("allowed for {name}:\n")),
     }
     for wish in &new {
         out.push_str(&format!("  {wish}\n"));

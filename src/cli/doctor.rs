@@ -68,8 +68,8 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     findings.push(finding(
         "network",
         match (args.provider.access()?.reach, Tools::find()) {
-            (reach, _) if reach.all => Ok("guests have the host's own network, as asked".into()),
-            (_, Ok(_)) => Ok("guests reach the internet, and nothing near the host".into()),
+            (reach, _) if reach.all => Ok("guests use the host's network directly (as asked)".into()),
+            (_, Ok(_)) => Ok("guests reach the internet, but not this host or private networks".into()),
             (_, Err(e)) => Err((e.message, Some(e.help))),
         },
     ));
@@ -94,7 +94,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     if let Ok(store) = &store
         && is_nfs(store.root())
     {
-        let help = "keep the store on a local disk: locks of other hosts may not be seen".to_owned();
+        let help = "keep the store on a local disk: file locks may not work between hosts".to_owned();
         findings.push(finding("locks", Err(("the store is on NFS".into(), Some(help)))));
     }
     if let Ok(store) = &store {

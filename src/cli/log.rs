@@ -35,9 +35,11 @@ pub(super) fn run(args: &Args, global: &Global) -> Outcome {
         }
     }
     if state.exists() {
-        let message = format!("the log of {} is gone from the store, and its state is not", node.name);
-        let help =
-            format!("a log is no part of what is built on; to make both anew: rm -r {}", state.display());
+        let message = format!("the log of {} is missing from the store", node.name);
+        let help = format!(
+            "the image is not affected; to rebuild the layer with its log: rm -r {}",
+            state.display()
+        );
         return Err(Error::Message(message, Some(help), 1));
     }
     let help = "layers have logs once they were built or failed; `vimg build` builds them".to_owned();
@@ -46,7 +48,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Outcome {
 
 /// There is no more of a log than what was shown.
 fn damaged(node: &str, path: &Path, why: &std::io::Error) -> Error {
-    let message = format!("the log of {node} is damaged here ({why}): {}", path.display());
-    let help = "what was built does not depend on it; a log of a build that was killed ends early".to_owned();
+    let message = format!("the log of {node} ends here: {} is damaged ({why})", path.display());
+    let help = "the image is not affected; the log of a killed build ends early, too".to_owned();
     Error::Message(message, Some(help), 1)
 }

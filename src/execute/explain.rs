@@ -205,8 +205,7 @@ fn advice(step: &Primitive, offline: bool, message: &str, tail: &[String]) -> Op
     }
     Some(match step {
         Primitive::Package { .. } if NO_NETWORK.iter().any(|text| said(text)) || said("no network") => {
-            "the machine can't reach its mirror: check the host's network; a mirror or proxy in a private \
-             network has to be allowed with `network-allow`"
+            "can't reach the mirror: check the host's network; allow a private mirror with `network-allow`"
                 .into()
         }
         Primitive::Package { .. } if said("Unable to locate package") => {
@@ -215,10 +214,10 @@ fn advice(step: &Primitive, offline: bool, message: &str, tail: &[String]) -> Op
                 .into()
         }
         Primitive::Run(run) if !run.script.around.network && NO_NETWORK.iter().any(|text| said(text)) => {
-            "a script has no network unless its `run` says `network=#true`".into()
+            "the script has no network; to allow it: `run network=#true`".into()
         }
         Primitive::Run(run) if NO_NETWORK.iter().any(|text| said(text)) => {
-            "scripts reach the internet, and of networks near the host only what `network-allow` names".into()
+            "scripts reach the internet; allow private networks with `network-allow`".into()
         }
         Primitive::Run(_) if offline && said("no new privileges") => {
             "programs have no set-user-id rights while the machine is switched off: run the script as root, \
@@ -230,8 +229,7 @@ fn advice(step: &Primitive, offline: bool, message: &str, tail: &[String]) -> Op
         }
         // 128 and the number of SIGPIPE.
         Primitive::Run(_) if message.ends_with("exit code 141") => {
-            "a script ends where a part of a pipe fails, and one did whose reader had ended first, as `yes` \
-             does in `yes | head`; write `{ yes || true; } | head`"
+            "SIGPIPE: the reader of a pipe ended first, as in `yes | head`. To ignore it: `{ yes || true; } | head`"
                 .into()
         }
         Primitive::Run(_) if offline && NOT_BOOTED.iter().any(|text| said(text)) => {

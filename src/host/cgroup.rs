@@ -40,7 +40,7 @@ impl std::fmt::Display for Bounds {
         f.write_str(match self {
             Self::Two => "control groups (version 2)",
             Self::One => "control groups (version 1)",
-            Self::Processes => "RLIMIT_NPROC, which does not bound memory",
+            Self::Processes => "RLIMIT_NPROC, which does not limit memory",
         })
     }
 }

@@ -80,8 +80,8 @@ impl Answer {
 /// Nothing is to be expected of it any more.
 pub fn lost(why: impl std::fmt::Display) -> Unreachable {
     Unreachable {
-        message: format!("what keeps the machine's network does not answer: {why}"),
-        help: "switch the machine off and start it again".into(),
+        message: format!("the network process of the server does not answer: {why}"),
+        help: "restart the server: `vimg down --force`, then `vimg up`".into(),
     }
 }
 

@@ -73,7 +73,7 @@ impl FromStr for Net {
     fn from_str(text: &str) -> Result<Self, String> {
         let (address, bits) = text.split_once('/').unwrap_or((text, "32"));
         let address: Ipv4Addr =
-            address.parse().map_err(|_| format!("`{text}` is no IPv4 address or network"))?;
+            address.parse().map_err(|_| format!("`{text}` is not an IPv4 address or network"))?;
         let bits = bits.parse().ok().filter(|bits| *bits <= 32);
         let net = Self { address: address.into(), bits: bits.ok_or("a network has 0 to 32 bits")? };
         Ok(Self { address: net.address & net.mask(), ..net })
@@ -125,7 +125,7 @@ impl Reach {
             "host" => self.host = true,
             net => {
                 self.nets.push(net.parse().map_err(|why| {
-                    format!("{why}; it takes `host`, `all` or a network such as 10.1.0.0/16")
+                    format!("{why}; expected `host`, `all` or a network such as 10.1.0.0/16")
                 })?)
             }
         }
@@ -268,8 +268,7 @@ impl Access {
     }
 }
 
-const HELP: &str =
-    "`network-allow \"all\"` in your settings, or --network-allow all, gives guests the host's own network";
+const HELP: &str = "to use the host's network directly: --network-allow all";
 
 /// Why there is no way out, and what to do about it.
 #[derive(Debug, Clone)]
@@ -322,8 +321,7 @@ impl Tools {
     pub fn find() -> Result<Self, Unreachable> {
         let find = |name: &str, package: &str| {
             super::find(name).ok_or_else(|| {
-                let message =
-                    format!("`{name}` is not installed, by which guests get a network of their own");
+                let message = format!("`{name}` is not installed; vimg needs it for the network of guests");
                 Unreachable { message, help: format!("install it: apt-get install {package}; or {HELP}") }
             })
         };

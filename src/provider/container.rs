@@ -57,7 +57,7 @@ pub(super) struct Engine {
     bwrap: PathBuf,
     daemon: PathBuf,
     version: String,
-    /// Whether root inside is nobody on the host.
+    /// Whether root inside is unprivileged on the host.
     mapped: bool,
 }
 
@@ -70,9 +70,9 @@ impl Engine {
         }
         if !owned {
             return Err(ProviderError::new(
-                "others than root can write to the store or put another in its place",
+                "users other than root can write to the store or to a directory above it",
             )
-            .help("chown and chmod the store and what is above it, or take another one"));
+            .help("fix the owner and mode of these directories, or use another store"));
         }
         let find = |name: &str, package: &str| {
             host::find(name).ok_or_else(|| {
@@ -107,8 +107,12 @@ impl Engine {
 
     /// How what runs inside is kept from the host, in a sentence.
     pub(super) fn walls(&self) -> String {
-        let who = if self.mapped { "is nobody on the host" } else { "is the host's, without most rights" };
-        format!("root inside {who}; bounded by {}", Group::bounds())
+        let who = if self.mapped {
+            "is unprivileged on the host"
+        } else {
+            "is the host's root without most capabilities"
+        };
+        format!("root inside {who}; limits: {}", Group::bounds())
     }
 
     /// Names it for records.

@@ -214,9 +214,10 @@ async fn mmdebstrap(
     let way_out = access.gateway(Ids::System).await?;
     let own = match &way_out {
         Some(gateway) => gateway.namespaces().clone(),
-        None => Arc::new(Namespaces::new(Ids::System).map_err(|e| {
-            ProviderError::new(format!("a bootstrap needs a namespace of users, and has none: {e}"))
-        })?),
+        None => Arc::new(
+            Namespaces::new(Ids::System)
+                .map_err(|e| ProviderError::new(format!("a bootstrap needs a user namespace: {e}")))?,
+        ),
     };
     let root = rustix::process::geteuid().is_root();
     let work = dir.join(WORK);
@@ -343,7 +344,7 @@ async fn mmdebstrap(
     let help = if words.iter().any(|line| line.contains("No space left on device")) {
         "the disk that holds the store is full: make room, or set VIMG_STORE to another disk"
     } else {
-        "is the mirror reachable? One in a private network has to be allowed: `network-allow`. On Ubuntu, \
+        "is the mirror reachable? Allow a private address with `network-allow`. On Ubuntu, \
          Debian's keys are needed: apt-get install debian-archive-keyring"
     };
     Err(ProviderError::new(format!("mmdebstrap failed ({status}):\n{}", words.join("\n"))).help(help))

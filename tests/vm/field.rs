@@ -77,7 +77,11 @@ configuration "trees" {
         """# }
 }
 // Archives are root's unless they say otherwise (F7).
-configuration "unpacked" { archive "/opt/unpacked" from="by-1001.tar"; run { script "test \"$(stat -c %u:%g /opt/unpacked/file)\" = 0:0" } }
+configuration "unpacked" {
+    archive "/opt/unpacked" from="by-1001.tar"
+    archive "/opt/adas" from="by-1001.tar" owner="ada" group="ada"
+    run { script "test \"$(stat -c %u:%g /opt/unpacked/file) $(stat -c %U:%G /opt/adas/file)\" = '0:0 ada:ada'" }
+}
 // A pipe that fails ends a script (F29), and what looks like syntax is text (F33).
 configuration "shells" {
     run "pipe.sh"

@@ -62,7 +62,7 @@ fn unpack(
         "-c",
         // The owner goes into the stream: where it is set later, set-id bits and
         // capabilities are lost.
-        "tar -C \"$1\" -c --xattrs --xattrs-include='*' --numeric-owner --owner=+\"$3\" --group=+\"$4\" . |
+        "tar -C \"$1\" -c --xattrs --xattrs-include='*' --numeric-owner --owner=:\"$3\" --group=:\"$4\" . |
          tar -C \"$2\" -x --xattrs --xattrs-include='*' --same-owner --same-permissions --numeric-owner \
              --no-overwrite-dir --keep-directory-symlink",
         "sh",

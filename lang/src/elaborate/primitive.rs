@@ -387,7 +387,7 @@ fn variable(name: &str, value: &str) -> Result<(), String> {
     let good = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     if !good || value.contains('\0') {
-        return Err("a variable's name has letters, digits and `_`".into());
+        return Err("expected a variable name: letters, digits and `_`".into());
     }
     Ok(())
 }

@@ -15,10 +15,12 @@ fn variable(text: &str) -> Result<String, String> {
     let named = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     if !named {
-        return Err("a variable's name has letters, digits and `_`".into());
+        return Err("expected a variable name: letters, digits and `_`".into());
     }
     if text.starts_with("VIMG_") || text.starts_with("ACTIONS_") {
-        return Err("a variable of yours: those of vimg and of the CI system are nobody's secrets".into());
+        return Err(
+            "expected a variable of your own: variables of vimg and of the CI system can't be secrets".into(),
+        );
     }
     Ok(text.to_owned())
 }
