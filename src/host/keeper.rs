@@ -1,9 +1,9 @@
-//! What stays with a machine that goes on when vimg has ended: a process that
-//! keeps its way out, what leads into it, and the log of its console.
+//! The companion process of a server: it manages the server's network, its
+//! forwarded ports and its console log after `vimg up` has ended.
 //!
-//! It is this program again, started by another, and lives as long as the
-//! machine does: both ends of a pipe, of which it reads one, are the machine's
-//! and its starter's. Nobody has to look for it, and nothing of it is left.
+//! It runs this program again, as `vimg keep`. Its standard input is a pipe; the
+//! write end belongs to QEMU and to `vimg up`. When both have ended, the
+//! companion reads end-of-file and ends as well, and `pasta` with it.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -26,35 +26,34 @@ use super::namespaces::{Ids, Namespaces};
 use super::network::{Access, Gateway, Inward, Unreachable};
 use super::{child, sockets};
 
-/// What a machine writes its console to.
+/// The FIFO that QEMU writes the console to.
 pub const CONSOLE: &str = "console.pipe";
-/// What is kept of the console: the newest, and what came before it.
+/// Console logs: the current one and the previous one.
 const LOGS: [&str; 2] = ["console.log", "console.log.1"];
-/// The most that each of them holds, in bytes.
+/// Size limit of each log, in bytes.
 const LOG: u64 = 4 << 20;
-/// Where it listens.
+/// The companion's socket, in the server's directory.
 const SOCKET: &str = "keeper";
-/// How long the keeper of a machine that has just ended may take to let go of
-/// its ports.
+/// Time for the companion of a server that has just ended to release its ports.
 const LEAVING: Duration = Duration::from_secs(2);
-/// How long it may take with what it is told.
+/// Timeout of a request.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The most that it is told at once, in bytes.
+/// Size limit of a message, in bytes.
 const MOST_TOLD: u64 = 64 << 10;
 
-/// What it is to keep.
+/// The first message.
 #[derive(Debug, Serialize, Deserialize)]
 struct Orders {
     access: Access,
     ways: Vec<Inward>,
 }
 
-/// What it says about that.
+/// The response to a message.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Answer {
-    /// A process in its namespaces, if the machine is to be in any.
+    /// A process in the network namespace, if the server has one of its own.
     holder: Option<u32>,
-    /// What went wrong, and what to do.
+    /// An error message and its help text.
     trouble: Option<(String, String)>,
 }
 
@@ -77,7 +76,7 @@ impl Answer {
     }
 }
 
-/// Nothing is to be expected of it any more.
+/// The error for a companion that does not answer.
 pub fn lost(why: impl std::fmt::Display) -> Unreachable {
     Unreachable {
         message: format!("the network process of the server does not answer: {why}"),
@@ -85,7 +84,7 @@ pub fn lost(why: impl std::fmt::Display) -> Unreachable {
     }
 }
 
-/// A port of the host is another's.
+/// The error for a host port that is in use.
 pub fn taken(address: &str, port: u16) -> Unreachable {
     Unreachable {
         message: format!("the port {port} of {address} can't be taken"),
@@ -93,21 +92,21 @@ pub fn taken(address: &str, port: u16) -> Unreachable {
     }
 }
 
-/// What keeps a machine's network, as seen by who works with the machine.
+/// A handle to a server's companion process.
 #[derive(Debug)]
 pub struct Keeper {
     dir: PathBuf,
     namespaces: Option<Namespaces>,
-    /// It ends when nobody has this open.
+    /// The write end of its standard input.
     life: Option<OwnedFd>,
 }
 
 impl Keeper {
-    /// Starts one for the machine of a directory.
+    /// Starts a companion for the server in `dir`.
     ///
     /// # Errors
     ///
-    /// There can be no network, or a port of the host is taken.
+    /// The network can't be set up, or a host port is in use.
     pub async fn start(dir: &Path, access: &Access, ways: &[Inward]) -> Result<Self, Unreachable> {
         let start = async {
             let (input, life) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -133,11 +132,11 @@ impl Keeper {
         Ok(Self { dir: dir.to_owned(), namespaces, life: Some(life) })
     }
 
-    /// Finds the one of a machine that runs.
+    /// Connects to the companion of a running server.
     ///
     /// # Errors
     ///
-    /// It has ended, which the machine has not.
+    /// The companion has ended, although the server runs.
     pub async fn find(dir: &Path) -> Result<Self, Unreachable> {
         let found = Self { dir: dir.to_owned(), namespaces: None, life: None };
         let namespaces = Self::namespaces_of(found.ask(None).await?)?;
@@ -148,12 +147,12 @@ impl Keeper {
         holder.map(|holder| Namespaces::of(holder, ids())).transpose().map_err(lost)
     }
 
-    /// Where the machine is to be; `None` if it has the host's own network.
+    /// The server's namespaces; `None` if it uses the host's network.
     pub fn namespaces(&self) -> Option<&Namespaces> {
         self.namespaces.as_ref()
     }
 
-    /// Has it end with this program.
+    /// Ties the companion's life to `command`: it inherits the pipe's write end.
     pub fn ends_with(&self, command: &mut Command) {
         let Some(life) = self.life.as_ref().map(AsRawFd::as_raw_fd) else { return };
         // SAFETY: the closure makes a system call; the descriptor stays open
@@ -166,11 +165,11 @@ impl Keeper {
         }
     }
 
-    /// Changes what leads into the machine. Its connections may break by that.
+    /// Replaces the forwarded ports. Open connections may break.
     ///
     /// # Errors
     ///
-    /// A port of the host is taken. What led into it before still does.
+    /// A host port is in use. Then the previous ports stay forwarded.
     pub async fn lead(&self, ways: &[Inward]) -> Result<(), Unreachable> {
         self.ask(Some(ways.to_vec())).await.map(|_| ())
     }
@@ -188,7 +187,7 @@ impl Keeper {
     }
 }
 
-/// What the machine's console said, the oldest first, as far as it is kept.
+/// Reads a server's console logs, the oldest first.
 ///
 /// # Errors
 ///
@@ -205,24 +204,25 @@ pub fn console(dir: &Path) -> io::Result<Vec<u8>> {
     Ok(all)
 }
 
-/// Who is who where the machine is.
+/// The id mapping of the server's user namespace.
 fn ids() -> Ids {
     if rustix::process::geteuid().is_root() { Ids::System } else { Ids::Same }
 }
 
-/// Keeps what the standard input says, in the working directory, until that
-/// ends.
+/// Runs the companion process in the current directory, until end-of-file on
+/// the standard input.
 ///
 /// # Errors
 ///
-/// What keeps it from that. Who started it was told.
+/// I/O errors at startup. `vimg up` then reports that the companion does not
+/// answer.
 pub async fn keep() -> io::Result<()> {
     let input = pipe::Receiver::from_owned_fd(rustix::io::dup(rustix::stdio::stdin())?)?;
     let mut input = BufReader::new(input.take(MOST_TOLD)).lines();
     let orders: Orders = serde_json::from_str(&input.next_line().await?.unwrap_or_default())?;
     let _ = std::fs::remove_file(CONSOLE);
     mknodat(CWD, CONSOLE, FileType::Fifo, Mode::from_raw_mode(0o600), 0)?;
-    // Read and write: it has no end while a machine opens and closes it.
+    // Opened for writing as well, so that it never reads end-of-file.
     let mut console = pipe::OpenOptions::new().read_write(true).open_receiver(CONSOLE)?;
     let mut log = Log::open()?;
     let _ = std::fs::remove_file(SOCKET);
@@ -242,12 +242,12 @@ pub async fn keep() -> io::Result<()> {
     let mut buffer = vec![0; 16 << 10];
     loop {
         tokio::select! {
-            // Nothing more is said by it but its end.
+            // The only further event is end-of-file.
             _ = input.next_line() => return Ok(()),
             read = console.read(&mut buffer) => log.write(&buffer[..read?]),
             accepted = listener.accept() => {
                 let (stream, _) = accepted?;
-                // Who goes away, or says nothing, is none of the machine's matter.
+                // A broken client must not end the server.
                 let _ = tokio::time::timeout(PATIENCE, serve(stream, &mut network)).await;
             }
         }
@@ -266,7 +266,7 @@ async fn serve(mut stream: UnixStream, network: &mut Network) -> io::Result<()> 
     write.write_all(serde_json::to_string(&answer)?.as_bytes()).await
 }
 
-/// A machine's network.
+/// A server's network.
 struct Network {
     access: Access,
     users: Option<Arc<Namespaces>>,
@@ -290,7 +290,7 @@ impl Network {
         self.users.as_ref().map(|users| users.holder())
     }
 
-    /// Changes what leads into it. If that fails all is as it was.
+    /// Replaces the forwarded ports. On an error it restores the previous ones.
     async fn lead(&mut self, ways: Vec<Inward>) -> Result<(), Unreachable> {
         let Some(users) = self.users.clone() else { return Ok(()) };
         if self.gateway.is_some() && ways == self.ways {
@@ -321,7 +321,7 @@ impl Network {
     }
 }
 
-/// Whether a port of the host is nobody's.
+/// Whether a host port is free.
 fn is_free(way: &Inward) -> bool {
     let address = way.address.parse().unwrap_or(IpAddr::from([127, 0, 0, 1]));
     std::net::TcpListener::bind((address, way.host)).is_ok()
@@ -333,7 +333,7 @@ async fn open(access: &Access, users: &Arc<Namespaces>, ways: &[Inward]) -> Resu
     Ok(gateway)
 }
 
-/// The newest of what a console says.
+/// The console log, with rotation.
 struct Log {
     file: File,
     length: u64,
@@ -346,7 +346,7 @@ impl Log {
         Ok(Self { file, length })
     }
 
-    /// A console that can't be kept is no reason to end a machine.
+    /// Appends to the log. A full disk must not end the server.
     fn write(&mut self, bytes: &[u8]) {
         if self.length + bytes.len() as u64 > LOG
             && std::fs::rename(LOGS[0], LOGS[1]).is_ok()
