@@ -50,7 +50,7 @@ configuration "older" { package "tool=1.0"; run { script "test \"$(dpkg-query -W
 // What was asked for stays when what had brought it goes (F27).
 configuration "asked" {
     package "libjq1"
-    run { script "apt-mark showmanual | grep -qx libjq1; apt-get -q -y purge jq; apt-get -q -y autoremove --purge; dpkg -s libjq1 >/dev/null" }
+    run { script "apt-mark showmanual | grep -x libjq1 >/dev/null; apt-get -q -y purge jq; apt-get -q -y autoremove --purge; dpkg -s libjq1 >/dev/null" }
 }
 configuration "holds" { package "tool=2.0"; run { script "apt-mark hold tool" } }
 configuration "steps-back" { package "tool=1.0"; run { script "test \"$(dpkg-query -W -f '${Version}' tool)\" = 1.0" } }
@@ -84,8 +84,8 @@ configuration "unpacked" {
 }
 // A pipe that fails ends a script (F29), and what looks like syntax is text (F33).
 configuration "shells" {
-    run { script #"set -o | grep -q '^pipefail.*on$'; set -o | grep -q '^errexit.*on$'"# }
-    run { script #"printf '\tfoo bar\n' | grep -qE '^\s*foo\b'; echo '{ {# ${x} }' >/opt/text"# }
+    run { script #"set -o | grep '^pipefail.*on$'; set -o | grep '^errexit.*on$'"# }
+    run { script #"printf '\tfoo bar\n' | grep -E '^\s*foo\b' >/dev/null; echo '{ {# ${x} }' >/opt/text"# }
     run { script "test \"$(cat /opt/text)\" = '{ {# ${x} }'" }
 }
 // A mapping that is written to says so to nobody (A8), and the host is not
@@ -132,7 +132,7 @@ fn what_went_wrong_in_the_field_goes_right() {
 
     // The same from another surrounding: the same keys, so nothing is built.
     let again =
-        project.sh("umask 077; ulimit -n 512; exec 77</; http_proxy=http://127.0.0.1:9 $VIMG build it");
+        project.sh("umask 077; ulimit -n 512; exec 7</; http_proxy=http://127.0.0.1:9 $VIMG build it");
     assert_eq!(again.code, 0, "{}", again.stderr);
     assert!(again.stderr.contains("0 built"), "{}", again.stderr);
 
