@@ -151,7 +151,7 @@ pub(super) async fn up<P: Provider>(
             }
             // A layer opens it where it has a right to it; whoever else asked
             // for a network has one.
-            if stand.opens {
+            if stand.opens && stand.network {
                 instance_way.set(true).await.map_err(SessionError::from)?;
             }
             Ok(units)

@@ -253,6 +253,14 @@ impl Project {
         let disk = state(&store, "debian-12:base").0.join("disk.qcow2");
         let status = Command::new("qemu-img").args(["convert", "-O", "qcow2"]).args([raw, &disk]).status();
         assert!(status.unwrap().success());
+        // The store knows a disk by its size, and would set this one aside.
+        let identity = disk.with_file_name("identity");
+        let text = std::fs::read_link(&identity).unwrap().to_str().unwrap().to_owned();
+        let mut fields: Vec<&str> = text.split(':').collect();
+        let size = disk.metadata().unwrap().len().to_string();
+        fields[4] = &size;
+        std::fs::remove_file(&identity).unwrap();
+        std::os::unix::fs::symlink(fields.join(":"), &identity).unwrap();
         own(&store);
         let built = self.vimg_in(&store, &["build", "--no-output"]);
         built.succeeds();

@@ -200,8 +200,10 @@ fn the_replace_example_serves_all_the_while() {
             }
             seen
         });
+        // Also where this fails: the client would go on for ever.
+        let ends = Ends(&over);
         let applied = done(&["apply", "staging"]);
-        over.store(true, Ordering::Relaxed);
+        drop(ends);
         assert_eq!(applied, "revert site\nrevert nginx\napply  lighttpd\napply  site#2\n");
         client.join().unwrap()
     });
@@ -216,6 +218,15 @@ fn the_replace_example_serves_all_the_while() {
     assert!(times.len() == 4 && times.is_sorted(), "{order}");
     let gone = "! dpkg -s nginx-common && test ! -e /etc/nginx && test ! -e /usr/sbin/policy-rc.d";
     done(&["exec", "staging", "--", "sh", "-c", gone]);
+}
+
+/// Ends a client when it is dropped.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// When lighttpd was installed, nginx stopped, lighttpd first started, and

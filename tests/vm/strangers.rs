@@ -26,7 +26,7 @@ const NETWORK: &str = r#"
 use "std/debian.vimg"
 image "off" { from "debian-12"; layer "asks" }
 image "it" { from "off"; layer "asks-booted"; layer "silent" }
-configuration "asks" { run "asks.sh" network=#true }
+configuration "asks" { run "asks.sh" network=#true; check "asks-nobody" { run "true" } }
 configuration "asks-booted" { needs "booted"; run "asks.sh" network=#true }
 // Who has not asked has none, in a machine that has a card as well.
 configuration "silent" { needs "booted"; run { script "! timeout 5 bash -c 'exec 3<>/dev/tcp/deb.debian.org/80'" } }
@@ -49,6 +49,8 @@ fn a_guest_reaches_the_internet_and_nothing_nearer() {
     let script = ASKS.replace("PORT", &port.to_string()).replace("OWN", &own_addresses());
     project.write("asks.sh", &script);
     project.give_away();
+    // The machine boots for a check that has no network; its forks have one.
+    project.vimg(&["test", "off"]).succeeds();
     project.vimg(&["build"]).succeeds();
     if let Some(vimg) = project.as_root() {
         vimg(&["build", "off", "--provider", "container"]).succeeds();

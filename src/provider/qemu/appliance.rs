@@ -139,7 +139,7 @@ async fn fork(
     let mut all = arguments(rig.accel, &kept.memory(), true, launch.network);
     all.extend(args::disks(&disks.nodes(launch)));
     all.extend(kept::incoming());
-    let way_out = way_out(rig.access, launch).await?;
+    let way_out = way_out(rig.access, launch, launch.network).await?;
     let start = Start { scratch: &launch.scratch, disks, way, place, yields: false, way_out, keeper: None };
     let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
     match kept.resume(&mut instance, &launch.scratch).await {
@@ -169,7 +169,7 @@ async fn cold(
     let mut all = arguments(rig.accel, &memory, true, launch.network);
     all.extend(args::disks(&disks.nodes(launch)));
     all.extend(args::direct(rig.accel, kernel, &initrd));
-    let way_out = way_out(rig.access, launch).await?;
+    let way_out = way_out(rig.access, launch, launch.network).await?;
     let start = Start { scratch: &launch.scratch, disks, way, place, yields: false, way_out, keeper: None };
     let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
     tokio::time::timeout(BOOT, instance.agent_opens()).await.map_err(|_| {

@@ -115,9 +115,14 @@ fn inward(forwards: &[Forward]) -> Vec<Inward> {
     inside(forwards).map(way).collect()
 }
 
-/// The way out that a launch asks for.
-pub(super) async fn way_out(access: &Access, launch: &Launch) -> Result<WayOut, ProviderError> {
-    let gateway = match launch.network && launch.lasting.is_none() {
+/// The way out of a machine: closed at first, and `None` for a server, whose
+/// companion process has it.
+pub(super) async fn way_out(
+    access: &Access,
+    launch: &Launch,
+    networked: bool,
+) -> Result<WayOut, ProviderError> {
+    let gateway = match networked && launch.lasting.is_none() {
         true => access.gateway(Ids::Same).await?,
         false => None,
     };

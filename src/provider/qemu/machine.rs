@@ -19,6 +19,7 @@ use super::instance::{QemuInstance, Start, keeper, way_out};
 use super::kept::{self, Kept};
 use super::{Accel, ProviderError, Rig, args, carry};
 use crate::digest::Description;
+use crate::host::network::Tools;
 use crate::provider::{Carried, Carry, Instance, Launch, Lines, Place};
 use crate::sparse;
 
@@ -209,11 +210,19 @@ async fn carried(
 /// Everything that a kept machine depends on besides its disk.
 fn facts(rig: Rig<'_>, launch: &Launch) -> Description {
     let mut facts = kept::facts(rig);
-    facts.value("arguments", arguments(rig.accel, launch, Some((Path::new("memory"), true)), true).join(" "));
+    let memory = Some((Path::new("memory"), true));
+    facts.value("arguments", arguments(rig.accel, launch, memory, cut_off(rig, launch)).join(" "));
     facts.value("boot", args::boot(rig.accel, launch.boot.as_ref(), true).join(" "));
     facts
         .value("host's boot", std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default());
     facts
+}
+
+/// Whether a machine that is kept has a card that leads nowhere. QEMU then tells
+/// it of no gateway and no resolver when it boots, so that its forks could not
+/// be given a network either. Others have a way out that is closed.
+fn cut_off(rig: Rig<'_>, launch: &Launch) -> bool {
+    !launch.network && (rig.access.reach.all || Tools::find().is_err())
 }
 
 /// Names a kept machine by everything that it depends on.
@@ -242,14 +251,15 @@ async fn boot(rig: Rig<'_>, launch: &Launch, memory: Option<&Path>) -> Result<Qe
         true => Disks::on(rig.programs, launch)?,
         false => Disks::new(rig.programs, launch).await?,
     };
-    let mut all = arguments(rig.accel, launch, memory.map(|path| (path, true)), !launch.network);
+    let cut_off = if memory.is_some() { cut_off(rig, launch) } else { !launch.network };
+    let mut all = arguments(rig.accel, launch, memory.map(|path| (path, true)), cut_off);
     all.extend(args::disks(&disks.nodes(launch)));
     all.extend(args::boot(rig.accel, launch.boot.as_ref(), memory.is_some()));
     let way = format!("qemu {} {}", rig.programs.version, rig.accel.name());
     if disks.lasting() {
         args::with_log(&mut all);
     }
-    let way_out = way_out(rig.access, launch).await?;
+    let way_out = way_out(rig.access, launch, !cut_off).await?;
     let keeper = keeper(rig.access, launch).await?;
     let start =
         Start { scratch: &launch.scratch, disks, way, place: Place::Machine, yields: false, way_out, keeper };
@@ -285,7 +295,7 @@ async fn fork(
     if disks.lasting() {
         args::with_log(&mut all);
     }
-    let way_out = way_out(rig.access, launch).await?;
+    let way_out = way_out(rig.access, launch, launch.network).await?;
     let keeper = keeper(rig.access, launch).await?;
     let start = Start { scratch: &launch.scratch, disks, way, place, yields, way_out, keeper };
     let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
