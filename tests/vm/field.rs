@@ -7,6 +7,8 @@ use super::machines::Project;
 /// A repository of packages below `/srv/repo`, as `repo NAME VERSION...`.
 const REPOSITORY: &str = r#"
 mkdir -p /srv/repo && cd /srv/repo
+# Packages hold no time of theirs, so that they are the same wherever.
+export SOURCE_DATE_EPOCH=1
 repo() {
     name=$1; shift
     for version in "$@"; do
