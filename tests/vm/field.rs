@@ -52,7 +52,7 @@ configuration "older" { package "tool=1.0"; run { script "test \"$(dpkg-query -W
 // What was asked for stays when what had brought it goes (F27).
 configuration "asked" {
     package "libjq1"
-    run { script "apt-mark showmanual | grep -x libjq1 >/dev/null; apt-get -q -y purge jq; apt-get -q -y autoremove --purge; dpkg -s libjq1 >/dev/null" }
+    run { script "apt-mark showmanual | grep -x libjq1 >/dev/null; apt-get -q -y purge jq; apt-get -q -y autoremove --purge; dpkg -s libjq1 >/dev/null; rm /var/cache/apt/*.bin" }
 }
 configuration "holds" { package "tool=2.0"; run { script "apt-mark hold tool" } }
 configuration "steps-back" { package "tool=1.0"; run { script "test \"$(dpkg-query -W -f '${Version}' tool)\" = 1.0" } }
