@@ -181,7 +181,7 @@ const CHECK: Kind = kind(
     kind("port", "A TCP port of the machine that must accept connections.", Args::One(req("port", Ty::Int, "the port")))
         .props(&[WITHIN]),
     kind("run", "A shell script that must exit with 0.", Args::One(req("script", Ty::Str, "the script")))
-        .props(&[opt("timeout", Ty::Duration, "how long it may take; `5m` unless given"), NETWORK]),
+        .props(&[opt("timeout", Ty::Duration, "time limit [default: `5m`]"), NETWORK]),
     kind("file", "A file that must exist.", Args::One(req("path", Ty::GuestPath, "the file")))
         .props(&[opt("contains", Ty::Str, "text that it must hold")]),
     kind("service", "A service that must be active.", Args::One(req("unit", Ty::Str, "the unit")))

@@ -3,7 +3,7 @@
 //! A recipe and its `vimg.kdl` are strangers: they say what happens in guests,
 //! with the project's files. Whom the user's store believes, where states are
 //! sent, and which of the user's secrets a script gets is the user's to say.
-//! Each such wish is allowed once, to the letter: another one is asked for anew.
+//! Consent covers the exact setting; a changed one needs a new consent.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,5 @@
 //! Projects, runs of the program, and disks that boot by themselves.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
@@ -11,6 +10,11 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
+
+mod disks;
+
+use disks::convert;
+pub(crate) use disks::files_of;
 
 /// The user who runs the program when the tests are root's.
 const USER: &str = "vimg-test";
@@ -659,66 +663,6 @@ pub(crate) fn get(port: u16, path: &str) -> Option<String> {
         page.push('\n');
     }
     Some(page)
-}
-
-/// All files of the root filesystem of a state: type and mode, owner, content;
-/// and when the first of the layers that it was made of were begun, in seconds
-/// since 1970. Takes root, for the kernel to mount it.
-pub(crate) fn files_of(store: &Path, key: &str) -> (BTreeMap<String, String>, u64) {
-    let (mut disks, mut begun, mut at) = (Vec::new(), u64::MAX, Some(key.to_owned()));
-    while let Some(key) = at {
-        let dir = store.join("states").join(key);
-        let record = std::fs::read(dir.join("record.json")).unwrap();
-        let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
-        if record["kind"] != "base" {
-            begun = begun.min(record["made"].as_u64().unwrap() - record["seconds"].as_f64().unwrap() as u64);
-        }
-        disks.push(dir.join("disk.qcow2"));
-        at = record["disk"]["backing"][0].as_str().map(str::to_owned);
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let raw = dir.path().join("raw");
-    convert(disks.iter().rev(), "raw", &raw);
-    (files_on(&raw), begun)
-}
-
-/// Writes what a chain of disks holds, the lowest first, as one disk.
-fn convert<'a>(chain: impl Iterator<Item = &'a PathBuf>, format: &str, to: &Path) {
-    let mut graph = serde_json::Value::Null;
-    for disk in chain {
-        graph = serde_json::json!({
-            "driver": "qcow2", "backing": graph, "file": { "driver": "file", "filename": disk },
-        });
-    }
-    let from = format!("json:{graph}");
-    let status = Command::new("qemu-img").args(["convert", "-O", format, &from]).arg(to).status();
-    assert!(status.unwrap().success());
-}
-
-fn files_on(disk: &Path) -> BTreeMap<String, String> {
-    use std::os::unix::fs::MetadataExt;
-    let dir = tempfile::tempdir().unwrap();
-    // The third partition; the layout is in src/provider/gpt.rs.
-    let options = format!("loop,ro,noload,offset={}", (2048 + 131_072) * 512);
-    let mounted = Command::new("mount").args(["-o", &options]).arg(disk).arg(dir.path()).status();
-    assert!(mounted.unwrap().success());
-    let mut tree = BTreeMap::new();
-    for entry in walkdir::WalkDir::new(dir.path()) {
-        let entry = entry.unwrap();
-        let meta = entry.metadata().unwrap();
-        let content = if meta.is_file() {
-            vimg_agent::protocol::Digest::of(&std::fs::read(entry.path()).unwrap()).to_string()
-        } else if meta.is_symlink() {
-            std::fs::read_link(entry.path()).unwrap().display().to_string()
-        } else {
-            String::new()
-        };
-        let name = entry.path().strip_prefix(dir.path()).unwrap().display().to_string();
-        tree.insert(name, format!("{:o} {}:{} {content}", meta.mode(), meta.uid(), meta.gid()));
-    }
-    let unmounted = Command::new("umount").arg(dir.path()).status();
-    assert!(unmounted.unwrap().success());
-    tree
 }
 
 pub(crate) fn sha256(path: &Path) -> String {
