@@ -169,6 +169,12 @@ fn a_registry_behaves() {
 }
 
 #[test]
+fn a_registry_with_a_password_behaves() {
+    let server = servers::registry_with_password();
+    behaves(&server.spec(), Lacks { deletion: true });
+}
+
+#[test]
 fn azure_behaves() {
     let server = servers::azurite();
     behaves(&server.spec(), Lacks::default());

@@ -28,18 +28,26 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 const RECORD: &str = "application/vnd.vimg.record.v1+zstd";
 const PACK: &str = "application/vnd.vimg.pack.v1";
+/// How long it may take to connect.
+const CONNECT: Duration = Duration::from_secs(10);
 /// How often a request is tried again.
 const RETRIES: u32 = 2;
-/// The most that a manifest may be, in bytes.
-const MAX_MANIFEST: usize = 4 << 20;
+/// The most that a manifest or a page of tags may be, in bytes.
+const MAX_ANSWER: usize = 4 << 20;
+/// The most tags that are looked through.
+const MAX_TAGS: usize = 1_000_000;
 
 type Answer<T> = Result<T, Trouble>;
 type Got<T> = Result<T, OciDistributionError>;
 
 pub(super) struct Registry {
     client: Client,
+    /// Reads manifests and tags: the client library has no limit for these.
+    reader: reqwest::Client,
     repository: Reference,
     auth: RegistryAuth,
+    /// Whether it is spoken to without TLS.
+    insecure: bool,
     faults: Arc<Faults>,
 }
 
@@ -79,18 +87,23 @@ impl Registry {
             || host.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_loopback());
         let config = ClientConfig {
             protocol: if insecure { ClientProtocol::Http } else { ClientProtocol::Https },
-            connect_timeout: Some(Duration::from_secs(10)),
+            connect_timeout: Some(CONNECT),
             // One request for a pack, where more are not needed.
             use_monolithic_push: true,
             ..ClientConfig::default()
         };
         let client = Client::try_from(config).map_err(|e| e.to_string())?;
+        let reader = reqwest::Client::builder()
+            .user_agent(concat!("vimg/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT)
+            .build()
+            .map_err(|e| e.to_string())?;
         let auth = match (spec.option("username"), spec.option("password")) {
             (Some(user), Some(password)) => RegistryAuth::Basic(user.to_owned(), password.to_owned()),
             (None, Some(token)) => RegistryAuth::Bearer(token.to_owned()),
             _ => RegistryAuth::Anonymous,
         };
-        Ok(Self { client, repository, auth, faults })
+        Ok(Self { client, reader, repository, auth, insecure, faults })
     }
 
     /// Does something up to three times, if it may go well the next time.
@@ -146,26 +159,75 @@ impl Registry {
         Some(Object::Build { domain: domain.to_owned(), name: name.strip_prefix('-')?.to_owned() })
     }
 
-    /// Gets a token for what comes.
-    async fn enter(&self, operation: RegistryOperation) -> Answer<()> {
-        self.again(|| self.client.auth(&self.repository, &self.auth, operation)).await.map(|_| ())
+    /// Asks for access to what follows. The registry may give a token for it.
+    async fn enter(&self, operation: RegistryOperation) -> Answer<Option<String>> {
+        self.again(|| self.client.auth(&self.repository, &self.auth, operation)).await
     }
 
-    async fn manifest(&self, tag: &str) -> Answer<Option<(Manifest, u64)>> {
-        let image = self.tagged(tag.to_owned());
-        let pulled = self.again(|| async {
-            match self.client.pull_manifest_raw(&image, &self.auth, &[MANIFEST]).await {
-                Err(e) if is_missing(&e) => Ok(None),
-                other => other.map(Some),
+    /// Reads what the registry has at `path` of the repository, if anything.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be read, or is longer than [`MAX_ANSWER`].
+    async fn read(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+        token: Option<&str>,
+    ) -> Answer<Option<Vec<u8>>> {
+        let scheme = if self.insecure { "http" } else { "https" };
+        let (host, name) = (self.repository.resolve_registry(), self.repository.repository());
+        let url = format!("{scheme}://{host}/v2/{name}/{path}");
+        let read = self.again(|| async {
+            let request = self.reader.get(&url).query(query).header(http::header::ACCEPT, MANIFEST);
+            let request = match (token, &self.auth) {
+                (Some(token), _) => request.bearer_auth(token),
+                (None, RegistryAuth::Basic(user, password)) => request.basic_auth(user, Some(password)),
+                (None, _) => request,
+            };
+            let mut response = request.send().await?;
+            match response.status().as_u16() {
+                200 => {}
+                404 => return Ok(Ok(None)),
+                401 | 403 => return Err(OciDistributionError::UnauthorizedError { url: url.clone() }),
+                code => {
+                    let (url, message) = (url.clone(), String::new());
+                    return Err(OciDistributionError::ServerError { code, url, message });
+                }
             }
+            let mut bytes = Vec::new();
+            while let Some(chunk) = response.chunk().await? {
+                if bytes.len() + chunk.len() > MAX_ANSWER {
+                    return Ok(Err(Trouble::content("an answer is too long")));
+                }
+                bytes.extend_from_slice(&chunk);
+            }
+            Ok(Ok(Some(bytes)))
         });
-        let Some((bytes, _)) = pulled.await? else { return Ok(None) };
-        if bytes.len() > MAX_MANIFEST {
-            return Err(Trouble::content("a manifest is too long"));
-        }
+        read.await?
+    }
+
+    async fn manifest(&self, tag: &str, token: Option<&str>) -> Answer<Option<(Manifest, u64)>> {
+        let Some(bytes) = self.read(&format!("manifests/{tag}"), &[], token).await? else {
+            return Ok(None);
+        };
         let manifest =
             serde_json::from_slice(&bytes).map_err(|_| Trouble::content("a manifest is damaged"))?;
         Ok(Some((manifest, bytes.len() as u64)))
+    }
+
+    /// A page of tags, those after `last`.
+    async fn tags(&self, last: Option<&str>, token: Option<&str>) -> Answer<Vec<String>> {
+        /// As registries answer it; `null` if there are none.
+        #[derive(Deserialize)]
+        struct Page {
+            tags: Option<Vec<String>>,
+        }
+        let query: Vec<(&str, &str)> = [("n", "1000")].into_iter().chain(last.map(|l| ("last", l))).collect();
+        let Some(bytes) = self.read("tags/list", &query, token).await? else { return Ok(Vec::new()) };
+        let page: Page =
+            serde_json::from_slice(&bytes).map_err(|_| Trouble::content("its list of tags is damaged"))?;
+        Ok(page.tags.unwrap_or_default())
     }
 
     async fn blob(&self, digest: &str, part: Option<(u64, u64)>, most: u64) -> Answer<Option<Vec<u8>>> {
@@ -191,14 +253,14 @@ impl Registry {
     }
 
     pub(super) async fn get(&self, object: &Object, most: u64) -> Answer<Option<Vec<u8>>> {
-        self.enter(RegistryOperation::Pull).await?;
+        let token = self.enter(RegistryOperation::Pull).await?;
         let Some(tag) = Self::tag(object) else {
             return match object {
                 Object::Pack(pack) => self.blob(&format!("sha256:{}", pack.sha256), None, most).await,
                 _ => Ok(None),
             };
         };
-        let Some((manifest, _)) = self.manifest(&tag).await? else { return Ok(None) };
+        let Some((manifest, _)) = self.manifest(&tag, token.as_deref()).await? else { return Ok(None) };
         let first = manifest.layers.first().filter(|layer| layer.media_type == RECORD);
         let first = first.ok_or_else(|| Trouble::content("a manifest is no record"))?;
         if first.size > most {
@@ -251,33 +313,31 @@ impl Registry {
     }
 
     pub(super) async fn stat(&self, object: &Object) -> Answer<Option<Meta>> {
-        self.enter(RegistryOperation::Pull).await?;
+        let token = self.enter(RegistryOperation::Pull).await?;
         if let Object::Pack(pack) = object {
             let digest = format!("sha256:{}", pack.sha256);
             let there = self.again(|| self.client.blob_exists(&self.repository, &digest)).await?;
             return Ok(there.then_some(Meta { size: pack.size, modified: None }));
         }
         let Some(tag) = Self::tag(object) else { return Ok(None) };
-        Ok(self.manifest(&tag).await?.map(|(_, size)| Meta { size, modified: None }))
+        Ok(self.manifest(&tag, token.as_deref()).await?.map(|(_, size)| Meta { size, modified: None }))
     }
 
     /// Everything that has a tag, and the packs that it needs.
     pub(super) async fn list(&self) -> Answer<Vec<(Object, Meta)>> {
-        const PAGE: usize = 1000;
-        self.enter(RegistryOperation::Pull).await?;
+        let token = self.enter(RegistryOperation::Pull).await?;
+        let token = token.as_deref();
         let mut all = std::collections::HashMap::new();
-        let mut last: Option<String> = None;
+        let (mut last, mut seen): (Option<String>, _) = (None, 0);
         loop {
-            let page = self.again(|| async {
-                match self.client.list_tags(&self.repository, &self.auth, Some(PAGE), last.as_deref()).await {
-                    Err(e) if is_missing(&e) => Ok(Vec::new()),
-                    other => other.map(|page| page.tags),
-                }
-            });
-            let tags = page.await?;
+            let tags = self.tags(last.as_deref(), token).await?;
+            seen += tags.len();
+            if seen > MAX_TAGS {
+                return Err(Trouble::content("it has too many tags"));
+            }
             for tag in &tags {
                 let Some(object) = Self::parse(tag) else { continue };
-                let Some((manifest, size)) = self.manifest(tag).await? else { continue };
+                let Some((manifest, size)) = self.manifest(tag, token).await? else { continue };
                 for layer in manifest.layers.iter().filter(|l| l.media_type == PACK) {
                     let Some(sha256) = layer.digest.strip_prefix("sha256:") else { continue };
                     let pack = Object::Pack(Pack { sha256: sha256.to_owned(), size: layer.size });

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use vimg::cache::keep;
+use vimg::cache::object::Object;
 use vimg::cache::remote::Remote;
 use vimg::cache::spec::Spec;
 use vimg::digest::Key;
@@ -260,5 +262,48 @@ fn a_server_that_always_fails_is_given_up() {
         assert_eq!(ended.fetched, 0);
         assert!(!ended.told.is_empty());
         assert!(ended.requests < 60, "{fault:?}: {} requests", ended.requests);
+    }
+}
+
+/// What a registry answers is kept in memory only up to a limit.
+#[test]
+fn a_registry_that_does_not_end_is_cut_off() {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counter = sent.clone();
+    let address = wait(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let counter = counter.clone();
+                tokio::spawn(async move {
+                    let _ = answer_without_end(client, &counter).await;
+                });
+            }
+        });
+        address
+    });
+    let spec = Spec::parse(&format!("type=registry,ref={address}/cache/web,domain=main"), false).unwrap();
+    let remote = Arc::new(Remote::open(spec).unwrap());
+    let record = Object::Record { domain: "main".into(), key: Key(vimg::digest::Digest::of(b"x")) };
+    for asked in [wait(remote.get(&record, 100)).err(), wait(keep::list(&remote)).err()] {
+        let why = asked.map(|trouble| trouble.to_string()).unwrap_or_default();
+        assert!(why.contains("an answer is too long"), "{why}");
+    }
+    // Beside what was read, sockets hold some.
+    let sent = sent.load(Ordering::SeqCst);
+    assert!((8 << 20..64 << 20).contains(&sent), "{sent} bytes were taken");
+}
+
+/// A registry that is there, and whose manifests and lists of tags have no end.
+async fn answer_without_end(mut client: TcpStream, sent: &AtomicUsize) -> std::io::Result<()> {
+    let (head, _) = message(&mut client).await?;
+    if head.starts_with("GET /v2/ ") {
+        return client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+    }
+    client.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n").await?;
+    loop {
+        client.write_all(&[b' '; 64 << 10]).await?;
+        sent.fetch_add(64 << 10, Ordering::SeqCst);
     }
 }

@@ -108,19 +108,38 @@ pub(crate) fn webdav() -> Server {
 }
 
 pub(crate) fn registry() -> Server {
+    docker_registry(None, |address| format!("type=registry,ref={address}/cache/web"))
+}
+
+/// A registry that lets in only who has a password.
+pub(crate) fn registry_with_password() -> Server {
+    /// `secret`, as `htpasswd -B` writes it.
+    const USERS: &str = "vimg:$2b$04$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW\n";
+    docker_registry(Some(USERS), |address| {
+        format!("type=registry,ref={address}/cache/web,username=vimg,password=secret")
+    })
+}
+
+/// Docker's registry, with the users of an htpasswd file or for everyone.
+fn docker_registry(users: Option<&str>, spec: fn(&SocketAddr) -> String) -> Server {
     let address = free_port();
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config.yml");
     let root = dir.path().join("root");
-    let text = format!(
+    let mut text = format!(
         "version: 0.1\nlog: {{ level: error }}\nstorage: {{ filesystem: {{ rootdirectory: {} }} }}\n\
          http: {{ addr: {address} }}\n",
         root.display()
     );
+    if let Some(users) = users {
+        let path = dir.path().join("users");
+        std::fs::write(&path, users).unwrap();
+        text.push_str(&format!("auth: {{ htpasswd: {{ realm: cache, path: {} }} }}\n", path.display()));
+    }
     std::fs::write(&config, text).unwrap();
     let mut command = Command::new("docker-registry");
     command.arg("serve").arg(&config);
-    start(&mut command, address, dir, |address| format!("type=registry,ref={address}/cache/web"))
+    start(&mut command, address, dir, spec)
 }
 
 /// Azure's blob storage, as its own emulator has it, with the account and the
