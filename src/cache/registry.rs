@@ -169,12 +169,7 @@ impl Registry {
     /// # Errors
     ///
     /// If it can't be read, or is longer than [`MAX_ANSWER`].
-    async fn read(
-        &self,
-        path: &str,
-        query: &[(&str, &str)],
-        token: Option<&str>,
-    ) -> Answer<Option<Vec<u8>>> {
+    async fn read(&self, path: &str, query: &[(&str, &str)], token: Option<&str>) -> Answer<Option<Vec<u8>>> {
         let scheme = if self.insecure { "http" } else { "https" };
         let (host, name) = (self.repository.resolve_registry(), self.repository.repository());
         let url = format!("{scheme}://{host}/v2/{name}/{path}");

@@ -13,6 +13,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
     fsmount, fsopen,
 };
+use rustix::pipe::{PipeFlags, pipe_with};
 use vimg_agent::fsctl;
 
 // linux/loop.h
@@ -108,10 +109,12 @@ impl Mounted {
         Ok(rustix::fs::syncfs(&self.root)?)
     }
 
-    /// Holds all writes until what is returned is dropped.
+    /// Freezes the filesystem until the value that is returned is dropped, or
+    /// this process is killed.
     pub(super) fn hold(&self) -> io::Result<Held<'_>> {
+        let thaw = Thaw::start(&self.root)?;
         fsctl::freeze(&self.root, true)?;
-        Ok(Held(self))
+        Ok(Held { mounted: self, _thaw: thaw })
     }
 
     /// Tells the disk what the filesystem does not use. One that can't be
@@ -169,12 +172,61 @@ fn map_ids(mount: &OwnedFd, users: BorrowedFd<'_>) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Writes are held as long as this lives.
-pub(super) struct Held<'a>(&'a Mounted);
+/// The filesystem is frozen as long as this lives.
+pub(super) struct Held<'a> {
+    mounted: &'a Mounted,
+    _thaw: Thaw,
+}
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        let _ = fsctl::freeze(&self.0.root, false);
+        let _ = fsctl::freeze(&self.mounted.root, false);
+    }
+}
+
+/// A process that thaws a filesystem when this one ends, even by kill -9. A
+/// frozen filesystem that is mounted nowhere would keep its loop device until
+/// the host boots again.
+struct Thaw {
+    process: libc::pid_t,
+    /// The other process reads end-of-file when it is closed.
+    life: Option<OwnedFd>,
+}
+
+impl Thaw {
+    fn start(root: &File) -> io::Result<Self> {
+        let (end, life) = pipe_with(PipeFlags::CLOEXEC)?;
+        // SAFETY: the child has one thread, makes system calls only, and never
+        // returns.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => unsafe {
+                // Signals from a terminal are for vimg.
+                libc::setsid();
+                libc::dup2(end.as_raw_fd(), 0);
+                libc::dup2(root.as_raw_fd(), 1);
+                // The write end of the pipe among them.
+                libc::close_range(2, libc::c_uint::MAX, 0);
+                let mut byte = 0_u8;
+                while libc::read(0, (&raw mut byte).cast(), 1) == -1
+                    && *libc::__errno_location() == libc::EINTR
+                {}
+                let _ = fsctl::freeze(BorrowedFd::borrow_raw(1), false);
+                libc::_exit(0)
+            },
+            process => Ok(Self { process, life: Some(life) }),
+        }
+    }
+}
+
+impl Drop for Thaw {
+    fn drop(&mut self) {
+        self.life = None;
+        // SAFETY: the process is this one's child, and nothing else waits for
+        // it.
+        while unsafe { libc::waitpid(self.process, std::ptr::null_mut(), 0) } == -1
+            && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+        {}
     }
 }
 
@@ -215,6 +267,65 @@ fn attach(disk: &File, offset: u64, size: u64) -> io::Result<(String, File)> {
             // Somebody else was faster.
             Err(rustix::io::Errno::BUSY) => {}
             Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// For the test's own process: the disk that it is to freeze.
+    const DISK: &str = "VIMG_TEST_FROZEN_DISK";
+
+    #[test]
+    fn what_is_killed_leaves_no_frozen_filesystem() {
+        const SIZE: u64 = 32 << 20;
+        if let Some(disk) = std::env::var_os(DISK) {
+            let disk = File::options().read(true).write(true).open(disk).unwrap();
+            let mounted = Mounted::new(&disk, 0, SIZE, None).unwrap();
+            let _held = mounted.hold().unwrap();
+            println!("\nfrozen {}", mounted.device);
+            std::thread::sleep(Duration::from_secs(600));
+            return;
+        }
+        if !rustix::process::geteuid().is_root() {
+            // Only root mounts, so containers are only root's.
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let disk = dir.path().join("disk");
+        File::create(&disk).unwrap().set_len(SIZE).unwrap();
+        assert!(
+            Command::new("mke2fs")
+                .args(["-q", "-t", "ext4", "-b", "4096"])
+                .arg(&disk)
+                .status()
+                .unwrap()
+                .success()
+        );
+        let module = module_path!().split_once("::").unwrap().1;
+        let mut frozen = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture"])
+            .arg(format!("{module}::what_is_killed_leaves_no_frozen_filesystem"))
+            .env(DISK, &disk)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(frozen.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let device = lines.into_iter().find_map(|line| Some(line.strip_prefix("frozen ")?.to_owned()));
+        let device = device.unwrap();
+        let bound = Path::new("/sys/block").join(&device).join("loop/backing_file");
+        assert!(bound.exists());
+        frozen.kill().unwrap();
+        frozen.wait().unwrap();
+        let start = Instant::now();
+        while bound.exists() {
+            assert!(start.elapsed() < Duration::from_secs(20), "{device} is still there");
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
