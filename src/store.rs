@@ -70,7 +70,7 @@ struct Believer(Option<Believes>);
 
 impl std::fmt::Debug for Believer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.0.is_some() { "Believer" } else { "nobody" })
+        f.write_str(if self.0.is_some() { "Believer" } else { "none" })
     }
 }
 
@@ -104,10 +104,19 @@ impl std::fmt::Display for StoreError {
 
 impl std::error::Error for StoreError {}
 
+/// Whether an error says that a file is damaged, and not that it can't be read
+/// just now.
+fn is_damage(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+    ) || error.raw_os_error() == Some(libc::EIO)
+}
+
 impl Store {
     /// Opens or makes the store at `root`: this user's alone, as what is in it
-    /// is worth as much as the user's other files. Only states that were made
-    /// here are there for who says nothing else.
+    /// is worth as much as the user's other files. Without [`Self::believing`]
+    /// only states that were made here are visible.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
         if root.to_str().is_none() {
@@ -119,19 +128,21 @@ impl Store {
             made.map_err(|e| StoreError::new("make", dir, e))
         };
         make(root)?;
-        for dir in ["states", "blobs", "staging", "locks", "projects", "probes"] {
-            make(&root.join(dir))?;
-        }
         let root = root.canonicalize().map_err(|e| StoreError::new("open", root, e))?;
+        // All of them, so that none is made later with rights of the umask.
+        for area in AREAS {
+            make(&root.join(area))?;
+        }
         let states = root.join("states");
         let opened = File::open(&states).map_err(|e| StoreError::new("open", &states, e))?;
-        // An earlier version left them as the umask had it. A directory that
-        // others share may hold a store, and stays as it is.
+        // An earlier version left them as the umask had it. The root may be a
+        // directory that others share, which stays as it is then.
         let entries = fs::read_dir(&root).map_err(|e| StoreError::new("read", &root, e))?;
         let all: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
         let own =
             all.iter().all(|path| path.file_name().is_some_and(|name| AREAS.iter().any(|a| name == *a)));
-        for dir in all.iter().filter(|_| own).chain(own.then_some(&root)) {
+        let areas: Vec<PathBuf> = AREAS.iter().map(|area| root.join(area)).collect();
+        for dir in areas.iter().chain(own.then_some(&root)) {
             if fs::symlink_metadata(dir).is_ok_and(|m| m.is_dir() && m.permissions().mode() & 0o077 != 0) {
                 let _ = fs::set_permissions(dir, fs::Permissions::from_mode(0o700));
             }
@@ -139,7 +150,7 @@ impl Store {
         Ok(Self { root, states: Arc::new(opened.into()), believes: Believer::default() })
     }
 
-    /// The store, for who believes what came from caches.
+    /// The store, in which states of caches are visible that `believes` accepts.
     pub fn believing(self, believes: Believes) -> Self {
         Self { believes: Believer(Some(believes)), ..self }
     }
@@ -192,11 +203,9 @@ impl Store {
         };
         let whole = size("record.json") == Some(identity.record)
             && size(identity.kind.file_name()) == Some(identity.size);
-        let believed = match (&identity.origin, &self.believes.0) {
-            (None, _) => true,
-            (Some(origin), Some(believes)) => believes(&origin.domain, &origin.key),
-            (Some(_), None) => false,
-        };
+        let believed = identity.origins.iter().all(|origin| {
+            self.believes.0.as_ref().is_some_and(|believes| believes(&origin.domain, &origin.key))
+        });
         Some(identity).filter(|_| whole && believed)
     }
 
@@ -215,8 +224,16 @@ impl Store {
         while let Some(key) = next {
             let Some(identity) = self.identity(&key) else { break };
             let disk = self.state_dir(&key).join(identity.kind.file_name());
-            let reads = identity.kind != DiskKind::Qcow2 || qcow2::read(&disk).is_ok();
-            if self.record(&key).is_none() || !reads {
+            let record = fs::read(self.state_dir(&key).join("record.json"));
+            let damaged = match record {
+                Ok(bytes) => serde_json::from_slice::<Record>(&bytes).is_err(),
+                Err(error) => is_damage(&error),
+            } || identity.kind == DiskKind::Qcow2
+                && match File::open(&disk) {
+                    Ok(_) => qcow2::read(&disk).is_err(),
+                    Err(error) => is_damage(&error),
+                };
+            if damaged {
                 self.set_aside(&key);
                 found = Some(key);
             }
@@ -228,15 +245,32 @@ impl Store {
     /// Whether a state's disk is to the last bit what it was when it was made;
     /// if not, it is set aside. Reads all of it.
     pub fn is_sound(&self, key: &Key) -> bool {
-        let sound = self.record(key).is_some_and(|record| {
-            let disk = self.state_dir(key).join(record.disk.kind.file_name());
-            let found = File::open(disk).and_then(|file| Blob::copy(file, &mut io::sink()));
-            record.file.is_some_and(|file| found.is_ok_and(|found| found == file))
-        });
-        if !sound {
+        let Some(record) = self.record(key) else {
+            self.set_aside(key);
+            return false;
+        };
+        let disk = self.state_dir(key).join(record.disk.kind.file_name());
+        let found = File::open(disk).and_then(|file| Blob::copy(file, &mut io::sink()));
+        let (sound, damaged) = match found {
+            Ok(found) => (record.file == Some(found), record.file != Some(found)),
+            Err(error) => (false, is_damage(&error)),
+        };
+        if damaged {
             self.set_aside(key);
         }
         sound
+    }
+
+    /// Where a state, and those that it lies on, came from; empty if all of them
+    /// were made here of nothing else.
+    pub fn origins(&self, key: &Key) -> Vec<Origin> {
+        let mut found = std::collections::BTreeSet::new();
+        let mut next = Some(*key);
+        while let Some(identity) = next.and_then(|key| self.identity(&key)) {
+            found.extend(identity.origins);
+            next = identity.backing.map(|(below, _)| below);
+        }
+        found.into_iter().collect()
     }
 
     /// The state that what is made from this one is known by: itself, unless
@@ -560,6 +594,13 @@ mod tests {
             assert_eq!((store.has(&below.key), store.has(&above.key)), (there, there), "{domain}");
         }
         assert!(!store.has(&below.key) && !store.has(&above.key));
+        // What was made of them, and lies on none of them, is told apart as well.
+        let inherited = believing("main").origins(&above.key);
+        assert_eq!(inherited, [below.origin.clone().unwrap()]);
+        let made_of = Record { inherited, ..record(key("made of"), None) };
+        store.commit(stage(&store, "made of"), &made_of).unwrap();
+        assert!(believing("main").has(&made_of.key) && !believing("pr-7").has(&made_of.key));
+        assert!(!store.has(&made_of.key));
         // One that is made here takes its place.
         let own = record(key("below"), None);
         assert!(store.commit(stage(&store, "own"), &own).unwrap());

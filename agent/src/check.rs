@@ -22,10 +22,14 @@ const SEARCHED: u64 = 64 << 20;
 const SHOWN: usize = 160;
 
 /// Asks `probes` and reports each. The returned message is the last.
-pub(crate) fn check(sender: &Sender, probes: &[Probe]) -> io::Result<FromAgent> {
+pub(crate) fn check(
+    sender: &Sender,
+    probes: &[Probe],
+    variables: &[(String, String)],
+) -> io::Result<FromAgent> {
     for (step, probe) in probes.iter().enumerate() {
         sender.send(&FromAgent::Started { step })?;
-        match ask(probe, &Output { sender, step, hidden: &[] }) {
+        match ask(probe, variables, &Output { sender, step, hidden: &[] }) {
             Ok(()) => sender.send(&FromAgent::Finished { step, changed: false })?,
             Err(failure) => {
                 return Ok(failure.of(step));
@@ -35,7 +39,7 @@ pub(crate) fn check(sender: &Sender, probes: &[Probe]) -> io::Result<FromAgent> 
     Ok(FromAgent::Passed)
 }
 
-fn ask(probe: &Probe, output: &Output) -> Result<(), Failure> {
+fn ask(probe: &Probe, variables: &[(String, String)], output: &Output) -> Result<(), Failure> {
     match probe {
         Probe::Http { url, status, contains, header, within } => again(*within, |patience| {
             let answer = http::get(url, patience)?;
@@ -44,7 +48,7 @@ fn ask(probe: &Probe, output: &Output) -> Result<(), Failure> {
         Probe::Port { port, within } => again(*within, |patience| http::connect(*port, patience).map(|_| ())),
         Probe::Run { script, timeout } => {
             let mut shell = command::command("/bin/sh");
-            shell.args(["-euc", script, "check"]);
+            shell.args(["-euc", script, "check"]).envs(variables.iter().cloned());
             command::run(&mut shell, Duration::from_secs(*timeout), output)
         }
         Probe::File { path, contains } => file(path, contains.as_deref()).map_err(Failure::new),

@@ -114,8 +114,7 @@ impl Channel {
         Ok(())
     }
 
-    /// Opens the way out to the network, or closes it; returns once that
-    /// holds.
+    /// Enables or disables the network; returns once that holds.
     pub(crate) fn network(&mut self, open: bool) -> io::Result<()> {
         if self.open == Some(open) {
             return Ok(());
@@ -127,11 +126,11 @@ impl Channel {
                 self.open = Some(open);
                 Ok(())
             }
-            _ => Err(Malformed("something else than the network was due".into()).into()),
+            _ => Err(Malformed("unexpected message: expected the reply to a network request".into()).into()),
         }
     }
 
-    /// The host may have closed the way out since.
+    /// The host may have disabled the network since.
     pub(crate) fn forget_network(&mut self) {
         self.open = None;
     }

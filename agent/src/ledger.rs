@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
+use crate::offline;
 use crate::protocol::{Around, Blob, Digest};
 use crate::system::Account;
 use crate::xattrs;
@@ -298,7 +299,10 @@ impl Ledger {
     fn keep_file(&self, path: &Path) -> io::Result<Digest> {
         let new = self.contents().join("new");
         let mut to = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        let digest = Blob::copy(File::open(path)?, &mut to)?.digest;
+        let digest = match path == Path::new(offline::HOSTS) {
+            true => Blob::copy(&*offline::own_content(path, fs::read(path)?), &mut to)?.digest,
+            false => Blob::copy(File::open(path)?, &mut to)?.digest,
+        };
         if self.durable {
             to.sync_data()?;
         }

@@ -25,7 +25,8 @@ const POLICY: &str = "/usr/sbin/policy-rc.d";
 const FORBIDS: &str = "#!/bin/sh\n# Nothing is started while vimg applies a layer offline.\nexit 101\n";
 
 const RESOLV: &str = "/etc/resolv.conf";
-const HOSTS: &str = "/etc/hosts";
+/// hosts(5).
+pub(crate) const HOSTS: &str = "/etc/hosts";
 
 /// Whether a layer is applied to a machine that is switched off.
 pub(crate) fn is() -> bool {
@@ -101,8 +102,8 @@ pub(crate) fn clear_away() {
     }
 }
 
-/// Kills all processes but this one and the first. The kernel goes through
-/// them while nobody can fork (kill(2)), so that none escapes by being faster.
+/// Kills all processes but this one and the first. The kernel lets none fork
+/// meanwhile (kill(2)), so that none escapes.
 fn kill_all() {
     // SAFETY: the call takes numbers only.
     unsafe { libc::kill(-1, libc::SIGKILL) };
@@ -136,6 +137,29 @@ pub(crate) struct Guests {
     put: Vec<(PathBuf, String, Option<Vec<u8>>)>,
 }
 
+/// The line of [`HOSTS`] that names the host of the build, and what the file held
+/// and when it was changed last before that was added.
+static HOST_LINE: Mutex<Option<HostLine>> = Mutex::new(None);
+
+struct HostLine {
+    line: String,
+    was: Vec<u8>,
+    modified: Option<std::time::SystemTime>,
+}
+
+/// What a file holds without what is there only while a layer is applied.
+pub(crate) fn own_content(path: &Path, content: Vec<u8>) -> Vec<u8> {
+    match &*HOST_LINE.lock().unwrap_or_else(PoisonError::into_inner) {
+        Some(host) if path == Path::new(HOSTS) => without(&content, host.line.as_bytes()),
+        _ => content,
+    }
+}
+
+/// A text without a line of it, wherever that stands.
+fn without(text: &[u8], line: &[u8]) -> Vec<u8> {
+    text.split_inclusive(|b| *b == b'\n').filter(|one| *one != line).flatten().copied().collect()
+}
+
 impl Guests {
     /// Lets the guests in.
     pub(crate) fn enter(offline: bool, host: Option<&str>) -> io::Result<Self> {
@@ -146,9 +170,14 @@ impl Guests {
             fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755))?;
         }
         if let Some(host) = host
-            && let Ok(was) = fs::read_to_string(HOSTS)
+            && let Ok(was) = fs::read(HOSTS)
         {
-            guests.put(HOSTS.into(), format!("{was}{host} host.vimg.internal\n"), Some(was.into_bytes()))?;
+            let line = format!("{host} host.vimg.internal\n");
+            let modified = fs::metadata(HOSTS).and_then(|meta| meta.modified()).ok();
+            // The first: the last line of the file may have no end.
+            fs::write(HOSTS, [line.as_bytes(), &was].concat())?;
+            *HOST_LINE.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some(HostLine { line, was, modified });
         }
         let resolv_conf = RESOLV_CONF.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(text) = resolv_conf
@@ -184,6 +213,20 @@ impl Guests {
 
 impl Drop for Guests {
     fn drop(&mut self) {
+        // A layer may have added lines of its own.
+        let host = HOST_LINE.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(HostLine { line, was, modified }) = host
+            && let Ok(now) = fs::read(HOSTS)
+        {
+            let own = without(&now, line.as_bytes());
+            if own != now {
+                let _ = fs::write(HOSTS, &own);
+            }
+            if let Some(modified) = modified.filter(|_| own == was) {
+                let _ =
+                    fs::File::options().write(true).open(HOSTS).and_then(|file| file.set_modified(modified));
+            }
+        }
         for (path, text, was) in self.put.drain(..) {
             if fs::read(&path).ok().as_deref() != Some(text.as_bytes()) {
                 continue;
@@ -249,6 +292,13 @@ fn clean(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_line_of_the_host_goes_wherever_it_stands() {
+        let line = b"198.51.100.1 host.vimg.internal\n";
+        let text = [&b"127.0.0.1 localhost\n"[..], line, b"10.0.0.5 db"].concat();
+        assert_eq!(without(&text, line), b"127.0.0.1 localhost\n10.0.0.5 db");
+    }
 
     #[test]
     fn every_capability_has_a_number() {

@@ -11,9 +11,10 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 
 use crate::{system, xattrs};
@@ -31,16 +32,16 @@ const LINKS: usize = 40;
 impl Place {
     /// Walks to the directory that a path is in.
     pub(crate) fn find(path: &Path) -> io::Result<Self> {
-        walk(path, false)
+        walk(path, None)
     }
 
-    /// The same, and makes directories that are missing: root's, or a user's
-    /// below that user's home.
-    pub(crate) fn make(path: &Path) -> io::Result<Self> {
-        walk(path, true)
+    /// Like [`Self::find`], but makes directories that are missing: root's, or a
+    /// user's below that user's home ([`system::home_of`]).
+    pub(crate) fn make(path: &Path, owner: (u32, u32)) -> io::Result<Self> {
+        walk(path, Some(owner))
     }
 
-    /// A new file beside it, which is to take its place.
+    /// Creates the temporary file that [`Self::put`] renames.
     pub(crate) fn draft(&self) -> io::Result<File> {
         let name = self.draft_name();
         let _ = rustix::fs::unlinkat(&self.dir, &name, AtFlags::empty());
@@ -48,7 +49,7 @@ impl Place {
         Ok(File::from(rustix::fs::openat(&self.dir, &name, flags, Mode::from_raw_mode(0o600))?))
     }
 
-    /// A new link beside it, which is to take its place.
+    /// Creates the temporary link that [`Self::put`] renames.
     pub(crate) fn draft_link(&self, target: &Path) -> io::Result<()> {
         let name = self.draft_name();
         let _ = rustix::fs::unlinkat(&self.dir, &name, AtFlags::empty());
@@ -58,6 +59,23 @@ impl Place {
     /// Puts the draft in its place.
     pub(crate) fn put(&self) -> io::Result<()> {
         Ok(rustix::fs::renameat(&self.dir, self.draft_name(), &self.dir, &self.name)?)
+    }
+
+    /// Moves a file of root's here, in place of what is no directory.
+    pub(crate) fn receive(&self, from: &Path) -> io::Result<()> {
+        Ok(rustix::fs::renameat(rustix::fs::CWD, from, &self.dir, &self.name)?)
+    }
+
+    /// Removes what is there, if anything is; a directory has to be empty.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        let flags = match rustix::fs::statat(&self.dir, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => return Ok(()),
+            stat => match FileType::from_raw_mode(stat?.st_mode) {
+                FileType::Directory => AtFlags::REMOVEDIR,
+                _ => AtFlags::empty(),
+            },
+        };
+        Ok(rustix::fs::unlinkat(&self.dir, &self.name, flags)?)
     }
 
     /// Removes the draft.
@@ -84,6 +102,28 @@ impl Place {
         fs::set_permissions(by_descriptor(&there), std::os::unix::fs::PermissionsExt::from_mode(mode))
     }
 
+    /// Adds extended attributes to what is there, and is no link.
+    pub(crate) fn add_attributes(&self, wanted: &BTreeMap<String, String>) -> io::Result<()> {
+        let there = rustix::fs::openat(&self.dir, &self.name, STEP, Mode::empty())?;
+        xattrs::set(&by_descriptor(&there), wanted)
+    }
+
+    /// Gives what is there, and is no link, these extended attributes and no
+    /// others.
+    pub(crate) fn set_attributes(&self, wanted: &BTreeMap<String, String>) -> io::Result<()> {
+        let there = rustix::fs::openat(&self.dir, &self.name, STEP, Mode::empty())?;
+        xattrs::replace(&by_descriptor(&there), wanted)
+    }
+
+    /// Sets when what is there was changed last to what `meta` says.
+    pub(crate) fn set_modified(&self, meta: &fs::Metadata) -> io::Result<()> {
+        let there = rustix::fs::openat(&self.dir, &self.name, STEP, Mode::empty())?;
+        let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+        let modified = Timespec { tv_sec: meta.mtime(), tv_nsec: meta.mtime_nsec() };
+        let times = Timestamps { last_access: omit, last_modification: modified };
+        Ok(rustix::fs::utimensat(rustix::fs::CWD, by_descriptor(&there), &times, AtFlags::empty())?)
+    }
+
     /// Sets the owner of a link.
     pub(crate) fn own_link(&self, owner: (u32, u32)) -> io::Result<()> {
         let (uid, gid) = ids(owner);
@@ -97,7 +137,7 @@ impl Place {
     }
 }
 
-/// Gives a file that was just made what it is to have.
+/// Sets owner, mode and attributes of a new file.
 pub(crate) fn finish(
     file: &File,
     mode: u32,
@@ -111,6 +151,11 @@ pub(crate) fn finish(
     if attributes.is_empty() { Ok(()) } else { xattrs::set(&by_descriptor(file), attributes) }
 }
 
+/// Gives a file these extended attributes and no others.
+pub(crate) fn replace_attributes(file: &File, wanted: &BTreeMap<String, String>) -> io::Result<()> {
+    xattrs::replace(&by_descriptor(file), wanted)
+}
+
 fn by_descriptor(fd: &impl AsRawFd) -> PathBuf {
     format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
 }
@@ -119,8 +164,10 @@ fn ids((uid, gid): (u32, u32)) -> (rustix::fs::Uid, rustix::fs::Gid) {
     (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid))
 }
 
-fn walk(path: &Path, make: bool) -> io::Result<Place> {
-    let name = path.file_name().ok_or_else(|| io::Error::other("this is no path of a file"))?.to_owned();
+/// Walks to the directory that a path is in. For a file with the owner `made_for`
+/// it makes directories that are missing.
+fn walk(path: &Path, made_for: Option<(u32, u32)>) -> io::Result<Place> {
+    let name = path.file_name().ok_or_else(|| io::Error::other("invalid path: no file name"))?.to_owned();
     let parent = path.parent().unwrap_or(Path::new("/"));
     let mut dir = top()?;
     let mut ahead: Vec<OsString> = parts(parent);
@@ -132,13 +179,16 @@ fn walk(path: &Path, make: bool) -> io::Result<Place> {
             continue;
         }
         let there = match rustix::fs::openat(&dir, &part, STEP, Mode::empty()) {
-            Err(Errno::NOENT) if make => {
-                match rustix::fs::mkdirat(&dir, &part, Mode::from_raw_mode(0o755)) {
-                    Ok(()) | Err(Errno::EXIST) => {}
+            Err(Errno::NOENT) if made_for.is_some() => {
+                let new = match rustix::fs::mkdirat(&dir, &part, Mode::from_raw_mode(0o755)) {
+                    Ok(()) => true,
+                    // Someone else made it, and has it.
+                    Err(Errno::EXIST) => false,
                     Err(e) => return Err(e.into()),
-                }
+                };
                 let made = rustix::fs::openat(&dir, &part, STEP, Mode::empty())?;
-                if let Some(owner) = system::home_of(&done.join(&part)) {
+                let home = made_for.and_then(|(uid, _)| system::home_of(&done.join(&part), uid));
+                if let Some(owner) = home.filter(|_| new) {
                     let (uid, gid) = ids(owner);
                     rustix::fs::chownat(&made, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
                 }
@@ -154,7 +204,10 @@ fn walk(path: &Path, make: bool) -> io::Result<Place> {
             }
             if !is_roots(&rustix::fs::fstat(&dir)?) {
                 let link = done.join(&part);
-                return Err(io::Error::other(format!("{} is a link that a user may change", link.display())));
+                return Err(io::Error::other(format!(
+                    "{} is a link that a user may change: use the path that it leads to",
+                    link.display()
+                )));
             }
             let target = rustix::fs::readlinkat(&there, "", Vec::new())?;
             let target = Path::new(OsStr::from_bytes(target.as_bytes()));
@@ -219,7 +272,7 @@ mod tests {
     fn a_draft_takes_its_place_whole() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/dir/file");
-        let place = Place::make(&path).unwrap();
+        let place = Place::make(&path, (0, 0)).unwrap();
         // What stands at the draft's name is not written through.
         symlink("/etc/passwd", path.with_file_name(".file.vimg-new")).unwrap();
         let mut draft = place.draft().unwrap();

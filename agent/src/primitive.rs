@@ -6,6 +6,7 @@ mod directory;
 mod file;
 mod hook;
 mod kernel_module;
+mod lay;
 mod package;
 mod run;
 mod service;

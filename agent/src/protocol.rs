@@ -59,6 +59,9 @@ pub enum ToAgent {
     Check {
         /// What is asked.
         probes: Vec<Probe>,
+        /// Variables for its scripts: the user's proxies, if the check has a
+        /// network.
+        variables: Vec<(String, String)>,
     },
     /// The machine runs on from where its memory was kept. Answered by `Awake`.
     Wake(Wake),
@@ -106,7 +109,7 @@ pub enum ToAgent {
         /// As in [`Listed`].
         paths: Vec<String>,
     },
-    /// The way out is as it was asked for.
+    /// The reply to [`FromAgent::Network`].
     Network {
         /// Variables that lead programs to the user's proxies.
         variables: Vec<(String, String)>,
@@ -308,10 +311,10 @@ pub enum FromAgent {
         /// Its name.
         name: String,
     },
-    /// Open the way out to the network, or close it. Answered by
+    /// Enable or disable the network. Answered by
     /// [`ToAgent::Network`] once that holds.
     Network {
-        /// Whether it is to be open.
+        /// Whether it is to be enabled.
         open: bool,
     },
     /// A step begins.

@@ -138,8 +138,8 @@ struct Agent {
 
 impl Agent {
     fn start(input: Box<dyn Read + Send>, output: Box<dyn Write + Send>, place: Place) -> io::Result<()> {
-        // Whoever started it: directories and files that a layer makes on the
-        // way are everybody's to read and nobody's to write.
+        // New files are readable by all and writable by their owner, whatever
+        // the caller's umask is.
         rustix::process::umask(Mode::from_raw_mode(0o022));
         let sender = Sender::new(output);
         pulse::start(sender.clone());
@@ -211,7 +211,7 @@ impl Agent {
                 }
                 done
             }
-            ToAgent::Check { probes } => check::check(&self.channel.sender, &probes)?,
+            ToAgent::Check { probes, variables } => check::check(&self.channel.sender, &probes, &variables)?,
             ToAgent::Carry { wake, changes } => {
                 let contents = carry::receive(&mut self.channel, &changes)?;
                 match self.carry(&wake, &changes, &contents) {
@@ -249,7 +249,7 @@ impl Agent {
                 }
                 return Ok(None);
             }
-            ToAgent::Network { .. } => FromAgent::Refused { message: "nobody asked for the network".into() },
+            ToAgent::Network { .. } => FromAgent::Refused { message: "unexpected network message".into() },
             ToAgent::Prepare(what) => match self.prepare(&what) {
                 Ok(()) => {
                     self.boot_stamp = system::boot_stamp();

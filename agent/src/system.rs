@@ -47,19 +47,23 @@ pub(crate) fn user(name: &str) -> Option<Account> {
     })
 }
 
-/// The numbers of the user whose home a path is in, `(uid, gid)`, and not only
-/// is.
-pub(crate) fn home_of(path: &Path) -> Option<(u32, u32)> {
+/// The numbers of the user in whose home `path` is, `(uid, gid)`. A home of a
+/// system user counts only for what is that user's own (`owner`): a web server
+/// should not own the directories of a site below `/var/www`.
+pub(crate) fn home_of(path: &Path, owner: u32) -> Option<(u32, u32)> {
+    /// The first uid of people (`UID_MIN` in login.defs(5)).
+    const PEOPLE: u32 = 1000;
     let homes = lines("/etc/passwd").into_iter().filter_map(|f| {
         let home = f.get(5).filter(|home| is_home(home))?.clone();
         Some((home, (f.get(2)?.parse().ok()?, f.get(3)?.parse().ok()?)))
     });
+    let homes = homes.filter(|(_, (uid, _))| *uid >= PEOPLE || *uid == owner);
     let above = homes.filter(|(home, _)| path.starts_with(home) && path != Path::new(home));
     above.max_by_key(|(home, _)| home.len()).map(|(_, owner)| owner)
 }
 
-/// Whether a directory can be somebody's own: system users have homes like `/`,
-/// `/bin` or `/nonexistent`.
+/// Whether a path can be a user's home: system users have homes like `/`, `/bin`
+/// or `/nonexistent`.
 pub(crate) fn is_home(home: &str) -> bool {
     const SYSTEM: [&str; 9] = ["/usr", "/etc", "/dev", "/proc", "/sys", "/run", "/boot", "/bin", "/sbin"];
     let path = Path::new(home);

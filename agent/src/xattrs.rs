@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
-/// Those of a file, or of a link itself.
+/// Reads all extended attributes of a file, or of a link itself.
 ///
 /// # Errors
 ///
-/// The system's.
+/// The attributes can't be read.
 pub fn get(path: &Path) -> io::Result<BTreeMap<String, String>> {
     let mut names = vec![0; 64 << 10];
     let length = match rustix::fs::llistxattr(path, &mut names) {
@@ -29,23 +29,50 @@ pub fn get(path: &Path) -> io::Result<BTreeMap<String, String>> {
     Ok(found)
 }
 
-/// Those that a copy of a file has, whoever makes it: its capabilities, and what
-/// its owner has noted of it.
+/// What desktops note of files: where one came from (with tokens in addresses),
+/// tags, an index's state (freedesktop's "Common extended attributes", Baloo).
+const DESKTOP: [&str; 3] = ["user.xdg.", "user.baloo.", "user.mime_type"];
+
+/// Reads the attributes that are copied from a file of a project: capabilities,
+/// and those of its owner that programs of a desktop did not set.
 ///
 /// # Errors
 ///
-/// The system's.
+/// The attributes can't be read.
 pub fn portable(path: &Path) -> io::Result<BTreeMap<String, String>> {
     let mut all = get(path)?;
-    all.retain(|name, _| name == "security.capability" || name.starts_with("user."));
+    all.retain(|name, _| {
+        name == "security.capability"
+            || name.starts_with("user.") && !DESKTOP.iter().any(|prefix| name.starts_with(prefix))
+    });
     Ok(all)
 }
 
-/// Gives a file these.
+/// Gives a file these attributes and no others.
 ///
 /// # Errors
 ///
-/// The system's.
+/// The attributes can't be changed.
+pub(crate) fn replace(path: &Path, wanted: &BTreeMap<String, String>) -> io::Result<()> {
+    let mut names = vec![0; 64 << 10];
+    let length = match rustix::fs::listxattr(path, &mut names) {
+        Ok(length) => length,
+        Err(rustix::io::Errno::OPNOTSUPP) => 0,
+        Err(error) => return Err(error.into()),
+    };
+    for name in names[..length].split(|b| *b == 0).filter(|name| !name.is_empty()) {
+        if !wanted.contains_key(&*String::from_utf8_lossy(name)) {
+            rustix::fs::removexattr(path, name)?;
+        }
+    }
+    set(path, wanted)
+}
+
+/// Sets attributes of a file; others stay.
+///
+/// # Errors
+///
+/// The attributes can't be changed.
 pub fn set(path: &Path, wanted: &BTreeMap<String, String>) -> io::Result<()> {
     for (name, hex) in wanted {
         let digits = |at: usize| hex.get(at..at + 2).and_then(|d| u8::from_str_radix(d, 16).ok());

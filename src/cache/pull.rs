@@ -213,6 +213,8 @@ impl Fetching<'_> {
         record.bytes = on_disk(&disk);
         // The host's own kernel works only on what this user made.
         record.ours &= signed.writer == Writer::Own;
+        // Whoever signed it vouches for what it was made of.
+        record.inherited = Vec::new();
         record.origin = Some(Origin { domain: entry.domain.clone(), key: signed.signer.clone() });
         let store = store.clone();
         let committed = blocking(move || store.commit(staging, &record)).await?;

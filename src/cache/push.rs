@@ -49,8 +49,8 @@ pub struct Pushed {
     pub there: usize,
     /// Those that lie on another build of a state than the one in the cache.
     pub foreign: Vec<String>,
-    /// Those that came from a cache of another domain: this one vouches for
-    /// nothing of theirs.
+    /// Those that came from a cache of another domain, or were made of such
+    /// states: they are not signed for this one.
     pub withheld: Vec<String>,
     /// Those whose disk is not what it was when it was made. They are no longer
     /// in the store.
@@ -207,7 +207,12 @@ impl Push<'_> {
             }
         }
         for (record, new) in missing.into_iter().rev() {
-            if record.origin.as_ref().is_some_and(|origin| origin.domain != self.domain) {
+            // States of other domains are theirs to sign; what was made of them
+            // here is signed where they are read.
+            let read = &self.remote.spec.domains;
+            if record.origin.as_ref().is_some_and(|origin| origin.domain != self.domain)
+                || record.inherited.iter().any(|origin| !read.contains(&origin.domain))
+            {
                 self.pushed.withheld.push(record.name.clone());
                 self.signed.insert(record.key, None);
                 continue;

@@ -59,8 +59,9 @@ pub(super) async fn make<P: Provider>(
     }
     let mut told = Told { site, places: &work.places, tail: VecDeque::new() };
     let (layer, steps) = (work.layer.clone(), work.steps.clone());
-    let what = Apply { layer, steps, from: 0, offline: false, durable: true, host: None };
     let way_out = instance.way_out();
+    let host = way_out.host.clone();
+    let what = Apply { layer, steps, from: 0, offline: false, durable: true, host };
     let applied = session.apply(&what, &blobs, &way_out, |progress| told.hear(progress));
     let applied = tokio::select! {
         applied = applied => applied.map_err(Trouble::Session),
@@ -79,7 +80,7 @@ pub(super) async fn make<P: Provider>(
     }
     // What was applied is asked where it is to hold: in this machine.
     let mut told = Told { site, places: &checks.places, tail: VecDeque::new() };
-    let asked = session.check(&checks.probes, |progress| told.hear(progress));
+    let asked = session.check(&checks.probes, &way_out.variables, |progress| told.hear(progress));
     let asked = tokio::select! {
         asked = asked => asked.map_err(Trouble::Session),
         ended = instance.ended() => Err(Trouble::Ended(ended)),

@@ -235,7 +235,8 @@ async fn ask<P: Provider>(
     let Work::Check(work) = &making.node.work else { return Ok(()) };
     making.phase("check");
     let Up { instance, session, .. } = up;
-    let asked = session.check(&work.probes, |progress| match progress {
+    let variables = if work.network { instance.way_out().variables } else { Vec::new() };
+    let asked = session.check(&work.probes, &variables, |progress| match progress {
         Progress::Started(step) => log.heading(&work.places[step].1),
         Progress::Output(text) => log.text(text, |line| making.line(line)),
         Progress::Finished { .. } => {}

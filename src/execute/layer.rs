@@ -55,6 +55,7 @@ impl<'a, I: Instance> Running<'a, I> {
             ours: record.ours && instance.guards_disk(),
             way: instance.way(),
             source: None,
+            inherited: Vec::new(),
             same: None,
         };
         Self { instance, session, launch, made, spare }
@@ -152,7 +153,7 @@ async fn apply<P: Provider>(
             Progress::Output(text) => log.text(text, |line| making.line(line)),
             Progress::Finished { step, changed } => {
                 if !changed {
-                    log.heading(&format!("{} was so already", names[step].1));
+                    log.heading(&format!("{}: unchanged", names[step].1));
                 }
             }
         });
@@ -293,6 +294,9 @@ async fn keep<P: Provider>(
         shared.provider.flatten(&chain, &flat).await.map_err(|e| making.provider_failure(e))?;
         // The running machine keeps the file that it has open.
         std::fs::rename(&flat, &own).map_err(|e| making.io_failure(&own, e))?;
+        // Its machine may have booted from other disks than those of its parent.
+        let owners = running.launch.chain.iter().filter_map(|disk| shared.store.owner(disk));
+        made.inherited = owners.flat_map(|owner| shared.store.origins(&owner.key)).collect();
         made.disk = Disk { kind: DiskKind::Qcow2, backing: None, depth: 0 };
     }
     made.same = making.same(&running.launch.chain, &own, &made).await;

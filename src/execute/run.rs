@@ -5,19 +5,18 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{SemaphorePermit, mpsc};
-use vimg_agent::protocol::Primitive;
 use vimg_lang::model::DiskFormat;
 
 use super::ahead::Coming;
 use super::carried::hands_secrets;
 use super::drafts::{Before, Copies};
 use super::site::Site;
-use super::{Failure, FailureKind, JOB, Settled, Shared, checks, layer, up};
+use super::{Failure, FailureKind, JOB, Settled, Shared, checks, layer, session, up};
 use crate::digest::{Blob, Description, Key};
 use crate::event::Event;
 use crate::graph::{Needs, NodeId, Work};
 use crate::provider::{self, Carry, Exported, Instance, Provider};
-use crate::store::{Boot, Disk, DiskKind, KeyLock, Record, Staging, StateId};
+use crate::store::{Boot, Disk, DiskKind, KeyLock, Origin, Record, Staging, StateId};
 
 type Sender = mpsc::UnboundedSender<Settled>;
 
@@ -129,6 +128,7 @@ impl<'a, P: Provider> Making<'a, P> {
         record.seconds = self.start.elapsed().as_secs_f64();
         record.provider = made.way.clone();
         record.source = made.source;
+        record.inherited = made.inherited.clone();
         record.same = made.same;
         record
     }
@@ -143,6 +143,14 @@ impl<'a, P: Provider> Making<'a, P> {
         made: Facts,
     ) -> Result<Option<StateId>, Box<Failure>> {
         let mut record = self.record(&made);
+        // What lies on no other state is asked for its own origins only.
+        if record.disk.backing.is_none()
+            && let Some(parent) = self.node.parent.map(|parent| self.shared.graph.node(parent))
+        {
+            record.inherited.extend(self.shared.store.origins(&parent.key));
+        }
+        record.inherited.sort();
+        record.inherited.dedup();
         record.bytes = on_disk(&staging.path().join(made.disk.kind.file_name()));
         let (bytes, id) = (record.bytes, record.id);
         self.shared.notes.forget_failed(&self.node.name);
@@ -225,6 +233,8 @@ pub(super) struct Facts {
     pub(super) way: String,
     /// Of an output: the state that it was written from.
     pub(super) source: Option<(Key, StateId)>,
+    /// Where the states came from that it was made of, besides its parent.
+    pub(super) inherited: Vec<Origin>,
     /// The state that holds the same.
     pub(super) same: Option<(Key, StateId)>,
 }
@@ -233,7 +243,16 @@ impl Facts {
     /// Of what does not boot and has nothing above it.
     pub(super) fn of(kind: DiskKind, way: String) -> Self {
         let disk = Disk { kind, backing: None, depth: 0 };
-        Self { disk, boot: None, appliance: None, ours: false, way, source: None, same: None }
+        Self {
+            disk,
+            boot: None,
+            appliance: None,
+            ours: false,
+            way,
+            source: None,
+            inherited: Vec::new(),
+            same: None,
+        }
     }
 }
 
@@ -292,6 +311,7 @@ async fn base<P: Provider>(shared: &Shared<P>, id: NodeId, lock: Arc<KeyLock>) -
         ours: matches!(node.work, Work::Bootstrap(_)),
         way: shared.provider.name(),
         source: None,
+        inherited: Vec::new(),
         same: None,
     };
     making.phase("store");
@@ -433,30 +453,10 @@ async fn machine<P: Provider>(
     Vec::new()
 }
 
-/// Whether a layer may want to fetch something: packages do, and scripts that
-/// say so.
+/// Whether a layer may want to fetch something.
 fn wants_network(work: &Work) -> bool {
     match work {
-        Work::Layer(work) => {
-            let wants = |step: &Primitive| match step {
-                Primitive::Package { .. } | Primitive::Ahead { .. } | Primitive::Revert { .. } => true,
-                Primitive::Run(run) => run.script.around.network,
-                Primitive::File { .. }
-                | Primitive::Directory { .. }
-                | Primitive::Symlink { .. }
-                | Primitive::Archive { .. }
-                | Primitive::Group { .. }
-                | Primitive::User(_)
-                | Primitive::Service { .. }
-                | Primitive::Sysctl { .. }
-                | Primitive::KernelModule { .. }
-                | Primitive::Hook { .. }
-                | Primitive::Reboot
-                | Primitive::Leave { .. }
-                | Primitive::Layer { .. } => false,
-            };
-            work.steps.iter().any(wants)
-        }
+        Work::Layer(work) => work.steps.iter().any(session::wants_network),
         _ => false,
     }
 }

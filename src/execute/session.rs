@@ -219,7 +219,8 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
             .iter()
             .map(|s| if let Primitive::Run(run) = s { run.script.around.timeout } else { 0 })
             .collect();
-        match self.follow(&times, blobs, way_out, progress).await? {
+        let networked: Vec<bool> = steps.iter().map(wants_network).collect();
+        match self.follow(&times, &networked, blobs, way_out, progress).await? {
             FromAgent::Done { boot_changed } => Ok(Applied { boot_changed, next: None }),
             // Only what was told to is done, and each once.
             FromAgent::RebootDue { step, boot_changed }
@@ -241,9 +242,10 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
     pub(super) async fn check(
         &mut self,
         probes: &[Probe],
+        variables: &[(String, String)],
         progress: impl FnMut(Progress),
     ) -> Result<(), SessionError> {
-        self.send(&ToAgent::Check { probes: probes.to_vec() }).await?;
+        self.send(&ToAgent::Check { probes: probes.to_vec(), variables: variables.to_vec() }).await?;
         let times: Vec<u64> = probes
             .iter()
             .map(|probe| match probe {
@@ -254,7 +256,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
                 Probe::File { .. } | Probe::Package { .. } => 0,
             })
             .collect();
-        match self.follow(&times, &NoBlobs, &WayOut::default(), progress).await? {
+        match self.follow(&times, &[], &NoBlobs, &WayOut::default(), progress).await? {
             FromAgent::Passed => Ok(()),
             other => Err(unexpected(&other)),
         }
@@ -310,17 +312,18 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         }
     }
 
-    /// Follows steps, which may take so many seconds each by themselves, to
-    /// the message that ends them.
+    /// Follows steps to the message that ends them. Each may take so many seconds
+    /// by itself, and has a right to the network or not.
     async fn follow(
         &mut self,
         times: &[u64],
+        networked: &[bool],
         blobs: &dyn Blobs,
         way_out: &WayOut,
         mut progress: impl FnMut(Progress),
     ) -> Result<FromAgent, SessionError> {
         let mut deadline = tokio::time::Instant::now() + STEP;
-        let mut next = 0;
+        let mut next = 0_usize;
         loop {
             // An agent may live while its work hangs.
             let message = tokio::time::timeout_at(deadline, self.message())
@@ -338,6 +341,12 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
                     self.put(&protocol::encode_data(&[])?).await?;
                 }
                 FromAgent::Network { open } => {
+                    // A guest may speak in the agent's name.
+                    let allowed = next.checked_sub(1).and_then(|step| networked.get(step)) == Some(&true);
+                    if open && !allowed {
+                        let why = "the agent asked for a network that its step has no right to";
+                        return Err(SessionError::Broken(why.into()));
+                    }
                     let set = way_out.set(open).await;
                     set.map_err(|e| SessionError::Broken(format!("the network can't be opened: {e}")))?;
                     self.send(&ToAgent::Network { variables: way_out.variables.clone() }).await?;
@@ -602,6 +611,28 @@ fn unexpected(message: &FromAgent) -> SessionError {
     let text = serde_json::to_string(message).unwrap_or_default();
     let short: String = text.chars().take(80).collect();
     SessionError::Broken(format!("the agent said {short} out of turn"))
+}
+
+/// Whether a step may want to fetch something: packages do, and scripts that
+/// say so.
+pub(super) fn wants_network(step: &Primitive) -> bool {
+    match step {
+        Primitive::Package { .. } | Primitive::Ahead { .. } | Primitive::Revert { .. } => true,
+        Primitive::Run(run) => run.script.around.network,
+        Primitive::File { .. }
+        | Primitive::Directory { .. }
+        | Primitive::Symlink { .. }
+        | Primitive::Archive { .. }
+        | Primitive::Group { .. }
+        | Primitive::User(_)
+        | Primitive::Service { .. }
+        | Primitive::Sysctl { .. }
+        | Primitive::KernelModule { .. }
+        | Primitive::Hook { .. }
+        | Primitive::Reboot
+        | Primitive::Leave { .. }
+        | Primitive::Layer { .. } => false,
+    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// The most processes of a group: package managers have a few dozen, parallel
 /// compilers some hundreds.
 const PROCESSES: u64 = 4096;
-/// How long what was killed may hold a group.
+/// Time for killed processes to leave a group.
 const RELEASE: Duration = Duration::from_secs(2);
 
 /// Directories of groups (cgroups(7)): the one of version 2, or one of version
@@ -51,10 +51,16 @@ impl Group {
     pub fn new(memory: u64) -> io::Result<Self> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let n = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("vimg-{}-{n}", std::process::id());
+        // Other process namespaces may have the same ids, and the same groups.
+        let mut random = [0; 4];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+        let name = format!("vimg-{}-{n}-{:08x}", std::process::id(), u32::from_ne_bytes(random));
         let memory = memory.to_string();
         let processes = PROCESSES.to_string();
         let root = Path::new("/sys/fs/cgroup");
+        if n == 0 {
+            remove_dead(&[root, &root.join("pids"), &root.join("memory")]);
+        }
         let mut group = Self { dirs: Vec::new(), procs: Vec::new() };
         if root.join("cgroup.controllers").exists() {
             group.add(root.join(&name), &[("pids.max", &processes), ("memory.max", &memory)])?;
@@ -85,7 +91,7 @@ impl Group {
         unsafe {
             command.pre_exec(move || {
                 for fd in &procs {
-                    // 0 is who writes it.
+                    // 0 means the writing process.
                     if libc::write(*fd, c"0".as_ptr().cast(), 1) != 1 {
                         return Err(io::Error::last_os_error());
                     }
@@ -116,6 +122,18 @@ impl Drop for Group {
                 }
                 std::thread::sleep(Duration::from_millis(2));
             }
+        }
+    }
+}
+
+/// Removes groups that killed processes of vimg left. One that is in use can't be
+/// removed.
+fn remove_dead(dirs: &[&Path]) {
+    for entry in dirs.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix("vimg-")?.split('-').next());
+        if pid.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists()) {
+            let _ = fs::remove_dir(entry.path());
         }
     }
 }

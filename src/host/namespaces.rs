@@ -1,5 +1,5 @@
 //! Namespaces of users and networks, held open by a small process, for
-//! programs that should be nobody on this host.
+//! programs that run without rights on the host.
 
 use std::fs::File;
 use std::io;
@@ -7,34 +7,34 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::OnceLock;
 
 use rustix::thread::{
     CapabilitySet, CapabilitySets, LinkNameSpaceType, UnshareFlags, configure_capability_in_ambient_set,
     move_into_link_name_space, set_capabilities, unshare_unsafe,
 };
 
-/// The first of the ids that root gives to programs that should be nobody.
-/// They are the last 65,536 of those that systemd leaves to containers
+/// The first host id of the range that root maps. It is the last 65,536 ids of those that systemd leaves to containers
 /// (systemd's `UIDS-GIDS.md`: 524288 to 1879048191).
 const FIRST: u32 = 1_879_048_191 - COUNT + 1;
 /// How many ids a system has: 0 to 65535.
 const COUNT: u32 = 1 << 16;
 
-/// Who is who inside.
+/// The id mapping of a user namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ids {
     /// The calling user alone, as itself.
     Same,
-    /// A whole system's ids. Root's inside is nobody outside if root asks, and
-    /// the calling user itself otherwise.
+    /// The 65,536 ids of a system. If root makes it, root inside is [`FIRST`]
+    /// outside; otherwise it is the calling user.
     System,
 }
 
-/// A namespace of users and one of networks that belongs to it.
+/// A user namespace, with a network namespace that belongs to it or without.
 #[derive(Debug)]
 pub struct Namespaces {
     user: OwnedFd,
-    net: OwnedFd,
+    net: Option<OwnedFd>,
     ids: Ids,
     /// The process that is in them.
     holder: u32,
@@ -43,13 +43,26 @@ pub struct Namespaces {
 }
 
 impl Namespaces {
-    /// Makes them. Takes some milliseconds.
+    /// Makes both. Takes some milliseconds.
     ///
     /// # Errors
     ///
     /// The kernel or the system's settings forbid them, or this user has no
     /// subordinate ids.
     pub fn new(ids: Ids) -> io::Result<Self> {
+        Self::make(ids, true)
+    }
+
+    /// Makes a user namespace only: its programs have the host's network.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::new`].
+    pub fn of_users(ids: Ids) -> io::Result<Self> {
+        Self::make(ids, false)
+    }
+
+    fn make(ids: Ids, network: bool) -> io::Result<Self> {
         let root = rustix::process::geteuid().is_root();
         let mut command = super::command(Path::new("/bin/cat")).into_std();
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -61,6 +74,9 @@ impl Namespaces {
                     // The namespace belongs to who makes it.
                     become_id(FIRST)?;
                 }
+                if !network {
+                    return Ok(unshare_unsafe(UnshareFlags::NEWUSER)?);
+                }
                 unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNET)?;
                 loopback()
             });
@@ -69,6 +85,9 @@ impl Namespaces {
         let gate = holder.stdin.take();
         match map(holder.id(), ids, root).and_then(|()| Self::of(holder.id(), ids)) {
             Ok(mut made) => {
+                if !network {
+                    made.net = None;
+                }
                 made.own = Some((holder, gate));
                 Ok(made)
             }
@@ -80,14 +99,14 @@ impl Namespaces {
         }
     }
 
-    /// Those that somebody else holds open.
+    /// Opens the namespaces of another process.
     ///
     /// # Errors
     ///
     /// The process is gone, or not this user's.
     pub fn of(holder: u32, ids: Ids) -> io::Result<Self> {
         let open = |kind: &str| File::open(format!("/proc/{holder}/ns/{kind}")).map(OwnedFd::from);
-        Ok(Self { user: open("user")?, net: open("net")?, ids, holder, own: None })
+        Ok(Self { user: open("user")?, net: Some(open("net")?), ids, holder, own: None })
     }
 
     /// The process that holds them, for programs that want a path in `/proc`.
@@ -102,13 +121,15 @@ impl Namespaces {
 
     /// Has a program begin in both, as their root if they have one.
     pub fn enter(&self, command: &mut Command) {
-        let (user, net, ids) = (self.user.as_raw_fd(), self.net.as_raw_fd(), self.ids);
+        let (user, net, ids) = (self.user.as_raw_fd(), self.net.as_ref().map(AsRawFd::as_raw_fd), self.ids);
         // SAFETY: the closure makes system calls only; the descriptors stay
         // open in the parent until the child has been spawned.
         unsafe {
             command.pre_exec(move || {
                 join(user, LinkNameSpaceType::User)?;
-                join(net, LinkNameSpaceType::Network)?;
+                if let Some(net) = net {
+                    join(net, LinkNameSpaceType::Network)?;
+                }
                 if ids == Ids::System { become_id(0) } else { Ok(()) }
             });
         }
@@ -124,19 +145,19 @@ impl Namespaces {
         }
     }
 
-    /// Has a program of root's begin in the network, as itself. An ordinary
-    /// user's has to join the users as well, where it is who it was.
+    /// Starts a program in the network namespace without changing its user. An
+    /// ordinary user has to join the user namespace for that.
     pub fn enter_network(&self, command: &mut Command) {
         if !rustix::process::geteuid().is_root() {
             return self.enter(command);
         }
-        let net = self.net.as_raw_fd();
+        let Some(net) = self.net.as_ref().map(AsRawFd::as_raw_fd) else { return };
         // SAFETY: as above.
         unsafe { command.pre_exec(move || join(net, LinkNameSpaceType::Network)) };
     }
 
-    /// Has a program of the host's run as who owns them; one that `listens` may
-    /// take ports that not everybody may, if this user may.
+    /// Runs a program of the host as the owner of the namespaces. With `listens`
+    /// it may take ports below 1024 if this user may.
     pub fn own(&self, command: &mut Command, listens: bool) {
         if rustix::process::geteuid().is_root() && self.ids == Ids::System {
             // SAFETY: as above.
@@ -207,7 +228,7 @@ fn become_id(id: u32) -> io::Result<()> {
     if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Says who is who in the namespace of the process `holder`
+/// Writes the id maps of the user namespace of the process `holder`
 /// (user_namespaces(7)).
 fn map(holder: u32, ids: Ids, root: bool) -> io::Result<()> {
     let write = |file: &str, text: String| std::fs::write(format!("/proc/{holder}/{file}"), text);
@@ -251,6 +272,35 @@ fn map_by(program: &str, holder: u32, own: u32, ranges: &[(u32, u32)]) -> io::Re
     Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
+/// Tests whether this user may make namespaces, once.
+///
+/// # Errors
+///
+/// What failed, and what to do about it.
+pub fn allowed() -> Result<(), (String, String)> {
+    static ALLOWED: OnceLock<Result<(), String>> = OnceLock::new();
+    let ids = if rustix::process::geteuid().is_root() { Ids::System } else { Ids::Same };
+    let tried = ALLOWED.get_or_init(|| Namespaces::new(ids).map(drop).map_err(|e| e.to_string()));
+    tried.clone().map_err(|why| {
+        (format!("this host lets vimg make no user and network namespaces: {why}"), advice().to_owned())
+    })
+}
+
+/// Which of the host's settings forbids user namespaces, most likely.
+fn advice() -> &'static str {
+    let setting = |name: &str| std::fs::read_to_string(Path::new("/proc/sys").join(name)).unwrap_or_default();
+    let is = |name: &str, value: &str| setting(name).trim() == value;
+    if is("kernel/apparmor_restrict_unprivileged_userns", "1") {
+        "as root: sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+    } else if is("kernel/unprivileged_userns_clone", "0") {
+        "as root: sysctl kernel.unprivileged_userns_clone=1"
+    } else if is("user/max_user_namespaces", "0") {
+        "as root: sysctl user.max_user_namespaces=10000"
+    } else {
+        "in a container, its seccomp profile may forbid them (docker run --privileged)"
+    }
+}
+
 /// The ids that this user may give out, as first and count (subuid(5)).
 pub fn subordinate(file: &str) -> Vec<(u32, u32)> {
     let uid = rustix::process::geteuid().as_raw().to_string();
@@ -269,10 +319,13 @@ pub fn subordinate(file: &str) -> Vec<(u32, u32)> {
     text.lines().filter_map(range).collect()
 }
 
-/// Removes a directory of this user's, some of which may belong to who was in
-/// a namespace of this user's.
+/// Removes a tree, with files that belong to subordinate ids of this user.
+///
+/// # Errors
+///
+/// The system's.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
-    // Who is being killed may write a moment longer.
+    // Processes that are being killed may still write.
     let mut tries = 100;
     let denied = loop {
         match std::fs::remove_dir_all(path) {
@@ -288,7 +341,7 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
     if rustix::process::geteuid().is_root() {
         return Err(denied);
     }
-    let inside = Namespaces::new(Ids::System)?;
+    let inside = Namespaces::of_users(Ids::System)?;
     let mut command = super::command(Path::new("/bin/rm")).into_std();
     command.args(["-rf", "--"]).arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     inside.enter(&mut command);

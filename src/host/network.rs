@@ -21,7 +21,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 
 use super::child;
-use super::namespaces::{Ids, Namespaces};
+use super::namespaces::{self, Ids, Namespaces};
 
 /// Addresses in the namespace, of a network that no host has (RFC 5737).
 const OWN: &str = "198.51.100.2";
@@ -30,17 +30,22 @@ pub const HOST: &str = "198.51.100.1";
 /// What resolves names.
 pub const RESOLVER: &str = "198.51.100.3";
 
-/// What is near: this network, private networks (RFC 1918), the carrier's (RFC
-/// 6598), the link (RFC 3927; clouds answer there with credentials), loopback,
-/// multicast and the rest above it.
-const NEAR: &[&str] = &[
+/// Networks that guests can't reach unless the user allows them: this network,
+/// private networks (RFC 1918), the carrier's (RFC 6598), loopback, the link (RFC
+/// 3927; clouds answer there with credentials), Azure's host (WireServer),
+/// special purposes (RFC 6890), benchmarks (RFC 2544), this module's own, multicast
+/// and the rest above it.
+const BLOCKED: &[&str] = &[
     "0.0.0.0/8",
     "10.0.0.0/8",
     "100.64.0.0/10",
     "127.0.0.0/8",
+    "168.63.129.16/32",
     "169.254.0.0/16",
     "172.16.0.0/12",
+    "192.0.0.0/24",
     "192.168.0.0/16",
+    "198.18.0.0/15",
     "198.51.100.0/24",
     "224.0.0.0/3",
 ];
@@ -145,8 +150,8 @@ pub struct Proxies {
 }
 
 impl Proxies {
-    /// The same, as variables that programs know; one that is on the host's
-    /// loopback is at `loopback` for who asks.
+    /// The proxies as variables that programs know. A proxy on the host's
+    /// loopback gets the address `loopback`, which is the guest's for it.
     pub fn variables(&self, loopback: &str) -> Vec<(String, String)> {
         let mut all = Vec::new();
         for (name, value) in
@@ -158,7 +163,7 @@ impl Proxies {
                 _ => value.clone(),
             };
             all.push((name.to_owned(), value.clone()));
-            // Some read only these, and some only those.
+            // Some programs read only upper-case names.
             if name != "http_proxy" {
                 all.push((name.to_uppercase(), value));
             }
@@ -166,27 +171,27 @@ impl Proxies {
         all
     }
 
-    /// What may be reached so that these are.
-    fn reach(&self, reach: &mut Reach) {
+    /// Allows the addresses and ports of the proxies.
+    async fn allow_in(&self, reach: &mut Reach) {
         for (host, port) in [&self.http, &self.https].into_iter().flatten().filter_map(|url| place(url)) {
             if is_loopback(&host) {
-                if !reach.ports.contains(&port) {
-                    reach.ports.push(port);
-                }
+                reach.ports.push(port);
                 continue;
             }
-            use std::net::{SocketAddr, ToSocketAddrs};
-            for address in (host.as_str(), port).to_socket_addrs().into_iter().flatten() {
-                if let SocketAddr::V4(address) = address {
-                    reach.nets.extend(address.ip().to_string().parse::<Net>());
+            let found = tokio::net::lookup_host((host.as_str(), port)).await;
+            for address in found.into_iter().flatten() {
+                if let std::net::IpAddr::V4(address) = address.ip() {
+                    reach.nets.push(Net { address: address.into(), bits: 32 });
                 }
             }
         }
+        reach.ports.sort_unstable();
+        reach.ports.dedup();
     }
 }
 
 fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// What a guest has of a network.
@@ -210,13 +215,15 @@ impl WayOut {
     }
 }
 
-/// Host and port of a proxy's address.
+/// Host and port of a proxy's address; the port is 80 or 443 where none is given.
 fn place(url: &str) -> Option<(String, u16)> {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let rest = rest.split('/').next()?;
+    let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
+    let rest = rest.split(['/', '?', '#']).next()?;
     let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
-    let (host, port) = rest.rsplit_once(':').map_or((rest, "80"), |parts| parts);
-    Some((host.to_owned(), port.parse().ok()?)).filter(|(host, _)| !host.is_empty())
+    let authority: http::uri::Authority = rest.parse().ok()?;
+    let default = if scheme == "https" { 443 } else { 80 };
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    Some((host.to_owned(), authority.port_u16().unwrap_or(default))).filter(|(host, _)| !host.is_empty())
 }
 
 /// What guests may reach, by the user's settings and environment.
@@ -239,7 +246,11 @@ impl Access {
             return Ok(None);
         }
         let ids = if rustix::process::geteuid().is_root() { Ids::System } else { ids };
-        let fail = |e: io::Error| Unreachable { message: e.to_string(), help: HELP.into() };
+        Tools::find()?;
+        let fail = |e: io::Error| Unreachable {
+            message: format!("the network's namespaces can't be made: {e}"),
+            help: HELP.into(),
+        };
         let namespaces = Arc::new(Namespaces::new(ids).map_err(fail)?);
         self.gateway_in(namespaces, &[]).await.map(Some)
     }
@@ -262,7 +273,7 @@ impl Access {
     ) -> Result<Gateway, Unreachable> {
         let tools = Tools::find()?;
         let mut reach = self.reach.clone();
-        self.proxies.reach(&mut reach);
+        self.proxies.allow_in(&mut reach).await;
         let made = Gateway::new(namespaces, &tools, &reach, inward).await;
         made.map_err(|e| Unreachable { message: e.to_string(), help: HELP.into() })
     }
@@ -279,7 +290,11 @@ pub struct Unreachable {
     pub help: String,
 }
 
-/// Writes what resolves names behind a gateway, to lie over the host's own.
+/// Writes a `resolv.conf` for use behind a gateway.
+///
+/// # Errors
+///
+/// The system's.
 pub fn resolv_conf(dir: &Path) -> io::Result<PathBuf> {
     let path = dir.join("resolv.conf");
     std::fs::write(&path, format!("nameserver {RESOLVER}\n"))?;
@@ -313,11 +328,11 @@ pub struct Tools {
 }
 
 impl Tools {
-    /// Finds them.
+    /// Finds them, and tests whether this user may make namespaces.
     ///
     /// # Errors
     ///
-    /// What is missing, and what to do about it.
+    /// What is missing or forbidden, and what to do about it.
     pub fn find() -> Result<Self, Unreachable> {
         let find = |name: &str, package: &str| {
             super::find(name).ok_or_else(|| {
@@ -334,6 +349,8 @@ impl Tools {
             let help = format!("as root: modprobe tun; chmod 666 {tun}; or {HELP}");
             return Err(Unreachable { message: format!("{tun}: {e}"), help });
         }
+        namespaces::allowed()
+            .map_err(|(message, help)| Unreachable { message, help: format!("{help}; or {HELP}") })?;
         Ok(tools)
     }
 }
@@ -348,6 +365,7 @@ struct Inner {
     tools: Tools,
     card: String,
     reach: Reach,
+    inward: Vec<Inward>,
     /// Whether it is open.
     open: Mutex<bool>,
     pasta: Child,
@@ -385,23 +403,39 @@ impl Gateway {
         child::die_with_us(&mut command);
         let mut pasta = command.spawn()?;
         let card = card(&mut pasta, namespaces.holder(), &reach.ports).await?;
+        if let Some(err) = pasta.stderr.take() {
+            // A pipe that is not read would stop it once it is full.
+            child::Tail::of(err, 4096);
+        }
         let inner = Inner {
             namespaces,
             tools: tools.clone(),
             card,
             reach: reach.clone(),
+            inward: inward.to_vec(),
             open: Mutex::new(true),
             pasta,
         };
         let gateway = Self(Arc::new(inner));
-        gateway.ip(&gateway.routes()).await?;
+        if !reach.ports.is_empty() {
+            // The rule for the loopback is the first unless it is moved. An
+            // earlier gateway in the same namespaces may have moved it.
+            let lines = format!("rule add pref {LOCAL} lookup local\nrule del pref 0\n");
+            let _ = gateway.ip(lines, true).await;
+        }
+        gateway.ip(gateway.routes(), false).await?;
         *gateway.0.open.lock().await = false;
         Ok(gateway)
     }
 
-    /// Takes it away. Its ports are free and its namespace has no way out once
-    /// this returns, if nobody else has it.
+    /// Stops pasta, and takes back what another gateway in the same namespaces
+    /// would find in its way. If this is the last handle, its ports are free when
+    /// this returns.
     pub async fn end(self) {
+        let Inner { reach, inward, .. } = &*self.0;
+        let refused = reach.ports.iter().map(|port| format!("rule del {}\n", refused(*port)));
+        let answers = inward.iter().map(|way| format!("rule del {}\n", answers(way)));
+        let _ = self.ip(refused.chain(answers).collect(), true).await;
         if let Some(mut inner) = Arc::into_inner(self.0) {
             let _ = inner.pasta.kill().await;
         }
@@ -413,45 +447,78 @@ impl Gateway {
     }
 
     /// Opens or closes it. Returns once that holds.
+    ///
+    /// # Errors
+    ///
+    /// The routes can't be changed. It is closed then.
     pub async fn set(&self, open: bool) -> io::Result<()> {
         let mut is = self.0.open.lock().await;
         if *is == open {
             return Ok(());
         }
-        let verb = if open { "add" } else { "del" };
-        let lines: String = self.ways().iter().map(|way| format!("route {verb} {way}\n")).collect();
-        self.ip(&lines).await?;
-        *is = open;
-        Ok(())
+        let done = self.ip(if open { self.opened() } else { self.closed() }, false).await;
+        if done.is_err() && open {
+            // Each of these lines may fail: not all routes were made.
+            let _ = self.ip(self.closed(), true).await;
+        }
+        *is = open && done.is_ok();
+        done
     }
 
-    /// Routes that lead out.
+    /// Routes that lead out, but for the default route.
     fn ways(&self) -> Vec<String> {
         let Inner { card, reach, .. } = &*self.0;
         let via = format!("via {HOST} dev {card} onlink");
-        let mut ways = vec![format!("default {via}"), format!("{RESOLVER}/32 {via}")];
+        let mut ways = vec![format!("{RESOLVER}/32 {via}")];
         if reach.host {
             ways.push(format!("{HOST}/32 dev {card}"));
         }
         ways.extend(reach.nets.iter().filter(|net| net.bits > 0).map(|net| format!("{net} {via}")));
+        ways.sort();
+        ways.dedup();
+        ways.push(format!("default {via}"));
         ways
     }
 
-    /// Takes the ways away that pasta has made, and those to what is near.
+    /// What opens it: the routes that lead out, the default route last.
+    fn opened(&self) -> String {
+        let ports = self.0.reach.ports.iter().map(|port| format!("rule del {}\n", refused(*port)));
+        ports.chain(self.ways().iter().map(|way| format!("route replace {way}\n"))).collect()
+    }
+
+    /// What closes it.
+    fn closed(&self) -> String {
+        let ports = self.0.reach.ports.iter().map(|port| format!("rule add {}\n", refused(*port)));
+        self.ways().iter().rev().map(|way| format!("route del {way}\n")).chain(ports).collect()
+    }
+
+    /// What makes it, closed: removes the routes that pasta has made, and refuses
+    /// the networks that are blocked.
     fn routes(&self) -> String {
-        let Inner { card, reach, .. } = &*self.0;
+        let Inner { card, reach, inward, .. } = &*self.0;
         let mut lines = format!("route flush dev {card}\n");
         let allowed = |net: &Net| reach.nets.iter().any(|allowed| allowed.holds(*net));
-        let near = NEAR.iter().filter_map(|net| net.parse().ok()).chain(own_addresses());
-        for net in near.filter(|net| !allowed(net)) {
+        let blocked = BLOCKED.iter().filter_map(|net| net.parse().ok()).chain(own_addresses());
+        for net in blocked.filter(|net| !allowed(net)) {
             // The loopback inside is its own.
             lines.push_str(&format!("route replace unreachable {net}\n"));
         }
+        // Answers to clients of forwarded ports go back to where they came from,
+        // private networks as well.
+        lines.extend(inward.iter().map(|way| format!("rule add {}\n", answers(way))));
+        if !inward.is_empty() {
+            lines.push_str(&format!("route add default via {HOST} dev {card} onlink table {ANSWERS}\n"));
+        }
+        lines.extend(reach.ports.iter().map(|port| format!("rule add {}\n", refused(*port))));
         lines
     }
 
-    async fn ip(&self, lines: &str) -> io::Result<()> {
+    /// Runs commands of ip(8), up to the first that fails or `all` of them.
+    async fn ip(&self, lines: String, all: bool) -> io::Result<()> {
         let mut command = super::command(&self.0.tools.ip);
+        if all {
+            command.arg("-force");
+        }
         command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         self.0.namespaces.administer(command.as_std_mut());
         let mut child = command.kill_on_drop(true).spawn()?;
@@ -466,10 +533,28 @@ impl Gateway {
     }
 }
 
-/// Ports below this one are for who may take them (ip(7)).
+/// The first port that needs no rights (ip(7)).
 const FREE: u16 = 1024;
 
-/// Whether somebody listens on all of `ports` in the namespace of `holder`.
+/// Priorities of routing rules, the first of which that matches counts: ports of
+/// the host's loopback while the gateway is closed, the loopback, and answers to
+/// clients of forwarded ports, which have a table of this number.
+const REFUSED: u32 = 5;
+const LOCAL: u32 = 10;
+const ANSWERS: u32 = 20;
+
+/// The rule that keeps a port of the host's loopback out of reach. pasta listens
+/// on it in the namespace.
+fn refused(port: u16) -> String {
+    format!("pref {REFUSED} ipproto tcp dport {port} prohibit")
+}
+
+/// The rule that leads answers to clients of a forwarded port out.
+fn answers(way: &Inward) -> String {
+    format!("pref {ANSWERS} ipproto tcp sport {} lookup {ANSWERS}", way.inside)
+}
+
+/// Tests whether all of `ports` have a listener in the namespace of `holder`.
 fn listens(holder: u32, ports: &[u16]) -> bool {
     // "sl local_address rem_address st ..."; 0A is LISTEN (proc(5)).
     let table = std::fs::read_to_string(format!("/proc/{holder}/net/tcp")).unwrap_or_default();
@@ -505,7 +590,7 @@ async fn card(pasta: &mut Child, holder: u32, ports: &[u16]) -> io::Result<Strin
                 let read = tokio::io::AsyncReadExt::read_to_string(&mut err, &mut words);
                 let _ = tokio::time::timeout(Duration::from_secs(1), read).await;
             }
-            // What it can't tell a log that is not there is of no interest.
+            // Messages about a missing syslog are of no interest.
             let words: Vec<&str> = words.lines().filter(|line| !line.contains("syslog")).collect();
             return Err(io::Error::other(format!("pasta: {}", words.join("; "))));
         }
@@ -513,7 +598,7 @@ async fn card(pasta: &mut Child, holder: u32, ports: &[u16]) -> io::Result<Strin
     }
 }
 
-/// Gives root's pasta, which is nobody, a node of its own to make a card by.
+/// Gives root's pasta, which runs without rights, a `/dev/net/tun` of its own.
 fn own_tun(command: &mut Command) {
     if !rustix::process::geteuid().is_root() {
         return;
@@ -523,6 +608,12 @@ fn own_tun(command: &mut Command) {
         command.pre_exec(|| {
             super::own_mounts()?;
             let made = (|| {
+                // The kernel's module makes it when it is loaded.
+                let dir = rustix::fs::Mode::from_raw_mode(0o755);
+                match rustix::fs::mkdirat(rustix::fs::CWD, c"/dev/net", dir) {
+                    Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                    Err(e) => return Err(e),
+                }
                 rustix::mount::mount(
                     "tmpfs",
                     c"/dev/net",
@@ -583,8 +674,8 @@ mod tests {
         assert!(reach.host && !reach.all);
     }
 
-    #[test]
-    fn proxies_on_the_loopback_are_where_guests_see_it() {
+    #[tokio::test]
+    async fn proxies_on_the_loopback_are_where_guests_see_it() {
         let proxies = Proxies {
             http: Some("http://localhost:3128".into()),
             https: Some("http://u:p@proxy.example:8080/".into()),
@@ -595,8 +686,34 @@ mod tests {
         assert!(of("127.0.0.1").contains(&("HTTPS_PROXY".into(), "http://u:p@proxy.example:8080/".into())));
         assert_eq!(place("proxy"), Some(("proxy".into(), 80)));
         let mut reach = Reach::default();
-        Proxies { https: None, ..proxies }.reach(&mut reach);
+        Proxies { https: Some("https://[::1]:3128".into()), ..proxies }.allow_in(&mut reach).await;
         assert_eq!((reach.ports, reach.nets), (vec![3128], vec![]));
+        assert_eq!(place("https://proxy"), Some(("proxy".into(), 443)));
+        assert_eq!(place("http://"), None);
+    }
+
+    #[tokio::test]
+    async fn a_gateway_opens_and_closes_again() {
+        let Ok(tools) = Tools::find() else { return };
+        let ids = if rustix::process::geteuid().is_root() { Ids::System } else { Ids::Same };
+        let namespaces = Arc::new(Namespaces::new(ids).unwrap());
+        let proxy: Net = "10.1.2.3".parse().unwrap();
+        // Two settings may name one proxy.
+        let reach = Reach { nets: vec![proxy, proxy], ports: vec![31280], ..Reach::default() };
+        let way = Inward { address: "127.0.0.1".into(), host: 0, inside: 20_000 };
+        for _ in 0..2 {
+            // Another one takes its place in the same namespaces.
+            let gateway =
+                Gateway::new(namespaces.clone(), &tools, &reach, std::slice::from_ref(&way)).await.unwrap();
+            for open in [true, false, true] {
+                gateway.set(open).await.unwrap();
+                let routes =
+                    std::fs::read_to_string(format!("/proc/{}/net/route", namespaces.holder())).unwrap();
+                // 10.1.2.3, the lowest byte last.
+                assert_eq!(routes.contains("0302010A"), open, "{routes}");
+            }
+            gateway.end().await;
+        }
     }
 
     /// Asks a server on the host's loopback from within.
@@ -648,5 +765,6 @@ mod tests {
         assert!(!asks(&open, HOST, false).await, "it is closed");
         // A proxy on the host's loopback.
         assert!(asks(&shut, "127.0.0.1", true).await);
+        assert!(!asks(&shut, "127.0.0.1", false).await, "it is closed");
     }
 }

@@ -28,7 +28,7 @@ use vimg_lang::model::Forward;
 use super::qemu::{Disks, Monitor, Programs};
 use super::{AGENT, Ended, Instance, Launch, Place, ProviderError, gpt};
 use crate::host;
-use crate::host::cgroup::{self, Group};
+use crate::host::cgroup::{self, Bounds, Group};
 use crate::host::child::{self, Tail};
 use crate::host::namespaces::{Ids, Namespaces};
 use crate::host::network::{self, Access, Gateway, WayOut};
@@ -92,7 +92,7 @@ impl Engine {
         // Where namespaces are forbidden, this says so.
         let users = Namespaces::new(Ids::System).ok();
         let mut output = try_bwrap(&bwrap, users.as_ref()).await?;
-        let mapped = users.is_some() && output.status.success();
+        let mapped = users.is_some() && output.status.success() && maps_ids();
         if users.is_some() && !mapped {
             output = try_bwrap(&bwrap, None).await?;
         }
@@ -112,13 +112,24 @@ impl Engine {
         } else {
             "is the host's root without most capabilities"
         };
-        format!("root inside {who}; limits: {}", Group::bounds())
+        match Group::bounds() {
+            // The kernel exempts the host's root from it.
+            Bounds::Processes if !self.mapped => format!("root inside {who}; no limits"),
+            bounds => format!("root inside {who}; limits: {bounds}"),
+        }
     }
 
     /// Names it for records.
     pub(super) fn name(&self) -> String {
         format!("container, bwrap {}", self.version)
     }
+}
+
+/// Whether the kernel can map the ids of ext4 (since Linux 5.12).
+fn maps_ids() -> bool {
+    let uname = rustix::system::uname();
+    let mut parts = uname.release().to_str().unwrap_or_default().split(['.', '-']).map(str::parse::<u32>);
+    matches!((parts.next(), parts.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (5, 12))
 }
 
 /// Runs `bwrap` for its version, as a container would be.
@@ -182,7 +193,12 @@ pub(super) async fn start(
     let disk = File::options().read(true).write(true).open(&seen).map_err(fail("its disk"))?;
     let (first, end) = (gpt::ROOT_START * gpt::SECTOR, gpt::root_end(size) * gpt::SECTOR);
     let mut users = match engine.mapped {
-        true => Some(Arc::new(Namespaces::new(Ids::System).map_err(fail("its namespaces"))?)),
+        true => {
+            // The host's network, where that was asked for, is in no namespace.
+            let shared = launch.network && access.reach.all;
+            let made = if shared { Namespaces::of_users } else { Namespaces::new };
+            Some(Arc::new(made(Ids::System).map_err(fail("its namespaces"))?))
+        }
         false => None,
     };
     let size = end - first;
@@ -194,9 +210,10 @@ pub(super) async fn start(
     };
     let broken = |e: tokio::task::JoinError| ProviderError::new(e.to_string());
     let mut mounted = mount(users.clone()).await.map_err(broken)?;
-    if mounted.is_err() && users.is_some() {
-        // A kernel may not map the ids of this filesystem.
+    let mut way = engine.name();
+    if mounted.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::Unsupported) && users.is_some() {
         users = None;
+        way.push_str(" (the kernel can't map its ids)");
         mounted = mount(None).await.map_err(broken)?;
     }
     let mounted = mounted.map_err(fail("mount"))?;
@@ -229,7 +246,7 @@ pub(super) async fn start(
         words: Tail::of(err, WORDS),
         network: launch.network.then(|| resolver(gateway.is_some())),
         way_out: access.way_out(gateway, "127.0.0.1"),
-        way: engine.name(),
+        way,
         scratch: scratch.clone(),
         _group: group,
     })

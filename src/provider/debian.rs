@@ -215,7 +215,7 @@ async fn mmdebstrap(
     let own = match &way_out {
         Some(gateway) => gateway.namespaces().clone(),
         None => Arc::new(
-            Namespaces::new(Ids::System)
+            Namespaces::of_users(Ids::System)
                 .map_err(|e| ProviderError::new(format!("a bootstrap needs a user namespace: {e}")))?,
         ),
     };

@@ -277,7 +277,7 @@ impl Provider for Qemu {
     }
 
     async fn find(&self, scratch: &Path) -> Result<Option<QemuInstance>, ProviderError> {
-        QemuInstance::find(self.programs().await?, scratch).await
+        QemuInstance::find(self.programs().await?, scratch, &self.access).await
     }
 
     async fn alike(&self, below: &[PathBuf], a: &Made, b: &Made) -> bool {

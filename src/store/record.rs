@@ -51,6 +51,10 @@ pub struct Record {
     /// Where it came from, if it was not made here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
+    /// Of a state that was made here of others, and does not lie on them: where
+    /// those came from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inherited: Vec<Origin>,
     /// Of an output: the state that it was written from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<(Key, StateId)>,
@@ -87,14 +91,15 @@ impl Record {
             bytes: 0,
             file: None,
             origin: None,
+            inherited: Vec::new(),
             source: None,
             same: None,
         }
     }
 }
 
-/// Who vouches for a state that came from a cache.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// The cache domain and the signing key of a state from a cache.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Origin {
     /// The trust domain that it was found in.
     pub domain: String,
@@ -137,7 +142,8 @@ pub(super) struct Identity {
     pub(super) record: u64,
     /// The size of the disk's file, in bytes.
     pub(super) size: u64,
-    pub(super) origin: Option<Origin>,
+    /// [`Record::origin`] and [`Record::inherited`].
+    pub(super) origins: Vec<Origin>,
     pub(super) backing: Option<(Key, StateId)>,
     /// Of a state that lies on another one: [`Record::same`].
     pub(super) same: Option<(Key, StateId)>,
@@ -146,12 +152,14 @@ pub(super) struct Identity {
 impl Identity {
     /// Of a state whose record and disk have these sizes.
     pub(super) fn of(state: &Record, record: u64, size: u64) -> Self {
-        let (kind, backing, origin) = (state.disk.kind, state.disk.backing, state.origin.clone());
-        Self { id: state.id, kind, record, size, origin, backing, same: backing.and(state.same) }
+        let (kind, backing) = (state.disk.kind, state.disk.backing);
+        let origins = state.origin.iter().chain(&state.inherited).cloned().collect();
+        Self { id: state.id, kind, record, size, origins, backing, same: backing.and(state.same) }
     }
 
-    /// `SCHEMA:ID:KIND:RECORD:SIZE:ORIGIN[:BACKING KEY:BACKING ID[:SAME KEY:SAME
-    /// ID]]`; the origin is `-`, or a domain, `=` and a key's tag.
+    /// `SCHEMA:ID:KIND:RECORD:SIZE:ORIGINS[:BACKING KEY:BACKING ID[:SAME KEY:SAME
+    /// ID]]`; the origins are `-`, or a list with commas of domains, each with `=`
+    /// and a key's tag.
     pub(super) fn text(&self) -> String {
         let kind = match self.kind {
             DiskKind::Qcow2 => "qcow2",
@@ -159,10 +167,11 @@ impl Identity {
             DiskKind::None => "none",
         };
         let Self { record, size, .. } = self;
-        let origin = self.origin.as_ref().map_or("-".into(), |o| format!("{}={}", o.domain, o.key));
+        let origins: Vec<String> = self.origins.iter().map(|o| format!("{}={}", o.domain, o.key)).collect();
+        let origins = if origins.is_empty() { "-".into() } else { origins.join(",") };
         let backing = self.backing.map_or(String::new(), |(key, id)| format!(":{key}:{:x}", id.0));
         let same = self.same.map_or(String::new(), |(key, id)| format!(":{key}:{:x}", id.0));
-        format!("{SCHEMA}:{:x}:{kind}:{record}:{size}:{origin}{backing}{same}", self.id.0)
+        format!("{SCHEMA}:{:x}:{kind}:{record}:{size}:{origins}{backing}{same}", self.id.0)
     }
 
     /// Reads what [`Identity::text`] wrote in the same version.
@@ -180,12 +189,13 @@ impl Identity {
             _ => return None,
         };
         let (record, size) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-        let origin = match parts.next()? {
-            "-" => None,
-            text => {
-                let (domain, key) = text.split_once('=')?;
-                Some(Origin { domain: domain.to_owned(), key: key.to_owned() })
-            }
+        let origin = |text: &str| {
+            let (domain, key) = text.split_once('=')?;
+            Some(Origin { domain: domain.to_owned(), key: key.to_owned() })
+        };
+        let origins = match parts.next()? {
+            "-" => Vec::new(),
+            text => text.split(',').map(origin).collect::<Option<_>>()?,
         };
         let mut build = || match (parts.next(), parts.next()) {
             (Some(key), Some(number)) => Some(Some((Key(key.parse().ok()?), id(number)?))),
@@ -193,7 +203,7 @@ impl Identity {
             _ => None,
         };
         let (backing, same) = (build()?, build()?);
-        Some(Self { id: own, kind, record, size, origin, backing, same })
+        Some(Self { id: own, kind, record, size, origins, backing, same })
     }
 }
 

@@ -79,6 +79,20 @@ impl Runner {
         self.state(name, "layer", DiskKind::Qcow2, Some(below), seed, &[(0, 300_000)])
     }
 
+    /// An output that was written from a state.
+    pub(crate) fn made_of(&mut self, name: &str, of: Key, seed: u64) -> Key {
+        let key = self.state(name, "output", DiskKind::Raw, None, seed, &[(0, 300_000)]);
+        let mut record = self.store.record(&key).unwrap();
+        record.inherited = self.store.origins(&of);
+        let staging = self.store.staging().unwrap();
+        for file in ["disk.raw", "log.zst"] {
+            std::fs::copy(self.store.state_dir(&key).join(file), staging.path().join(file)).unwrap();
+        }
+        self.store.set_aside(&key);
+        assert!(self.store.commit(staging, &record).unwrap());
+        key
+    }
+
     /// A state of its own name: one byte of the disk of `of` differs.
     pub(crate) fn changed_output(&mut self, of: Key) -> Key {
         let staging = self.store.staging().unwrap();

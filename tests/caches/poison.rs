@@ -349,6 +349,12 @@ fn one_domain_does_not_vouch_for_anothers_states() {
     let pushed = runner.push(&believing(&ours), &ours, &[base, layer, own]);
     assert_eq!((pushed.sent, pushed.withheld.is_empty()), (0, false));
     assert!(runner.fetch(&believing(&ours), own).is_err(), "nothing of it is there");
+    // An output that was made of theirs is not ours to sign either, though it
+    // lies on none of them.
+    let output = runner.made_of("web:raw", layer, 72);
+    let pushed = runner.push(&believing(&ours), &ours, &[output]);
+    assert_eq!((pushed.sent, pushed.withheld), (0, vec!["web:raw".to_owned()]));
+    assert_eq!(runner.push(&believing(&theirs), &theirs, &[output]).sent, 1);
     // To where it came from it may go.
     assert_eq!(runner.push(&believing(&theirs), &theirs, &[own]).sent, 1);
 }

@@ -271,7 +271,7 @@ impl Agent {
                     }
                     self.say(&FromAgent::Done { boot_changed: false }).await?;
                 }
-                ToAgent::Check { probes } => {
+                ToAgent::Check { probes, .. } => {
                     for step in 0..probes.len() {
                         self.say(&FromAgent::Started { step }).await?;
                         self.say(&FromAgent::Finished { step, changed: false }).await?;

@@ -70,7 +70,7 @@ fn what_is_applied_offline_holds_once_the_machine_boots() {
     let again = project.vimg_in(&store, &["build"]);
     again.succeeds();
     let way = newest_record(&store, "it@mark")["provider"].as_str().unwrap().to_owned();
-    assert!(way.contains("booted anew"), "{way}");
+    assert!(way.contains("cold boot"), "{way}");
 }
 
 const MARKED: &str = "use \"std/debian.vimg\"\nimage \"it\" { from \"debian-12\"; layer \"mark\" }\n\

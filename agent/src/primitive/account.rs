@@ -1,13 +1,15 @@
 //! `user` and `group`, by the machine's own useradd and groupadd.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use super::Context;
+use super::{Context, lay};
 use crate::command;
 use crate::failure::Failure;
 use crate::ledger::Entry;
+use crate::place::Place;
 use crate::protocol::User;
 use crate::system;
 
@@ -127,34 +129,38 @@ pub(super) fn user(user: &User, context: &mut Context) -> Result<bool, Failure> 
     })?;
     // useradd leaves a home that is there as it is.
     let takes = new && was_there && !user.system && system::is_home(&home);
+    let first = if takes { first_files(Path::new(&home))? } else { Vec::new() };
     if takes {
-        context.ledger.path(Path::new(&home))?;
+        let home = std::iter::once(Path::new(&home));
+        context.ledger.paths(home.chain(first.iter().map(|piece| piece.to.as_path())))?;
     }
     run(program, context)?;
     if takes && let Some(account) = system::user(&user.name) {
-        take_home(&account, context)?;
+        take_home(&account, &first)?;
     }
     Ok(true)
 }
 
-/// Makes a directory that was there a new user's home: the user's own, with
-/// what every home begins with (`/etc/skel`, useradd(8)).
-fn take_home(account: &system::Account, context: &Context) -> Result<(), Failure> {
-    let mut take = command::command("sh");
-    take.args([
-        "-euc",
-        "chown -- \"$2:$3\" \"$1\"\n\
-         [ -d /etc/skel ] || exit 0\n\
-         cd /etc/skel\n\
-         find . -mindepth 1 | while IFS= read -r name; do\n\
-             [ ! -e \"$1/$name\" ] && [ ! -h \"$1/$name\" ] || continue\n\
-             cp -dP --preserve=mode -- \"$name\" \"$1/$name\" 2>/dev/null || mkdir -- \"$1/$name\"\n\
-             chown -h -- \"$2:$3\" \"$1/$name\"\n\
-         done",
-        "sh",
-    ]);
-    take.arg(&account.home).arg(account.uid.to_string()).arg(account.gid.to_string());
-    run(take, context)
+/// What every home begins with (`/etc/skel`, useradd(8)), as far as this one has
+/// nothing in its place.
+fn first_files(home: &Path) -> Result<Vec<lay::Piece>, Failure> {
+    let skel = Path::new("/etc/skel");
+    if !skel.is_dir() {
+        return Ok(Vec::new());
+    }
+    // Whose it would be is not known yet: what differs only in that is left out.
+    let mut pieces = lay::differing(skel, home, (0, 0)).map_err(|e| Failure::at(skel, e))?;
+    pieces.retain(|piece| std::fs::symlink_metadata(&piece.to).is_err());
+    Ok(pieces)
+}
+
+/// Makes a directory that was there a new user's home.
+fn take_home(account: &system::Account, first: &[lay::Piece]) -> Result<(), Failure> {
+    let (home, owner) = (Path::new(&account.home), (account.uid, account.gid));
+    let fail = |e| Failure::at(home, e);
+    let mode = std::fs::metadata(home).map_err(fail)?.mode() & 0o7777;
+    Place::find(home).and_then(|place| place.set(mode, owner)).map_err(fail)?;
+    lay::lay(first, owner, lay::By::Copying)
 }
 
 /// The groups that list a user as a member.

@@ -1,10 +1,11 @@
 //! `archive`: a tar archive, unpacked by the machine's own tar.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
-use super::{Context, file};
+use super::{Context, file, lay};
 use crate::command;
 use crate::failure::{Failure, HOME};
 use crate::protocol::Blob;
@@ -17,7 +18,7 @@ pub(super) fn apply(
     context: &mut Context,
 ) -> Result<bool, Failure> {
     context.ledger.path(path)?;
-    file::parents(&path.join("x"))?;
+    file::parents(&path.join("x"), owner)?;
     let tmp = Path::new(HOME).join("tmp");
     fs::create_dir_all(&tmp).map_err(|e| Failure::at(&tmp, e))?;
     let archive = tmp.join("archive");
@@ -31,13 +32,13 @@ pub(super) fn apply(
     unpacked
 }
 
-/// Unpacks aside and then moves it in: what is there already is noted before
-/// it is changed, and only what the archive holds gets an owner.
+/// Unpacks aside and then moves what differs: what is there already is noted
+/// before it is changed, and only what the archive holds gets an owner.
 fn unpack(
     archive: &Path,
     path: &Path,
     strip: u32,
-    (uid, gid): (u32, u32),
+    owner: (u32, u32),
     context: &mut Context,
 ) -> Result<bool, Failure> {
     let aside = Path::new(HOME).join("tmp").join("unpacked");
@@ -54,38 +55,11 @@ fn unpack(
         );
         failure
     })?;
-    let mut held = Vec::new();
-    list(&aside, &aside, path, &mut held).map_err(|e| Failure::at(&aside, e))?;
-    context.ledger.paths(held.iter().map(PathBuf::as_path))?;
-    let mut copy = command::command("sh");
-    copy.args([
-        "-c",
-        // The owner goes into the stream: where it is set later, set-id bits and
-        // capabilities are lost.
-        "tar -C \"$1\" -c --xattrs --xattrs-include='*' --numeric-owner --owner=:\"$3\" --group=:\"$4\" . |
-         tar -C \"$2\" -x --xattrs --xattrs-include='*' --same-owner --same-permissions --numeric-owner \
-             --no-overwrite-dir --keep-directory-symlink",
-        "sh",
-    ]);
-    copy.arg(&aside).arg(path).arg(uid.to_string()).arg(gid.to_string());
-    let copied = command::run(&mut copy, Duration::from_secs(3600), &context.output());
+    // An archive may set its own directory's mode.
+    fs::set_permissions(&aside, fs::Permissions::from_mode(0o700)).map_err(|e| Failure::at(&aside, e))?;
+    let pieces = lay::differing(&aside, path, owner).map_err(|e| Failure::at(&aside, e))?;
+    context.ledger.paths(pieces.iter().map(|piece| piece.to.as_path()))?;
+    let laid = lay::lay(&pieces, owner, lay::By::Moving);
     let _ = fs::remove_dir_all(&aside);
-    copied.map(|()| true)
-}
-
-/// Where all that is below `dir` will be, but for directories that are there:
-/// they stay as they are.
-fn list(top: &Path, dir: &Path, to: &Path, out: &mut Vec<PathBuf>) -> std::io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let from = entry?.path();
-        let target = to.join(from.strip_prefix(top).unwrap_or(&from));
-        let is_dir = fs::symlink_metadata(&from)?.is_dir();
-        if !(is_dir && target.is_dir()) {
-            out.push(target);
-        }
-        if is_dir {
-            list(top, &from, to, out)?;
-        }
-    }
-    Ok(())
+    laid.map(|()| !pieces.is_empty())
 }

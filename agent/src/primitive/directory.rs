@@ -24,7 +24,7 @@ pub(super) fn apply(
             return Ok(false);
         }
         context.ledger.path(path)?;
-        file::parents(path)?;
+        file::parents(path, owner)?;
         return directory(path, mode.unwrap_or(0o755), owner);
     };
     context.channel.request(&[tree]).map_err(|e| Failure::at(path, e))?;
@@ -54,7 +54,7 @@ pub(super) fn apply(
         }
     }
     context.ledger.paths(differs.iter().map(|(path, _)| path.as_path()))?;
-    file::parents(path)?;
+    file::parents(path, owner)?;
     // What differs is asked for together, so that ten thousand small files
     // are a few round trips.
     let changed = !differs.is_empty();

@@ -11,7 +11,6 @@ use crate::failure::Failure;
 use crate::ledger::{self, Was};
 use crate::place::{self, Place};
 use crate::protocol::{Blob, Digest};
-use crate::xattrs;
 
 pub(super) fn apply(
     path: &Path,
@@ -28,7 +27,7 @@ pub(super) fn apply(
     if there {
         return attributes(path, mode, owner);
     }
-    parents(path)?;
+    parents(path, owner)?;
     context.channel.request(&[content]).map_err(|e| Failure::at(path, e))?;
     write(path, content, mode, owner, &BTreeMap::new(), context)?;
     Ok(true)
@@ -92,45 +91,48 @@ pub(super) fn text(path: &Path, text: &str, context: &mut Context) -> Result<boo
         return Ok(false);
     }
     context.ledger.path(path)?;
-    let written = Place::make(path).and_then(|place| {
-        let mut file = place.draft()?;
-        file.write_all(text.as_bytes())?;
-        place::finish(&file, 0o644, (0, 0), &BTreeMap::new())?;
-        place.put()
+    let written = Place::make(path, (0, 0)).and_then(|place| {
+        let put = || {
+            let mut file = place.draft()?;
+            file.write_all(text.as_bytes())?;
+            place::finish(&file, 0o644, (0, 0), &BTreeMap::new())?;
+            place.put()
+        };
+        put().inspect_err(|_| place.give_up())
     });
     written.map(|()| true).map_err(|e| Failure::at(path, e))
 }
 
-/// Makes the directories above `path` that are missing, with 0755: root's, or a
-/// user's below that user's home.
-pub(super) fn parents(path: &Path) -> Result<(), Failure> {
+/// Makes the directories above a file of `owner`'s that are missing, with 0755:
+/// root's, or a user's below that user's home.
+pub(super) fn parents(path: &Path, owner: (u32, u32)) -> Result<(), Failure> {
     let Some(parent) = path.parent() else { return Ok(()) };
-    Place::make(path).map(|_| ()).map_err(|e| Failure::at(parent, e))
+    Place::make(path, owner).map(|_| ()).map_err(|e| Failure::at(parent, e))
 }
 
 /// Puts back what stood at a path.
 pub(super) fn revert(path: &Path, was: &Was, context: &Context) -> Result<(), Failure> {
     let fail = |e| Failure::at(path, e);
     match was {
-        Was::Absent => match fs::symlink_metadata(path) {
-            Ok(meta) if meta.is_dir() => match fs::remove_dir(path) {
-                Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                    context.say(&format!("{} stays: it is not empty", path.display()))
-                }
-                removed => removed.map_err(fail),
-            },
-            Ok(_) => fs::remove_file(path).map_err(fail),
-            Err(_) => Ok(()),
+        Was::Absent => match Place::find(path).and_then(|place| place.remove()) {
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                context.say(&format!("{} stays: it is not empty", path.display()))
+            }
+            // What is above it is gone, or is no directory any more.
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
+            removed => removed.map_err(fail),
         },
         Was::File { content, mode, uid, gid, xattrs } => {
-            let place = Place::make(path).map_err(fail)?;
+            let place = Place::make(path, (*uid, *gid)).map_err(fail)?;
             let put = || {
                 let mut file = place.draft()?;
                 let kept = File::open(context.ledger.content(content))?;
                 if Blob::copy(kept, &mut file)?.digest != *content {
-                    return Err(io::Error::other("what was kept of it is damaged"));
+                    return Err(io::Error::other("the saved copy is damaged"));
                 }
-                place::finish(&file, *mode, (*uid, *gid), xattrs)?;
+                place::finish(&file, *mode, (*uid, *gid), &BTreeMap::new())?;
+                // A directory may give its new files an access list.
+                place::replace_attributes(&file, xattrs)?;
                 place.put()
             };
             put().map_err(|e| {
@@ -141,10 +143,12 @@ pub(super) fn revert(path: &Path, was: &Was, context: &Context) -> Result<(), Fa
         Was::Link { target, uid, gid } => symlink::put(path, &ledger::unescape(target), (*uid, *gid)),
         Was::Dir { mode, uid, gid, xattrs } => {
             let put = || {
-                let place = Place::make(path)?;
-                place.make_dir()?;
+                let place = Place::make(path, (*uid, *gid))?;
+                if !place.make_dir()? && !fs::symlink_metadata(path)?.is_dir() {
+                    return Err(io::Error::other("it is no directory any more"));
+                }
                 place.set(*mode, (*uid, *gid))?;
-                xattrs::set(path, xattrs)
+                place.set_attributes(xattrs)
             };
             put().map_err(fail)
         }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::Context;
 use super::switch::Held;
@@ -56,7 +56,7 @@ pub(super) fn apply(names: &[String], context: &mut Context) -> Result<bool, Fai
     Ok(list.as_bytes() != context.ledger.kept(&before)?.as_slice())
 }
 
-/// Installs what is missing, by lists that are as new as the sources.
+/// Refreshes the lists of packages and installs what is missing.
 fn get(missing: &[&String], context: &Context) -> Result<(), Failure> {
     refresh(context)?;
     install(missing, context)?;
@@ -70,21 +70,33 @@ fn get(missing: &[&String], context: &Context) -> Result<(), Failure> {
     apt(apt_get().arg("clean"), "apt-get clean", context)
 }
 
-/// Fetches apt's lists, unless that was done since this agent came up, from the
-/// same sources: what is installed must not depend on when a layer below was
-/// made.
+/// How long lists are current that this agent has fetched. A server's agent may
+/// live for months.
+const CURRENT: Duration = Duration::from_secs(600);
+
+/// Fetches apt's lists, unless this agent has just done so from the same
+/// sources: what is installed must not depend on when a layer below was made.
 fn refresh(context: &Context) -> Result<(), Failure> {
-    static FETCHED: Mutex<Option<Digest>> = Mutex::new(None);
+    static FETCHED: Mutex<Option<(Digest, SystemTime)>> = Mutex::new(None);
     wait_for_network()?;
     let now = sources();
     let mut fetched = FETCHED.lock().unwrap_or_else(PoisonError::into_inner);
-    if *fetched != Some(now) {
+    let current = fetched.is_some_and(|(sources, at)| {
+        sources == now && at.elapsed().is_ok_and(|age| age < CURRENT) && has_lists()
+    });
+    if !current {
         let mut update = apt_get();
         update.args(["--option=APT::Update::Error-Mode=any", "--option=Acquire::Retries=3", "update"]);
         apt(&mut update, "apt-get update", context)?;
-        *fetched = Some(now);
+        *fetched = Some((now, SystemTime::now()));
     }
     Ok(())
+}
+
+/// Whether apt has lists of packages: scripts like to remove them.
+fn has_lists() -> bool {
+    let lists = fs::read_dir("/var/lib/apt/lists").into_iter().flatten().flatten();
+    lists.map(|entry| entry.file_name()).any(|name| name.to_string_lossy().contains("_Packages"))
 }
 
 /// Everything that decides what apt's lists hold and which of them count:
@@ -291,9 +303,14 @@ pub(super) fn bare(name: &str) -> &str {
     name.split(['=', '/', ':']).next().unwrap_or(name)
 }
 
+/// A package's name without version and suite, as apt-mark takes it.
+fn unversioned(name: &str) -> &str {
+    name.split(['=', '/']).next().unwrap_or(name)
+}
+
 fn mark(how: &str, names: &[&String], context: &Context) -> Result<(), Failure> {
     let mut mark = command::command("apt-mark");
-    mark.arg("--quiet=2").arg(how).arg("--").args(names);
+    mark.arg("--quiet=2").arg(how).arg("--").args(names.iter().map(|name| unversioned(name)));
     apt(&mut mark, "apt-mark", context)
 }
 
@@ -313,8 +330,8 @@ fn idle() -> Result<HashSet<String>, Failure> {
 /// Whether something would have to go for these packages.
 fn would_remove<'a>(names: impl IntoIterator<Item = &'a String>) -> Result<bool, Failure> {
     let mut simulate = apt_get();
-    simulate.args(["--simulate", "--yes", "--allow-downgrades", "--no-install-recommends", "install", "--"]);
-    simulate.args(names);
+    simulate.args(["--simulate", "--yes", "--allow-downgrades", "--allow-change-held-packages"]);
+    simulate.args(["--no-install-recommends", "install", "--"]).args(names);
     let (done, text) = command::query(&mut simulate, command::QUESTION)?;
     // If it can't be told, whoever installs them will hear why.
     Ok(!done || text.lines().any(|line| line.starts_with("Remv ") || line.starts_with("Purg ")))
@@ -324,7 +341,7 @@ fn install(names: &[&String], context: &Context) -> Result<(), Failure> {
     let mut apt_get = apt_get();
     apt_get.args(DPKG).args(["--yes", "--no-install-recommends", "--option=Acquire::Retries=3"]);
     if names.iter().any(|name| name.contains(['=', '/'])) {
-        // Who names a version means it, whatever is there or held.
+        // An explicit version wins over holds and newer versions.
         apt_get.args(["--allow-downgrades", "--allow-change-held-packages"]);
     }
     apt_get.args(["install", "--"]);
@@ -414,6 +431,7 @@ mod tests {
         for spec in ["a", "a:amd64", "a=1-1", "b", "b=2", "c", "c:i386"] {
             assert!(installed(spec, &there), "{spec}");
         }
+        assert_eq!(["a", "a:i386", "a=1", "a:i386/sid"].map(unversioned), ["a", "a:i386", "a", "a:i386"]);
         for spec in ["a=2", "a/bookworm", "a:i386", "d", "b=2-1", "c:amd64"] {
             assert!(!installed(spec, &there), "{spec}");
         }

@@ -26,9 +26,9 @@ pub(super) fn leads(path: &Path, target: &str) -> bool {
 
 /// Puts a link in place of what is no directory, in one step.
 pub(super) fn put(path: &Path, target: &Path, owner: (u32, u32)) -> Result<(), Failure> {
-    let put = Place::make(path).and_then(|place| {
+    let put = Place::make(path, owner).and_then(|place| {
         place.draft_link(target)?;
-        place.put()?;
+        place.put().inspect_err(|_| place.give_up())?;
         place.own_link(owner)
     });
     put.map_err(|e| Failure::at(path, e))

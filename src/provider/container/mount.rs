@@ -61,7 +61,11 @@ pub(super) struct Mounted {
 
 impl Mounted {
     /// Mounts the ext4 filesystem at `offset` in `disk`, both in bytes. With a
-    /// namespace of users its ids on disk are those inside.
+    /// user namespace its ids on disk are those inside.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` if the kernel can't map the ids; otherwise the system's.
     pub(super) fn new(
         disk: &File,
         offset: u64,
@@ -81,7 +85,12 @@ impl Mounted {
         let flags = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOATIME;
         let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, flags)?;
         if let Some(users) = users {
-            map_ids(&mount, users)?;
+            map_ids(&mount, users).map_err(|e| match e.raw_os_error() {
+                Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::EPERM) => {
+                    io::Error::new(io::ErrorKind::Unsupported, e)
+                }
+                _ => e,
+            })?;
         }
         let root = rustix::fs::openat(
             &mount,

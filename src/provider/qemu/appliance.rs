@@ -43,6 +43,8 @@ pub(super) async fn start(
     let dir = appliances.join(name(rig, kernel, modules));
     let kept = Kept::at(&dir);
     let place = Place::Outside(network);
+    // Without it, booting would be of no use either.
+    let way_out = way_out(rig.access, launch, launch.network).await?;
     let forked = async {
         if !kept.is_there() {
             // One process, and one run of it, makes it; the others wait.
@@ -55,7 +57,7 @@ pub(super) async fn start(
                 make(rig, kernel, modules, &dir, &launch.scratch).await?;
             }
         }
-        fork(rig, launch, &kept, way(""), place.clone()).await
+        fork(rig, launch, &kept, way(""), place.clone(), way_out.clone()).await
     };
     match forked.await {
         Ok(mut instance) => {
@@ -63,10 +65,10 @@ pub(super) async fn start(
             Ok(instance)
         }
         Err(error) => {
-            // Memory is only a shortcut. It is made anew next time.
+            // Memory is only a shortcut. It is created again next time.
             kept.remove();
             notice(&format!("{error}; the appliance boots"));
-            cold(rig, launch, (kernel, modules), way(" booted anew"), place).await
+            cold(rig, launch, (kernel, modules), way(" (cold boot)"), place, way_out).await
         }
     }
 }
@@ -134,12 +136,12 @@ async fn fork(
     kept: &Kept,
     way: String,
     place: Place,
+    way_out: WayOut,
 ) -> Result<QemuInstance, ProviderError> {
     let disks = Disks::new(rig.programs, launch).await?;
     let mut all = arguments(rig.accel, &kept.memory(), true, launch.network);
     all.extend(args::disks(&disks.nodes(launch)));
     all.extend(kept::incoming());
-    let way_out = way_out(rig.access, launch, launch.network).await?;
     let start = Start { scratch: &launch.scratch, disks, way, place, yields: false, way_out, keeper: None };
     let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
     match kept.resume(&mut instance, &launch.scratch).await {
@@ -159,6 +161,7 @@ async fn cold(
     (kernel, modules): (&Path, &Path),
     way: String,
     place: Place,
+    way_out: WayOut,
 ) -> Result<QemuInstance, ProviderError> {
     let fail = |e: std::io::Error| ProviderError::new(format!("the appliance can't be started: {e}"));
     let initrd = launch.scratch.join("appliance.cpio");
@@ -169,7 +172,6 @@ async fn cold(
     let mut all = arguments(rig.accel, &memory, true, launch.network);
     all.extend(args::disks(&disks.nodes(launch)));
     all.extend(args::direct(rig.accel, kernel, &initrd));
-    let way_out = way_out(rig.access, launch, launch.network).await?;
     let start = Start { scratch: &launch.scratch, disks, way, place, yields: false, way_out, keeper: None };
     let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
     tokio::time::timeout(BOOT, instance.agent_opens()).await.map_err(|_| {

@@ -126,9 +126,14 @@ pub(super) async fn way_out(
         true => access.gateway(Ids::Same).await?,
         false => None,
     };
-    // QEMU's own NAT has the loopback that it sees at its gateway's address.
+    Ok(access.way_out(gateway, &nat()))
+}
+
+/// The address at which QEMU's own NAT has the loopback that it sees: its
+/// gateway's.
+fn nat() -> String {
     let [a, b, c, d] = card::GATEWAY;
-    Ok(access.way_out(gateway, &format!("{a}.{b}.{c}.{d}")))
+    format!("{a}.{b}.{c}.{d}")
 }
 
 /// Has QEMU resolve names as `file` says.
@@ -206,7 +211,11 @@ impl QemuInstance {
 
     /// Connects to one that goes on, whose directory this is; `None` if it
     /// does not run.
-    pub(super) async fn find(programs: &Programs, scratch: &Path) -> Result<Option<Self>, ProviderError> {
+    pub(super) async fn find(
+        programs: &Programs,
+        scratch: &Path,
+        access: &Access,
+    ) -> Result<Option<Self>, ProviderError> {
         let Ok(qmp) = connect(scratch, "qmp").await else { return Ok(None) };
         let connected = tokio::time::timeout(FINDING, async {
             let (mut qmp, events) = Qmp::new(qmp, EVENTS).await?;
@@ -235,7 +244,8 @@ impl QemuInstance {
             kept: None,
             origin: None,
             keeping: None,
-            way_out: WayOut::default(),
+            // Its companion process has its gateway.
+            way_out: access.way_out(None, &nat()),
             keeper,
         }))
     }

@@ -19,7 +19,8 @@ use super::instance::{QemuInstance, Start, keeper, way_out};
 use super::kept::{self, Kept};
 use super::{Accel, ProviderError, Rig, args, carry};
 use crate::digest::Description;
-use crate::host::network::Tools;
+use crate::host::keeper::Keeper;
+use crate::host::network::{Tools, WayOut};
 use crate::provider::{Carried, Carry, Instance, Launch, Lines, Place};
 use crate::sparse;
 
@@ -106,7 +107,8 @@ pub(super) async fn start(
     let (mut lock, mut why) = (None, None);
     loop {
         if kept.is_there() {
-            match fork(rig, launch, &kept, Place::Forked, false).await {
+            let network = network(rig, launch).await?;
+            match fork(rig, launch, &kept, Place::Forked, false, network).await {
                 Ok(mut instance) => {
                     lead(&mut instance, launch).await?;
                     instance.origin = Some(Origin { memories: memories.clone(), dir });
@@ -159,7 +161,8 @@ pub(super) async fn ahead(rig: Rig<'_>, launch: &Launch, memories: &Arc<Memories
     let near = found.ok().flatten()?.ok()?;
     let other = Launch { chain: near.carried.chain.clone(), ..launch.clone() };
     let place = Place::Carried(near.carried);
-    let mut instance = fork(rig, &other, &Kept::at(&near.kept), place, true).await.ok()?;
+    let network = network(rig, &other).await.ok()?;
+    let mut instance = fork(rig, &other, &Kept::at(&near.kept), place, true, network).await.ok()?;
     instance.origin = Some(Origin { memories: memories.clone(), dir: near.kept });
     Some(instance)
 }
@@ -193,7 +196,9 @@ async fn carried(
     let Ok(Some(near)) = found else { return Ok(None) };
     let near = near?;
     let other = Launch { chain: near.carried.chain.clone(), ..launch.clone() };
-    match fork(rig, &other, &Kept::at(&near.kept), Place::Carried(near.carried), false).await {
+    // Without a network there is none for a machine that boots either.
+    let Ok(network) = network(rig, &other).await else { return Ok(None) };
+    match fork(rig, &other, &Kept::at(&near.kept), Place::Carried(near.carried), false, network).await {
         Ok(mut instance) => {
             instance.origin = Some(Origin { memories: memories.clone(), dir: near.kept });
             Ok(Some(instance))
@@ -218,9 +223,9 @@ fn facts(rig: Rig<'_>, launch: &Launch) -> Description {
     facts
 }
 
-/// Whether a machine that is kept has a card that leads nowhere. QEMU then tells
-/// it of no gateway and no resolver when it boots, so that its forks could not
-/// be given a network either. Others have a way out that is closed.
+/// Whether a machine that is kept boots with a restricted network interface.
+/// QEMU then tells it of no gateway and no resolver, so that its forks could not
+/// be given a network either. Others have a gateway that is closed.
 fn cut_off(rig: Rig<'_>, launch: &Launch) -> bool {
     !launch.network && (rig.access.reach.all || Tools::find().is_err())
 }
@@ -276,12 +281,18 @@ async fn lead(instance: &mut QemuInstance, launch: &Launch) -> Result<(), Provid
     }
 }
 
+/// The network of a fork. That it can't be had says nothing of what is forked.
+async fn network(rig: Rig<'_>, launch: &Launch) -> Result<(WayOut, Option<Keeper>), ProviderError> {
+    Ok((way_out(rig.access, launch, launch.network).await?, keeper(rig.access, launch).await?))
+}
+
 async fn fork(
     rig: Rig<'_>,
     launch: &Launch,
     kept: &Kept,
     place: Place,
     yields: bool,
+    (way_out, keeper): (WayOut, Option<Keeper>),
 ) -> Result<QemuInstance, ProviderError> {
     let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be forked: {e}"));
     // What it wrote before it was kept is not in the disks below.
@@ -295,8 +306,6 @@ async fn fork(
     if disks.lasting() {
         args::with_log(&mut all);
     }
-    let way_out = way_out(rig.access, launch, launch.network).await?;
-    let keeper = keeper(rig.access, launch).await?;
     let start = Start { scratch: &launch.scratch, disks, way, place, yields, way_out, keeper };
     let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
     match kept.resume(&mut instance, &launch.scratch).await {
