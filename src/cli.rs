@@ -56,7 +56,7 @@ by Ctrl-C.";
 /// What every command takes.
 #[derive(Debug, Clone, clap::Args)]
 struct Global {
-    /// The main recipe; `main.vimg` here or in a directory above unless given
+    /// The main recipe [default: `main.vimg` here or in a directory above]
     #[arg(short, long, global = true, value_name = "FILE")]
     file: Option<PathBuf>,
     /// Set a parameter
@@ -65,20 +65,21 @@ struct Global {
     /// Take parameters from a KDL file, a node for each
     #[arg(long, global = true, value_name = "FILE")]
     values: Option<PathBuf>,
-    /// Where states are kept; `$XDG_CACHE_HOME/vimg` unless given
+    /// Where states are kept [default: `$XDG_CACHE_HOME/vimg`]
     #[arg(long, global = true, value_name = "DIR", env = "VIMG_STORE")]
     store: Option<PathBuf>,
-    /// Allow for this run what the project asks for beyond its rights; see
+    /// Allow everything the project asks for, for this run only; see
     /// `vimg trust`
     #[arg(long, global = true, env = "VIMG_TRUST", value_parser = clap::builder::FalseyValueParser::new())]
     trust: bool,
-    /// Say where a secret comes from: NAME=env:VARIABLE or NAME=file:PATH
+    /// Read a secret from a variable or a file: NAME=env:VARIABLE or
+    /// NAME=file:PATH
     #[arg(long, global = true, value_name = "NAME=SOURCE", value_parser = parse_secret)]
     secret: Vec<(String, SecretSource)>,
     /// When to use colours
     #[arg(long, global = true, value_enum, default_value = "auto", value_name = "WHEN")]
     color: Colour,
-    /// For people or for programs
+    /// Output format
     #[arg(long, global = true, value_enum, default_value = "text", value_name = "FORMAT")]
     format: Format,
     /// Say only what went wrong
@@ -142,7 +143,7 @@ enum Command {
     Down(server::DownArgs),
     Restart(server::RestartArgs),
     Save(server::SaveArgs),
-    /// Stay with a server: how vimg starts itself
+    /// Run a server's companion process (internal)
     #[command(hide = true)]
     Keep,
     Why(why::Args),

@@ -181,18 +181,19 @@ pub fn plain(text: &str) -> String {
     out
 }
 
-/// What a terminal would show of a text that a machine printed, without
-/// control characters and sequences: they could set a title, answer as if
-/// somebody had typed, or hide what stands above. Lines and tabs stay.
+/// A text that a machine printed, without control sequences and characters for a
+/// terminal: they could set a title, inject input or hide lines. Line breaks and
+/// tabs stay.
 pub fn stripped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
         match c {
             '\u{1b}' => match chars.next() {
-                // Parameters end with a byte of this range: ECMA-48, 5.4.
+                // Parameters are followed by one final byte (ECMA-48, 5.4).
                 Some('[') => {
-                    chars.find(|c| ('@'..='~').contains(c));
+                    while chars.next_if(|c| (' '..='?').contains(c)).is_some() {}
+                    chars.next_if(|c| ('@'..='~').contains(c));
                 }
                 // Strings, such as a title, end with BEL or with ESC \.
                 Some(']' | 'P' | 'X' | '^' | '_') => {
@@ -223,5 +224,6 @@ mod tests {
         assert_eq!(stripped(printed), "ared\tb\ncd2Je");
         // What is never ended takes its line and no more.
         assert_eq!(stripped("\u{1b}]0;x\ny\u{1b}\nz"), "\ny\nz");
+        assert_eq!(stripped("\u{1b}[\nПривет x\u{1b}[3"), "\nПривет x");
     }
 }

@@ -278,8 +278,8 @@ impl Project {
         Ok(all)
     }
 
-    /// Whether something of a tree at `inner` is left out of it. One that says
-    /// what is left out is heard from then on.
+    /// Whether an entry of a tree at `inner` is left out of it. Reading a
+    /// `.vimgignore` adds its rules.
     fn is_left_out(
         &self,
         found: &walkdir::DirEntry,
@@ -322,7 +322,7 @@ impl Project {
         let text = match content {
             Content::Text(text) | Content::Rendered(text, _) => text.clone(),
             Content::File(file) => {
-                let bytes = self.read(file, MAX_IGNORE).unwrap_or_default();
+                let bytes = self.read(file, MAX_SCRIPT).unwrap_or_default();
                 String::from_utf8_lossy(&bytes).into_owned()
             }
         };
@@ -484,19 +484,21 @@ impl Files for Project {
     }
 }
 
-/// The file that says what of its directory is in no tree.
+/// The name of the file that lists what is left out of trees.
 const IGNORE: &str = ".vimgignore";
 /// The most that such a file may be, in bytes.
 const MAX_IGNORE: usize = 1 << 20;
+/// The most of a script that is looked at, in bytes.
+const MAX_SCRIPT: usize = 1 << 20;
 
-/// The mode of a directory that a tree brings: what a checkout has depends on
-/// who made it.
+/// The mode of directories in a tree. Fixed, because those of a checkout depend on
+/// the umask.
 const DIRECTORY_MODE: u32 = 0o755;
 
-/// The mode of a file as git would note it, whatever the umask was; and the
-/// set-id bits, which no checkout has by chance.
+/// The mode of a file as git notes it: 0755 if its owner may execute it, otherwise
+/// 0644. Set-id bits stay: no checkout has them by chance.
 fn mode(stat: &Stat) -> u32 {
-    let plain = if stat.st_mode & 0o111 == 0 { 0o644 } else { 0o755 };
+    let plain = if stat.st_mode & 0o100 == 0 { 0o644 } else { 0o755 };
     plain | stat.st_mode & 0o6000
 }
 
@@ -557,5 +559,55 @@ fn kind_name(stat: &Stat) -> &'static str {
         FileType::Socket => "a socket",
         FileType::BlockDevice | FileType::CharacterDevice => "a device",
         _ => "a special file",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_through_a_mapping_is_seen() {
+        // tmpfs, whose files have the same times after such a write.
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = dir.path().join("x");
+        std::fs::write(&path, "before").unwrap();
+        let project = |stamps| Project::open(dir.path()).unwrap().knowing(stamps, PathBuf::new()).later(100);
+        let file = FileRef::project("x");
+        let first = project(Stamps::default());
+        let before = first.hash(&file).unwrap();
+        let opened = File::options().read(true).write(true).open(&path).unwrap();
+        // SAFETY: the mapping is of a file of this length, and ends with the
+        // process.
+        unsafe {
+            let (protection, length) = (libc::PROT_READ | libc::PROT_WRITE, 6);
+            let at = libc::mmap(
+                std::ptr::null_mut(),
+                length,
+                protection,
+                libc::MAP_SHARED,
+                std::os::fd::AsRawFd::as_raw_fd(&opened),
+                0,
+            );
+            assert_ne!(at, libc::MAP_FAILED);
+            at.cast::<[u8; 6]>().write(*b"after!");
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), b"after!");
+        let after = project(first.into_stamps()).hash(&file).unwrap();
+        assert_ne!(before.0.digest, after.0.digest);
+    }
+
+    #[test]
+    fn modes_are_those_of_git() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        std::fs::write(&path, "").unwrap();
+        for (mode, wanted) in
+            [(0o600, 0o644), (0o610, 0o644), (0o700, 0o755), (0o664, 0o644), (0o4755, 0o4755)]
+        {
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+            let project = Project::open(dir.path()).unwrap();
+            assert_eq!(project.hash(&FileRef::project("x")).unwrap().1, wanted, "{mode:o}");
+        }
     }
 }

@@ -132,7 +132,7 @@ pub struct LayerWork {
     pub places: Vec<(Span, String)>,
     /// Where the blobs of the steps come from.
     pub blobs: BTreeMap<Digest, BlobSource>,
-    /// What whoever builds should know of it.
+    /// Notes to print when the layer is built.
     pub notes: Vec<String>,
 }
 

@@ -5,7 +5,8 @@
 //! decided here: an environment of a few names, no descriptors but those that
 //! it is handed on purpose, a fixed umask, fixed limits, default signals. The
 //! caller's are neither a way out for what runs below nor a hidden input of
-//! what it makes. Unaware of disks, recipes and machines.
+//! what it makes. Unaware of disks and recipes; of machines only `keeper` knows, whose
+//! network it is.
 
 use std::ffi::OsString;
 use std::io;
@@ -61,7 +62,8 @@ pub fn command(program: &Path) -> Command {
     command
 }
 
-/// Gives up what a process has of its parent.
+/// Resets what a child process inherits: descriptors, umask, signals, limits,
+/// priority.
 fn clean() -> io::Result<()> {
     close_others();
     rustix::process::umask(Mode::from_raw_mode(0o022));
@@ -74,7 +76,7 @@ fn clean() -> io::Result<()> {
         limit(resource, None, None);
     }
     limit(Resource::Stack, Some(8 << 20), None);
-    // Only who has the right may go back to the usual priority.
+    // Raising the priority needs CAP_SYS_NICE.
     let _ = rustix::process::setpriority_process(None, 0);
     Ok(())
 }
@@ -91,7 +93,7 @@ fn limit(resource: Resource, soft: Option<u64>, hard: Option<u64>) {
     }
 }
 
-/// Ends the life of all descriptors but the standard ones at the next exec.
+/// Sets close-on-exec on all descriptors above 2.
 /// Those that a program is handed are put in place after this.
 pub fn close_others() {
     // SAFETY: the call changes flags of descriptors; none is closed.
@@ -150,7 +152,7 @@ pub fn harden() {
     // SAFETY: both calls take numbers only.
     unsafe {
         libc::prctl(libc::PR_SET_DUMPABLE, 0);
-        // A file that grows too large is an error that is told, not an end.
+        // A write past the limit is then an error.
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
 }

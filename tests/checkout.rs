@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A user and a checkout of theirs.
 struct User {
@@ -80,34 +81,51 @@ fn a_checkouts_settings_send_no_credentials_anywhere() {
     let user = User::with(IMAGE);
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
+    let ended = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let over = ended.clone();
+    let asked = std::sync::Arc::new(AtomicUsize::new(0));
+    let counter = asked.clone();
     let told = std::thread::spawn(move || {
         listener.set_nonblocking(true).unwrap();
         let mut told = String::new();
-        for _ in 0..40 {
+        while !over.load(Ordering::SeqCst) {
             if let Ok((mut stream, _)) = listener.accept() {
                 let mut bytes = [0; 4096];
                 let n = stream.read(&mut bytes).unwrap_or(0);
                 told.push_str(&String::from_utf8_lossy(&bytes[..n]));
+                counter.fetch_add(1, Ordering::SeqCst);
                 let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
             }
             std::thread::sleep(std::time::Duration::from_millis(50));
         }
         told
     });
+    let made = text(&user.vimg(&["cache", "keygen"]));
+    let key =
+        made.split_whitespace().find(|word| word.starts_with("ed25519:")).unwrap_or_else(|| panic!("{made}"));
     user.write(
         "vimg.kdl",
-        &format!("trust \"main\" \"ed25519:AAAA\"\ncache-from \"type=gha,url=http://127.0.0.1:{port}/\"\n"),
+        &format!("trust \"main\" \"{key}\"\ncache-from \"type=gha,url=http://127.0.0.1:{port}/\"\n"),
     );
-    let output = user
-        .command(&user.checkout(), &["plan"])
-        .env("ACTIONS_RUNTIME_TOKEN", "canary")
-        .env("ACTIONS_RESULTS_URL", "http://127.0.0.1:1/")
-        .env("ACTIONS_CACHE_SERVICE_V2", "1")
-        .output()
-        .unwrap();
+    let plan = |trust: &str| {
+        user.command(&user.checkout(), &["plan"])
+            .env("ACTIONS_RUNTIME_TOKEN", "canary")
+            .env("ACTIONS_RESULTS_URL", format!("http://127.0.0.1:{port}/"))
+            .env("ACTIONS_CACHE_SERVICE_V2", "1")
+            .env("VIMG_TRUST", trust)
+            .output()
+            .unwrap()
+    };
+    let output = plan("0");
     says(&output, 0, "ignored `cache-from type=gha");
     assert!(text(&output).contains("and 1 more: you have not allowed it"), "{}", text(&output));
-    assert_eq!(told.join().unwrap(), "", "nothing was asked");
+    let seen = asked.load(Ordering::SeqCst);
+    // With the user's consent it is asked.
+    plan("1");
+    ended.store(true, Ordering::SeqCst);
+    let told = told.join().unwrap();
+    assert_eq!(seen, 0, "{told}");
+    assert!(told.contains("canary"), "{told}");
 }
 
 #[test]
@@ -127,6 +145,7 @@ fn what_was_allowed_holds_to_the_letter_and_can_be_taken_back() {
     // In CI the job says so, for one run.
     let output = user.command(&user.checkout(), &["plan"]).env("VIMG_TRUST", "1").output().unwrap();
     assert!(!text(&output).contains("not allowed"), "{}", text(&output));
+    says(&user.vimg(&["trust", "--list"]), 0, "asks for, and you have not allowed: cache-to type=local");
     says(&user.vimg(&["trust", "--revoke"]), 0, "revoked 1 permission");
     says(&user.vimg(&["trust", "--list"]), 0, "no project has any permissions");
     says(&user.vimg(&["plan"]), 0, "and 1 more: you have not allowed it");
@@ -161,6 +180,39 @@ fn secrets_come_from_where_the_user_says() {
 }
 
 #[test]
+fn secrets_that_are_not_declared_are_a_mistake() {
+    let user = User::with(&format!("{IMAGE}secret \"k\" env=\"TOKEN\"\n"));
+    says(&user.vimg(&["plan", "--secret", "typo=env:HOME"]), 2, "there is no secret `typo` in the recipe");
+    says(&user.vimg(&["plan", "--secret", "k=env:HOME"]), 0, "");
+}
+
+/// Neither does what a checkout names hide itself on a terminal, nor do odd names
+/// make the user's own notes unreadable.
+#[test]
+fn what_a_checkout_asks_for_is_shown_as_it_is() {
+    let user = User::with(&format!("{IMAGE}secret \"k\" file=\"/nowhere/\\u{{202e}}x\"\n"));
+    user.write("vimg.kdl", "cache-to \"type=local,dest=/evil\\u{1b}[1A\\u{1b}[2K\"\n");
+    for args in [&["plan"][..], &["trust", "--list"], &["trust"], &["trust", "--list"], &["check"]] {
+        let output = user.vimg(args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", text(&output));
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(!said.contains(['\u{1b}', '\u{202e}']), "{args:?}: {said:?}");
+    }
+    says(&user.vimg(&["trust", "--list"]), 0, "\\u{202e}x as the secret `k`");
+}
+
+#[test]
+fn a_wrong_cache_is_told_where_it_is_used() {
+    let user = User::with(IMAGE);
+    let with = |args: &[&str]| {
+        user.command(&user.checkout(), args).env("VIMG_CACHE_TO", "type=loca,dest=/x").output().unwrap()
+    };
+    says(&with(&["check"]), 0, "no mistakes");
+    says(&with(&["ps"]), 0, "");
+    says(&with(&["plan"]), 2, "loca");
+}
+
+#[test]
 fn the_search_for_a_recipe_stops_at_what_is_not_the_users_own() {
     let user = User::with(IMAGE);
     let deep = user.checkout().join("a/b");
@@ -181,11 +233,11 @@ fn the_search_for_a_recipe_stops_at_what_is_not_the_users_own() {
     if rustix::process::geteuid().is_root() {
         let other = Some(rustix::fs::Uid::from_raw(12345));
         rustix::fs::chown(user.checkout().join("main.vimg"), other, None).unwrap();
-        says(&user.command(&deep, &["check"]).output().unwrap(), 3, "there is no `main.vimg` here");
+        says(&user.command(&deep, &["check"]).output().unwrap(), 3, "it belongs to another user");
         says(&user.vimg(&["check"]), 0, "no mistakes");
         rustix::fs::chown(user.checkout().join("main.vimg"), Some(rustix::fs::Uid::ROOT), None).unwrap();
         rustix::fs::chown(user.checkout(), other, None).unwrap();
-        says(&user.command(&deep, &["check"]).output().unwrap(), 3, "there is no `main.vimg` here");
+        says(&user.command(&deep, &["check"]).output().unwrap(), 3, "it belongs to another user");
     }
 }
 

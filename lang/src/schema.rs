@@ -202,7 +202,7 @@ const NEEDS: Kind = kind(
 )
 .once();
 
-const SCRIPT_FILE: Args = Args::One(opt("file", Ty::HostPath, "a script of the project, copied as it is"));
+const SCRIPT_FILE: Args = Args::One(opt("file", Ty::HostPath, "a script of the project"));
 const TEMPLATE: Field =
     opt("template", Ty::HostPath, "a template file of the project that yields the script");
 const USER: Field = opt("user", Ty::Str, "who runs it; `root` unless given");
@@ -240,14 +240,14 @@ pub const CONFIGURATION: &[Kind] = &[
         .props(&[
             opt("content", Ty::Str, "the text itself"),
             opt("template", Ty::HostPath, "a template file of the project, rendered on the host"),
-            opt("from", Ty::HostPath, "a file of the project, copied as it is"),
+            opt("from", Ty::HostPath, "a file of the project; its mode is 0755 if its owner may execute it, otherwise 0644"),
             MODE,
             OWNER,
             GROUP,
         ]),
     kind(
         "directory",
-        "A directory in the machine. With `from` it holds a tree of the project: its files, with 0755 where they are executable and 0644 elsewhere, and its links. What else is in it stays, and so do directories that are there already. What a `.vimgignore` file names (in gitignore's syntax), sockets, FIFOs, and the outputs of the recipe are left out.",
+        "A directory in the machine. With `from` it holds a tree of the project: its files, with 0755 where their owner may execute them and 0644 elsewhere, set-id bits, capabilities and `user` attributes, and its links. What else is in it stays, and so do directories that are there already. What a `.vimgignore` file names (in gitignore's syntax), sockets, FIFOs, and the outputs of the recipe are left out.",
         Args::One(req("path", Ty::GuestPath, "where")),
     )
     .props(&[opt("from", Ty::HostPath, "a directory of the project"), MODE, OWNER, GROUP]),

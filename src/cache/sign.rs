@@ -142,12 +142,12 @@ impl Trust {
         self.written.push(domain.to_owned());
     }
 
-    /// Whether nobody is believed.
+    /// Whether no key is trusted.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty() && self.own.is_none()
     }
 
-    /// Whether one is believed for a domain who is known by the tag of a key.
+    /// Whether the key with this tag is trusted for the domain.
     pub fn believes_tag(&self, domain: &str, tag: &str) -> bool {
         let all = self.keys.iter().map(|(_, key)| key).chain(&self.own);
         all.into_iter().any(|key| key.tag() == tag && self.believes(domain, key))

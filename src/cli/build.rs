@@ -9,8 +9,9 @@ use tokio::sync::watch;
 use vimg_lang::Sources;
 
 use super::caching::{self as cache, CacheArgs};
+use super::consent::Consent;
 use super::project::{self, Extent};
-use super::settings::ProviderArgs;
+use super::settings::{self, ProviderArgs};
 use super::{Error, Global, INTERRUPTED, Outcome};
 use crate::event::{Event, Sink};
 use crate::execute::caching::Caching;
@@ -28,7 +29,7 @@ use crate::store::{ProjectFiles, Store};
 /// Build images, check them and write their outputs
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Images; those that the project declares unless given
+    /// Images [default: all that the project declares]
     images: Vec<String>,
     /// Write outputs below this directory instead of the project's
     #[arg(short, long, value_name = "DIR")]
@@ -43,12 +44,11 @@ pub(super) struct Args {
 /// How a build is done.
 #[derive(Debug, clap::Args)]
 pub(super) struct How {
-    /// How many machines to start at once, one for two processors unless given;
-    /// one that is up or only asked counts half
+    /// How many machines to start at once; one that is up or only asked counts
+    /// half [default: one for two processors]
     #[arg(short, long, value_name = "N")]
     jobs: Option<usize>,
-    /// Memory for all machines together; three quarters of the host's unless
-    /// given
+    /// Memory for all machines together [default: three quarters of the host's]
     #[arg(long, value_name = "SIZE", value_parser = vimg_lang::value::size)]
     memory: Option<u64>,
     /// Go on with what does not depend on a node that failed
@@ -73,7 +73,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
 pub(super) struct Asked<'a> {
     pub(super) images: &'a [String],
     pub(super) extent: Extent,
-    /// Where outputs go; below the project unless given.
+    /// Where outputs go, if not below the project.
     pub(super) dir: Option<PathBuf>,
     pub(super) how: &'a How,
     /// A report on checks to write.
@@ -94,10 +94,9 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
         let opened = Places::open(&dir);
         opened.map_err(|e| Error::Message(format!("{}: {e}", dir.display()), None, super::STORE))
     };
-    let cache::Opened { caches, notices, believes } = args.how.cache.open(&opened.consent, &opened.store)?;
-    if let Some(believes) = believes {
-        opened.store = opened.store.believing(believes);
-    }
+    let caching = args.how.cache.open(&opened.consent, &opened.store)?;
+    opened.store = caching.store(&opened.store);
+    let cache::Opened { caches, notices, .. } = caching;
     // The common case: nothing changed since all of it was there.
     if args.junit.is_none()
         && caches.to.is_empty()
@@ -123,7 +122,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     let reporter = report::reporter(style);
     let project = Arc::new(project);
     let secrets = project::secrets(&model, &project, &consent);
-    let mut workshop = workshop(graph, &store, &project, secrets, reporter.sink(), args.how)?;
+    let mut workshop = workshop(graph, &store, &project, secrets, reporter.sink(), args.how, &consent)?;
     let asked_for = images.iter().collect::<HashSet<_>>();
     let is_asked_for = |image: &String| args.extent == Extent::Outputs && asked_for.contains(image);
     let targets: Vec<_> = workshop.graph.targets().iter().filter(|t| is_asked_for(&t.image)).collect();
@@ -209,11 +208,10 @@ pub(super) fn states(
     first: Option<String>,
 ) -> Result<Made, Error> {
     let last = loaded.last();
-    let cache::Opened { caches, notices, believes } = how.cache.open(&loaded.consent, &loaded.store)?;
-    let project::Loaded { project, sources, model, mut store, consent, .. } = loaded;
-    if let Some(believes) = believes {
-        store = store.believing(believes);
-    }
+    let caching = how.cache.open(&loaded.consent, &loaded.store)?;
+    let store = caching.store(&loaded.store);
+    let cache::Opened { caches, notices, .. } = caching;
+    let project::Loaded { project, sources, model, consent, .. } = loaded;
     let project = Arc::new(project);
     let reporter = report::reporter(style);
     let told = reporter.sink();
@@ -230,7 +228,7 @@ pub(super) fn states(
         sink(Event::Notice { text });
     }
     let secrets = project::secrets(&model, &project, &consent);
-    let mut workshop = workshop(graph, &store, &project, secrets, sink.clone(), how)?;
+    let mut workshop = workshop(graph, &store, &project, secrets, sink.clone(), how, &consent)?;
     if building {
         cache::tell(&sink, notices);
         // Whoever waits for a machine does not wait for anything to be sent.
@@ -259,11 +257,17 @@ pub(super) fn workshop(
     secrets: Secrets,
     sink: Sink,
     how: &How,
+    consent: &Consent,
 ) -> Result<Workshop<Host>, Error> {
     let notice = sink.clone();
+    let password = consent.allows_proxy_password();
+    if !password && settings::proxies().have_password() {
+        let text = "guests get no password of the proxy: to allow it, `vimg trust`".to_owned();
+        sink(Event::Notice { text });
+    }
     let (choice, accel) = how.provider.choose()?;
     let notice: Lines = Arc::new(move |text: &str| notice(Event::Notice { text: text.to_owned() }));
-    let qemu = Qemu::new(accel, store.root(), how.provider.access()?, notice.clone());
+    let qemu = Qemu::new(accel, store.root(), how.provider.access(password)?, notice.clone());
     let provider = Host::new(choice, qemu, store.root(), notice);
     Ok(Workshop {
         graph: Arc::new(graph),

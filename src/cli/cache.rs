@@ -92,15 +92,15 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct Which {
-    /// The cache, such as `type=s3,bucket=B`; the first that builds use
-    /// unless given
+    /// The cache, such as `type=s3,bucket=B` [default: the first that builds
+    /// use]
     #[arg(value_name = "SPEC")]
     cache: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
 struct Moved {
-    /// Images; those that the project declares unless given
+    /// Images [default: all that the project declares]
     images: Vec<String>,
     #[command(flatten)]
     cache: CacheArgs,
@@ -281,10 +281,9 @@ fn push(moved: &Moved, global: &Global, style: Style) -> Outcome {
     let graph = project::graph(&mut loaded)?;
     let images = project::wanted(&graph, &loaded, &moved.images)?;
     let nodes = project::nodes_of(&graph, &images, project::Extent::Outputs);
-    let caching::Opened { caches, notices, believes } = moved.cache.open(&loaded.consent, &loaded.store)?;
-    if let Some(believes) = believes {
-        loaded.store = loaded.store.clone().believing(believes);
-    }
+    let opened = moved.cache.open(&loaded.consent, &loaded.store)?;
+    loaded.store = opened.store(&loaded.store);
+    let caching::Opened { caches, notices, .. } = opened;
     if caches.to.is_empty() {
         return Err(none("--cache-to", notices));
     }
@@ -303,10 +302,9 @@ fn pull(moved: &Moved, global: &Global, style: Style) -> Outcome {
     let mut graph = project::graph(&mut loaded)?;
     let images = project::wanted(&graph, &loaded, &moved.images)?;
     let nodes = project::nodes_of(&graph, &images, project::Extent::Outputs);
-    let caching::Opened { caches, notices, believes } = moved.cache.open(&loaded.consent, &loaded.store)?;
-    if let Some(believes) = believes {
-        loaded.store = loaded.store.clone().believing(believes);
-    }
+    let opened = moved.cache.open(&loaded.consent, &loaded.store)?;
+    loaded.store = opened.store(&loaded.store);
+    let caching::Opened { caches, notices, .. } = opened;
     if caches.from.is_empty() {
         return Err(none("--cache-from", notices));
     }

@@ -18,7 +18,7 @@ use crate::digest::Digest;
 use crate::event::{Event, Sink};
 use crate::store::{Believes, Store};
 
-/// The project's settings: where its caches are, and whom its builds believe.
+/// The project's settings: its caches and trusted keys.
 pub(super) const PROJECT_SETTINGS: &str = "vimg.kdl";
 
 /// Which caches a build uses.
@@ -42,9 +42,28 @@ pub(super) struct Opened {
     pub(super) believes: Option<Believes>,
 }
 
+/// Which caches were named, and whose states may be used.
+struct Named {
+    from: Vec<String>,
+    to: Vec<String>,
+    around: Surroundings,
+    opened: Opened,
+    /// Domains that are read or written.
+    domains: BTreeSet<String>,
+}
+
+impl Opened {
+    /// The store, with the states that may be used.
+    pub(super) fn store(&self, store: &Store) -> Store {
+        match &self.believes {
+            Some(believes) => store.clone().believing(believes.clone()),
+            None => store.clone(),
+        }
+    }
+}
+
 impl CacheArgs {
-    /// Opens the caches of a project. Nothing is asked of them yet.
-    pub(super) fn open(&self, consent: &Consent, store: &Store) -> Result<Opened, Error> {
+    fn named(&self, consent: &Consent) -> Result<Named, Error> {
         let (project, refused) = consent.settings()?;
         let files = [project, settings::user()?];
         let said = |flags: &[String], variable: &str, name: &str| -> Result<Vec<String>, Error> {
@@ -68,6 +87,26 @@ impl CacheArgs {
         let named = to.iter().map(|text| Spec::parse(text, true));
         domains.extend(named.flatten().flat_map(|spec| spec.domains));
         opened.believes = Some(believes(&opened.caches.trust, &domains));
+        Ok(Named { from, to, around, opened, domains })
+    }
+
+    /// The store, with the states that a build may use. A setting that is wrong is
+    /// for commands to tell that use caches.
+    pub(super) fn store(&self, consent: &Consent, store: Store) -> Store {
+        let Ok(Named { to, around, mut opened, domains, .. }) = self.named(consent) else { return store };
+        if opened.caches.signer.is_some() {
+            for spec in to.iter().filter_map(|text| Spec::parse(text, true).ok()) {
+                if let Some(domain) = spec.domains.first().or(around.write.as_ref()) {
+                    opened.caches.trust.add_written(domain);
+                }
+            }
+        }
+        store.believing(believes(&opened.caches.trust, &domains))
+    }
+
+    /// Opens the caches of a project. Nothing is asked of them yet.
+    pub(super) fn open(&self, consent: &Consent, store: &Store) -> Result<Opened, Error> {
+        let Named { from, to, around, mut opened, domains } = self.named(consent)?;
         if from.is_empty() && to.is_empty() {
             return Ok(opened);
         }
@@ -127,7 +166,7 @@ impl CacheArgs {
                 Err(why) => return Err(Error::Message(format!("{}: {why}", spec.label), None, 2)),
             }
         }
-        // Whom this user writes as counts, too.
+        // With the domains that this run writes to.
         opened.believes = Some(believes(&opened.caches.trust, &domains));
         Ok(opened)
     }
@@ -286,7 +325,7 @@ const FORK: &str = "a pull request from a fork writes to no cache";
 const EVENT: &str = "what this event runs may be anybody's; `domain=` says where to write";
 const UNKNOWN: &str = "this CI is not known; `domain=` says where to write";
 
-/// The same, of this process.
+/// Reads the surroundings from this process's environment.
 fn around() -> Surroundings {
     surroundings(&|name| std::env::var(name).ok().filter(|v| !v.is_empty()))
 }
@@ -306,8 +345,9 @@ fn surroundings(var: &dyn Fn(&str) -> Option<String>) -> Surroundings {
         if short == name {
             return format!("branch-{short}");
         }
-        // Two names never share a domain.
-        format!("branch-{short}-{}", &Digest::of(name.as_bytes()).to_string()[..8])
+        // A prefix of its own, so that no plain name has the same domain.
+        let short: String = short.chars().take(20).collect();
+        format!("branch.{short}.{}", &Digest::of(name.as_bytes()).to_string()[..16])
     };
     if var("GITHUB_ACTIONS").is_some() {
         let event = var("GITHUB_EVENT_PATH").and_then(|path| std::fs::read(path).ok());
@@ -386,9 +426,14 @@ mod tests {
         assert_eq!(github("push", &[("GITHUB_REF_NAME", "trunk")]), ("main".into(), Some("main".into())));
         let other = github("push", &[("GITHUB_REF_NAME", "a/b")]);
         let name = other.1.clone().unwrap();
-        assert!(name.starts_with("branch-a-b-") && is_name(&name), "{name}");
+        assert!(name.starts_with("branch.a-b.") && is_name(&name), "{name}");
         assert_eq!(other.0, format!("{name};main"));
-        assert_ne!(name, github("push", &[("GITHUB_REF_NAME", "a-b")]).1.unwrap());
+        // No plain name has the same domain.
+        for plain in ["a-b", name.strip_prefix("branch.").unwrap(), &name] {
+            assert_ne!(name, github("push", &[("GITHUB_REF_NAME", plain)]).1.unwrap());
+        }
+        let long = github("push", &[("GITHUB_REF_NAME", &"x/".repeat(60))]).1.unwrap();
+        assert!(is_name(&long), "{long}");
         let tag = github("push", &[("GITHUB_REF_NAME", "trunk"), ("GITHUB_REF_TYPE", "tag")]);
         assert_eq!(tag.1.unwrap(), "branch-trunk");
         assert_eq!(github("issue_comment", &[("GITHUB_REF_NAME", "trunk")]).1, None);

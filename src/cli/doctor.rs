@@ -61,13 +61,13 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         findings.push(finding("machines", Ok(format!("booted {}", explained.booted))));
     }
     if let Ok(store) = &store
-        && let Some(walls) = runtime.block_on(host::walls(store.root()))
+        && let Some(isolation) = runtime.block_on(host::isolation(store.root()))
     {
-        findings.push(finding("walls", Ok(walls)));
+        findings.push(finding("isolation", Ok(isolation)));
     }
     findings.push(finding(
         "network",
-        match (args.provider.access()?.reach, Tools::find()) {
+        match (args.provider.access(false)?.reach, Tools::find()) {
             (reach, _) if reach.all => Ok("guests use the host's network directly (as asked)".into()),
             (_, Ok(_)) => Ok("guests reach the internet, but not this host or private networks".into()),
             (_, Err(e)) => Err((e.message, Some(e.help))),
@@ -104,7 +104,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
             if broken == 0 {
                 Ok("every state has all of its disks".into())
             } else {
-                let help = "they are made anew when they are needed".to_owned();
+                let help = "vimg rebuilds them when they are needed".to_owned();
                 Err((format!("{broken} states lack a disk below them"), Some(help)))
             },
         ));

@@ -7,14 +7,14 @@ use vimg_lang::{Sources, format};
 use super::{Error, Outcome, print, read_recipe};
 use crate::report::Style;
 
-/// Lay out recipes anew; comments, numbers and strings keep their spelling
+/// Format recipe files; comments, numbers and strings keep their spelling
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Change nothing; fail if a file is not laid out
     #[arg(long)]
     check: bool,
-    /// Files or directories; all recipes from here downwards unless given
-    #[arg(default_value = ".")]
+    /// Files or directories [default: all recipes from here downwards]
+    #[arg(default_value = ".", hide_default_value = true)]
     paths: Vec<PathBuf>,
 }
 

@@ -8,7 +8,7 @@ use super::{Error, Outcome, print};
 /// Write a starter recipe that builds
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Where; here unless given
+    /// Where to write it
     #[arg(default_value = ".")]
     directory: PathBuf,
 }

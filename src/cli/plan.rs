@@ -17,7 +17,7 @@ use crate::store::Last;
 /// Show what a build would do, and why
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Images; those that the project declares unless given
+    /// Images [default: all that the project declares]
     images: Vec<String>,
     #[command(flatten)]
     provider: ProviderArgs,
@@ -34,11 +34,9 @@ pub(super) fn previewed(
     wanted: &[NodeId],
     style: Style,
 ) -> Result<Plan, Error> {
-    let Opened { caches, notices, believes } = args.open(&loaded.consent, &loaded.store)?;
-    let store = match believes {
-        Some(believes) => loaded.store.clone().believing(believes),
-        None => loaded.store.clone(),
-    };
+    let opened = args.open(&loaded.consent, &loaded.store)?;
+    let store = opened.store(&loaded.store);
+    let Opened { caches, notices, .. } = opened;
     if caches.from.is_empty() && notices.is_empty() {
         return Ok(Plan::new(graph, &store, last, &BTreeMap::new(), wanted));
     }

@@ -70,24 +70,36 @@ pub(super) fn find(global: &Global) -> Result<(PathBuf, String), Error> {
             .ok_or_else(|| Error::Message(format!("`{}` is no recipe", file.display()), None, RECIPE));
     }
     let here = std::env::current_dir().map_err(|e| Error::host(format!("the current directory: {e}")))?;
-    upwards(&here)
-        .find(|dir| dir.join(RECIPE_NAME).exists())
-        .map(|dir| (dir.to_owned(), RECIPE_NAME.to_owned()))
-        .ok_or_else(|| {
-            Error::Message(
-                "there is no `main.vimg` here or in a directory above".into(),
-                Some("`vimg init` writes one; `--file FILE` names another".into()),
-                RECIPE,
-            )
-        })
+    if let Some(dir) = upwards(&here).find(|dir| dir.join(RECIPE_NAME).exists()) {
+        return Ok((dir.to_owned(), RECIPE_NAME.to_owned()));
+    }
+    // One that is not this user's is not taken by itself.
+    let foreign = here.ancestors().map(|dir| dir.join(RECIPE_NAME)).find_map(|path| {
+        let owners =
+            [std::fs::symlink_metadata(&path).ok()?.uid(), std::fs::metadata(path.parent()?).ok()?.uid()];
+        let own = rustix::process::geteuid().as_raw();
+        let other = owners.into_iter().find(|uid| ![own, 0].contains(uid))?;
+        Some((path, other))
+    });
+    let (message, help) = match foreign {
+        Some((path, uid)) => (
+            format!("ignored {}: it belongs to another user (uid {uid})", path.display()),
+            format!("to use it: --file {}", path.display()),
+        ),
+        None => (
+            "there is no `main.vimg` here or in a directory above".to_owned(),
+            "`vimg init` writes one; `--file FILE` names another".to_owned(),
+        ),
+    };
+    Err(Error::Message(message, Some(help), RECIPE))
 }
 
 /// What a main recipe is called.
 const RECIPE_NAME: &str = "main.vimg";
 
-/// The directory that somebody stands in, and those above it that are their
-/// own: up to another owner, another filesystem, and their home. What others
-/// put further up is no project of theirs.
+/// Walks up from the current directory. Stops at a directory of another owner,
+/// another filesystem, or `$HOME`: what others put further up is no project of
+/// this user's.
 fn upwards(here: &Path) -> impl Iterator<Item = &Path> {
     let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
     let device = std::fs::metadata(here).map(|meta| meta.dev()).ok();
@@ -129,10 +141,7 @@ pub(super) fn open(global: &Global) -> Result<Opened, Error> {
         Project::open(&root).map_err(|e| Error::Message(format!("{}: {e}", root.display()), None, RECIPE))?;
     let notes = store.project(project.root());
     let consent = Consent::of(project.root(), global)?;
-    let store = match CacheArgs::default().open(&consent, &store)?.believes {
-        Some(believes) => store.believing(believes),
-        None => store,
-    };
+    let store = CacheArgs::default().store(&consent, store);
     let values = match &global.values {
         None => None,
         Some(path) => Some((path.display().to_string(), super::read_recipe(path)?)),
@@ -176,9 +185,24 @@ impl Opened {
         let request = Request { files: &project, entry, set: &global.set, values, rebuilt };
         match compile(&request, &mut sources) {
             Ok(model) => {
-                let outputs: Vec<String> =
+                let mut outputs: Vec<String> =
                     model.images.iter().flat_map(|i| &i.outputs).map(|o| o.path.clone()).collect();
+                // Those that `--output` had written elsewhere below the root.
+                let below =
+                    |path: &PathBuf| Some(path.strip_prefix(project.root()).ok()?.to_str()?.to_owned());
+                outputs.extend(notes.outputs().keys().filter_map(below));
                 let project = project.without(outputs);
+                let known: Vec<&str> = model.secrets.iter().map(|secret| secret.name.as_str()).collect();
+                if let Some((name, _)) =
+                    consent.given.iter().find(|(name, _)| !known.contains(&name.as_str()))
+                {
+                    let help = match known.is_empty() {
+                        true => "the recipe declares no secret".to_owned(),
+                        false => format!("the recipe declares: {}", known.join(", ")),
+                    };
+                    let message = format!("there is no secret `{name}` in the recipe");
+                    return Err(Error::Message(message, Some(help), 2));
+                }
                 Ok(Loaded { project, sources, model, store, notes, consent, last })
             }
             Err(diagnostics) => Err(Error::Recipe(Box::new(sources), diagnostics)),
@@ -347,4 +371,45 @@ pub(super) fn nodes_of(graph: &Graph, images: &[String], extent: Extent) -> Vec<
     nodes.sort_unstable();
     nodes.dedup();
     nodes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_read_only_from_where_the_user_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        write(
+            "main.vimg",
+            "secret \"own\" file=\"own\"\nsecret \"far\" file=\"../far\"\nsecret \"k\" env=\"PATH\"\n",
+        );
+        write("own", "of the project");
+        let outside = tempfile::tempdir().unwrap();
+        let far = outside.path().join("far");
+        std::fs::write(&far, "of the user").unwrap();
+        let project = Project::open(dir.path()).unwrap();
+        let mut sources = Sources::default();
+        let entry = FileRef::project("main.vimg");
+        let request = Request { files: &project, entry, set: &[], values: None, rebuilt: None };
+        let model = compile(&request, &mut sources).unwrap();
+        let read = |consent: &Consent, name: &str| secrets(&model, &project, consent)[name].clone();
+
+        let none = Consent::for_tests(project.root(), &[], Vec::new());
+        assert_eq!(&*read(&none, "own").unwrap(), b"of the project");
+        assert!(read(&none, "far").unwrap_err().contains("allow it with `vimg trust`"));
+        assert!(read(&none, "k").unwrap_err().contains("the variable PATH"));
+        let given = vec![
+            ("k".to_owned(), SecretSource::Env("HOME".into())),
+            ("far".to_owned(), SecretSource::File(far.to_str().unwrap().to_owned())),
+        ];
+        let given = Consent::for_tests(project.root(), &[], given);
+        assert_eq!(&*read(&given, "far").unwrap(), b"of the user");
+        assert_eq!(&*read(&given, "k").unwrap(), std::env::var("HOME").unwrap().as_bytes());
+        let allowed =
+            Consent::for_tests(project.root(), &["the variable PATH as the secret `k`"], Vec::new());
+        assert_eq!(&*read(&allowed, "k").unwrap(), std::env::var("PATH").unwrap().as_bytes());
+        assert!(read(&allowed, "far").is_err());
+    }
 }

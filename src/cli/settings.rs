@@ -81,8 +81,9 @@ impl ProviderArgs {
 
 impl ProviderArgs {
     /// What guests may reach: by the flag and the environment, and by the
-    /// user's settings. A project has no say in it.
-    pub(super) fn access(&self) -> Result<Access, Error> {
+    /// user's settings. A project has no say in it; the name and password of a
+    /// proxy are for guests of projects that were allowed to have them.
+    pub(super) fn access(&self, password: bool) -> Result<Access, Error> {
         let set = user()?;
         let set = set.get("network-allow").into_iter().flatten().flatten();
         let mut reach = Reach::default();
@@ -91,13 +92,14 @@ impl ProviderArgs {
                 Error::Message(format!("invalid value `{text}` for `network-allow`: {why}"), None, 2)
             })?;
         }
-        Ok(Access { reach, proxies: proxies() })
+        let proxies = if password { proxies() } else { proxies().without_password() };
+        Ok(Access { reach, proxies })
     }
 }
 
 /// The proxies that the environment names. Programs agree on names in small
 /// letters; for `http_proxy` they agree on nothing else.
-fn proxies() -> Proxies {
+pub(super) fn proxies() -> Proxies {
     let var = |names: &[&str]| {
         names.iter().find_map(|name| std::env::var(name).ok()).filter(|value| !value.is_empty())
     };

@@ -13,7 +13,7 @@ use crate::report::Style;
 /// passed is not asked again until the image or the check changes.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Images; those that the project declares unless given
+    /// Images [default: all that the project declares]
     images: Vec<String>,
     /// Write what came of the checks to a file, as JUnit XML
     #[arg(long, value_name = "FILE")]

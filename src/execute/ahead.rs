@@ -87,7 +87,7 @@ async fn fork<P: Provider>(shared: &Shared<P>, check: NodeId) -> Option<Ahead<P>
     // What the image was before is what it will be like.
     let before = shared.notes.nodes().get(&image.name).copied();
     let chain = before.and_then(|key| shared.store.chain(&key));
-    // Whoever asks the network has a fork of its own.
+    // A check with a network starts its own fork.
     let stand = Stand { chain, network: false, ..Stand::of_check(node, state) };
     let (mut launch, _) = up::prepare(&site, &stand, scratch.path(), &overlay(&scratch)).ok()?;
     if let Some(record) = before.and_then(|key| shared.store.record(&key)) {

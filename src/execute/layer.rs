@@ -161,9 +161,12 @@ async fn apply<P: Provider>(
             applied = applied => applied.map_err(Trouble::Session),
             ended = instance.ended() => Err(Trouble::Ended(ended)),
         };
-        // Nothing that the layer left running is to have it.
-        let _ = way_out.set(false).await;
+        // The next layer must not find it open.
+        let closed = way_out.set(false).await;
         let applied = applied.map_err(Stop::Trouble)?;
+        closed.map_err(|e| {
+            Stop::Failure(making.failure(FailureKind::Host, format!("the network can't be closed: {e}")))
+        })?;
         let Some(next) = applied.next else { return Ok(applied.boot_changed) };
         if applied.boot_changed {
             take_boot(making, running, staging).await?;

@@ -149,8 +149,7 @@ pub(super) async fn up<P: Provider>(
                 Place::Machine if first => session.keep().await?,
                 Place::Machine => {}
             }
-            // A layer opens it where it has a right to it; whoever else asked
-            // for a network has one.
+            // Layers open it per step; other users get it at once.
             if stand.opens && stand.network {
                 instance_way.set(true).await.map_err(SessionError::from)?;
             }
@@ -175,7 +174,7 @@ pub(super) async fn up<P: Provider>(
                     tries += u32::from(place == Place::Forked);
                     launch.carry = Carry::Never;
                     instance.stop().await;
-                    site.notice("a kept machine does not go on; it boots");
+                    site.notice("a memory snapshot can't be resumed; the machine boots");
                     continue;
                 }
                 let failure = explain(site, &mut instance, trouble, None).await;

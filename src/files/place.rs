@@ -1,5 +1,4 @@
-//! Places for files that are written: below a directory, wherever links of a
-//! checkout lead.
+//! Writes files beneath a directory without following links out of it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -24,7 +23,7 @@ pub struct Places {
 pub struct Place {
     dir: Arc<OwnedFd>,
     name: OsString,
-    /// For people.
+    /// Its path, for messages.
     path: PathBuf,
 }
 
@@ -32,6 +31,10 @@ const DIR: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC)
 
 impl Places {
     /// Opens the directory, and makes it if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
     pub fn open(path: &Path) -> io::Result<Self> {
         let named = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         std::fs::create_dir_all(named)?;
@@ -39,7 +42,7 @@ impl Places {
         Ok(Self { dir: Arc::new(dir), path: path.to_owned() })
     }
 
-    /// Where a path leads, for people and for notes.
+    /// The path of a file below the directory, for messages and notes.
     pub fn path(&self, below: &str) -> PathBuf {
         self.path.join(below)
     }
@@ -89,7 +92,7 @@ fn outside(error: Errno, path: &Path) -> io::Error {
 }
 
 impl Place {
-    /// For people and for notes.
+    /// The path, for messages and notes.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -99,22 +102,34 @@ impl Place {
         rustix::fs::statat(&*self.dir, &self.name, AtFlags::SYMLINK_NOFOLLOW).ok()
     }
 
-    /// Makes a file there that nobody finds. Not all filesystems can.
+    /// Creates an unnamed file (`O_TMPFILE`) in the directory.
+    ///
+    /// # Errors
+    ///
+    /// The system's; not all filesystems can.
     pub fn nameless(&self) -> io::Result<File> {
         let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
         Ok(File::from(rustix::fs::openat(&*self.dir, ".", flags, Mode::from_raw_mode(0o666))?))
     }
 
-    /// Makes a file beside it, to take its place.
+    /// Creates the temporary file that [`Self::put`] renames.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
     pub fn draft(&self) -> io::Result<File> {
         let name = self.draft_name();
-        // Left by one that was killed, or put there by somebody else.
+        // Left by a killed run, or planted.
         self.remove(&name)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(File::from(rustix::fs::openat(&*self.dir, &name, flags, Mode::from_raw_mode(0o666))?))
     }
 
-    /// Gives a file without a name the one of a draft.
+    /// Gives an unnamed file the name of the temporary one.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
     pub fn name(&self, file: &File) -> io::Result<()> {
         let name = self.draft_name();
         self.remove(&name)?;
@@ -122,7 +137,11 @@ impl Place {
         Ok(rustix::fs::linkat(CWD, own, &*self.dir, &name, AtFlags::SYMLINK_FOLLOW)?)
     }
 
-    /// Puts the draft in its place, for good.
+    /// Renames the temporary file to its name, durably.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
     pub fn put(&self) -> io::Result<()> {
         rustix::fs::renameat(&*self.dir, self.draft_name(), &*self.dir, &self.name)?;
         // The name, too, is to survive a power cut.

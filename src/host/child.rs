@@ -19,7 +19,7 @@ pub(crate) fn daemon(program: &Path, dir: &Path, log: &Path, lasting: bool) -> i
     let mut command = super::command(program);
     command.current_dir(dir).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
     if lasting {
-        // No end of a terminal is its own.
+        // The end of a terminal does not end it.
         own_session(&mut command);
     } else {
         command.process_group(0);
@@ -128,8 +128,8 @@ pub(crate) fn competes(program: u32) {
     }
 }
 
-/// Whether what takes only what is left over may be given more later: not
-/// everybody may (`RLIMIT_NICE`, sched(7)).
+/// Tests whether SCHED_IDLE can be changed back to SCHED_OTHER, which can need
+/// privileges (`RLIMIT_NICE`, sched(7)).
 fn may_compete() -> bool {
     static MAY: OnceLock<bool> = OnceLock::new();
     // A thread tries it with itself, and ends.

@@ -114,7 +114,7 @@ impl Keeper {
             command.as_std_mut().arg0("vimg");
             command.arg("keep").current_dir(dir).stdin(input).stdout(Stdio::piped());
             command.stderr(File::create(dir.join("keeper.log"))?);
-            // No end of a terminal is its own.
+            // The end of a terminal does not end it.
             child::own_session(&mut command);
             let mut process = command.spawn()?;
             let orders = Orders { access: access.clone(), ways: ways.to_vec() };
@@ -239,16 +239,29 @@ pub async fn keep() -> io::Result<()> {
     File::from(rustix::io::dup(rustix::stdio::stdout())?).write_all(format!("{answer}\n").as_bytes())?;
     rustix::stdio::dup2_stdout(File::open("/dev/null")?.as_fd())?;
     let Some(mut network) = network else { return Ok(()) };
-    let mut buffer = vec![0; 16 << 10];
+    // A console that is not read stops QEMU, so that no request delays it.
+    let drained = tokio::spawn(async move {
+        let mut buffer = vec![0; 16 << 10];
+        loop {
+            match console.read(&mut buffer).await {
+                Ok(length) => log.write(&buffer[..length]),
+                Err(error) => return error,
+            }
+        }
+    });
+    tokio::pin!(drained);
     loop {
         tokio::select! {
             // The only further event is end-of-file.
             _ = input.next_line() => return Ok(()),
-            read = console.read(&mut buffer) => log.write(&buffer[..read?]),
-            accepted = listener.accept() => {
-                let (stream, _) = accepted?;
+            ended = &mut drained => return Err(ended.unwrap_or_else(io::Error::other)),
+            accepted = listener.accept() => match accepted {
                 // A broken client must not end the server.
-                let _ = tokio::time::timeout(PATIENCE, serve(stream, &mut network)).await;
+                Ok((stream, _)) => {
+                    let _ = tokio::time::timeout(PATIENCE, serve(stream, &mut network)).await;
+                }
+                // No descriptor is free just now, for instance.
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         }
     }
@@ -293,12 +306,15 @@ impl Network {
     /// Replaces the forwarded ports. On an error it restores the previous ones.
     async fn lead(&mut self, ways: Vec<Inward>) -> Result<(), Unreachable> {
         let Some(users) = self.users.clone() else { return Ok(()) };
-        if self.gateway.is_some() && ways == self.ways {
+        if self.gateway.as_ref().is_some_and(Gateway::is_alive) && ways == self.ways {
             return Ok(());
         }
         for way in ways.iter().filter(|way| !self.ways.iter().any(|own| own.is_at(way))) {
             let start = Instant::now();
-            while !is_free(way) {
+            while let Err(error) = listen(way) {
+                if error.kind() == io::ErrorKind::PermissionDenied {
+                    return Err(forbidden(way));
+                }
                 if start.elapsed() > LEAVING {
                     return Err(taken(&way.address, way.host));
                 }
@@ -321,10 +337,20 @@ impl Network {
     }
 }
 
-/// Whether a host port is free.
-fn is_free(way: &Inward) -> bool {
+/// Tests whether this user may listen on a host port, and it is free.
+fn listen(way: &Inward) -> io::Result<()> {
     let address = way.address.parse().unwrap_or(IpAddr::from([127, 0, 0, 1]));
-    std::net::TcpListener::bind((address, way.host)).is_ok()
+    std::net::TcpListener::bind((address, way.host)).map(drop)
+}
+
+/// The error for a host port that needs rights.
+fn forbidden(way: &Inward) -> Unreachable {
+    Unreachable {
+        message: format!("this user may not listen on the port {} of {}", way.host, way.address),
+        help: "give `forward` a `host=` of 1024 or more, or as root: \
+               sysctl net.ipv4.ip_unprivileged_port_start=0"
+            .into(),
+    }
 }
 
 async fn open(access: &Access, users: &Arc<Namespaces>, ways: &[Inward]) -> Result<Gateway, Unreachable> {
@@ -348,11 +374,12 @@ impl Log {
 
     /// Appends to the log. A full disk must not end the server.
     fn write(&mut self, bytes: &[u8]) {
-        if self.length + bytes.len() as u64 > LOG
-            && std::fs::rename(LOGS[0], LOGS[1]).is_ok()
-            && let Ok(new) = Self::open()
-        {
-            *self = new;
+        if self.length + bytes.len() as u64 > LOG {
+            // After an error the next write tries again.
+            let _ = std::fs::rename(LOGS[0], LOGS[1]);
+            if let Ok(new) = Self::open() {
+                *self = new;
+            }
         }
         if self.length < LOG && self.file.write_all(bytes).is_ok() {
             self.length += bytes.len() as u64;

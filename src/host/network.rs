@@ -1,10 +1,10 @@
-//! A way out to the internet for what runs below, and to nothing nearer: not
-//! to the host, its private networks, or a cloud's metadata service.
+//! Internet access for guests, without the host, private networks and a cloud's
+//! metadata service.
 //!
 //! A namespace of networks whose only way out is `pasta`, a program that opens
 //! connections as an ordinary program of the host for what is sent to it. What
 //! may be reached is decided by routes in the namespace, which only its owner
-//! can change: addresses that are near have none. Names are resolved by pasta's
+//! can change: blocked addresses have none. Names are resolved by pasta's
 //! forwarder, which asks the host's own resolver.
 
 use std::io;
@@ -25,7 +25,7 @@ use super::namespaces::{self, Ids, Namespaces};
 
 /// Addresses in the namespace, of a network that no host has (RFC 5737).
 const OWN: &str = "198.51.100.2";
-/// The way out; the host itself, where that is allowed.
+/// The gateway; the host itself, where that is allowed.
 pub const HOST: &str = "198.51.100.1";
 /// What resolves names.
 pub const RESOLVER: &str = "198.51.100.3";
@@ -150,6 +150,17 @@ pub struct Proxies {
 }
 
 impl Proxies {
+    /// Whether an address of them has a name or password in it.
+    pub fn have_password(&self) -> bool {
+        [&self.http, &self.https].into_iter().flatten().any(|url| without_password(url) != *url)
+    }
+
+    /// The proxies without names and passwords.
+    pub fn without_password(&self) -> Self {
+        let strip = |url: &Option<String>| url.as_deref().map(without_password);
+        Self { http: strip(&self.http), https: strip(&self.https), no: self.no.clone() }
+    }
+
     /// The proxies as variables that programs know. A proxy on the host's
     /// loopback gets the address `loopback`, which is the guest's for it.
     pub fn variables(&self, loopback: &str) -> Vec<(String, String)> {
@@ -213,6 +224,14 @@ impl WayOut {
             None => Ok(()),
         }
     }
+}
+
+/// A proxy's address without a name and password in it (RFC 3986, 3.2.1).
+fn without_password(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
+    let (authority, path) = rest.find(['/', '?', '#']).map_or((rest, ""), |at| rest.split_at(at));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    if scheme.is_empty() { format!("{host}{path}") } else { format!("{scheme}://{host}{path}") }
 }
 
 /// Host and port of a proxy's address; the port is 80 or 443 where none is given.
@@ -368,7 +387,7 @@ struct Inner {
     inward: Vec<Inward>,
     /// Whether it is open.
     open: Mutex<bool>,
-    pasta: Child,
+    pasta: std::sync::Mutex<Child>,
 }
 
 impl Gateway {
@@ -414,7 +433,7 @@ impl Gateway {
             reach: reach.clone(),
             inward: inward.to_vec(),
             open: Mutex::new(true),
-            pasta,
+            pasta: pasta.into(),
         };
         let gateway = Self(Arc::new(inner));
         if !reach.ports.is_empty() {
@@ -436,9 +455,16 @@ impl Gateway {
         let refused = reach.ports.iter().map(|port| format!("rule del {}\n", refused(*port)));
         let answers = inward.iter().map(|way| format!("rule del {}\n", answers(way)));
         let _ = self.ip(refused.chain(answers).collect(), true).await;
-        if let Some(mut inner) = Arc::into_inner(self.0) {
-            let _ = inner.pasta.kill().await;
+        if let Some(inner) = Arc::into_inner(self.0) {
+            let mut pasta = inner.pasta.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let _ = pasta.kill().await;
         }
+    }
+
+    /// Whether pasta still runs.
+    pub fn is_alive(&self) -> bool {
+        let mut pasta = self.0.pasta.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        matches!(pasta.try_wait(), Ok(None))
     }
 
     /// The namespaces that it is in.
@@ -684,6 +710,9 @@ mod tests {
         let of = |loopback: &str| proxies.variables(loopback);
         assert!(of("10.0.2.2").contains(&("http_proxy".into(), "http://10.0.2.2:3128".into())));
         assert!(of("127.0.0.1").contains(&("HTTPS_PROXY".into(), "http://u:p@proxy.example:8080/".into())));
+        assert!(proxies.have_password() && !proxies.without_password().have_password());
+        assert_eq!(proxies.without_password().https.as_deref(), Some("http://proxy.example:8080/"));
+        assert_eq!(proxies.without_password().http, proxies.http);
         assert_eq!(place("proxy"), Some(("proxy".into(), 80)));
         let mut reach = Reach::default();
         Proxies { https: Some("https://[::1]:3128".into()), ..proxies }.allow_in(&mut reach).await;

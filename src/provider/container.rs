@@ -44,8 +44,8 @@ const LOG: &str = "daemon.log";
 /// How much of what `bwrap` says is remembered, in bytes.
 const WORDS: usize = 8 << 10;
 
-/// Where the agent's program is inside, and the descriptors that `bwrap` gets
-/// it and its filter by.
+/// Where the agent's program is inside, and the descriptors that pass the agent,
+/// the filter and `bwrap` itself.
 const AGENT_PATH: &str = "/run/vimg/agent";
 const AGENT_FD: i32 = 100;
 const FILTER_FD: i32 = 101;
@@ -105,8 +105,8 @@ impl Engine {
         Ok(Self { bwrap, daemon, version, mapped })
     }
 
-    /// How what runs inside is kept from the host, in a sentence.
-    pub(super) fn walls(&self) -> String {
+    /// Describes the isolation, in one sentence.
+    pub(super) fn isolation(&self) -> String {
         let who = if self.mapped {
             "is unprivileged on the host"
         } else {
@@ -160,7 +160,7 @@ pub struct ContainerInstance {
     way_out: WayOut,
     way: String,
     scratch: PathBuf,
-    /// What bounds it; the last to go.
+    /// Its control group; must be dropped last.
     _group: Option<Group>,
 }
 
@@ -326,8 +326,7 @@ const READ_ONLY: &[&str] = &["bus", "fs", "irq", "sys", "sysrq-trigger"];
 const NODES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
-/// Where the disk lies before `bwrap` makes it the root: reached by anybody,
-/// which the store is not.
+/// Temporary mount point of the disk. The mapped root can't reach into the store.
 const STAGE: &CStr = c"/tmp";
 
 fn spawn_agent(
@@ -436,7 +435,7 @@ fn spawn_agent(
             Ok(())
         });
     }
-    // The last: who becomes another user loses it.
+    // Must come last: a change of user clears the death signal.
     child::die_with_us(&mut command);
     let child = command.spawn().map_err(fail)?;
     drop(command);

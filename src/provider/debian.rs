@@ -149,13 +149,16 @@ pub(super) async fn bootstrap(
         std::fs::write(work.join(name), bytes).map_err(fail)?;
         std::fs::set_permissions(work.join(name), Permissions::from_mode(0o644)).map_err(fail)?;
     }
-    // Root of its namespace is somebody else; the directory above is ours alone.
+    // Root in the namespace has another host id; only we can enter the directory
+    // above.
     std::fs::set_permissions(&work, Permissions::from_mode(0o1777)).map_err(fail)?;
     let id = disk_id(bootstrap, size);
     let files = open_outputs(dir, size).map_err(fail)?;
     let made = mmdebstrap(bootstrap, size, id, dir, &files, access, lines).await;
     // What it leaves when it is stopped belongs to other user ids.
-    let removed = host::namespaces::remove_tree(&work);
+    let left = work.clone();
+    let removed = tokio::task::spawn_blocking(move || host::namespaces::remove_tree(&left)).await;
+    let removed = removed.unwrap_or_else(|e| Err(io::Error::other(e)));
     made?;
     removed.map_err(fail)?;
     drop(files);
@@ -221,7 +224,7 @@ async fn mmdebstrap(
     };
     let root = rustix::process::geteuid().is_root();
     let work = dir.join(WORK);
-    // Who is nobody can't reach into the store; it finds the directory at /tmp.
+    // The mapped root can't enter the store, so the directory is bound to /tmp.
     let inside = if root { PathBuf::from("/tmp") } else { work.clone() };
     let packages: Vec<&str> =
         PACKAGES.iter().copied().chain(bootstrap.packages.iter().map(String::as_str)).collect();
@@ -248,7 +251,7 @@ async fn mmdebstrap(
                 .map(|(name, _, to)| format!("--customize-hook=upload {} {to}", quoted(&inside.join(name)))),
         )
         .arg(format!("--customize-hook={}", include_str!("debian/customize.sh")))
-        // Whatever a recipe says after this is no option.
+        // Arguments from the recipe follow, which must not become options.
         .arg("--")
         .arg(&bootstrap.suite)
         .arg("/dev/null")
@@ -286,7 +289,11 @@ async fn mmdebstrap(
         .map_err(|e| fail(e.into()))?;
     let bind = move || {
         host::own_mounts()?;
-        binds.iter().try_for_each(|(from, to)| mount_bind(from.as_c_str(), to.as_c_str()))?;
+        binds.iter().try_for_each(|(from, to)| match mount_bind(from.as_c_str(), to.as_c_str()) {
+            // A host without a resolv.conf resolves no names either.
+            Err(rustix::io::Errno::NOENT) => Ok(()),
+            bound => bound,
+        })?;
         io::Result::Ok(())
     };
     let numbers: Vec<i32> = copies.iter().map(AsRawFd::as_raw_fd).collect();

@@ -104,8 +104,8 @@ pub async fn explain(choice: Choice, kvm: &Kvm, store: &Path) -> String {
 
 /// Says what stands between a container and the host; `None` if there are no
 /// containers here.
-pub async fn walls(store: &Path) -> Option<String> {
-    Engine::allowed(owned(store)).await.ok().map(|engine| engine.walls())
+pub async fn isolation(store: &Path) -> Option<String> {
+    Engine::allowed(owned(store)).await.ok().map(|engine| engine.isolation())
 }
 
 impl Provider for Host {

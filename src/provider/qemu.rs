@@ -117,7 +117,7 @@ impl Programs {
     }
 }
 
-/// What machines are run by and with.
+/// QEMU's programs, accelerator and network access.
 #[derive(Clone, Copy)]
 struct Rig<'a> {
     programs: &'a Programs,

@@ -36,14 +36,24 @@ impl Staging {
         let (path, lock) = loop {
             let n = COUNTER.fetch_add(1, Ordering::Relaxed);
             let path = parent.join(format!("{}-{n}", std::process::id()));
-            match OpenOptions::new().write(true).create_new(true).open(lock_of(&path)) {
-                Ok(lock) => break (path, lock),
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            let taken = |e: &io::Error| e.kind() == io::ErrorKind::AlreadyExists;
+            let lock = match OpenOptions::new().write(true).create_new(true).open(lock_of(&path)) {
+                Ok(lock) => lock,
+                Err(e) if taken(&e) => continue,
                 Err(e) => return Err(fail(e)),
+            };
+            rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|e| fail(e.into()))?;
+            match fs::create_dir(&path) {
+                Ok(()) => break (path, lock),
+                Err(e) => {
+                    let _ = fs::remove_file(lock_of(&path));
+                    // One whose removal failed is still there.
+                    if !taken(&e) {
+                        return Err(fail(e));
+                    }
+                }
             }
         };
-        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|e| fail(e.into()))?;
-        fs::create_dir(&path).map_err(fail)?;
         // It may take long, and neither others nor this one wait for it.
         drop(door);
         if !abandoned.is_empty() {
@@ -77,7 +87,7 @@ fn lock_of(path: &Path) -> PathBuf {
     path.with_extension("lock")
 }
 
-/// Who removes what dead processes left.
+/// Threads that remove abandoned directories.
 static REAPERS: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
 
 /// Waits until what dead processes left is gone, as far as this process has
@@ -89,7 +99,8 @@ pub fn settle() {
 }
 
 /// What dead processes left, with its locks. A lock is made first and removed
-/// last, so a directory without one is nobody's. Nobody may make any meanwhile.
+/// last, so a directory without one has no owner. The caller holds the parent's
+/// lock.
 fn abandoned(parent: &Path) -> Vec<(PathBuf, Option<File>)> {
     let Ok(entries) = fs::read_dir(parent) else { return Vec::new() };
     let mut found = Vec::new();

@@ -56,7 +56,7 @@ pub(crate) struct Runner {
 impl Runner {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // Who is believed is asked of caches here; of the store, elsewhere.
+        // The store accepts all states: these tests are about caches.
         let store = Store::open(dir.path()).unwrap().believing(Arc::new(|_, _| true));
         Self { _dir: dir, store, nodes: BTreeMap::new(), told: Arc::default() }
     }

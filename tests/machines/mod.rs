@@ -370,7 +370,7 @@ fn root_store() -> PathBuf {
     root_base().join("store")
 }
 
-/// Where root's stores are: below no directory of somebody else's.
+/// Where root's stores are: below directories of root only.
 pub(crate) fn root_base() -> &'static Path {
     static BASE: OnceLock<PathBuf> = OnceLock::new();
     BASE.get_or_init(|| {

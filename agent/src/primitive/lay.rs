@@ -35,7 +35,8 @@ fn list(dir: &Path, to: &Path, owner: (u32, u32), out: &mut Vec<Piece>) -> io::R
         let (from, to) = (entry.path(), to.join(entry.file_name()));
         let meta = fs::symlink_metadata(&from)?;
         let is_dir = meta.is_dir();
-        if !(is_dir && to.is_dir()) && !is_same(&from, &meta, &to, owner)? {
+        let stays = if is_dir { to.is_dir() } else { is_same(&from, &meta, &to, owner)? };
+        if !stays {
             out.push(Piece { from: from.clone(), to: to.clone(), meta });
         }
         if is_dir {
@@ -56,7 +57,7 @@ fn is_same(from: &Path, meta: &Metadata, to: &Path, owner: (u32, u32)) -> io::Re
         return Ok(fs::read_link(from)? == fs::read_link(to)?);
     }
     if !meta.is_file() {
-        return Ok(!meta.is_dir());
+        return Ok(true);
     }
     if meta.len() != there.len() || meta.mtime() != there.mtime() {
         return Ok(false);

@@ -98,13 +98,13 @@ pub(super) async fn keeper(access: &Access, launch: &Launch) -> Result<Option<Ke
     started.map(Some).map_err(unkept)
 }
 
-/// A network that is not as it should be.
+/// Converts a network error.
 fn unkept(why: Unreachable) -> ProviderError {
     ProviderError::new(why.message).help(why.help)
 }
 
-/// Ports where QEMU is, which nobody else uses there, and lead into the
-/// machine from there.
+/// Ports in the server's namespace, one for each forward. They are below those that
+/// the kernel gives out (`ip_local_port_range`).
 fn inside(forwards: &[Forward]) -> impl Iterator<Item = (u16, &Forward)> {
     (20_000..).zip(forwards)
 }
@@ -143,7 +143,11 @@ fn resolve_by(command: &mut Command, file: &Path) -> std::io::Result<()> {
     unsafe {
         command.pre_exec(move || {
             host::own_mounts()?;
-            Ok(mount_bind(file.as_c_str(), c"/etc/resolv.conf")?)
+            match mount_bind(file.as_c_str(), c"/etc/resolv.conf") {
+                // A host without one resolves no names either.
+                Err(rustix::io::Errno::NOENT) => Ok(()),
+                bound => Ok(bound?),
+            }
         });
     }
     Ok(())

@@ -199,7 +199,7 @@ impl Drop for Temporary {
     }
 }
 
-/// In the store, where nobody else puts a link in its place.
+/// In the store: other users can't replace it by a link there.
 fn temporary(probes: &Path, bytes: &[u8]) -> std::io::Result<Temporary> {
     let path = probes.join(format!("hello-{}.cpio", std::process::id()));
     std::fs::write(&path, bytes)?;
