@@ -81,6 +81,15 @@ fn clean() -> io::Result<()> {
     Ok(())
 }
 
+/// The most files that programs started here can be allowed to open, if that is
+/// fewer than [`command`] sets: this process's own limit, which it may not raise.
+pub fn too_few_files() -> Option<u64> {
+    let most = getrlimit(Resource::Nofile).maximum?;
+    let raises = rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_RESOURCE));
+    (most < OPEN_FILES.1 && !raises).then_some(most)
+}
+
 /// Sets a limit, or only its soft half where the hard one may not be raised.
 fn limit(resource: Resource, soft: Option<u64>, hard: Option<u64>) {
     let most = getrlimit(resource).maximum;

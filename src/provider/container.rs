@@ -74,6 +74,11 @@ impl Engine {
             )
             .help("fix the owner and mode of these directories, or use another store"));
         }
+        // The limit would be an input of the layer that its key does not tell.
+        if let Some(most) = host::too_few_files() {
+            let why = format!("this process may open only {most} files, fewer than a layer is allowed");
+            return Err(ProviderError::new(why).help("raise the hard limit: ulimit -Hn 4096"));
+        }
         let find = |name: &str, package: &str| {
             host::find(name).ok_or_else(|| {
                 ProviderError::new(format!("`{name}` is not installed"))
