@@ -13,7 +13,7 @@ use super::session::SessionError;
 use super::site::Site;
 use super::up::{self, Stand};
 use super::{Failure, Workshop};
-use crate::graph::{Needs, NodeId};
+use crate::graph::NodeId;
 use crate::provider::{self, Carry, Instance, Launch, Provider};
 use crate::store::DiskKind;
 
@@ -58,17 +58,7 @@ pub async fn interact<P: Provider>(
     let site = Site { shared: &shared, node };
     let scratch = site.staging()?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
-    let (machine, needs) = (node.machine, Needs::Machine);
-    let stand = Stand {
-        state: node,
-        machine,
-        needs,
-        network: true,
-        opens: true,
-        chain: failed,
-        carry: Carry::Thrown,
-        lasting: None,
-    };
+    let stand = Stand { chain: failed, ..Stand::of_person(node, Carry::Thrown) };
     let mut up = up::up(&site, &stand, scratch.path(), &overlay).await?;
     // Until now Ctrl-C was for us.
     let input = listen();
@@ -107,17 +97,7 @@ pub async fn watch<P: Provider>(
     let site = Site { shared: &shared, node };
     let scratch = site.staging()?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
-    let (machine, needs) = (node.machine, Needs::Machine);
-    let stand = Stand {
-        state: node,
-        machine,
-        needs,
-        network: true,
-        opens: true,
-        chain: None,
-        carry: Carry::Never,
-        lasting: None,
-    };
+    let stand = Stand::of_person(node, Carry::Never);
     let (launch, _) = up::prepare(&site, &stand, scratch.path(), &overlay)?;
     // It is the boot that is to be seen.
     let launch = Launch { memory: None, ..launch };

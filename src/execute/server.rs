@@ -18,7 +18,7 @@ use super::site::Site;
 use super::up::{self, Stand};
 use super::{Failure, FailureKind, Shared, Workshop};
 use crate::digest::Key;
-use crate::graph::{Difference, Needs, ServerPart, ServerPlan};
+use crate::graph::{Difference, ServerPart, ServerPlan};
 use crate::provider::{Carry, Instance, Lasting, Launch, Provider};
 use crate::store::{Boot, KeyLock, replace, try_lock};
 
@@ -281,14 +281,9 @@ async fn start<P: Provider>(
 ) -> Result<(), Box<Failure>> {
     let overlay = home.dir.join("disk-0.qcow2");
     let stand = Stand {
-        state: site.node,
         machine: plan.machine,
-        needs: Needs::Machine,
-        network: true,
-        opens: true,
-        chain: None,
-        carry: Carry::Never,
         lasting: Some(Lasting { forwards: plan.forwards.clone() }),
+        ..Stand::of_person(site.node, Carry::Never)
     };
     let up = up::up(site, &stand, &home.dir, &overlay).await?;
     let mut found = Found::<P> { instance: up.instance, session: up.session };

@@ -69,6 +69,12 @@ impl<'a> Stand<'a> {
             lasting: None,
         }
     }
+
+    /// What a person works in: a machine on `state`, with a network.
+    pub(super) fn of_person(state: &'a Node, carry: Carry) -> Self {
+        let (machine, needs) = (state.machine, Needs::Machine);
+        Self { state, machine, needs, network: true, opens: true, chain: None, carry, lasting: None }
+    }
 }
 
 /// What to launch, and the record of the state below.

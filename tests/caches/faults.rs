@@ -69,21 +69,30 @@ impl Proxy {
     fn new(upstream: SocketAddr, fault: Option<Fault>, at: usize, times: usize) -> Self {
         let count = Arc::new(AtomicUsize::new(0));
         let counter = count.clone();
-        let address = wait(async {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let address = listener.local_addr().unwrap();
-            tokio::spawn(async move {
-                while let Ok((client, _)) = listener.accept().await {
-                    let counter = counter.clone();
-                    tokio::spawn(async move {
-                        let _ = serve(client, upstream, fault, at..at.saturating_add(times), &counter).await;
-                    });
-                }
-            });
-            address
+        let address = listen(move |client| {
+            let counter = counter.clone();
+            async move { serve(client, upstream, fault, at..at.saturating_add(times), &counter).await }
         });
         Self { address, count }
     }
+}
+
+/// Listens on a free port of the loopback and has each client served.
+fn listen<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
+where
+    F: Future<Output = std::io::Result<()>> + Send + 'static,
+{
+    wait(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                // A fault may well end a connection.
+                tokio::spawn(serve(client));
+            }
+        });
+        address
+    })
 }
 
 /// A message's head and body; the body as long as its head says.
@@ -270,18 +279,9 @@ fn a_server_that_always_fails_is_given_up() {
 fn a_registry_that_does_not_end_is_cut_off() {
     let sent = Arc::new(AtomicUsize::new(0));
     let counter = sent.clone();
-    let address = wait(async {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let counter = counter.clone();
-                tokio::spawn(async move {
-                    let _ = answer_without_end(client, &counter).await;
-                });
-            }
-        });
-        address
+    let address = listen(move |client| {
+        let counter = counter.clone();
+        async move { answer_without_end(client, &counter).await }
     });
     let spec = Spec::parse(&format!("type=registry,ref={address}/cache/web,domain=main"), false).unwrap();
     let remote = Arc::new(Remote::open(spec).unwrap());
