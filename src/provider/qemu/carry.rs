@@ -14,7 +14,7 @@ use vimg_agent::protocol::MOST_CARRIED;
 
 use super::kept::Kept;
 use crate::ext4::{Difference, Special};
-use crate::files::{self, Stamp};
+use crate::files;
 use crate::provider::difference::{NOTES, compare};
 use crate::provider::{Carried, Carry};
 
@@ -36,12 +36,15 @@ pub(super) struct Origin {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct File {
     path: PathBuf,
-    stamp: Stamp,
+    /// Device, inode, size and time of the last change of its content. A server's
+    /// link to it changes the time of its inode, which is none of these.
+    stamp: [u64; 5],
 }
 
 impl File {
     fn of(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), stamp: files::stamp(&rustix::fs::stat(path)?) })
+        let [device, inode, size, seconds, nanoseconds, ..] = files::stamp(&rustix::fs::stat(path)?);
+        Ok(Self { path: path.to_owned(), stamp: [device, inode, size, seconds, nanoseconds] })
     }
 
     fn is_there(&self) -> bool {
@@ -151,4 +154,23 @@ pub(super) fn over(kept: PathBuf, wanted: &Origin) -> Option<Carried> {
 
 fn paths(origin: &Origin) -> Vec<PathBuf> {
     origin.chain.iter().map(|file| file.path.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_the_store_is_the_same_while_servers_link_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.qcow2");
+        fs::write(&path, "a disk").unwrap();
+        let file = File::of(&path).unwrap();
+        fs::hard_link(&path, dir.path().join("link")).unwrap();
+        assert!(file.is_there());
+        // Made again, it is another one.
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "a disk").unwrap();
+        assert!(!file.is_there());
+    }
 }
