@@ -484,7 +484,7 @@ impl Files for Project {
     }
 }
 
-/// The name of the file that lists what is left out of trees.
+/// The name of the ignore file.
 const IGNORE: &str = ".vimgignore";
 /// The most that such a file may be, in bytes.
 const MAX_IGNORE: usize = 1 << 20;
@@ -568,7 +568,7 @@ mod tests {
 
     #[test]
     fn what_is_written_through_a_mapping_is_seen() {
-        // tmpfs, whose files have the same times after such a write.
+        // On tmpfs such a write changes no time of the file.
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let path = dir.path().join("x");
         std::fs::write(&path, "before").unwrap();

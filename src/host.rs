@@ -5,8 +5,8 @@
 //! decided here: an environment of a few names, no descriptors but those that
 //! it is handed on purpose, a fixed umask, fixed limits, default signals. The
 //! caller's are neither a way out for what runs below nor a hidden input of
-//! what it makes. Unaware of disks and recipes; of machines only `keeper` knows, whose
-//! network it is.
+//! what it makes. Unaware of disks and recipes. Only `keeper` knows of machines: it holds
+//! the network of a server.
 
 use std::ffi::OsString;
 use std::io;

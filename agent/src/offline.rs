@@ -137,8 +137,8 @@ pub(crate) struct Guests {
     put: Vec<(PathBuf, String, Option<Vec<u8>>)>,
 }
 
-/// The line of [`HOSTS`] that names the host of the build, and what the file held
-/// and when it was changed last before that was added.
+/// The line of [`HOSTS`] that names the host of the build, with the content and
+/// modification time of the file before the line was added.
 static HOST_LINE: Mutex<Option<HostLine>> = Mutex::new(None);
 
 struct HostLine {
@@ -147,7 +147,7 @@ struct HostLine {
     modified: Option<std::time::SystemTime>,
 }
 
-/// What a file holds without what is there only while a layer is applied.
+/// The content of a file without the line that [`Guests`] added to it.
 pub(crate) fn own_content(path: &Path, content: Vec<u8>) -> Vec<u8> {
     match &*HOST_LINE.lock().unwrap_or_else(PoisonError::into_inner) {
         Some(host) if path == Path::new(HOSTS) => without(&content, host.line.as_bytes()),
@@ -155,7 +155,7 @@ pub(crate) fn own_content(path: &Path, content: Vec<u8>) -> Vec<u8> {
     }
 }
 
-/// A text without a line of it, wherever that stands.
+/// Removes all lines from a text that equal `line`.
 fn without(text: &[u8], line: &[u8]) -> Vec<u8> {
     text.split_inclusive(|b| *b == b'\n').filter(|one| *one != line).flatten().copied().collect()
 }

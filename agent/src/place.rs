@@ -61,12 +61,12 @@ impl Place {
         Ok(rustix::fs::renameat(&self.dir, self.draft_name(), &self.dir, &self.name)?)
     }
 
-    /// Moves a file of root's here, in place of what is no directory.
+    /// Renames a file of root's to this place. An existing directory is an error.
     pub(crate) fn receive(&self, from: &Path) -> io::Result<()> {
         Ok(rustix::fs::renameat(rustix::fs::CWD, from, &self.dir, &self.name)?)
     }
 
-    /// Removes what is there, if anything is; a directory has to be empty.
+    /// Removes the file, link or empty directory at this place, if there is one.
     pub(crate) fn remove(&self) -> io::Result<()> {
         let flags = match rustix::fs::statat(&self.dir, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => return Ok(()),
@@ -102,20 +102,20 @@ impl Place {
         fs::set_permissions(by_descriptor(&there), std::os::unix::fs::PermissionsExt::from_mode(mode))
     }
 
-    /// Adds extended attributes to what is there, and is no link.
+    /// Adds extended attributes to the file or directory at this place.
     pub(crate) fn add_attributes(&self, wanted: &BTreeMap<String, String>) -> io::Result<()> {
         let there = rustix::fs::openat(&self.dir, &self.name, STEP, Mode::empty())?;
         xattrs::set(&by_descriptor(&there), wanted)
     }
 
-    /// Gives what is there, and is no link, these extended attributes and no
-    /// others.
+    /// Replaces all extended attributes of the file or directory at this place.
     pub(crate) fn set_attributes(&self, wanted: &BTreeMap<String, String>) -> io::Result<()> {
         let there = rustix::fs::openat(&self.dir, &self.name, STEP, Mode::empty())?;
         xattrs::replace(&by_descriptor(&there), wanted)
     }
 
-    /// Sets when what is there was changed last to what `meta` says.
+    /// Sets the modification time of the file or directory at this place to that of
+    /// `meta`.
     pub(crate) fn set_modified(&self, meta: &fs::Metadata) -> io::Result<()> {
         let there = rustix::fs::openat(&self.dir, &self.name, STEP, Mode::empty())?;
         let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
@@ -151,7 +151,7 @@ pub(crate) fn finish(
     if attributes.is_empty() { Ok(()) } else { xattrs::set(&by_descriptor(file), attributes) }
 }
 
-/// Gives a file these extended attributes and no others.
+/// Replaces all extended attributes of a file.
 pub(crate) fn replace_attributes(file: &File, wanted: &BTreeMap<String, String>) -> io::Result<()> {
     xattrs::replace(&by_descriptor(file), wanted)
 }

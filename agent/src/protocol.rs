@@ -314,7 +314,7 @@ pub enum FromAgent {
     /// Enable or disable the network. Answered by
     /// [`ToAgent::Network`] once that holds.
     Network {
-        /// Whether it is to be enabled.
+        /// `true` to enable it.
         open: bool,
     },
     /// A step begins.

@@ -47,8 +47,8 @@ pub(crate) fn user(name: &str) -> Option<Account> {
     })
 }
 
-/// The numbers of the user in whose home `path` is, `(uid, gid)`. A home of a
-/// system user counts only for what is that user's own (`owner`): a web server
+/// The ids of the user whose home `path` is below, `(uid, gid)`. The home of a
+/// system user counts only if that user is the `owner` of the file: a web server
 /// should not own the directories of a site below `/var/www`.
 pub(crate) fn home_of(path: &Path, owner: u32) -> Option<(u32, u32)> {
     /// The first uid of people (`UID_MIN` in login.defs(5)).

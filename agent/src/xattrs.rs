@@ -48,7 +48,7 @@ pub fn portable(path: &Path) -> io::Result<BTreeMap<String, String>> {
     Ok(all)
 }
 
-/// Gives a file these attributes and no others.
+/// Replaces all attributes of a file.
 ///
 /// # Errors
 ///

@@ -207,8 +207,8 @@ impl Push<'_> {
             }
         }
         for (record, new) in missing.into_iter().rev() {
-            // States of other domains are theirs to sign; what was made of them
-            // here is signed where they are read.
+            // A domain signs its own states. States that were made here of those of
+            // other domains are signed only where these domains are read.
             let read = &self.remote.spec.domains;
             if record.origin.as_ref().is_some_and(|origin| origin.domain != self.domain)
                 || record.inherited.iter().any(|origin| !read.contains(&origin.domain))

@@ -42,7 +42,7 @@ pub(super) struct Opened {
     pub(super) believes: Option<Believes>,
 }
 
-/// Which caches were named, and whose states may be used.
+/// The caches that were named, and the trusted keys.
 struct Named {
     from: Vec<String>,
     to: Vec<String>,
@@ -345,9 +345,9 @@ fn surroundings(var: &dyn Fn(&str) -> Option<String>) -> Surroundings {
         if short == name {
             return format!("branch-{short}");
         }
-        // A prefix of its own, so that no plain name has the same domain.
-        let short: String = short.chars().take(20).collect();
-        format!("branch.{short}.{}", &Digest::of(name.as_bytes()).to_string()[..16])
+        // Longer than any name that is taken as it is: no two have one domain.
+        let short: String = short.chars().take(8).collect();
+        format!("branch-{short}-{}", &Digest::of(name.as_bytes()).to_string()[..32])
     };
     if var("GITHUB_ACTIONS").is_some() {
         let event = var("GITHUB_EVENT_PATH").and_then(|path| std::fs::read(path).ok());
@@ -426,10 +426,10 @@ mod tests {
         assert_eq!(github("push", &[("GITHUB_REF_NAME", "trunk")]), ("main".into(), Some("main".into())));
         let other = github("push", &[("GITHUB_REF_NAME", "a/b")]);
         let name = other.1.clone().unwrap();
-        assert!(name.starts_with("branch.a-b.") && is_name(&name), "{name}");
+        assert!(name.starts_with("branch-a-b-") && is_name(&name), "{name}");
         assert_eq!(other.0, format!("{name};main"));
         // No plain name has the same domain.
-        for plain in ["a-b", name.strip_prefix("branch.").unwrap(), &name] {
+        for plain in ["a-b", name.strip_prefix("branch-").unwrap(), &name] {
             assert_ne!(name, github("push", &[("GITHUB_REF_NAME", plain)]).1.unwrap());
         }
         let long = github("push", &[("GITHUB_REF_NAME", &"x/".repeat(60))]).1.unwrap();

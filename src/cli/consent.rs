@@ -30,7 +30,7 @@ const KNOWN: &[Setting] = &[("allow", Takes::Texts(2))];
 pub(super) struct Args {
     /// The project's directory [default: the project here]
     path: Option<PathBuf>,
-    /// List what is allowed and what this project asks for, and change nothing
+    /// List permissions and the requests of this project; change nothing
     #[arg(long, conflicts_with = "revoke")]
     list: bool,
     /// Revoke the project's permissions
@@ -116,8 +116,8 @@ pub(super) fn notice(refused: &[String]) -> Option<String> {
     Some(format!("ignored `{}` of {file}{more}: you have not allowed it; see `vimg trust`", shown(first)))
 }
 
-/// A text of a project as a terminal may get it: characters that could hide
-/// something or move the cursor are escaped.
+/// A text of a project for a terminal: characters that could hide text or move the
+/// cursor are escaped.
 fn shown(text: &str) -> String {
     let quoted = vimg_lang::quoted(text);
     let plain = text.chars().filter(|c| matches!(c, '"' | '\\')).count() + text.len() + 2 == quoted.len();
@@ -173,8 +173,8 @@ fn note(all: &BTreeSet<(String, String)>) -> Outcome {
         .map_err(|e| Error::host(format!("{} can't be written: {e}", path.display())))
 }
 
-/// What the project at `root` asks for; and the error of a recipe that does not
-/// compile, whose secrets are not known.
+/// The requests of the project at `root`. If the recipe does not compile, its
+/// secrets are not among them, and the second value is its error.
 fn requests(root: &Path, here: &Global) -> Result<(BTreeSet<String>, Outcome), Error> {
     let mut found: BTreeSet<String> = BTreeSet::new();
     for (name, all) in settings::project(root)? {

@@ -617,7 +617,9 @@ fn unexpected(message: &FromAgent) -> SessionError {
 /// say so.
 pub(super) fn wants_network(step: &Primitive) -> bool {
     match step {
-        Primitive::Package { .. } | Primitive::Ahead { .. } | Primitive::Revert { .. } => true,
+        Primitive::Package { .. } | Primitive::Ahead { .. } => true,
+        // Packages that were replaced return, and a script may have an `undo`.
+        Primitive::Revert { .. } | Primitive::Leave { .. } => true,
         Primitive::Run(run) => run.script.around.network,
         Primitive::File { .. }
         | Primitive::Directory { .. }
@@ -630,7 +632,6 @@ pub(super) fn wants_network(step: &Primitive) -> bool {
         | Primitive::KernelModule { .. }
         | Primitive::Hook { .. }
         | Primitive::Reboot
-        | Primitive::Leave { .. }
         | Primitive::Layer { .. } => false,
     }
 }
@@ -701,6 +702,9 @@ mod tests {
             message(&FromAgent::RebootDue { step: 0, boot_changed: false }),
             message(&FromAgent::Fetch { digests: vec![Digest::of(b"/etc/shadow")] }),
             message(&FromAgent::FetchSecret { name: "token".into() }),
+            // A network outside of a step, and in one with no right to it.
+            message(&FromAgent::Network { open: true }),
+            [message(&FromAgent::Started { step: 0 }), message(&FromAgent::Network { open: true })].concat(),
         ];
         for case in cases {
             let result = against(case.clone()).await;

@@ -14,7 +14,8 @@ use rustix::thread::{
     move_into_link_name_space, set_capabilities, unshare_unsafe,
 };
 
-/// The first host id of the range that root maps. It is the last 65,536 ids of those that systemd leaves to containers
+/// The first host id of the range that root maps: the last 65,536 of the ids that
+/// systemd leaves to containers
 /// (systemd's `UIDS-GIDS.md`: 524288 to 1879048191).
 const FIRST: u32 = 1_879_048_191 - COUNT + 1;
 /// How many ids a system has: 0 to 65535.

@@ -265,13 +265,13 @@ impl Access {
             return Ok(None);
         }
         let ids = if rustix::process::geteuid().is_root() { Ids::System } else { ids };
-        Tools::find()?;
+        let tools = Tools::find()?;
         let fail = |e: io::Error| Unreachable {
             message: format!("the network's namespaces can't be made: {e}"),
             help: HELP.into(),
         };
         let namespaces = Arc::new(Namespaces::new(ids).map_err(fail)?);
-        self.gateway_in(namespaces, &[]).await.map(Some)
+        self.open_in(namespaces, &tools, &[]).await.map(Some)
     }
 
     /// What a guest has whose loopback the host sees as `loopback`.
@@ -290,10 +290,18 @@ impl Access {
         namespaces: Arc<Namespaces>,
         inward: &[Inward],
     ) -> Result<Gateway, Unreachable> {
-        let tools = Tools::find()?;
+        self.open_in(namespaces, &Tools::find()?, inward).await
+    }
+
+    async fn open_in(
+        &self,
+        namespaces: Arc<Namespaces>,
+        tools: &Tools,
+        inward: &[Inward],
+    ) -> Result<Gateway, Unreachable> {
         let mut reach = self.reach.clone();
         self.proxies.allow_in(&mut reach).await;
-        let made = Gateway::new(namespaces, &tools, &reach, inward).await;
+        let made = Gateway::new(namespaces, tools, &reach, inward).await;
         made.map_err(|e| Unreachable { message: e.to_string(), help: HELP.into() })
     }
 }
@@ -476,13 +484,14 @@ impl Gateway {
     ///
     /// # Errors
     ///
-    /// The routes can't be changed. It is closed then.
+    /// The routes can't be changed. After an opening that failed it is closed.
     pub async fn set(&self, open: bool) -> io::Result<()> {
         let mut is = self.0.open.lock().await;
         if *is == open {
             return Ok(());
         }
-        let done = self.ip(if open { self.opened() } else { self.closed() }, false).await;
+        // What closes it is done to the end, whatever fails of it.
+        let done = self.ip(if open { self.opened() } else { self.closed() }, !open).await;
         if done.is_err() && open {
             // Each of these lines may fail: not all routes were made.
             let _ = self.ip(self.closed(), true).await;
@@ -539,7 +548,8 @@ impl Gateway {
         lines
     }
 
-    /// Runs commands of ip(8), up to the first that fails or `all` of them.
+    /// Runs commands of ip(8), up to the first that fails or `all` of them. An
+    /// error says that one failed.
     async fn ip(&self, lines: String, all: bool) -> io::Result<()> {
         let mut command = super::command(&self.0.tools.ip);
         if all {

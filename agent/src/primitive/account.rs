@@ -148,7 +148,7 @@ fn first_files(home: &Path) -> Result<Vec<lay::Piece>, Failure> {
     if !skel.is_dir() {
         return Ok(Vec::new());
     }
-    // Whose it would be is not known yet: what differs only in that is left out.
+    // The user's id is not known yet; entries that exist are left out anyway.
     let mut pieces = lay::differing(skel, home, (0, 0)).map_err(|e| Failure::at(skel, e))?;
     pieces.retain(|piece| std::fs::symlink_metadata(&piece.to).is_err());
     Ok(pieces)

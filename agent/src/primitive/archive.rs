@@ -1,6 +1,6 @@
 //! `archive`: a tar archive, unpacked by the machine's own tar.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -19,21 +19,24 @@ pub(super) fn apply(
 ) -> Result<bool, Failure> {
     context.ledger.path(path)?;
     file::parents(&path.join("x"), owner)?;
-    let tmp = Path::new(HOME).join("tmp");
-    fs::create_dir_all(&tmp).map_err(|e| Failure::at(&tmp, e))?;
-    let archive = tmp.join("archive");
+    // Its files are root's here, with their set-id bits: no user may reach them.
+    let dir = Path::new(HOME).join("tmp").join("archive");
+    let made =
+        fs::create_dir_all(&dir).and_then(|()| fs::set_permissions(&dir, Permissions::from_mode(0o700)));
+    made.map_err(|e| Failure::at(&dir, e))?;
+    let archive = dir.join("packed");
     context.channel.request(&[content]).map_err(|e| Failure::at(&archive, e))?;
     // What an archive holds is known only to tar: it is unpacked aside.
     let unpacked = File::create(&archive)
         .and_then(|mut f| context.channel.blob(content, &mut f))
         .map_err(|e| Failure::at(&archive, e))
         .and_then(|()| unpack(&archive, path, strip, owner, context));
-    let _ = fs::remove_file(&archive);
+    let _ = fs::remove_dir_all(&dir);
     unpacked
 }
 
-/// Unpacks aside and then moves what differs: what is there already is noted
-/// before it is changed, and only what the archive holds gets an owner.
+/// Unpacks into a directory of root's and then moves what differs. Existing files
+/// are noted before they are replaced; only the archive's files get the owner.
 fn unpack(
     archive: &Path,
     path: &Path,
@@ -41,7 +44,7 @@ fn unpack(
     owner: (u32, u32),
     context: &mut Context,
 ) -> Result<bool, Failure> {
-    let aside = Path::new(HOME).join("tmp").join("unpacked");
+    let aside = archive.with_file_name("unpacked");
     let _ = fs::remove_dir_all(&aside);
     fs::create_dir_all(&aside).map_err(|e| Failure::at(&aside, e))?;
     let mut tar = command::command("tar");
@@ -55,11 +58,8 @@ fn unpack(
         );
         failure
     })?;
-    // An archive may set its own directory's mode.
-    fs::set_permissions(&aside, fs::Permissions::from_mode(0o700)).map_err(|e| Failure::at(&aside, e))?;
     let pieces = lay::differing(&aside, path, owner).map_err(|e| Failure::at(&aside, e))?;
     context.ledger.paths(pieces.iter().map(|piece| piece.to.as_path()))?;
-    let laid = lay::lay(&pieces, owner, lay::By::Moving);
-    let _ = fs::remove_dir_all(&aside);
-    laid.map(|()| !pieces.is_empty())
+    lay::lay(&pieces, owner, lay::By::Moving)?;
+    Ok(!pieces.is_empty())
 }

@@ -118,7 +118,7 @@ pub(super) fn revert(path: &Path, was: &Was, context: &Context) -> Result<(), Fa
             Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {
                 context.say(&format!("{} stays: it is not empty", path.display()))
             }
-            // What is above it is gone, or is no directory any more.
+            // Its directory was removed or replaced.
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
             removed => removed.map_err(fail),
         },
@@ -145,7 +145,7 @@ pub(super) fn revert(path: &Path, was: &Was, context: &Context) -> Result<(), Fa
             let put = || {
                 let place = Place::make(path, (*uid, *gid))?;
                 if !place.make_dir()? && !fs::symlink_metadata(path)?.is_dir() {
-                    return Err(io::Error::other("it is no directory any more"));
+                    return Err(io::Error::other("it is no longer a directory"));
                 }
                 place.set(*mode, (*uid, *gid))?;
                 place.set_attributes(xattrs)

@@ -13,15 +13,15 @@ use crate::failure::Failure;
 use crate::place::{self, Place};
 use crate::xattrs;
 
-/// A file, link or directory, and where it is to be.
+/// A file, link or directory, and its target path.
 pub(super) struct Piece {
     from: PathBuf,
     pub(super) to: PathBuf,
     meta: Metadata,
 }
 
-/// What of the tree `top` is not yet at `to` as it should be, each directory
-/// before what is in it. Directories that are there stay as they are.
+/// Lists what of the tree `top` is missing below `to` or differs there, each
+/// directory before its entries. Existing directories stay as they are.
 pub(super) fn differing(top: &Path, to: &Path, owner: (u32, u32)) -> io::Result<Vec<Piece>> {
     let mut pieces = Vec::new();
     list(top, to, owner, &mut pieces)?;
@@ -46,7 +46,7 @@ fn list(dir: &Path, to: &Path, owner: (u32, u32), out: &mut Vec<Piece>) -> io::R
     Ok(())
 }
 
-/// Whether a file or link at `to` is what it would be.
+/// Whether the file or link at `to` equals the one at `from`, with this owner.
 fn is_same(from: &Path, meta: &Metadata, to: &Path, owner: (u32, u32)) -> io::Result<bool> {
     let Ok(there) = fs::symlink_metadata(to) else { return Ok(false) };
     let facts = |m: &Metadata| (m.file_type(), m.mode(), m.rdev());
@@ -74,11 +74,12 @@ fn is_same(from: &Path, meta: &Metadata, to: &Path, owner: (u32, u32)) -> io::Re
     Ok(digest(from)? == digest(to)?)
 }
 
-/// What becomes of the tree that is laid.
+/// How a tree is laid.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum By {
-    /// It is of no use afterwards: nothing is copied within a filesystem.
+    /// By renaming its files, within a filesystem. The tree is then of no use.
     Moving,
+    /// By copying its files.
     Copying,
 }
 
@@ -87,7 +88,7 @@ pub(super) fn lay(pieces: &[Piece], owner: (u32, u32), by: By) -> Result<(), Fai
     for piece in pieces {
         put(piece, owner, by).map_err(|e| Failure::at(&piece.to, e))?;
     }
-    // What is laid into a directory changes its time.
+    // Adding files to a directory changes its time.
     for piece in pieces.iter().rev().filter(|piece| piece.meta.is_dir()) {
         Place::find(&piece.to)
             .and_then(|place| place.set_modified(&piece.meta))
@@ -102,7 +103,7 @@ fn put(Piece { from, to, meta }: &Piece, owner: (u32, u32), by: By) -> io::Resul
     let attributes = if meta.is_symlink() { BTreeMap::new() } else { xattrs::get(from)? };
     if meta.is_dir() {
         if !place.make_dir()? {
-            return Err(io::Error::other("it is there, and no directory"));
+            return Err(io::Error::other("it exists and is not a directory"));
         }
         place.set(mode, owner)?;
         return place.add_attributes(&attributes);

@@ -282,7 +282,8 @@ pub(super) fn revert(
     }
     if !back.is_empty() {
         let mut install = apt_get();
-        install.args(DPKG).args(["--yes", "--allow-downgrades", "--no-install-recommends", "install", "--"]);
+        install.args(DPKG).args(["--yes", "--no-install-recommends"]);
+        install.args(despite(&back.iter().collect::<Vec<_>>())).args(["install", "--"]);
         apt(install.args(&back), "apt-get install", context)?;
         apt(apt_get().arg("clean"), "apt-get clean", context)?;
     }
@@ -330,22 +331,26 @@ fn idle() -> Result<HashSet<String>, Failure> {
 /// Whether something would have to go for these packages.
 fn would_remove<'a>(names: impl IntoIterator<Item = &'a String>) -> Result<bool, Failure> {
     let mut simulate = apt_get();
-    simulate.args(["--simulate", "--yes", "--allow-downgrades", "--allow-change-held-packages"]);
-    simulate.args(["--no-install-recommends", "install", "--"]).args(names);
+    let names: Vec<&String> = names.into_iter().collect();
+    simulate.args(["--simulate", "--yes", "--no-install-recommends"]).args(despite(&names));
+    simulate.arg("install").arg("--").args(names);
     let (done, text) = command::query(&mut simulate, command::QUESTION)?;
     // If it can't be told, whoever installs them will hear why.
     Ok(!done || text.lines().any(|line| line.starts_with("Remv ") || line.starts_with("Purg ")))
 }
 
+/// An explicit version or suite wins over holds and newer versions.
+fn despite(names: &[&String]) -> &'static [&'static str] {
+    match names.iter().any(|name| name.contains(['=', '/'])) {
+        true => &["--allow-downgrades", "--allow-change-held-packages"],
+        false => &[],
+    }
+}
+
 fn install(names: &[&String], context: &Context) -> Result<(), Failure> {
     let mut apt_get = apt_get();
     apt_get.args(DPKG).args(["--yes", "--no-install-recommends", "--option=Acquire::Retries=3"]);
-    if names.iter().any(|name| name.contains(['=', '/'])) {
-        // An explicit version wins over holds and newer versions.
-        apt_get.args(["--allow-downgrades", "--allow-change-held-packages"]);
-    }
-    apt_get.args(["install", "--"]);
-    apt_get.args(names);
+    apt_get.args(despite(names)).args(["install", "--"]).args(names);
     apt(&mut apt_get, "apt-get install", context)
 }
 
@@ -384,7 +389,7 @@ fn is_automatic(spec: &str, there: &BTreeMap<String, Package>) -> bool {
 
 /// The packages that a name, possibly with an architecture, stands for.
 fn find<'a>(spec: &str, there: &'a BTreeMap<String, Package>) -> impl Iterator<Item = &'a Package> {
-    let name = spec.split(['=', '/']).next().unwrap_or(spec).to_owned();
+    let name = unversioned(spec).to_owned();
     let named = move |own: &String| *own == name || (!name.contains(':') && bare(own) == name);
     there.iter().filter(move |(own, _)| named(own)).map(|(_, package)| package)
 }
