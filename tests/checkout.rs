@@ -146,6 +146,7 @@ fn what_was_allowed_holds_to_the_letter_and_can_be_taken_back() {
     let output = user.command(&user.checkout(), &["plan"]).env("VIMG_TRUST", "1").output().unwrap();
     assert!(!text(&output).contains("not allowed"), "{}", text(&output));
     says(&user.vimg(&["trust", "--list"]), 0, "asks for, and you have not allowed: cache-to type=local");
+    says(&user.vimg(&["trust", "/nowhere"]), 3, "there is no project at /nowhere");
     says(&user.vimg(&["trust", "--revoke"]), 0, "revoked 1 permission");
     says(&user.vimg(&["trust", "--list"]), 0, "no project has any permissions");
     says(&user.vimg(&["plan"]), 0, "and 1 more: you have not allowed it");

@@ -98,10 +98,9 @@ impl Consent {
 
     /// Says why a secret is not handed over, if it is not.
     pub(super) fn refuses(&self, secret: &Secret) -> Option<String> {
-        let request = source(&self.root, secret)?;
-        (!self.allows(&request)).then(|| {
-            format!("the recipe asks for {request}: allow it with `vimg trust`, or pass it with --secret")
-        })
+        let from = origin(&self.root, secret)?;
+        (!self.allows(&request(&from, secret)))
+            .then(|| format!("{from} is not allowed; see `vimg trust`, or pass it with --secret"))
     }
 }
 
@@ -129,16 +128,21 @@ fn setting(name: &str, texts: &[String]) -> String {
     std::iter::once(name).chain(texts.iter().map(String::as_str)).collect::<Vec<_>>().join(" ")
 }
 
-/// Where a secret comes from, as a request; `None` if that is the project's own
-/// file. A file elsewhere is named by where it is, whatever links lead there.
-fn source(root: &Path, secret: &Secret) -> Option<String> {
+/// A secret from there, as a request.
+fn request(from: &str, secret: &Secret) -> String {
+    format!("{from} as the secret `{}`", secret.name)
+}
+
+/// Where a secret comes from; `None` if that is the project's own file. A file
+/// elsewhere is named by its real path, whatever links lead there.
+fn origin(root: &Path, secret: &Secret) -> Option<String> {
     match &secret.source {
-        SecretSource::Env(name) => Some(format!("the variable {name} as the secret `{}`", secret.name)),
+        SecretSource::Env(name) => Some(format!("the variable {name}")),
         SecretSource::File(path) if is_inside(path) => None,
         SecretSource::File(path) => {
             let path = root.join(path);
             let path = path.canonicalize().unwrap_or(path);
-            Some(format!("the file {} as the secret `{}`", path.display(), secret.name))
+            Some(format!("the file {}", path.display()))
         }
     }
 }
@@ -182,7 +186,8 @@ fn requests(root: &Path, here: &Global) -> Result<(BTreeSet<String>, Outcome), E
     }
     let compiled = project::load(here);
     if let Ok(loaded) = &compiled {
-        found.extend(loaded.model.secrets.iter().filter_map(|secret| source(root, secret)));
+        let of = |secret: &Secret| Some(request(&origin(root, secret)?, secret));
+        found.extend(loaded.model.secrets.iter().filter_map(of));
     }
     if settings::proxies().have_password() {
         found.insert(PROXY_PASSWORD.to_owned());
@@ -192,6 +197,11 @@ fn requests(root: &Path, here: &Global) -> Result<(BTreeSet<String>, Outcome), E
 
 pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     let mut all: BTreeSet<(String, String)> = noted()?.into_iter().collect();
+    if let Some(path) = args.path.as_ref().filter(|path| !path.exists()) {
+        let help = "name a directory with a `main.vimg`".to_owned();
+        let message = format!("there is no project at {}", path.display());
+        return Err(Error::Message(message, Some(help), super::RECIPE));
+    }
     let here = Global { file: args.path.clone().or_else(|| global.file.clone()), ..global.clone() };
     let found = project::find(&here);
     if args.list {
@@ -233,6 +243,10 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     }
     if style.json {
         print_json(&json!({ "project": name, "allowed": new }))?;
+        return compiled;
+    }
+    if requests.is_empty() && compiled.is_err() {
+        // What the recipe would ask for is not known.
         return compiled;
     }
     let mut out = String::new();

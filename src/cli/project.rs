@@ -398,7 +398,7 @@ mod tests {
 
         let none = Consent::for_tests(project.root(), &[], Vec::new());
         assert_eq!(&*read(&none, "own").unwrap(), b"of the project");
-        assert!(read(&none, "far").unwrap_err().contains("allow it with `vimg trust`"));
+        assert!(read(&none, "far").unwrap_err().contains("far is not allowed; see `vimg trust`"));
         assert!(read(&none, "k").unwrap_err().contains("the variable PATH"));
         let given = vec![
             ("k".to_owned(), SecretSource::Env("HOME".into())),
