@@ -449,4 +449,26 @@ mod tests {
     fn quotes_are_quoted() {
         assert_eq!(quoted(Path::new("/a'b c")), "'/a'\\''b c'");
     }
+    /// As mmdebstrap writes them for a stable suite.
+    const SOURCES: &str = "deb http://deb.debian.org/debian bookworm main\n\
+        deb http://deb.debian.org/debian bookworm-updates main\n\
+        deb http://security.debian.org/debian-security bookworm-security main\n";
+
+    #[test]
+    fn a_mirror_keeps_the_security_updates() {
+        let root = tempfile::tempdir().unwrap();
+        let list = root.path().join("etc/apt/sources.list");
+        std::fs::create_dir_all(list.parent().unwrap()).unwrap();
+        std::fs::write(&list, SOURCES).unwrap();
+        let setup = |mirror: Option<&str>| {
+            let mut command = std::process::Command::new("sh");
+            command.args(["-c", include_str!("debian/setup.sh"), "sh"]).arg(root.path()).env_clear();
+            command.envs(mirror.map(|mirror| ("VIMG_MIRROR", mirror)));
+            assert!(command.status().unwrap().success());
+            std::fs::read_to_string(&list).unwrap()
+        };
+        assert_eq!(setup(None), SOURCES);
+        let mirrored = setup(Some("https://mirror.example/debian"));
+        assert_eq!(mirrored, SOURCES.replace("http://deb.debian.org/", "https://mirror.example/"));
+    }
 }

@@ -312,8 +312,20 @@ impl Project {
 
     /// Runs a shell's script as the user, who finds the program in `$VIMG`.
     pub(crate) fn sh(&self, script: &str) -> Tested {
+        self.sh_with(script, |_| {})
+    }
+
+    /// The same as root, with root's store.
+    pub(crate) fn sh_as_root(&self, script: &str) -> Tested {
+        self.sh_with(script, |command| {
+            command.uid(0).gid(0).env("VIMG_STORE", root_store());
+        })
+    }
+
+    fn sh_with(&self, script: &str, change: impl FnOnce(&mut Command)) -> Tested {
         let shell = self.start_program(Path::new("/bin/sh"), |command| {
             command.args(["-c", script]).env("VIMG", base().join("vimg"));
+            change(command);
         });
         shell.finish()
     }

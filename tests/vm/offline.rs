@@ -93,6 +93,14 @@ fn a_container_that_is_not_allowed_is_refused() {
     assert_eq!(refused.code, 4, "{}", refused.stderr);
     refused.says("containers don't work here: only root may mount filesystems");
     refused.says("--provider auto");
+    let Some(_) = as_root(&project) else { return };
+    // A limit that is an input of the layer, and that even this root can't set.
+    let few = project.sh_as_root(
+        "exec setpriv --bounding-set=-sys_resource prlimit --nofile=2048:2048 $VIMG build --provider container",
+    );
+    assert_eq!(few.code, 4, "{}", few.stderr);
+    few.says("containers don't work here: this process may open only 2048 files");
+    few.says("ulimit -Hn 4096");
 }
 
 #[test]
