@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::Shared;
+use super::context::Shared;
 use super::session::{Session, SessionError};
 use super::site::Site;
 use super::up::{self, Channel, Stand, Up};

@@ -8,11 +8,11 @@ use vimg_agent::protocol::Apply;
 use vimg_lang::Span;
 
 use super::explain::{Trouble, explain};
+use super::failure::{Failure, FailureKind};
 use super::layer::{Staged, stage_blobs};
 use super::log::clean;
 use super::session::{Progress, Session, SessionError};
 use super::site::Site;
-use super::{Failure, FailureKind};
 use crate::graph::{CheckWork, Difference, LayerWork, ServerPart, ServerPlan, ServerWork};
 use crate::provider::{Instance, Provider};
 use crate::store::Staging;

@@ -14,12 +14,13 @@ use tokio::task::JoinSet;
 use vimg_agent::protocol::Probe;
 
 use super::ahead::{self, Coming};
+use super::context::{JOB, Settled, Shared};
 use super::explain::{Trouble, explain};
+use super::failure::Failure;
 use super::log::Log;
-use super::run::{Facts, Making};
+use super::making::{Facts, Making};
 use super::session::Progress;
 use super::up::{self, Stand, Up};
-use super::{Failure, JOB, Settled, Shared};
 use crate::event::Event;
 use crate::graph::{NodeId, Work};
 use crate::provider::{Instance, Provider};

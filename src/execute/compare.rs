@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use vimg_agent::protocol::{Digest, Kind, Listed};
 
+use super::context::{Shared, Workshop};
 use super::explain::{Trouble, explain};
+use super::failure::Failure;
 use super::session::SessionError;
 use super::site::Site;
 use super::up::{self, Stand, Up};
-use super::{Failure, Shared, Workshop};
 use crate::graph::{Needs, NodeId, Work};
 use crate::provider::{Carry, Instance, Provider};
 use crate::store::{DiskKind, Staging};
@@ -255,7 +256,7 @@ impl<'a, P: Provider> Reader<'a, P> {
         match result {
             Ok(result) => Ok(result),
             Err(Trouble::Session(SessionError::Refused(why))) => {
-                Err(self.site.failure(super::FailureKind::Host, why))
+                Err(self.site.failure(super::failure::FailureKind::Host, why))
             }
             Err(trouble) => Err(explain(&self.site, &mut self.up.instance, trouble, None).await),
         }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use vimg_agent::protocol::Primitive;
 
+use super::failure::{Failure, FailureKind};
 use super::log::clean;
 use super::session::SessionError;
 use super::site::Site;
-use super::{Failure, FailureKind};
 use crate::graph::{Needs, Work};
 use crate::provider::{Ended, Instance, Provider};
 

@@ -5,14 +5,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use vimg_agent::protocol::{Exec, Size, Stream};
+use vimg_agent::protocol::{Exec, Stream};
 
+use super::context::Workshop;
 use super::explain::{Trouble, explain};
+use super::failure::Failure;
 use super::log::clean;
-use super::session::SessionError;
+use super::session::{Ended, Input, SessionError};
 use super::site::Site;
 use super::up::{self, Stand};
-use super::{Failure, Workshop};
 use crate::graph::NodeId;
 use crate::provider::{self, Carry, Instance, Launch, Provider};
 use crate::store::DiskKind;
@@ -22,26 +23,6 @@ const NOT_FOUND: i32 = 127;
 
 /// How often a console is looked at.
 const LOOK: Duration = Duration::from_millis(30);
-
-/// What a person does.
-#[derive(Debug)]
-pub enum Input {
-    /// Types, or sends from a file.
-    Bytes(Vec<u8>),
-    /// Ends the input.
-    End,
-    /// Changes the size of the terminal.
-    Resize(Size),
-}
-
-/// How a program ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
-    /// With a code.
-    Code(i32),
-    /// By a signal.
-    Signal(i32),
-}
 
 /// Runs a program in the machine of a state that is there, or in the machine
 /// of `failed`: the disks that a layer left when it failed.

@@ -9,11 +9,11 @@ use std::time::Duration;
 use tokio::sync::SemaphorePermit;
 use vimg_agent::protocol::{Apply, Primitive};
 
-use super::Failure;
-use super::FailureKind;
 use super::explain::{Trouble, explain};
+use super::failure::Failure;
+use super::failure::FailureKind;
 use super::log::Log;
-use super::run::{Facts, Made, Making};
+use super::making::{Facts, Made, Making};
 use super::session::{Blobs, Progress, Session, SessionError, Source};
 use super::site::Site;
 use super::up::{self, Up};

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::caching::{Caching, Looked};
-use super::{Outcome, Workshop, build};
+use super::context::Workshop;
+use super::schedule::{Outcome, build};
 use crate::digest::Key;
 use crate::event::Event;
 use crate::graph::{Graph, NodeId};

@@ -10,13 +10,14 @@ use vimg_agent::protocol::{AGENT, Exec, Stream};
 use vimg_lang::model::{DiskFormat, Forward, Machine};
 
 use super::change::{self, TAIL, at};
+use super::context::{Shared, Workshop};
 use super::explain::Trouble;
-use super::interact::{Ended, Input};
+use super::failure::{Failure, FailureKind};
 use super::log::clean;
+use super::session::{Ended, Input};
 use super::session::{Session, SessionError};
 use super::site::Site;
 use super::up::{self, Stand};
-use super::{Failure, FailureKind, Shared, Workshop};
 use crate::digest::Key;
 use crate::graph::{Difference, ServerPart, ServerPlan};
 use crate::provider::{Carry, Instance, Lasting, Launch, Provider};

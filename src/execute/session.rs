@@ -10,11 +10,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use vimg_agent::protocol::{
-    self, Apply, Digest, Exec, Frame, FromAgent, Listed, Malformed, Network, Prepare, Primitive, Probe,
+    self, Apply, Digest, Exec, Frame, FromAgent, Listed, Malformed, Network, Prepare, Primitive, Probe, Size,
     Stream, ToAgent, Wake,
 };
 
-use super::interact::{Ended, Input};
 use crate::ext4::Altered;
 use crate::host::network::WayOut;
 
@@ -40,6 +39,26 @@ const MAX_BOOT_FILE: u64 = 512 << 20;
 /// The longest list that is taken from a machine, in bytes: about a million
 /// files.
 const MAX_LIST: usize = 256 << 20;
+
+/// What a person does.
+#[derive(Debug)]
+pub enum Input {
+    /// Types, or sends from a file.
+    Bytes(Vec<u8>),
+    /// Ends the input.
+    End,
+    /// Changes the size of the terminal.
+    Resize(Size),
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// With a code.
+    Code(i32),
+    /// By a signal.
+    Signal(i32),
+}
 
 /// Why a conversation ended.
 #[derive(Debug)]

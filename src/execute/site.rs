@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Failure, FailureKind, Shared};
+use super::context::Shared;
+use super::failure::{Failure, FailureKind};
 use crate::event::Event;
 use crate::graph::Node;
 use crate::provider::ProviderError;

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use vimg_lang::model::Machine;
 
+use super::carried;
 use super::explain::{Trouble, explain};
+use super::failure::{Failure, FailureKind};
 use super::session::{Session, SessionError};
 use super::site::Site;
-use super::{Failure, FailureKind, carried};
 use crate::graph::{Needs, Node, Work};
 use crate::provider::{Carry, Ended, Instance, Lasting, Launch, Offline, Place, Provider};
 use crate::store::{Disk, DiskKind, Record};

@@ -1,0 +1,68 @@
+//! Why a node could not be made, in words for a person.
+
+use std::path::PathBuf;
+
+use vimg_lang::Span;
+
+use crate::provider::ProviderError;
+use crate::store::StoreError;
+
+/// Why a node could not be made.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// The node's name.
+    pub node: String,
+    /// Where to look in the recipe.
+    pub span: Span,
+    /// What kind of failure it is.
+    pub kind: FailureKind,
+    /// What happened, in a sentence.
+    pub message: String,
+    /// Another place, and what it has to do with it.
+    pub related: Option<(Span, String)>,
+    /// What to do about it.
+    pub help: Option<String>,
+    /// The last lines that were printed before.
+    pub tail: Vec<String>,
+    /// Where the whole log is.
+    pub log: Option<PathBuf>,
+}
+
+/// Kinds of failure, for exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// What the recipe asks for does not work.
+    Recipe,
+    /// The host lacks something, or a program of it failed.
+    Host,
+    /// The store can't be written.
+    Store,
+}
+
+impl Failure {
+    pub(super) fn new(node: &str, span: Span, kind: FailureKind, message: impl Into<String>) -> Self {
+        Self {
+            node: node.to_owned(),
+            span,
+            kind,
+            message: message.into(),
+            related: None,
+            help: None,
+            tail: Vec::new(),
+            log: None,
+        }
+    }
+
+    pub(super) fn provider(node: &str, span: Span, error: ProviderError) -> Self {
+        Self { help: error.help, ..Self::new(node, span, FailureKind::Host, error.message) }
+    }
+
+    pub(super) fn store(node: &str, span: Span, error: &StoreError) -> Self {
+        let mut failure = Self::new(node, span, FailureKind::Store, error.to_string());
+        if error.is_full() {
+            failure.help =
+                Some("the disk that holds the store is full: remove old states, or set VIMG_STORE".into());
+        }
+        failure
+    }
+}

@@ -1,0 +1,191 @@
+//! The making of one node: its lock, its time, and the state that it becomes.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use super::carried::hands_secrets;
+use super::context::Shared;
+use super::failure::{Failure, FailureKind};
+use super::site::Site;
+use crate::digest::{Blob, Key};
+use crate::event::Event;
+use crate::graph::{Needs, NodeId, Work};
+use crate::provider::{self, Provider};
+use crate::store::{Boot, Disk, DiskKind, KeyLock, Origin, Record, Staging, StateId};
+
+pub(super) type Made = Result<(), Box<Failure>>;
+
+/// What a node's making has in common with all others.
+pub(super) struct Making<'a, P> {
+    site: Site<'a, P>,
+    start: Instant,
+    /// Held until the node's state is there, or will never be.
+    lock: Arc<KeyLock>,
+}
+
+impl<'a, P> std::ops::Deref for Making<'a, P> {
+    type Target = Site<'a, P>;
+
+    fn deref(&self) -> &Site<'a, P> {
+        &self.site
+    }
+}
+
+impl<'a, P: Provider> Making<'a, P> {
+    pub(super) fn begin(shared: &'a Shared<P>, id: NodeId, lock: Arc<KeyLock>) -> Self {
+        let site = Site { shared, node: shared.graph.node(id) };
+        let reason = shared.reasons.get(&id);
+        shared.tell(Event::Started {
+            node: site.node.name.clone(),
+            key: site.node.key.to_string(),
+            reason: reason.map_or_else(|| "needed".to_owned(), ToString::to_string),
+        });
+        Self { site, start: Instant::now(), lock }
+    }
+
+    /// What is known of a state that is made now.
+    fn record(&self, made: &Facts) -> Record {
+        let (kind, description) = (self.node.work.kind(), self.node.description.clone());
+        let mut record = Record::new(self.node.key, kind, &self.node.name, description, made.disk.clone());
+        record.boot = made.boot;
+        record.appliance = made.appliance;
+        record.ours = made.ours;
+        record.made = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        record.seconds = self.start.elapsed().as_secs_f64();
+        record.provider = made.way.clone();
+        record.source = made.source;
+        record.inherited = made.inherited.clone();
+        record.same = made.same;
+        record
+    }
+
+    /// Makes a staging directory the node's state. Writing to disk blocks, so
+    /// it is done on another thread, which holds the lock as well: it goes on
+    /// when the build is stopped. `None` if a state of this key was there,
+    /// against all expectation; it stays.
+    pub(super) async fn commit(
+        &self,
+        staging: Staging,
+        made: Facts,
+    ) -> Result<Option<StateId>, Box<Failure>> {
+        let mut record = self.record(&made);
+        // What lies on no other state is asked for its own origins only.
+        if record.disk.backing.is_none()
+            && let Some(parent) = self.node.parent.map(|parent| self.shared.graph.node(parent))
+        {
+            record.inherited.extend(self.shared.store.origins(&parent.key));
+        }
+        record.inherited.sort();
+        record.inherited.dedup();
+        record.bytes = on_disk(&staging.path().join(made.disk.kind.file_name()));
+        let (bytes, id) = (record.bytes, record.id);
+        self.shared.notes.forget_failed(&self.node.name);
+        let (store, lock) = (self.shared.store.clone(), self.lock.clone());
+        let done = tokio::task::spawn_blocking(move || {
+            let done = store.commit(staging, &record);
+            drop(lock);
+            done
+        });
+        let ours = match done.await {
+            Ok(Ok(ours)) => ours,
+            Ok(Err(error)) => return Err(self.store_failure(&error)),
+            Err(error) => return Err(self.failure(FailureKind::Store, error.to_string())),
+        };
+        self.shared.tell(Event::Built {
+            node: self.node.name.clone(),
+            key: self.node.key.to_string(),
+            seconds: self.start.elapsed().as_secs_f64(),
+            bytes,
+        });
+        if let Some((of, _)) = made.same.filter(|_| ours) {
+            let (node, key) = (self.node.name.clone(), self.node.key.to_string());
+            self.shared.tell(Event::Same { node, key, of: of.to_string() });
+        }
+        Ok(ours.then_some(id))
+    }
+
+    /// The state that holds the same as a disk that is at rest, if that is what
+    /// this node's state was before.
+    pub(super) async fn same(&self, below: &[PathBuf], disk: &Path, made: &Facts) -> Option<(Key, StateId)> {
+        let (node, store) = (self.node, &self.shared.store);
+        let Work::Layer(_) = node.work else { return None };
+        let key = *self.shared.notes.nodes().get(&node.name)?;
+        let was = store.record(&key)?;
+        let now = self.record(made);
+        let of = |record: &Record, name: &str| -> Vec<String> {
+            let fields = record.description.fields.iter().filter(|field| field.name == name);
+            fields.map(|field| field.value.clone()).collect()
+        };
+        let alike = |name: &str| of(&was, name) == of(&now, name);
+        let fits = now.disk.backing.is_some()
+            && was.disk.backing == now.disk.backing
+            && (was.boot, was.appliance) == (now.boot, now.appliance)
+            && alike("parent")
+            && alike("needs")
+            && !hands_secrets(&was)
+            && !hands_secrets(&now);
+        let mut chain = store.chain(&key).filter(|_| fits)?;
+        let booted = node.needs == Needs::Machine;
+        let before = provider::Made { disk: chain.pop()?, during: was.during(), booted };
+        let after = provider::Made { disk: disk.to_owned(), during: now.during(), booted };
+        let alike = chain == below && self.shared.provider.alike(below, &before, &after).await;
+        // What that one holds the same as, if that still counts.
+        let known = was.same.filter(|(other, _)| *other != node.key && store.stands_for(&key) == *other);
+        alike.then(|| known.unwrap_or((key, was.id)))
+    }
+
+    /// Takes a file into the store.
+    pub(super) fn keep_file(&self, path: &Path) -> Result<Blob, Box<Failure>> {
+        let file = std::fs::File::open(path).map_err(|e| self.io_failure(path, e))?;
+        let blob = Blob::copy(file, &mut std::io::sink()).map_err(|e| self.io_failure(path, e))?;
+        self.shared.store.commit_blob(path, &blob).map_err(|e| self.store_failure(&e))?;
+        Ok(blob)
+    }
+
+    /// Takes kernel and initrd into the store.
+    pub(super) fn keep_boot(&self, files: &(PathBuf, PathBuf)) -> Result<Boot, Box<Failure>> {
+        Ok(Boot { kernel: self.keep_file(&files.0)?, initrd: self.keep_file(&files.1)? })
+    }
+}
+
+/// What is noted of a state besides what its node says.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    pub(super) disk: Disk,
+    pub(super) boot: Option<Boot>,
+    pub(super) appliance: Option<Boot>,
+    pub(super) ours: bool,
+    /// How it was made, for people.
+    pub(super) way: String,
+    /// Of an output: the state that it was written from.
+    pub(super) source: Option<(Key, StateId)>,
+    /// Where the states came from that it was made of, besides its parent.
+    pub(super) inherited: Vec<Origin>,
+    /// The state that holds the same.
+    pub(super) same: Option<(Key, StateId)>,
+}
+
+impl Facts {
+    /// Of what does not boot and has nothing above it.
+    pub(super) fn of(kind: DiskKind, way: String) -> Self {
+        let disk = Disk { kind, backing: None, depth: 0 };
+        Self {
+            disk,
+            boot: None,
+            appliance: None,
+            ours: false,
+            way,
+            source: None,
+            inherited: Vec::new(),
+            same: None,
+        }
+    }
+}
+
+/// What a file takes on disk, in bytes.
+fn on_disk(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    // st_blocks counts units of 512 bytes, whatever the filesystem's.
+    std::fs::metadata(path).map_or(0, |m| m.blocks() * 512)
+}
