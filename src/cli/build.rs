@@ -10,9 +10,10 @@ use vimg_lang::Sources;
 
 use super::caching::{self as cache, CacheArgs};
 use super::consent::Consent;
+use super::global::Global;
+use super::output::{Error, INTERRUPTED, Outcome};
 use super::project::{self, Extent};
 use super::settings::{self, ProviderArgs};
-use super::{Error, Global, INTERRUPTED, Outcome};
 use crate::event::{Event, Sink};
 use crate::execute::caching::Caching;
 use crate::execute::{self, Budget, Drafts, Secrets, Workshop};
@@ -92,7 +93,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     let dir = args.dir.clone().unwrap_or_else(|| opened.project.root().to_owned());
     let places = || {
         let opened = Places::open(&dir);
-        opened.map_err(|e| Error::Message(format!("{}: {e}", dir.display()), None, super::STORE))
+        opened.map_err(|e| Error::Message(format!("{}: {e}", dir.display()), None, super::output::STORE))
     };
     let caching = args.how.cache.open(&opened.consent, &opened.store)?;
     opened.store = caching.store(&opened.store);
@@ -300,7 +301,7 @@ fn write(
     let work = move || execute::write_outputs(&wanted, &store, &notes, &places, &drafts, &sink);
     let written = interruptible(async { tokio::task::spawn_blocking(work).await })?.ok_or_else(stopped)?;
     written.map_err(|e| Error::host(e.to_string()))?.map_err(|(path, e)| {
-        Error::Message(format!("{} can't be written: {e}", path.display()), None, super::STORE)
+        Error::Message(format!("{} can't be written: {e}", path.display()), None, super::output::STORE)
     })
 }
 

@@ -12,7 +12,9 @@ use serde_json::json;
 use super::build::{interruptible, stopped};
 use super::caching::{self, CacheArgs};
 use super::consent::Consent;
-use super::{Error, Global, Outcome, print, print_json, project};
+use super::global::Global;
+use super::output::{Error, Outcome, print, print_json};
+use super::project;
 use crate::cache::keep::{self, Cleaned, Keep, Listing};
 use crate::cache::object::Trouble;
 use crate::cache::remote::Remote;
@@ -362,7 +364,7 @@ fn keygen(file: Option<&PathBuf>) -> Outcome {
     let fail = |e: std::io::Error| {
         let help = (e.kind() == std::io::ErrorKind::AlreadyExists)
             .then(|| "others may trust it: remove it if nobody needs it any more".to_owned());
-        Error::Message(format!("{} can't be written: {e}", path.display()), help, super::HOST)
+        Error::Message(format!("{} can't be written: {e}", path.display()), help, super::output::HOST)
     };
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).map_err(fail)?;
@@ -381,13 +383,13 @@ fn trust(key: &str, domain: &str, in_project: bool, global: &Global) -> Outcome 
         return Err(wrong(format!("`{domain}` is no domain")));
     }
     let path = match in_project {
-        true => project::find(global)?.0.join(caching::PROJECT_SETTINGS),
+        true => project::find(global)?.0.join(super::settings::PROJECT_SETTINGS),
         false => super::settings::dir()
             .ok_or_else(|| Error::host("neither XDG_CONFIG_HOME nor HOME is set"))?
             .join("config.kdl"),
     };
     let mut text = match path.exists() {
-        true => super::read_recipe(&path)?,
+        true => super::read::read_recipe(&path)?,
         false => String::new(),
     };
     let line = format!("trust \"{domain}\" \"{key}\"\n");

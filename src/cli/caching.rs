@@ -9,7 +9,8 @@ use std::sync::Arc;
 use vimg_lang::Settings;
 
 use super::consent::{self, Consent};
-use super::{Error, settings};
+use super::output::Error;
+use super::settings;
 use crate::cache::Caches;
 use crate::cache::remote::Remote;
 use crate::cache::sign::{PublicKey, Signer, Trust};
@@ -17,9 +18,6 @@ use crate::cache::spec::{Kind, Spec, fields, is_name};
 use crate::digest::Digest;
 use crate::event::{Event, Sink};
 use crate::store::{Believes, Store};
-
-/// The project's settings: its caches and trusted keys.
-pub(super) const PROJECT_SETTINGS: &str = "vimg.kdl";
 
 /// Which caches a build uses.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -270,7 +268,7 @@ fn believers(root: &Path, [project, user]: &[Settings; 2]) -> Result<Opened, Err
         let key: PublicKey = key.parse().map_err(|why| wrong("VIMG_CACHE_TRUST".into(), why))?;
         trust.add(domain.trim(), key);
     }
-    for (file, settings) in [(PROJECT_SETTINGS, project), ("the settings", user)] {
+    for (file, settings) in [(settings::PROJECT_SETTINGS, project), ("the settings", user)] {
         for texts in settings.get("trust").into_iter().flatten() {
             if let [domain, key] = texts.as_slice() {
                 trust.add(domain, key.parse().map_err(|why| wrong(format!("`trust` in {file}"), why))?);
@@ -304,7 +302,7 @@ fn signer() -> Result<Option<Signer>, Error> {
         return signer.map(Some).map_err(|why| Error::Message(format!("VIMG_CACHE_KEY: {why}"), None, 2));
     }
     let Some(path) = key_path().filter(|path| path.exists()) else { return Ok(None) };
-    let text = super::read_recipe(&path)?;
+    let text = super::read::read_recipe(&path)?;
     let signer = Signer::parse(&text);
     signer.map(Some).map_err(|why| Error::Message(format!("{}: {why}", path.display()), None, 2))
 }

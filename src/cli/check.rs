@@ -2,7 +2,9 @@
 
 use serde_json::json;
 
-use super::{Global, Outcome, print_json, project};
+use super::global::Global;
+use super::output::{Outcome, print_json};
+use super::project;
 use crate::report::Style;
 
 /// Look for mistakes in the recipe; needs no QEMU and no network
@@ -21,5 +23,5 @@ pub(super) fn run(global: &Global, style: Style) -> Outcome {
     }
     let (files, images) = (loaded.sources.iter().count(), loaded.model.images.len());
     let s = |n: usize| if n == 1 { "" } else { "s" };
-    super::print(&format!("no mistakes in {files} file{}, {images} image{}\n", s(files), s(images)))
+    super::output::print(&format!("no mistakes in {files} file{}, {images} image{}\n", s(files), s(images)))
 }

@@ -3,7 +3,9 @@
 use serde_json::json;
 
 use super::build::{self, How, Made, stopped};
-use super::{Error, Global, Outcome, print, print_json, project};
+use super::global::Global;
+use super::output::{Error, Outcome, print, print_json};
+use super::project;
 use crate::execute::{self, Change, Comparison};
 use crate::report::Style;
 

@@ -2,8 +2,10 @@
 
 use serde_json::json;
 
+use super::global::Global;
+use super::output::{Error, HOST, Outcome, print, print_json};
+use super::project;
 use super::settings::ProviderArgs;
-use super::{Error, Global, HOST, Outcome, print, print_json, project};
 use crate::host::network::Tools;
 use crate::provider::{debian, host, qemu};
 use crate::report::{Style, bytes};

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use vimg_lang::{Sources, format};
 
-use super::{Error, Outcome, print, read_recipe};
+use super::output::{Error, Outcome, print};
+use super::read::read_recipe;
 use crate::report::Style;
 
 /// Format recipe files; comments, numbers and strings keep their spelling

@@ -1,6 +1,8 @@
 //! `vimg graph`
 
-use super::{Format, Global, Outcome, print, project};
+use super::global::{Format, Global};
+use super::output::{Outcome, print};
+use super::project;
 use crate::graph::{Format as GraphFormat, show};
 
 /// Show all nodes: a tree, or `--format dot|mermaid|json`

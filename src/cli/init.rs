@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Error, Outcome, print};
+use super::output::{Error, Outcome, print};
 
 /// Write a starter recipe that builds
 #[derive(Debug, clap::Args)]

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use serde_json::json;
 
-use super::{Global, Outcome, print, print_json, project};
+use super::global::Global;
+use super::output::{Outcome, print, print_json};
+use super::project;
 use crate::graph::NodeId;
 use crate::report::{Style, bytes};
 

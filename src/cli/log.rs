@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use super::{Error, Global, Outcome, print_foreign, project};
+use super::global::Global;
+use super::output::{Error, Outcome, print_foreign};
+use super::project;
 use crate::execute::read_log;
 
 /// Print what a layer's programs printed

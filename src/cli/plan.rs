@@ -6,8 +6,10 @@ use serde_json::json;
 
 use super::build::{interruptible, stopped};
 use super::caching::{self, CacheArgs, Opened};
+use super::global::Global;
+use super::output::{Error, Outcome, print, print_json};
+use super::project;
 use super::settings::ProviderArgs;
-use super::{Error, Global, Outcome, print, print_json, project};
 use crate::execute::caching::Caching;
 use crate::graph::{Graph, Needs, NodeId};
 use crate::plan::{Plan, Reason, Step};

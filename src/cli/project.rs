@@ -11,7 +11,8 @@ use vimg_lang::{FileRef, Model, Request, Sources, compile};
 
 use super::caching::CacheArgs;
 use super::consent::{self, Consent};
-use super::{Error, Global, HOST, RECIPE};
+use super::global::Global;
+use super::output::{Error, HOST, RECIPE};
 use crate::digest::{Description, Digest};
 use crate::execute::Secrets;
 use crate::files::Project;
@@ -144,7 +145,7 @@ pub(super) fn open(global: &Global) -> Result<Opened, Error> {
     let store = CacheArgs::default().store(&consent, store);
     let values = match &global.values {
         None => None,
-        Some(path) => Some((path.display().to_string(), super::read_recipe(path)?)),
+        Some(path) => Some((path.display().to_string(), super::read::read_recipe(path)?)),
     };
     Ok(Opened { project, store, notes, consent, entry: FileRef::project(name), values })
 }

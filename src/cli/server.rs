@@ -7,7 +7,9 @@ use serde_json::json;
 use vimg_agent::protocol::{AGENT, Exec};
 
 use super::build::{self, How, Made, stopped};
-use super::{Error, Global, Outcome, print, print_foreign, print_json, project, shell};
+use super::global::Global;
+use super::output::{Error, Outcome, print, print_foreign, print_json};
+use super::{project, terminal};
 use crate::event::Event;
 use crate::execute::server::{self, Came, ServerHome, ServerRecord};
 use crate::graph::{Difference, ServerPlan};
@@ -286,16 +288,16 @@ pub(super) fn is_one(name: &str, global: &Global) -> bool {
 pub(super) fn enter(server: &str, command: Vec<String>, on_terminal: bool, global: &Global) -> Outcome {
     let yard = Yard::open(global)?;
     let home = yard.take(server)?;
-    let exec = Exec { command, terminal: shell::terminal(on_terminal) };
+    let exec = Exec { command, terminal: terminal::terminal(on_terminal) };
     let mut raw = None;
     let listen = || {
-        raw = on_terminal.then(shell::Raw::enter);
-        shell::listen(on_terminal)
+        raw = on_terminal.then(terminal::Raw::enter);
+        terminal::listen(on_terminal)
     };
-    let ended = build::interruptible(server::exec(&yard.qemu, &home, exec, listen, shell::write));
+    let ended = build::interruptible(server::exec(&yard.qemu, &home, exec, listen, terminal::write));
     drop(raw);
     match ended?.ok_or_else(stopped)? {
-        Ok(ended) => shell::outcome(ended),
+        Ok(ended) => terminal::outcome(ended),
         Err(why) => Err(message(server, why, Some(format!("`vimg up {server}` boots what is off")))),
     }
 }

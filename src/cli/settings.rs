@@ -7,11 +7,15 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use vimg_lang::{Setting, Settings, Sources, Takes};
 
-use super::Error;
+use super::output::Error;
+use super::read::read_recipe;
 use crate::host::network::{Access, Proxies, Reach};
 use crate::provider::host::{self, Choice};
 use crate::provider::qemu::{self, Accel, Kvm};
 use crate::store::Store;
+
+/// The project's settings: its caches and trusted keys.
+pub(super) const PROJECT_SETTINGS: &str = "vimg.kdl";
 
 /// What a user may set.
 const USER: &[Setting] = &[
@@ -166,14 +170,14 @@ pub(super) fn user() -> Result<Settings, Error> {
 
 /// The settings of the project at `root`.
 pub(super) fn project(root: &Path) -> Result<Settings, Error> {
-    read(&root.join(super::caching::PROJECT_SETTINGS), PROJECT)
+    read(&root.join(PROJECT_SETTINGS), PROJECT)
 }
 
 pub(super) fn read(path: &Path, known: &[Setting]) -> Result<Settings, Error> {
     if !path.exists() {
         return Ok(Settings::new());
     }
-    let text = super::read_recipe(path)?;
+    let text = read_recipe(path)?;
     let mut sources = Sources::default();
     vimg_lang::settings(&path.display().to_string(), &text, known, &mut sources)
         .map_err(|diagnostics| Error::Recipe(Box::new(sources), diagnostics))

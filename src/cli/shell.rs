@@ -1,18 +1,19 @@
 //! `vimg shell`, `vimg run` and `vimg console`: a person and a machine that is
 //! thrown away.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
-use tokio::sync::mpsc;
-use vimg_agent::protocol::{Exec, Size, Stream, Terminal};
+use vimg_agent::protocol::{Exec, Stream};
 use vimg_lang::Sources;
 
 use super::build::{self, How, Made, stopped};
-use super::{Error, Global, Outcome, project};
+use super::global::Global;
+use super::output::{Error, Outcome};
+use super::terminal::{Raw, listen, outcome, terminal, write};
+use super::{project, server};
 use crate::event::plain;
-use crate::execute::{self, Ended, Input, Workshop};
+use crate::execute::{self, Workshop};
 use crate::graph::{Graph, NodeId};
 use crate::provider::host::Host;
 use crate::report::Style;
@@ -69,8 +70,8 @@ pub(super) struct ConsoleArgs {
 
 pub(super) fn shell(args: &ShellArgs, global: &Global, style: Style) -> Outcome {
     let on_terminal = std::io::stdin().is_terminal();
-    if !args.failed && super::server::is_one(&args.image, global) {
-        return super::server::enter(&args.image, Vec::new(), on_terminal, global);
+    if !args.failed && server::is_one(&args.image, global) {
+        return server::enter(&args.image, Vec::new(), on_terminal, global);
     }
     let door = Door { name: &args.image, failed: args.failed, command: Vec::new(), on_terminal };
     enter(door, &args.how, global, style)
@@ -113,15 +114,6 @@ fn enter(door: Door, how: &How, global: &Global, style: Style) -> Outcome {
     match ended?.ok_or_else(stopped)? {
         Ok(ended) => outcome(ended),
         Err(failure) => Err(Error::Build(Box::new(sources), vec![*failure])),
-    }
-}
-
-/// The exit code of a program is ours.
-pub(super) fn outcome(ended: Ended) -> Outcome {
-    match ended {
-        Ended::Code(0) => Ok(()),
-        Ended::Code(code) => Err(Error::Code(u8::try_from(code).unwrap_or(1))),
-        Ended::Signal(signal) => Err(Error::Code(u8::try_from(128 + signal).unwrap_or(255))),
     }
 }
 
@@ -171,81 +163,4 @@ fn find_failed(
     }
     let help = "the disk of a layer that fails is kept until it is built, or what lies below it changes";
     Err(Error::Message(format!("nothing of {name} has failed"), Some(help.into()), 1))
-}
-
-pub(super) fn write(stream: Stream, bytes: &[u8]) {
-    // A reader that went away is no reason to stop the command.
-    let _ = match stream {
-        Stream::Output => std::io::stdout().write_all(bytes).and_then(|()| std::io::stdout().flush()),
-        Stream::Error => std::io::stderr().write_all(bytes),
-    };
-}
-
-/// The person's terminal, if it is to be the command's.
-pub(super) fn terminal(on_terminal: bool) -> Option<Terminal> {
-    let kind = || std::env::var("TERM").unwrap_or_else(|_| "dumb".into());
-    on_terminal.then(|| Terminal { kind: kind(), size: size() })
-}
-
-/// The size of the terminal.
-fn size() -> Size {
-    match tcgetwinsize(std::io::stdout()) {
-        Ok(size) if size.ws_row > 0 => Size { rows: size.ws_row, columns: size.ws_col },
-        _ => Size { rows: 24, columns: 80 },
-    }
-}
-
-/// What the person does, as it comes.
-pub(super) fn listen(on_terminal: bool) -> mpsc::Receiver<Input> {
-    let (sender, receiver) = mpsc::channel(16);
-    if on_terminal {
-        let sender = sender.clone();
-        tokio::spawn(async move {
-            let kind = tokio::signal::unix::SignalKind::window_change();
-            let Ok(mut changes) = tokio::signal::unix::signal(kind) else { return };
-            while changes.recv().await.is_some() {
-                if sender.send(Input::Resize(size())).await.is_err() {
-                    return;
-                }
-            }
-        });
-    }
-    // Reading a terminal can't be stopped; the thread ends with the program.
-    std::thread::spawn(move || {
-        let mut buffer = vec![0; 32 << 10];
-        loop {
-            let said = match std::io::stdin().read(&mut buffer) {
-                Ok(0) | Err(_) => Input::End,
-                Ok(n) => Input::Bytes(buffer[..n].to_vec()),
-            };
-            let end = matches!(said, Input::End);
-            if sender.blocking_send(said).is_err() || end {
-                return;
-            }
-        }
-    });
-    receiver
-}
-
-/// A terminal that passes every key on. Dropped, it is as it was.
-pub(super) struct Raw(Option<Termios>);
-
-impl Raw {
-    pub(super) fn enter() -> Self {
-        let was = tcgetattr(std::io::stdin()).ok();
-        if let Some(was) = &was {
-            let mut raw = was.clone();
-            raw.make_raw();
-            let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &raw);
-        }
-        Self(was)
-    }
-}
-
-impl Drop for Raw {
-    fn drop(&mut self) {
-        if let Some(was) = &self.0 {
-            let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, was);
-        }
-    }
 }

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use super::build::{self, Asked, How};
+use super::global::Global;
+use super::output::Outcome;
 use super::project::Extent;
-use super::{Global, Outcome};
 use crate::report::Style;
 
 /// Build images and run their checks; write no outputs

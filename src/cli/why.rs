@@ -3,7 +3,9 @@
 use serde_json::json;
 
 use super::caching::CacheArgs;
-use super::{Global, Outcome, print, print_json, project};
+use super::global::Global;
+use super::output::{Outcome, print, print_json};
+use super::project;
 use crate::digest::FieldKind;
 use crate::plan::{Reason, Step};
 use crate::report::Style;

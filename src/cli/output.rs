@@ -1,0 +1,126 @@
+//! What a command prints, why it failed, and the exit code of that.
+
+use std::io::{IsTerminal, Write};
+
+use vimg_lang::{Diagnostic, Sources};
+
+use crate::event::stripped;
+use crate::execute::{Failure, FailureKind};
+use crate::report::{Shown, Style, diagnostics_json, render};
+
+/// Why a command failed.
+pub(super) enum Error {
+    /// A sentence, what to do, and the exit code.
+    Message(String, Option<String>, u8),
+    /// Mistakes in recipes.
+    Recipe(Box<Sources>, Vec<Diagnostic>),
+    /// Nodes that could not be built.
+    Build(Box<Sources>, Vec<Failure>),
+    /// All was said already.
+    Code(u8),
+}
+
+pub(super) const RECIPE: u8 = 3;
+pub(super) const HOST: u8 = 4;
+pub(super) const STORE: u8 = 5;
+pub(super) const INTERRUPTED: u8 = 130;
+
+impl Error {
+    pub(super) fn host(message: impl Into<String>) -> Self {
+        Self::Message(message.into(), None, HOST)
+    }
+}
+
+impl From<crate::store::StoreError> for Error {
+    fn from(error: crate::store::StoreError) -> Self {
+        let help = "--store DIR or VIMG_STORE names another place".to_owned();
+        Self::Message(error.to_string(), Some(help), STORE)
+    }
+}
+
+pub(super) type Outcome = Result<(), Error>;
+
+/// Prints to standard output. A pipe that was closed is no error.
+pub(super) fn print(text: &str) -> Outcome {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::host(format!("standard output: {e}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints what a machine printed: as it is for a program, and without what
+/// would move it for a terminal.
+pub(super) fn print_foreign(text: &str) -> Outcome {
+    if std::io::stdout().is_terminal() { print(&stripped(text)) } else { print(text) }
+}
+
+pub(super) fn print_json(value: &serde_json::Value) -> Outcome {
+    print(&format!("{}\n", serde_json::to_string_pretty(value).unwrap_or_default()))
+}
+
+/// Says why a command failed; returns the exit code.
+pub(super) fn report(error: &Error, style: Style) -> u8 {
+    let mut err = std::io::stderr().lock();
+    match error {
+        Error::Code(code) => *code,
+        Error::Message(message, help, code) if style.json => {
+            let error = serde_json::json!({ "message": message, "help": help });
+            let _ = print_json(&serde_json::json!({ "error": error }));
+            *code
+        }
+        Error::Message(message, help, code) => {
+            let shown = Shown::plain(message).help(help.clone());
+            let _ = write!(err, "{}", render(&shown, style));
+            *code
+        }
+        Error::Recipe(sources, diagnostics) => {
+            if style.json {
+                let _ = print_json(&diagnostics_json(sources, diagnostics));
+                return RECIPE;
+            }
+            for diagnostic in diagnostics {
+                let _ = write!(err, "{}", render(&Shown::new(sources, diagnostic), style));
+            }
+            let n = diagnostics.len();
+            let more = if n >= vimg_lang::MOST { " and possibly more" } else { "" };
+            let _ = writeln!(err, "{n} {}{more} in the recipe", if n == 1 { "mistake" } else { "mistakes" });
+            RECIPE
+        }
+        Error::Build(sources, failures) => {
+            for failure in failures {
+                let _ = write!(err, "{}", failure_text(sources, failure, style));
+            }
+            let kind = |kind| failures.iter().any(|f| f.kind == kind);
+            if kind(FailureKind::Recipe) {
+                1
+            } else if kind(FailureKind::Store) {
+                STORE
+            } else {
+                HOST
+            }
+        }
+    }
+}
+
+/// A failed node: its output, then the place in the recipe.
+fn failure_text(sources: &Sources, failure: &Failure, style: Style) -> String {
+    let mut out = String::new();
+    if !failure.tail.is_empty() {
+        out.push_str(&format!("last output of {}:\n", failure.node));
+        for line in &failure.tail {
+            out.push_str(&format!("  | {line}\n"));
+        }
+    }
+    let mut shown = Shown::plain(&failure.message).help(failure.help.clone());
+    shown.place(sources, failure.span, "");
+    if let Some((span, text)) = &failure.related {
+        shown.also(sources, *span, text);
+    }
+    out.push_str(&render(&shown, style));
+    if failure.log.is_some() {
+        out.push_str(&format!("the whole log: vimg log {}\n", failure.node));
+    }
+    out
+}
