@@ -2,7 +2,7 @@
 //! while.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::RETRY_AFTER;
@@ -68,7 +68,7 @@ pub(super) struct Courier {
 
 impl Courier {
     pub(super) fn new(rest: std::sync::Arc<Rest>) -> Result<Self, String> {
-        super::ready_for_tls();
+        ready_for_tls();
         let client = reqwest::Client::builder()
             .user_agent(concat!("vimg/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT)
@@ -96,6 +96,15 @@ impl HttpTransport for Courier {
         let error = Error::new(ErrorKind::Unexpected, format!("it answers {}", status.as_u16()));
         Err(if self.rest.left().is_some() { error } else { error.set_temporary() })
     }
+}
+
+/// Several libraries bring several implementations of TLS: this one is used.
+pub(super) fn ready_for_tls() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // Somebody else may have chosen before; that is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
 }
 
 #[cfg(test)]

@@ -4,16 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::caches::{Caches, now};
 use super::entry::{self, Entry, Pack};
-use super::object::{Meta, Object, Trouble};
+use super::object::{Meta, Object, Trouble, sha256};
 use super::remote::Remote;
-use super::{Caches, now};
 use crate::digest::Key;
 
-/// Longer than a build takes: a pack that nothing needs is removed when it was
-/// found so before, and this long ago. A build that refers to it by then keeps
-/// it.
-pub const GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 /// The most that the list of such packs may be, in bytes.
 const MAX_CONDEMNED: u64 = 64 << 20;
 
@@ -321,7 +317,7 @@ impl Caches {
         }
         let bytes = remote.get(&Object::Pack(pack.clone()), pack.size).await?.unwrap_or_default();
         *read += bytes.len() as u64;
-        let good = super::push::sha256(&bytes) == pack.sha256;
+        let good = sha256(&bytes) == pack.sha256;
         Ok((!good).then(|| format!("the pack {short} is damaged")))
     }
 

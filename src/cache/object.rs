@@ -2,9 +2,16 @@
 
 use std::time::{Duration, SystemTime};
 
+use sha2::{Digest as _, Sha256};
+
 use super::entry::Pack;
 use super::spec::is_name;
 use crate::digest::Key;
+
+/// Longer than a build takes: a pack that nothing needs is removed when it was
+/// found so before, and this long ago. A build that refers to it by then keeps
+/// it.
+pub const GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What a cache holds, by kind. Names have a version before them, so that
 /// those who write another one do not meet.
@@ -122,3 +129,8 @@ impl std::fmt::Display for Trouble {
 }
 
 pub(super) type Answer<T> = Result<T, Trouble>;
+
+/// A SHA-256 in hexadecimal.
+pub(super) fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}

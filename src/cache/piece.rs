@@ -196,6 +196,13 @@ pub(super) fn read_list(bytes: &[u8], size: u64, packs: &[super::entry::Pack]) -
     Some(pieces)
 }
 
+/// Does on another thread what blocks.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::entry::Pack;

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::StreamExt;
 
+use super::caches::{Caches, Hit, tell};
 use super::entry::{BLOB, Contents, Pack, Place, Signed};
 use super::object::{Object, Trouble};
-use super::piece::{self, Piece};
+use super::piece::{self, Piece, blocking};
 use super::remote::Remote;
 use super::sign::Writer;
-use super::{Caches, tell};
 use crate::digest::Blob;
 use crate::event::{Event, Sink};
 use crate::qcow2;
@@ -29,17 +29,6 @@ const MAX_RANGE: u64 = 8 << 20;
 const PARTS: usize = 4;
 /// What was fetched in part and not gone on with is removed after this.
 const STALE: Duration = Duration::from_secs(3 * 24 * 60 * 60);
-
-/// A state that a cache has.
-#[derive(Debug, Clone)]
-pub struct Hit {
-    /// Which cache, in the order in which they are asked.
-    pub tier: usize,
-    /// The domain that it was found in.
-    pub domain: String,
-    /// The state, and the disks below it.
-    pub chain: Vec<Signed>,
-}
 
 /// What was taken over.
 #[derive(Debug, Clone, PartialEq)]
@@ -155,7 +144,7 @@ impl Caches {
             }
             let bytes = from.get(&object, pack.size).await?;
             let bytes = bytes.ok_or_else(|| Trouble::content("a pack is missing"))?;
-            if super::push::sha256(&bytes) != pack.sha256 {
+            if super::object::sha256(&bytes) != pack.sha256 {
                 return Err(Trouble::content("a pack is damaged"));
             }
             copied += bytes.len() as u64;
@@ -380,12 +369,6 @@ fn missing(file: &File, pieces: Vec<Piece>) -> Vec<Piece> {
     };
     let mut lacks = lacks;
     pieces.into_iter().filter(|piece| lacks(piece)).collect()
-}
-
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, String> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())
 }
 
 /// What a file takes on disk, in bytes.

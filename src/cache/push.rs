@@ -7,15 +7,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use sha2::{Digest as _, Sha256};
 use tokio::task::JoinSet;
 
+use super::caches::{Caches, Refusal, now};
 use super::entry::{self, BLOB, Build, Contents, Entry, Pack, Place, Signed};
-use super::object::{Meta, Object};
-use super::piece::{self, Piece};
-use super::pull::blocking;
+use super::object::{GRACE, Meta, Object, sha256};
+use super::piece::{self, Piece, blocking};
 use super::remote::Remote;
-use super::{Caches, Refusal, now};
 use crate::digest::{Digest, Key};
 use crate::event::{Event, Sink};
 use crate::store::{Record, StateId, Store};
@@ -604,7 +602,7 @@ impl Push<'_> {
                 false => remote.stat(&object).await.map_err(|e| e.to_string())?,
             };
             // One that nothing needed for long may be about to be removed.
-            let old = there.and_then(|meta| meta.age()).is_some_and(|age| age > super::keep::GRACE / 2);
+            let old = there.and_then(|meta| meta.age()).is_some_and(|age| age > GRACE / 2);
             let write = (old && remote.replaces()) || there.is_none_or(|meta| meta.size != pack.size);
             if !write || remote.put(&object, bytes.clone(), &[]).await.map_err(|e| e.to_string())? {
                 return Ok((number, pack));
@@ -670,9 +668,4 @@ impl Draft {
             list: self.list.ok_or("a file has no list")?,
         })
     }
-}
-
-/// A SHA-256 in hexadecimal.
-pub(super) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }

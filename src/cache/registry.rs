@@ -17,10 +17,9 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::courier::Faults;
+use super::courier::{Faults, ready_for_tls};
 use super::entry::Pack;
-use super::object::{Meta, Object, Trouble};
-use super::push::sha256;
+use super::object::{Meta, Object, Trouble, sha256};
 use super::spec::{Spec, is_name};
 use crate::digest::Key;
 
@@ -78,7 +77,7 @@ impl Descriptor {
 
 impl Registry {
     pub(super) fn open(spec: &Spec, faults: Arc<Faults>) -> Result<Self, String> {
-        super::ready_for_tls();
+        ready_for_tls();
         let text = spec.option("ref").unwrap_or_default();
         let repository: Reference = text.parse().map_err(|e| format!("`{text}` is no repository: {e}"))?;
         let host = repository.registry().split(':').next().unwrap_or_default().to_owned();

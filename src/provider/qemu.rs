@@ -13,117 +13,29 @@ use super::{
     difference,
 };
 use crate::host::network::Access;
-use crate::{host, qcow2};
+use crate::qcow2;
 
-mod appliance;
+mod programs;
 mod args;
-mod carry;
-mod disks;
 mod image;
-mod instance;
+mod qmp;
+mod disks;
 mod kept;
+mod carry;
+mod memories;
+mod instance;
+mod save;
+mod appliance;
+mod control;
 mod machine;
 mod probe;
-mod qmp;
 
 pub(super) use disks::{Disks, Monitor};
 pub use image::sha256_of;
 pub use instance::QemuInstance;
 pub use probe::Kvm;
-
-/// The oldest version that has what is used here: `blockdev-snapshot` on an
-/// explicit graph, `-action`, `detect-zeroes` with `discard`.
-const OLDEST: (u32, u32) = (6, 2);
-
-/// How machines are run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Accel {
-    /// By the processor.
-    Kvm,
-    /// By emulation.
-    Tcg,
-}
-
-impl Accel {
-    /// QEMU's name for it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Kvm => "kvm",
-            Self::Tcg => "tcg",
-        }
-    }
-}
-
-/// QEMU's programs on this host.
-#[derive(Debug, Clone)]
-pub struct Programs {
-    /// `qemu-system-x86_64`
-    pub system: PathBuf,
-    /// `qemu-img`
-    pub img: PathBuf,
-    /// For instance `7.2.22`.
-    pub version: String,
-    /// Where empty disks may be kept, to be copied.
-    blanks: Option<PathBuf>,
-}
-
-impl Programs {
-    /// Finds QEMU in PATH. Its version is asked for once, and kept in `probes`
-    /// under what `stat` says of its file: the answer takes as long as a tenth
-    /// of a small layer.
-    async fn find_knowing(probes: &Path) -> Result<Self, ProviderError> {
-        use std::os::unix::fs::MetadataExt;
-        let known = host::find("qemu-system-x86_64").and_then(|system| {
-            let meta = system.metadata().ok()?;
-            let name = format!("qemu-{:x}-{:x}-{:x}-{:x}", meta.dev(), meta.ino(), meta.len(), meta.ctime());
-            Some((system, probes.join(name)))
-        });
-        if let Some((system, file)) = &known
-            && let Some(img) = host::find("qemu-img")
-            && let Ok(version) = std::fs::read_to_string(file)
-            && !version.is_empty()
-        {
-            return Ok(Self { system: system.clone(), img, version, blanks: Some(probes.to_owned()) });
-        }
-        let found = Self { blanks: Some(probes.to_owned()), ..Self::find().await? };
-        if let Some((_, file)) = known {
-            // One that can't be kept is asked for again.
-            let _ = std::fs::write(file, &found.version);
-        }
-        Ok(found)
-    }
-
-    /// Finds QEMU in PATH and asks for its version.
-    pub async fn find() -> Result<Self, ProviderError> {
-        let help = "install it: apt-get install qemu-system-x86 qemu-utils";
-        let find = |name: &str| {
-            host::find(name)
-                .ok_or_else(|| ProviderError::new(format!("`{name}` is not installed")).help(help))
-        };
-        let (system, img) = (find("qemu-system-x86_64")?, find("qemu-img")?);
-        let output = host::command(&system).arg("--version").output().await.map_err(|e| {
-            ProviderError::new(format!("`{}` can't be run: {e}", system.display())).help(help)
-        })?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let version =
-            text.split_whitespace().skip_while(|w| *w != "version").nth(1).unwrap_or("unknown").to_owned();
-        let mut numbers = version.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
-        let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        if found < OLDEST {
-            return Err(ProviderError::new(format!("QEMU {version} is too old"))
-                .help(format!("vimg needs QEMU {}.{} or newer", OLDEST.0, OLDEST.1)));
-        }
-        Ok(Self { system, img, version, blanks: None })
-    }
-}
-
-/// QEMU's programs, accelerator and network access.
-#[derive(Clone, Copy)]
-struct Rig<'a> {
-    programs: &'a Programs,
-    accel: Accel,
-    access: &'a Access,
-}
+use programs::Rig;
+pub use programs::{Accel, Programs};
 
 /// The provider.
 pub struct Qemu {
@@ -131,7 +43,7 @@ pub struct Qemu {
     wanted: Option<Accel>,
     probes: PathBuf,
     appliances: PathBuf,
-    memories: Arc<machine::Memories>,
+    memories: Arc<memories::Memories>,
     notice: Lines,
     access: Access,
     programs: OnceCell<Programs>,
@@ -149,7 +61,7 @@ impl Qemu {
             wanted,
             probes: store.join("probes"),
             appliances: store.join("appliances"),
-            memories: Arc::new(machine::Memories::new(store.join("memories"))),
+            memories: Arc::new(memories::Memories::new(store.join("memories"))),
             notice,
             access,
             programs: OnceCell::new(),

@@ -12,11 +12,13 @@ use std::time::Duration;
 
 use vimg_agent::protocol::{Network, card};
 
+use super::args;
 use super::disks::Disks;
 use super::instance::{QemuInstance, Start, way_out};
 use super::kept::{self, Kept};
-use super::{Accel, ProviderError, Rig, args};
+use super::programs::{Accel, Rig};
 use crate::host::network::WayOut;
+use crate::provider::ProviderError;
 use crate::provider::{AGENT, Instance, Launch, Lines, Offline, Place, initramfs};
 
 /// How long an appliance may take to boot; emulated it takes about three
@@ -141,7 +143,7 @@ async fn fork(
     let disks = Disks::new(rig.programs, launch).await?;
     let mut all = arguments(rig.accel, &kept.memory(), true, launch.network);
     all.extend(args::disks(&disks.nodes(launch)));
-    all.extend(kept::incoming());
+    all.extend(super::save::incoming());
     let start = Start { scratch: &launch.scratch, disks, way, place, yields: false, way_out, keeper: None };
     let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
     match kept.resume(&mut instance, &launch.scratch).await {

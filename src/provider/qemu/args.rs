@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use vimg_agent::protocol::{APPLIANCE, FIXED, PORT, WATCHED};
 use vimg_lang::model::Machine;
 
-use super::Accel;
+use super::programs::Accel;
 use crate::host::keeper::CONSOLE;
 use crate::provider::OFFLINE_MEMORY;
 

@@ -6,10 +6,12 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tokio::process::Child;
 
+use super::programs::Programs;
 use super::qmp::Qmp;
-use super::{Programs, ProviderError, args, image};
+use super::{args, image};
 use crate::host::sockets;
 use crate::provider::Launch;
+use crate::provider::ProviderError;
 use crate::qcow2;
 
 /// The disks of an instance.

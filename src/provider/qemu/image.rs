@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use vimg_lang::model::DiskFormat;
 
-use super::{Programs, ProviderError};
+use super::programs::Programs;
 use crate::host::{self, child};
+use crate::provider::ProviderError;
 use crate::qcow2;
 
 /// Whether a converted disk is compressed.

@@ -13,59 +13,58 @@ use vimg_agent::protocol::card;
 use vimg_lang::model::Forward;
 
 use super::disks::{Disks, Monitor};
-use super::kept::Kept;
-use super::machine::{self, Keeping, Origin};
+use super::memories::{Keeping, Origin};
+use super::programs::Programs;
 use super::qmp::Qmp;
-use super::{Programs, ProviderError};
 use crate::host;
 use crate::host::child::{self, Tail};
-use crate::host::keeper::{self, Keeper};
+use crate::host::keeper::Keeper;
 use crate::host::namespaces::Ids;
 use crate::host::network::{self, Access, Inward, Unreachable, WayOut};
 use crate::host::sockets::{connect, wait_and_connect};
-use crate::provider::{Ended, Instance, Launch, Place};
+use crate::provider::{Ended, Launch, Place, ProviderError};
 
 /// How much of the console is remembered, in bytes.
 const CONSOLE: usize = 32 << 10;
 /// How long QEMU may take to open its sockets. It is busy with nothing else,
 /// but the host may be.
-const OPENING: Duration = Duration::from_secs(60);
+pub(super) const OPENING: Duration = Duration::from_secs(60);
 /// How long a monitor may take to answer.
 const FINDING: Duration = Duration::from_secs(10);
 const EVENTS: &[&str] = &["SHUTDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR", "VSERPORT_CHANGE", "RESUME"];
 
 /// A machine that runs; killed when dropped, and by the kernel if vimg dies.
 pub struct QemuInstance {
-    process: Process,
-    monitor: Monitor,
-    events: mpsc::Receiver<Value>,
-    agent: Option<UnixStream>,
-    console: Tail,
-    log: std::path::PathBuf,
-    disks: Disks,
-    panicked: bool,
-    way: String,
-    place: Place,
+    pub(super) process: Process,
+    pub(super) monitor: Monitor,
+    pub(super) events: mpsc::Receiver<Value>,
+    pub(super) agent: Option<UnixStream>,
+    pub(super) console: Tail,
+    pub(super) log: std::path::PathBuf,
+    pub(super) disks: Disks,
+    pub(super) panicked: bool,
+    pub(super) way: String,
+    pub(super) place: Place,
     /// The appliance that it was forked from.
-    kept: Option<std::path::PathBuf>,
+    pub(super) kept: Option<std::path::PathBuf>,
     /// The machine that it was forked from.
     pub(super) origin: Option<Origin>,
     /// What it takes to keep it, once it has booted.
     pub(super) keeping: Option<Keeping>,
-    way_out: WayOut,
+    pub(super) way_out: WayOut,
     /// What keeps its network, if it goes on.
-    keeper: Option<Keeper>,
+    pub(super) keeper: Option<Keeper>,
 }
 
 /// The program that runs a machine.
-enum Process {
+pub(super) enum Process {
     Own(Child),
     /// Started by somebody who has left. Its monitor closes when it ends.
     Found,
 }
 
 impl Process {
-    async fn wait(&mut self) {
+    pub(super) async fn wait(&mut self) {
         match self {
             Self::Own(child) => {
                 let _ = child.wait().await;
@@ -99,18 +98,18 @@ pub(super) async fn keeper(access: &Access, launch: &Launch) -> Result<Option<Ke
 }
 
 /// Converts a network error.
-fn unkept(why: Unreachable) -> ProviderError {
+pub(super) fn unkept(why: Unreachable) -> ProviderError {
     ProviderError::new(why.message).help(why.help)
 }
 
 /// Ports in the server's namespace, one for each forward. They are below those that
 /// the kernel gives out (`ip_local_port_range`).
-fn inside(forwards: &[Forward]) -> impl Iterator<Item = (u16, &Forward)> {
+pub(super) fn inside(forwards: &[Forward]) -> impl Iterator<Item = (u16, &Forward)> {
     (20_000..).zip(forwards)
 }
 
 /// How ports of the host lead to those.
-fn inward(forwards: &[Forward]) -> Vec<Inward> {
+pub(super) fn inward(forwards: &[Forward]) -> Vec<Inward> {
     let way = |(inside, f): (u16, &Forward)| Inward { address: f.address.clone(), host: f.host, inside };
     inside(forwards).map(way).collect()
 }
@@ -255,7 +254,7 @@ impl QemuInstance {
     }
 
     /// Says something to the monitor for people; returns its answer.
-    async fn tell(&mut self, line: &str) -> Result<String, ProviderError> {
+    pub(super) async fn tell(&mut self, line: &str) -> Result<String, ProviderError> {
         let answer = self.execute("human-monitor-command", json!({ "command-line": line })).await?;
         Ok(answer.as_str().unwrap_or_default().to_owned())
     }
@@ -292,7 +291,7 @@ impl QemuInstance {
                 Some(event) if self.judge(&event).is_none() => {}
                 _ => {
                     let words = child::last_words(&self.log);
-                    let console = self.console();
+                    let console = self.console.text();
                     let console = console.lines().last().unwrap_or_default();
                     return Err(ProviderError::new(format!("the machine ended: {words} {console}")));
                 }
@@ -300,7 +299,7 @@ impl QemuInstance {
         }
     }
 
-    fn judge(&mut self, event: &Value) -> Option<Ended> {
+    pub(super) fn judge(&mut self, event: &Value) -> Option<Ended> {
         let data = &event["data"];
         match event["event"].as_str()? {
             "GUEST_PANICKED" => {
@@ -315,147 +314,6 @@ impl QemuInstance {
             }
             "VSERPORT_CHANGE" if data["id"] == "agent" && data["open"] == false => Some(Ended::AgentGone),
             _ => None,
-        }
-    }
-}
-
-impl Instance for QemuInstance {
-    type Channel = UnixStream;
-
-    fn way(&self) -> String {
-        self.way.clone()
-    }
-
-    fn place(&self) -> Place {
-        self.place.clone()
-    }
-
-    fn channel(&mut self) -> Option<UnixStream> {
-        self.agent.take()
-    }
-
-    async fn snapshot(&mut self, next: &Path) -> Result<(), ProviderError> {
-        self.disks.add(&mut self.monitor, next).await?;
-        self.disks.switch(&mut self.monitor).await
-    }
-
-    fn way_out(&self) -> WayOut {
-        self.way_out.clone()
-    }
-
-    fn why_it_boots(&self) -> Option<&str> {
-        self.keeping.as_ref()?.why.as_deref()
-    }
-
-    fn can_be_kept(&self) -> bool {
-        self.keeping.is_some()
-    }
-
-    async fn stand_still(&mut self) -> Result<(), ProviderError> {
-        self.execute("stop", json!({})).await.map(|_| ())
-    }
-
-    async fn go_on(&mut self) -> Result<(), ProviderError> {
-        if let Process::Own(child) = &self.process
-            && let Some(program) = child.id()
-        {
-            child::competes(program);
-        }
-        self.execute("cont", json!({})).await.map(|_| ())
-    }
-
-    async fn keep(self) -> Result<(), ProviderError> {
-        machine::keep(self).await
-    }
-
-    async fn ended(&mut self) -> Ended {
-        loop {
-            tokio::select! {
-                // Events first: they say more than the end of the process.
-                biased;
-                event = self.events.recv() => match event {
-                    Some(event) => if let Some(ended) = self.judge(&event) { return ended },
-                    None => {
-                        if let Process::Own(child) = &mut self.process {
-                            let _ = child.wait().await;
-                        }
-                        return Ended::Killed(child::last_words(&self.log));
-                    }
-                },
-                _ = self.process.wait() => {
-                    while let Ok(event) = self.events.try_recv() {
-                        if let Some(ended) = self.judge(&event) {
-                            return ended;
-                        }
-                    }
-                    return Ended::Killed(child::last_words(&self.log));
-                }
-            }
-        }
-    }
-
-    fn distrust(&mut self) {
-        if let Some(kept) = self.kept.take() {
-            Kept::at(&kept).remove();
-        }
-        if let Some(origin) = self.origin.take() {
-            origin.distrust();
-        }
-    }
-
-    fn console_since(&self, seen: u64) -> (u64, Vec<u8>) {
-        self.console.since(seen)
-    }
-
-    fn console(&self) -> String {
-        self.console.text()
-    }
-
-    async fn forward(&mut self, before: &[Forward], after: &[Forward]) -> Result<(), ProviderError> {
-        let Some(keeper) = &self.keeper else { return Err(unkept(keeper::lost("it has ended"))) };
-        let apart = keeper.namespaces().is_some();
-        keeper.lead(&inward(after)).await.map_err(unkept)?;
-        // QEMU stands where only its keeper leads, or leads in itself.
-        let rules = |forwards: &[Forward]| -> Vec<(String, Forward)> {
-            let rule = |(inside, f): (u16, &Forward)| match apart {
-                true => (format!("tcp::{inside}"), f.clone()),
-                false => (format!("tcp:{}:{}", f.address, f.host), f.clone()),
-            };
-            inside(forwards).map(rule).collect()
-        };
-        let (before, after) = (rules(before), rules(after));
-        let other = |of: &[(String, Forward)], rule: &(String, Forward)| !of.contains(rule);
-        for (rule, _) in before.iter().filter(|rule| other(&after, rule)) {
-            self.tell(&format!("hostfwd_remove net0 {rule}")).await?;
-        }
-        for (rule, forward) in after.iter().filter(|rule| other(&before, rule)) {
-            let said = self.tell(&format!("hostfwd_add net0 {rule}-:{}", forward.guest)).await?;
-            if !said.trim().is_empty() {
-                return Err(unkept(keeper::taken(&forward.address, forward.host)));
-            }
-        }
-        Ok(())
-    }
-
-    fn leave(self) {
-        if let Process::Own(child) = self.process {
-            // Dropped, it would be killed.
-            std::mem::forget(child);
-        }
-    }
-
-    async fn stop(mut self) {
-        match &mut self.process {
-            // A kill is enough: what matters of the disk was settled before.
-            Process::Own(child) => {
-                let _ = child.kill().await;
-            }
-            Process::Found => {
-                let _ = self.monitor.execute("quit", json!({})).await;
-                // Its monitor closes with it.
-                let gone = async { while self.events.recv().await.is_some() {} };
-                let _ = tokio::time::timeout(OPENING, gone).await;
-            }
         }
     }
 }

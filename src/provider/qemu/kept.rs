@@ -11,19 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-use super::instance::QemuInstance;
-use super::{Accel, ProviderError, Rig};
+use super::programs::{Accel, Rig};
 use crate::digest::Description;
-use crate::host::sockets;
 use crate::sparse;
-
-/// How long saving the devices may take.
-const SAVE: Duration = Duration::from_secs(60);
-/// How long a fork may take to run.
-const RESUME: Duration = Duration::from_secs(30);
 
 /// How the directories begin that are being removed.
 const GONE_PREFIX: &str = ".gone-";
@@ -54,7 +44,7 @@ impl Kept {
         self.dir.join("disk.qcow2")
     }
 
-    fn devices(&self) -> PathBuf {
+    pub(super) fn devices(&self) -> PathBuf {
         self.dir.join("devices")
     }
 
@@ -102,48 +92,6 @@ impl Kept {
         std::fs::rename(&self.dir, to)
     }
 
-    /// Saves the devices of a machine whose memory is here. QEMU stops it
-    /// itself, and notes that it ran: whoever takes it over from here has it
-    /// running at once. `scratch` is QEMU's directory.
-    pub(super) async fn save(
-        &self,
-        instance: &mut QemuInstance,
-        scratch: &Path,
-    ) -> Result<(), ProviderError> {
-        let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be kept: {e}"));
-        let listener = sockets::listen(scratch, "devices").map_err(fail)?;
-        let receive = async {
-            let (mut stream, _) = listener.accept().await?;
-            let mut bytes = Vec::new();
-            // Devices only: a megabyte. The memory stays where it is.
-            (&mut stream).take(64 << 20).read_to_end(&mut bytes).await?;
-            Ok::<_, std::io::Error>(bytes)
-        };
-        share_memory(instance).await?;
-        let send = async {
-            instance.execute("migrate", json!({ "uri": "unix:devices" })).await?;
-            loop {
-                let status = instance.execute("query-migrate", json!({})).await?;
-                match status["status"].as_str() {
-                    Some("completed") => return Ok(()),
-                    Some("failed" | "cancelled") => {
-                        return Err(ProviderError::new(format!(
-                            "QEMU can't save the machine: {}",
-                            status["error-desc"].as_str().unwrap_or("no reason given")
-                        )));
-                    }
-                    _ => tokio::time::sleep(Duration::from_millis(5)).await,
-                }
-            }
-        };
-        let receive = async { receive.await.map_err(fail) };
-        let (bytes, ()) = tokio::time::timeout(SAVE, async { tokio::try_join!(receive, send) })
-            .await
-            .map_err(|_| ProviderError::new("QEMU does not save the machine"))??;
-        let _ = std::fs::remove_file(scratch.join("devices"));
-        std::fs::write(self.devices(), bytes).map_err(fail)
-    }
-
     /// Makes holes of what the machine left clear, once nobody uses it. What
     /// fails of that costs room, and nothing else.
     pub(super) async fn shrink(&self) {
@@ -160,36 +108,6 @@ impl Kept {
         }
         Ok(())
     }
-
-    /// Has a QEMU that waits for it take the machine over.
-    pub(super) async fn resume(
-        &self,
-        instance: &mut QemuInstance,
-        scratch: &Path,
-    ) -> Result<(), ProviderError> {
-        share_memory(instance).await?;
-        let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be resumed: {e}"));
-        let devices = std::fs::read(self.devices()).map_err(fail)?;
-        instance.execute("migrate-incoming", json!({ "uri": "unix:devices" })).await?;
-        let mut stream = sockets::connect(scratch, "devices").await.map_err(fail)?;
-        let _ = std::fs::remove_file(scratch.join("devices"));
-        stream.write_all(&devices).await.map_err(fail)?;
-        stream.shutdown().await.map_err(fail)?;
-        tokio::time::timeout(RESUME, instance.resumed())
-            .await
-            .map_err(|_| ProviderError::new("the machine does not resume"))?
-    }
-}
-
-/// What has QEMU wait for a machine that it is to take over.
-pub(super) fn incoming() -> [String; 2] {
-    ["-incoming".into(), "defer".into()]
-}
-
-/// Memory is shared with its file, and no part of the stream.
-async fn share_memory(instance: &mut QemuInstance) -> Result<(), ProviderError> {
-    let capabilities = json!({ "capabilities": [{ "capability": "x-ignore-shared", "state": true }] });
-    instance.execute("migrate-set-capabilities", capabilities).await.map(|_| ())
 }
 
 /// What any kept machine depends on: QEMU, and under KVM the host itself.

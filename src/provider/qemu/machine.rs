@@ -8,84 +8,22 @@
 //! What a layer leaves running is never kept: a fork of that would answer for
 //! programs that nobody starts when the disk boots by itself.
 
-use std::collections::HashSet;
 use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::Arc;
 
 use super::disks::Disks;
 use super::instance::{QemuInstance, Start, keeper, way_out};
 use super::kept::{self, Kept};
-use super::{Accel, ProviderError, Rig, args, carry};
+use super::memories::{FREE, Keeping, Memories, Origin, free};
+use super::programs::{Accel, Rig};
+use super::save::incoming;
+use super::{args, carry};
 use crate::digest::Description;
 use crate::host::keeper::Keeper;
 use crate::host::network::{Tools, WayOut};
-use crate::provider::{Carried, Carry, Instance, Launch, Lines, Place};
+use crate::provider::{Carried, Carry, Instance, Launch, Lines, Place, ProviderError};
 use crate::sparse;
-
-/// The share of the free disk, one in so many, that kept machines may take.
-const SHARE: u64 = 4;
-/// How much of a disk must stay free, in bytes.
-const FREE: u64 = 2 << 30;
-
-/// Where machines are kept, and whether that is of use here.
-pub(super) struct Memories {
-    home: PathBuf,
-    /// What this process has kept.
-    own: Mutex<HashSet<PathBuf>>,
-    /// Not even that goes on: this host, or this QEMU, can't do it.
-    useless: AtomicBool,
-}
-
-impl Memories {
-    pub(super) fn new(home: PathBuf) -> Self {
-        Self { home, own: Mutex::default(), useless: AtomicBool::new(false) }
-    }
-
-    fn are_of_use(&self) -> bool {
-        !self.useless.load(Ordering::Relaxed)
-    }
-
-    fn kept(&self, dir: &Path) {
-        self.own.lock().unwrap_or_else(PoisonError::into_inner).insert(dir.to_owned());
-    }
-
-    /// Removes a machine that does not go on.
-    fn failed(&self, dir: &Path) {
-        Kept::at(dir).remove();
-        if self.own.lock().unwrap_or_else(PoisonError::into_inner).contains(dir) {
-            self.useless.store(true, Ordering::Relaxed);
-        }
-    }
-}
-
-/// A kept machine that was forked.
-pub(super) struct Origin {
-    memories: Arc<Memories>,
-    dir: PathBuf,
-}
-
-impl Origin {
-    /// It did not come up.
-    pub(super) fn distrust(&self) {
-        self.memories.failed(&self.dir);
-    }
-}
-
-/// What it takes to keep a machine that boots.
-pub(super) struct Keeping {
-    memories: Arc<Memories>,
-    /// Where it is to be.
-    dir: PathBuf,
-    scratch: PathBuf,
-    overlay: PathBuf,
-    origin: carry::Origin,
-    /// Why none goes on that was kept of another disk.
-    pub(super) why: Option<String>,
-    /// Held by who boots what others want to fork.
-    _lock: File,
-}
 
 /// Starts a machine: forks it if it was kept, otherwise boots it.
 pub(super) async fn start(
@@ -236,11 +174,6 @@ fn name(mut facts: Description, disk: &str) -> String {
     facts.key().short()
 }
 
-/// What is free of the disk, in bytes.
-fn free(home: &Path) -> u64 {
-    rustix::fs::statvfs(home).map_or(0, |s| s.f_bavail * s.f_frsize)
-}
-
 /// Everything but disks, and where the kernel comes from.
 fn arguments(accel: Accel, launch: &Launch, memory: Option<(&Path, bool)>, cut_off: bool) -> Vec<String> {
     let mut all = args::base();
@@ -301,7 +234,7 @@ async fn fork(
     let disks = Disks::on(rig.programs, launch)?;
     let mut all = arguments(rig.accel, launch, Some((&kept.memory(), false)), !launch.network);
     all.extend(args::disks(&disks.nodes(launch)));
-    all.extend(kept::incoming());
+    all.extend(incoming());
     let way = format!("qemu {} {}, forked", rig.programs.version, rig.accel.name());
     if disks.lasting() {
         args::with_log(&mut all);
@@ -318,50 +251,5 @@ async fn fork(
             instance.stop().await;
             Err(error)
         }
-    }
-}
-
-/// Keeps a machine that has booted, and ends it.
-pub(super) async fn keep(mut instance: QemuInstance) -> Result<(), ProviderError> {
-    let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be kept: {e}"));
-    let Some(keeping) = instance.keeping.take() else {
-        instance.stop().await;
-        return Err(ProviderError::new("the machine's memory has no file"));
-    };
-    let saved = async {
-        let new = Kept::new(keeping.scratch.join("kept")).map_err(fail)?;
-        new.save(&mut instance, &keeping.scratch).await.map(|()| new)
-    };
-    let saved = saved.await;
-    // Whatever came of it: it is to let go of its disk.
-    instance.stop().await;
-    let new = saved?;
-    std::fs::rename(keeping.scratch.join("memory"), new.memory()).map_err(fail)?;
-    std::fs::rename(&keeping.overlay, new.disk()).map_err(fail)?;
-    keeping.origin.write(&new).map_err(fail)?;
-    new.shrink().await;
-    let home = &keeping.memories.home;
-    kept::forget_old(home, free(home) / SHARE);
-    new.rename(&keeping.dir).map_err(fail)?;
-    keeping.memories.kept(&keeping.dir);
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_host_that_forks_nothing_is_not_asked_again() {
-        let home = tempfile::tempdir().unwrap();
-        let memories = Arc::new(Memories::new(home.path().to_owned()));
-        let useless = || !memories.are_of_use();
-        let of = |name: &str| Origin { memories: memories.clone(), dir: home.path().join(name) };
-        std::fs::create_dir(home.path().join("old")).unwrap();
-        of("old").distrust();
-        assert!(!useless() && !home.path().join("old").exists(), "another host may have kept it");
-        memories.kept(&home.path().join("new"));
-        of("new").distrust();
-        assert!(useless());
     }
 }

@@ -10,9 +10,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 
-use super::{Accel, Programs, ProviderError, args};
+use super::args;
+use super::programs::{Accel, Programs};
 use crate::digest::Digest;
 use crate::host::{self, child};
+use crate::provider::ProviderError;
 use crate::provider::{AGENT, initramfs};
 
 /// Under a KVM that works the machine speaks within a second.

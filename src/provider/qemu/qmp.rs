@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{mpsc, oneshot};
 
-use super::ProviderError;
+use crate::provider::ProviderError;
 
 /// Longest line that is read; QMP's answers to what is asked here are short.
 const MAX_LINE: u64 = 1 << 20;

@@ -1,0 +1,156 @@
+//! What a provider's instance can do, done by QEMU.
+
+use std::path::Path;
+
+use serde_json::json;
+use tokio::net::UnixStream;
+use vimg_lang::model::Forward;
+
+use super::instance::{OPENING, Process, QemuInstance, inside, inward, unkept};
+use super::kept::Kept;
+use super::save;
+use crate::host::child;
+use crate::host::keeper;
+use crate::host::network::WayOut;
+use crate::provider::{Ended, Instance, Place, ProviderError};
+
+impl Instance for QemuInstance {
+    type Channel = UnixStream;
+
+    fn way(&self) -> String {
+        self.way.clone()
+    }
+
+    fn place(&self) -> Place {
+        self.place.clone()
+    }
+
+    fn channel(&mut self) -> Option<UnixStream> {
+        self.agent.take()
+    }
+
+    async fn snapshot(&mut self, next: &Path) -> Result<(), ProviderError> {
+        self.disks.add(&mut self.monitor, next).await?;
+        self.disks.switch(&mut self.monitor).await
+    }
+
+    fn way_out(&self) -> WayOut {
+        self.way_out.clone()
+    }
+
+    fn why_it_boots(&self) -> Option<&str> {
+        self.keeping.as_ref()?.why.as_deref()
+    }
+
+    fn can_be_kept(&self) -> bool {
+        self.keeping.is_some()
+    }
+
+    async fn stand_still(&mut self) -> Result<(), ProviderError> {
+        self.execute("stop", json!({})).await.map(|_| ())
+    }
+
+    async fn go_on(&mut self) -> Result<(), ProviderError> {
+        if let Process::Own(child) = &self.process
+            && let Some(program) = child.id()
+        {
+            child::competes(program);
+        }
+        self.execute("cont", json!({})).await.map(|_| ())
+    }
+
+    async fn keep(self) -> Result<(), ProviderError> {
+        save::keep(self).await
+    }
+
+    async fn ended(&mut self) -> Ended {
+        loop {
+            tokio::select! {
+                // Events first: they say more than the end of the process.
+                biased;
+                event = self.events.recv() => match event {
+                    Some(event) => if let Some(ended) = self.judge(&event) { return ended },
+                    None => {
+                        if let Process::Own(child) = &mut self.process {
+                            let _ = child.wait().await;
+                        }
+                        return Ended::Killed(child::last_words(&self.log));
+                    }
+                },
+                _ = self.process.wait() => {
+                    while let Ok(event) = self.events.try_recv() {
+                        if let Some(ended) = self.judge(&event) {
+                            return ended;
+                        }
+                    }
+                    return Ended::Killed(child::last_words(&self.log));
+                }
+            }
+        }
+    }
+
+    fn distrust(&mut self) {
+        if let Some(kept) = self.kept.take() {
+            Kept::at(&kept).remove();
+        }
+        if let Some(origin) = self.origin.take() {
+            origin.distrust();
+        }
+    }
+
+    fn console_since(&self, seen: u64) -> (u64, Vec<u8>) {
+        self.console.since(seen)
+    }
+
+    fn console(&self) -> String {
+        self.console.text()
+    }
+
+    async fn forward(&mut self, before: &[Forward], after: &[Forward]) -> Result<(), ProviderError> {
+        let Some(keeper) = &self.keeper else { return Err(unkept(keeper::lost("it has ended"))) };
+        let apart = keeper.namespaces().is_some();
+        keeper.lead(&inward(after)).await.map_err(unkept)?;
+        // QEMU stands where only its keeper leads, or leads in itself.
+        let rules = |forwards: &[Forward]| -> Vec<(String, Forward)> {
+            let rule = |(inside, f): (u16, &Forward)| match apart {
+                true => (format!("tcp::{inside}"), f.clone()),
+                false => (format!("tcp:{}:{}", f.address, f.host), f.clone()),
+            };
+            inside(forwards).map(rule).collect()
+        };
+        let (before, after) = (rules(before), rules(after));
+        let other = |of: &[(String, Forward)], rule: &(String, Forward)| !of.contains(rule);
+        for (rule, _) in before.iter().filter(|rule| other(&after, rule)) {
+            self.tell(&format!("hostfwd_remove net0 {rule}")).await?;
+        }
+        for (rule, forward) in after.iter().filter(|rule| other(&before, rule)) {
+            let said = self.tell(&format!("hostfwd_add net0 {rule}-:{}", forward.guest)).await?;
+            if !said.trim().is_empty() {
+                return Err(unkept(keeper::taken(&forward.address, forward.host)));
+            }
+        }
+        Ok(())
+    }
+
+    fn leave(self) {
+        if let Process::Own(child) = self.process {
+            // Dropped, it would be killed.
+            std::mem::forget(child);
+        }
+    }
+
+    async fn stop(mut self) {
+        match &mut self.process {
+            // A kill is enough: what matters of the disk was settled before.
+            Process::Own(child) => {
+                let _ = child.kill().await;
+            }
+            Process::Found => {
+                let _ = self.monitor.execute("quit", json!({})).await;
+                // Its monitor closes with it.
+                let gone = async { while self.events.recv().await.is_some() {} };
+                let _ = tokio::time::timeout(OPENING, gone).await;
+            }
+        }
+    }
+}
