@@ -26,15 +26,21 @@ use rustix::fs::AtFlags;
 use crate::digest::{Blob, Digest, Key};
 use crate::qcow2;
 
+mod error;
 mod lock;
-mod project;
 mod record;
+mod replace;
+mod project;
 mod staging;
 
+pub use error::StoreError;
+use error::is_damage;
 pub use lock::{KeyLock, lock, try_lock};
 pub use project::{FailedDisk, Last, ProjectFiles, WrittenOutput};
 use record::Identity;
 pub use record::{Boot, Disk, DiskKind, Origin, Record, SCHEMA, StateId};
+use replace::{remove, sync};
+pub use replace::{replace, replace_note};
 pub use staging::{Staging, settle};
 
 /// The directories of a store.
@@ -72,45 +78,6 @@ impl std::fmt::Debug for Believer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(if self.0.is_some() { "Believer" } else { "none" })
     }
-}
-
-/// Why the store can't be used.
-#[derive(Debug)]
-pub struct StoreError {
-    /// Which file or directory.
-    pub path: PathBuf,
-    /// What was tried.
-    pub action: &'static str,
-    /// What the system said.
-    pub source: io::Error,
-}
-
-impl StoreError {
-    fn new(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
-        Self { path: path.into(), action, source }
-    }
-
-    /// Whether the disk is full.
-    pub fn is_full(&self) -> bool {
-        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-    }
-}
-
-impl std::fmt::Display for StoreError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the store can't {} {}: {}", self.action, self.path.display(), self.source)
-    }
-}
-
-impl std::error::Error for StoreError {}
-
-/// Whether an error says that a file is damaged, and not that it can't be read
-/// just now.
-fn is_damage(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
-    ) || error.raw_os_error() == Some(libc::EIO)
 }
 
 impl Store {
@@ -403,6 +370,17 @@ impl Store {
         ProjectFiles::new(self.root.join("projects").join(&id[..32]))
     }
 
+    /// Looks a project's last build up. It takes as long as reading the states
+    /// of a build that does nothing, and can be done beside reading its recipe.
+    pub fn last(&self, notes: &ProjectFiles) -> Last {
+        let nodes = notes.nodes();
+        let mut whole = HashMap::with_capacity(nodes.len());
+        for key in nodes.values() {
+            self.whole(key, &mut whole);
+        }
+        Last { nodes, whole }
+    }
+
     /// All states that can be read.
     pub fn states(&self) -> Vec<Record> {
         let Ok(entries) = fs::read_dir(self.root.join("states")) else { return Vec::new() };
@@ -441,63 +419,6 @@ impl Store {
     fn lock_path(&self, key: &Key) -> PathBuf {
         self.root.join("locks").join(key.to_string())
     }
-}
-
-fn sync(path: &Path) -> Result<(), StoreError> {
-    File::open(path).and_then(|f| f.sync_all()).map_err(|e| StoreError::new("sync", path, e))
-}
-
-fn remove(path: &Path) -> Result<(), StoreError> {
-    let result = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    match result {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StoreError::new("remove", path, e)),
-        _ => Ok(()),
-    }
-}
-
-/// Replaces a small file in one step, so that it has the old content or the
-/// new one, also after a power cut. A link is followed; rights stay as they
-/// were, and are the user's alone where there was no file.
-pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(dir)?;
-    // Another container may have a process of the same number.
-    let (new, mut file) = loop {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let new = dir.join(format!(".{name}.{:x}", StateId::new().number()));
-        match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new) {
-            Ok(file) => break (new, file),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(e),
-        }
-    };
-    let written = (|| {
-        if let Ok(was) = fs::metadata(path) {
-            file.set_permissions(was.permissions())?;
-        }
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        File::open(dir)?.sync_all()
-    })();
-    if written.is_err() {
-        let _ = fs::remove_file(&new);
-    }
-    written
-}
-
-/// Replaces a small file whose loss costs nothing but time: it is not synced.
-pub fn replace_note(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = path.with_extension(format!("new-{}-{:x}", std::process::id(), StateId::new().number()));
-    if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir)?;
-    }
-    fs::write(&new, bytes).and_then(|()| fs::rename(&new, path)).inspect_err(|_| {
-        let _ = fs::remove_file(&new);
-    })
 }
 
 #[cfg(test)]

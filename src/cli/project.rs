@@ -179,7 +179,7 @@ impl Opened {
         // Two halves of the work that know nothing of each other.
         let last = {
             let (store, notes) = (store.clone(), notes.clone());
-            std::thread::spawn(move || Last::read(&store, &notes))
+            std::thread::spawn(move || store.last(&notes))
         };
         let project = project.knowing(notes.stamps(), store.parsed());
         let mut sources = Sources::default();

@@ -13,7 +13,7 @@ use vimg_lang::model::{
 };
 use vimg_lang::{FileRef, Span};
 
-use super::{BlobSource, CheckWork, GraphError, LayerWork, Needs};
+use super::node::{BlobSource, CheckWork, GraphError, LayerWork, Needs};
 use crate::digest::{Blob, Description};
 use crate::files::{FileError, Project};
 use crate::provider::debian;

@@ -8,7 +8,9 @@ use vimg_agent::protocol::Primitive as Step;
 use vimg_lang::Span;
 use vimg_lang::model::{Forward, InEffect, Layer, Machine, Model, Part, Primitive, When};
 
-use super::{CheckWork, Graph, GraphError, LayerWork, NodeId, describe};
+use super::dag::Graph;
+use super::describe;
+use super::node::{CheckWork, GraphError, LayerWork, NodeId};
 use crate::digest::Key;
 use crate::files::Project;
 

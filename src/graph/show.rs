@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use serde_json::json;
 
-use super::{Graph, NodeId};
+use super::dag::Graph;
+use super::node::NodeId;
 
 /// A form to show a graph in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

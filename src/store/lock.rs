@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
-use super::StoreError;
+use super::error::StoreError;
 
 /// The right to make a state; given back when dropped.
 #[derive(Debug)]

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{StateId, Store};
+use super::record::StateId;
+use super::replace::replace_note;
 use crate::digest::Key;
 use crate::files::Stamps;
 
@@ -23,21 +24,8 @@ pub struct ProjectFiles {
 pub struct Last {
     /// The keys that its nodes had.
     pub nodes: BTreeMap<String, Key>,
-    /// Which of these are whole, as [`Store::whole`] notes it.
+    /// Which of these are whole, as [`super::Store::whole`] notes it.
     pub whole: HashMap<Key, Option<StateId>>,
-}
-
-impl Last {
-    /// Looks a last build up. It takes as long as reading the states of a
-    /// build that does nothing, and can be done beside reading its recipe.
-    pub fn read(store: &Store, notes: &ProjectFiles) -> Self {
-        let nodes = notes.nodes();
-        let mut whole = HashMap::with_capacity(nodes.len());
-        for key in nodes.values() {
-            store.whole(key, &mut whole);
-        }
-        Self { nodes, whole }
-    }
 }
 
 /// An output file as it was written.
@@ -94,7 +82,7 @@ impl ProjectFiles {
     /// Replaces [`ProjectFiles::stamps`] if they changed.
     pub fn set_stamps(&self, stamps: &Stamps) -> io::Result<()> {
         match stamps.to_bytes() {
-            Some(bytes) => super::replace_note(&self.dir.join("stamps"), &bytes),
+            Some(bytes) => replace_note(&self.dir.join("stamps"), &bytes),
             None => Ok(()),
         }
     }
@@ -121,7 +109,7 @@ impl ProjectFiles {
         fs::create_dir_all(self.dir.join("failed"))?;
         fs::rename(disk, self.of_failed(node, "qcow2"))?;
         let bytes = postcard::to_stdvec(failed).map_err(io::Error::other)?;
-        super::replace_note(&self.of_failed(node, "disk"), &bytes)
+        replace_note(&self.of_failed(node, "disk"), &bytes)
     }
 
     /// The disk of a node that failed, and what is known of it.
@@ -149,6 +137,6 @@ impl ProjectFiles {
 
     fn write<T: Serialize>(&self, name: &str, value: &T) -> io::Result<()> {
         let bytes = postcard::to_stdvec(value).map_err(io::Error::other)?;
-        super::replace_note(&self.dir.join(name), &bytes)
+        replace_note(&self.dir.join(name), &bytes)
     }
 }

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use rustix::fs::FlockOperation;
 
-use super::StoreError;
+use super::error::StoreError;
 use crate::host::namespaces::remove_tree;
 
 /// A directory of one process; removed when dropped, and reaped by the next

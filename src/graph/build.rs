@@ -1,0 +1,198 @@
+//! Builds the graph of a model: nodes, their descriptions and keys.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use petgraph::graph::DiGraph;
+use vimg_agent::protocol;
+use vimg_lang::Span;
+use vimg_lang::model::{Check, DiskFormat, Image, Model, Origin};
+
+use super::dag::{Graph, Target};
+use super::describe;
+use super::node::{GraphError, Needs, Node, NodeId, PARENT, Work, parent_state_id};
+use crate::digest::Description;
+use crate::files::Project;
+
+impl Graph {
+    /// Builds the graph of a model. All files that can't be hashed are
+    /// reported together.
+    pub fn new(model: &Model, project: &Project) -> Result<Self, Vec<GraphError>> {
+        let mut builder = Builder {
+            graph: Self {
+                graph: DiGraph::new(),
+                images: Vec::new(),
+                checks: Vec::new(),
+                targets: Vec::new(),
+                by_name: HashMap::new(),
+                image_index: HashMap::new(),
+            },
+            model,
+            project,
+            states: Vec::new(),
+            checks: Vec::new(),
+            errors: Vec::new(),
+        };
+        for image in &model.images {
+            builder.image(image);
+        }
+        if builder.errors.is_empty() { Ok(builder.graph) } else { Err(builder.errors) }
+    }
+}
+
+struct Builder<'a> {
+    graph: Graph,
+    model: &'a Model,
+    project: &'a Project,
+    /// For each image, the state that it starts from and those after each of
+    /// its layers.
+    states: Vec<Vec<NodeId>>,
+    /// For each image, what its layers and those below them promise.
+    checks: Vec<Vec<Promise<'a>>>,
+    errors: Vec<GraphError>,
+}
+
+/// A check that a layer brings with it, and the layer's name in the machine.
+type Promise<'a> = (&'a str, &'a Check);
+
+impl<'a> Builder<'a> {
+    fn image(&mut self, image: &'a Image) {
+        let mut top = match &image.origin {
+            Origin::Image(index, layers) => self.states[*index][*layers],
+            Origin::Bootstrap(bootstrap) => {
+                let description = describe::bootstrap(bootstrap, &image.machine);
+                let work = (Work::Bootstrap(bootstrap.clone()), Needs::Nothing);
+                self.push(image, format!("{}:base", image.name), work, None, description, image.origin_span)
+            }
+            Origin::Disk { file, sha256 } => {
+                let work = (Work::Import { file: file.clone(), sha256: sha256.clone() }, Needs::Nothing);
+                let description = describe::import(sha256);
+                self.push(image, format!("{}:base", image.name), work, None, description, image.origin_span)
+            }
+        };
+        // A disk from outside brings no kernel for an appliance, and no
+        // filesystem that the host's kernel may be trusted with.
+        let imported = self
+            .graph
+            .chain(top)
+            .first()
+            .is_some_and(|id| matches!(self.graph.node(*id).work, Work::Import { .. }));
+        let mut states = vec![top];
+        for layer in &image.layers {
+            let booted = layer.booted || imported;
+            match describe::layer(layer, booted, &image.machine, self.project) {
+                Ok((work, description)) => {
+                    let name = format!("{}@{}", image.name, layer.name);
+                    let needs = if booted { Needs::Machine } else { Needs::Disk };
+                    let work = (Work::Layer(Arc::new(work)), needs);
+                    top = self.push(image, name, work, Some(top), description, layer.span);
+                }
+                Err(errors) => self.errors.extend(errors),
+            }
+            states.push(top);
+        }
+        self.states.push(states);
+        self.graph.image_index.insert(image.name.clone(), self.graph.images.len());
+        self.graph.images.push((image.name.clone(), top));
+        self.checks(image, top);
+        if image.outputs.is_empty() {
+            return;
+        }
+        let span = image.outputs[0].span;
+        let name = format!("{}:seal", image.name);
+        // What has run is stopped in an orderly way before it is sealed.
+        let ran = |id: &NodeId| self.graph.node(*id).needs == Needs::Machine;
+        let booted = imported || self.graph.chain(top).iter().any(ran);
+        let needs = if booted { Needs::Machine } else { Needs::Disk };
+        let sealed = self.push(image, name, (Work::Seal, needs), Some(top), describe::seal(needs), span);
+        let mut made: Vec<(DiskFormat, NodeId)> = Vec::new();
+        for output in &image.outputs {
+            let known = made.iter().find(|(format, _)| *format == output.format).map(|(_, id)| *id);
+            let node = known.unwrap_or_else(|| {
+                let name = format!("{}:{}", image.name, output.format.name());
+                let description = describe::export(output.format);
+                let id = self.push(
+                    image,
+                    name,
+                    (Work::Export(output.format), Needs::Nothing),
+                    Some(sealed),
+                    description,
+                    output.span,
+                );
+                made.push((output.format, id));
+                id
+            });
+            self.graph.targets.push(Target { image: image.name.clone(), node, output: output.clone() });
+        }
+    }
+
+    /// What layers promise must hold in every image that has them; an image's
+    /// own checks are about that image.
+    fn checks(&mut self, image: &'a Image, top: NodeId) {
+        let promised = self.promised(image, image.layers.len());
+        let own = image.checks.iter().map(|c| (String::new(), c));
+        let all = promised.iter().map(|(layer, check)| (format!("{layer}/"), *check)).chain(own);
+        let mut nodes = Vec::new();
+        for (layer, check) in all {
+            let name = format!("{}:check/{layer}{}", image.name, check.name);
+            let mut unique = name.clone();
+            for n in 2.. {
+                if !self.graph.by_name.contains_key(&unique) {
+                    break;
+                }
+                unique = format!("{name}#{n}");
+            }
+            let (work, description) = describe::check(check, &image.machine);
+            let work = (Work::Check(Arc::new(work)), Needs::Machine);
+            nodes.push(self.push(image, unique, work, Some(top), description, check.span));
+        }
+        self.graph.checks.push(nodes);
+        self.checks.push(promised);
+    }
+
+    /// What the first layers of an image promise, and what is below them.
+    fn promised(&self, image: &'a Image, layers: usize) -> Vec<Promise<'a>> {
+        let mut promised = match &image.origin {
+            Origin::Image(index, layers) if *layers == self.model.images[*index].layers.len() => {
+                self.checks[*index].clone()
+            }
+            Origin::Image(index, layers) => self.promised(&self.model.images[*index], *layers),
+            _ => Vec::new(),
+        };
+        for layer in &image.layers[..layers] {
+            if !layer.reverts.is_empty() {
+                promised.retain(|(id, _)| !layer.reverts.iter().any(|gone| gone == id));
+            }
+            promised.extend(layer.parts.iter().flat_map(|p| p.checks.iter().map(|c| (p.id.as_str(), c))));
+        }
+        promised
+    }
+
+    fn push(
+        &mut self,
+        image: &Image,
+        name: String,
+        (work, needs): (Work, Needs),
+        parent: Option<NodeId>,
+        mut description: Description,
+        span: Span,
+    ) -> NodeId {
+        if let Some(parent) = parent {
+            description.content(PARENT, parent_state_id(self.graph.node(parent)));
+        }
+        description.value("agent behaviour", format_args!("{}.{}", protocol::PROTOCOL, protocol::BEHAVIOUR));
+        let key = description.key();
+        self.graph.add(Node {
+            name,
+            image: image.name.clone(),
+            work,
+            parent,
+            needs,
+            machine: image.machine,
+            description,
+            key,
+            stands_for: key,
+            span,
+        })
+    }
+}

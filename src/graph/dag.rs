@@ -1,0 +1,153 @@
+//! All nodes of a recipe, and which is made from which.
+
+use std::collections::HashMap;
+
+use petgraph::graph::{DiGraph, NodeIndex};
+use vimg_agent::protocol::Primitive;
+use vimg_lang::Span;
+use vimg_lang::model::Output;
+
+use super::node::{Node, NodeId, PARENT, Work, parent_state_id};
+use crate::digest::Key;
+
+/// A file that an image is to be written to.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The image's name.
+    pub image: String,
+    /// The node that it is.
+    pub node: NodeId,
+    /// As declared.
+    pub output: Output,
+}
+
+/// All nodes of a recipe.
+#[derive(Debug, Clone)]
+pub struct Graph {
+    // Edges lead from a state to what is made from it.
+    pub(super) graph: DiGraph<Node, ()>,
+    /// For each image, its name, its last state before any output, and the
+    /// index of its first own node in order.
+    pub(super) images: Vec<(String, NodeId)>,
+    /// For each image, its checks.
+    pub(super) checks: Vec<Vec<NodeId>>,
+    pub(super) targets: Vec<Target>,
+    pub(super) by_name: HashMap<String, NodeId>,
+    pub(super) image_index: HashMap<String, usize>,
+}
+
+impl Graph {
+    /// Gives all nodes the keys that they have where `stands_for` says which
+    /// states hold the same. Says whether anything is known by another key.
+    pub fn resolve(&mut self, stands_for: impl Fn(&Key) -> Key) -> bool {
+        let mut changed = false;
+        // Those below come first.
+        for index in self.graph.node_indices() {
+            let parent = self.graph[index].parent.map(|p| parent_state_id(self.node(p)));
+            let node = &mut self.graph[index];
+            if parent.is_some_and(|parent| node.description.replace(PARENT, parent)) {
+                node.key = node.description.key();
+                changed = true;
+            }
+            let now = match node.work {
+                Work::Layer(_) => stands_for(&node.key),
+                _ => node.key,
+            };
+            changed |= now != node.stands_for;
+            node.stands_for = now;
+        }
+        changed
+    }
+
+    /// A node.
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.graph[NodeIndex::new(id.0 as usize)]
+    }
+
+    /// All nodes; those below come first.
+    pub fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+        (0..self.graph.node_count() as u32).map(NodeId)
+    }
+
+    /// The node with this name: `image` means its last state.
+    pub fn find(&self, name: &str) -> Option<NodeId> {
+        self.image(name).or_else(|| self.by_name.get(name).copied())
+    }
+
+    /// The last state of an image, before any output.
+    pub fn image(&self, name: &str) -> Option<NodeId> {
+        self.image_index.get(name).map(|n| self.images[*n].1)
+    }
+
+    /// The checks of an image.
+    pub fn checks(&self, image: &str) -> &[NodeId] {
+        self.image_index.get(image).map_or(&[], |n| &self.checks[*n])
+    }
+
+    /// All images with their last states.
+    pub fn images(&self) -> &[(String, NodeId)] {
+        &self.images
+    }
+
+    /// All files to write.
+    pub fn targets(&self) -> &[Target] {
+        &self.targets
+    }
+
+    /// All names that [`Graph::find`] knows.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.by_name.keys().map(String::as_str).collect();
+        names.extend(self.images.iter().map(|(n, _)| n.as_str()));
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// What is made from a node.
+    pub fn children(&self, id: NodeId) -> Vec<NodeId> {
+        let index = NodeIndex::new(id.0 as usize);
+        let mut children: Vec<NodeId> =
+            self.graph.neighbors(index).map(|n| NodeId(n.index() as u32)).collect();
+        children.sort_unstable();
+        children
+    }
+
+    /// A node and all below it, the lowest first.
+    pub fn chain(&self, id: NodeId) -> Vec<NodeId> {
+        let mut chain = vec![id];
+        while let Some(parent) = chain.last().and_then(|id| self.node(*id).parent) {
+            chain.push(parent);
+        }
+        chain.reverse();
+        chain
+    }
+
+    /// Where a part of this name in the machine is applied, below `node`.
+    pub fn applied(&self, node: &Node, part: &str) -> Option<Span> {
+        let mut next = node.parent;
+        while let Some(node) = next.map(|id| self.node(id)) {
+            if let Work::Layer(work) = &node.work {
+                let named = |step: &Primitive| matches!(step, Primitive::Layer { name } if name == part);
+                let place = work.steps.iter().rposition(named).map(|n| work.places[n].0);
+                let first = || (work.layer.as_deref() == Some(part)).then_some(node.span);
+                if let Some(span) = place.or_else(first) {
+                    return Some(span);
+                }
+            }
+            next = node.parent;
+        }
+        None
+    }
+
+    pub(super) fn add(&mut self, node: Node) -> NodeId {
+        let parent = node.parent;
+        let name = node.name.clone();
+        let index = self.graph.add_node(node);
+        if let Some(parent) = parent {
+            self.graph.add_edge(NodeIndex::new(parent.0 as usize), index, ());
+        }
+        let id = NodeId(index.index() as u32);
+        self.by_name.insert(name, id);
+        id
+    }
+}

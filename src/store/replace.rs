@@ -1,0 +1,65 @@
+//! Files that are replaced as a whole, synced and removed.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use super::error::StoreError;
+use super::record::StateId;
+
+pub(super) fn sync(path: &Path) -> Result<(), StoreError> {
+    File::open(path).and_then(|f| f.sync_all()).map_err(|e| StoreError::new("sync", path, e))
+}
+
+pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
+    let result = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match result {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StoreError::new("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Replaces a small file in one step, so that it has the old content or the
+/// new one, also after a power cut. A link is followed; rights stay as they
+/// were, and are the user's alone where there was no file.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(dir)?;
+    // Another container may have a process of the same number.
+    let (new, mut file) = loop {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let new = dir.join(format!(".{name}.{:x}", StateId::new().number()));
+        match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new) {
+            Ok(file) => break (new, file),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e),
+        }
+    };
+    let written = (|| {
+        if let Ok(was) = fs::metadata(path) {
+            file.set_permissions(was.permissions())?;
+        }
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&new, path)?;
+        File::open(dir)?.sync_all()
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    written
+}
+
+/// Replaces a small file whose loss costs nothing but time: it is not synced.
+pub fn replace_note(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_extension(format!("new-{}-{:x}", std::process::id(), StateId::new().number()));
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    fs::write(&new, bytes).and_then(|()| fs::rename(&new, path)).inspect_err(|_| {
+        let _ = fs::remove_file(&new);
+    })
+}
