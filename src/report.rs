@@ -2,37 +2,19 @@
 //! people at terminals, in logs, and for programs. Knows no nodes and no
 //! store; it is given texts and events.
 
+mod style;
 mod diagnostic;
-mod live;
 mod text;
+mod live;
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::sync::Arc;
 
 pub use diagnostic::{Shown, diagnostics_json, render};
+pub use style::Style;
 pub use text::{bytes, duration};
 
 use crate::event::{Event, Sink};
-
-/// How to show things.
-#[derive(Debug, Clone, Copy)]
-pub struct Style {
-    /// With colours.
-    pub colour: bool,
-    /// As JSON lines on standard output.
-    pub json: bool,
-    /// Only what went wrong.
-    pub quiet: bool,
-    /// Each line that programs print, even on a terminal.
-    pub verbose: bool,
-}
-
-impl Style {
-    /// Whether a live view can be shown.
-    fn live(self) -> bool {
-        !self.json && !self.quiet && !self.verbose && std::io::stderr().is_terminal()
-    }
-}
 
 /// A reporter for the events of one build. The view ends when it is dropped.
 pub fn reporter(style: Style) -> Reporter {

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use vimg_agent::protocol::{self, Change};
 
-use super::{Ext4, Inode, Kind, ROOT, Source, odd, u32_at};
+use super::tables::{Ext4, Inode, Kind, ROOT, Source, odd, u32_at};
 
 /// The most inodes that may differ, and the most of that which is told.
 const MOST: usize = 4096;

@@ -5,31 +5,13 @@
 //! that were not there, directories that were listed. Names come and go with
 //! their directory's times, so that a listing need not be made again.
 
-use rustix::fs::Stat;
 use serde::{Deserialize, Serialize};
 
-use super::stamps::{self, SETTLED, Stamp};
-use super::{Project, ReadError, read_error};
+use vimg_lang::ReadError;
 
-/// One look at a path.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Look {
-    path: String,
-    /// Whether a link is followed, or is itself what was found in a listing.
-    follow: bool,
-    /// What was there, if anything.
-    stamp: Option<Stamp>,
-}
-
-impl Look {
-    pub(super) fn followed(path: &str, stat: Option<&Stat>) -> Self {
-        Self { path: path.to_owned(), follow: true, stamp: stat.map(stamps::stamp) }
-    }
-
-    pub(super) fn entry(path: &str, stat: &Stat) -> Self {
-        Self { path: path.to_owned(), follow: false, stamp: Some(stamps::stamp(stat)) }
-    }
-}
+use super::look::Look;
+use super::project::{Project, read_error};
+use super::stamps::{self, SETTLED};
 
 /// All that a run saw of a project.
 #[derive(Debug, Serialize, Deserialize)]

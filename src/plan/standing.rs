@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Plan;
+use super::steps::Plan;
 use crate::digest::{Digest, Key};
 use crate::files::{Project, Witness};
 use crate::graph::{Graph, Target};

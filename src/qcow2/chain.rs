@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{be32, be64, read};
+use super::header::{be32, be64, read};
 
 /// Bits of an entry: the cluster is compressed, or reads as zeros.
 const COMPRESSED: u64 = 1 << 62;

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::chain::{Chain, Cluster, Qcow2, odd};
-use super::{be32, be64};
+use super::header::{be32, be64};
 
 /// The size of a cluster, as a power of two: QEMU's default.
 const BITS: u32 = 16;

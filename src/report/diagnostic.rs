@@ -7,7 +7,7 @@ use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, S
 use serde_json::{Value, json};
 use vimg_lang::{Diagnostic, Sources, Span};
 
-use super::Style;
+use super::style::Style;
 
 /// A diagnostic with the texts that it points into. miette draws one source a
 /// diagnostic, so places in other files are diagnostics below it.

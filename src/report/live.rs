@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::Style;
+use super::style::Style;
 use super::text::{Plain, moving};
 use crate::event::Event;
 

@@ -1,6 +1,6 @@
 //! Events as lines of text.
 
-use super::Style;
+use super::style::Style;
 use crate::event::Event;
 
 /// Bytes for people: `378 MiB`.

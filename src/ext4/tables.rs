@@ -1,0 +1,297 @@
+//! Superblock, inodes, extents and directories of an ext4 filesystem.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use vimg_agent::protocol::Time;
+
+/// The most that is read of one file or directory, in bytes.
+const MOST: u64 = 64 << 20;
+/// The most that is read of one filesystem: tables that overlap and trees that
+/// lead back to themselves come to an end.
+const BUDGET: u64 = 2 << 30;
+
+/// What can be read at any place.
+pub trait Source {
+    /// Reads to the end of the buffer.
+    ///
+    /// # Errors
+    ///
+    /// If that much can't be read.
+    fn read_at(&mut self, at: u64, buffer: &mut [u8]) -> io::Result<()>;
+}
+
+impl Source for crate::qcow2::Chain {
+    fn read_at(&mut self, at: u64, buffer: &mut [u8]) -> io::Result<()> {
+        Self::read_at(self, at, buffer)
+    }
+}
+
+pub(super) fn odd(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+/// Features that are understood: of those that a reader must know, `filetype`,
+/// `extents`, `64bit`, `flex_bg` and `metadata_csum_seed`. Not `recover`: then
+/// the journal has to be read first.
+const KNOWN: u32 = 0x2 | 0x40 | 0x80 | 0x200 | 0x2000;
+const BITS_64: u32 = 0x80;
+/// Inodes of files that were deleted while they were open are in a file.
+const ORPHANS: u32 = 0x10000;
+
+/// The root directory.
+pub(super) const ROOT: u32 = 2;
+
+/// A filesystem.
+pub(super) struct Ext4<'a, S> {
+    pub(super) source: &'a mut S,
+    /// Where it begins.
+    pub(super) start: u64,
+    pub(super) superblock: [u8; 1024],
+    pub(super) block: u64,
+    pub(super) inodes: u32,
+    pub(super) per_group: u32,
+    pub(super) inode_size: u64,
+    /// The block at which each group's table of inodes begins.
+    pub(super) tables: Vec<u64>,
+    /// How many bytes may still be read.
+    pub(super) budget: u64,
+}
+
+impl<'a, S: Source> Ext4<'a, S> {
+    pub(super) fn open(source: &'a mut S, start: u64) -> io::Result<Self> {
+        let mut s = [0; 1024];
+        source.read_at(start + 1024, &mut s)?;
+        if u16_at(&s, 0x38) != 0xEF53 {
+            return Err(odd("it is no ext4 filesystem"));
+        }
+        let (incompat, ro_compat) = (u32_at(&s, 0x60), u32_at(&s, 0x64));
+        if incompat & !KNOWN != 0 || ro_compat & ORPHANS != 0 {
+            return Err(odd("the filesystem is of a kind that is not compared"));
+        }
+        let (inodes, per_group) = (u32_at(&s, 0), u32_at(&s, 0x28));
+        let (log, inode_size) = (u32_at(&s, 0x18), u64::from(u16_at(&s, 0x58)));
+        // A bitmap of one block says which inodes of a group are used; blocks
+        // larger than a page are of no use on this processor.
+        let legal = log <= 2 && (1..=8192 << log).contains(&per_group) && inode_size.is_power_of_two();
+        if !legal || !(256..=1024).contains(&inode_size) {
+            return Err(odd("the filesystem makes no sense"));
+        }
+        let block = 1024 << log;
+        let groups = inodes.div_ceil(per_group);
+        let size = if incompat & BITS_64 != 0 { u64::from(u16_at(&s, 0xFE)) } else { 32 };
+        if groups > 1 << 17 || !(32..=64).contains(&size) {
+            return Err(odd("the filesystem makes no sense"));
+        }
+        let mut descriptors = vec![0; (u64::from(groups) * size) as usize];
+        let first = u64::from(u32_at(&s, 0x14)) + 1;
+        source.read_at(start + first * block, &mut descriptors)?;
+        let table = |d: &[u8]| {
+            let high = if size >= 64 { u32_at(d, 0x28) } else { 0 };
+            u64::from(high) << 32 | u64::from(u32_at(d, 8))
+        };
+        let tables = descriptors.chunks_exact(size as usize).map(table).collect();
+        Ok(Self {
+            source,
+            start,
+            superblock: s,
+            block,
+            inodes,
+            per_group,
+            inode_size,
+            tables,
+            budget: BUDGET,
+        })
+    }
+
+    /// Reads at a place of the disk. Even a short read costs something.
+    pub(super) fn read_at(&mut self, at: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let cost = buffer.len() as u64 + 64;
+        self.budget = self.budget.checked_sub(cost).ok_or_else(|| odd("there is too much to compare"))?;
+        self.source.read_at(at, buffer)
+    }
+
+    pub(super) fn block(&mut self, number: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let at = number.checked_mul(self.block).and_then(|at| at.checked_add(self.start));
+        self.read_at(at.ok_or_else(|| odd("a block beyond the end"))?, buffer)
+    }
+
+    pub(super) fn inode(&mut self, number: u32) -> io::Result<Inode> {
+        if number == 0 || number > self.inodes {
+            return Err(odd("an inode beyond the end"));
+        }
+        let (group, index) = ((number - 1) / self.per_group, (number - 1) % self.per_group);
+        let table = self.tables[group as usize].saturating_mul(self.block);
+        let mut bytes = vec![0; self.inode_size as usize];
+        let at = table.saturating_add(u64::from(index) * self.inode_size);
+        self.read_at(self.start.saturating_add(at), &mut bytes)?;
+        Ok(Inode(bytes))
+    }
+
+    /// What a file or a directory holds.
+    pub(super) fn content(&mut self, inode: &Inode) -> io::Result<Vec<u8>> {
+        if inode.size() > MOST {
+            return Err(odd("a file that is too large"));
+        }
+        // What is held costs as much again as what is read: holes do, too.
+        let left = self.budget.checked_sub(inode.size());
+        self.budget = left.ok_or_else(|| odd("there is too much to compare"))?;
+        let mut content = vec![0; inode.size() as usize];
+        if !inode.has_extents() {
+            return Err(odd("a file without extents"));
+        }
+        self.extents(inode.map().to_vec(), 5, &mut content)?;
+        Ok(content)
+    }
+
+    /// Fills in what a node of a tree of extents tells, `depth` at most above
+    /// its leaves.
+    pub(super) fn extents(&mut self, node: Vec<u8>, depth: u16, content: &mut [u8]) -> io::Result<()> {
+        let (magic, entries, height) = (u16_at(&node, 0), u16_at(&node, 2), u16_at(&node, 6));
+        if magic != 0xF30A || height > depth || 12 * (usize::from(entries) + 1) > node.len() {
+            return Err(odd("a tree of extents that makes no sense"));
+        }
+        for entry in node[12..].chunks_exact(12).take(entries.into()) {
+            if height > 0 {
+                let child = u64::from(u16_at(entry, 8)) << 32 | u64::from(u32_at(entry, 4));
+                let mut node = vec![0; self.block as usize];
+                self.block(child, &mut node)?;
+                // Each level is one nearer to the leaves.
+                self.extents(node, height - 1, content)?;
+                continue;
+            }
+            let (first, length) = (u64::from(u32_at(entry, 0)), u16_at(entry, 4));
+            // More than that are blocks that were never written.
+            if length > 1 << 15 {
+                continue;
+            }
+            let from = (first * self.block).min(content.len() as u64) as usize;
+            let to = ((first + u64::from(length)) * self.block).min(content.len() as u64) as usize;
+            let block = u64::from(u16_at(entry, 6)) << 32 | u64::from(u32_at(entry, 8));
+            self.block(block, &mut content[from..to])?;
+        }
+        Ok(())
+    }
+
+    /// The entries of a directory, without the two that lead to itself and up.
+    pub(super) fn entries(&mut self, inode: &Inode) -> io::Result<BTreeMap<Vec<u8>, u32>> {
+        let content = self.content(inode)?;
+        let mut entries = BTreeMap::new();
+        for block in content.chunks(self.block as usize) {
+            let mut rest = block;
+            while rest.len() >= 8 {
+                let (number, length) = (u32_at(rest, 0), usize::from(u16_at(rest, 4)));
+                let name = rest.get(8..8 + usize::from(rest[6]));
+                let (Some(name), 8..) = (name, length) else {
+                    return Err(odd("a directory that makes no sense"));
+                };
+                if number != 0 && name != b"." && name != b".." {
+                    entries.insert(name.to_vec(), number);
+                }
+                rest = rest.get(length..).ok_or_else(|| odd("a directory that makes no sense"))?;
+            }
+        }
+        Ok(entries)
+    }
+}
+
+/// An inode as it is on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Inode(pub(super) Vec<u8>);
+
+/// What an inode is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    File,
+    Dir,
+    Link,
+    /// A device and the like.
+    Other,
+}
+
+impl Inode {
+    /// Whether there is a file that has it.
+    pub(super) fn lives(&self) -> bool {
+        self.mode() != 0 && self.links() != 0
+    }
+
+    pub(super) fn mode(&self) -> u16 {
+        u16_at(&self.0, 0)
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        match self.mode() & 0xF000 {
+            0x8000 => Kind::File,
+            0x4000 => Kind::Dir,
+            0xA000 => Kind::Link,
+            _ => Kind::Other,
+        }
+    }
+
+    pub(super) fn links(&self) -> u16 {
+        u16_at(&self.0, 26)
+    }
+
+    pub(super) fn flags(&self) -> u32 {
+        u32_at(&self.0, 32)
+    }
+
+    pub(super) fn has_extents(&self) -> bool {
+        self.flags() & 0x80000 != 0
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        u64::from(u32_at(&self.0, 108)) << 32 | u64::from(u32_at(&self.0, 4))
+    }
+
+    pub(super) fn generation(&self) -> u32 {
+        u32_at(&self.0, 100)
+    }
+
+    /// Where its content is, or what a short link points to, or which device
+    /// it is.
+    pub(super) fn map(&self) -> &[u8] {
+        &self.0[40..100]
+    }
+
+    /// When its content was changed last. Two bits of the field for nanoseconds
+    /// are the seconds' own (`fs/ext4/ext4.h`).
+    pub(super) fn modified(&self) -> Time {
+        let seconds = i64::from(u32_at(&self.0, 16).cast_signed());
+        let extra = if self.extra() >= 12 { u32_at(&self.0, 136) } else { 0 };
+        Time { seconds: seconds + (i64::from(extra & 3) << 32), nanoseconds: extra >> 2 }
+    }
+
+    /// How many bytes of fields there are beyond the first 128.
+    pub(super) fn extra(&self) -> usize {
+        usize::from(u16_at(&self.0, 128)).min(self.0.len() - 128)
+    }
+
+    /// Attributes that are kept within it.
+    pub(super) fn attributes(&self) -> &[u8] {
+        let attributes = &self.0[128 + self.extra()..];
+        // Without a head there are none, whatever stands there.
+        if attributes.len() >= 4 && u32_at(attributes, 0) == 0xEA02_0000 { attributes } else { &[] }
+    }
+
+    /// Whether attributes are kept in a block of their own.
+    pub(super) fn has_block(&self) -> bool {
+        u32_at(&self.0, 104) != 0 || u16_at(&self.0, 118) != 0
+    }
+
+    /// All that a program sees of a file besides content, size and times. How
+    /// many directories are in a directory, their names tell.
+    pub(super) fn outside(&self) -> (u16, [u16; 4], u16, u32, &[u8]) {
+        let owner = [2, 24, 120, 122].map(|at| u16_at(&self.0, at));
+        let links = if self.kind() == Kind::Dir { 0 } else { self.links() };
+        (self.mode(), owner, links, self.flags(), self.attributes())
+    }
+}

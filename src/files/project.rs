@@ -1,0 +1,604 @@
+//! A project: its files, read and hashed beneath its root.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use ignore::Match;
+use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
+use vimg_agent::protocol::{Entry, Manifest, Node};
+use vimg_agent::xattrs;
+use vimg_lang::model::Content;
+use vimg_lang::{Document, FileKind, FileRef, Files, ReadError, Root};
+
+use crate::digest::{Blob, Digest};
+
+use super::embedded;
+use super::look::Look;
+use super::stamps::{self, Stamps};
+
+/// The most files that one directory of a recipe may hold.
+const MAX_TREE: usize = 500_000;
+
+/// How many directories are kept open at once; a process may hold 1,024 files
+/// by default.
+const MAX_OPEN_DIRS: usize = 256;
+
+/// A project on this machine.
+pub struct Project {
+    root: PathBuf,
+    dir: OwnedFd,
+    stamps: Mutex<Stamps>,
+    seen: Mutex<Seen>,
+    /// Parsed recipes are kept here by the digest of their text.
+    parsed: Option<PathBuf>,
+    /// When it was opened, in seconds since 1970.
+    pub(super) opened: i64,
+    /// Paths that are no part of any tree: what the recipe itself writes.
+    left_out: BTreeSet<String>,
+}
+
+/// What this run has looked at already. A build asks for each file more than
+/// once, and means the same file.
+#[derive(Default)]
+pub(super) struct Seen {
+    /// Directories that were reached without leaving the project.
+    dirs: HashMap<String, OwnedFd>,
+    files: HashMap<String, Stat>,
+    /// All of that, and what was listed, as the next run would check it.
+    pub(super) looks: Vec<Look>,
+    /// Something could not be looked at in a way that can be checked again.
+    pub(super) unsure: bool,
+}
+
+/// Why a file could not be hashed or copied.
+#[derive(Debug)]
+pub struct FileError {
+    /// Which file.
+    pub file: String,
+    /// Why, in words for people.
+    pub why: String,
+}
+
+impl Project {
+    /// Opens the project at `root`.
+    pub fn open(root: &Path) -> io::Result<Self> {
+        let root = root.canonicalize()?;
+        let dir = rustix::fs::open(&root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Self {
+            root,
+            dir,
+            stamps: Mutex::default(),
+            seen: Mutex::default(),
+            parsed: None,
+            opened: stamps::now(),
+            left_out: BTreeSet::new(),
+        })
+    }
+
+    /// The project, without files that are its own products.
+    pub fn without(self, paths: impl IntoIterator<Item = String>) -> Self {
+        Self { left_out: paths.into_iter().collect(), ..self }
+    }
+
+    /// The project, with what an earlier run learned of it: digests of
+    /// unchanged files, and a directory for parsed recipes, which is made when
+    /// it is first needed.
+    pub fn knowing(self, stamps: Stamps, parsed: PathBuf) -> Self {
+        Self { stamps: Mutex::new(stamps), parsed: Some(parsed), ..self }
+    }
+
+    /// The project, as if it were opened `seconds` later than it was. For
+    /// tests, whose files are all young; they have to wait out the ticks of
+    /// the kernel's clock themselves.
+    pub fn later(mut self, seconds: i64) -> Self {
+        self.opened += seconds;
+        self
+    }
+
+    /// The project's root, absolute and without links.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What is known about unchanged files, for the next run.
+    pub fn into_stamps(self) -> Stamps {
+        self.stamps.into_inner().unwrap_or_default()
+    }
+
+    /// Digest, size and permission bits of a file.
+    pub fn hash(&self, file: &FileRef) -> Result<(Blob, u32), FileError> {
+        if file.root == Root::Std {
+            let bytes = embedded::read(&file.path).ok_or_else(|| error(file, "it is not in the library"))?;
+            return Ok((Blob::of(bytes), 0o644));
+        }
+        let hashed = self.hash_project(&file.path).map_err(|e| error(file, &words(&e)));
+        hashed.map(|(blob, mode, _)| (blob, mode))
+    }
+
+    fn hash_project(&self, path: &str) -> io::Result<(Blob, u32, BTreeMap<String, String>)> {
+        let stat = self.stat(path)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, kind_name(&stat)));
+        }
+        if let Some(digest) = self.lock().get(&stat) {
+            let blob = Blob { digest, size: stat.st_size as u64 };
+            return Ok((blob, mode(&stat), BTreeMap::new()));
+        }
+        let file = File::from(self.open_at(path, OFlags::RDONLY)?);
+        let before = rustix::fs::fstat(&file)?;
+        let blob = Blob::copy(file.try_clone()?, &mut io::sink())?;
+        let attributes = attributes(&file)?;
+        let after = rustix::fs::fstat(&file)?;
+        let settled = blob.size == after.st_size as u64 && stamps::same(&before, &after);
+        // What was written through a mapping changes no time of a file in
+        // memory. Attributes are looked at each time: few files have any.
+        if settled && attributes.is_empty() && !in_memory(&file) {
+            self.lock().put(&after, blob.digest);
+        } else if in_memory(&file) {
+            self.seen().unsure = true;
+        }
+        Ok((blob, mode(&after), attributes))
+    }
+
+    /// What is at a path, links followed as far as they stay in the project.
+    fn stat(&self, path: &str) -> io::Result<Stat> {
+        let mut seen = self.seen();
+        if let Some(stat) = seen.files.get(path) {
+            return Ok(*stat);
+        }
+        let found = self.look(&mut seen, path, true);
+        match &found {
+            Ok(stat) => {
+                seen.files.insert(path.to_owned(), *stat);
+                seen.looks.push(Look::followed(path, Some(stat)));
+            }
+            Err(e) if matches!(read_error(e), ReadError::NotFound) => {
+                seen.looks.push(Look::followed(path, None));
+            }
+            Err(_) => seen.unsure = true,
+        }
+        found
+    }
+
+    pub(super) fn look(&self, seen: &mut Seen, path: &str, follow: bool) -> io::Result<Stat> {
+        // The way to the directory is checked once. A name in it that is no
+        // link can't lead out, so that one plain call answers for it.
+        let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+        if !seen.dirs.contains_key(dir) {
+            let opened = self.open_at(dir, OFlags::PATH | OFlags::DIRECTORY)?;
+            if seen.dirs.len() >= MAX_OPEN_DIRS {
+                seen.dirs.clear();
+            }
+            seen.dirs.insert(dir.to_owned(), opened);
+        }
+        let name = if name.is_empty() { "." } else { name };
+        let stat = rustix::fs::statat(&seen.dirs[dir], name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if follow && FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+            return Ok(rustix::fs::fstat(self.open_at(path, OFlags::PATH)?)?);
+        }
+        Ok(stat)
+    }
+
+    pub(super) fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The tree below a directory, sorted by raw names.
+    pub fn tree(&self, dir: &FileRef) -> Result<Manifest, FileError> {
+        if dir.root == Root::Std {
+            return Err(error(dir, "the library has no directories to copy"));
+        }
+        // The directory may be a link to another one of the project.
+        let _ = self.stat(&dir.path);
+        let top = self
+            .open_at(&dir.path, OFlags::PATH | OFlags::DIRECTORY)
+            .and_then(|fd| std::fs::canonicalize(format!("/proc/self/fd/{}", fd.as_raw_fd())))
+            .map_err(|e| error(dir, &words(&e)))?;
+        let inner = top.strip_prefix(&self.root).map_err(|_| error(dir, "it is outside of the project"))?;
+        let inner = inner.to_str().ok_or_else(|| error(dir, "its name is not UTF-8"))?.to_owned();
+        let mut entries: BTreeMap<String, Node> = BTreeMap::new();
+        let mut ignored = self.ignored_above(&inner).map_err(|why| error(dir, &why))?;
+        // What a directory leaves out is read before the rest of it.
+        let first = |entry: &walkdir::DirEntry| (entry.file_name() != IGNORE, entry.file_name().to_owned());
+        let mut walk = walkdir::WalkDir::new(&top).follow_links(false).sort_by_key(first).into_iter();
+        while let Some(found) = walk.next() {
+            let found = found.map_err(|e| error(dir, &e.to_string()))?;
+            if self.is_left_out(&found, &inner, &top, &mut ignored).map_err(|why| error(dir, &why))? {
+                if found.file_type().is_dir() {
+                    walk.skip_current_dir();
+                }
+                continue;
+            }
+            let relative = found.path().strip_prefix(&top).unwrap_or(found.path());
+            let path = relative
+                .to_str()
+                .ok_or_else(|| error(dir, &format!("the name {relative:?} is not UTF-8; rename the file")))?;
+            let whole = format!("{inner}/{path}");
+            let whole = whole.trim_matches('/');
+            if found.file_type().is_file() {
+                // Looked at and noted where it is hashed.
+                let (blob, mode, attributes) =
+                    self.hash_project(whole).map_err(|e| error(dir, &format!("{path}: {}", words(&e))))?;
+                entries.insert(path.to_owned(), Node::File(mode, blob, attributes));
+            } else {
+                let stat = rustix::fs::lstat(found.path()).map_err(|e| error(dir, &e.to_string()))?;
+                self.seen().looks.push(Look::entry(whole, &stat));
+                let node = match FileType::from_raw_mode(stat.st_mode) {
+                    FileType::Directory => Node::Dir(DIRECTORY_MODE),
+                    // What programs leave to be talked to by is no file to copy.
+                    FileType::Socket | FileType::Fifo => continue,
+                    FileType::Symlink => {
+                        let target = std::fs::read_link(found.path()).map_err(|e| error(dir, &words(&e)))?;
+                        let target = target.to_str().ok_or_else(|| {
+                            error(dir, &format!("the link {path} points to a name that is not UTF-8"))
+                        })?;
+                        Node::Link(target.to_owned())
+                    }
+                    _ => {
+                        let kind = kind_name(&stat);
+                        return Err(error(dir, &format!("{path} is {kind}, which can't be copied")));
+                    }
+                };
+                entries.insert(path.to_owned(), node);
+            }
+            if entries.len() > MAX_TREE {
+                return Err(error(dir, &format!("it holds more than {MAX_TREE} files")));
+            }
+        }
+        Ok(Manifest { entries: entries.into_iter().map(|(path, node)| Entry { path, node }).collect() })
+    }
+
+    /// What `.vimgignore` files above a directory leave out.
+    fn ignored_above(&self, dir: &str) -> Result<Vec<(PathBuf, Gitignore)>, String> {
+        let mut all = Vec::new();
+        let ancestors: Vec<&Path> = Path::new(dir).ancestors().skip(1).collect();
+        for above in ancestors.into_iter().rev().filter(|_| !dir.is_empty()) {
+            let path = above.join(IGNORE);
+            let path = path.to_str().ok_or("its name is not UTF-8")?;
+            match self.read(&FileRef::project(path), MAX_IGNORE) {
+                Ok(bytes) => all.push((above.to_owned(), gitignore(above, &bytes)?)),
+                Err(ReadError::NotFound) => {}
+                Err(_) => return Err(format!("`{path}` can't be read")),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Whether an entry of a tree at `inner` is left out of it. Reading a
+    /// `.vimgignore` adds its rules.
+    fn is_left_out(
+        &self,
+        found: &walkdir::DirEntry,
+        inner: &str,
+        top: &Path,
+        ignored: &mut Vec<(PathBuf, Gitignore)>,
+    ) -> Result<bool, String> {
+        let relative = found.path().strip_prefix(top).unwrap_or(found.path());
+        let whole = Path::new(inner).join(relative);
+        ignored.retain(|(dir, _)| whole.starts_with(dir));
+        let name = found.file_name();
+        if name == IGNORE && found.file_type().is_file() {
+            let dir = whole.parent().unwrap_or(Path::new("")).to_owned();
+            let path = whole.to_str().ok_or("its name is not UTF-8")?;
+            let bytes = self.read(&FileRef::project(path), MAX_IGNORE);
+            let bytes = bytes.map_err(|_| format!("`{path}` can't be read"))?;
+            let rules = gitignore(&dir, &bytes)?;
+            ignored.push((dir, rules));
+            return Ok(true);
+        }
+        let bytes = name.as_encoded_bytes();
+        let is_draft = bytes.starts_with(b".") && bytes.ends_with(b".vimg-new");
+        if is_draft || whole.to_str().is_some_and(|path| self.left_out.contains(path)) {
+            return Ok(true);
+        }
+        let is_dir = found.file_type().is_dir();
+        // The nearest has the last word.
+        for (_, rules) in ignored.iter().rev().filter(|_| found.depth() > 0) {
+            match rules.matched(&whole, is_dir) {
+                Match::Ignore(_) => return Ok(true),
+                Match::Whitelist(_) => return Ok(false),
+                Match::None => {}
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether a script has a shell of its own that goes on after errors.
+    pub fn goes_on(&self, content: &Content) -> bool {
+        let text = match content {
+            Content::Text(text) | Content::Rendered(text, _) => text.clone(),
+            Content::File(file) => {
+                let bytes = self.read(file, MAX_SCRIPT).unwrap_or_default();
+                String::from_utf8_lossy(&bytes).into_owned()
+            }
+        };
+        let mut lines = text.lines();
+        let first = lines.next().and_then(|line| line.strip_prefix("#!")).unwrap_or_default();
+        let mut words = first.split_whitespace();
+        let is_shell = words
+            .any(|word| ["sh", "bash", "dash"].iter().any(|shell| word.rsplit('/').next() == Some(*shell)));
+        let stops = |word: &str| word.starts_with('-') && !word.starts_with("--") && word.contains('e');
+        let says = |line: &str| {
+            let line = line.trim_start();
+            let mut words = line.strip_prefix("set ").unwrap_or_default().split_whitespace();
+            words.any(|word| stops(word) || word == "errexit")
+        };
+        is_shell && !words.any(stops) && !lines.any(says)
+    }
+
+    /// Why a script can't run as it is, in words.
+    pub fn unfit(&self, content: &Content) -> Option<String> {
+        let mut start = [0; 512];
+        let read = match content {
+            Content::Text(text) | Content::Rendered(text, _) => {
+                let n = text.len().min(start.len());
+                start[..n].copy_from_slice(&text.as_bytes()[..n]);
+                n
+            }
+            // One that can't be read is told of where it is hashed.
+            Content::File(file) if file.root == Root::Project => {
+                self.open_file(&file.path).and_then(|mut opened| opened.read(&mut start)).unwrap_or(0)
+            }
+            Content::File(_) => 0,
+        };
+        let start = &start[..read];
+        if start.starts_with(b"\xef\xbb\xbf") {
+            return Some(
+                "it begins with a byte order mark, which hides its `#!`; save it as UTF-8 without one".into(),
+            );
+        }
+        let line = start.split(|b| *b == b'\n').next().unwrap_or_default();
+        line.ends_with(b"\r").then(|| {
+            "line 1 ends in a carriage return, as Windows writes it: `dos2unix` takes them out".into()
+        })
+    }
+
+    /// Copies a file to `to` and checks that it still is what was hashed.
+    pub fn copy(&self, file: &FileRef, expected: &Digest, to: &Path) -> Result<(), FileError> {
+        let copied = (|| {
+            let mut out = File::create(to)?;
+            if file.root == Root::Std {
+                let bytes = embedded::read(&file.path).unwrap_or_default();
+                out.write_all(bytes)?;
+                return Ok(Blob::of(bytes));
+            }
+            Blob::copy(File::from(self.open_at(&file.path, OFlags::RDONLY)?), &mut out)
+        })();
+        match copied {
+            Ok(blob) if blob.digest == *expected => Ok(()),
+            Ok(_) => Err(error(file, "it changed while it was being built; build again")),
+            Err(e) => Err(error(file, &words(&e))),
+        }
+    }
+
+    /// Opens a file for reading, as [`Files::read`] would.
+    pub fn open_file(&self, path: &str) -> io::Result<File> {
+        Ok(File::from(self.open_at(path, OFlags::RDONLY)?))
+    }
+
+    fn open_at(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
+        let flags = if flags.contains(OFlags::PATH) {
+            flags | OFlags::CLOEXEC
+        } else {
+            // A FIFO must not hold us up before we see that it is one.
+            flags | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY
+        };
+        let path = if path.is_empty() { "." } else { path };
+        Ok(rustix::fs::openat2(
+            &self.dir,
+            path,
+            flags,
+            Mode::empty(),
+            ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
+        )?)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Stamps> {
+        self.stamps.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn parsed_path(&self, text: &str) -> Option<PathBuf> {
+        // Another parser may make another tree of it.
+        let versioned = format!("{}\0{text}", env!("VIMG_PARSER"));
+        Some(self.parsed.as_ref()?.join(Digest::of(versioned.as_bytes()).to_string()))
+    }
+}
+
+impl Files for Project {
+    fn read(&self, file: &FileRef, limit: usize) -> Result<Vec<u8>, ReadError> {
+        if file.root == Root::Std {
+            return embedded::read(&file.path).map(<[u8]>::to_vec).ok_or(ReadError::NotFound);
+        }
+        // What is looked at before it is read can't be older than what was read.
+        self.stat(&file.path).map_err(|e| read_error(&e))?;
+        let opened = File::from(self.open_at(&file.path, OFlags::RDONLY).map_err(|e| read_error(&e))?);
+        let stat = rustix::fs::fstat(&opened).map_err(|e| read_error(&e.into()))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(ReadError::NotAFile(kind_name(&stat)));
+        }
+        let size = stat.st_size as usize;
+        if size > limit {
+            return Err(ReadError::TooLarge);
+        }
+        let mut bytes = Vec::with_capacity(size);
+        // The file may grow while it is read, or lie about its size.
+        opened.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(|e| read_error(&e))?;
+        if bytes.len() > limit { Err(ReadError::TooLarge) } else { Ok(bytes) }
+    }
+
+    fn kind(&self, file: &FileRef) -> Result<FileKind, ReadError> {
+        if file.root == Root::Std {
+            return embedded::read(&file.path).map(|_| FileKind::File).ok_or(ReadError::NotFound);
+        }
+        let stat = self.stat(&file.path).map_err(|e| read_error(&e))?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => Ok(FileKind::File),
+            FileType::Directory => Ok(FileKind::Directory),
+            _ => Err(ReadError::NotAFile(kind_name(&stat))),
+        }
+    }
+
+    fn siblings(&self, file: &FileRef) -> Vec<String> {
+        if file.root == Root::Std {
+            return embedded::names();
+        }
+        let dir = file.path.rsplit_once('/').map_or("", |(dir, _)| dir);
+        let Ok(entries) = std::fs::read_dir(self.root.join(dir)) else { return Vec::new() };
+        entries.flatten().take(1000).filter_map(|e| e.file_name().into_string().ok()).collect()
+    }
+
+    fn parsed(&self, text: &str) -> Option<Document> {
+        postcard::from_bytes(&std::fs::read(self.parsed_path(text)?).ok()?).ok()
+    }
+
+    fn keep_parsed(&self, text: &str, document: &Document) {
+        // Parsing a few kilobytes is faster than a file.
+        if text.len() < 4096 {
+            return;
+        }
+        let Some(path) = self.parsed_path(text) else { return };
+        let Ok(bytes) = postcard::to_stdvec(document) else { return };
+        // A cache that can't be written is only a slower one. A torn file does
+        // not parse, and the rename keeps even that from being seen.
+        let new = path.with_extension(std::process::id().to_string());
+        if let Some(dir) = path.parent() {
+            let _ = std::fs::create_dir_all(dir);
+        }
+        if std::fs::write(&new, bytes).is_ok() {
+            let _ = std::fs::rename(&new, &path);
+        }
+    }
+}
+
+/// The name of the ignore file.
+const IGNORE: &str = ".vimgignore";
+/// The most that such a file may be, in bytes.
+const MAX_IGNORE: usize = 1 << 20;
+/// The most of a script that is looked at, in bytes.
+const MAX_SCRIPT: usize = 1 << 20;
+
+/// The mode of directories in a tree. Fixed, because those of a checkout depend on
+/// the umask.
+const DIRECTORY_MODE: u32 = 0o755;
+
+/// The mode of a file as git notes it: 0755 if its owner may execute it, otherwise
+/// 0644. Set-id bits stay: no checkout has them by chance.
+fn mode(stat: &Stat) -> u32 {
+    let plain = if stat.st_mode & 0o100 == 0 { 0o644 } else { 0o755 };
+    plain | stat.st_mode & 0o6000
+}
+
+fn attributes(file: &File) -> io::Result<BTreeMap<String, String>> {
+    // Most files have none; the call that asks by descriptor says so.
+    let mut names = [0; 4096];
+    match rustix::fs::flistxattr(file, &mut names) {
+        Ok(0) | Err(rustix::io::Errno::OPNOTSUPP) => return Ok(BTreeMap::new()),
+        _ => {}
+    }
+    xattrs::portable(&std::fs::canonicalize(format!("/proc/self/fd/{}", file.as_raw_fd()))?)
+}
+
+/// Whether a file is in memory alone (`TMPFS_MAGIC` in linux/magic.h).
+fn in_memory(file: &File) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|fs| fs.f_type == 0x0102_1994)
+}
+
+fn gitignore(dir: &Path, bytes: &[u8]) -> Result<Gitignore, String> {
+    let file = dir.join(IGNORE);
+    let text = std::str::from_utf8(bytes).map_err(|_| format!("`{}` is not UTF-8", file.display()))?;
+    let mut builder = GitignoreBuilder::new(dir);
+    for (n, line) in text.lines().enumerate() {
+        let added = builder.add_line(None, line);
+        added.map_err(|e| format!("`{}`, line {}: {e}", file.display(), n + 1))?;
+    }
+    builder.build().map_err(|e| format!("`{}`: {e}", file.display()))
+}
+
+fn error(file: &FileRef, why: &str) -> FileError {
+    FileError { file: file.to_string(), why: why.to_owned() }
+}
+
+fn words(error: &io::Error) -> String {
+    match read_error(error) {
+        ReadError::NotFound => "it is not there".into(),
+        ReadError::Outside => "a symbolic link leads out of the project".into(),
+        _ => error.to_string(),
+    }
+}
+
+pub(super) fn read_error(error: &io::Error) -> ReadError {
+    match rustix::io::Errno::from_io_error(error) {
+        // EXDEV is what RESOLVE_BENEATH says to a path that leads out.
+        Some(rustix::io::Errno::XDEV) => ReadError::Outside,
+        Some(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => ReadError::NotFound,
+        Some(rustix::io::Errno::LOOP) => ReadError::Other("too many symbolic links".into()),
+        // A socket can't be opened at all.
+        Some(rustix::io::Errno::NXIO) => ReadError::NotAFile("a socket"),
+        _ => ReadError::Other(error.to_string()),
+    }
+}
+
+fn kind_name(stat: &Stat) -> &'static str {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => "a directory",
+        FileType::Fifo => "a FIFO",
+        FileType::Socket => "a socket",
+        FileType::BlockDevice | FileType::CharacterDevice => "a device",
+        _ => "a special file",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_through_a_mapping_is_seen() {
+        // On tmpfs such a write changes no time of the file.
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = dir.path().join("x");
+        std::fs::write(&path, "before").unwrap();
+        let project = |stamps| Project::open(dir.path()).unwrap().knowing(stamps, PathBuf::new()).later(100);
+        let file = FileRef::project("x");
+        let first = project(Stamps::default());
+        let before = first.hash(&file).unwrap();
+        let opened = File::options().read(true).write(true).open(&path).unwrap();
+        // SAFETY: the mapping is of a file of this length, and ends with the
+        // process.
+        unsafe {
+            let (protection, length) = (libc::PROT_READ | libc::PROT_WRITE, 6);
+            let at = libc::mmap(
+                std::ptr::null_mut(),
+                length,
+                protection,
+                libc::MAP_SHARED,
+                std::os::fd::AsRawFd::as_raw_fd(&opened),
+                0,
+            );
+            assert_ne!(at, libc::MAP_FAILED);
+            at.cast::<[u8; 6]>().write(*b"after!");
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), b"after!");
+        let after = project(first.into_stamps()).hash(&file).unwrap();
+        assert_ne!(before.0.digest, after.0.digest);
+    }
+
+    #[test]
+    fn modes_are_those_of_git() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        std::fs::write(&path, "").unwrap();
+        for (mode, wanted) in
+            [(0o600, 0o644), (0o610, 0o644), (0o700, 0o755), (0o664, 0o644), (0o4755, 0o4755)]
+        {
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+            let project = Project::open(dir.path()).unwrap();
+            assert_eq!(project.hash(&FileRef::project("x")).unwrap().1, wanted, "{mode:o}");
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! Which nodes are built, which are reused, and why.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::digest::{Description, Field, FieldKind, Key};
+use crate::event::plain;
+use crate::graph::{Graph, NodeId};
+use crate::store::{Last, Store};
+
+/// What happens to a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Its state is there.
+    Reuse,
+    /// A cache has it: which one.
+    Fetch(String),
+    /// It must be built.
+    Build(Reason),
+}
+
+/// Why a node must be built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// This project has not built a node of this name.
+    New,
+    /// Fields of its description differ from those it was last built with.
+    Changed(Vec<Change>),
+    /// Only the state below is another one. If that turns out to hold the same,
+    /// this node is there already.
+    Parent(String),
+    /// Nothing changed, but the state is not in the store any more.
+    Missing,
+    /// It was never built here; somebody sent one of this name to a cache, and
+    /// these fields of its description differ.
+    Cached(Vec<Change>),
+}
+
+/// A difference between two descriptions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// What differs, as people say it: `input port: 80 -> 8080`.
+    pub text: String,
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::New => f.write_str("never built here"),
+            Self::Missing => f.write_str("no longer in the store"),
+            Self::Parent(name) => write!(f, "parent {name} rebuilt"),
+            Self::Changed(changes) | Self::Cached(changes) => {
+                if matches!(self, Self::Cached(_)) {
+                    f.write_str("differs from the cached one in: ")?;
+                }
+                let shown: Vec<&str> = changes.iter().take(3).map(|c| c.text.as_str()).collect();
+                f.write_str(&shown.join(", "))?;
+                match changes.len().saturating_sub(3) {
+                    0 => Ok(()),
+                    more => write!(f, " and {more} more"),
+                }
+            }
+        }
+    }
+}
+
+/// What is to be done, for the nodes that were asked for and all below them.
+#[derive(Debug)]
+pub struct Plan {
+    /// The steps; nodes below come first.
+    pub steps: BTreeMap<NodeId, Step>,
+}
+
+impl Plan {
+    /// Plans the given nodes. What `last` knows to be whole is not looked at
+    /// again; what is `cached` need not be built. Below a state that is there
+    /// nothing is needed: it is named if it is there as well.
+    pub fn new(
+        graph: &Graph,
+        store: &Store,
+        last: &Last,
+        cached: &BTreeMap<Key, String>,
+        wanted: &[NodeId],
+    ) -> Self {
+        let mut steps: BTreeMap<NodeId, Step> = BTreeMap::new();
+        let mut known = last.whole.clone();
+        // Ids grow upwards, so children are settled before their parents.
+        let mut asked: BTreeMap<NodeId, bool> = wanted.iter().map(|id| (*id, true)).collect();
+        while let Some((id, needed)) = asked.pop_last() {
+            let node = graph.node(id);
+            let step = if store.whole(&node.key, &mut known).is_some() {
+                Some(Step::Reuse)
+            } else if !needed {
+                None
+            } else if let Some(cache) = cached.get(&node.key) {
+                Some(Step::Fetch(cache.clone()))
+            } else {
+                // The reason follows when it is known what is built below.
+                Some(Step::Build(Reason::New))
+            };
+            if let Some(parent) = node.parent {
+                *asked.entry(parent).or_default() |= matches!(step, Some(Step::Build(_)));
+            }
+            steps.extend(step.map(|step| (id, step)));
+        }
+        let build: Vec<NodeId> =
+            steps.iter().filter(|(_, s)| matches!(s, Step::Build(_))).map(|(id, _)| *id).collect();
+        for id in build {
+            let below = graph.node(id).parent.is_none_or(|p| !matches!(steps.get(&p), Some(Step::Build(_))));
+            steps.insert(id, Step::Build(reason(graph, store, last, id, below)));
+        }
+        Self { steps }
+    }
+
+    /// Says of nodes that were never built here what differs from those that
+    /// somebody sent to a cache.
+    pub fn explain(&mut self, graph: &Graph, previous: &BTreeMap<String, Description>) {
+        for (id, step) in &mut self.steps {
+            let node = graph.node(*id);
+            let Step::Build(reason @ (Reason::New | Reason::Parent(_))) = step else { continue };
+            let Some(before) = previous.get(&node.name) else { continue };
+            let changes = changes(before, &node.description);
+            match node.parent {
+                _ if !changes.is_empty() => *reason = Reason::Cached(changes),
+                Some(parent) => *reason = Reason::Parent(graph.node(parent).name.clone()),
+                None => {}
+            }
+        }
+    }
+
+    /// The nodes to build, those below first.
+    pub fn to_build(&self) -> impl Iterator<Item = (NodeId, &Reason)> {
+        self.steps.iter().filter_map(|(id, step)| match step {
+            Step::Build(reason) => Some((*id, reason)),
+            Step::Reuse | Step::Fetch(_) => None,
+        })
+    }
+
+    /// How many nodes are there already.
+    pub fn reused(&self) -> usize {
+        self.steps.values().filter(|s| **s == Step::Reuse).count()
+    }
+}
+
+fn reason(graph: &Graph, store: &Store, last: &Last, id: NodeId, below: bool) -> Reason {
+    let node = graph.node(id);
+    let Some(key) = last.nodes.get(&node.name) else { return Reason::New };
+    if *key == node.key {
+        return match node.parent {
+            Some(parent) if !below => Reason::Parent(graph.node(parent).name.clone()),
+            _ => Reason::Missing,
+        };
+    }
+    let Some(record) = store.record(key) else {
+        // It was built with another description, which is gone.
+        return Reason::Changed(vec![Change { text: "changed since it was last built".into() }]);
+    };
+    let changes = changes(&record.description, &node.description);
+    match node.parent {
+        Some(parent) if changes.is_empty() => Reason::Parent(graph.node(parent).name.clone()),
+        _ if changes.is_empty() => Reason::Missing,
+        _ => Reason::Changed(changes),
+    }
+}
+
+/// What differs between two descriptions, causes before effects. The parent
+/// is left out: it has reasons of its own.
+pub fn changes(old: &Description, new: &Description) -> Vec<Change> {
+    let (before, after) = (by_name(old), by_name(new));
+    let mut notes = Vec::new();
+    let mut found = Vec::new();
+    let names: BTreeSet<&str> = before.keys().chain(after.keys()).copied().collect();
+    for name in names {
+        let empty = Vec::new();
+        let (was, now) = (before.get(name).unwrap_or(&empty), after.get(name).unwrap_or(&empty));
+        // The same name may stand several times, as in two `run`s: what is
+        // equal goes first, and the rest is compared in order.
+        let mut gone: Vec<&Field> = was.clone();
+        let come: Vec<&Field> = now
+            .iter()
+            .filter(|field| match gone.iter().position(|g| g.value == field.value) {
+                Some(at) => {
+                    gone.remove(at);
+                    false
+                }
+                None => true,
+            })
+            .copied()
+            .collect();
+        for n in 0..gone.len().max(come.len()) {
+            let (text, kind) = difference(name, gone.get(n).copied(), come.get(n).copied());
+            let list = if kind == FieldKind::Note { &mut notes } else { &mut found };
+            list.push(Change { text });
+        }
+    }
+    if found.is_empty() {
+        let order = |d: &Description| {
+            d.fields
+                .iter()
+                .filter(|f| f.name != "parent" && f.kind != FieldKind::Note)
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        // Notes alone are no reason: the key does not know them.
+        return if order(old) == order(new) {
+            Vec::new()
+        } else {
+            vec![Change { text: "order of its steps changed".into() }]
+        };
+    }
+    notes.extend(found);
+    notes
+}
+
+fn by_name(description: &Description) -> BTreeMap<&str, Vec<&Field>> {
+    let mut map: BTreeMap<&str, Vec<&Field>> = BTreeMap::new();
+    for field in description.fields.iter().filter(|f| f.name != "parent") {
+        map.entry(&field.name).or_default().push(field);
+    }
+    map
+}
+
+fn difference(name: &str, was: Option<&Field>, now: Option<&Field>) -> (String, FieldKind) {
+    let kind = now.or(was).map_or(FieldKind::Value, |f| f.kind);
+    let name = plain(name);
+    let with = |field: &Field| match field.kind {
+        FieldKind::Content => name.clone(),
+        _ if field.value.is_empty() => name.clone(),
+        _ => format!("{name} {}", brief(&field.value)),
+    };
+    let text = match (was, now) {
+        (Some(was), Some(now)) if name == "package" || name == "packages" => words(&was.value, &now.value),
+        (Some(was), Some(now)) if was.kind != FieldKind::Content && now.kind != FieldKind::Content => {
+            format!("{name}: {} -> {}", brief(&was.value), brief(&now.value))
+        }
+        (None, Some(now)) => format!("{} added", with(now)),
+        (Some(was), None) => format!("{} removed", with(was)),
+        _ => format!("{name} changed"),
+    };
+    (text, kind)
+}
+
+/// The packages that came and went.
+fn words(was: &str, now: &str) -> String {
+    let set = |text: &str| text.split(' ').map(str::to_owned).collect::<BTreeSet<_>>();
+    let (was, now) = (set(was), set(now));
+    let list = |set: Vec<&String>| set.into_iter().map(String::as_str).collect::<Vec<_>>().join(" ");
+    let (come, gone) = (list(now.difference(&was).collect()), list(was.difference(&now).collect()));
+    match (come.is_empty(), gone.is_empty()) {
+        (false, false) => format!("package {} added, {} removed", brief(&come), brief(&gone)),
+        (false, true) => format!("package {} added", brief(&come)),
+        _ => format!("package {} removed", brief(&gone)),
+    }
+}
+
+/// A value as it can be shown in a line.
+fn brief(value: &str) -> String {
+    let value = plain(value);
+    if value.is_empty() {
+        return "nothing".into();
+    }
+    if value.chars().count() <= 40 {
+        return value;
+    }
+    let start: String = value.chars().take(37).collect();
+    format!("{start}...")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(old: &Description, new: &Description) -> Vec<String> {
+        changes(old, new).into_iter().map(|c| c.text).collect()
+    }
+
+    #[test]
+    fn causes_come_before_effects() {
+        let mut old = Description::default();
+        old.note("input port", 80);
+        old.content("content of file /x", "a");
+        old.value("package", "a");
+        let mut new = Description::default();
+        new.note("input port", 8080);
+        new.content("content of file /x", "b");
+        new.value("package", "a b");
+        new.content("file site/a.css", "c");
+        assert_eq!(
+            texts(&old, &new),
+            [
+                "input port: 80 -> 8080",
+                "content of file /x changed",
+                "file site/a.css added",
+                "package b added"
+            ]
+        );
+    }
+
+    #[test]
+    fn equal_values_of_one_name_are_no_change() {
+        let description = |scripts: &[&str]| {
+            let mut d = Description::default();
+            for script in scripts {
+                d.content("content of script", script);
+            }
+            d
+        };
+        assert_eq!(texts(&description(&["a", "b"]), &description(&["b"])), ["content of script removed"]);
+        assert_eq!(
+            texts(&description(&["a", "b"]), &description(&["b", "a"])),
+            ["order of its steps changed"]
+        );
+        let mut escape = Description::default();
+        escape.value("symlink /a", "\u{1b}[2J");
+        assert_eq!(texts(&Description::default(), &escape), ["symlink /a \\u{1b}[2J added"]);
+    }
+
+    #[test]
+    fn notes_alone_are_no_reason_and_order_is() {
+        let mut old = Description::default();
+        old.note("input port", 80);
+        old.value("a", 1);
+        old.value("b", 1);
+        let mut new = Description::default();
+        new.note("input port", 81);
+        new.value("a", 1);
+        new.value("b", 1);
+        assert!(texts(&old, &new).is_empty());
+        new.fields.swap(1, 2);
+        assert_eq!(texts(&old, &new), ["order of its steps changed"]);
+    }
+}
