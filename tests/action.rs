@@ -161,22 +161,37 @@ fn a_program_that_is_there_is_installed() {
     assert!(done.printed.contains("::error"), "{}", done.printed);
 }
 
+/// A document as a parser of YAML understands it.
+fn parsed(yaml: &str) -> serde_json::Value {
+    use std::io::Write;
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/python");
+    let script = "import json, sys, yaml; json.dump(yaml.safe_load(sys.stdin), sys.stdout)";
+    let mut child = Command::new(&python)
+        .args(["-c", script])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("{}: {e}; `./run-tests` makes it", python.display()));
+    child.stdin.take().unwrap().write_all(yaml.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "this is no YAML:\n{yaml}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
 #[test]
 fn actions_and_their_steps_fit() {
     for (name, step) in [("setup", &["kvm", "install"][..]), ("build", &["build"])] {
         let yaml = std::fs::read_to_string(action().join(name).join("action.yml")).unwrap();
+        let parsed = parsed(&yaml);
         let named: BTreeSet<&str> =
             yaml.split("../steps/").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
         assert_eq!(named, step.iter().copied().collect());
+        assert_eq!(parsed["runs"]["using"], "composite");
         // Every input is handed on, and nothing else is.
-        let inputs: BTreeSet<String> = yaml
-            .split("\noutputs:")
-            .next()
-            .unwrap()
-            .lines()
-            .filter(|l| l.starts_with("  ") && !l.starts_with("   "))
-            .map(|l| l.trim().trim_end_matches(':').to_owned())
-            .collect();
+        let inputs: BTreeSet<String> = parsed["inputs"].as_object().unwrap().keys().cloned().collect();
+        for input in parsed["inputs"].as_object().unwrap().values() {
+            assert!(input["description"].is_string() && input["default"].is_string(), "{input}");
+        }
         let handed: BTreeSet<String> = yaml
             .split("${{ inputs.")
             .skip(1)
