@@ -25,7 +25,7 @@ use vimg::execute::{Budget, Outcome, Workshop, make};
 use vimg::files::Project;
 use vimg::graph::Graph;
 use vimg::plan::Standing;
-use vimg::store::{Last, Store};
+use vimg::store::Store;
 use vimg_lang::{FileRef, Request, Sources, compile};
 
 /// A small, fast, repeatable source of choices (splitmix64).
@@ -342,7 +342,7 @@ fn run_with(project: &Path, store: &Path, leak: Option<PathBuf>, caches: &Caches
         counted.fetch_add(usize::from(matches!(event, Event::Same { .. })), Ordering::Relaxed);
     });
     let caching = Caching { caches, store: &store, sink: &sink, may_leave: &|_| false };
-    let last = Last::read(&store, &store.project(project.root()));
+    let last = store.last(&store.project(project.root()));
     let fake = Arc::new(Fake { leak, ..Fake::default() });
     let budget = Budget { jobs: 3, memory: 16 << 30, keep_going: false, keep_memory: true };
     let mut workshop = Workshop {

@@ -15,7 +15,7 @@ use std::io::{self, Read, Write};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-pub use blob::{Blob, Digest};
+pub use blob::{Blob, CHUNK, Digest};
 pub use change::{Change, Inode, MOST_CARRIED, Time};
 pub use resource::{Around, Entry, Manifest, Node, Owner, Primitive, Probe, Run, Script, ServiceState, User};
 
@@ -37,9 +37,6 @@ pub const PORT: &str = "vimg.agent";
 
 /// The largest frame in bytes, kind included.
 pub const MAX_FRAME: usize = 1 << 20;
-
-/// The largest piece of a file in one frame.
-pub const CHUNK: usize = 256 << 10;
 
 /// Opens the handshake. Its first four bytes can be no frame's length, so an
 /// agent that waits for a frame recognises a host that starts anew.

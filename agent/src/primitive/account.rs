@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Context, lay};
+use super::context::Context;
+use super::lay;
 use crate::command;
 use crate::failure::Failure;
 use crate::ledger::Entry;

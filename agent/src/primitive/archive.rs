@@ -5,7 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Context, file, lay};
+use super::context::Context;
+use super::{file, lay};
 use crate::command;
 use crate::failure::{Failure, HOME};
 use crate::protocol::Blob;

@@ -5,7 +5,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-use super::{Context, file, symlink};
+use super::context::Context;
+use super::{file, symlink};
 use crate::failure::Failure;
 use crate::place::Place;
 use crate::protocol::{Blob, Manifest, Node};

@@ -6,7 +6,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::{Context, symlink};
+use super::context::Context;
+use super::symlink;
 use crate::failure::Failure;
 use crate::ledger::{self, Was};
 use crate::place::{self, Place};

@@ -2,7 +2,8 @@
 //! [`crate::hooks`]. They are files of the agent's own, so they are taken back
 //! like files.
 
-use super::{Context, file};
+use super::context::Context;
+use super::file;
 use crate::failure::Failure;
 use crate::hooks;
 use crate::protocol::Script;

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Context, file};
+use super::context::Context;
+use super::file;
 use crate::command;
 use crate::failure::Failure;
 use crate::offline;

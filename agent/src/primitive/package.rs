@@ -7,8 +7,8 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::Context;
-use super::switch::Held;
+use super::context::Context;
+use super::pending::Held;
 use crate::command;
 use crate::failure::Failure;
 use crate::ledger::Entry;

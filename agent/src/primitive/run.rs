@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use super::Context;
+use super::context::Context;
 use crate::command::{self, Output};
 use crate::failure::{Failure, HOME};
 use crate::ledger::Entry;

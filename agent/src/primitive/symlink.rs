@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::Context;
+use super::context::Context;
 use crate::failure::Failure;
 use crate::place::Place;
 

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
-use super::{Context, file};
+use super::context::Context;
+use super::file;
 use crate::failure::Failure;
 use crate::ledger::Entry;
 use crate::offline;

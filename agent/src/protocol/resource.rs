@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Blob;
+use super::blob::Blob;
 
 /// Who owns a file, by names of the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,7 +1,9 @@
 //! Checks: what must be true of the booted machine.
 
-use super::{At, Elaborator, Scope};
+use super::context::Elaborator;
 use crate::model::{Check, Probe};
+use crate::resolve::At;
+use crate::template::Scope;
 use crate::value;
 
 /// How many seconds a machine is given to come to what is asked of it.

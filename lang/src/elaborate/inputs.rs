@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Elaborator, Request, Vars};
+use super::context::{Elaborator, Request, Vars};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::load;
 use crate::resolve::{At, Configuration, Declarations, Input};

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::Elaborator;
+use super::context::Elaborator;
 use crate::diagnostic::{Code, Diagnostic};
 use crate::model::{Content, Owner, Primitive, Script, ServiceState, Step, When};
 use crate::resolve::At;

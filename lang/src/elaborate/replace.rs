@@ -4,8 +4,10 @@
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
-use super::part::{Applied, Effect, Use};
-use super::{Below, Elaborator, Growing, Inherited, Made, primitive};
+use super::context::Elaborator;
+use super::effect::{Applied, Effect, Use};
+use super::growing::{Below, Growing, Inherited, Made};
+use super::primitive;
 use crate::diagnostic::{Code, Diagnostic};
 use crate::model::{Image, Layer, Origin, Primitive};
 use crate::resolve::{self, At};
@@ -239,7 +241,7 @@ impl Elaborator<'_> {
         let mut inherited = Inherited { machine: image.machine, ..Inherited::default() };
         in_effect(list[..kept].iter().cloned(), &mut inherited);
         let new = Image {
-            name: super::rebuilt_name(&image.name),
+            name: super::context::rebuilt_name(&image.name),
             span: image.span,
             origin: Origin::Image(origin.0, origin.1),
             origin_span: image.origin_span,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Elaborator, Vars};
+use super::context::{Elaborator, Vars};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::model::{Secret, SecretSource};
 use crate::resolve::{At, Declarations};

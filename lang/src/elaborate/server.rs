@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::part::Effect;
-use super::{Below, Elaborator, Growing, Made};
+use super::context::Elaborator;
+use super::effect::Effect;
+use super::growing::{Below, Growing, Made};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::model::{Forward, Image, InEffect, Origin, Server};
 use crate::resolve::At;

@@ -1,6 +1,6 @@
 //! Single values: a rendered text, a number, a path that is there.
 
-use super::Elaborator;
+use super::context::Elaborator;
 use crate::diagnostic::{Code, Diagnostic};
 use crate::load;
 use crate::model::Content;

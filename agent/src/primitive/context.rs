@@ -1,0 +1,36 @@
+//! What a primitive works with.
+
+use super::pending::Switch;
+use crate::command::Output;
+use crate::failure::Failure;
+use crate::fetch::{Channel, Sender};
+use crate::ledger::Ledger;
+use crate::protocol::FromAgent;
+
+/// What a primitive works with.
+pub(crate) struct Context<'a> {
+    pub(crate) channel: &'a mut Channel,
+    pub(crate) sender: &'a Sender,
+    pub(crate) ledger: &'a mut Ledger,
+    pub(crate) switch: &'a mut Switch,
+    pub(crate) step: usize,
+}
+
+impl Context<'_> {
+    pub(crate) fn output(&self) -> Output<'_> {
+        Output { sender: self.sender, step: self.step, hidden: &[] }
+    }
+
+    /// Opens the way out to the network, or closes it.
+    pub(crate) fn network(&mut self, open: bool) -> Result<(), Failure> {
+        self.channel.network(open).map_err(|e| Failure::new(format!("the network: {e}")))
+    }
+
+    /// Says something to the person who builds.
+    pub(crate) fn say(&self, line: &str) -> Result<(), Failure> {
+        let text = format!("{line}\n");
+        self.sender
+            .send(&FromAgent::Output { step: self.step, text })
+            .map_err(|e| Failure::new(format!("the host does not listen: {e}")))
+    }
+}

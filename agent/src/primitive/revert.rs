@@ -1,0 +1,94 @@
+//! Takes layers back: what they changed is as it was before.
+
+use std::collections::HashMap;
+
+use super::context::Context;
+use super::{account, file, package, run, service, sysctl};
+use crate::failure::Failure;
+use crate::ledger::{self, Entry, Page};
+use crate::protocol::Digest;
+
+/// Takes a layer back, the last change first. What is left of it halfway can
+/// be taken back again.
+pub(super) fn revert(layer: &str, context: &mut Context) -> Result<(), Failure> {
+    for going in Going::find(&[layer.to_owned()], context)? {
+        going.take_back(0, context)?;
+        // What runs on has read what was taken back since.
+        service::reread(&going.page.entries, context)?;
+        for unit in service::running(&going.page.entries) {
+            service::systemctl("try-restart", &unit, context)?;
+        }
+        context.ledger.tear_out(&going.page)?;
+    }
+    Ok(())
+}
+
+/// A layer that is to be taken back.
+pub(super) struct Going {
+    pub(super) page: Page,
+    /// Packages that layers ask for which stay.
+    pub(super) others: Vec<String>,
+}
+
+impl Going {
+    /// Finds layers, in this order. What layers changed again that stay is
+    /// found, too.
+    pub(super) fn find(layers: &[String], context: &Context) -> Result<Vec<Self>, Failure> {
+        let (going, staying): (Vec<Page>, Vec<Page>) =
+            context.ledger.pages()?.into_iter().partition(|page| layers.contains(&page.layer));
+        for page in &going {
+            for entry in &page.entries {
+                let Entry::Path { path, .. } = entry else { continue };
+                let same = |other: &&Page| {
+                    let same = |e: &Entry| matches!(e, Entry::Path { path: other, .. } if other == path);
+                    other.number > page.number && other.entries.iter().any(same)
+                };
+                if let Some(other) = staying.iter().find(same) {
+                    let message = format!("{path} was changed again by the layer `{}`", other.layer);
+                    return Err(Failure { layer: Some(other.layer.clone()), ..Failure::new(message) });
+                }
+            }
+        }
+        let names = staying.iter().flat_map(|other| &other.entries).filter_map(|entry| match entry {
+            Entry::Packages { names, .. } => Some(names),
+            _ => None,
+        });
+        let others: Vec<String> = names.flatten().cloned().collect();
+        let mut going: HashMap<String, Page> =
+            going.into_iter().map(|page| (page.layer.clone(), page)).collect();
+        let mut found = Vec::new();
+        for layer in layers {
+            let Some(page) = going.remove(layer) else {
+                return Err(Failure::new(format!("the machine knows nothing of a layer `{layer}`")));
+            };
+            found.push(Self { page, others: others.clone() });
+        }
+        Ok(found)
+    }
+
+    /// Takes back what was noted from the entry `from` on, the last first.
+    pub(super) fn take_back(&self, from: usize, context: &mut Context) -> Result<(), Failure> {
+        let entries = &self.page.entries;
+        for (n, entry) in entries.iter().enumerate().skip(from).rev() {
+            match entry {
+                // Noted before it was done; that it was, is noted as well.
+                Entry::Packages { before, after: None, .. } if completed(before, &entries[n + 1..]) => {}
+                Entry::Path { path, was } => file::revert(&ledger::unescape(path), was, context)?,
+                Entry::Packages { before, after, .. } => {
+                    context.network(true)?;
+                    package::revert(before, after.as_ref(), &self.others, context)?
+                }
+                Entry::Group { name, was } => account::revert_group(name, *was, context)?,
+                Entry::User { .. } => account::revert_user(entry, context)?,
+                Entry::Service { unit, enabled, active } => service::revert(unit, enabled, *active, context)?,
+                Entry::Setting { path, value } => sysctl::revert(path, value)?,
+                Entry::Run { .. } => run::revert(entry, context)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn completed(before: &Digest, later: &[Entry]) -> bool {
+    later.iter().any(|e| matches!(e, Entry::Packages { before: b, after: Some(_), .. } if b == before))
+}

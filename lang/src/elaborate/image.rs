@@ -1,0 +1,253 @@
+//! Images: where they start, what is applied to them, and what comes out.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::context::{Elaborator, Vars};
+use super::effect::Use;
+use super::growing::{Below, Growing, Inherited, Made};
+use super::primitive;
+use crate::diagnostic::{Code, Diagnostic, MOST};
+use crate::model::{Bootstrap, DiskFormat, Image, Machine, Model, Origin, Output};
+use crate::resolve::{At, Declarations};
+use crate::source::{FileKind, FileRef, Span};
+use crate::syntax::Arg;
+use crate::template::Scope;
+use crate::value;
+
+impl Elaborator<'_> {
+    pub(super) fn images<'d>(
+        &mut self,
+        declarations: &'d Declarations<'d>,
+        params: Vars,
+        rebuilt: Option<&str>,
+    ) -> Model {
+        let mut model = Model { secrets: self.all_secrets(declarations, &params), ..Model::default() };
+        let mut placed: HashMap<usize, usize> = HashMap::new();
+        let mut made: Vec<Made<'d>> = Vec::new();
+        for &index in &declarations.order {
+            // Each mistake may stand here many times, for as many layers.
+            if self.out.len() >= 10 * MOST {
+                break;
+            }
+            let declared = &declarations.images[index];
+            let parent = declared.from.and_then(|i| placed.get(&i).copied());
+            let image = Below { images: &model.images, made: &made, declarations, params: &params };
+            let (image, known) = self.image(declared.at, parent, &image);
+            placed.insert(index, model.images.len());
+            model.images.push(image);
+            made.push(known);
+        }
+        if let Some(index) = rebuilt.and_then(|name| model.images.iter().position(|i| i.name == name)) {
+            let below = Below { images: &model.images, made: &made, declarations, params: &params };
+            let image = self.rebuilt(index, &below);
+            model.images.push(image);
+        }
+        for server in &declarations.servers {
+            let Some(image) = placed.get(&server.image) else { continue };
+            let below = Below { images: &model.images, made: &made, declarations, params: &params };
+            let server = self.server(server.at, *image, &below);
+            model.servers.push(server);
+        }
+        self.output_paths(&model);
+        model
+    }
+
+    /// Outputs must not be written over each other, nor over what the recipe
+    /// reads.
+    pub(super) fn output_paths(&mut self, model: &Model) {
+        let mut paths: BTreeMap<&str, Span> = BTreeMap::new();
+        for output in model.images.iter().flat_map(|i| &i.outputs) {
+            if let Some(first) = paths.insert(&output.path, output.span) {
+                self.out.push(
+                    Diagnostic::error(Code::Conflict, output.span, "two outputs have the same path")
+                        .related(first, "the other one")
+                        .help("give each its own path"),
+                );
+            }
+            let file = FileRef::project(output.path.clone());
+            // In a tree that holds it, it is left out.
+            let read = self.used.contains(&file);
+            if read || self.sources.iter().any(|s| s.name == file.to_string()) {
+                self.out.push(
+                    Diagnostic::error(Code::Conflict, output.span, format!("`{file}` is read by the recipe"))
+                        .help("write the output elsewhere"),
+                );
+            }
+        }
+    }
+
+    pub(super) fn image<'d>(
+        &mut self,
+        at: At<'d>,
+        parent: Option<usize>,
+        below: &Below<'_, 'd>,
+    ) -> (Image, Made<'d>) {
+        let scope = Scope::new(below.params.clone());
+        let mut inherited = parent.map_or_else(Inherited::default, |p| below.made[p].inherited.clone());
+        let parent = parent.map(|p| (p, below.images[p].layers.len()));
+        let (origin, origin_span) = self.origin(at, parent, &scope);
+        if let Some(machine) = at.child("machine") {
+            self.machine(machine, parent.is_some(), &mut inherited.machine, &scope);
+        }
+        let image = Image {
+            name: at.name().to_owned(),
+            span: at.arg_span(),
+            origin,
+            origin_span,
+            machine: inherited.machine,
+            layers: Vec::new(),
+            outputs: Vec::new(),
+            checks: Vec::new(),
+        };
+        let start = inherited.effect.clone();
+        let mut growing = Growing { image, made: Made { inherited, below: start, after: Vec::new() } };
+        self.layers(at, &mut growing, below);
+        let Growing { mut image, made } = growing;
+        image.name_layers();
+        for output in at.children_named("output") {
+            image.outputs.extend(self.output(output, &scope));
+        }
+        image.checks = at.children_named("check").map(|c| self.check(c, &scope)).collect();
+        (image, made)
+    }
+
+    pub(super) fn layers<'d>(&mut self, at: At<'d>, growing: &mut Growing<'d>, below: &Below<'_, 'd>) {
+        for child in at.children() {
+            match child.node.name.as_str() {
+                "layer" => self.layer(child, growing, below),
+                "replace" => self.replace(child, growing, below),
+                "remove" => self.remove(child, growing, below),
+                _ => {}
+            }
+        }
+    }
+
+    pub(super) fn layer<'d>(&mut self, at: At<'d>, growing: &mut Growing<'d>, below: &Below<'_, 'd>) {
+        let Some(configuration) = below.declarations.configurations.get(at.name()) else { return };
+        let wanted = Use { at, configuration, were: Vars::new() };
+        let part = self.part(&wanted, &mut growing.made.inherited, below);
+        growing.push_plain(part);
+    }
+
+    pub(super) fn origin(&mut self, at: At, parent: Option<(usize, usize)>, scope: &Scope) -> (Origin, Span) {
+        if let (Some(from), Some((parent, layers))) = (at.child("from"), parent) {
+            return (Origin::Image(parent, layers), from.head());
+        }
+        if let Some(disk) = at.child("disk") {
+            let file = disk.node.args.first().and_then(|a| self.host_path(a, disk, scope, FileKind::File));
+            let sha256 = disk.node.prop("sha256").and_then(|a| self.text(a, disk, scope)).unwrap_or_default();
+            if sha256.len() != 64 || !sha256.bytes().all(|b| b.is_ascii_hexdigit()) {
+                let span = disk.node.prop("sha256").map_or_else(|| disk.head(), |a| disk.span(&a.range));
+                self.out.push(
+                    Diagnostic::error(Code::InvalidValue, span, "`sha256` takes 64 hexadecimal digits")
+                        .help("`sha256sum FILE` prints them"),
+                );
+            }
+            let origin = Origin::Disk {
+                file: file.unwrap_or_else(|| FileRef::project("")),
+                sha256: sha256.to_ascii_lowercase(),
+            };
+            return (origin, disk.head());
+        }
+        let Some(node) = at.child("bootstrap") else {
+            return (Origin::Image(0, 0), at.arg_span());
+        };
+        let mut packages: Vec<String> = Vec::new();
+        for package in node.children_named("package") {
+            packages.extend(
+                package
+                    .node
+                    .args
+                    .iter()
+                    .filter_map(|a| self.parsed(a, package, scope, primitive::package_name)),
+            );
+        }
+        packages.sort();
+        packages.dedup();
+        let text = |name: &str| node.node.prop(name);
+        let bootstrap = Bootstrap {
+            distribution: node.name().to_owned(),
+            suite: text("suite").and_then(|a| self.text(a, node, scope)).unwrap_or_default(),
+            mirror: text("mirror").and_then(|a| self.parsed(a, node, scope, value::mirror_url)),
+            packages,
+        };
+        (Origin::Bootstrap(bootstrap), node.head())
+    }
+
+    pub(super) fn machine(&mut self, at: At, derived: bool, machine: &mut Machine, scope: &Scope) {
+        let refuse = |at: At, arg: &Arg, message: &str, help: &str| {
+            Diagnostic::error(Code::InvalidValue, at.span(&arg.range), message).help(help)
+        };
+        if let Some(arg) = at.node.prop("cpus") {
+            match self.int(arg, at, scope) {
+                Some(n @ 1..=64) => machine.cpus = n as u32,
+                Some(_) => {
+                    self.out.push(refuse(at, arg, "a machine has 1 to 64 processors", "2 will do for most"))
+                }
+                None => {}
+            }
+        }
+        if let Some(arg) = at.node.prop("memory") {
+            match self.size(arg, at, scope) {
+                Some(n) if (128 << 20..=1 << 40).contains(&n) => machine.memory = n,
+                Some(_) => self.out.push(refuse(
+                    at,
+                    arg,
+                    "a machine has 128 MiB to 1 TiB of memory",
+                    "1GiB will do for most",
+                )),
+                None => {}
+            }
+        }
+        if let Some(arg) = at.node.prop("disk") {
+            match self.size(arg, at, scope).map(|n| n.checked_next_multiple_of(1 << 20).unwrap_or(n)) {
+                Some(n) if derived && n != machine.disk => self.out.push(
+                    Diagnostic::error(
+                        Code::Conflict,
+                        at.span(&arg.range),
+                        "the disk is as large as that of the image below",
+                    )
+                    .help("set `disk` where the disk is made: beside `bootstrap`"),
+                ),
+                Some(n) if (1 << 30..=16 << 40).contains(&n) => machine.disk = n,
+                Some(_) => {
+                    self.out.push(refuse(at, arg, "a disk has 1 GiB to 16 TiB", "8GiB will do for most"))
+                }
+                None => {}
+            }
+        }
+    }
+
+    pub(super) fn output(&mut self, at: At, scope: &Scope) -> Option<Output> {
+        let arg = at.node.prop("path")?;
+        let path = self.text(arg, at, scope)?;
+        let span = at.span(&arg.range);
+        // A plain path: `std/` has no meaning here.
+        let normal = FileRef::project("")
+            .join(&format!("./{path}"))
+            .filter(|f| !path.starts_with('/') && !f.path.is_empty());
+        let Some(file) = normal else {
+            self.out.push(
+                Diagnostic::error(Code::InvalidValue, span, "an output stays below the output directory")
+                    .help("a relative path such as \"web.qcow2\"; `--output DIR` says below what"),
+            );
+            return None;
+        };
+        let format = if at.name() == "raw" { DiskFormat::Raw } else { DiskFormat::Qcow2 };
+        Some(Output { format, path: file.path, span: at.head() })
+    }
+}
+
+impl Image {
+    /// Gives layers of the same name a number.
+    pub(super) fn name_layers(&mut self) {
+        let mut times: HashMap<String, usize> = HashMap::new();
+        for layer in &mut self.layers {
+            let count = times.entry(layer.name.clone()).or_default();
+            *count += 1;
+            if *count > 1 {
+                layer.name = format!("{}#{count}", layer.name);
+            }
+        }
+    }
+}
