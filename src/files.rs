@@ -6,8 +6,8 @@
 mod embedded;
 mod stamps;
 mod look;
-mod project;
 mod place;
+mod project;
 mod witness;
 
 pub use place::{Place, Places};

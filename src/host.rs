@@ -21,10 +21,10 @@ use tokio::process::Command;
 
 pub mod cgroup;
 pub mod child;
-pub mod keeper;
 pub mod namespaces;
 pub mod network;
 pub(crate) mod sockets;
+pub mod keeper;
 
 /// Directories of programs for administrators, which an ordinary user's PATH
 /// leaves out.

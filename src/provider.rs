@@ -17,13 +17,13 @@ use vimg_lang::model::{Bootstrap, DiskFormat, Forward, Machine};
 use crate::ext4::Altered;
 use crate::host::network::{Unreachable, WayOut};
 
-pub mod container;
+mod gpt;
+mod initramfs;
 pub mod debian;
 mod difference;
-mod gpt;
-pub mod host;
-mod initramfs;
 pub mod qemu;
+pub mod container;
+pub mod host;
 
 /// The agent's program, as it is put into base images.
 pub static AGENT: &[u8] = include_bytes!(env!("VIMG_AGENT"));
