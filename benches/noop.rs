@@ -115,7 +115,7 @@ fn fill(project: &Path, store: &Path) {
     let nodes: Vec<_> = graph.ids().collect();
     let plan = Plan::new(&graph, &store, &Last::default(), &BTreeMap::new(), &nodes);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let budget = Budget { jobs: 2, memory: 8 << 30, keep_going: false, keep_memory: true };
+    let budget = Budget { jobs: 2, memory: 8 << 30, keep_going: false, use_snapshots: true };
     let fake = Arc::new(common::Fake::default());
     let workshop = Workshop {
         graph,

@@ -324,29 +324,29 @@ pub trait Instance: Send {
     fn trim(&self) {}
 
     /// Whether it boots, and can be kept when it has: others then fork it.
-    fn can_be_kept(&self) -> bool {
+    fn can_save_memory(&self) -> bool {
         false
     }
 
     /// Why it boots although a machine was kept of a disk that comes close, in
     /// a sentence.
-    fn why_it_boots(&self) -> Option<&str> {
+    fn boot_reason(&self) -> Option<&str> {
         None
     }
 
     /// Has it stand still, if it can, until it is told to go on: what waits
     /// takes nothing from who works.
-    fn stand_still(&mut self) -> impl Future<Output = Result<(), ProviderError>> + Send {
+    fn pause(&mut self) -> impl Future<Output = Result<(), ProviderError>> + Send {
         std::future::ready(Ok(()))
     }
 
     /// Has it go on that stood still, and no longer yield to others.
-    fn go_on(&mut self) -> impl Future<Output = Result<(), ProviderError>> + Send {
+    fn resume(&mut self) -> impl Future<Output = Result<(), ProviderError>> + Send {
         std::future::ready(Ok(()))
     }
 
     /// Keeps it as it has booted, and ends it. The agent must have been told.
-    fn keep(self) -> impl Future<Output = Result<(), ProviderError>> + Send;
+    fn save_memory(self) -> impl Future<Output = Result<(), ProviderError>> + Send;
 
     /// It did not come up: what it was started from is not to be used again,
     /// if it is only a shortcut.

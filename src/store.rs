@@ -7,7 +7,7 @@
 //! locks/<key>      held while a state is made
 //! servers/<id>/    a project's servers, with their disks; no cache
 //! projects/<id>/   what a project last built; disposable
-//! parsed/ probes/ appliances/ memories/    caches; disposable
+//! parsed/ probes/ appliances/ snapshots/   caches; disposable
 //! ```
 //!
 //! The files are the truth, there is no index beside them. A state appears by
@@ -54,7 +54,7 @@ const AREAS: &[&str] = &[
     "parsed",
     "probes",
     "appliances",
-    "memories",
+    "snapshots",
     "seen",
     "partial",
 ];

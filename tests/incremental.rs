@@ -344,7 +344,7 @@ fn run_with(project: &Path, store: &Path, leak: Option<PathBuf>, caches: &Caches
     let caching = Caching { caches, store: &store, sink: &sink, may_leave: &|_| false };
     let last = store.last(&store.project(project.root()));
     let fake = Arc::new(Fake { leak, ..Fake::default() });
-    let budget = Budget { jobs: 3, memory: 16 << 30, keep_going: false, keep_memory: true };
+    let budget = Budget { jobs: 3, memory: 16 << 30, keep_going: false, use_snapshots: true };
     let mut workshop = Workshop {
         graph: Arc::new(graph),
         store: store.clone(),

@@ -367,6 +367,6 @@ fn budget(args: &How) -> Budget {
         jobs: args.jobs.unwrap_or(processors.div_ceil(2)).max(1),
         memory: args.memory.unwrap_or_else(|| host::memory() / 4 * 3),
         keep_going: args.keep_going,
-        keep_memory: !args.no_memory,
+        use_snapshots: !args.no_memory,
     }
 }

@@ -110,7 +110,7 @@ async fn fork<P: Provider>(shared: &Shared<P>, check: NodeId) -> Option<Ahead<P>
     };
     // What its machine goes on to do by itself is nothing that anybody waits for.
     let still = match ready {
-        Some(failed) => instance.stand_still().await.ok().map(|()| failed),
+        Some(failed) => instance.pause().await.ok().map(|()| failed),
         None => None,
     };
     match still {
@@ -138,7 +138,7 @@ impl<P: Provider> Ahead<P> {
         let Self { mut instance, mut session, failed, scratch } = self;
         let (mut launch, record) = up::prepare(site, stand, scratch.path(), &overlay(&scratch)).ok()?;
         let carried = match site.shared.provider.carried(&launch, &instance).await {
-            Some(carried) if instance.go_on().await.is_ok() => tokio::select! {
+            Some(carried) if instance.resume().await.is_ok() => tokio::select! {
                 done = session.carry(&carried.altered) => done.ok().map(|()| carried),
                 _ = instance.ended() => None,
             },

@@ -104,7 +104,7 @@ async fn together<P: Provider>(
     // A semaphore that is never closed always gives its permits. They come
     // before the lock, so that few files are open at once. A fork keeps one
     // processor busy, a machine that boots more.
-    let job = if shared.keep_memory { 1 } else { JOB };
+    let job = if shared.use_snapshots { 1 } else { JOB };
     let _job = shared.jobs.acquire_many(job).await;
     let mut fork = None;
     for (n, id) in party.iter().enumerate() {

@@ -25,7 +25,7 @@ pub struct Budget {
     /// Go on with what does not depend on a failed node.
     pub keep_going: bool,
     /// Keep the memory of machines that booted, to fork them.
-    pub keep_memory: bool,
+    pub use_snapshots: bool,
 }
 
 /// Secrets by name, each with its value or why there is none.
@@ -49,7 +49,7 @@ pub(super) struct Shared<P> {
     /// In MiB.
     pub(super) memory: Semaphore,
     pub(super) memory_mib: u32,
-    pub(super) keep_memory: bool,
+    pub(super) use_snapshots: bool,
     pub(super) drafts: Arc<Drafts>,
     pub(super) boots: AtomicUsize,
     /// The project's notes: where logs and disks of failures go.
@@ -71,7 +71,7 @@ impl<P> Shared<P> {
     pub(super) fn memory_of(&self, node: &Node) -> u32 {
         let memory = match node.needs {
             // A fork for questions writes to little of what it maps.
-            Needs::Machine if self.keep_memory && matches!(node.work, Work::Check(_)) => {
+            Needs::Machine if self.use_snapshots && matches!(node.work, Work::Check(_)) => {
                 node.machine.memory / 4
             }
             Needs::Machine => node.machine.memory,
@@ -143,7 +143,7 @@ impl<P> Workshop<P> {
             jobs: Semaphore::new(self.budget.jobs.max(1) * JOB as usize),
             memory: Semaphore::new(memory_mib as usize),
             memory_mib,
-            keep_memory: self.budget.keep_memory,
+            use_snapshots: self.budget.use_snapshots,
             drafts: self.drafts.clone(),
             boots: AtomicUsize::new(0),
             notes,

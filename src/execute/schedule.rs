@@ -71,7 +71,7 @@ pub async fn build<P: Provider>(workshop: &Workshop<P>, plan: &Plan) -> Outcome 
         ahead.take_if(|(check, coming)| coming.is_over() || gone(*check));
         // Once each, and one at a time: what is forked for checks that are long
         // to come only waits.
-        if ahead.is_none() && budget.keep_memory && !stopping {
+        if ahead.is_none() && budget.use_snapshots && !stopping {
             let is_next = |run: &&Vec<NodeId>| {
                 let node = graph.node(run[0]);
                 let is_new = matches!(node.work, Work::Check(_)) && !tried.contains(&run[0]);

@@ -430,7 +430,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
     }
 
     /// Has a machine that has booted get ready to be kept.
-    pub(super) async fn keep(&mut self) -> Result<(), SessionError> {
+    pub(super) async fn prepare_snapshot(&mut self) -> Result<(), SessionError> {
         self.send(&ToAgent::Keep).await?;
         self.expect(&FromAgent::Kept, REST).await
     }

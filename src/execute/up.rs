@@ -91,7 +91,7 @@ pub(super) fn prepare<P: Provider>(
     let chain = stand.chain.clone().or_else(own).ok_or_else(|| site.gone())?;
     let offline = (stand.needs == Needs::Disk)
         .then(|| Offline { appliance: site.boot_paths(&record.appliance), ours: record.ours });
-    let kept = shared.keep_memory && stand.needs == Needs::Machine && stand.chain.is_none();
+    let kept = shared.use_snapshots && stand.needs == Needs::Machine && stand.chain.is_none();
     let launch = Launch {
         chain,
         overlay: overlay.to_owned(),
@@ -145,7 +145,7 @@ pub(super) async fn up<P: Provider>(
         {
             tell_why(site, &why);
         }
-        let first = instance.can_be_kept();
+        let first = instance.can_save_memory();
         let instance_way = instance.way_out();
         let ready = async {
             let units = session.ready(place == Place::Machine).await?;
@@ -153,7 +153,7 @@ pub(super) async fn up<P: Provider>(
                 Place::Outside(network) => session.prepare(network.clone()).await?,
                 Place::Forked => session.wake().await?,
                 Place::Carried(carried) => session.carry(&carried.altered).await?,
-                Place::Machine if first => session.keep().await?,
+                Place::Machine if first => session.prepare_snapshot().await?,
                 Place::Machine => {}
             }
             // Layers open it per step; other users get it at once.
@@ -202,7 +202,7 @@ pub(super) async fn up<P: Provider>(
         tries += 1;
         site.phase("keep");
         drop(session);
-        if let Err(error) = instance.keep().await {
+        if let Err(error) = instance.save_memory().await {
             site.notice(&format!("{error}; it boots again"));
             launch.memory = None;
         }
@@ -220,7 +220,7 @@ async fn start<P: Provider>(
         instance.channel().ok_or_else(|| site.failure(FailureKind::Host, "the machine has no agent port"))?;
     if instance.place() == Place::Machine {
         site.shared.boots.fetch_add(1, Ordering::Relaxed);
-        if let Some(why) = instance.why_it_boots() {
+        if let Some(why) = instance.boot_reason() {
             tell_why(site, why);
         }
         site.phase("boot");

@@ -529,7 +529,7 @@ impl Instance for ContainerInstance {
 
     fn leave(self) {}
 
-    async fn keep(self) -> Result<(), ProviderError> {
+    async fn save_memory(self) -> Result<(), ProviderError> {
         self.stop().await;
         Err(ProviderError::new("a container has no memory of its own"))
     }

@@ -224,35 +224,35 @@ impl Instance for HostInstance {
         }
     }
 
-    fn can_be_kept(&self) -> bool {
-        matches!(self, Self::Qemu(i) if i.can_be_kept())
+    fn can_save_memory(&self) -> bool {
+        matches!(self, Self::Qemu(i) if i.can_save_memory())
     }
 
-    fn why_it_boots(&self) -> Option<&str> {
+    fn boot_reason(&self) -> Option<&str> {
         match self {
-            Self::Qemu(i) => i.why_it_boots(),
+            Self::Qemu(i) => i.boot_reason(),
             Self::Container(_) => None,
         }
     }
 
-    async fn stand_still(&mut self) -> Result<(), ProviderError> {
+    async fn pause(&mut self) -> Result<(), ProviderError> {
         match self {
-            Self::Qemu(i) => i.stand_still().await,
-            Self::Container(i) => i.stand_still().await,
+            Self::Qemu(i) => i.pause().await,
+            Self::Container(i) => i.pause().await,
         }
     }
 
-    async fn go_on(&mut self) -> Result<(), ProviderError> {
+    async fn resume(&mut self) -> Result<(), ProviderError> {
         match self {
-            Self::Qemu(i) => i.go_on().await,
-            Self::Container(i) => i.go_on().await,
+            Self::Qemu(i) => i.resume().await,
+            Self::Container(i) => i.resume().await,
         }
     }
 
-    async fn keep(self) -> Result<(), ProviderError> {
+    async fn save_memory(self) -> Result<(), ProviderError> {
         match self {
-            Self::Qemu(i) => i.keep().await,
-            Self::Container(i) => i.keep().await,
+            Self::Qemu(i) => i.save_memory().await,
+            Self::Container(i) => i.save_memory().await,
         }
     }
 

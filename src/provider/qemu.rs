@@ -20,9 +20,9 @@ mod args;
 mod image;
 mod qmp;
 mod disks;
-mod kept;
+mod snapshot;
 mod carry;
-mod memories;
+mod snapshots;
 mod instance;
 mod save;
 mod appliance;
@@ -43,7 +43,7 @@ pub struct Qemu {
     wanted: Option<Accel>,
     probes: PathBuf,
     appliances: PathBuf,
-    memories: Arc<memories::Memories>,
+    snapshots: Arc<snapshots::Snapshots>,
     notice: Lines,
     access: Access,
     programs: OnceCell<Programs>,
@@ -61,7 +61,7 @@ impl Qemu {
             wanted,
             probes: store.join("probes"),
             appliances: store.join("appliances"),
-            memories: Arc::new(memories::Memories::new(store.join("memories"))),
+            snapshots: Arc::new(snapshots::Snapshots::new(store.join("snapshots"))),
             notice,
             access,
             programs: OnceCell::new(),
@@ -175,13 +175,13 @@ impl Provider for Qemu {
             // The kernel went away. Its machine is as large as an appliance.
             let machine = Machine { cpus: 2, memory: OFFLINE_MEMORY, ..launch.machine };
             let launch = Launch { machine, memory: None, ..launch.clone() };
-            return machine::start(rig, &launch, &self.memories, &self.notice).await;
+            return machine::start(rig, &launch, &self.snapshots, &self.notice).await;
         }
-        machine::start(rig, launch, &self.memories, &self.notice).await
+        machine::start(rig, launch, &self.snapshots, &self.notice).await
     }
 
     async fn ahead(&self, launch: &Launch) -> Option<QemuInstance> {
-        machine::ahead(self.rig_of(launch).await.ok()?, launch, &self.memories).await
+        machine::ahead(self.rig_of(launch).await.ok()?, launch, &self.snapshots).await
     }
 
     async fn carried(&self, launch: &Launch, fork: &QemuInstance) -> Option<Carried> {

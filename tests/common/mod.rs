@@ -176,7 +176,7 @@ impl Instance for FakeInstance {
         String::new()
     }
 
-    async fn keep(self) -> Result<(), ProviderError> {
+    async fn save_memory(self) -> Result<(), ProviderError> {
         Err(ProviderError::new("no memory"))
     }
 

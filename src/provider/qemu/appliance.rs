@@ -15,7 +15,7 @@ use vimg_agent::protocol::{Network, card};
 use super::args;
 use super::disks::Disks;
 use super::instance::{QemuInstance, Start, way_out};
-use super::kept::{self, Kept};
+use super::snapshot::{self, Snapshot};
 use super::programs::{Accel, Rig};
 use crate::host::network::WayOut;
 use crate::provider::ProviderError;
@@ -43,23 +43,23 @@ pub(super) async fn start(
     let network = launch.network.then(|| Network { resolv_conf: format!("nameserver {}\n", card::RESOLVER) });
     let way = |how: &str| format!("qemu {} {}, appliance{how}", rig.programs.version, rig.accel.name());
     let dir = appliances.join(name(rig, kernel, modules));
-    let kept = Kept::at(&dir);
+    let snapshot = Snapshot::at(&dir);
     let place = Place::Outside(network);
     // Without it, booting would be of no use either.
     let way_out = way_out(rig.access, launch, launch.network).await?;
     let forked = async {
-        if !kept.is_there() {
+        if !snapshot.is_there() {
             // One process, and one run of it, makes it; the others wait.
             std::fs::create_dir_all(appliances)
                 .map_err(|e| ProviderError::new(format!("{}: {e}", appliances.display())))?;
-            let _lock = kept::exclusive(&dir.with_extension("lock"))
+            let _lock = snapshot::exclusive(&dir.with_extension("lock"))
                 .await
                 .map_err(|e| ProviderError::new(format!("{}: {e}", appliances.display())))?;
-            if !kept.is_there() {
+            if !snapshot.is_there() {
                 make(rig, kernel, modules, &dir, &launch.scratch).await?;
             }
         }
-        fork(rig, launch, &kept, way(""), place.clone(), way_out.clone()).await
+        fork(rig, launch, &snapshot, way(""), place.clone(), way_out.clone()).await
     };
     match forked.await {
         Ok(mut instance) => {
@@ -68,7 +68,7 @@ pub(super) async fn start(
         }
         Err(error) => {
             // Memory is only a shortcut. It is created again next time.
-            kept.remove();
+            snapshot.remove();
             notice(&format!("{error}; the appliance boots"));
             cold(rig, launch, (kernel, modules), way(" (cold boot)"), place, way_out).await
         }
@@ -77,7 +77,7 @@ pub(super) async fn start(
 
 /// Everything that a kept appliance depends on.
 fn name(rig: Rig<'_>, kernel: &Path, modules: &Path) -> String {
-    let mut d = kept::facts(rig);
+    let mut d = snapshot::facts(rig);
     // Files of the store are named by their digests.
     for file in [kernel, modules] {
         d.value("file", file.file_name().unwrap_or_default().to_string_lossy());
@@ -105,7 +105,7 @@ async fn make(
     scratch: &Path,
 ) -> Result<(), ProviderError> {
     let fail = |e: std::io::Error| ProviderError::new(format!("the appliance can't be kept: {e}"));
-    let new = Kept::new(scratch.join("kept")).map_err(fail)?;
+    let new = Snapshot::new(scratch.join("snapshot")).map_err(fail)?;
     let initrd = scratch.join("appliance.cpio");
     std::fs::write(&initrd, initrd_of(modules).map_err(fail)?).map_err(fail)?;
     let mut all = arguments(rig.accel, &new.memory(), false, false);
@@ -127,7 +127,7 @@ async fn make(
     instance.stop().await;
     new.shrink().await;
     new.sync().map_err(fail)?;
-    kept::forget_old(dir.parent().unwrap_or(dir), MOST);
+    snapshot::forget_old(dir.parent().unwrap_or(dir), MOST);
     new.rename(dir).map_err(fail)
 }
 
@@ -135,18 +135,18 @@ async fn make(
 async fn fork(
     rig: Rig<'_>,
     launch: &Launch,
-    kept: &Kept,
+    snapshot: &Snapshot,
     way: String,
     place: Place,
     way_out: WayOut,
 ) -> Result<QemuInstance, ProviderError> {
     let disks = Disks::new(rig.programs, launch).await?;
-    let mut all = arguments(rig.accel, &kept.memory(), true, launch.network);
+    let mut all = arguments(rig.accel, &snapshot.memory(), true, launch.network);
     all.extend(args::disks(&disks.nodes(launch)));
     all.extend(super::save::incoming());
     let start = Start { scratch: &launch.scratch, disks, way, place, yields: false, way_out, keeper: None };
     let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
-    match kept.resume(&mut instance, &launch.scratch).await {
+    match snapshot.resume(&mut instance, &launch.scratch).await {
         Ok(()) => Ok(instance),
         Err(error) => {
             // It holds the disk.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use vimg_agent::protocol::MOST_CARRIED;
 
-use super::kept::Kept;
+use super::snapshot::Snapshot;
 use crate::ext4::{Difference, Special};
 use crate::files;
 use crate::provider::difference::{NOTES, compare};
@@ -57,18 +57,18 @@ impl Origin {
         Ok(Self { machine, chain: chain.iter().map(|path| File::of(path)).collect::<Result<_, _>>()? })
     }
 
-    pub(super) fn write(&self, kept: &Kept) -> io::Result<()> {
-        fs::write(kept.origin(), serde_json::to_vec(self)?)
+    pub(super) fn write(&self, snapshot: &Snapshot) -> io::Result<()> {
+        fs::write(snapshot.origin(), serde_json::to_vec(self)?)
     }
 
-    fn read(kept: &Kept) -> Option<Self> {
-        serde_json::from_slice(&fs::read(kept.origin()).ok()?).ok()
+    fn read(snapshot: &Snapshot) -> Option<Self> {
+        serde_json::from_slice(&fs::read(snapshot.origin()).ok()?).ok()
     }
 }
 
 /// A machine that booted from almost the same disk.
 pub(super) struct Near {
-    pub(super) kept: PathBuf,
+    pub(super) snapshot: PathBuf,
     pub(super) carried: Carried,
 }
 
@@ -77,20 +77,20 @@ struct Candidate {
     /// How many of its disks are wanted, too: the lowest.
     shared: usize,
     used: std::time::SystemTime,
-    kept: PathBuf,
+    snapshot: PathBuf,
     origin: Origin,
 }
 
 impl Candidate {
     fn at(dir: PathBuf, wanted: &Origin) -> Option<Self> {
-        let kept = Kept::at(&dir);
-        let origin = Origin::read(&kept).filter(|o| o.machine == wanted.machine)?;
+        let snapshot = Snapshot::at(&dir);
+        let origin = Origin::read(&snapshot).filter(|o| o.machine == wanted.machine)?;
         let shared = origin.chain.iter().zip(&wanted.chain).take_while(|(a, b)| a == b).count();
-        let of_use = kept.is_there()
-            && kept.memory().exists()
+        let of_use = snapshot.is_there()
+            && snapshot.memory().exists()
             && shared > 0
             && origin.chain.iter().all(File::is_there);
-        of_use.then(|| Some(Self { shared, used: kept.used()?, kept: dir, origin }))?
+        of_use.then(|| Some(Self { shared, used: snapshot.used()?, snapshot: dir, origin }))?
     }
 
     /// In what the disk that is wanted differs from its own; if that is to be
@@ -135,7 +135,7 @@ pub(super) fn find(home: &Path, wanted: &Origin, carry: Carry) -> Option<Result<
     near.truncate(TRIED);
     for one in &near {
         if let Some(carried) = one.carried(wanted, carry) {
-            return Some(Ok(Near { kept: one.kept.clone(), carried }));
+            return Some(Ok(Near { snapshot: one.snapshot.clone(), carried }));
         }
     }
     // The machine boots, and to find a name takes little time beside that.
@@ -146,10 +146,10 @@ pub(super) fn find(home: &Path, wanted: &Origin, carry: Carry) -> Option<Result<
     }))
 }
 
-/// How a machine that is thrown away, and was kept at `kept`, is carried over
+/// How a machine that is thrown away, and was kept at `snapshot`, is carried over
 /// to a disk, if it may be.
-pub(super) fn over(kept: PathBuf, wanted: &Origin) -> Option<Carried> {
-    Candidate::at(kept, wanted)?.carried(wanted, Carry::Thrown)
+pub(super) fn over(snapshot: PathBuf, wanted: &Origin) -> Option<Carried> {
+    Candidate::at(snapshot, wanted)?.carried(wanted, Carry::Thrown)
 }
 
 fn paths(origin: &Origin) -> Vec<PathBuf> {

@@ -7,7 +7,7 @@ use tokio::net::UnixStream;
 use vimg_lang::model::Forward;
 
 use super::instance::{OPENING, Process, QemuInstance, inside, inward, unkept};
-use super::kept::Kept;
+use super::snapshot::Snapshot;
 use super::save;
 use crate::host::child;
 use crate::host::keeper;
@@ -38,19 +38,19 @@ impl Instance for QemuInstance {
         self.way_out.clone()
     }
 
-    fn why_it_boots(&self) -> Option<&str> {
-        self.keeping.as_ref()?.why.as_deref()
+    fn boot_reason(&self) -> Option<&str> {
+        self.pending.as_ref()?.why.as_deref()
     }
 
-    fn can_be_kept(&self) -> bool {
-        self.keeping.is_some()
+    fn can_save_memory(&self) -> bool {
+        self.pending.is_some()
     }
 
-    async fn stand_still(&mut self) -> Result<(), ProviderError> {
+    async fn pause(&mut self) -> Result<(), ProviderError> {
         self.execute("stop", json!({})).await.map(|_| ())
     }
 
-    async fn go_on(&mut self) -> Result<(), ProviderError> {
+    async fn resume(&mut self) -> Result<(), ProviderError> {
         if let Process::Own(child) = &self.process
             && let Some(program) = child.id()
         {
@@ -59,8 +59,8 @@ impl Instance for QemuInstance {
         self.execute("cont", json!({})).await.map(|_| ())
     }
 
-    async fn keep(self) -> Result<(), ProviderError> {
-        save::keep(self).await
+    async fn save_memory(self) -> Result<(), ProviderError> {
+        save::save(self).await
     }
 
     async fn ended(&mut self) -> Ended {
@@ -90,8 +90,8 @@ impl Instance for QemuInstance {
     }
 
     fn distrust(&mut self) {
-        if let Some(kept) = self.kept.take() {
-            Kept::at(&kept).remove();
+        if let Some(snapshot) = self.snapshot.take() {
+            Snapshot::at(&snapshot).remove();
         }
         if let Some(origin) = self.origin.take() {
             origin.distrust();

@@ -13,7 +13,7 @@ use vimg_agent::protocol::card;
 use vimg_lang::model::Forward;
 
 use super::disks::{Disks, Monitor};
-use super::memories::{Keeping, Origin};
+use super::snapshots::{PendingSnapshot, Origin};
 use super::programs::Programs;
 use super::qmp::Qmp;
 use crate::host;
@@ -46,11 +46,11 @@ pub struct QemuInstance {
     pub(super) way: String,
     pub(super) place: Place,
     /// The appliance that it was forked from.
-    pub(super) kept: Option<std::path::PathBuf>,
+    pub(super) snapshot: Option<std::path::PathBuf>,
     /// The machine that it was forked from.
     pub(super) origin: Option<Origin>,
     /// What it takes to keep it, once it has booted.
-    pub(super) keeping: Option<Keeping>,
+    pub(super) pending: Option<PendingSnapshot>,
     pub(super) way_out: WayOut,
     /// What keeps its network, if it goes on.
     pub(super) keeper: Option<Keeper>,
@@ -204,9 +204,9 @@ impl QemuInstance {
             panicked: false,
             way,
             place,
-            kept: None,
+            snapshot: None,
             origin: None,
-            keeping: None,
+            pending: None,
             way_out,
             keeper,
         })
@@ -244,9 +244,9 @@ impl QemuInstance {
             panicked: false,
             way: format!("qemu {}", programs.version),
             place: Place::Machine,
-            kept: None,
+            snapshot: None,
             origin: None,
-            keeping: None,
+            pending: None,
             // Its companion process has its gateway.
             way_out: access.way_out(None, &nat()),
             keeper,
@@ -260,8 +260,8 @@ impl QemuInstance {
     }
 
     /// Notes the appliance that it was forked from.
-    pub(super) fn forked_from(&mut self, kept: &Path) {
-        self.kept = Some(kept.to_owned());
+    pub(super) fn forked_from(&mut self, snapshot: &Path) {
+        self.snapshot = Some(snapshot.to_owned());
     }
 
     /// Asks the monitor.

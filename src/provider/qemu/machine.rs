@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use super::disks::Disks;
 use super::instance::{QemuInstance, Start, keeper, way_out};
-use super::kept::{self, Kept};
-use super::memories::{FREE, Keeping, Memories, Origin, free};
+use super::snapshot::{self, Snapshot};
+use super::snapshots::{FREE, PendingSnapshot, Snapshots, Origin, free};
 use super::programs::{Accel, Rig};
 use super::save::incoming;
 use super::{args, carry};
@@ -29,11 +29,11 @@ use crate::sparse;
 pub(super) async fn start(
     rig: Rig<'_>,
     launch: &Launch,
-    memories: &Arc<Memories>,
+    snapshots: &Arc<Snapshots>,
     notice: &Lines,
 ) -> Result<QemuInstance, ProviderError> {
-    let home = &memories.home;
-    let Some(below) = launch.memory.as_ref().filter(|_| memories.are_of_use()) else {
+    let home = &snapshots.home;
+    let Some(below) = launch.memory.as_ref().filter(|_| snapshots.are_of_use()) else {
         return boot(rig, launch, None).await;
     };
     let fail = |e: std::io::Error| ProviderError::new(format!("{}: {e}", home.display()));
@@ -41,19 +41,19 @@ pub(super) async fn start(
     let of = facts(rig, launch);
     let origin = carry::Origin::of(of.key().to_string(), &launch.chain).map_err(fail)?;
     let dir = home.join(name(of, below));
-    let kept = Kept::at(&dir);
+    let snapshot = Snapshot::at(&dir);
     let (mut lock, mut why) = (None, None);
     loop {
-        if kept.is_there() {
+        if snapshot.is_there() {
             let network = network(rig, launch).await?;
-            match fork(rig, launch, &kept, Place::Forked, false, network).await {
+            match fork(rig, launch, &snapshot, Place::Forked, false, network).await {
                 Ok(mut instance) => {
                     lead(&mut instance, launch).await?;
-                    instance.origin = Some(Origin { memories: memories.clone(), dir });
+                    instance.origin = Some(Origin { snapshots: snapshots.clone(), dir });
                     return Ok(instance);
                 }
                 Err(error) => {
-                    memories.failed(&dir);
+                    snapshots.failed(&dir);
                     notice(&format!("{error}; the machine boots"));
                     let _ = std::fs::remove_file(&launch.overlay);
                 }
@@ -64,17 +64,17 @@ pub(super) async fn start(
         }
         // Only a direct boot notes what it reads.
         if launch.carry != Carry::Never && launch.boot.is_some() {
-            match carried(rig, launch, &origin, memories, notice).await {
+            match carried(rig, launch, &origin, snapshots, notice).await {
                 Ok(Some(instance)) => return Ok(instance),
                 Ok(None) => {}
                 Err(unlike) => why = Some(unlike),
             }
         }
         // One boots it, the others wait and fork.
-        lock = Some(kept::exclusive(&dir.with_extension("lock")).await.map_err(fail)?);
+        lock = Some(snapshot::exclusive(&dir.with_extension("lock")).await.map_err(fail)?);
     }
     let memory = launch.scratch.join("memory");
-    let Some(lock) = lock.filter(|_| memories.are_of_use() && free(home) > FREE + launch.machine.memory)
+    let Some(lock) = lock.filter(|_| snapshots.are_of_use() && free(home) > FREE + launch.machine.memory)
     else {
         return boot(rig, launch, None).await;
     };
@@ -82,26 +82,26 @@ pub(super) async fn start(
     let first = Launch { lasting: None, ..launch.clone() };
     let mut instance = boot(rig, &first, Some(&memory)).await?;
     let (scratch, overlay) = (launch.scratch.clone(), launch.overlay.clone());
-    let memories = memories.clone();
-    instance.keeping = Some(Keeping { memories, dir, scratch, overlay, origin, why, _lock: lock });
+    let snapshots = snapshots.clone();
+    instance.pending = Some(PendingSnapshot { snapshots, dir, scratch, overlay, origin, why, _lock: lock });
     Ok(instance)
 }
 
 /// Forks the kept machine that would do for the disk of `launch`, for a disk
 /// that is not there yet.
-pub(super) async fn ahead(rig: Rig<'_>, launch: &Launch, memories: &Arc<Memories>) -> Option<QemuInstance> {
+pub(super) async fn ahead(rig: Rig<'_>, launch: &Launch, snapshots: &Arc<Snapshots>) -> Option<QemuInstance> {
     // Only a direct boot notes what it reads.
-    let of_use = memories.are_of_use() && launch.boot.is_some();
+    let of_use = snapshots.are_of_use() && launch.boot.is_some();
     let like = origin(rig, launch).filter(|_| of_use)?;
-    let home = memories.home.clone();
+    let home = snapshots.home.clone();
     // Reading disks blocks.
     let found = tokio::task::spawn_blocking(move || carry::find(&home, &like, Carry::Thrown)).await;
     let near = found.ok().flatten()?.ok()?;
     let other = Launch { chain: near.carried.chain.clone(), ..launch.clone() };
     let place = Place::Carried(near.carried);
     let network = network(rig, &other).await.ok()?;
-    let mut instance = fork(rig, &other, &Kept::at(&near.kept), place, true, network).await.ok()?;
-    instance.origin = Some(Origin { memories: memories.clone(), dir: near.kept });
+    let mut instance = fork(rig, &other, &Snapshot::at(&near.snapshot), place, true, network).await.ok()?;
+    instance.origin = Some(Origin { snapshots: snapshots.clone(), dir: near.snapshot });
     Some(instance)
 }
 
@@ -109,9 +109,9 @@ pub(super) async fn ahead(rig: Rig<'_>, launch: &Launch, memories: &Arc<Memories
 /// it may be.
 pub(super) async fn carried_over(rig: Rig<'_>, launch: &Launch, fork: &QemuInstance) -> Option<Carried> {
     let wanted = origin(rig, launch)?;
-    let kept = fork.origin.as_ref()?.dir.clone();
+    let snapshot = fork.origin.as_ref()?.dir.clone();
     // Reading disks blocks.
-    tokio::task::spawn_blocking(move || carry::over(kept, &wanted)).await.ok().flatten()
+    tokio::task::spawn_blocking(move || carry::over(snapshot, &wanted)).await.ok().flatten()
 }
 
 /// What a machine of `launch` would be kept of.
@@ -125,25 +125,25 @@ async fn carried(
     rig: Rig<'_>,
     launch: &Launch,
     origin: &carry::Origin,
-    memories: &Arc<Memories>,
+    snapshots: &Arc<Snapshots>,
     notice: &Lines,
 ) -> Result<Option<QemuInstance>, String> {
     // Reading disks blocks.
-    let (home, wanted, carry) = (memories.home.clone(), origin.clone(), launch.carry);
+    let (home, wanted, carry) = (snapshots.home.clone(), origin.clone(), launch.carry);
     let found = tokio::task::spawn_blocking(move || carry::find(&home, &wanted, carry)).await;
     let Ok(Some(near)) = found else { return Ok(None) };
     let near = near?;
     let other = Launch { chain: near.carried.chain.clone(), ..launch.clone() };
     // Without a network there is none for a machine that boots either.
     let Ok(network) = network(rig, &other).await else { return Ok(None) };
-    match fork(rig, &other, &Kept::at(&near.kept), Place::Carried(near.carried), false, network).await {
+    match fork(rig, &other, &Snapshot::at(&near.snapshot), Place::Carried(near.carried), false, network).await {
         Ok(mut instance) => {
-            instance.origin = Some(Origin { memories: memories.clone(), dir: near.kept });
+            instance.origin = Some(Origin { snapshots: snapshots.clone(), dir: near.snapshot });
             Ok(Some(instance))
         }
         Err(error) => {
             notice(&format!("{error}; the machine boots"));
-            memories.failed(&near.kept);
+            snapshots.failed(&near.snapshot);
             let _ = std::fs::remove_file(&launch.overlay);
             Ok(None)
         }
@@ -152,7 +152,7 @@ async fn carried(
 
 /// Everything that a kept machine depends on besides its disk.
 fn facts(rig: Rig<'_>, launch: &Launch) -> Description {
-    let mut facts = kept::facts(rig);
+    let mut facts = snapshot::facts(rig);
     let memory = Some((Path::new("memory"), true));
     facts.value("arguments", arguments(rig.accel, launch, memory, cut_off(rig, launch)).join(" "));
     facts.value("boot", args::boot(rig.accel, launch.boot.as_ref(), true).join(" "));
@@ -222,17 +222,17 @@ async fn network(rig: Rig<'_>, launch: &Launch) -> Result<(WayOut, Option<Keeper
 async fn fork(
     rig: Rig<'_>,
     launch: &Launch,
-    kept: &Kept,
+    snapshot: &Snapshot,
     place: Place,
     yields: bool,
     (way_out, keeper): (WayOut, Option<Keeper>),
 ) -> Result<QemuInstance, ProviderError> {
     let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be forked: {e}"));
     // What it wrote before it was kept is not in the disks below.
-    sparse::copy(&File::open(kept.disk()).map_err(fail)?, &File::create(&launch.overlay).map_err(fail)?)
+    sparse::copy(&File::open(snapshot.disk()).map_err(fail)?, &File::create(&launch.overlay).map_err(fail)?)
         .map_err(fail)?;
     let disks = Disks::on(rig.programs, launch)?;
-    let mut all = arguments(rig.accel, launch, Some((&kept.memory(), false)), !launch.network);
+    let mut all = arguments(rig.accel, launch, Some((&snapshot.memory(), false)), !launch.network);
     all.extend(args::disks(&disks.nodes(launch)));
     all.extend(incoming());
     let way = format!("qemu {} {}, forked", rig.programs.version, rig.accel.name());
@@ -241,9 +241,9 @@ async fn fork(
     }
     let start = Start { scratch: &launch.scratch, disks, way, place, yields, way_out, keeper };
     let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
-    match kept.resume(&mut instance, &launch.scratch).await {
+    match snapshot.resume(&mut instance, &launch.scratch).await {
         Ok(()) => {
-            kept.touch();
+            snapshot.touch();
             Ok(instance)
         }
         Err(error) => {

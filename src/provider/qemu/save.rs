@@ -7,8 +7,8 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::instance::QemuInstance;
-use super::kept::{self, Kept};
-use super::memories::{SHARE, free};
+use super::snapshot::{self, Snapshot};
+use super::snapshots::{SHARE, free};
 use crate::host::sockets;
 use crate::provider::{Instance, ProviderError};
 
@@ -17,7 +17,7 @@ const SAVE: Duration = Duration::from_secs(60);
 /// How long a fork may take to run.
 const RESUME: Duration = Duration::from_secs(30);
 
-impl Kept {
+impl Snapshot {
     /// Saves the devices of a machine whose memory is here. QEMU stops it
     /// itself, and notes that it ran: whoever takes it over from here has it
     /// running at once. `scratch` is QEMU's directory.
@@ -92,27 +92,27 @@ async fn share_memory(instance: &mut QemuInstance) -> Result<(), ProviderError> 
 }
 
 /// Keeps a machine that has booted, and ends it.
-pub(super) async fn keep(mut instance: QemuInstance) -> Result<(), ProviderError> {
+pub(super) async fn save(mut instance: QemuInstance) -> Result<(), ProviderError> {
     let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be kept: {e}"));
-    let Some(keeping) = instance.keeping.take() else {
+    let Some(pending) = instance.pending.take() else {
         instance.stop().await;
         return Err(ProviderError::new("the machine's memory has no file"));
     };
     let saved = async {
-        let new = Kept::new(keeping.scratch.join("kept")).map_err(fail)?;
-        new.save(&mut instance, &keeping.scratch).await.map(|()| new)
+        let new = Snapshot::new(pending.scratch.join("snapshot")).map_err(fail)?;
+        new.save(&mut instance, &pending.scratch).await.map(|()| new)
     };
     let saved = saved.await;
     // Whatever came of it: it is to let go of its disk.
     instance.stop().await;
     let new = saved?;
-    std::fs::rename(keeping.scratch.join("memory"), new.memory()).map_err(fail)?;
-    std::fs::rename(&keeping.overlay, new.disk()).map_err(fail)?;
-    keeping.origin.write(&new).map_err(fail)?;
+    std::fs::rename(pending.scratch.join("memory"), new.memory()).map_err(fail)?;
+    std::fs::rename(&pending.overlay, new.disk()).map_err(fail)?;
+    pending.origin.write(&new).map_err(fail)?;
     new.shrink().await;
-    let home = &keeping.memories.home;
-    kept::forget_old(home, free(home) / SHARE);
-    new.rename(&keeping.dir).map_err(fail)?;
-    keeping.memories.kept(&keeping.dir);
+    let home = &pending.snapshots.home;
+    snapshot::forget_old(home, free(home) / SHARE);
+    new.rename(&pending.dir).map_err(fail)?;
+    pending.snapshots.add(&pending.dir);
     Ok(())
 }

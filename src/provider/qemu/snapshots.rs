@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::carry;
-use super::kept::Kept;
+use super::snapshot::Snapshot;
 
 /// The share of the free disk, one in so many, that kept machines may take.
 pub(super) const SHARE: u64 = 4;
@@ -15,7 +15,7 @@ pub(super) const SHARE: u64 = 4;
 pub(super) const FREE: u64 = 2 << 30;
 
 /// Where machines are kept, and whether that is of use here.
-pub(super) struct Memories {
+pub(super) struct Snapshots {
     pub(super) home: PathBuf,
     /// What this process has kept.
     own: Mutex<HashSet<PathBuf>>,
@@ -23,7 +23,7 @@ pub(super) struct Memories {
     useless: AtomicBool,
 }
 
-impl Memories {
+impl Snapshots {
     pub(super) fn new(home: PathBuf) -> Self {
         Self { home, own: Mutex::default(), useless: AtomicBool::new(false) }
     }
@@ -32,13 +32,13 @@ impl Memories {
         !self.useless.load(Ordering::Relaxed)
     }
 
-    pub(super) fn kept(&self, dir: &Path) {
+    pub(super) fn add(&self, dir: &Path) {
         self.own.lock().unwrap_or_else(PoisonError::into_inner).insert(dir.to_owned());
     }
 
     /// Removes a machine that does not go on.
     pub(super) fn failed(&self, dir: &Path) {
-        Kept::at(dir).remove();
+        Snapshot::at(dir).remove();
         if self.own.lock().unwrap_or_else(PoisonError::into_inner).contains(dir) {
             self.useless.store(true, Ordering::Relaxed);
         }
@@ -47,20 +47,20 @@ impl Memories {
 
 /// A kept machine that was forked.
 pub(super) struct Origin {
-    pub(super) memories: Arc<Memories>,
+    pub(super) snapshots: Arc<Snapshots>,
     pub(super) dir: PathBuf,
 }
 
 impl Origin {
     /// It did not come up.
     pub(super) fn distrust(&self) {
-        self.memories.failed(&self.dir);
+        self.snapshots.failed(&self.dir);
     }
 }
 
 /// What it takes to keep a machine that boots.
-pub(super) struct Keeping {
-    pub(super) memories: Arc<Memories>,
+pub(super) struct PendingSnapshot {
+    pub(super) snapshots: Arc<Snapshots>,
     /// Where it is to be.
     pub(super) dir: PathBuf,
     pub(super) scratch: PathBuf,
@@ -84,13 +84,13 @@ mod tests {
     #[test]
     fn a_host_that_forks_nothing_is_not_asked_again() {
         let home = tempfile::tempdir().unwrap();
-        let memories = Arc::new(Memories::new(home.path().to_owned()));
-        let useless = || !memories.are_of_use();
-        let of = |name: &str| Origin { memories: memories.clone(), dir: home.path().join(name) };
+        let snapshots = Arc::new(Snapshots::new(home.path().to_owned()));
+        let useless = || !snapshots.are_of_use();
+        let of = |name: &str| Origin { snapshots: snapshots.clone(), dir: home.path().join(name) };
         std::fs::create_dir(home.path().join("old")).unwrap();
         of("old").distrust();
         assert!(!useless() && !home.path().join("old").exists(), "another host may have kept it");
-        memories.kept(&home.path().join("new"));
+        snapshots.add(&home.path().join("new"));
         of("new").distrust();
         assert!(useless());
     }

@@ -19,11 +19,11 @@ use crate::sparse;
 const GONE_PREFIX: &str = ".gone-";
 
 /// The files of a kept machine, in a directory of their own.
-pub(super) struct Kept {
+pub(super) struct Snapshot {
     dir: PathBuf,
 }
 
-impl Kept {
+impl Snapshot {
     pub(super) fn at(dir: &Path) -> Self {
         Self { dir: dir.to_owned() }
     }
@@ -147,7 +147,7 @@ pub(super) fn forget_old(home: &Path, most: u64) {
         let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
         files.filter_map(|f| Some(f.metadata().ok()?.blocks() * 512)).sum()
     };
-    let mut kept: Vec<_> = entries
+    let mut snapshot: Vec<_> = entries
         .flatten()
         .map(|entry| entry.path())
         .filter(|path| path.is_dir())
@@ -159,16 +159,16 @@ pub(super) fn forget_old(home: &Path, most: u64) {
             }
             !gone
         })
-        .map(|path| (Kept::at(&path).used(), size(&path), path))
+        .map(|path| (Snapshot::at(&path).used(), size(&path), path))
         .collect();
-    kept.sort();
-    let mut sum: u64 = kept.iter().map(|(_, size, _)| size).sum();
-    for (_, size, path) in kept {
+    snapshot.sort();
+    let mut sum: u64 = snapshot.iter().map(|(_, size, _)| size).sum();
+    for (_, size, path) in snapshot {
         if sum <= most {
             break;
         }
         sum -= size;
-        Kept::at(&path).remove();
+        Snapshot::at(&path).remove();
     }
 }
 
@@ -180,11 +180,11 @@ mod tests {
     fn the_oldest_goes_first() {
         let home = tempfile::tempdir().unwrap();
         for (n, name) in ["b", "a", "c"].iter().enumerate() {
-            let kept = Kept::new(home.path().join(name)).unwrap();
-            std::fs::write(kept.memory(), vec![1; 64 << 10]).unwrap();
-            std::fs::write(kept.devices(), "").unwrap();
+            let snapshot = Snapshot::new(home.path().join(name)).unwrap();
+            std::fs::write(snapshot.memory(), vec![1; 64 << 10]).unwrap();
+            std::fs::write(snapshot.devices(), "").unwrap();
             let time = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(n as u64);
-            std::fs::File::open(kept.devices()).unwrap().set_modified(time).unwrap();
+            std::fs::File::open(snapshot.devices()).unwrap().set_modified(time).unwrap();
         }
         let left = || {
             let entries = std::fs::read_dir(home.path()).unwrap().flatten();
@@ -197,7 +197,7 @@ mod tests {
         assert_eq!(left(), "abc");
         forget_old(home.path(), 150 << 10);
         assert_eq!(left(), "ac");
-        Kept::at(&home.path().join("a")).touch();
+        Snapshot::at(&home.path().join("a")).touch();
         forget_old(home.path(), 100 << 10);
         assert_eq!(left(), "a");
         forget_old(&home.path().join("nothing"), 0);
