@@ -74,7 +74,7 @@ pub struct Launch {
     pub memory: Option<String>,
     /// Whether a machine will do which booted from a disk that is almost the
     /// same.
-    pub carry: Carry,
+    pub retarget: Retarget,
     /// A directory for sockets and the like. It lies on the disk that the
     /// store is on.
     pub scratch: PathBuf,
@@ -102,20 +102,20 @@ pub struct Offline {
 
 /// Whether a machine will do which booted from a disk that is almost the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Carry {
+pub enum Retarget {
     /// It won't.
     Never,
     /// If only files differ that no boot has read, and all else is the same:
     /// what it writes is kept.
-    Kept,
+    Stored,
     /// Also if the disks were written to by machines that ran, and took notes
     /// of that: what it writes is thrown away.
-    Thrown,
+    Discarded,
 }
 
 /// What a machine is carried over from, and by what.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Carried {
+pub struct Retargeted {
     /// What is otherwise on the disk that is wanted.
     pub altered: Arc<[Altered]>,
     /// The disks that the machine booted from, the lowest first: what it
@@ -132,7 +132,7 @@ pub enum Place {
     Forked,
     /// In a machine that booted from another disk, and was kept. It must be
     /// carried over, unless its agent refuses: then it is of no use.
-    Carried(Carried),
+    Retargeted(Retargeted),
     /// Outside of it: it must be told to prepare, with this network.
     Outside(Option<Network>),
 }
@@ -237,18 +237,18 @@ pub trait Provider: Send + Sync + 'static {
     /// Forks a kept machine that would do for `launch`, for a disk that is not
     /// there yet and will be like that one; `None` if there is none, or nothing
     /// is gained.
-    fn ahead(&self, launch: &Launch) -> impl Future<Output = Option<Self::Instance>> + Send {
+    fn prewarm(&self, launch: &Launch) -> impl Future<Output = Option<Self::Instance>> + Send {
         let _ = launch;
         std::future::ready(None)
     }
 
     /// How such a fork is carried over to the disk of `launch`; `None` if it
     /// can't be.
-    fn carried(
+    fn retargeted(
         &self,
         launch: &Launch,
         fork: &Self::Instance,
-    ) -> impl Future<Output = Option<Carried>> + Send {
+    ) -> impl Future<Output = Option<Retargeted>> + Send {
         let _ = (launch, fork);
         std::future::ready(None)
     }

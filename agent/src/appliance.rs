@@ -11,7 +11,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, 
 
 use crate::filesystem;
 use crate::protocol::Prepare;
-use crate::{modules, network, offline, system, wake};
+use crate::{modules, network, offline, resume, system};
 
 /// The disk's name in the kernel: the only virtio-blk disk there is.
 const DISK: &str = "vda";
@@ -25,7 +25,7 @@ pub(crate) struct Attached {
 
 /// Makes the disk's root filesystem this process's own.
 pub(crate) fn prepare(prepare: &Prepare) -> io::Result<Attached> {
-    wake::wake(&prepare.wake)?;
+    resume::resume(&prepare.resume)?;
     modules::load("disk")?;
     let found = filesystem::find(DISK)?;
     filesystem::mount_root(&found, "/root")?;

@@ -87,8 +87,8 @@ fn judge(
     if let Some((name, text)) = header {
         let values: Vec<&str> = answer.header(name).collect();
         if !values.iter().any(|value| value.contains(text)) {
-            let seen = if values.is_empty() { "is not there".to_owned() } else { values.join(", ") };
-            return Err(format!("`{text}` is not in the header {name}: {}", brief(&seen)));
+            let opened = if values.is_empty() { "is not there".to_owned() } else { values.join(", ") };
+            return Err(format!("`{text}` is not in the header {name}: {}", brief(&opened)));
         }
     }
     match contains {

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use crate::failure::Failure;
 use crate::fetch::Sender;
 use crate::offline;
+use crate::priority;
 use crate::protocol::{Around, FromAgent};
 use crate::system::Account;
-use crate::urgent;
 
 /// How much of a step's output is sent as it comes, in bytes.
 const FORWARDED: usize = 8 << 20;
@@ -88,7 +88,7 @@ pub(crate) fn script(path: &Path, around: &Around, user: &Account) -> io::Result
 pub(crate) fn query(command: &mut Command, timeout: Duration) -> Result<(bool, String), Failure> {
     let program = command.get_program().to_string_lossy().into_owned();
     let fail = |e: io::Error| Failure::new(format!("`{program}` can't be run: {e}"));
-    let mut child = urgent::start(command.stdout(Stdio::piped()).stderr(Stdio::null())).map_err(fail)?;
+    let mut child = priority::start(command.stdout(Stdio::piped()).stderr(Stdio::null())).map_err(fail)?;
     let mut out = child.stdout.take();
     let reader = std::thread::spawn(move || {
         let mut bytes = Vec::new();
@@ -125,7 +125,7 @@ pub(crate) fn run(command: &mut Command, timeout: Duration, output: &Output) -> 
     let copy = writer.try_clone().map_err(|e| Failure::new(format!("no pipe: {e}")))?;
     command.stdout(writer).stderr(copy).process_group(0);
     let mut child =
-        urgent::start(command).map_err(|e| Failure::new(format!("`{program}` can't be run: {e}")))?;
+        priority::start(command).map_err(|e| Failure::new(format!("`{program}` can't be run: {e}")))?;
     // The command holds the pipe's other ends; they must close with the child.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let group = rustix::process::Pid::from_child(&child);
@@ -184,7 +184,7 @@ fn outcome(status: ExitStatus) -> Result<(), Failure> {
 pub(crate) fn pass(command: &mut Command, timeout: Duration) -> Result<(), Failure> {
     let program = command.get_program().to_string_lossy().into_owned();
     let fail = |e: io::Error| Failure::new(format!("`{program}` can't be run: {e}"));
-    let mut child = urgent::start(command).map_err(fail)?;
+    let mut child = priority::start(command).map_err(fail)?;
     let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), "0");
     let deadline = Instant::now() + timeout;
     loop {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::mount::{MountFlags, mount};
 
 use crate::protocol::{APPLIANCE, FIXED, WATCHED};
-use crate::{modules, seen, system};
+use crate::{modules, opened, system};
 
 /// How long the disk may take to appear.
 const DISK_WAIT: Duration = Duration::from_secs(30);
@@ -91,7 +91,7 @@ fn boot(cmdline: &str) -> io::Result<Infallible> {
     }
     mount(root.as_str(), "/root", "ext4", MountFlags::RDONLY, None)?;
     if cmdline.split_whitespace().any(|word| word == WATCHED)
-        && let Err(error) = seen::watch("/root")
+        && let Err(error) = opened::watch("/root")
     {
         // A kernel may lack it; the machine can do without.
         say(&format!("vimg-init: what is opened is not noted: {error}\n"));

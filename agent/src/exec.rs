@@ -18,9 +18,9 @@ use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::command;
 use crate::fetch::Sender;
+use crate::priority;
 use crate::protocol::{self, Exec, FromAgent, Size, Stream, Terminal};
 use crate::system;
-use crate::urgent;
 
 /// How much is read at once, in bytes.
 const PIECE: usize = 32 << 10;
@@ -97,7 +97,7 @@ impl Running {
                 Ok(())
             });
         }
-        let child = urgent::start(command)?;
+        let child = priority::start(command)?;
         // The command holds the terminal open; only the child should.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let (reader, writer) = (File::from(master.try_clone()?), File::from(master.try_clone()?));
@@ -109,7 +109,7 @@ impl Running {
 
     fn on_pipes(command: &mut Command, sender: &Sender) -> io::Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        let mut child = urgent::start(command)?;
+        let mut child = priority::start(command)?;
         let life = Life::of(&child);
         let input = child.stdin.take().map(feed);
         let mut readers = Vec::new();
@@ -228,12 +228,12 @@ fn wait(mut child: Child, readers: Vec<Reader>, sender: Sender, life: &Life) {
         let status = child.wait();
         life.over.store(true, Ordering::SeqCst);
         let turns = || readers.iter().map(|r| r.turn.load(Ordering::SeqCst)).collect::<Vec<_>>();
-        let (mut seen, mut since) = (turns(), Instant::now());
+        let (mut opened, mut since) = (turns(), Instant::now());
         while readers.iter().any(|r| !r.thread.is_finished()) && since.elapsed() < GRACE {
             std::thread::sleep(Duration::from_millis(1));
             let now = turns();
-            if now != seen || now.iter().any(|turn| turn % 2 == 1) {
-                (seen, since) = (now, Instant::now());
+            if now != opened || now.iter().any(|turn| turn % 2 == 1) {
+                (opened, since) = (now, Instant::now());
             }
         }
         let (code, signal) = status.map_or((None, None), |s| (s.code(), s.signal()));

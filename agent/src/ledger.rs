@@ -109,13 +109,13 @@ pub(crate) struct Ledger {
     /// The page's file.
     name: String,
     /// Paths that the page has.
-    seen: HashSet<String>,
+    opened: HashSet<String>,
 }
 
 impl Ledger {
     /// The ledger below `home`, where the agent keeps its files.
     pub(crate) fn below(home: &Path, durable: bool) -> Self {
-        Self { dir: home.join("ledger"), durable, page: None, name: String::new(), seen: HashSet::new() }
+        Self { dir: home.join("ledger"), durable, page: None, name: String::new(), opened: HashSet::new() }
     }
 
     /// Goes on with a layer's page, or begins it.
@@ -125,7 +125,7 @@ impl Ledger {
         fs::set_permissions(&self.dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).map_err(fail)?;
         let pages = self.pages()?;
         let there = pages.iter().find(|p| p.layer == layer);
-        self.seen = there
+        self.opened = there
             .iter()
             .flat_map(|page| &page.entries)
             .filter_map(|entry| if let Entry::Path { path, .. } = entry { Some(path.clone()) } else { None })
@@ -178,10 +178,10 @@ impl Ledger {
             all.push(path);
             for path in all {
                 let name = escape(path);
-                if !self.seen.contains(&name) {
+                if !self.opened.contains(&name) {
                     let was = self.look(path).map_err(|e| Failure::at(path, e))?;
                     self.line(&Entry::Path { path: name.clone(), was })?;
-                    self.seen.insert(name);
+                    self.opened.insert(name);
                     more = true;
                 }
             }

@@ -7,7 +7,7 @@
 use std::process::ExitCode;
 
 use vimg_agent::hooks::Failed;
-use vimg_agent::{early, hooks, seen, serve};
+use vimg_agent::{early, hooks, opened, serve};
 
 /// What people may ask for; the rest is for machines.
 const USAGE: &str = "usage: agent operation NAME [ARGUMENTS] | agent decommission";
@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     let result = match (std::process::id(), words.as_slice()) {
         (1, _) => early::main().map_err(failed),
         (_, ["appliance"]) => serve::appliance().map_err(failed),
-        (_, ["watch"]) => seen::keep_watch().map_err(failed),
+        (_, ["watch"]) => opened::keep_watch().map_err(failed),
         (_, ["container"]) => serve::container().map_err(failed),
         (_, ["boot"]) => hooks::boot(),
         (_, ["begin"]) => hooks::begin(),

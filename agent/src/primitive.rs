@@ -49,7 +49,7 @@ pub(crate) fn apply(primitive: &Primitive, context: &mut Context) -> Result<bool
         Primitive::Run(run) => run::apply(run, context),
         Primitive::Hook { when, script } => hook::apply(when, script, context),
         Primitive::Reboot => Err(Failure::new("a machine can't boot itself again in the middle of a layer")),
-        Primitive::Ahead { names, leaving } => package::ahead(names, leaving, context),
+        Primitive::Preinstall { names, leaving } => package::ahead(names, leaving, context),
         Primitive::Leave { layers, paths } => switch::leave(layers, paths, context).map(|()| true),
         Primitive::Revert { layer } => revert::revert(layer, context).map(|()| true),
         Primitive::Layer { name } => context.ledger.enter(name).map(|()| false),

@@ -16,11 +16,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use blob::{Blob, CHUNK, Digest};
-pub use change::{Change, Inode, MOST_CARRIED, Time};
+pub use change::{Change, Inode, MAX_RETARGETED, Time};
 pub use resource::{Around, Entry, Manifest, Node, Owner, Primitive, Probe, Run, Script, ServiceState, User};
 
 /// The version of these messages. Host and agent must have the same.
-pub const PROTOCOL: u32 = 12;
+pub const PROTOCOL: u32 = 13;
 
 /// The version of what the agent does to a machine. It enters every key, so
 /// raising it rebuilds everything: raise it when the same layer would now
@@ -60,19 +60,19 @@ pub enum ToAgent {
         /// network.
         variables: Vec<(String, String)>,
     },
-    /// The machine runs on from where its memory was kept. Answered by `Awake`.
-    Wake(Wake),
+    /// The machine runs on from where its memory was kept. Answered by `Resumed`.
+    Resume(Resume),
     /// The same with these files changed, as if the machine had booted with
     /// them so. Their contents follow as frames of data. Answered by
-    /// `Carried`, or by `Refused` if the boot may have depended on what they
+    /// `Retargeted`, or by `Refused` if the boot may have depended on what they
     /// were; the machine is of no use then.
-    Carry {
+    Retarget {
         /// What makes it a machine of its own.
-        wake: Wake,
+        resume: Resume,
         /// What is to change.
         changes: Vec<Change>,
     },
-    /// Go through the motions of `Carry` and change nothing: where a machine is
+    /// Go through the motions of `Retarget` and change nothing: where a machine is
     /// emulated, what is done for the first time takes longest. Answered by
     /// `Rehearsed`.
     Rehearse {
@@ -88,7 +88,7 @@ pub enum ToAgent {
     EndInput,
     /// The machine has booted and is to be kept as it is: write everything to
     /// disk, and look back at the boot. Answered by `Kept`.
-    Keep,
+    PrepareSnapshot,
     /// Write everything to disk and hold all writes. Answered by `Frozen`.
     Freeze,
     /// Let writes go on. Answered by `Thawed`.
@@ -178,7 +178,7 @@ pub enum Stream {
 
 /// What two forks of one memory must not share.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Wake {
+pub struct Resume {
     /// Nanoseconds since 1970: the machine's own clock stood still.
     pub time: u64,
     /// Bytes that nobody else gets: both have the same pool of randomness.
@@ -189,7 +189,7 @@ pub struct Wake {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prepare {
     /// The appliance may be a fork.
-    pub wake: Wake,
+    pub resume: Resume,
     /// How the network is reached, if it is to be.
     pub network: Option<Network>,
 }
@@ -379,13 +379,13 @@ pub enum FromAgent {
     /// The disk is mounted and layers may come.
     Prepared,
     /// The clock and the randomness are the machine's own.
-    Awake,
+    Resumed,
     /// The machine is as if it had booted with the changed files.
-    Carried,
+    Retargeted,
     /// Nothing was changed.
     Rehearsed,
     /// All is on disk, and the boot is over.
-    Kept,
+    SnapshotReady,
     /// All is on disk and writes are held.
     Frozen,
     /// Writes go on.
@@ -399,11 +399,11 @@ pub enum FromAgent {
     },
     /// The agent is alive. Sent every few seconds, unless the kernel does not
     /// let it go on.
-    Alive,
+    Heartbeat,
 }
 
-/// How often an agent that does not say anything else says `Alive`, in seconds.
-pub const ALIVE_EVERY: u64 = 5;
+/// How often an agent that does not say anything else says `Heartbeat`, in seconds.
+pub const HEARTBEAT_EVERY: u64 = 5;
 
 /// A frame.
 #[derive(Debug, Clone, PartialEq, Eq)]

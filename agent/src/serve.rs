@@ -13,19 +13,19 @@ use rustix::fs::Mode;
 
 use crate::appliance::{self, Attached};
 use crate::apply;
-use crate::carry;
 use crate::check;
 use crate::command;
 use crate::exec::Running;
 use crate::fetch::{Channel, Received, Sender};
+use crate::heartbeat;
 use crate::list;
 use crate::offline;
-use crate::protocol::{self, Change, FromAgent, PORT, Prepare, ToAgent, Wake};
-use crate::pulse;
+use crate::priority;
+use crate::protocol::{self, Change, FromAgent, PORT, Prepare, Resume, ToAgent};
+use crate::resume;
+use crate::retarget;
 use crate::seal;
 use crate::system;
-use crate::urgent;
-use crate::wake;
 
 /// How long a machine may take to show the port. An image that runs without
 /// vimg has none, and its agent ends quietly.
@@ -133,7 +133,7 @@ struct Agent {
     /// Whether writes are held.
     held: bool,
     /// What the boot has read, if that was noted.
-    boot: Option<carry::Boot>,
+    boot: Option<retarget::Boot>,
 }
 
 impl Agent {
@@ -142,7 +142,7 @@ impl Agent {
         // the caller's umask is.
         rustix::process::umask(Mode::from_raw_mode(0o022));
         let sender = Sender::new(output);
-        pulse::start(sender.clone());
+        heartbeat::start(sender.clone());
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Self {
             channel: Channel::new(input, sender),
@@ -205,26 +205,26 @@ impl Agent {
         Ok(Some(match message {
             ToAgent::Apply(what) => {
                 let done = apply::apply(&mut self.channel, &what, &mut self.boot_stamp)?;
-                urgent::end();
+                priority::end();
                 if !matches!(self.place, Place::Machine) {
                     offline::clear_away();
                 }
                 done
             }
             ToAgent::Check { probes, variables } => check::check(&self.channel.sender, &probes, &variables)?,
-            ToAgent::Carry { wake, changes } => {
-                let contents = carry::receive(&mut self.channel, &changes)?;
-                match self.carry(&wake, &changes, &contents) {
-                    Ok(()) => FromAgent::Carried,
+            ToAgent::Retarget { resume, changes } => {
+                let contents = retarget::receive(&mut self.channel, &changes)?;
+                match self.retarget(&resume, &changes, &contents) {
+                    Ok(()) => FromAgent::Retargeted,
                     Err(why) => FromAgent::Refused { message: why },
                 }
             }
             ToAgent::Rehearse { changes } => {
-                carry::rehearse(&changes, self.boot.as_ref());
+                retarget::rehearse(&changes, self.boot.as_ref());
                 FromAgent::Rehearsed
             }
-            ToAgent::Wake(what) => match self.wake(&what) {
-                Ok(()) => FromAgent::Awake,
+            ToAgent::Resume(what) => match self.resume(&what) {
+                Ok(()) => FromAgent::Resumed,
                 Err(error) => refused("wake", error),
             },
             ToAgent::Exec(exec) => match Running::start(&exec, &self.channel.sender) {
@@ -257,10 +257,10 @@ impl Agent {
                 }
                 Err(error) => refused("prepare", error),
             },
-            ToAgent::Keep => {
-                self.boot = carry::Boot::look();
+            ToAgent::PrepareSnapshot => {
+                self.boot = retarget::Boot::look();
                 rustix::fs::sync();
-                FromAgent::Kept
+                FromAgent::SnapshotReady
             }
             ToAgent::Freeze => {
                 rustix::fs::sync();
@@ -342,26 +342,26 @@ impl Agent {
 
     /// Makes a fork as if it had booted with other files, or says why not. The
     /// clock is stepped afterwards: timers may start what reads them.
-    fn carry(&mut self, wake: &Wake, changes: &[Change], contents: &[u8]) -> Result<(), String> {
-        urgent::begin();
-        wake::reseed(wake).map_err(carry::unable)?;
-        carry::make(changes, contents, self.boot.as_mut())?;
-        self.step(wake).map_err(carry::unable)
+    fn retarget(&mut self, resume: &Resume, changes: &[Change], contents: &[u8]) -> Result<(), String> {
+        priority::begin();
+        resume::reseed(resume).map_err(retarget::unable)?;
+        retarget::make(changes, contents, self.boot.as_mut())?;
+        self.step(resume).map_err(retarget::unable)
     }
 
-    fn wake(&mut self, wake: &Wake) -> io::Result<()> {
-        urgent::begin();
-        wake::reseed(wake)?;
-        self.step(wake)
+    fn resume(&mut self, resume: &Resume) -> io::Result<()> {
+        priority::begin();
+        resume::reseed(resume)?;
+        self.step(resume)
     }
 
     /// Steps the clock. By then the machine is as it is to be, and what it
     /// opens is its own affair.
-    fn step(&mut self, wake: &Wake) -> io::Result<()> {
+    fn step(&mut self, resume: &Resume) -> io::Result<()> {
         if let Some(boot) = &mut self.boot {
             boot.over();
         }
-        wake::step(wake)
+        resume::step(resume)
     }
 
     fn thaw(&mut self) -> io::Result<()> {

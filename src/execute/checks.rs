@@ -13,12 +13,12 @@ use tokio::sync::{SemaphorePermit, mpsc};
 use tokio::task::JoinSet;
 use vimg_agent::protocol::Probe;
 
-use super::ahead::{self, Coming};
 use super::context::{JOB, Settled, Shared};
 use super::explain::{Trouble, explain};
 use super::failure::Failure;
 use super::log::Log;
 use super::making::{Facts, Making};
+use super::prewarm::{self, Prewarm};
 use super::session::Progress;
 use super::up::{self, Stand, Up};
 use crate::event::Event;
@@ -30,10 +30,10 @@ use crate::store::{DiskKind, Staging};
 pub(super) async fn make<P: Provider>(
     shared: Arc<Shared<P>>,
     nodes: Vec<NodeId>,
-    coming: Option<Coming<P>>,
+    prewarmed: Option<Prewarm<P>>,
     sender: mpsc::UnboundedSender<Settled>,
 ) {
-    let machine = Arc::new(Machine { coming: Mutex::new(coming), broken: Mutex::default() });
+    let machine = Arc::new(Machine { prewarmed: Mutex::new(prewarmed), broken: Mutex::default() });
     let mut tasks = JoinSet::new();
     let mut parties = parties(&shared, nodes);
     loop {
@@ -87,7 +87,7 @@ fn way(probe: &Probe) -> Way {
 /// What is known of the machine that is asked.
 struct Machine<P: Provider> {
     /// A fork that was begun before its disk was there.
-    coming: Mutex<Option<Coming<P>>>,
+    prewarmed: Mutex<Option<Prewarm<P>>>,
     /// Why it does not come up, once one of them has found that out.
     broken: Mutex<Option<Failure>>,
 }
@@ -212,17 +212,17 @@ async fn start<'a, P: Provider>(
     }
     let parent = node.parent.map(|id| shared.graph.node(id)).ok_or_else(|| making.gone())?;
     let stand = Stand::of_check(node, parent);
-    let ahead = || machine.coming.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let coming = if stand.network { None } else { ahead() };
-    if let Some(coming) = coming
-        && let Some(ahead) = coming.up().await
-        && let Some((up, scratch)) = ahead.adopt(making, &stand).await
+    let prewarm = || machine.prewarmed.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let prewarmed = if stand.network { None } else { prewarm() };
+    if let Some(prewarmed) = prewarmed
+        && let Some(prewarm) = prewarmed.up().await
+        && let Some((up, scratch)) = prewarm.adopt(making, &stand).await
     {
         return Ok(Fork { up, _scratch: scratch, _memory: memory });
     }
     let scratch = making.staging()?;
     let up =
-        up::up(making, &stand, scratch.path(), &ahead::overlay(&scratch)).await.inspect_err(|failure| {
+        up::up(making, &stand, scratch.path(), &prewarm::overlay(&scratch)).await.inspect_err(|failure| {
             *machine.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(Failure::clone(failure));
         })?;
     Ok(Fork { up, _scratch: scratch, _memory: memory })

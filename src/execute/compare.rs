@@ -13,7 +13,7 @@ use super::session::SessionError;
 use super::site::Site;
 use super::up::{self, Stand, Up};
 use crate::graph::{Needs, NodeId, Work};
-use crate::provider::{Carry, Instance, Provider};
+use crate::provider::{Instance, Provider, Retarget};
 use crate::store::{DiskKind, Staging};
 
 /// How many digests are asked for at once.
@@ -215,7 +215,7 @@ impl<'a, P: Provider> Reader<'a, P> {
             network: false,
             opens: false,
             chain: None,
-            carry: Carry::Never,
+            retarget: Retarget::Never,
             lasting: None,
         };
         let up = up::up(&site, &stand, scratch.path(), &overlay).await?;

@@ -15,7 +15,7 @@ use super::session::{Ended, Input, SessionError};
 use super::site::Site;
 use super::up::{self, Stand};
 use crate::graph::NodeId;
-use crate::provider::{self, Carry, Instance, Launch, Provider};
+use crate::provider::{self, Instance, Launch, Provider, Retarget};
 use crate::store::DiskKind;
 
 /// What a shell answers for a command that it can't run.
@@ -39,7 +39,7 @@ pub async fn interact<P: Provider>(
     let site = Site { shared: &shared, node };
     let scratch = site.staging()?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
-    let stand = Stand { chain: failed, ..Stand::of_person(node, Carry::Thrown) };
+    let stand = Stand { chain: failed, ..Stand::of_person(node, Retarget::Discarded) };
     let mut up = up::up(&site, &stand, scratch.path(), &overlay).await?;
     // Until now Ctrl-C was for us.
     let input = listen();
@@ -78,7 +78,7 @@ pub async fn watch<P: Provider>(
     let site = Site { shared: &shared, node };
     let scratch = site.staging()?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
-    let stand = Stand::of_person(node, Carry::Never);
+    let stand = Stand::of_person(node, Retarget::Never);
     let (launch, _) = up::prepare(&site, &stand, scratch.path(), &overlay)?;
     // It is the boot that is to be seen.
     let launch = Launch { memory: None, ..launch };

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use super::carried::hands_secrets;
 use super::context::Shared;
 use super::failure::{Failure, FailureKind};
+use super::retargeted::hands_secrets;
 use super::site::Site;
 use crate::digest::{Blob, Key};
 use crate::event::Event;

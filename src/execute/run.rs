@@ -6,16 +6,16 @@ use std::sync::Arc;
 use tokio::sync::{SemaphorePermit, mpsc};
 use vimg_lang::model::DiskFormat;
 
-use super::ahead::Coming;
 use super::context::{JOB, Settled, Shared};
 use super::drafts::{Before, Copies};
 use super::failure::{Failure, FailureKind};
 use super::making::{Facts, Made, Making};
+use super::prewarm::Prewarm;
 use super::{checks, layer, session, up};
 use crate::digest::Description;
 use crate::event::Event;
 use crate::graph::{NodeId, Work};
-use crate::provider::{self, Carry, Exported, Instance, Provider};
+use crate::provider::{self, Exported, Instance, Provider, Retarget};
 use crate::store::{Boot, Disk, DiskKind, KeyLock, Record};
 
 type Sender = mpsc::UnboundedSender<Settled>;
@@ -25,11 +25,11 @@ type Sender = mpsc::UnboundedSender<Settled>;
 pub(super) async fn make<P: Provider>(
     shared: Arc<Shared<P>>,
     nodes: Vec<NodeId>,
-    coming: Option<Coming<P>>,
+    prewarmed: Option<Prewarm<P>>,
     sender: Sender,
 ) -> Vec<NodeId> {
     if matches!(shared.graph.node(nodes[0]).work, Work::Check(_)) {
-        checks::make(shared, nodes, coming, sender).await;
+        checks::make(shared, nodes, prewarmed, sender).await;
         return Vec::new();
     }
     let mut rest = nodes.as_slice();
@@ -229,7 +229,7 @@ async fn machine<P: Provider>(
         network,
         opens: false,
         chain: None,
-        carry: Carry::Kept,
+        retarget: Retarget::Stored,
         lasting: None,
     };
     let overlay = staging.path().join(DiskKind::Qcow2.file_name());

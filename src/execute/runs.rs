@@ -92,7 +92,7 @@ fn is_quiet(work: &Work) -> bool {
         | Primitive::Run(_)
         | Primitive::Hook { .. }
         | Primitive::Reboot
-        | Primitive::Ahead { .. }
+        | Primitive::Preinstall { .. }
         | Primitive::Leave { .. }
         | Primitive::Revert { .. } => false,
     })

@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::ahead::Coming;
 use super::context::{Settled, Workshop};
 use super::failure::Failure;
+use super::prewarm::Prewarm;
 use super::{run, runs};
 use crate::event::Event;
 use crate::graph::{NodeId, Work};
@@ -50,7 +50,7 @@ pub async fn build<P: Provider>(workshop: &Workshop<P>, plan: &Plan) -> Outcome 
     let mut stopping = false;
     // What is made now or was made, and a fork for checks of it.
     let mut started: HashSet<NodeId> = HashSet::new();
-    let mut ahead: Option<(NodeId, Coming<P>)> = None;
+    let mut prewarm: Option<(NodeId, Prewarm<P>)> = None;
     let mut tried: HashSet<NodeId> = HashSet::new();
     // Those whose earlier outputs are copied, if there are any.
     let mut copied: HashSet<NodeId> = HashSet::new();
@@ -62,16 +62,16 @@ pub async fn build<P: Provider>(workshop: &Workshop<P>, plan: &Plan) -> Outcome 
         // Who starts first gets a processor first.
         start_now.sort_by(|a, b| urgency[&b[0]].total_cmp(&urgency[&a[0]]));
         for run in start_now {
-            let coming = ahead.take_if(|(check, _)| *check == run[0]).map(|(_, coming)| coming);
+            let prewarmed = prewarm.take_if(|(check, _)| *check == run[0]).map(|(_, prewarmed)| prewarmed);
             started.extend(&run);
-            tasks.spawn(run::make(shared.clone(), run, coming, sender.clone()));
+            tasks.spawn(run::make(shared.clone(), run, prewarmed, sender.clone()));
         }
         let gone =
             |id: NodeId| graph.node(id).parent.is_some_and(|p| dead.contains(&p) || moved.contains(&p));
-        ahead.take_if(|(check, coming)| coming.is_over() || gone(*check));
+        prewarm.take_if(|(check, prewarmed)| prewarmed.is_over() || gone(*check));
         // Once each, and one at a time: what is forked for checks that are long
         // to come only waits.
-        if ahead.is_none() && budget.use_snapshots && !stopping {
+        if prewarm.is_none() && budget.use_snapshots && !stopping {
             let is_next = |run: &&Vec<NodeId>| {
                 let node = graph.node(run[0]);
                 let is_new = matches!(node.work, Work::Check(_)) && !tried.contains(&run[0]);
@@ -79,7 +79,7 @@ pub async fn build<P: Provider>(workshop: &Workshop<P>, plan: &Plan) -> Outcome 
             };
             let next = waiting.iter().find(is_next).map(|run| run[0]);
             tried.extend(next);
-            ahead = next.map(|check| (check, Coming::begin(shared.clone(), check)));
+            prewarm = next.map(|check| (check, Prewarm::begin(shared.clone(), check)));
         }
         // What is to be in an output is almost there.
         let almost = |id: &NodeId| {

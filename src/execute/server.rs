@@ -20,7 +20,7 @@ use super::site::Site;
 use super::up::{self, Stand};
 use crate::digest::Key;
 use crate::graph::{Difference, ServerPart, ServerPlan};
-use crate::provider::{Carry, Instance, Lasting, Launch, Provider};
+use crate::provider::{Instance, Lasting, Launch, Provider, Retarget};
 use crate::store::{Boot, KeyLock, replace, try_lock};
 
 /// The version of [`ServerRecord`].
@@ -174,7 +174,7 @@ impl ServerRecord {
             offline: None,
             memory: None,
             network: true,
-            carry: Carry::Never,
+            retarget: Retarget::Never,
             scratch: dir.to_owned(),
             lasting: Some(Lasting { forwards: self.forwards() }),
         }
@@ -284,7 +284,7 @@ async fn start<P: Provider>(
     let stand = Stand {
         machine: plan.machine,
         lasting: Some(Lasting { forwards: plan.forwards.clone() }),
-        ..Stand::of_person(site.node, Carry::Never)
+        ..Stand::of_person(site.node, Retarget::Never)
     };
     let up = up::up(site, &stand, &home.dir, &overlay).await?;
     let mut found = Found::<P> { instance: up.instance, session: up.session };

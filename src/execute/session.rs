@@ -10,15 +10,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use vimg_agent::protocol::{
-    self, Apply, Digest, Exec, Frame, FromAgent, Listed, Malformed, Network, Prepare, Primitive, Probe, Size,
-    Stream, ToAgent, Wake,
+    self, Apply, Digest, Exec, Frame, FromAgent, Listed, Malformed, Network, Prepare, Primitive, Probe,
+    Resume, Size, Stream, ToAgent,
 };
 
 use crate::ext4::Altered;
 use crate::host::network::WayOut;
 
 /// An agent that says nothing for so long is gone, or its machine hangs. It
-/// says `Alive` every five seconds, but an emulated machine may be slow.
+/// says `Heartbeat` every five seconds, but an emulated machine may be slow.
 const SILENCE: Duration = Duration::from_secs(180);
 /// How long a machine may take from its start to the end of its boot.
 const BOOT: Duration = Duration::from_secs(900);
@@ -192,28 +192,28 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
 
     /// Has an agent outside of its machine mount the machine's disk.
     pub(super) async fn prepare(&mut self, network: Option<Network>) -> Result<(), SessionError> {
-        let wake = awakening()?;
-        self.send(&ToAgent::Prepare(Prepare { wake, network })).await?;
+        let resume = resume_data()?;
+        self.send(&ToAgent::Prepare(Prepare { resume, network })).await?;
         self.expect(&FromAgent::Prepared, REST).await
     }
 
     /// Makes a fork a machine of its own.
-    pub(super) async fn wake(&mut self) -> Result<(), SessionError> {
-        self.send(&ToAgent::Wake(awakening()?)).await?;
-        self.expect(&FromAgent::Awake, REST).await
+    pub(super) async fn resume(&mut self) -> Result<(), SessionError> {
+        self.send(&ToAgent::Resume(resume_data()?)).await?;
+        self.expect(&FromAgent::Resumed, REST).await
     }
 
     /// Gives a fork the files of another disk, as if it had booted from that,
     /// and makes it a machine of its own.
-    pub(super) async fn carry(&mut self, altered: &[Altered]) -> Result<(), SessionError> {
+    pub(super) async fn retarget(&mut self, altered: &[Altered]) -> Result<(), SessionError> {
         let changes = altered.iter().map(|a| a.change.clone()).collect();
-        self.send(&ToAgent::Carry { wake: awakening()?, changes }).await?;
+        self.send(&ToAgent::Retarget { resume: resume_data()?, changes }).await?;
         for content in altered.iter().filter_map(|a| a.content.as_ref()) {
             for chunk in content.chunks(protocol::CHUNK) {
                 self.put(&protocol::encode_data(chunk)?).await?;
             }
         }
-        self.expect(&FromAgent::Carried, REST).await
+        self.expect(&FromAgent::Retargeted, REST).await
     }
 
     /// Has a fork do what carrying it over will take, and change nothing.
@@ -431,8 +431,8 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
 
     /// Has a machine that has booted get ready to be kept.
     pub(super) async fn prepare_snapshot(&mut self) -> Result<(), SessionError> {
-        self.send(&ToAgent::Keep).await?;
-        self.expect(&FromAgent::Kept, REST).await
+        self.send(&ToAgent::PrepareSnapshot).await?;
+        self.expect(&FromAgent::SnapshotReady, REST).await
     }
 
     /// Holds all writes of the machine.
@@ -471,7 +471,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
                         Frame::Data(data) => break data,
                         // The agent's heart beats in between.
                         message => match message.message::<FromAgent>()? {
-                            FromAgent::Alive => {}
+                            FromAgent::Heartbeat => {}
                             FromAgent::Refused { message } => return Err(SessionError::Refused(message)),
                             other => return Err(unexpected(&other)),
                         },
@@ -531,7 +531,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
                 Frame::Data(data) => all.extend(data),
                 // The agent's heart beats in between.
                 message => match message.message::<FromAgent>()? {
-                    FromAgent::Alive => {}
+                    FromAgent::Heartbeat => {}
                     FromAgent::Refused { message } => return Err(SessionError::Refused(message)),
                     other => return Err(unexpected(&other)),
                 },
@@ -587,7 +587,7 @@ async fn put(channel: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<()
 async fn message(channel: &mut (impl AsyncRead + Unpin)) -> Result<FromAgent, SessionError> {
     loop {
         match frame(channel).await?.message()? {
-            FromAgent::Alive => {}
+            FromAgent::Heartbeat => {}
             message => return Ok(message),
         }
     }
@@ -606,11 +606,11 @@ async fn frame(channel: &mut (impl AsyncRead + Unpin)) -> Result<Frame, SessionE
 }
 
 /// What is a fork's own: the time, and randomness that nobody else gets.
-fn awakening() -> Result<Wake, SessionError> {
+fn resume_data() -> Result<Resume, SessionError> {
     let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
     let mut seed = Vec::new();
     std::fs::File::open("/dev/urandom")?.take(64).read_to_end(&mut seed)?;
-    Ok(Wake { time, seed })
+    Ok(Resume { time, seed })
 }
 
 /// For conversations in which no blob is due.
@@ -636,7 +636,7 @@ fn unexpected(message: &FromAgent) -> SessionError {
 /// say so.
 pub(super) fn wants_network(step: &Primitive) -> bool {
     match step {
-        Primitive::Package { .. } | Primitive::Ahead { .. } => true,
+        Primitive::Package { .. } | Primitive::Preinstall { .. } => true,
         // Packages that were replaced return, and a script may have an `undo`.
         Primitive::Revert { .. } | Primitive::Leave { .. } => true,
         Primitive::Run(run) => run.script.around.network,
@@ -702,7 +702,8 @@ mod tests {
 
     #[tokio::test]
     async fn stale_bytes_are_dropped_and_good_answers_taken() {
-        let answer = [message(&FromAgent::Alive), message(&FromAgent::Done { boot_changed: true })].concat();
+        let answer =
+            [message(&FromAgent::Heartbeat), message(&FromAgent::Done { boot_changed: true })].concat();
         assert_eq!(against(answer).await.unwrap(), Applied { boot_changed: true, next: None });
     }
 

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use vimg_lang::model::Machine;
 
-use super::carried;
 use super::explain::{Trouble, explain};
 use super::failure::{Failure, FailureKind};
+use super::retargeted;
 use super::session::{Session, SessionError};
 use super::site::Site;
 use crate::graph::{Needs, Node, Work};
-use crate::provider::{Carry, Ended, Instance, Lasting, Launch, Offline, Place, Provider};
+use crate::provider::{Ended, Instance, Lasting, Launch, Offline, Place, Provider, Retarget};
 use crate::store::{Disk, DiskKind, Record};
 
 /// How often a machine is started that others fork, or that was forked, before
@@ -51,7 +51,7 @@ pub(super) struct Stand<'a> {
     /// Other disks than the state's, which are no state.
     pub(super) chain: Option<Vec<PathBuf>>,
     /// Whether a machine will do that booted from almost the same.
-    pub(super) carry: Carry,
+    pub(super) retarget: Retarget,
     /// It goes on when this program ends.
     pub(super) lasting: Option<Lasting>,
 }
@@ -66,15 +66,15 @@ impl<'a> Stand<'a> {
             network: matches!(&check.work, Work::Check(work) if work.network),
             opens: true,
             chain: None,
-            carry: Carry::Thrown,
+            retarget: Retarget::Discarded,
             lasting: None,
         }
     }
 
     /// What a person works in: a machine on `state`, with a network.
-    pub(super) fn of_person(state: &'a Node, carry: Carry) -> Self {
+    pub(super) fn of_person(state: &'a Node, retarget: Retarget) -> Self {
         let (machine, needs) = (state.machine, Needs::Machine);
-        Self { state, machine, needs, network: true, opens: true, chain: None, carry, lasting: None }
+        Self { state, machine, needs, network: true, opens: true, chain: None, retarget, lasting: None }
     }
 }
 
@@ -101,7 +101,7 @@ pub(super) fn prepare<P: Provider>(
         offline,
         memory: kept.then(|| format!("{}:{}", parent.key, record.id)),
         network: stand.network,
-        carry: stand.carry,
+        retarget: stand.retarget,
         scratch: scratch.to_owned(),
         lasting: stand.lasting.clone(),
     };
@@ -124,18 +124,18 @@ pub(super) async fn up<P: Provider>(
         let (mut instance, mut session) = start(site, &launch).await?;
         let mut place = instance.place();
         let mut on = ((stand.state.key, record.id), record.disk.depth);
-        if let Place::Carried(carried) = &mut place
-            && launch.carry == Carry::Kept
+        if let Place::Retargeted(retargeted) = &mut place
+            && launch.retarget == Retarget::Stored
         {
-            match carried::vet(&site.shared.store, &launch.chain, carried) {
+            match retargeted::vet(&site.shared.store, &launch.chain, retargeted) {
                 Ok((below, altered)) => {
                     on = ((below.key, below.id), below.disk.depth);
-                    carried.altered = altered;
+                    retargeted.altered = altered;
                 }
                 Err(why) => {
                     instance.stop().await;
                     refused = Some(why);
-                    launch.carry = Carry::Never;
+                    launch.retarget = Retarget::Never;
                     continue;
                 }
             }
@@ -151,8 +151,8 @@ pub(super) async fn up<P: Provider>(
             let units = session.ready(place == Place::Machine).await?;
             match &place {
                 Place::Outside(network) => session.prepare(network.clone()).await?,
-                Place::Forked => session.wake().await?,
-                Place::Carried(carried) => session.carry(&carried.altered).await?,
+                Place::Forked => session.resume().await?,
+                Place::Retargeted(retargeted) => session.retarget(&retargeted.altered).await?,
                 Place::Machine if first => session.prepare_snapshot().await?,
                 Place::Machine => {}
             }
@@ -169,17 +169,17 @@ pub(super) async fn up<P: Provider>(
         match units {
             Ok(units) => tell_failed(site, &units),
             // It is as good as before, but not for this.
-            Err(Trouble::Session(SessionError::Refused(why))) if matches!(place, Place::Carried(_)) => {
+            Err(Trouble::Session(SessionError::Refused(why))) if matches!(place, Place::Retargeted(_)) => {
                 instance.stop().await;
                 refused = Some(why);
-                launch.carry = Carry::Never;
+                launch.retarget = Retarget::Never;
                 continue;
             }
             Err(trouble) => {
                 instance.distrust();
-                if matches!(place, Place::Forked | Place::Carried(_)) {
+                if matches!(place, Place::Forked | Place::Retargeted(_)) {
                     tries += u32::from(place == Place::Forked);
-                    launch.carry = Carry::Never;
+                    launch.retarget = Retarget::Never;
                     instance.stop().await;
                     site.notice("a memory snapshot can't be resumed; the machine boots");
                     continue;
@@ -191,8 +191,8 @@ pub(super) async fn up<P: Provider>(
         }
         if !first {
             // It stands on the disks that it booted from.
-            if let Place::Carried(carried) = place {
-                launch.chain = carried.chain;
+            if let Place::Retargeted(retargeted) = place {
+                launch.chain = retargeted.chain;
             }
             let (backing, depth) = (Some(on.0), on.1 + 1);
             let disk = Disk { kind: DiskKind::Qcow2, backing, depth };

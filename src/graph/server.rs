@@ -180,7 +180,8 @@ fn switch_over(work: &mut LayerWork) {
                 Step::Layer { .. } => ahead.push((step.clone(), place.clone())),
                 Step::Package { names } => {
                     let (names, leaving) = (names.clone(), leaving.clone());
-                    ahead.push((Step::Ahead { names, leaving }, (place.0, format!("{} ahead", place.1))));
+                    ahead
+                        .push((Step::Preinstall { names, leaving }, (place.0, format!("{} ahead", place.1))));
                 }
                 Step::File { path, .. }
                 | Step::Directory { path, .. }
@@ -286,7 +287,7 @@ mod tests {
         ]);
         switch_over(&mut whole);
         let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
-        let ahead = Step::Ahead { names: names(&["lighttpd"]), leaving: names(&["site", "nginx"]) };
+        let ahead = Step::Preinstall { names: names(&["lighttpd"]), leaving: names(&["site", "nginx"]) };
         let leave = Step::Leave { layers: names(&["site", "nginx"]), paths: names(&["/x"]) };
         let (first, second) = whole.steps.split_at(4);
         assert_eq!(first, [layer("light"), ahead, layer("site#2"), leave]);

@@ -10,7 +10,8 @@ use vimg_lang::model::{DiskFormat, Forward};
 use super::container::{self, ContainerInstance, Engine};
 use super::qemu::{Accel, Kvm, Qemu, QemuInstance};
 use super::{
-    Carried, Created, Ended, Exported, Instance, Launch, Lines, Made, Place, Provider, ProviderError, Source,
+    Created, Ended, Exported, Instance, Launch, Lines, Made, Place, Provider, ProviderError, Retargeted,
+    Source,
 };
 use crate::host::network::WayOut;
 
@@ -135,13 +136,13 @@ impl Provider for Host {
         self.qemu.launch(launch).await.map(|i| HostInstance::Qemu(Box::new(i)))
     }
 
-    async fn ahead(&self, launch: &Launch) -> Option<HostInstance> {
-        self.qemu.ahead(launch).await.map(|i| HostInstance::Qemu(Box::new(i)))
+    async fn prewarm(&self, launch: &Launch) -> Option<HostInstance> {
+        self.qemu.prewarm(launch).await.map(|i| HostInstance::Qemu(Box::new(i)))
     }
 
-    async fn carried(&self, launch: &Launch, fork: &HostInstance) -> Option<Carried> {
+    async fn retargeted(&self, launch: &Launch, fork: &HostInstance) -> Option<Retargeted> {
         match fork {
-            HostInstance::Qemu(fork) => self.qemu.carried(launch, fork).await,
+            HostInstance::Qemu(fork) => self.qemu.retargeted(launch, fork).await,
             HostInstance::Container(_) => None,
         }
     }

@@ -9,8 +9,8 @@ use tokio::sync::OnceCell;
 use vimg_lang::model::{DiskFormat, Machine};
 
 use super::{
-    Carried, Created, Exported, Launch, Lines, Made, OFFLINE_MEMORY, Provider, ProviderError, Source, debian,
-    difference,
+    Created, Exported, Launch, Lines, Made, OFFLINE_MEMORY, Provider, ProviderError, Retargeted, Source,
+    debian, difference,
 };
 use crate::host::network::Access;
 use crate::qcow2;
@@ -21,7 +21,7 @@ mod image;
 mod qmp;
 mod disks;
 mod snapshot;
-mod carry;
+mod retarget;
 mod snapshots;
 mod instance;
 mod save;
@@ -180,12 +180,12 @@ impl Provider for Qemu {
         machine::start(rig, launch, &self.snapshots, &self.notice).await
     }
 
-    async fn ahead(&self, launch: &Launch) -> Option<QemuInstance> {
-        machine::ahead(self.rig_of(launch).await.ok()?, launch, &self.snapshots).await
+    async fn prewarm(&self, launch: &Launch) -> Option<QemuInstance> {
+        machine::prewarm(self.rig_of(launch).await.ok()?, launch, &self.snapshots).await
     }
 
-    async fn carried(&self, launch: &Launch, fork: &QemuInstance) -> Option<Carried> {
-        machine::carried_over(self.rig_of(launch).await.ok()?, launch, fork).await
+    async fn retargeted(&self, launch: &Launch, fork: &QemuInstance) -> Option<Retargeted> {
+        machine::retarget_fork(self.rig_of(launch).await.ok()?, launch, fork).await
     }
 
     async fn find(&self, scratch: &Path) -> Result<Option<QemuInstance>, ProviderError> {

@@ -278,10 +278,10 @@ impl Agent {
                     }
                     self.say(&FromAgent::Passed).await?;
                 }
-                ToAgent::Carry { .. } => self.say(&FromAgent::Carried).await?,
+                ToAgent::Retarget { .. } => self.say(&FromAgent::Retargeted).await?,
                 ToAgent::Rehearse { .. } => self.say(&FromAgent::Rehearsed).await?,
-                ToAgent::Wake(_) => self.say(&FromAgent::Awake).await?,
-                ToAgent::Keep => self.say(&FromAgent::Kept).await?,
+                ToAgent::Resume(_) => self.say(&FromAgent::Resumed).await?,
+                ToAgent::PrepareSnapshot => self.say(&FromAgent::SnapshotReady).await?,
                 ToAgent::Freeze => self.say(&FromAgent::Frozen).await?,
                 ToAgent::Thaw => self.say(&FromAgent::Thawed).await?,
                 ToAgent::Seal => {

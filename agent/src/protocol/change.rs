@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The most that changed files may hold together, in bytes.
-pub const MOST_CARRIED: u64 = 8 << 20;
+pub const MAX_RETARGETED: u64 = 8 << 20;
 
 /// A file of a filesystem, or what else has an inode. The number is used
 /// again when a file is gone, with another generation.

@@ -105,7 +105,7 @@ pub enum Primitive {
     /// come, while those that are to go still work. What they bring starts
     /// with the layer's own `Package`. Where anything would have to go for
     /// them, nothing is done.
-    Ahead {
+    Preinstall {
         names: Vec<String>,
         leaving: Vec<String>,
     },

@@ -7,8 +7,8 @@ use tokio::net::UnixStream;
 use vimg_lang::model::Forward;
 
 use super::instance::{OPENING, Process, QemuInstance, inside, inward, unkept};
-use super::snapshot::Snapshot;
 use super::save;
+use super::snapshot::Snapshot;
 use crate::host::child;
 use crate::host::keeper;
 use crate::host::network::WayOut;

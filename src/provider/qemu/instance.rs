@@ -13,9 +13,9 @@ use vimg_agent::protocol::card;
 use vimg_lang::model::Forward;
 
 use super::disks::{Disks, Monitor};
-use super::snapshots::{PendingSnapshot, Origin};
 use super::programs::Programs;
 use super::qmp::Qmp;
+use super::snapshots::{Origin, PendingSnapshot};
 use crate::host;
 use crate::host::child::{self, Tail};
 use crate::host::keeper::Keeper;

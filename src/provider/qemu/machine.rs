@@ -14,15 +14,15 @@ use std::sync::Arc;
 
 use super::disks::Disks;
 use super::instance::{QemuInstance, Start, keeper, way_out};
-use super::snapshot::{self, Snapshot};
-use super::snapshots::{FREE, PendingSnapshot, Snapshots, Origin, free};
 use super::programs::{Accel, Rig};
 use super::save::incoming;
-use super::{args, carry};
+use super::snapshot::{self, Snapshot};
+use super::snapshots::{FREE, Origin, PendingSnapshot, Snapshots, free};
+use super::{args, retarget};
 use crate::digest::Description;
 use crate::host::keeper::Keeper;
 use crate::host::network::{Tools, WayOut};
-use crate::provider::{Carried, Carry, Instance, Launch, Lines, Place, ProviderError};
+use crate::provider::{Instance, Launch, Lines, Place, ProviderError, Retarget, Retargeted};
 use crate::sparse;
 
 /// Starts a machine: forks it if it was kept, otherwise boots it.
@@ -39,7 +39,7 @@ pub(super) async fn start(
     let fail = |e: std::io::Error| ProviderError::new(format!("{}: {e}", home.display()));
     std::fs::create_dir_all(home).map_err(fail)?;
     let of = facts(rig, launch);
-    let origin = carry::Origin::of(of.key().to_string(), &launch.chain).map_err(fail)?;
+    let origin = retarget::Origin::of(of.key().to_string(), &launch.chain).map_err(fail)?;
     let dir = home.join(name(of, below));
     let snapshot = Snapshot::at(&dir);
     let (mut lock, mut why) = (None, None);
@@ -63,8 +63,8 @@ pub(super) async fn start(
             break;
         }
         // Only a direct boot notes what it reads.
-        if launch.carry != Carry::Never && launch.boot.is_some() {
-            match carried(rig, launch, &origin, snapshots, notice).await {
+        if launch.retarget != Retarget::Never && launch.boot.is_some() {
+            match retargeted(rig, launch, &origin, snapshots, notice).await {
                 Ok(Some(instance)) => return Ok(instance),
                 Ok(None) => {}
                 Err(unlike) => why = Some(unlike),
@@ -89,16 +89,20 @@ pub(super) async fn start(
 
 /// Forks the kept machine that would do for the disk of `launch`, for a disk
 /// that is not there yet.
-pub(super) async fn ahead(rig: Rig<'_>, launch: &Launch, snapshots: &Arc<Snapshots>) -> Option<QemuInstance> {
+pub(super) async fn prewarm(
+    rig: Rig<'_>,
+    launch: &Launch,
+    snapshots: &Arc<Snapshots>,
+) -> Option<QemuInstance> {
     // Only a direct boot notes what it reads.
     let of_use = snapshots.are_of_use() && launch.boot.is_some();
     let like = origin(rig, launch).filter(|_| of_use)?;
     let home = snapshots.home.clone();
     // Reading disks blocks.
-    let found = tokio::task::spawn_blocking(move || carry::find(&home, &like, Carry::Thrown)).await;
+    let found = tokio::task::spawn_blocking(move || retarget::find(&home, &like, Retarget::Discarded)).await;
     let near = found.ok().flatten()?.ok()?;
-    let other = Launch { chain: near.carried.chain.clone(), ..launch.clone() };
-    let place = Place::Carried(near.carried);
+    let other = Launch { chain: near.retargeted.chain.clone(), ..launch.clone() };
+    let place = Place::Retargeted(near.retargeted);
     let network = network(rig, &other).await.ok()?;
     let mut instance = fork(rig, &other, &Snapshot::at(&near.snapshot), place, true, network).await.ok()?;
     instance.origin = Some(Origin { snapshots: snapshots.clone(), dir: near.snapshot });
@@ -107,36 +111,38 @@ pub(super) async fn ahead(rig: Rig<'_>, launch: &Launch, snapshots: &Arc<Snapsho
 
 /// How a fork that was made ahead is carried over to the disk of `launch`, if
 /// it may be.
-pub(super) async fn carried_over(rig: Rig<'_>, launch: &Launch, fork: &QemuInstance) -> Option<Carried> {
+pub(super) async fn retarget_fork(rig: Rig<'_>, launch: &Launch, fork: &QemuInstance) -> Option<Retargeted> {
     let wanted = origin(rig, launch)?;
     let snapshot = fork.origin.as_ref()?.dir.clone();
     // Reading disks blocks.
-    tokio::task::spawn_blocking(move || carry::over(snapshot, &wanted)).await.ok().flatten()
+    tokio::task::spawn_blocking(move || retarget::over(snapshot, &wanted)).await.ok().flatten()
 }
 
 /// What a machine of `launch` would be kept of.
-fn origin(rig: Rig<'_>, launch: &Launch) -> Option<carry::Origin> {
-    carry::Origin::of(facts(rig, launch).key().to_string(), &launch.chain).ok()
+fn origin(rig: Rig<'_>, launch: &Launch) -> Option<retarget::Origin> {
+    retarget::Origin::of(facts(rig, launch).key().to_string(), &launch.chain).ok()
 }
 
 /// Forks a machine that was kept of a disk that is almost the same; a sentence
 /// says in what none is. What fails of that is no loss.
-async fn carried(
+async fn retargeted(
     rig: Rig<'_>,
     launch: &Launch,
-    origin: &carry::Origin,
+    origin: &retarget::Origin,
     snapshots: &Arc<Snapshots>,
     notice: &Lines,
 ) -> Result<Option<QemuInstance>, String> {
     // Reading disks blocks.
-    let (home, wanted, carry) = (snapshots.home.clone(), origin.clone(), launch.carry);
-    let found = tokio::task::spawn_blocking(move || carry::find(&home, &wanted, carry)).await;
+    let (home, wanted, retarget) = (snapshots.home.clone(), origin.clone(), launch.retarget);
+    let found = tokio::task::spawn_blocking(move || retarget::find(&home, &wanted, retarget)).await;
     let Ok(Some(near)) = found else { return Ok(None) };
     let near = near?;
-    let other = Launch { chain: near.carried.chain.clone(), ..launch.clone() };
+    let other = Launch { chain: near.retargeted.chain.clone(), ..launch.clone() };
     // Without a network there is none for a machine that boots either.
     let Ok(network) = network(rig, &other).await else { return Ok(None) };
-    match fork(rig, &other, &Snapshot::at(&near.snapshot), Place::Carried(near.carried), false, network).await {
+    match fork(rig, &other, &Snapshot::at(&near.snapshot), Place::Retargeted(near.retargeted), false, network)
+        .await
+    {
         Ok(mut instance) => {
             instance.origin = Some(Origin { snapshots: snapshots.clone(), dir: near.snapshot });
             Ok(Some(instance))

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::carry;
+use super::retarget;
 use super::snapshot::Snapshot;
 
 /// The share of the free disk, one in so many, that kept machines may take.
@@ -65,7 +65,7 @@ pub(super) struct PendingSnapshot {
     pub(super) dir: PathBuf,
     pub(super) scratch: PathBuf,
     pub(super) overlay: PathBuf,
-    pub(super) origin: carry::Origin,
+    pub(super) origin: retarget::Origin,
     /// Why none goes on that was kept of another disk.
     pub(super) why: Option<String>,
     /// Held by who boots what others want to fork.

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Timespec, Timestamps, UTIME_OMIT};
 
 use crate::fetch::{Channel, Received};
-use crate::protocol::{Change, Inode, MOST_CARRIED, Time};
-use crate::seen::{INODE_AND_GENERATION, Opened, Watch};
+use crate::opened::{INODE_AND_GENERATION, Opened, Watch};
+use crate::protocol::{Change, Inode, MAX_RETARGETED, Time};
 
 /// Filesystems that hold nothing of the disk. Of any other that is mounted,
 /// an overlay or an image in a file, the disk's own files may be read without
@@ -60,7 +60,7 @@ const LOOKED_AT: u32 = 0x31;
 /// Receives what the changed files are to hold, one after the other.
 pub(crate) fn receive(channel: &mut Channel, changes: &[Change]) -> io::Result<Vec<u8>> {
     let total = changes.iter().filter_map(|c| c.content).fold(0, u64::saturating_add);
-    if total > MOST_CARRIED {
+    if total > MAX_RETARGETED {
         return Err(io::Error::other("more than is carried"));
     }
     let mut contents = Vec::with_capacity(total as usize);

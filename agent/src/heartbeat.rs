@@ -5,7 +5,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::fetch::Sender;
-use crate::protocol::{ALIVE_EVERY, FromAgent};
+use crate::protocol::{FromAgent, HEARTBEAT_EVERY};
 
 /// How long the kernel may hold a thread without letting it run once: after
 /// as long a time it complains itself (`kernel.hung_task_timeout_secs`).
@@ -16,12 +16,12 @@ const STUCK: Duration = Duration::from_secs(120);
 pub(crate) fn start(sender: Sender) {
     let thread = rustix::thread::gettid();
     std::thread::spawn(move || {
-        let mut pulse = Pulse::default();
+        let mut heartbeat = Heartbeat::default();
         loop {
-            std::thread::sleep(Duration::from_secs(ALIVE_EVERY));
+            std::thread::sleep(Duration::from_secs(HEARTBEAT_EVERY));
             let status = fs::read_to_string(format!("/proc/self/task/{thread}/status"));
-            let alive = pulse.beats(held(&status.unwrap_or_default()), Instant::now());
-            if alive && sender.send(&FromAgent::Alive).is_err() {
+            let alive = heartbeat.beats(held(&status.unwrap_or_default()), Instant::now());
+            if alive && sender.send(&FromAgent::Heartbeat).is_err() {
                 return;
             }
         }
@@ -38,11 +38,11 @@ fn held(status: &str) -> Option<u64> {
 
 /// What was seen of a thread that is held.
 #[derive(Default)]
-struct Pulse {
+struct Heartbeat {
     since: Option<(u64, Instant)>,
 }
 
-impl Pulse {
+impl Heartbeat {
     /// Whether the thread has run lately. Long work in the kernel is many
     /// short waits; what is stuck is one.
     fn beats(&mut self, held: Option<u64>, now: Instant) -> bool {
@@ -62,8 +62,8 @@ mod tests {
 
     #[test]
     fn only_one_long_wait_is_no_life() {
-        let (mut pulse, start) = (Pulse::default(), Instant::now());
-        let mut at = |held, seconds| pulse.beats(held, start + Duration::from_secs(seconds));
+        let (mut heartbeat, start) = (Heartbeat::default(), Instant::now());
+        let mut at = |held, seconds| heartbeat.beats(held, start + Duration::from_secs(seconds));
         assert!(at(Some(7), 0) && at(Some(7), 119));
         assert!(!at(Some(7), 120) && !at(Some(7), 1000));
         // It has run in between.

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use rustix::ioctl::{NoArg, Opcode, Setter};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
-use crate::protocol::Wake;
+use crate::protocol::Resume;
 
 /// linux/random.h: RNDADDENTROPY is _IOW('R', 3, int[2]), RNDRESEEDCRNG is
 /// _IO('R', 7).
@@ -26,23 +26,25 @@ struct Entropy {
 }
 
 /// Makes it a machine of its own.
-pub(crate) fn wake(wake: &Wake) -> io::Result<()> {
-    reseed(wake)?;
-    step(wake)
+pub(crate) fn resume(resume: &Resume) -> io::Result<()> {
+    reseed(resume)?;
+    step(resume)
 }
 
 /// Steps the clock, by which timers start what they are for.
-pub(crate) fn step(wake: &Wake) -> io::Result<()> {
-    let now =
-        Timespec { tv_sec: (wake.time / 1_000_000_000) as i64, tv_nsec: (wake.time % 1_000_000_000) as i64 };
+pub(crate) fn step(resume: &Resume) -> io::Result<()> {
+    let now = Timespec {
+        tv_sec: (resume.time / 1_000_000_000) as i64,
+        tv_nsec: (resume.time % 1_000_000_000) as i64,
+    };
     clock_settime(ClockId::Realtime, now).map_err(Into::into)
 }
 
 /// Gives the kernel the host's randomness.
-pub(crate) fn reseed(wake: &Wake) -> io::Result<()> {
+pub(crate) fn reseed(resume: &Resume) -> io::Result<()> {
     let random = OpenOptions::new().write(true).open("/dev/urandom")?;
     let mut seed = Entropy { bits: 8 * SEED as i32, size: SEED as i32, bytes: [0; SEED] };
-    let given = wake.seed.get(..SEED).ok_or_else(|| io::Error::other("the seed is too short"))?;
+    let given = resume.seed.get(..SEED).ok_or_else(|| io::Error::other("the seed is too short"))?;
     seed.bytes.copy_from_slice(given);
     // SAFETY: the first call takes a `struct rand_pool_info`, which `Entropy`
     // is, the second nothing, and `random` is open.

@@ -128,12 +128,12 @@ impl Watch {
     /// What was opened since this was asked last, or since the machine began
     /// to boot.
     pub(crate) fn opened(&mut self) -> io::Result<Opened> {
-        let mut seen = Seen::default();
-        seen.drain(&mut self.events)?;
-        if seen.unsure {
+        let mut opened = Seen::default();
+        opened.drain(&mut self.events)?;
+        if opened.unsure {
             return Err(io::Error::other("it is not known what the boot has read"));
         }
-        Ok(seen.opened)
+        Ok(opened.opened)
     }
 
     /// Has the kernel note nothing more.
@@ -215,11 +215,11 @@ mod tests {
 
     #[test]
     fn events_name_inodes() {
-        let mut seen = Seen::default();
-        seen.take(&[event(1, 8, 1, 12, 7), event(1, 8, 1, 13, 8), event(1, 8, 1, 12, 7)].concat());
+        let mut opened = Seen::default();
+        opened.take(&[event(1, 8, 1, 12, 7), event(1, 8, 1, 13, 8), event(1, 8, 1, 12, 7)].concat());
         let opened = [(12, 7), (13, 8)].map(|(number, generation)| (Inode { number, generation }, 0));
-        assert_eq!(seen.opened, BTreeSet::from(opened));
-        assert!(!seen.unsure);
+        assert_eq!(opened.opened, BTreeSet::from(opened));
+        assert!(!opened.unsure);
     }
 
     #[test]
@@ -227,9 +227,9 @@ mod tests {
         let mut overflow = (EVENT as u32).to_ne_bytes().to_vec();
         overflow.resize(EVENT, 0);
         for odd in [overflow, event(1, 0, 0xff, 0, 0), event(2, 8, 1, 1, 1), vec![1, 0, 0, 0], vec![9; 3]] {
-            let mut seen = Seen::default();
-            seen.take(&odd);
-            assert!(seen.unsure, "{odd:?}");
+            let mut opened = Seen::default();
+            opened.take(&odd);
+            assert!(opened.unsure, "{odd:?}");
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::digest::Key;
 use crate::ext4::Altered;
 use crate::graph::SECRET;
-use crate::provider::Carried;
+use crate::provider::Retargeted;
 use crate::store::{Record, Store};
 
 /// The most layers whose times are looked at.
@@ -19,10 +19,10 @@ const MOST_LAYERS: usize = 256;
 pub(super) fn vet(
     store: &Store,
     wanted: &[PathBuf],
-    carried: &Carried,
+    retargeted: &Retargeted,
 ) -> Result<(Record, Arc<[Altered]>), String> {
     let owners = |chain: &[PathBuf]| chain.iter().map(|disk| store.owner(disk)).collect::<Option<Vec<_>>>();
-    let (Some(there), Some(here)) = (owners(&carried.chain), owners(wanted)) else {
+    let (Some(there), Some(here)) = (owners(&retargeted.chain), owners(wanted)) else {
         return Err("the disk that a kept one booted from went away".into());
     };
     let [gone, come] = [foreign(&there, &here), foreign(&here, &there)];
@@ -33,7 +33,7 @@ pub(super) fn vet(
     }
     let [gone, come] = [gone, come].map(|records| times(store, &records, &[&there, &here]));
     let during = |times: &[Range<i64>], seconds: i64| times.iter().any(|range| range.contains(&seconds));
-    let altered = carried.altered.iter().cloned().map(|mut altered| {
+    let altered = retargeted.altered.iter().cloned().map(|mut altered| {
         let change = &mut altered.change;
         change.chosen = !during(&gone, change.modified.seconds) || !during(&come, change.to.seconds);
         altered
@@ -93,7 +93,7 @@ mod tests {
         store.state_dir(&key).join("disk.qcow2")
     }
 
-    fn carried(chain: &[&PathBuf], to: i64) -> Carried {
+    fn retargeted(chain: &[&PathBuf], to: i64) -> Retargeted {
         let change = Change {
             inode: Inode { number: 20, generation: 1 },
             size: 5,
@@ -104,7 +104,7 @@ mod tests {
             path: None,
         };
         let altered = Arc::new([Altered { change, content: None }]);
-        Carried { altered, chain: chain.iter().map(|path| (*path).clone()).collect() }
+        Retargeted { altered, chain: chain.iter().map(|path| (*path).clone()).collect() }
     }
 
     #[test]
@@ -115,7 +115,7 @@ mod tests {
             [("base", "a"), ("plain", "b"), ("secret", "run secret token")].map(|(n, f)| state(&store, n, f));
         let vet = |wanted: &[&PathBuf], there: &[&PathBuf]| {
             let wanted: Vec<PathBuf> = wanted.iter().map(|path| (*path).clone()).collect();
-            super::vet(&store, &wanted, &carried(there, 1000)).map(|(below, _)| below.name)
+            super::vet(&store, &wanted, &retargeted(there, 1000)).map(|(below, _)| below.name)
         };
         assert_eq!(vet(&[&base], &[&base, &plain]), Ok("plain".to_owned()));
         assert!(vet(&[&base, &plain], &[&base, &secret]).unwrap_err().contains("secret"));
@@ -131,12 +131,12 @@ mod tests {
         let store = Store::open(dir.path()).unwrap();
         let [a, b] = ["a", "b"].map(|name| state(&store, name, "x"));
         let chosen = |to| {
-            let (_, altered) = vet(&store, std::slice::from_ref(&b), &carried(&[&a], to)).unwrap();
+            let (_, altered) = vet(&store, std::slice::from_ref(&b), &retargeted(&[&a], to)).unwrap();
             altered[0].change.chosen
         };
         assert!(!chosen(996) && chosen(1_577_836_800) && chosen(900));
         // What both have was not made anew, whenever that was.
-        let both = super::vet(&store, std::slice::from_ref(&a), &carried(&[&a], 996)).unwrap().1;
+        let both = super::vet(&store, std::slice::from_ref(&a), &retargeted(&[&a], 996)).unwrap().1;
         assert!(both[0].change.chosen);
     }
 }

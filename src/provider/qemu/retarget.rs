@@ -2,7 +2,7 @@
 //! of it has to be changed: files that hold something else.
 //!
 //! Whether that comes to the same as a boot, the machine's agent says, which
-//! knows what the boot has read (`agent/src/carry.rs`). Whatever is unclear
+//! knows what the boot has read (`agent/src/retarget.rs`). Whatever is unclear
 //! before, or fails, is a reason to boot.
 
 use std::fs;
@@ -10,13 +10,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use vimg_agent::protocol::MOST_CARRIED;
+use vimg_agent::protocol::MAX_RETARGETED;
 
 use super::snapshot::Snapshot;
 use crate::ext4::{Difference, Special};
 use crate::files;
 use crate::provider::difference::{NOTES, compare};
-use crate::provider::{Carried, Carry};
+use crate::provider::{Retarget, Retargeted};
 
 /// What the kernel itself opens, unseen.
 const KERNELS: [&str; 2] = ["/usr/lib/firmware", "/lib/firmware"];
@@ -69,7 +69,7 @@ impl Origin {
 /// A machine that booted from almost the same disk.
 pub(super) struct Near {
     pub(super) snapshot: PathBuf,
-    pub(super) carried: Carried,
+    pub(super) retargeted: Retargeted,
 }
 
 /// A machine that may do, and what it was kept of.
@@ -95,17 +95,17 @@ impl Candidate {
 
     /// In what the disk that is wanted differs from its own; if that is to be
     /// told, `named`.
-    fn against(&self, wanted: &Origin, carry: Carry, named: bool) -> io::Result<Difference> {
-        let apart: &[&str] = if carry == Carry::Thrown { &NOTES } else { &[] };
-        let special = Special { apart, fixed: &KERNELS, most: MOST_CARRIED, named };
+    fn against(&self, wanted: &Origin, retarget: Retarget, named: bool) -> io::Result<Difference> {
+        let apart: &[&str] = if retarget == Retarget::Discarded { &NOTES } else { &[] };
+        let special = Special { apart, fixed: &KERNELS, most: MAX_RETARGETED, named };
         compare(&paths(&self.origin), &paths(wanted), self.shared, special)
     }
 
     /// How it is carried over to the disk that is wanted, if it may be.
-    fn carried(&self, wanted: &Origin, carry: Carry) -> Option<Carried> {
-        match self.against(wanted, carry, false) {
+    fn retargeted(&self, wanted: &Origin, retarget: Retarget) -> Option<Retargeted> {
+        match self.against(wanted, retarget, false) {
             Ok(Difference::Files(altered)) => {
-                Some(Carried { altered: altered.into(), chain: paths(&self.origin) })
+                Some(Retargeted { altered: altered.into(), chain: paths(&self.origin) })
             }
             _ => None,
         }
@@ -130,16 +130,16 @@ fn candidates(home: &Path, wanted: &Origin) -> Vec<Candidate> {
 
 /// Finds one among those in `home`; a sentence says why there is none, if
 /// there is a machine that comes close.
-pub(super) fn find(home: &Path, wanted: &Origin, carry: Carry) -> Option<Result<Near, String>> {
+pub(super) fn find(home: &Path, wanted: &Origin, retarget: Retarget) -> Option<Result<Near, String>> {
     let mut near = candidates(home, wanted);
     near.truncate(TRIED);
     for one in &near {
-        if let Some(carried) = one.carried(wanted, carry) {
-            return Some(Ok(Near { snapshot: one.snapshot.clone(), carried }));
+        if let Some(retargeted) = one.retargeted(wanted, retarget) {
+            return Some(Ok(Near { snapshot: one.snapshot.clone(), retargeted }));
         }
     }
     // The machine boots, and to find a name takes little time beside that.
-    Some(Err(match near.first()?.against(wanted, carry, true) {
+    Some(Err(match near.first()?.against(wanted, retarget, true) {
         Ok(Difference::More(what)) => what,
         Ok(Difference::Files(_)) => return None,
         Err(error) => format!("its disk can't be compared: {error}"),
@@ -148,8 +148,8 @@ pub(super) fn find(home: &Path, wanted: &Origin, carry: Carry) -> Option<Result<
 
 /// How a machine that is thrown away, and was kept at `snapshot`, is carried over
 /// to a disk, if it may be.
-pub(super) fn over(snapshot: PathBuf, wanted: &Origin) -> Option<Carried> {
-    Candidate::at(snapshot, wanted)?.carried(wanted, Carry::Thrown)
+pub(super) fn over(snapshot: PathBuf, wanted: &Origin) -> Option<Retargeted> {
+    Candidate::at(snapshot, wanted)?.retargeted(wanted, Retarget::Discarded)
 }
 
 fn paths(origin: &Origin) -> Vec<PathBuf> {

@@ -24,23 +24,23 @@ const AGE: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A fork that comes up, and goes when nobody wants it. Dropped, it is gone.
-pub(super) struct Coming<P: Provider> {
-    tasks: JoinSet<Option<Ahead<P>>>,
+pub(super) struct Prewarm<P: Provider> {
+    tasks: JoinSet<Option<PrewarmedFork<P>>>,
     task: AbortHandle,
     wanted: Arc<Notify>,
 }
 
-impl<P: Provider> Coming<P> {
+impl<P: Provider> Prewarm<P> {
     /// Begins to fork a machine for a check whose image is not there yet.
     pub(super) fn begin(shared: Arc<Shared<P>>, check: NodeId) -> Self {
         let (mut tasks, wanted) = (JoinSet::new(), Arc::new(Notify::new()));
         let called = wanted.clone();
         let task = tasks.spawn(async move {
-            let ahead = fork(&shared, check).await?;
+            let prewarm = fork(&shared, check).await?;
             match tokio::time::timeout(AGE, called.notified()).await {
-                Ok(()) => Some(ahead),
+                Ok(()) => Some(prewarm),
                 Err(_) => {
-                    ahead.instance.stop().await;
+                    prewarm.instance.stop().await;
                     None
                 }
             }
@@ -54,14 +54,14 @@ impl<P: Provider> Coming<P> {
     }
 
     /// Waits until it is up.
-    pub(super) async fn up(mut self) -> Option<Ahead<P>> {
+    pub(super) async fn up(mut self) -> Option<PrewarmedFork<P>> {
         self.wanted.notify_one();
         tokio::time::timeout(PATIENCE, self.tasks.join_next()).await.ok()??.ok()?
     }
 }
 
 /// A fork that answers, of a machine that was kept of another disk.
-pub(super) struct Ahead<P: Provider> {
+pub(super) struct PrewarmedFork<P: Provider> {
     instance: P::Instance,
     session: Session<Channel<P>>,
     /// Units that failed when it booted.
@@ -70,7 +70,7 @@ pub(super) struct Ahead<P: Provider> {
     scratch: Staging,
 }
 
-async fn fork<P: Provider>(shared: &Shared<P>, check: NodeId) -> Option<Ahead<P>> {
+async fn fork<P: Provider>(shared: &Shared<P>, check: NodeId) -> Option<PrewarmedFork<P>> {
     let node = shared.graph.node(check);
     // What waits holds nothing that a layer may want: a processor only until
     // it is up, and no memory, of which it takes little for a short time.
@@ -93,14 +93,14 @@ async fn fork<P: Provider>(shared: &Shared<P>, check: NodeId) -> Option<Ahead<P>
     if let Some(record) = before.and_then(|key| shared.store.record(&key)) {
         launch.boot = site.boot_paths(&record.boot);
     }
-    let mut instance = shared.provider.ahead(&launch).await?;
+    let mut instance = shared.provider.prewarm(&launch).await?;
     let mut session = Session::new(instance.channel()?);
     let place = instance.place();
     let ready = async {
         let failed = session.ready(false).await?;
         // What was to be changed for the image before is what will be.
-        if let Place::Carried(carried) = place {
-            session.rehearse(&carried.altered).await?;
+        if let Place::Retargeted(retargeted) = place {
+            session.rehearse(&retargeted.altered).await?;
         }
         Ok::<_, SessionError>(failed)
     };
@@ -114,7 +114,7 @@ async fn fork<P: Provider>(shared: &Shared<P>, check: NodeId) -> Option<Ahead<P>
         None => None,
     };
     match still {
-        Some(failed) => Some(Ahead { instance, session, failed, scratch }),
+        Some(failed) => Some(PrewarmedFork { instance, session, failed, scratch }),
         None => {
             instance.stop().await;
             None
@@ -127,7 +127,7 @@ pub(super) fn overlay(scratch: &Staging) -> PathBuf {
     scratch.path().join(DiskKind::Qcow2.file_name())
 }
 
-impl<P: Provider> Ahead<P> {
+impl<P: Provider> PrewarmedFork<P> {
     /// Carries it over to a state that is there now. If that can't be, another
     /// one may do: this one has gone on for a while.
     pub(super) async fn adopt(
@@ -137,19 +137,19 @@ impl<P: Provider> Ahead<P> {
     ) -> Option<(Up<P::Instance>, Staging)> {
         let Self { mut instance, mut session, failed, scratch } = self;
         let (mut launch, record) = up::prepare(site, stand, scratch.path(), &overlay(&scratch)).ok()?;
-        let carried = match site.shared.provider.carried(&launch, &instance).await {
-            Some(carried) if instance.resume().await.is_ok() => tokio::select! {
-                done = session.carry(&carried.altered) => done.ok().map(|()| carried),
+        let retargeted = match site.shared.provider.retargeted(&launch, &instance).await {
+            Some(retargeted) if instance.resume().await.is_ok() => tokio::select! {
+                done = session.retarget(&retargeted.altered) => done.ok().map(|()| retargeted),
                 _ = instance.ended() => None,
             },
             _ => None,
         };
-        let Some(carried) = carried else {
+        let Some(retargeted) = retargeted else {
             instance.stop().await;
             return None;
         };
         up::tell_failed(site, &failed);
-        launch.chain = carried.chain;
+        launch.chain = retargeted.chain;
         let backing = Some((stand.state.key, record.id));
         let disk = Disk { kind: DiskKind::Qcow2, backing, depth: record.disk.depth + 1 };
         Some((Up { instance, session, launch, record, disk }, scratch))
