@@ -21,7 +21,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vimg::execute::{Budget, Workshop, build};
+use vimg::execute::{Budget, BuildContext, build};
 use vimg::files::Project;
 use vimg::graph::Graph;
 use vimg::plan::Plan;
@@ -117,7 +117,7 @@ fn fill(project: &Path, store: &Path) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let budget = Budget { jobs: 2, memory: 8 << 30, keep_going: false, use_snapshots: true };
     let fake = Arc::new(common::Fake::default());
-    let workshop = Workshop {
+    let context = BuildContext {
         graph,
         store,
         project: Arc::new(project),
@@ -125,8 +125,8 @@ fn fill(project: &Path, store: &Path) {
         provider: fake,
         sink: Arc::new(|_| {}),
         budget,
-        drafts: Arc::default(),
+        staged: Arc::default(),
     };
-    let outcome = runtime.block_on(build(&workshop, &plan));
+    let outcome = runtime.block_on(build(&context, &plan));
     assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
 }

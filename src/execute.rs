@@ -10,40 +10,40 @@
 //! `session` speaks with an agent, `log` keeps what it says.
 //!
 //! A layer that was made anew may hold what it held before. What is made from
-//! it is then known by another key, and is mostly there already: `rounds` plans
+//! it is then known by another key, and is mostly there already: `cutoff` plans
 //! again and goes on.
 
-mod drafts;
 mod failure;
+mod staged;
 mod context;
-mod session;
-mod site;
-mod retargeted;
 mod log;
+mod node;
+mod session;
 mod explain;
+mod retargeted;
+mod make;
 mod up;
 mod prewarm;
-pub mod caching;
-mod making;
-mod layer;
-mod change;
 mod checks;
+mod layer;
+mod batch;
+mod batches;
+pub mod caching;
+mod change;
 mod compare;
+mod schedule;
+mod cutoff;
 mod interact;
 mod output;
-mod run;
-mod runs;
-mod schedule;
-mod rounds;
 pub mod server;
 
 pub use compare::{Change, Comparison, How, compare};
-pub use context::{Budget, Secrets, Workshop};
-pub use drafts::Drafts;
+pub use context::{Budget, BuildContext, Secrets};
+pub use cutoff::{make, remember};
 pub use failure::{Failure, FailureKind};
 pub use interact::{interact, watch};
 pub use log::read as read_log;
 pub use output::write_outputs;
-pub use rounds::{make, remember};
 pub use schedule::{Outcome, build};
 pub use session::{Ended, Input};
+pub use staged::StagedOutputs;

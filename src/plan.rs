@@ -2,7 +2,7 @@
 //! never writes it.
 
 mod steps;
-mod standing;
+mod cache;
 
-pub use standing::{Standing, Wanted};
+pub use cache::{PlanCache, Wanted};
 pub use steps::{Change, Plan, Reason, Step, changes};

@@ -21,10 +21,10 @@ use vimg::cache::spec::Spec;
 use vimg::digest::Digest;
 use vimg::event::{Event, Sink};
 use vimg::execute::caching::Caching;
-use vimg::execute::{Budget, Outcome, Workshop, make};
+use vimg::execute::{Budget, BuildContext, Outcome, make};
 use vimg::files::Project;
 use vimg::graph::Graph;
-use vimg::plan::Standing;
+use vimg::plan::PlanCache;
 use vimg::store::Store;
 use vimg_lang::{FileRef, Request, Sources, compile};
 
@@ -298,14 +298,14 @@ struct Built {
     same: usize,
     /// How often an output was made from what it was before.
     revised: usize,
-    standing: Standing,
+    standing: PlanCache,
 }
 
 /// What the command line asks for, which is always the same here.
 const REQUEST: Digest = Digest([7; 32]);
 
 /// Whether what an earlier build left behind says that nothing changed.
-fn stands(standing: &Standing, project: &Path, store: &Path) -> bool {
+fn stands(standing: &PlanCache, project: &Path, store: &Path) -> bool {
     standing.holds(
         &REQUEST,
         &Project::open(project).unwrap(),
@@ -345,7 +345,7 @@ fn run_with(project: &Path, store: &Path, leak: Option<PathBuf>, caches: &Caches
     let last = store.last(&store.project(project.root()));
     let fake = Arc::new(Fake { leak, ..Fake::default() });
     let budget = Budget { jobs: 3, memory: 16 << 30, keep_going: false, use_snapshots: true };
-    let mut workshop = Workshop {
+    let mut context = BuildContext {
         graph: Arc::new(graph),
         store: store.clone(),
         project: project.clone(),
@@ -353,11 +353,11 @@ fn run_with(project: &Path, store: &Path, leak: Option<PathBuf>, caches: &Caches
         provider: fake.clone(),
         sink: sink.clone(),
         budget,
-        drafts: Arc::default(),
+        staged: Arc::default(),
     };
-    let (plan, outcome) = runtime.block_on(make(&mut workshop, &caching, &last, &nodes));
+    let (plan, outcome) = runtime.block_on(make(&mut context, &caching, &last, &nodes));
     assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
-    let graph = workshop.graph.clone();
+    let graph = context.graph.clone();
     runtime.block_on(caching.send(&graph, &nodes)).unwrap();
     let states = graph
         .ids()
@@ -368,7 +368,7 @@ fn run_with(project: &Path, store: &Path, leak: Option<PathBuf>, caches: &Caches
             (node.name.clone(), read_state(&disk))
         })
         .collect();
-    let standing = Standing::new(REQUEST, &project, &graph, &plan, Vec::new()).unwrap();
+    let standing = PlanCache::new(REQUEST, &project, &graph, &plan, Vec::new()).unwrap();
     let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
     let (launches, same, revised) = (count(&fake.launches), count(&same), count(&fake.revised));
     Built { outcome, launches, states, same, revised, standing }
@@ -395,7 +395,7 @@ fn sequence(seed: u64, edits: usize, leak: bool) -> Result<[usize; 3], String> {
     let mut recipe = Recipe::random(&mut rng);
     let mut seen: Vec<Recipe> = Vec::new();
     let (mut reused, mut same, mut revised) = (0, 0, 0);
-    let mut standing: Option<Standing> = None;
+    let mut standing: Option<PlanCache> = None;
     for edit in 0..=edits {
         let mut what = "first";
         let mut back = false;

@@ -341,7 +341,7 @@ impl Push<'_> {
         use futures_util::StreamExt;
         let packs = Pack::distinct(all.iter().filter(|p| !self.looked.contains_key(p)));
         let this = &*self;
-        let looks = packs.into_iter().map(|pack| async move {
+        let dependencies = packs.into_iter().map(|pack| async move {
             let object = Object::Pack(pack.clone());
             let there = match this.remote.stat(&object).await {
                 Ok(Some(meta)) if meta.size == pack.size => !this.is_old(meta) || this.touch(&object).await,
@@ -351,7 +351,7 @@ impl Push<'_> {
             Some((pack, there))
         });
         let looked: Vec<Option<(Pack, bool)>> =
-            futures_util::stream::iter(looks).buffer_unordered(AT_ONCE).collect().await;
+            futures_util::stream::iter(dependencies).buffer_unordered(AT_ONCE).collect().await;
         self.looked.extend(looked.into_iter().flatten());
         !all.iter().any(|pack| self.looked.get(pack) == Some(&false))
     }
@@ -423,7 +423,7 @@ impl Push<'_> {
         below: Vec<Signed>,
         new: bool,
     ) -> Result<Option<Vec<Signed>>, String> {
-        let mut drafts = Vec::new();
+        let mut staged = Vec::new();
         let mut files = Vec::new();
         for (name, path, digest) in self.files_of(record) {
             let known = below
@@ -432,12 +432,12 @@ impl Push<'_> {
             match known {
                 // A kernel is that of the state below, most of the time.
                 Some(known) => files.push(known.clone()),
-                None => drafts.push(self.file(&record.name, name, &path, digest).await?),
+                None => staged.push(self.file(&record.name, name, &path, digest).await?),
             }
         }
         self.flush()?;
         self.settle(0).await?;
-        for draft in drafts {
+        for draft in staged {
             files.push(draft.finish(&self.packs)?);
         }
         let signer = self.caches.signer.as_ref().ok_or("there is no key to sign with")?;

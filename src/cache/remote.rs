@@ -452,7 +452,7 @@ async fn stream(op: &Operator, path: &str, part: Option<(u64, u64)>, most: u64) 
 }
 
 /// Remotes that are shared by many tasks.
-pub type Shared = Arc<Remote>;
+pub type BuildState = Arc<Remote>;
 
 #[cfg(test)]
 mod tests {

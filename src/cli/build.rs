@@ -16,11 +16,11 @@ use super::project::{self, Extent};
 use super::settings::{self, ProviderArgs};
 use crate::event::{Event, Sink};
 use crate::execute::caching::Caching;
-use crate::execute::{self, Budget, Drafts, Secrets, Workshop};
+use crate::execute::{self, Budget, BuildContext, Secrets, StagedOutputs};
 use crate::files::{Places, Project};
 use crate::graph::{Graph, NodeId};
 use crate::host;
-use crate::plan::{Plan, Standing, Wanted};
+use crate::plan::{Plan, PlanCache, Wanted};
 use crate::provider::Lines;
 use crate::provider::host::Host;
 use crate::provider::qemu::Qemu;
@@ -101,7 +101,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     // The common case: nothing changed since all of it was there.
     if args.junit.is_none()
         && caches.to.is_empty()
-        && let Some(standing) = opened.notes.standing::<Standing>()
+        && let Some(standing) = opened.notes.standing::<PlanCache>()
         && standing.holds(&request, &opened.project, &opened.store)
     {
         let reporter = report::reporter(style);
@@ -111,8 +111,8 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
         if standing.wanted.is_empty() {
             return Ok(());
         }
-        let drafts = Arc::new(Drafts::default());
-        return write(standing.wanted, &opened.store, &opened.notes, places()?, &drafts, &reporter.sink());
+        let staged = Arc::new(StagedOutputs::default());
+        return write(standing.wanted, &opened.store, &opened.notes, places()?, &staged, &reporter.sink());
     }
     let mut loaded = opened.compile(global, None)?;
     let graph = project::graph(&mut loaded)?;
@@ -123,21 +123,21 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     let reporter = report::reporter(style);
     let project = Arc::new(project);
     let secrets = project::secrets(&model, &project, &consent);
-    let mut workshop = workshop(graph, &store, &project, secrets, reporter.sink(), args.how, &consent)?;
+    let mut context = context(graph, &store, &project, secrets, reporter.sink(), args.how, &consent)?;
     let asked_for = images.iter().collect::<HashSet<_>>();
     let is_asked_for = |image: &String| args.extent == Extent::Outputs && asked_for.contains(image);
-    let targets: Vec<_> = workshop.graph.targets().iter().filter(|t| is_asked_for(&t.image)).collect();
+    let targets: Vec<_> = context.graph.targets().iter().filter(|t| is_asked_for(&t.image)).collect();
     let below = if targets.is_empty() { None } else { Some(places()?) };
-    let drafts = match &below {
-        Some(below) => Arc::new(Drafts::new(targets.into_iter(), below)),
+    let staged = match &below {
+        Some(below) => Arc::new(StagedOutputs::new(targets.into_iter(), below)),
         None => Arc::default(),
     };
-    workshop.drafts = drafts.clone();
+    context.staged = staged.clone();
     let may_leave = |name: &str| model.secrets.iter().any(|s| s.name == name && s.cache);
     let sink = reporter.sink();
     cache::tell(&sink, notices);
     let caching = Caching { caches: &caches, store: &store, sink: &sink, may_leave: &may_leave };
-    let Some(made) = interruptible(execute::make(&mut workshop, &caching, &last, &nodes))? else {
+    let Some(made) = interruptible(execute::make(&mut context, &caching, &last, &nodes))? else {
         reporter.end();
         return Err(Error::Message(
             "stopped; finished layers are kept and the next build goes on from them".into(),
@@ -146,8 +146,8 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
         ));
     };
     let (plan, outcome) = made;
-    let graph = workshop.graph.clone();
-    drop(workshop);
+    let graph = context.graph.clone();
+    drop(context);
 
     let reported = args.junit.map_or(Ok(()), |path| {
         let text = super::junit::report(&graph, &images, &store, &outcome.failures);
@@ -160,7 +160,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     let wanted: Vec<Wanted> = targets.map(|target| Wanted::new(&graph, target)).collect();
     if let Ok(project) = Arc::try_unwrap(project) {
         if outcome.failures.is_empty()
-            && let Some(standing) = Standing::new(request, &project, &graph, &plan, wanted.clone())
+            && let Some(standing) = PlanCache::new(request, &project, &graph, &plan, wanted.clone())
         {
             // Losing it costs time.
             let _ = notes.set_standing(&standing);
@@ -168,7 +168,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
         project::keep_stamps(&notes, project);
     }
     let written = match below {
-        Some(below) => write(wanted, &store, &notes, below, &drafts, &sink),
+        Some(below) => write(wanted, &store, &notes, below, &staged, &sink),
         None => Ok(()),
     };
     // All that was asked for is there by now: sending it may take long.
@@ -195,7 +195,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
 
 /// States that are there, and where their machines can be started.
 pub(super) struct Made {
-    pub(super) workshop: Workshop<Host>,
+    pub(super) context: BuildContext<Host>,
     pub(super) sources: Sources,
 }
 
@@ -229,12 +229,12 @@ pub(super) fn states(
         sink(Event::Notice { text });
     }
     let secrets = project::secrets(&model, &project, &consent);
-    let mut workshop = workshop(graph, &store, &project, secrets, sink.clone(), how, &consent)?;
+    let mut context = context(graph, &store, &project, secrets, sink.clone(), how, &consent)?;
     if building {
         cache::tell(&sink, notices);
         // Whoever waits for a machine does not wait for anything to be sent.
         let caching = Caching { caches: &caches, store: &store, sink: &sink, may_leave: &|_| false };
-        let made = interruptible(execute::make(&mut workshop, &caching, &last, wanted))?;
+        let made = interruptible(execute::make(&mut context, &caching, &last, wanted))?;
         let (_, outcome) = made.ok_or_else(stopped)?;
         if !outcome.failures.is_empty() {
             reporter.end();
@@ -243,7 +243,7 @@ pub(super) fn states(
     }
     built.store(true, Ordering::Relaxed);
     reporter.end();
-    Ok(Made { workshop, sources })
+    Ok(Made { context, sources })
 }
 
 pub(super) fn stopped() -> Error {
@@ -251,7 +251,7 @@ pub(super) fn stopped() -> Error {
 }
 
 /// Where a build is done, by this host.
-pub(super) fn workshop(
+pub(super) fn context(
     graph: Graph,
     store: &Store,
     project: &Arc<Project>,
@@ -259,7 +259,7 @@ pub(super) fn workshop(
     sink: Sink,
     how: &How,
     consent: &Consent,
-) -> Result<Workshop<Host>, Error> {
+) -> Result<BuildContext<Host>, Error> {
     let notice = sink.clone();
     let password = consent.allows_proxy_password();
     if !password && settings::proxies().have_password() {
@@ -270,7 +270,7 @@ pub(super) fn workshop(
     let notice: Lines = Arc::new(move |text: &str| notice(Event::Notice { text: text.to_owned() }));
     let qemu = Qemu::new(accel, store.root(), how.provider.access(password)?, notice.clone());
     let provider = Host::new(choice, qemu, store.root(), notice);
-    Ok(Workshop {
+    Ok(BuildContext {
         graph: Arc::new(graph),
         store: store.clone(),
         project: project.clone(),
@@ -278,7 +278,7 @@ pub(super) fn workshop(
         provider: Arc::new(provider),
         sink,
         budget: budget(how),
-        drafts: Arc::default(),
+        staged: Arc::default(),
     })
 }
 
@@ -294,11 +294,11 @@ fn write(
     store: &Store,
     notes: &ProjectFiles,
     places: Places,
-    drafts: &Arc<Drafts>,
+    staged: &Arc<StagedOutputs>,
     sink: &Sink,
 ) -> Outcome {
-    let (store, notes, drafts, sink) = (store.clone(), notes.clone(), drafts.clone(), sink.clone());
-    let work = move || execute::write_outputs(&wanted, &store, &notes, &places, &drafts, &sink);
+    let (store, notes, staged, sink) = (store.clone(), notes.clone(), staged.clone(), sink.clone());
+    let work = move || execute::write_outputs(&wanted, &store, &notes, &places, &staged, &sink);
     let written = interruptible(async { tokio::task::spawn_blocking(work).await })?.ok_or_else(stopped)?;
     written.map_err(|e| Error::host(e.to_string()))?.map_err(|(path, e)| {
         Error::Message(format!("{} can't be written: {e}", path.display()), None, super::output::STORE)

@@ -42,8 +42,8 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         }
         None => [project::machine(&graph, &vimg_lang::rebuilt_name(image))?, to],
     };
-    let Made { workshop, sources } = build::states(loaded, graph, &states, &args.how, style, None)?;
-    let compared = build::interruptible(execute::compare(&workshop, states))?.ok_or_else(stopped)?;
+    let Made { context, sources } = build::states(loaded, graph, &states, &args.how, style, None)?;
+    let compared = build::interruptible(execute::compare(&context, states))?.ok_or_else(stopped)?;
     let comparison = compared.map_err(|failure| Error::Build(Box::new(sources), vec![*failure]))?;
     if style.json { print_json(&json!(comparison)) } else { print(&text(&comparison)) }
 }

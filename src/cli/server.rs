@@ -182,16 +182,16 @@ fn planned(name: &str, how: &How, global: &Global, style: Style, build: bool) ->
 
 pub(super) fn up(args: &UpArgs, global: &Global, style: Style) -> Outcome {
     let Planned { made, plan, home } = planned(&args.server, &args.how, global, style, true)?;
-    let Made { workshop, sources } = made;
+    let Made { context, sources } = made;
     let start = std::time::Instant::now();
-    let came = build::interruptible(server::up(&workshop, &plan, &home))?.ok_or_else(stopped)?;
+    let came = build::interruptible(server::up(&context, &plan, &home))?.ok_or_else(stopped)?;
     let came = came.map_err(|failure| Error::Build(Box::new(sources), vec![*failure]))?;
     let how = match came {
         Came::Running => "runs already".to_owned(),
         Came::Back => format!("is back after {:.1} s", start.elapsed().as_secs_f64()),
         Came::New => format!("is up after {:.1} s", start.elapsed().as_secs_f64()),
     };
-    (workshop.sink)(Event::Notice { text: format!("{} {how}{}", plan.name, leads(&plan)) });
+    (context.sink)(Event::Notice { text: format!("{} {how}{}", plan.name, leads(&plan)) });
     Ok(())
 }
 
@@ -203,12 +203,12 @@ fn leads(plan: &ServerPlan) -> String {
 
 pub(super) fn apply(args: &ApplyArgs, global: &Global, style: Style) -> Outcome {
     let Planned { made, plan, home } = planned(&args.server, &args.how, global, style, false)?;
-    let Made { workshop, sources } = made;
+    let Made { context, sources } = made;
     if args.dry_run {
         let difference = server::difference(&plan, &home).map_err(|why| message(&plan.name, why, None))?;
         return print(&told(&plan, &difference));
     }
-    let applied = build::interruptible(server::apply(&workshop, &plan, &home))?.ok_or_else(stopped)?;
+    let applied = build::interruptible(server::apply(&context, &plan, &home))?.ok_or_else(stopped)?;
     let difference = applied.map_err(|failure| Error::Build(Box::new(sources), vec![*failure]))?;
     print(&told(&plan, &difference))
 }
@@ -318,7 +318,7 @@ pub(super) fn restart(args: &RestartArgs, global: &Global, style: Style) -> Outc
     let down_args = DownArgs { server: args.server.clone(), force: false, remove: false };
     down(&down_args, global)?;
     let Planned { made, plan, home } = planned(&args.server, &args.how, global, style, false)?;
-    let came = build::interruptible(server::up(&made.workshop, &plan, &home))?.ok_or_else(stopped)?;
+    let came = build::interruptible(server::up(&made.context, &plan, &home))?.ok_or_else(stopped)?;
     came.map_err(|failure| Error::Build(Box::new(made.sources), vec![*failure]))?;
     print(&format!("{} is back{}\n", plan.name, leads(&plan)))
 }

@@ -13,7 +13,7 @@ use super::output::{Error, Outcome};
 use super::terminal::{Raw, listen, outcome, terminal, write};
 use super::{project, server};
 use crate::event::plain;
-use crate::execute::{self, Workshop};
+use crate::execute::{self, BuildContext};
 use crate::graph::{Graph, NodeId};
 use crate::provider::host::Host;
 use crate::report::Style;
@@ -84,8 +84,8 @@ pub(super) fn run(args: &RunArgs, global: &Global, style: Style) -> Outcome {
 }
 
 pub(super) fn console(args: &ConsoleArgs, global: &Global, style: Style) -> Outcome {
-    let Ready { workshop, id, sources, .. } = prepare(&args.image, false, &args.how, global, style)?;
-    let watched = build::interruptible(execute::watch(&workshop, id, |bytes| write(Stream::Output, bytes)))?;
+    let Ready { context, id, sources, .. } = prepare(&args.image, false, &args.how, global, style)?;
+    let watched = build::interruptible(execute::watch(&context, id, |bytes| write(Stream::Output, bytes)))?;
     match watched.ok_or_else(stopped)? {
         Ok(()) => Ok(()),
         Err(failure) => Err(Error::Build(Box::new(sources), vec![*failure])),
@@ -102,14 +102,14 @@ struct Door<'a> {
 
 fn enter(door: Door, how: &How, global: &Global, style: Style) -> Outcome {
     let Door { name, failed, command, on_terminal } = door;
-    let Ready { workshop, id, disks, sources } = prepare(name, failed, how, global, style)?;
+    let Ready { context, id, disks, sources } = prepare(name, failed, how, global, style)?;
     let exec = Exec { command, terminal: terminal(on_terminal) };
     let mut raw = None;
     let enter = || {
         raw = on_terminal.then(Raw::enter);
         listen(on_terminal)
     };
-    let ended = build::interruptible(execute::interact(&workshop, id, disks, exec, enter, write));
+    let ended = build::interruptible(execute::interact(&context, id, disks, exec, enter, write));
     drop(raw);
     match ended?.ok_or_else(stopped)? {
         Ok(ended) => outcome(ended),
@@ -119,7 +119,7 @@ fn enter(door: Door, how: &How, global: &Global, style: Style) -> Outcome {
 
 /// A state that is there, and where its machine can be started.
 struct Ready {
-    workshop: Workshop<Host>,
+    context: BuildContext<Host>,
     id: NodeId,
     /// The disks that a layer left when it failed.
     disks: Option<Vec<PathBuf>>,
@@ -136,8 +136,8 @@ fn prepare(name: &str, failed: bool, how: &How, global: &Global, style: Style) -
         let (below, found, what) = find_failed(&graph, id, &loaded.store, &loaded.notes)?;
         (id, disks, why) = (below, Some(found), Some(what));
     }
-    let Made { workshop, sources } = build::states(loaded, graph, &[id], how, style, why)?;
-    Ok(Ready { workshop, id, disks, sources })
+    let Made { context, sources } = build::states(loaded, graph, &[id], how, style, why)?;
+    Ok(Ready { context, id, disks, sources })
 }
 
 /// The state that a layer that failed is made from, the disks that it left,

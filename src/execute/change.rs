@@ -11,8 +11,8 @@ use super::explain::{Trouble, explain};
 use super::failure::{Failure, FailureKind};
 use super::layer::{Staged, stage_blobs};
 use super::log::clean;
+use super::node::NodeContext;
 use super::session::{Progress, Session, SessionError};
-use super::site::Site;
 use crate::graph::{CheckWork, Difference, LayerWork, ServerPart, ServerPlan, ServerWork};
 use crate::provider::{Instance, Provider};
 use crate::store::Staging;
@@ -31,7 +31,7 @@ pub(super) struct Change {
 
 /// Reads all that it takes to do what a difference says.
 pub(super) async fn prepare<P: Provider>(
-    site: &Site<'_, P>,
+    site: &NodeContext<'_, P>,
     plan: &ServerPlan,
     difference: &Difference,
 ) -> Result<Change, Box<Failure>> {
@@ -47,7 +47,7 @@ pub(super) async fn prepare<P: Provider>(
 
 /// Makes a change, if it has any steps; returns what is in effect then.
 pub(super) async fn make<P: Provider>(
-    site: &Site<'_, P>,
+    site: &NodeContext<'_, P>,
     plan: &ServerPlan,
     change: Change,
     instance: &mut P::Instance,
@@ -93,7 +93,7 @@ pub(super) async fn make<P: Provider>(
 
 /// Who tells what steps say, and remembers the end of it.
 struct Told<'a, P> {
-    site: &'a Site<'a, P>,
+    site: &'a NodeContext<'a, P>,
     places: &'a [(Span, String)],
     tail: VecDeque<String>,
 }

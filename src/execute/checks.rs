@@ -13,11 +13,11 @@ use tokio::sync::{SemaphorePermit, mpsc};
 use tokio::task::JoinSet;
 use vimg_agent::protocol::Probe;
 
-use super::context::{JOB, Settled, Shared};
+use super::context::{BuildState, JOB, Settled};
 use super::explain::{Trouble, explain};
 use super::failure::Failure;
 use super::log::Log;
-use super::making::{Facts, Making};
+use super::make::{Facts, NodeBuild};
 use super::prewarm::{self, Prewarm};
 use super::session::Progress;
 use super::up::{self, Stand, Up};
@@ -28,7 +28,7 @@ use crate::store::{DiskKind, Staging};
 
 /// Makes all checks of a machine, side by side as far as processors go.
 pub(super) async fn make<P: Provider>(
-    shared: Arc<Shared<P>>,
+    shared: Arc<BuildState<P>>,
     nodes: Vec<NodeId>,
     prewarmed: Option<Prewarm<P>>,
     sender: mpsc::UnboundedSender<Settled>,
@@ -51,7 +51,7 @@ pub(super) async fn make<P: Provider>(
 }
 
 /// Which checks are asked in one fork, in which order.
-fn parties<P>(shared: &Shared<P>, nodes: Vec<NodeId>) -> Vec<Vec<NodeId>> {
+fn parties<P>(shared: &BuildState<P>, nodes: Vec<NodeId>) -> Vec<Vec<NodeId>> {
     let (mut looking, mut calling, mut alone) = (Vec::new(), Vec::new(), Vec::new());
     for id in nodes {
         let Work::Check(work) = &shared.graph.node(id).work else { continue };
@@ -96,7 +96,7 @@ struct Machine<P: Provider> {
 /// side by side: each may take its time to fail as well. So is one that
 /// somebody else is making.
 async fn together<P: Provider>(
-    shared: &Shared<P>,
+    shared: &BuildState<P>,
     party: Vec<NodeId>,
     machine: &Machine<P>,
     sender: &mpsc::UnboundedSender<Settled>,
@@ -151,7 +151,7 @@ enum Asked {
 
 /// Makes one check, in the fork that there is or in a new one.
 async fn one<'a, P: Provider>(
-    shared: &'a Shared<P>,
+    shared: &'a BuildState<P>,
     id: NodeId,
     fork: &mut Option<Fork<'a, P::Instance>>,
     machine: &Machine<P>,
@@ -168,31 +168,31 @@ async fn one<'a, P: Provider>(
         shared.tell(Event::Reused { node: node.name.clone(), key: node.key.to_string() });
         return Ok(Asked::There);
     }
-    let making = Making::begin(shared, id, Arc::new(lock));
-    let staging = making.staging()?;
+    let build = NodeBuild::begin(shared, id, Arc::new(lock));
+    let staging = build.staging()?;
     let log_path = staging.path().join(DiskKind::None.file_name());
     let mut in_company = fork.is_some();
     loop {
         let up = match fork {
             Some(fork) => &mut fork.up,
-            None => &mut fork.insert(start(&making, machine).await?).up,
+            None => &mut fork.insert(start(&build, machine).await?).up,
         };
-        let mut log = Log::create(&log_path).map_err(|e| making.io_failure(&log_path, e))?;
-        let asked = ask(&making, up, &mut log).await;
+        let mut log = Log::create(&log_path).map_err(|e| build.io_failure(&log_path, e))?;
+        let asked = ask(&build, up, &mut log).await;
         let tail = log.finish();
         match asked {
             Ok(()) => {
                 let made = Facts::of(DiskKind::None, up.instance.way());
-                return making.commit(staging, made).await.map(|_| Asked::Passed);
+                return build.commit(staging, made).await.map(|_| Asked::Passed);
             }
             Err(_) if in_company => {
-                making.phase("ask again, alone");
+                build.phase("ask again, alone");
                 leave(fork.take()).await;
                 in_company = false;
             }
             Err(trouble) => {
-                let mut failure = explain(&making, &mut up.instance, trouble, Some(tail)).await;
-                failure.log = making.keep_log(&log_path);
+                let mut failure = explain(&build, &mut up.instance, trouble, Some(tail)).await;
+                failure.log = build.keep_log(&log_path);
                 return Err(failure);
             }
         }
@@ -201,45 +201,45 @@ async fn one<'a, P: Provider>(
 
 /// Gets a fork up for a check.
 async fn start<'a, P: Provider>(
-    making: &Making<'a, P>,
+    build: &NodeBuild<'a, P>,
     machine: &Machine<P>,
 ) -> Result<Fork<'a, P::Instance>, Box<Failure>> {
-    let (shared, node) = (making.shared, making.node);
+    let (shared, node) = (build.shared, build.node);
     let memory = shared.reserve(node).await;
     let known = machine.broken.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if let Some(failure) = known {
         return Err(Box::new(Failure { node: node.name.clone(), span: node.span, ..failure }));
     }
-    let parent = node.parent.map(|id| shared.graph.node(id)).ok_or_else(|| making.gone())?;
+    let parent = node.parent.map(|id| shared.graph.node(id)).ok_or_else(|| build.gone())?;
     let stand = Stand::of_check(node, parent);
     let prewarm = || machine.prewarmed.lock().unwrap_or_else(PoisonError::into_inner).take();
     let prewarmed = if stand.network { None } else { prewarm() };
     if let Some(prewarmed) = prewarmed
         && let Some(prewarm) = prewarmed.up().await
-        && let Some((up, scratch)) = prewarm.adopt(making, &stand).await
+        && let Some((up, scratch)) = prewarm.adopt(build, &stand).await
     {
         return Ok(Fork { up, _scratch: scratch, _memory: memory });
     }
-    let scratch = making.staging()?;
+    let scratch = build.staging()?;
     let up =
-        up::up(making, &stand, scratch.path(), &prewarm::overlay(&scratch)).await.inspect_err(|failure| {
+        up::up(build, &stand, scratch.path(), &prewarm::overlay(&scratch)).await.inspect_err(|failure| {
             *machine.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(Failure::clone(failure));
         })?;
     Ok(Fork { up, _scratch: scratch, _memory: memory })
 }
 
 async fn ask<P: Provider>(
-    making: &Making<'_, P>,
+    build: &NodeBuild<'_, P>,
     up: &mut Up<P::Instance>,
     log: &mut Log,
 ) -> Result<(), Trouble> {
-    let Work::Check(work) = &making.node.work else { return Ok(()) };
-    making.phase("check");
+    let Work::Check(work) = &build.node.work else { return Ok(()) };
+    build.phase("check");
     let Up { instance, session, .. } = up;
     let variables = if work.network { instance.way_out().variables } else { Vec::new() };
     let asked = session.check(&work.probes, &variables, |progress| match progress {
         Progress::Started(step) => log.heading(&work.places[step].1),
-        Progress::Output(text) => log.text(text, |line| making.line(line)),
+        Progress::Output(text) => log.text(text, |line| build.line(line)),
         Progress::Finished { .. } => {}
     });
     tokio::select! {

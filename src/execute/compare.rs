@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use vimg_agent::protocol::{Digest, Kind, Listed};
 
-use super::context::{Shared, Workshop};
+use super::context::{BuildContext, BuildState};
 use super::explain::{Trouble, explain};
 use super::failure::Failure;
+use super::node::NodeContext;
 use super::session::SessionError;
-use super::site::Site;
 use super::up::{self, Stand, Up};
 use crate::graph::{Needs, NodeId, Work};
 use crate::provider::{Instance, Provider, Retarget};
@@ -60,20 +60,20 @@ pub enum How {
 
 /// Compares two states that are there.
 pub async fn compare<P: Provider>(
-    workshop: &Workshop<P>,
+    context: &BuildContext<P>,
     states: [NodeId; 2],
 ) -> Result<Comparison, Box<Failure>> {
-    let [a, b] = states.map(|id| workshop.graph.node(id));
+    let [a, b] = states.map(|id| context.graph.node(id));
     if a.key == b.key {
         return Ok(Comparison::default());
     }
-    let shared = workshop.share(BTreeMap::new());
+    let shared = context.share(BTreeMap::new());
     let (mut first, mut second) =
         tokio::try_join!(Reader::open(&shared, states[0]), Reader::open(&shared, states[1]))?;
     let ((packages_a, files_a), (packages_b, files_b)) = tokio::try_join!(first.list(), second.list())?;
     // Only what may differ is read. On two disks that have grown from one, a
     // file of the same number and times is the same file.
-    let root = |id: NodeId| workshop.graph.node(workshop.graph.chain(id)[0]).key;
+    let root = |id: NodeId| context.graph.node(context.graph.chain(id)[0]).key;
     let kin = root(states[0]) == root(states[1]);
     let open: Vec<String> = files_a
         .iter()
@@ -190,7 +190,7 @@ fn enabled(files: &BTreeMap<String, Listed>) -> BTreeMap<String, String> {
 
 /// The disk of a state, to be read.
 struct Reader<'a, P: Provider> {
-    site: Site<'a, P>,
+    site: NodeContext<'a, P>,
     up: Up<P::Instance>,
     _scratch: Staging,
 }
@@ -199,9 +199,9 @@ struct Reader<'a, P: Provider> {
 type Lists = (BTreeMap<String, String>, BTreeMap<String, Listed>);
 
 impl<'a, P: Provider> Reader<'a, P> {
-    async fn open(shared: &'a Shared<P>, id: NodeId) -> Result<Self, Box<Failure>> {
+    async fn open(shared: &'a BuildState<P>, id: NodeId) -> Result<Self, Box<Failure>> {
         let node = shared.graph.node(id);
-        let site = Site { shared, node };
+        let site = NodeContext { shared, node };
         let scratch = site.staging()?;
         let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
         // A disk from outside brings no kernel for an appliance.

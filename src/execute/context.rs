@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicUsize;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::drafts::Drafts;
 use super::failure::Failure;
+use super::staged::StagedOutputs;
 use crate::event::{Event, Sink};
 use crate::files::Project;
 use crate::graph::{Graph, Needs, Node, NodeId, Work};
@@ -36,7 +36,7 @@ pub type Secrets = BTreeMap<String, Result<Arc<[u8]>, String>>;
 pub(super) const JOB: u32 = 2;
 
 /// What all runs of a build share.
-pub(super) struct Shared<P> {
+pub(super) struct BuildState<P> {
     pub(super) graph: Arc<Graph>,
     pub(super) store: Store,
     pub(super) project: Arc<Project>,
@@ -50,13 +50,13 @@ pub(super) struct Shared<P> {
     pub(super) memory: Semaphore,
     pub(super) memory_mib: u32,
     pub(super) use_snapshots: bool,
-    pub(super) drafts: Arc<Drafts>,
+    pub(super) staged: Arc<StagedOutputs>,
     pub(super) boots: AtomicUsize,
     /// The project's notes: where logs and disks of failures go.
     pub(super) notes: ProjectFiles,
 }
 
-impl<P> Shared<P> {
+impl<P> BuildState<P> {
     pub(super) fn tell(&self, event: Event) {
         (self.sink)(event);
     }
@@ -99,7 +99,7 @@ pub(super) enum Settled {
 }
 
 /// Where and with what a build is done.
-pub struct Workshop<P> {
+pub struct BuildContext<P> {
     /// All nodes.
     pub graph: Arc<Graph>,
     /// Where states are.
@@ -115,10 +115,10 @@ pub struct Workshop<P> {
     /// How much of the host may be used.
     pub budget: Budget,
     /// What is copied to where it is wanted while the build goes on.
-    pub drafts: Arc<Drafts>,
+    pub staged: Arc<StagedOutputs>,
 }
 
-impl<P> Workshop<P> {
+impl<P> BuildContext<P> {
     /// Takes notice of which states hold the same as others. Says whether
     /// anything has another key now.
     pub(super) fn resolve(&mut self) -> bool {
@@ -130,10 +130,10 @@ impl<P> Workshop<P> {
         changed
     }
 
-    pub(super) fn share(&self, reasons: BTreeMap<NodeId, Reason>) -> Shared<P> {
+    pub(super) fn share(&self, reasons: BTreeMap<NodeId, Reason>) -> BuildState<P> {
         let notes = self.store.project(self.project.root());
         let memory_mib = (self.budget.memory >> 20).clamp(128, u64::from(u32::MAX >> 4)) as u32;
-        Shared {
+        BuildState {
             store: self.store.clone(),
             project: self.project.clone(),
             secrets: self.secrets.clone(),
@@ -144,7 +144,7 @@ impl<P> Workshop<P> {
             memory: Semaphore::new(memory_mib as usize),
             memory_mib,
             use_snapshots: self.budget.use_snapshots,
-            drafts: self.drafts.clone(),
+            staged: self.staged.clone(),
             boots: AtomicUsize::new(0),
             notes,
             graph: self.graph.clone(),

@@ -7,8 +7,8 @@ use vimg_agent::protocol::Primitive;
 
 use super::failure::{Failure, FailureKind};
 use super::log::clean;
+use super::node::NodeContext;
 use super::session::SessionError;
-use super::site::Site;
 use crate::graph::{Needs, Work};
 use crate::provider::{Ended, Instance, Provider};
 
@@ -24,7 +24,7 @@ pub(super) enum Trouble {
 /// Turns trouble into a failure that says what happened, where, and what to
 /// do.
 pub(super) async fn explain<P: Provider>(
-    site: &Site<'_, P>,
+    site: &NodeContext<'_, P>,
     instance: &mut P::Instance,
     trouble: Trouble,
     tail: Option<Vec<String>>,

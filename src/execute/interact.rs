@@ -7,12 +7,12 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use vimg_agent::protocol::{Exec, Stream};
 
-use super::context::Workshop;
+use super::context::BuildContext;
 use super::explain::{Trouble, explain};
 use super::failure::Failure;
 use super::log::clean;
+use super::node::NodeContext;
 use super::session::{Ended, Input, SessionError};
-use super::site::Site;
 use super::up::{self, Stand};
 use crate::graph::NodeId;
 use crate::provider::{self, Instance, Launch, Provider, Retarget};
@@ -27,16 +27,16 @@ const LOOK: Duration = Duration::from_millis(30);
 /// Runs a program in the machine of a state that is there, or in the machine
 /// of `failed`: the disks that a layer left when it failed.
 pub async fn interact<P: Provider>(
-    workshop: &Workshop<P>,
+    context: &BuildContext<P>,
     id: NodeId,
     failed: Option<Vec<PathBuf>>,
     exec: Exec,
     listen: impl FnOnce() -> mpsc::Receiver<Input>,
     mut output: impl FnMut(Stream, &[u8]) + Send,
 ) -> Result<Ended, Box<Failure>> {
-    let shared = workshop.share(std::collections::BTreeMap::new());
-    let node = workshop.graph.node(id);
-    let site = Site { shared: &shared, node };
+    let shared = context.share(std::collections::BTreeMap::new());
+    let node = context.graph.node(id);
+    let site = NodeContext { shared: &shared, node };
     let scratch = site.staging()?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
     let stand = Stand { chain: failed, ..Stand::of_person(node, Retarget::Discarded) };
@@ -69,13 +69,13 @@ pub async fn interact<P: Provider>(
 /// Boots the machine of a state that is there and passes on what its console
 /// says, until it is switched off.
 pub async fn watch<P: Provider>(
-    workshop: &Workshop<P>,
+    context: &BuildContext<P>,
     id: NodeId,
     mut output: impl FnMut(&[u8]) + Send,
 ) -> Result<(), Box<Failure>> {
-    let shared = workshop.share(std::collections::BTreeMap::new());
-    let node = workshop.graph.node(id);
-    let site = Site { shared: &shared, node };
+    let shared = context.share(std::collections::BTreeMap::new());
+    let node = context.graph.node(id);
+    let site = NodeContext { shared: &shared, node };
     let scratch = site.staging()?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
     let stand = Stand::of_person(node, Retarget::Never);

@@ -13,9 +13,9 @@ use super::explain::{Trouble, explain};
 use super::failure::Failure;
 use super::failure::FailureKind;
 use super::log::Log;
-use super::making::{Facts, Made, Making};
+use super::make::{Facts, Made, NodeBuild};
+use super::node::NodeContext;
 use super::session::{Blobs, Progress, Session, SessionError, Source};
-use super::site::Site;
 use super::up::{self, Up};
 use crate::digest::Digest;
 use crate::files;
@@ -64,26 +64,26 @@ impl<'a, I: Instance> Running<'a, I> {
 
 /// Makes one node in a running machine and commits it.
 pub(super) async fn make<P: Provider>(
-    making: &Making<'_, P>,
+    build: &NodeBuild<'_, P>,
     running: &mut Running<'_, P::Instance>,
     staging: Staging,
     next_disk: &Path,
     last: bool,
 ) -> Made {
-    let node = making.node;
+    let node = build.node;
     let log_path = staging.path().join("log.zst");
-    let mut log = Log::create(&log_path).map_err(|e| making.io_failure(&log_path, e))?;
+    let mut log = Log::create(&log_path).map_err(|e| build.io_failure(&log_path, e))?;
     let outcome = match &node.work {
         Work::Layer(work) => {
-            let blobs = stage_blobs(making, work, &staging).await?;
-            match apply(making, running, work, &blobs, &staging, &mut log).await {
+            let blobs = stage_blobs(build, work, &staging).await?;
+            match apply(build, running, work, &blobs, &staging, &mut log).await {
                 Err(Stop::Failure(failure)) => return Err(failure),
                 Err(Stop::Trouble(trouble)) => Err(trouble),
                 Ok(boot_changed) => Ok(boot_changed),
             }
         }
         _ => {
-            making.phase("seal");
+            build.phase("seal");
             running.spare = None;
             let Running { instance, session, .. } = &mut *running;
             tokio::select! {
@@ -98,19 +98,19 @@ pub(super) async fn make<P: Provider>(
         Err(trouble) => {
             let tail = log.finish();
             let alive = matches!(trouble, Trouble::Session(SessionError::Step { .. }));
-            let mut failure = explain(making, &mut running.instance, trouble, Some(tail)).await;
-            failure.log = making.keep_log(&log_path);
+            let mut failure = explain(build, &mut running.instance, trouble, Some(tail)).await;
+            failure.log = build.keep_log(&log_path);
             if alive {
-                keep_failed(making, running, &staging, next_disk, &failure).await;
+                keep_failed(build, running, &staging, next_disk, &failure).await;
             }
             return Err(failure);
         }
     };
     log.finish();
-    match settle(making, running, &staging, next_disk, boot_changed, last).await {
-        Ok(()) => keep(making, running, staging).await,
+    match settle(build, running, &staging, next_disk, boot_changed, last).await {
+        Ok(()) => keep(build, running, staging).await,
         Err(Stop::Failure(failure)) => Err(failure),
-        Err(Stop::Trouble(trouble)) => Err(explain(making, &mut running.instance, trouble, None).await),
+        Err(Stop::Trouble(trouble)) => Err(explain(build, &mut running.instance, trouble, None).await),
     }
 }
 
@@ -125,7 +125,7 @@ enum Stop {
 /// Applies a layer, booting its machine again where it says so. Says whether
 /// what it would boot now is not known yet.
 async fn apply<P: Provider>(
-    making: &Making<'_, P>,
+    build: &NodeBuild<'_, P>,
     running: &mut Running<'_, P::Instance>,
     work: &LayerWork,
     blobs: &Staged,
@@ -133,10 +133,10 @@ async fn apply<P: Provider>(
     log: &mut Log,
 ) -> Result<bool, Stop> {
     for note in &work.notes {
-        making.notice(&format!("{}: {note}", making.node.name));
+        build.notice(&format!("{}: {note}", build.node.name));
     }
-    making.phase("apply");
-    let offline = making.node.needs == Needs::Disk;
+    build.phase("apply");
+    let offline = build.node.needs == Needs::Disk;
     let names = &work.places;
     let (layer, steps) = (work.layer.clone(), work.steps.clone());
     let host = running.instance.way_out().host;
@@ -148,9 +148,9 @@ async fn apply<P: Provider>(
             Progress::Started(step) => {
                 *spare = None;
                 log.heading(&names[step].1);
-                making.phase(&names[step].1);
+                build.phase(&names[step].1);
             }
-            Progress::Output(text) => log.text(text, |line| making.line(line)),
+            Progress::Output(text) => log.text(text, |line| build.line(line)),
             Progress::Finished { step, changed } => {
                 if !changed {
                     log.heading(&format!("{}: unchanged", names[step].1));
@@ -165,13 +165,13 @@ async fn apply<P: Provider>(
         let closed = way_out.set(false).await;
         let applied = applied.map_err(Stop::Trouble)?;
         closed.map_err(|e| {
-            Stop::Failure(making.failure(FailureKind::Host, format!("the network can't be closed: {e}")))
+            Stop::Failure(build.failure(FailureKind::Host, format!("the network can't be closed: {e}")))
         })?;
         let Some(next) = applied.next else { return Ok(applied.boot_changed) };
         if applied.boot_changed {
-            take_boot(making, running, staging).await?;
+            take_boot(build, running, staging).await?;
         }
-        reboot(making, running, staging).await?;
+        reboot(build, running, staging).await?;
         what.from = next;
     }
 }
@@ -179,7 +179,7 @@ async fn apply<P: Provider>(
 /// Switches the machine off in order and boots it again, on the disk that it
 /// had.
 async fn reboot<P: Provider>(
-    making: &Making<'_, P>,
+    build: &NodeBuild<'_, P>,
     running: &mut Running<'_, P::Instance>,
     staging: &Staging,
 ) -> Result<(), Stop> {
@@ -188,14 +188,14 @@ async fn reboot<P: Provider>(
     running.launch = Launch {
         overlay: staging.path().join(DiskKind::Qcow2.file_name()),
         again: true,
-        boot: making.boot_paths(&running.made.boot),
+        boot: build.boot_paths(&running.made.boot),
         memory: None,
         ..running.launch.clone()
     };
-    let (instance, session) = up::again(making, &running.launch).await.map_err(Stop::Failure)?;
+    let (instance, session) = up::again(build, &running.launch).await.map_err(Stop::Failure)?;
     running.instance = instance;
     running.session = session;
-    making.phase("apply");
+    build.phase("apply");
     Ok(())
 }
 
@@ -203,7 +203,7 @@ async fn reboot<P: Provider>(
 /// kernel of its own boots by its loader, if at all; a disk that boots by its
 /// own loader goes on doing so.
 async fn take_boot<P: Provider>(
-    making: &Making<'_, P>,
+    build: &NodeBuild<'_, P>,
     running: &mut Running<'_, P::Instance>,
     staging: &Staging,
 ) -> Result<(), Stop> {
@@ -217,7 +217,7 @@ async fn take_boot<P: Provider>(
         ended = instance.ended() => return Err(Stop::Trouble(Trouble::Ended(ended))),
     };
     made.boot = match fetched {
-        Ok(()) => Some(making.keep_boot(&files).map_err(Stop::Failure)?),
+        Ok(()) => Some(build.keep_boot(&files).map_err(Stop::Failure)?),
         Err(SessionError::Refused(_)) => None,
         Err(error) => return Err(Stop::Trouble(Trouble::Session(error))),
     };
@@ -227,7 +227,7 @@ async fn take_boot<P: Provider>(
 /// Keeps the disk of a layer that failed, for `vimg shell --failed`. That it
 /// can't be kept is no further trouble.
 async fn keep_failed<P: Provider>(
-    making: &Making<'_, P>,
+    build: &NodeBuild<'_, P>,
     running: &mut Running<'_, P::Instance>,
     staging: &Staging,
     next_disk: &Path,
@@ -235,8 +235,8 @@ async fn keep_failed<P: Provider>(
 ) {
     let Running { instance, session, made, .. } = running;
     let Some(on) = made.disk.backing else { return };
-    let parent = making.node.parent.map(|id| making.shared.graph.node(id).key);
-    let Some(below) = parent.and_then(|key| Some((key, making.shared.store.record(&key)?.id))) else {
+    let parent = build.node.parent.map(|id| build.shared.graph.node(id).key);
+    let Some(below) = parent.and_then(|key| Some((key, build.shared.store.record(&key)?.id))) else {
         return;
     };
     let rest = tokio::time::timeout(LAST_REST, async {
@@ -246,22 +246,22 @@ async fn keep_failed<P: Provider>(
     if let Ok(Some(())) = rest.await {
         let disk = staging.path().join(DiskKind::Qcow2.file_name());
         let failed = FailedDisk { below, on, why: failure.message.clone() };
-        let _ = making.shared.notes.keep_failed(&making.node.name, &disk, &failed);
+        let _ = build.shared.notes.keep_failed(&build.node.name, &disk, &failed);
     }
 }
 
 /// Brings the machine's disk to rest and goes on with a new one.
 async fn settle<P: Provider>(
-    making: &Making<'_, P>,
+    build: &NodeBuild<'_, P>,
     running: &mut Running<'_, P::Instance>,
     staging: &Staging,
     next_disk: &Path,
     boot_changed: bool,
     last: bool,
 ) -> Result<(), Stop> {
-    making.phase("snapshot");
+    build.phase("snapshot");
     if boot_changed {
-        take_boot(making, running, staging).await?;
+        take_boot(build, running, staging).await?;
     }
     let Running { instance, session, .. } = &mut *running;
     let rested = tokio::select! {
@@ -269,7 +269,7 @@ async fn settle<P: Provider>(
         ended = instance.ended() => Err(Trouble::Ended(ended)),
     };
     rested.map_err(Stop::Trouble)?;
-    instance.snapshot(next_disk).await.map_err(|e| Stop::Failure(making.provider_failure(e)))?;
+    instance.snapshot(next_disk).await.map_err(|e| Stop::Failure(build.provider_failure(e)))?;
     if last {
         return Ok(());
     }
@@ -282,35 +282,35 @@ async fn settle<P: Provider>(
 
 /// Commits a disk that is at rest.
 async fn keep<P: Provider>(
-    making: &Making<'_, P>,
+    build: &NodeBuild<'_, P>,
     running: &mut Running<'_, P::Instance>,
     staging: Staging,
 ) -> Made {
-    let (shared, node) = (making.shared, making.node);
+    let (shared, node) = (build.shared, build.node);
     let own = staging.path().join(DiskKind::Qcow2.file_name());
     let mut made = running.made.clone();
     if made.disk.depth >= MAX_DEPTH {
-        making.phase("flatten");
+        build.phase("flatten");
         let mut chain = running.launch.chain.clone();
         chain.push(own.clone());
         let flat = staging.path().join("flat.qcow2");
-        shared.provider.flatten(&chain, &flat).await.map_err(|e| making.provider_failure(e))?;
+        shared.provider.flatten(&chain, &flat).await.map_err(|e| build.provider_failure(e))?;
         // The running machine keeps the file that it has open.
-        std::fs::rename(&flat, &own).map_err(|e| making.io_failure(&own, e))?;
+        std::fs::rename(&flat, &own).map_err(|e| build.io_failure(&own, e))?;
         // Its machine may have booted from other disks than those of its parent.
         let owners = running.launch.chain.iter().filter_map(|disk| shared.store.owner(disk));
         made.inherited = owners.flat_map(|owner| shared.store.origins(&owner.key)).collect();
         made.disk = Disk { kind: DiskKind::Qcow2, backing: None, depth: 0 };
     }
-    made.same = making.same(&running.launch.chain, &own, &made).await;
-    making.phase("store");
+    made.same = build.same(&running.launch.chain, &own, &made).await;
+    build.phase("store");
     let depth = made.disk.depth;
-    let Some(id) = making.commit(staging, made).await? else {
+    let Some(id) = build.commit(staging, made).await? else {
         // The machine's disk and the one in the store are two.
-        return Err(making.gone());
+        return Err(build.gone());
     };
     running.made.disk = Disk { kind: DiskKind::Qcow2, backing: Some((node.key, id)), depth: depth + 1 };
-    running.launch.chain = shared.store.chain(&node.key).ok_or_else(|| making.gone())?;
+    running.launch.chain = shared.store.chain(&node.key).ok_or_else(|| build.gone())?;
     Ok(())
 }
 
@@ -339,7 +339,7 @@ impl Blobs for Staged {
 }
 
 pub(super) async fn stage_blobs<P: Provider>(
-    site: &Site<'_, P>,
+    site: &NodeContext<'_, P>,
     work: &Arc<LayerWork>,
     staging: &Staging,
 ) -> Result<Staged, Box<Failure>> {

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::drafts::Drafts;
+use super::staged::StagedOutputs;
 use crate::event::{Event, Sink};
 use crate::files::{Place, Places};
 use crate::plan::Wanted;
@@ -19,7 +19,7 @@ pub fn write_outputs(
     store: &Store,
     notes: &ProjectFiles,
     places: &Places,
-    drafts: &Drafts,
+    staged: &StagedOutputs,
     sink: &Sink,
 ) -> Result<(), (PathBuf, io::Error)> {
     let mut known = notes.outputs();
@@ -40,7 +40,7 @@ pub fn write_outputs(
             sink(told(true));
             continue;
         }
-        let ready = drafts.take(&key, &to).and_then(|copy| place.name(&copy).ok());
+        let ready = staged.take(&key, &to).and_then(|copy| place.name(&copy).ok());
         let written = match ready {
             Some(()) => place.put(),
             None => copy(&store.state_dir(&key).join(record.disk.kind.file_name()), &place),

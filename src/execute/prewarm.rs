@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::context::Shared;
+use super::context::BuildState;
+use super::node::NodeContext;
 use super::session::{Session, SessionError};
-use super::site::Site;
 use super::up::{self, Channel, Stand, Up};
 use crate::graph::{Node, NodeId};
 use crate::provider::{Instance, Place, Provider};
@@ -32,7 +32,7 @@ pub(super) struct Prewarm<P: Provider> {
 
 impl<P: Provider> Prewarm<P> {
     /// Begins to fork a machine for a check whose image is not there yet.
-    pub(super) fn begin(shared: Arc<Shared<P>>, check: NodeId) -> Self {
+    pub(super) fn begin(shared: Arc<BuildState<P>>, check: NodeId) -> Self {
         let (mut tasks, wanted) = (JoinSet::new(), Arc::new(Notify::new()));
         let called = wanted.clone();
         let task = tasks.spawn(async move {
@@ -70,7 +70,7 @@ pub(super) struct PrewarmedFork<P: Provider> {
     scratch: Staging,
 }
 
-async fn fork<P: Provider>(shared: &Shared<P>, check: NodeId) -> Option<PrewarmedFork<P>> {
+async fn fork<P: Provider>(shared: &BuildState<P>, check: NodeId) -> Option<PrewarmedFork<P>> {
     let node = shared.graph.node(check);
     // What waits holds nothing that a layer may want: a processor only until
     // it is up, and no memory, of which it takes little for a short time.
@@ -82,7 +82,7 @@ async fn fork<P: Provider>(shared: &Shared<P>, check: NodeId) -> Option<Prewarme
     let image = below(node)?;
     let state =
         std::iter::successors(Some(image), |node| below(node)).find(|node| shared.store.has(&node.key))?;
-    let site = Site { shared, node };
+    let site = NodeContext { shared, node };
     let scratch = site.staging().ok()?;
     // What the image was before is what it will be like.
     let before = shared.notes.nodes().get(&image.name).copied();
@@ -132,7 +132,7 @@ impl<P: Provider> PrewarmedFork<P> {
     /// one may do: this one has gone on for a while.
     pub(super) async fn adopt(
         self,
-        site: &Site<'_, P>,
+        site: &NodeContext<'_, P>,
         stand: &Stand<'_>,
     ) -> Option<(Up<P::Instance>, Staging)> {
         let Self { mut instance, mut session, failed, scratch } = self;

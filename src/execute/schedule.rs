@@ -7,10 +7,10 @@ use std::sync::atomic::Ordering;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::context::{Settled, Workshop};
+use super::context::{BuildContext, Settled};
 use super::failure::Failure;
 use super::prewarm::Prewarm;
-use super::{run, runs};
+use super::{batch, batches};
 use crate::event::Event;
 use crate::graph::{NodeId, Work};
 use crate::plan::Plan;
@@ -34,13 +34,13 @@ pub struct Outcome {
 
 /// Makes what `plan` says is to be built, but for what is made from a state
 /// that turned out to hold the same as one before.
-pub async fn build<P: Provider>(workshop: &Workshop<P>, plan: &Plan) -> Outcome {
-    let Workshop { graph, sink, budget, .. } = workshop;
+pub async fn build<P: Provider>(context: &BuildContext<P>, plan: &Plan) -> Outcome {
+    let BuildContext { graph, sink, budget, .. } = context;
     let mut outcome = Outcome { reused: plan.reused(), ..Outcome::default() };
     let reasons = plan.to_build().map(|(id, reason)| (id, reason.clone())).collect();
-    let shared = Arc::new(workshop.share(reasons));
-    let urgency = runs::urgency(graph, plan, &shared.store, &shared.notes.nodes());
-    let mut waiting = runs::cut(graph, plan);
+    let shared = Arc::new(context.share(reasons));
+    let critical_path = batches::critical_path(graph, plan, &shared.store, &shared.notes.nodes());
+    let mut waiting = batches::cut(graph, plan);
     let mut settled: HashSet<NodeId> =
         plan.steps.keys().copied().filter(|id| !shared.reasons.contains_key(id)).collect();
     let mut dead: HashSet<NodeId> = HashSet::new();
@@ -60,11 +60,11 @@ pub async fn build<P: Provider>(workshop: &Workshop<P>, plan: &Plan) -> Outcome 
             waiting.into_iter().partition(|run| !stopping && ready(run));
         waiting = later;
         // Who starts first gets a processor first.
-        start_now.sort_by(|a, b| urgency[&b[0]].total_cmp(&urgency[&a[0]]));
+        start_now.sort_by(|a, b| critical_path[&b[0]].total_cmp(&critical_path[&a[0]]));
         for run in start_now {
             let prewarmed = prewarm.take_if(|(check, _)| *check == run[0]).map(|(_, prewarmed)| prewarmed);
             started.extend(&run);
-            tasks.spawn(run::make(shared.clone(), run, prewarmed, sender.clone()));
+            tasks.spawn(batch::make(shared.clone(), run, prewarmed, sender.clone()));
         }
         let gone =
             |id: NodeId| graph.node(id).parent.is_some_and(|p| dead.contains(&p) || moved.contains(&p));
@@ -88,7 +88,7 @@ pub async fn build<P: Provider>(workshop: &Workshop<P>, plan: &Plan) -> Outcome 
         };
         for run in waiting.iter().filter(|run| !stopping && almost(&run[0])) {
             if copied.insert(run[0]) {
-                run::copy_earlier(&shared, run[0]);
+                batch::copy_earlier(&shared, run[0]);
             }
         }
         if tasks.is_empty() && receiver.is_empty() {

@@ -10,13 +10,13 @@ use vimg_agent::protocol::{AGENT, Exec, Stream};
 use vimg_lang::model::{DiskFormat, Forward, Machine};
 
 use super::change::{self, TAIL, at};
-use super::context::{Shared, Workshop};
+use super::context::{BuildContext, BuildState};
 use super::explain::Trouble;
 use super::failure::{Failure, FailureKind};
 use super::log::clean;
+use super::node::NodeContext;
 use super::session::{Ended, Input};
 use super::session::{Session, SessionError};
-use super::site::Site;
 use super::up::{self, Stand};
 use crate::digest::Key;
 use crate::graph::{Difference, ServerPart, ServerPlan};
@@ -163,7 +163,7 @@ impl ServerRecord {
         }
     }
 
-    fn launch<P>(&self, site: &Site<'_, P>, dir: &Path) -> Launch {
+    fn launch<P>(&self, site: &NodeContext<'_, P>, dir: &Path) -> Launch {
         let (cpus, memory, disk) = self.machine;
         Launch {
             chain: self.chain.clone(),
@@ -234,12 +234,12 @@ pub async fn runs<P: Provider>(provider: &P, dir: &Path) -> bool {
 
 /// Starts a server, or boots it again from its disk.
 pub async fn up<P: Provider>(
-    workshop: &Workshop<P>,
+    context: &BuildContext<P>,
     plan: &ServerPlan,
     home: &ServerHome,
 ) -> Result<Came, Box<Failure>> {
-    let shared = workshop.share(std::collections::BTreeMap::new());
-    let site = Site { shared: &shared, node: workshop.graph.node(plan.image) };
+    let shared = context.share(std::collections::BTreeMap::new());
+    let site = NodeContext { shared: &shared, node: context.graph.node(plan.image) };
     let host = |why: String| at(plan, FailureKind::Host, why);
     if let Some(mut record) = home.record() {
         if runs(&*shared.provider, &home.dir).await {
@@ -275,8 +275,8 @@ pub async fn up<P: Provider>(
 }
 
 async fn start<P: Provider>(
-    shared: &Shared<P>,
-    site: &Site<'_, P>,
+    shared: &BuildState<P>,
+    site: &NodeContext<'_, P>,
     plan: &ServerPlan,
     home: &ServerHome,
 ) -> Result<(), Box<Failure>> {
@@ -336,7 +336,7 @@ async fn start<P: Provider>(
 /// Boots a server from its disk. The inner result says whether its hooks
 /// passed: it runs on in any case.
 async fn back<P: Provider>(
-    site: &Site<'_, P>,
+    site: &NodeContext<'_, P>,
     plan: &ServerPlan,
     home: &ServerHome,
     record: &ServerRecord,
@@ -354,7 +354,7 @@ async fn back<P: Provider>(
 
 /// Has a server run the hooks of its boot.
 async fn live<P: Provider>(
-    site: &Site<'_, P>,
+    site: &NodeContext<'_, P>,
     plan: &ServerPlan,
     found: &mut Found<P>,
     what: &str,
@@ -421,12 +421,12 @@ pub fn difference(plan: &ServerPlan, home: &ServerHome) -> Result<Difference, St
 /// Brings a server that runs to what the recipe says. If that fails, it boots
 /// from its disk as it was before.
 pub async fn apply<P: Provider>(
-    workshop: &Workshop<P>,
+    context: &BuildContext<P>,
     plan: &ServerPlan,
     home: &ServerHome,
 ) -> Result<Difference, Box<Failure>> {
-    let shared = workshop.share(std::collections::BTreeMap::new());
-    let site = Site { shared: &shared, node: workshop.graph.node(plan.image) };
+    let shared = context.share(std::collections::BTreeMap::new());
+    let site = NodeContext { shared: &shared, node: context.graph.node(plan.image) };
     let host = |why: String| at(plan, FailureKind::Host, why);
     let mut record = home.record().ok_or_else(|| host("it was never started".into()))?;
     if shared.graph.node(shared.graph.chain(plan.image)[0]).key != record.root {

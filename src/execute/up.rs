@@ -9,9 +9,9 @@ use vimg_lang::model::Machine;
 
 use super::explain::{Trouble, explain};
 use super::failure::{Failure, FailureKind};
+use super::node::NodeContext;
 use super::retargeted;
 use super::session::{Session, SessionError};
-use super::site::Site;
 use crate::graph::{Needs, Node, Work};
 use crate::provider::{Ended, Instance, Lasting, Launch, Offline, Place, Provider, Retarget};
 use crate::store::{Disk, DiskKind, Record};
@@ -80,7 +80,7 @@ impl<'a> Stand<'a> {
 
 /// What to launch, and the record of the state below.
 pub(super) fn prepare<P: Provider>(
-    site: &Site<'_, P>,
+    site: &NodeContext<'_, P>,
     stand: &Stand<'_>,
     scratch: &Path,
     overlay: &Path,
@@ -110,7 +110,7 @@ pub(super) fn prepare<P: Provider>(
 
 /// Starts an instance and waits until its agent is up.
 pub(super) async fn up<P: Provider>(
-    site: &Site<'_, P>,
+    site: &NodeContext<'_, P>,
     stand: &Stand<'_>,
     scratch: &Path,
     overlay: &Path,
@@ -211,7 +211,7 @@ pub(super) async fn up<P: Provider>(
 
 /// Starts an instance and opens the stream to its agent.
 async fn start<P: Provider>(
-    site: &Site<'_, P>,
+    site: &NodeContext<'_, P>,
     launch: &Launch,
 ) -> Result<(P::Instance, Session<Channel<P>>), Box<Failure>> {
     site.phase("start");
@@ -255,7 +255,7 @@ pub(super) async fn off<I: Instance>(
 
 /// Boots a machine again that was switched off, and waits until it is up.
 pub(super) async fn again<P: Provider>(
-    site: &Site<'_, P>,
+    site: &NodeContext<'_, P>,
     launch: &Launch,
 ) -> Result<(P::Instance, Session<Channel<P>>), Box<Failure>> {
     let (mut instance, mut session) = start(site, launch).await?;
@@ -278,12 +278,12 @@ pub(super) async fn again<P: Provider>(
 
 /// Tells why a machine does not go on from one that was kept of a disk that is
 /// almost the same.
-fn tell_why<P>(site: &Site<'_, P>, why: &str) {
+fn tell_why<P>(site: &NodeContext<'_, P>, why: &str) {
     site.line(&super::log::clean(&format!("the machine boots: {why}")));
 }
 
 /// Tells which units failed to start.
-pub(super) fn tell_failed<P>(site: &Site<'_, P>, units: &[String]) {
+pub(super) fn tell_failed<P>(site: &NodeContext<'_, P>, units: &[String]) {
     if !units.is_empty() {
         site.line(&super::log::clean(&format!("units that failed at boot: {}", units.join(" "))));
     }

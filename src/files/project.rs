@@ -17,8 +17,8 @@ use vimg_lang::{Document, FileKind, FileRef, Files, ReadError, Root};
 
 use crate::digest::{Blob, Digest};
 
+use super::dependency::Dependency;
 use super::embedded;
-use super::look::Look;
 use super::stamps::{self, Stamps};
 
 /// The most files that one directory of a recipe may hold.
@@ -50,7 +50,7 @@ pub(super) struct Seen {
     dirs: HashMap<String, OwnedFd>,
     files: HashMap<String, Stat>,
     /// All of that, and what was listed, as the next run would check it.
-    pub(super) looks: Vec<Look>,
+    pub(super) dependencies: Vec<Dependency>,
     /// Something could not be looked at in a way that can be checked again.
     pub(super) unsure: bool,
 }
@@ -155,10 +155,10 @@ impl Project {
         match &found {
             Ok(stat) => {
                 seen.files.insert(path.to_owned(), *stat);
-                seen.looks.push(Look::followed(path, Some(stat)));
+                seen.dependencies.push(Dependency::followed(path, Some(stat)));
             }
             Err(e) if matches!(read_error(e), ReadError::NotFound) => {
-                seen.looks.push(Look::followed(path, None));
+                seen.dependencies.push(Dependency::followed(path, None));
             }
             Err(_) => seen.unsure = true,
         }
@@ -227,7 +227,7 @@ impl Project {
                 entries.insert(path.to_owned(), Node::File(mode, blob, attributes));
             } else {
                 let stat = rustix::fs::lstat(found.path()).map_err(|e| error(dir, &e.to_string()))?;
-                self.seen().looks.push(Look::entry(whole, &stat));
+                self.seen().dependencies.push(Dependency::entry(whole, &stat));
                 let node = match FileType::from_raw_mode(stat.st_mode) {
                     FileType::Directory => Node::Dir(DIRECTORY_MODE),
                     // What programs leave to be talked to by is no file to copy.

@@ -392,7 +392,7 @@ mod tests {
         let size = || std::fs::metadata(dir.join("out")).unwrap().len();
         let first = size();
         let mut chain = vec![dir.join("base")];
-        let rounds = [
+        let cutoff = [
             vec!["write -P 9 100k 70k", "write -z 1M 128k", "write -P 0 2M 64k", "write -P 5 3145000 216"],
             // What was zeros, what was packed, and what could not be.
             vec!["write -s raw 2M 300k", "write -P 3 0 3145216", "write -s raw 1200k 100k"],
@@ -400,7 +400,7 @@ mod tests {
             vec![],
             vec!["write -s raw 64k 3000k", "write -P 1 512 512"],
         ];
-        for (n, writes) in rounds.iter().enumerate() {
+        for (n, writes) in cutoff.iter().enumerate() {
             let top = format!("top{n}");
             qemu(dir, &format!("qemu-img create -q -f qcow2 {top} 3145216"));
             for one in writes {

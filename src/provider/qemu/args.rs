@@ -145,7 +145,7 @@ pub(super) fn devices() -> Vec<String> {
 /// A network behind the host's, by QEMU's own NAT. Nobody there has to learn
 /// that a machine goes on elsewhere: a fork would announce it five times, and
 /// all services of its network would hear of it. (A migration's parameter
-/// `announce-rounds` of 0 does the same, and QEMU 7.2 crashes when such a
+/// `announce-cutoff` of 0 does the same, and QEMU 7.2 crashes when such a
 /// device is reset.)
 /// One that is cut off answers for addresses and leads nowhere; a fork may be
 /// of a machine that was not.

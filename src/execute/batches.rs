@@ -100,22 +100,22 @@ fn is_quiet(work: &Work) -> bool {
 
 /// How long, in seconds, it takes from a node to the end of what is built on
 /// it, by what it took the last time: the longest way is gone first.
-pub(super) fn urgency(
+pub(super) fn critical_path(
     graph: &Graph,
     plan: &Plan,
     store: &Store,
     last: &BTreeMap<String, Key>,
 ) -> HashMap<NodeId, f64> {
-    let mut urgency: HashMap<NodeId, f64> = HashMap::new();
+    let mut critical_path: HashMap<NodeId, f64> = HashMap::new();
     let build: Vec<NodeId> = plan.to_build().map(|(id, _)| id).collect();
     // Ids grow upwards, so children come later.
     for id in build.iter().rev() {
         let node = graph.node(*id);
         let before = last.get(&node.name).and_then(|key| store.record(key)).map(|r| r.seconds);
         let own = before.unwrap_or(GUESS);
-        let above = |child: &NodeId| urgency.get(child).copied().unwrap_or(0.0);
+        let above = |child: &NodeId| critical_path.get(child).copied().unwrap_or(0.0);
         let longest = graph.children(*id).iter().map(above).fold(0.0, f64::max);
-        urgency.insert(*id, own + longest);
+        critical_path.insert(*id, own + longest);
     }
-    urgency
+    critical_path
 }

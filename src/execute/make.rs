@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use super::context::Shared;
+use super::context::BuildState;
 use super::failure::{Failure, FailureKind};
+use super::node::NodeContext;
 use super::retargeted::hands_secrets;
-use super::site::Site;
 use crate::digest::{Blob, Key};
 use crate::event::Event;
 use crate::graph::{Needs, NodeId, Work};
@@ -17,24 +17,24 @@ use crate::store::{Boot, Disk, DiskKind, KeyLock, Origin, Record, Staging, State
 pub(super) type Made = Result<(), Box<Failure>>;
 
 /// What a node's making has in common with all others.
-pub(super) struct Making<'a, P> {
-    site: Site<'a, P>,
+pub(super) struct NodeBuild<'a, P> {
+    site: NodeContext<'a, P>,
     start: Instant,
     /// Held until the node's state is there, or will never be.
     lock: Arc<KeyLock>,
 }
 
-impl<'a, P> std::ops::Deref for Making<'a, P> {
-    type Target = Site<'a, P>;
+impl<'a, P> std::ops::Deref for NodeBuild<'a, P> {
+    type Target = NodeContext<'a, P>;
 
-    fn deref(&self) -> &Site<'a, P> {
+    fn deref(&self) -> &NodeContext<'a, P> {
         &self.site
     }
 }
 
-impl<'a, P: Provider> Making<'a, P> {
-    pub(super) fn begin(shared: &'a Shared<P>, id: NodeId, lock: Arc<KeyLock>) -> Self {
-        let site = Site { shared, node: shared.graph.node(id) };
+impl<'a, P: Provider> NodeBuild<'a, P> {
+    pub(super) fn begin(shared: &'a BuildState<P>, id: NodeId, lock: Arc<KeyLock>) -> Self {
+        let site = NodeContext { shared, node: shared.graph.node(id) };
         let reason = shared.reasons.get(&id);
         shared.tell(Event::Started {
             node: site.node.name.clone(),

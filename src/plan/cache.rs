@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::steps::Plan;
 use crate::digest::{Digest, Key};
-use crate::files::{Project, Witness};
+use crate::files::{DependencyRecord, Project};
 use crate::graph::{Graph, Target};
 use crate::store::Store;
 
@@ -36,17 +36,17 @@ impl Wanted {
 
 /// What a build found whose nodes were all there in the end.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Standing {
+pub struct PlanCache {
     /// Everything besides files that the plan came from: the program and
     /// what it was asked.
     request: Digest,
-    witness: Witness,
+    dependency_record: DependencyRecord,
     states: Vec<Key>,
     /// The files to write, if they are not there.
     pub wanted: Vec<Wanted>,
 }
 
-impl Standing {
+impl PlanCache {
     /// What to remember of a plan whose nodes are all there now. `None` if it
     /// can't be told whether the project changes after this.
     pub fn new(
@@ -56,9 +56,9 @@ impl Standing {
         plan: &Plan,
         wanted: Vec<Wanted>,
     ) -> Option<Self> {
-        let witness = project.witness()?;
+        let dependency_record = project.dependency_record()?;
         let states = plan.steps.keys().map(|id| graph.node(*id).key).collect();
-        Some(Self { request, witness, states, wanted })
+        Some(Self { request, dependency_record, states, wanted })
     }
 
     /// Whether the same request would find the same today.
@@ -72,7 +72,7 @@ impl Standing {
                 let mut known = HashMap::with_capacity(self.states.len());
                 self.states.iter().all(|key| store.whole(key, &mut known).is_some())
             });
-            self.witness.holds(project) && states.join().unwrap_or(false)
+            self.dependency_record.holds(project) && states.join().unwrap_or(false)
         })
     }
 

@@ -9,21 +9,21 @@ use serde::{Deserialize, Serialize};
 
 use vimg_lang::ReadError;
 
-use super::look::Look;
+use super::dependency::Dependency;
 use super::project::{Project, read_error};
 use super::stamps::{self, SETTLED};
 
 /// All that a run saw of a project.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Witness {
-    looks: Vec<Look>,
+pub struct DependencyRecord {
+    dependencies: Vec<Dependency>,
 }
 
-impl Witness {
+impl DependencyRecord {
     /// Whether a run would see all of it again.
     pub fn holds(&self, project: &Project) -> bool {
         let mut seen = project.seen();
-        self.looks.iter().all(|look| match project.look(&mut seen, &look.path, look.follow) {
+        self.dependencies.iter().all(|look| match project.look(&mut seen, &look.path, look.follow) {
             Ok(stat) => look.stamp == Some(stamps::stamp(&stat)),
             Err(e) => look.stamp.is_none() && matches!(read_error(&e), ReadError::NotFound),
         })
@@ -34,14 +34,14 @@ impl Project {
     /// What was seen of the project since it was opened. `None` if something
     /// of it changed so lately that another change might not show, or could
     /// not be looked at.
-    pub fn witness(&self) -> Option<Witness> {
+    pub fn dependency_record(&self) -> Option<DependencyRecord> {
         let mut seen = self.seen();
-        let looks = std::mem::take(&mut seen.looks);
-        let old = |look: &Look| {
+        let dependencies = std::mem::take(&mut seen.dependencies);
+        let old = |look: &Dependency| {
             look.stamp
                 .is_none_or(|[.., mtime, _, ctime, _]| (mtime.max(ctime) as i64) + SETTLED < self.opened)
         };
-        (!seen.unsure && looks.iter().all(old)).then_some(Witness { looks })
+        (!seen.unsure && dependencies.iter().all(old)).then_some(DependencyRecord { dependencies })
     }
 }
 
@@ -53,13 +53,13 @@ mod tests {
     use vimg_lang::{FileRef, Files};
 
     /// Sees a project that is taken for old, whatever its files' times are.
-    fn see(dir: &Path) -> Witness {
+    fn see(dir: &Path) -> DependencyRecord {
         let project = Project::open(dir).unwrap().later(1000);
         let _ = project.read(&FileRef::project("main"), 100);
         let _ = project.kind(&FileRef::project("absent"));
         let _ = project.hash(&FileRef::project("link"));
         project.tree(&FileRef::project("tree")).unwrap();
-        project.witness().unwrap()
+        project.dependency_record().unwrap()
     }
 
     #[test]
@@ -72,11 +72,16 @@ mod tests {
         }
         std::os::unix::fs::symlink("target", at("link")).unwrap();
         std::os::unix::fs::symlink("a", at("tree/link")).unwrap();
-        let holds = |witness: &Witness| witness.holds(&Project::open(dir.path()).unwrap());
-        assert!(Project::open(dir.path()).unwrap().witness().is_some(), "nothing seen, nothing young");
+        let holds = |dependency_record: &DependencyRecord| {
+            dependency_record.holds(&Project::open(dir.path()).unwrap())
+        };
+        assert!(
+            Project::open(dir.path()).unwrap().dependency_record().is_some(),
+            "nothing seen, nothing young"
+        );
         let project = Project::open(dir.path()).unwrap();
         let _ = project.read(&FileRef::project("main"), 100);
-        assert!(project.witness().is_none(), "what was written just now may change unseen");
+        assert!(project.dependency_record().is_none(), "what was written just now may change unseen");
 
         let pause = || std::thread::sleep(std::time::Duration::from_millis(20));
         let edits: [(&str, &dyn Fn()); 11] = [
@@ -105,13 +110,13 @@ mod tests {
             }),
         ];
         for (what, edit) in edits {
-            let witness = see(dir.path());
-            assert!(holds(&witness), "before {what}");
+            let dependency_record = see(dir.path());
+            assert!(holds(&dependency_record), "before {what}");
             fs::write(at("unread"), what).unwrap();
-            assert!(holds(&witness), "what was not read does not count");
+            assert!(holds(&dependency_record), "what was not read does not count");
             pause();
             edit();
-            assert!(!holds(&witness), "{what}");
+            assert!(!holds(&dependency_record), "{what}");
         }
     }
 }

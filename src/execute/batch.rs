@@ -6,11 +6,11 @@ use std::sync::Arc;
 use tokio::sync::{SemaphorePermit, mpsc};
 use vimg_lang::model::DiskFormat;
 
-use super::context::{JOB, Settled, Shared};
-use super::drafts::{Before, Copies};
+use super::context::{BuildState, JOB, Settled};
 use super::failure::{Failure, FailureKind};
-use super::making::{Facts, Made, Making};
+use super::make::{Facts, Made, NodeBuild};
 use super::prewarm::Prewarm;
+use super::staged::{Before, Copies};
 use super::{checks, layer, session, up};
 use crate::digest::Description;
 use crate::event::Event;
@@ -23,7 +23,7 @@ type Sender = mpsc::UnboundedSender<Settled>;
 /// Makes the nodes of a run in order. What is left when another process is
 /// found to make one of them is returned, to be tried again as a run.
 pub(super) async fn make<P: Provider>(
-    shared: Arc<Shared<P>>,
+    shared: Arc<BuildState<P>>,
     nodes: Vec<NodeId>,
     prewarmed: Option<Prewarm<P>>,
     sender: Sender,
@@ -60,7 +60,7 @@ fn fail(sender: &Sender, id: NodeId, failure: Failure) -> Vec<NodeId> {
 }
 
 async fn start<P: Provider>(
-    shared: &Shared<P>,
+    shared: &BuildState<P>,
     rest: &[NodeId],
     lock: KeyLock,
     sender: &Sender,
@@ -87,13 +87,13 @@ async fn start<P: Provider>(
     }
 }
 
-async fn base<P: Provider>(shared: &Shared<P>, id: NodeId, lock: Arc<KeyLock>) -> Made {
-    let making = Making::begin(shared, id, lock);
-    let node = making.node;
-    let staging = making.staging()?;
+async fn base<P: Provider>(shared: &BuildState<P>, id: NodeId, lock: Arc<KeyLock>) -> Made {
+    let build = NodeBuild::begin(shared, id, lock);
+    let node = build.node;
+    let staging = build.staging()?;
     let source = match &node.work {
         Work::Import { file, sha256 } => {
-            making.phase("copy");
+            build.phase("copy");
             // What is checked and converted is a copy that nobody changes.
             let copy = staging.path().join("import");
             let (project, path, to) = (shared.project.clone(), file.path.clone(), copy.clone());
@@ -102,15 +102,15 @@ async fn base<P: Provider>(shared: &Shared<P>, id: NodeId, lock: Arc<KeyLock>) -
             });
             match copied.await {
                 Ok(Ok(_)) => provider::Source::Import(copy, sha256.clone()),
-                Ok(Err(e)) => return Err(making.failure(FailureKind::Recipe, format!("`{file}`: {e}"))),
-                Err(e) => return Err(making.failure(FailureKind::Host, e.to_string())),
+                Ok(Err(e)) => return Err(build.failure(FailureKind::Recipe, format!("`{file}`: {e}"))),
+                Err(e) => return Err(build.failure(FailureKind::Host, e.to_string())),
             }
         }
         Work::Bootstrap(bootstrap) => {
-            making.phase("bootstrap");
+            build.phase("bootstrap");
             provider::Source::Bootstrap(bootstrap.clone(), node.machine.disk)
         }
-        _ => return Err(making.failure(FailureKind::Recipe, "this is no base")),
+        _ => return Err(build.failure(FailureKind::Recipe, "this is no base")),
     };
     let (sink, name) = (shared.sink.clone(), node.name.clone());
     let lines: provider::Lines =
@@ -119,13 +119,13 @@ async fn base<P: Provider>(shared: &Shared<P>, id: NodeId, lock: Arc<KeyLock>) -
         .provider
         .create(&source, staging.path(), &lines)
         .await
-        .map_err(|e| making.provider_failure(e))?;
+        .map_err(|e| build.provider_failure(e))?;
     let boot = match &created.boot {
-        Some(files) => Some(making.keep_boot(files)?),
+        Some(files) => Some(build.keep_boot(files)?),
         None => None,
     };
     let appliance = match (&created.modules, boot) {
-        (Some(modules), Some(boot)) => Some(Boot { kernel: boot.kernel, initrd: making.keep_file(modules)? }),
+        (Some(modules), Some(boot)) => Some(Boot { kernel: boot.kernel, initrd: build.keep_file(modules)? }),
         _ => None,
     };
     let made = Facts {
@@ -138,24 +138,29 @@ async fn base<P: Provider>(shared: &Shared<P>, id: NodeId, lock: Arc<KeyLock>) -
         inherited: Vec::new(),
         same: None,
     };
-    making.phase("store");
-    making.commit(staging, made).await.map(|_| ())
+    build.phase("store");
+    build.commit(staging, made).await.map(|_| ())
 }
 
-async fn export<P: Provider>(shared: &Shared<P>, id: NodeId, format: DiskFormat, lock: Arc<KeyLock>) -> Made {
-    let making = Making::begin(shared, id, lock);
-    let node = making.node;
-    making.phase("convert");
+async fn export<P: Provider>(
+    shared: &BuildState<P>,
+    id: NodeId,
+    format: DiskFormat,
+    lock: Arc<KeyLock>,
+) -> Made {
+    let build = NodeBuild::begin(shared, id, lock);
+    let node = build.node;
+    build.phase("convert");
     let kind = match format {
         DiskFormat::Qcow2 => DiskKind::Qcow2,
         DiskFormat::Raw => DiskKind::Raw,
     };
     let store = &shared.store;
-    let parent = node.parent.map(|parent| shared.graph.node(parent)).ok_or_else(|| making.gone())?;
+    let parent = node.parent.map(|parent| shared.graph.node(parent)).ok_or_else(|| build.gone())?;
     let source = store.record(&parent.key).map(|record| (parent.key, record.id));
-    let chain = source.and_then(|source| store.chain_of(&source)).ok_or_else(|| making.gone())?;
+    let chain = source.and_then(|source| store.chain_of(&source)).ok_or_else(|| build.gone())?;
     copy_earlier(shared, id);
-    let revised = match shared.drafts.take_earlier(id) {
+    let revised = match shared.staged.take_earlier(id) {
         Some(earlier) => earlier.revise(store, &*shared.provider, &chain).await,
         None => None,
     };
@@ -164,23 +169,23 @@ async fn export<P: Provider>(shared: &Shared<P>, id: NodeId, format: DiskFormat,
     let (staging, copies) = match revised {
         Some(revised) => revised,
         None => {
-            let staging = making.staging()?;
+            let staging = build.staging()?;
             let exported =
                 shared.provider.export(&chain, format, &staging.path().join(kind.file_name())).await;
-            exported.map_err(|e| making.provider_failure(e))?;
+            exported.map_err(|e| build.provider_failure(e))?;
             (staging, Copies::new())
         }
     };
-    shared.drafts.begin(id, &node.key, &staging.path().join(kind.file_name()), copies);
-    making.phase("store");
+    shared.staged.begin(id, &node.key, &staging.path().join(kind.file_name()), copies);
+    build.phase("store");
     let made = Facts { source, ..Facts::of(kind, shared.provider.name()) };
-    making.commit(staging, made).await.map(|_| ())
+    build.commit(staging, made).await.map(|_| ())
 }
 
 /// Begins to copy what an output was before, if that may hold most of it.
-pub(super) fn copy_earlier<P>(shared: &Shared<P>, id: NodeId) {
+pub(super) fn copy_earlier<P>(shared: &BuildState<P>, id: NodeId) {
     let (node, store) = (shared.graph.node(id), &shared.store);
-    if !matches!(node.work, Work::Export(DiskFormat::Qcow2)) || shared.drafts.has_earlier(id) {
+    if !matches!(node.work, Work::Export(DiskFormat::Qcow2)) || shared.staged.has_earlier(id) {
         return;
     }
     let same_way = |record: &Record| {
@@ -201,31 +206,31 @@ pub(super) fn copy_earlier<P>(shared: &Shared<P>, id: NodeId) {
         Some(Before { state, source, exported: Exported { disk, chain } })
     });
     if let (Some(before), Ok(staging)) = (before, store.staging()) {
-        shared.drafts.copy_earlier(id, before, staging);
+        shared.staged.copy_earlier(id, before, staging);
     }
 }
 
 async fn machine<P: Provider>(
-    shared: &Shared<P>,
+    shared: &BuildState<P>,
     rest: &[NodeId],
     first_lock: Arc<KeyLock>,
     job: &mut Option<SemaphorePermit<'_>>,
     sender: &Sender,
 ) -> Vec<NodeId> {
-    let mut making = Making::begin(shared, rest[0], first_lock);
+    let mut build = NodeBuild::begin(shared, rest[0], first_lock);
     // The instance's own files outlive the states that it makes.
-    let (scratch, mut staging) = match (making.staging(), making.staging()) {
+    let (scratch, mut staging) = match (build.staging(), build.staging()) {
         (Ok(scratch), Ok(staging)) => (scratch, staging),
         (Err(failure), _) | (_, Err(failure)) => return fail(sender, rest[0], *failure),
     };
     let network = rest.iter().any(|id| wants_network(&shared.graph.node(*id).work));
-    let Some(parent) = making.node.parent.map(|id| shared.graph.node(id)) else {
-        return fail(sender, rest[0], *making.gone());
+    let Some(parent) = build.node.parent.map(|id| shared.graph.node(id)) else {
+        return fail(sender, rest[0], *build.gone());
     };
     let stand = up::Stand {
         state: parent,
-        machine: making.node.machine,
-        needs: making.node.needs,
+        machine: build.node.machine,
+        needs: build.node.needs,
         network,
         opens: false,
         chain: None,
@@ -233,7 +238,7 @@ async fn machine<P: Provider>(
         lasting: None,
     };
     let overlay = staging.path().join(DiskKind::Qcow2.file_name());
-    let mut running = match up::up(&making, &stand, scratch.path(), &overlay).await {
+    let mut running = match up::up(&build, &stand, scratch.path(), &overlay).await {
         Ok(up) => layer::Running::on(up, job.as_mut().and_then(|job| job.split(JOB as usize - 1))),
         Err(failure) => return fail(sender, rest[0], *failure),
     };
@@ -250,16 +255,16 @@ async fn machine<P: Provider>(
                 }
                 Err(error) => return fail(sender, *id, Failure::store(&node.name, node.span, &error)),
             };
-            making = Making::begin(shared, *id, lock);
+            build = NodeBuild::begin(shared, *id, lock);
         }
-        let next = match making.staging() {
+        let next = match build.staging() {
             Ok(next) => next,
             Err(failure) => return fail(sender, *id, *failure),
         };
         let last = n + 1 == rest.len();
         let spent = std::mem::replace(&mut staging, next);
         let next_disk = staging.path().join(DiskKind::Qcow2.file_name());
-        match layer::make(&making, &mut running, spent, &next_disk, last).await {
+        match layer::make(&build, &mut running, spent, &next_disk, last).await {
             Ok(()) => {
                 if shared.has_moved(node) {
                     let _ = sender.send(Settled::Moved(*id, true));

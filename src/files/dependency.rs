@@ -7,7 +7,7 @@ use super::stamps::{self, Stamp};
 
 /// One look at a path.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Look {
+pub(super) struct Dependency {
     pub(super) path: String,
     /// Whether a link is followed, or is itself what was found in a listing.
     pub(super) follow: bool,
@@ -15,7 +15,7 @@ pub(super) struct Look {
     pub(super) stamp: Option<Stamp>,
 }
 
-impl Look {
+impl Dependency {
     pub(super) fn followed(path: &str, stat: Option<&Stat>) -> Self {
         Self { path: path.to_owned(), follow: true, stamp: stat.map(stamps::stamp) }
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::caching::{Caching, Looked};
-use super::context::Workshop;
+use super::context::BuildContext;
 use super::schedule::{Outcome, build};
 use crate::digest::Key;
 use crate::event::Event;
@@ -17,7 +17,7 @@ use crate::store::{Last, ProjectFiles, Store};
 /// Takes over what caches have and makes the rest. The plan is that of the
 /// last round, for the workshop's graph as it is then.
 pub async fn make<P: Provider>(
-    workshop: &mut Workshop<P>,
+    context: &mut BuildContext<P>,
     caching: &Caching<'_>,
     last: &Last,
     wanted: &[NodeId],
@@ -28,20 +28,20 @@ pub async fn make<P: Provider>(
     let mut all = Outcome::default();
     let mut damaged = BTreeSet::new();
     let plan = loop {
-        let mut plan = caching.obtain(&workshop.graph, &now, wanted, &mut looked).await;
+        let mut plan = caching.obtain(&context.graph, &now, wanted, &mut looked).await;
         // What was missing before may be there by now.
         now.whole.retain(|_, id| id.is_some());
-        if looked.has_taken() && workshop.resolve() {
+        if looked.has_taken() && context.resolve() {
             continue;
         }
-        if set_damaged_aside(workshop, &plan, &mut damaged) {
+        if set_damaged_aside(context, &plan, &mut damaged) {
             now.whole.clear();
             continue;
         }
-        leave_out(&mut plan, &workshop.graph, &all);
-        (workshop.sink)(Event::Planned { nodes: plan.steps.len(), reused: plan.reused() });
+        leave_out(&mut plan, &context.graph, &all);
+        (context.sink)(Event::Planned { nodes: plan.steps.len(), reused: plan.reused() });
         let outcome = match plan.to_build().next() {
-            Some(_) => build(workshop, &plan).await,
+            Some(_) => build(context, &plan).await,
             None => Outcome { reused: plan.reused(), ..Outcome::default() },
         };
         all.reused = outcome.reused.saturating_sub(all.built);
@@ -52,14 +52,14 @@ pub async fn make<P: Provider>(
         if !outcome.moved {
             break plan;
         }
-        workshop.resolve();
-        if failed && !workshop.budget.keep_going {
+        context.resolve();
+        if failed && !context.budget.keep_going {
             // What is there is there, by the keys that it has now.
-            break Plan::new(&workshop.graph, &workshop.store, &now, &BTreeMap::new(), wanted);
+            break Plan::new(&context.graph, &context.store, &now, &BTreeMap::new(), wanted);
         }
     };
     let Outcome { built, reused, boots, .. } = all;
-    (workshop.sink)(Event::Finished {
+    (context.sink)(Event::Finished {
         built,
         reused,
         failed: all.failures.len(),
@@ -67,23 +67,23 @@ pub async fn make<P: Provider>(
         boots,
     });
     caching.tell(&looked);
-    let notes = workshop.store.project(workshop.project.root());
-    remember(&workshop.graph, &plan, &workshop.store, &notes, &last.nodes);
+    let notes = context.store.project(context.project.root());
+    remember(&context.graph, &plan, &context.store, &notes, &last.nodes);
     (plan, all)
 }
 
 /// Looks at the states that something is to be made from; those that can't be
 /// read are set aside, to be made again, once each. Says whether there were any.
-fn set_damaged_aside<P>(workshop: &Workshop<P>, plan: &Plan, before: &mut BTreeSet<Key>) -> bool {
-    let graph = &workshop.graph;
+fn set_damaged_aside<P>(context: &BuildContext<P>, plan: &Plan, before: &mut BTreeSet<Key>) -> bool {
+    let graph = &context.graph;
     let below = plan.to_build().filter_map(|(id, _)| graph.node(id).parent);
     let below: BTreeSet<NodeId> = below.filter(|id| plan.steps.get(id) == Some(&Step::Reuse)).collect();
     let mut any = false;
     for id in below {
-        if let Some(key) = workshop.store.unreadable(&graph.node(id).key) {
+        if let Some(key) = context.store.unreadable(&graph.node(id).key) {
             let text =
                 format!("a state below {} is damaged and will be built again: {key}", graph.node(id).name);
-            (workshop.sink)(Event::Notice { text });
+            (context.sink)(Event::Notice { text });
             any |= before.insert(key);
         }
     }

@@ -25,7 +25,7 @@ const ROOM: u64 = 4;
 
 /// Copies that are made ahead.
 #[derive(Default)]
-pub struct Drafts {
+pub struct StagedOutputs {
     /// What may be wanted where.
     places: BTreeMap<NodeId, Vec<Place>>,
     earlier: Mutex<BTreeMap<NodeId, Earlier>>,
@@ -62,7 +62,7 @@ pub(super) struct Earlier {
     done: oneshot::Receiver<(File, Copies)>,
 }
 
-impl Drafts {
+impl StagedOutputs {
     /// For what may be wanted below a directory. What goes to a directory that
     /// is not there yet is not copied ahead.
     pub fn new<'a>(targets: impl Iterator<Item = &'a Target>, below: &Places) -> Self {
@@ -198,23 +198,24 @@ mod tests {
         fs::write(&to, "old").unwrap();
         let id = NodeId::of(0);
         let place = Places::open(dir.path()).unwrap().at("it.img", false).unwrap();
-        let drafts = Drafts { places: BTreeMap::from([(id, vec![place.clone()])]), ..Drafts::default() };
-        drafts.begin(id, &key, &disk, Copies::new());
-        assert!(drafts.take(&other, &to).is_none(), "it is of another disk");
-        drafts.begin(id, &key, &disk, Copies::new());
-        let copy = drafts.take(&key, &to).unwrap();
+        let staged =
+            StagedOutputs { places: BTreeMap::from([(id, vec![place.clone()])]), ..StagedOutputs::default() };
+        staged.begin(id, &key, &disk, Copies::new());
+        assert!(staged.take(&other, &to).is_none(), "it is of another disk");
+        staged.begin(id, &key, &disk, Copies::new());
+        let copy = staged.take(&key, &to).unwrap();
         let names = fs::read_dir(dir.path()).unwrap().count();
         assert_eq!(
             (names, fs::read_to_string(&to).unwrap(), content(&copy)),
             (2, "old".into(), "new".into())
         );
-        assert!(drafts.take(&key, &to).is_none());
+        assert!(staged.take(&key, &to).is_none());
         // One that is there is taken as it is.
         let there = place.nameless().unwrap();
         io::copy(&mut b"there".as_slice(), &mut &there).unwrap();
         (&there).rewind().unwrap();
-        drafts.begin(id, &key, &disk, Copies::from([(to.clone(), there)]));
-        assert_eq!(content(&drafts.take(&key, &to).unwrap()), "there");
+        staged.begin(id, &key, &disk, Copies::from([(to.clone(), there)]));
+        assert_eq!(content(&staged.take(&key, &to).unwrap()), "there");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::context::Shared;
+use super::context::BuildState;
 use super::failure::{Failure, FailureKind};
 use crate::event::Event;
 use crate::graph::Node;
@@ -10,12 +10,12 @@ use crate::provider::ProviderError;
 use crate::store::{Boot, Staging, StoreError};
 
 /// A node at work.
-pub(super) struct Site<'a, P> {
-    pub(super) shared: &'a Shared<P>,
+pub(super) struct NodeContext<'a, P> {
+    pub(super) shared: &'a BuildState<P>,
     pub(super) node: &'a Node,
 }
 
-impl<P> Site<'_, P> {
+impl<P> NodeContext<'_, P> {
     pub(super) fn phase(&self, phase: &str) {
         self.shared.tell(Event::Phase { node: self.node.name.clone(), phase: phase.to_owned() });
     }
