@@ -91,6 +91,11 @@ enum Command {
     },
 }
 
+/// The command line's grammar, for the reference.
+pub fn grammar() -> clap::Command {
+    Args::command()
+}
+
 /// Runs the program.
 pub fn main() -> ExitCode {
     // A reader that goes away (`vimg graph | head`) ends the program quietly

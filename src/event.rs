@@ -1,7 +1,7 @@
 //! What a build tells whoever watches. Events are the only way from the
 //! executor to a screen; nothing below [`crate::report`] prints.
 //!
-//! The JSON form of these is an interface: `docs/events.md` lists it, and a
+//! The JSON form of these is an interface: `docs/reference/events.md` lists it, and a
 //! test compares the two.
 
 use serde::Serialize;

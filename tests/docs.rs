@@ -11,8 +11,12 @@ use vimg::files::Project;
 use vimg::graph::Graph;
 use vimg_lang::{Code, FileRef, Request, Sources, compile, schema};
 
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
 fn read(name: &str) -> String {
-    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+    std::fs::read_to_string(root().join(name)).unwrap()
 }
 
 /// Replaces what stands between two markers, or demands that it is the same.
@@ -23,7 +27,7 @@ fn generated(document: &str, marker: &str, text: &str) {
     let end = old.find(&close).unwrap();
     let new = format!("{}\n{text}\n{}", &old[..start], &old[end..]);
     if std::env::var_os("VIMG_BLESS").is_some() {
-        std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join(document), &new).unwrap();
+        std::fs::write(root().join(document), &new).unwrap();
     } else {
         assert!(old == new, "{document} is out of date: VIMG_BLESS=1 cargo test --test docs");
     }
@@ -31,7 +35,7 @@ fn generated(document: &str, marker: &str, text: &str) {
 
 #[test]
 fn what_a_layer_may_do_is_listed() {
-    let document = read("docs/isolation.md");
+    let document = read("docs/explanation/isolation.md");
     let start = document.find("- Capabilities: ").unwrap() + "- Capabilities: ".len();
     let list = document[start..].split('.').next().unwrap();
     let listed: Vec<&str> = list.split(',').map(str::trim).collect();
@@ -40,14 +44,36 @@ fn what_a_layer_may_do_is_listed() {
 
 #[test]
 fn the_language_reference_is_generated() {
-    generated("docs/language.md", "reference", schema::reference().trim_end());
+    generated("docs/reference/language.md", "reference", schema::reference().trim_end());
     let rows: Vec<String> =
         Code::ALL.iter().map(|c| format!("| `{}` | {} |", c.as_str(), c.meaning().trim())).collect();
     generated(
-        "docs/language.md",
+        "docs/reference/language.md",
         "diagnostics",
         &format!("| code | meaning |\n| --- | --- |\n{}", rows.join("\n")),
     );
+}
+
+/// A command's help, and that of the commands below it.
+fn help(command: &clap::Command, path: &str, out: &mut String) {
+    let mut shown = command
+        .clone()
+        .bin_name(path)
+        .term_width(80)
+        .mut_args(|argument| argument.hide_env_values(true).global(false));
+    let text = shown.render_long_help().to_string();
+    let plain: Vec<&str> = text.lines().map(str::trim_end).collect();
+    out.push_str(&format!("## {path}\n\n```text\n{}\n```\n\n", plain.join("\n").trim()));
+    for child in command.get_subcommands().filter(|child| !child.is_hide_set()) {
+        help(child, &format!("{path} {}", child.get_name()), out);
+    }
+}
+
+#[test]
+fn the_reference_of_commands_is_generated() {
+    let mut text = String::new();
+    help(&vimg::cli::grammar(), "vimg", &mut text);
+    generated("docs/reference/cli.md", "commands", text.trim_end());
 }
 
 fn compiled(dir: &Path) -> (Result<vimg_lang::Model, Vec<vimg_lang::Diagnostic>>, Project) {
@@ -66,7 +92,9 @@ fn compiled(dir: &Path) -> (Result<vimg_lang::Model, Vec<vimg_lang::Diagnostic>>
 #[test]
 fn recipes_in_documents_compile() {
     let mut count = 0;
-    for document in ["README.md", "docs/language.md", "docs/servers.md"] {
+    for document in
+        ["README.md", "docs/reference/language.md", "docs/how-to/servers.md", "docs/how-to/replace.md"]
+    {
         for block in read(document).split("```kdl\n").skip(1) {
             let recipe = block.split("```").next().unwrap();
             let dir = tempfile::tempdir().unwrap();
@@ -81,8 +109,48 @@ fn recipes_in_documents_compile() {
     assert!(count >= 3);
 }
 
+#[test]
+fn links_lead_somewhere() {
+    let mut count = 0;
+    for entry in walkdir::WalkDir::new(root()).max_depth(3) {
+        let path = entry.unwrap().into_path();
+        let inner = path.strip_prefix(root()).unwrap();
+        let ours = inner.components().count() == 1 || inner.starts_with("docs");
+        if !ours || path.extension().is_none_or(|e| e != "md") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        for link in text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            if file.contains("://") || file.contains(' ') {
+                continue;
+            }
+            let to = if file.is_empty() { path.clone() } else { path.parent().unwrap().join(file) };
+            assert!(to.exists(), "{}: {link} leads nowhere", inner.display());
+            if !anchor.is_empty() {
+                let target = std::fs::read_to_string(&to).unwrap();
+                let anchors: Vec<String> =
+                    target.lines().filter(|l| l.starts_with('#')).map(anchor_of).collect();
+                assert!(anchors.iter().any(|a| a == anchor), "{}: {link} is no heading", inner.display());
+            }
+            count += 1;
+        }
+    }
+    assert!(count > 20);
+}
+
+/// A heading's anchor, as forges make it.
+fn anchor_of(heading: &str) -> String {
+    let kept = |c: char| match c {
+        ' ' => Some('-'),
+        c if c.is_alphanumeric() || c == '-' || c == '_' => Some(c.to_ascii_lowercase()),
+        _ => None,
+    };
+    heading.trim_start_matches('#').trim().chars().filter_map(kept).collect()
+}
+
 /// A recipe with every kind of node and primitive; names are those of the
-/// placeholders in `docs/keys.md`.
+/// placeholders in `docs/reference/keys.md`.
 const EVERYTHING: &str = r#"
 param "NAME" default="x"
 image "a" {
@@ -133,7 +201,7 @@ fn every_field_of_a_key_is_documented() {
     std::os::unix::fs::symlink("file", dir.path().join("tree/link")).unwrap();
     let (model, project) = compiled(dir.path());
     let graph = Graph::new(&model.unwrap(), &project).unwrap();
-    let table = read("docs/keys.md");
+    let table = read("docs/reference/keys.md");
     let mut fields = BTreeSet::new();
     for id in graph.ids() {
         for field in &graph.node(id).description.fields {
@@ -158,7 +226,7 @@ fn every_field_of_a_key_is_documented() {
     }
     assert!(fields.len() > 40, "{fields:?}");
     let missing: Vec<&String> = fields.iter().filter(|f| !table.contains(&format!("`{f}`"))).collect();
-    assert!(missing.is_empty(), "docs/keys.md does not name {missing:?}");
+    assert!(missing.is_empty(), "docs/reference/keys.md does not name {missing:?}");
 }
 
 /// One of each. A new kind of event does not compile without a line here.
@@ -195,7 +263,7 @@ fn every_event() -> Vec<Event> {
 
 #[test]
 fn every_event_is_documented() {
-    let table = read("docs/events.md");
+    let table = read("docs/reference/events.md");
     for event in every_event() {
         let json = serde_json::to_value(&event).unwrap();
         let object = json.as_object().unwrap();

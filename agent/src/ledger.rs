@@ -1,5 +1,5 @@
 //! What each layer has changed in the machine, and what stood there before:
-//! a page for each layer, in the machine itself. `docs/ledger.md` has the
+//! a page for each layer, in the machine itself. `docs/reference/ledger.md` has the
 //! format.
 //!
 //! What is about to change is noted first. In a server, which may stop at any

@@ -216,7 +216,7 @@ pub mod card {
 
 /// What programs of a layer may do as root while its machine is switched off:
 /// change owners and modes, become other users, use chroots. The same in an
-/// appliance and in a container; `docs/isolation.md` lists them.
+/// appliance and in a container; `docs/explanation/isolation.md` lists them.
 pub const CAPABILITIES: [&str; 13] = [
     "CHOWN",
     "DAC_OVERRIDE",

@@ -38,43 +38,43 @@ macro_rules! codes {
 }
 
 codes! {
-    /// A file that the recipe names is not there or can't be read.
+    /// A file that the recipe names does not exist, or vimg cannot use it.
     UnreadableFile = "unreadable-file",
-    /// A path names a directory, a FIFO, a device or a socket where a file is needed, or a file where a directory is needed.
+    /// A path names the wrong kind of file: a directory, FIFO, device or socket instead of a file, or a file instead of a directory.
     NotAFile = "not-a-file",
-    /// A path leads out of the project, by `..`, as an absolute path or through a symbolic link.
+    /// A path leaves the project: through `..`, as an absolute path, or through a symbolic link.
     OutsideProject = "outside-project",
-    /// A file is larger than vimg reads.
+    /// A recipe or template is larger than the limit of 768 KiB.
     TooLarge = "too-large",
-    /// A recipe or template is not UTF-8.
+    /// A recipe or template is not valid UTF-8.
     NotUtf8 = "not-utf8",
-    /// Braces, comments or slashdashes are nested deeper than vimg reads.
+    /// Braces, comments or `/-` blocks are nested too deeply.
     TooDeep = "too-deep",
-    /// The text is no KDL.
+    /// The text is not valid KDL 2.
     Syntax = "syntax",
-    /// Files `use` each other in a circle.
+    /// Files `use` each other in a cycle.
     UseCycle = "use-cycle",
-    /// More files are used than vimg reads.
+    /// The recipe uses more than 1,024 files.
     TooManyFiles = "too-many-files",
-    /// A node that vimg does not know, or not in this place.
+    /// The node does not exist, or is not allowed in this place.
     UnknownNode = "unknown-node",
-    /// A property that this node does not have.
+    /// The node has no property with this name.
     UnknownProperty = "unknown-property",
-    /// More arguments than this node takes.
+    /// The node has more arguments than it takes.
     UnexpectedArgument = "unexpected-argument",
-    /// Children of a node that takes none.
+    /// The node has children but takes none.
     UnexpectedChildren = "unexpected-children",
-    /// An argument, property or child that must be there is not.
+    /// A required argument, property or child is missing.
     Missing = "missing",
-    /// A value of another type than is wanted here.
+    /// A value has the wrong type.
     WrongType = "wrong-type",
-    /// A value of the right type that can't be meant.
+    /// A value has the right type, but is not valid here.
     InvalidValue = "invalid-value",
-    /// A property or node that may stand once stands twice.
+    /// A property or node occurs twice, but is allowed once.
     Duplicate = "duplicate",
-    /// Settings that exclude each other.
+    /// Two settings contradict each other.
     Conflict = "conflict",
-    /// Two things of one kind have the same name.
+    /// Two declarations of the same kind have the same name.
     DuplicateName = "duplicate-name",
     /// No image has this name.
     UnknownImage = "unknown-image",
@@ -84,31 +84,31 @@ codes! {
     UnknownCapability = "unknown-capability",
     /// No secret has this name.
     UnknownSecret = "unknown-secret",
-    /// Images are made from each other in a circle.
+    /// Images start from each other in a cycle.
     ImageCycle = "image-cycle",
     /// The command line or the values file sets a parameter that no recipe declares.
     UnknownParam = "unknown-param",
-    /// A parameter has no default and was not given.
+    /// A parameter has no value and no default.
     MissingParam = "missing-param",
-    /// A layer gives an input that its configuration does not have.
+    /// A layer sets an input that its configuration does not have.
     UnknownInput = "unknown-input",
-    /// A layer leaves out an input that has no default.
+    /// A layer does not set an input that has no default.
     MissingInput = "missing-input",
-    /// A configuration provides a capability without having its inputs.
+    /// A configuration provides a capability, but lacks one of its inputs.
     CapabilityInput = "capability-input",
-    /// A configuration requires a capability that nothing below it provides.
+    /// A capability that is needed has no provider, or would lose its provider.
     UnmetRequirement = "unmet-requirement",
     /// Two configurations in one image provide the same capability.
     TwoProviders = "two-providers",
-    /// A layer that is to be taken back has a script without an `undo`.
+    /// A layer cannot be reverted, because one of its scripts has no `undo`.
     NoUndo = "no-undo",
     /// Two required capabilities have an input of the same name.
     AmbiguousInput = "ambiguous-input",
-    /// A template can't be parsed.
+    /// A template has a syntax error.
     TemplateSyntax = "template-syntax",
-    /// A template reads a name that is not defined.
+    /// A template reads an undefined name.
     UndefinedName = "undefined-name",
-    /// A template fails while it is rendered.
+    /// A template fails while vimg renders it.
     TemplateFailed = "template-failed",
 }
 

@@ -1,7 +1,7 @@
 //! Which nodes there are, where they may stand and what they take.
 //!
 //! This table drives the checks of [`crate::shape`] and the reference in
-//! `docs/language.md`; a node that is not in it does not exist.
+//! `docs/reference/language.md`; a node that is not in it does not exist.
 
 /// The type of an argument or property.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,8 +35,8 @@ impl Ty {
     pub fn describe(self) -> String {
         match self {
             Ty::Name => "a name".into(),
-            Ty::Str => "text".into(),
-            Ty::Int => "a whole number".into(),
+            Ty::Str => "a string".into(),
+            Ty::Int => "an integer".into(),
             Ty::Bool => "`#true` or `#false`".into(),
             Ty::Size => "a size such as \"512MiB\"".into(),
             Ty::Duration => "a duration such as \"90s\"".into(),
@@ -144,82 +144,82 @@ impl Kind {
 pub const INPUT_TYPES: &[&str] = &["string", "int", "bool", "size", "duration", "path", "list"];
 
 const MODE: Field = opt("mode", Ty::Mode, "permission bits in octal");
-const OWNER: Field = opt("owner", Ty::Str, "user that owns it; `root` unless given");
-const GROUP: Field = opt("group", Ty::Str, "group that owns it; `root` unless given");
+const OWNER: Field = opt("owner", Ty::Str, "owning user [default: `root`]");
+const GROUP: Field = opt("group", Ty::Str, "owning group [default: `root`]");
 
 const INPUT: Kind = kind(
     "input",
-    "A value that each layer gives when it applies the configuration. Without a default it must be given.",
-    Args::One(req("name", Ty::Name, "how templates call it")),
+    "A value that a layer passes to the configuration. An input without a default is required.",
+    Args::One(req("name", Ty::Name, "the name that templates use")),
 )
 .props(&[
-    opt("type", Ty::Word(INPUT_TYPES), "`string` unless given"),
-    opt("default", Ty::Scalar, "the value when a layer gives none"),
+    opt("type", Ty::Word(INPUT_TYPES), "type of the value [default: `string`]"),
+    opt("default", Ty::Scalar, "value if the layer passes none"),
 ])
 .of(&[kind(
     "default",
-    "The default of a `list`, as arguments.",
+    "The default of a `list`, one argument for each item.",
     Args::Many(req("item", Ty::Str, "an item")),
 )
 .once()]);
 
-const WITHIN: Field = opt("within", Ty::Duration, "how long to go on asking; `30s` unless given");
+const WITHIN: Field = opt("within", Ty::Duration, "keep trying for this long [default: `30s`]");
 
 const CHECK: Kind = kind(
     "check",
-    "What must be true of the booted machine. Checks are made in forks of it that are thrown away. A check changes no key of a state. An output is written once the checks of its image have passed.",
-    Args::One(req("name", Ty::Name, "shown in reports")),
+    "Conditions that the booted machine must meet. vimg runs checks in forks of the machine and throws the forks away. A check never changes the key of a state. vimg writes an output only after all checks of its image have passed.",
+    Args::One(req("name", Ty::Name, "the name shown in reports")),
 )
 .of(&[
-    kind("http", "An HTTP request from inside the machine. Redirections are not followed.", Args::One(req("url", Ty::Str, "where to, for instance `http://localhost/`")))
+    kind("http", "An HTTP request from inside the machine. vimg does not follow redirects. For HTTPS, use `run`.", Args::One(req("url", Ty::Str, "the URL, for instance `http://localhost/`")))
         .props(&[
-            opt("status", Ty::Int, "the status to expect; any 2xx unless given"),
-            opt("contains", Ty::Str, "text that the body must hold"),
-            opt("header", Ty::Str, "`Name: text`: a header of the answer, and text that it must hold"),
+            opt("status", Ty::Int, "expected status code [default: any 2xx]"),
+            opt("contains", Ty::Str, "text that the body must contain"),
+            opt("header", Ty::Str, "`Name: text`: a response header and text that it must contain"),
             WITHIN,
         ]),
-    kind("port", "A TCP port of the machine that must accept connections.", Args::One(req("port", Ty::Int, "the port")))
+    kind("port", "A TCP port of the machine that must accept connections.", Args::One(req("port", Ty::Int, "the port number")))
         .props(&[WITHIN]),
-    kind("run", "A shell script that must exit with 0.", Args::One(req("script", Ty::Str, "the script")))
+    kind("run", "A script that must exit with 0. It runs under `/bin/sh -eu`.", Args::One(req("script", Ty::Str, "the script")))
         .props(&[opt("timeout", Ty::Duration, "time limit [default: `5m`]"), NETWORK]),
-    kind("file", "A file that must exist.", Args::One(req("path", Ty::GuestPath, "the file")))
-        .props(&[opt("contains", Ty::Str, "text that it must hold")]),
-    kind("service", "A service that must be active.", Args::One(req("unit", Ty::Str, "the unit")))
+    kind("file", "A file that must exist.", Args::One(req("path", Ty::GuestPath, "the path of the file")))
+        .props(&[opt("contains", Ty::Str, "text that the file must contain")]),
+    kind("service", "A systemd unit that must be active.", Args::One(req("unit", Ty::Str, "the unit name")))
         .props(&[WITHIN]),
-    kind("package", "A package that must be installed.", Args::One(req("name", Ty::Str, "the package"))),
+    kind("package", "A package that must be installed.", Args::One(req("name", Ty::Str, "the package name"))),
 ]);
 
 const PACKAGE: Kind = kind(
     "package",
-    "Packages of the distribution. All packages of a configuration are installed in one transaction, where the first of them stands; those after a script, or after a file that changes the package manager's sources, in one of their own.",
-    Args::Many(req("name", Ty::Str, "a package, as `apt-get install` takes it")),
+    "Packages of the distribution. vimg installs all packages of a configuration in one transaction, at the place of the first `package`. Packages that follow a script, or a step that changes the package manager's sources, get a transaction of their own.",
+    Args::Many(req("name", Ty::Str, "a package name, as `apt-get install` takes it")),
 );
 
 const NEEDS: Kind = kind(
     "needs",
-    "What it takes to apply this. Without it everything is done offline, on the disk of a machine that is switched off: services are enabled and not started, kernel settings are written for the next boot. `booted` is for what needs running services or the machine's own kernel.",
+    "The state of the machine in which vimg applies the configuration. By default, vimg applies it offline, to the disk of a machine that is switched off: it enables services without starting them, and writes kernel settings for the next boot. `booted` applies the whole configuration in the booted machine, for steps that need running services or the machine's own kernel.",
     Args::One(req("what", Ty::Word(&["booted"]), "`booted`")),
 )
 .once();
 
-const SCRIPT_FILE: Args = Args::One(opt("file", Ty::HostPath, "a script of the project"));
+const SCRIPT_FILE: Args = Args::One(opt("file", Ty::HostPath, "a script file of the project"));
 const TEMPLATE: Field =
-    opt("template", Ty::HostPath, "a template file of the project that yields the script");
-const USER: Field = opt("user", Ty::Str, "who runs it; `root` unless given");
-const WORKDIR: Field = opt("workdir", Ty::GuestPath, "where it runs; `/` unless given");
-const TIMEOUT: Field = opt("timeout", Ty::Duration, "how long it may take; `30m` unless given");
+    opt("template", Ty::HostPath, "a template file of the project; the rendered text is the script");
+const USER: Field = opt("user", Ty::Str, "user that runs the script [default: `root`]");
+const WORKDIR: Field = opt("workdir", Ty::GuestPath, "working directory [default: `/`]");
+const TIMEOUT: Field = opt("timeout", Ty::Duration, "time limit [default: `30m`]");
 const NETWORK: Field = opt(
     "network",
     Ty::Bool,
     "allow network access [default: `#false`]; private networks also need the user's permission",
 );
 const INLINE: Kind =
-    kind("script", "The script itself.", Args::One(req("text", Ty::Str, "shell commands"))).once();
-const ENV: Kind = kind("env", "Variables of its environment, as properties.", Args::None).open();
+    kind("script", "The text of the script.", Args::One(req("text", Ty::Str, "shell commands"))).once();
+const ENV: Kind = kind("env", "Environment variables of the script, as properties.", Args::None).open();
 
 const LATER: Kind = kind(
     "run",
-    "A script of it, with the environment of any `run`. Where there are several, they run in their order, up to the first that fails.",
+    "A script, with the same environment as any other `run`. Several scripts run in order, up to the first that fails.",
     SCRIPT_FILE,
 )
 .props(&[TEMPLATE, USER, WORKDIR, TIMEOUT])
@@ -228,82 +228,82 @@ const LATER: Kind = kind(
 /// The nodes of a `configuration`.
 pub const CONFIGURATION: &[Kind] = &[
     INPUT,
-    kind("provides", "A capability that this configuration provides.", Args::One(req("capability", Ty::Name, "its name"))),
+    kind("provides", "A capability that this configuration provides.", Args::One(req("capability", Ty::Name, "the name of the capability"))),
     kind(
         "requires",
-        "A capability that a layer below must provide. Its inputs can be read here, with the values that its provider was given.",
-        Args::One(req("capability", Ty::Name, "its name")),
+        "A capability that a layer below must provide. Templates can read the inputs of the capability, with the values that the provider has.",
+        Args::One(req("capability", Ty::Name, "the name of the capability")),
     ),
     NEEDS,
     PACKAGE,
-    kind("file", "A file in the machine. Exactly one of `content`, `template` and `from` says what is in it.", Args::One(req("path", Ty::GuestPath, "where")))
+    kind("file", "A file in the machine. Give exactly one of `content`, `template` and `from`. The default mode is 0755 for a project file or template that its owner may execute, and 0644 for everything else.", Args::One(req("path", Ty::GuestPath, "the path in the machine")))
         .props(&[
-            opt("content", Ty::Str, "the text itself"),
+            opt("content", Ty::Str, "the text of the file"),
             opt("template", Ty::HostPath, "a template file of the project, rendered on the host"),
-            opt("from", Ty::HostPath, "a file of the project; its mode is 0755 if its owner may execute it, otherwise 0644"),
+            opt("from", Ty::HostPath, "a file of the project, copied unchanged"),
             MODE,
             OWNER,
             GROUP,
         ]),
     kind(
         "directory",
-        "A directory in the machine. With `from` it holds a tree of the project: its files, with 0755 where their owner may execute them and 0644 elsewhere, set-id bits, capabilities and `user` attributes, and its links. What else is in it stays, and so do directories that are there already. What a `.vimgignore` file names (in gitignore's syntax), sockets, FIFOs, and the outputs of the recipe are left out.",
-        Args::One(req("path", Ty::GuestPath, "where")),
+        "A directory in the machine. The default mode is 0755. With `from`, vimg copies a tree of the project into it: files with mode 0755 if their owner may execute them and 0644 otherwise, set-id bits, capabilities, `user` attributes and symbolic links. Other files in the directory stay, and existing subdirectories keep their mode and owner. vimg leaves out sockets, FIFOs, the outputs of the recipe, and files that match a `.vimgignore` file (gitignore syntax).",
+        Args::One(req("path", Ty::GuestPath, "the path in the machine")),
     )
-    .props(&[opt("from", Ty::HostPath, "a directory of the project"), MODE, OWNER, GROUP]),
-    kind("symlink", "A symbolic link.", Args::One(req("path", Ty::GuestPath, "where")))
-        .props(&[req("target", Ty::Str, "what it points to")]),
+    .props(&[opt("from", Ty::HostPath, "a directory of the project to copy"), MODE, OWNER, GROUP]),
+    kind("symlink", "A symbolic link.", Args::One(req("path", Ty::GuestPath, "the path of the link")))
+        .props(&[req("target", Ty::Str, "target of the link")]),
     kind("archive", "A tar archive of the project (plain, gz, xz or zst), unpacked into a directory.", Args::One(req("path", Ty::GuestPath, "the directory")))
         .props(&[
             req("from", Ty::HostPath, "the archive"),
-            opt("strip", Ty::Int, "leading path components to drop; 0 unless given"),
+            opt("strip", Ty::Int, "number of leading path components to drop [default: 0]"),
             OWNER,
             GROUP,
         ]),
-    kind("group", "A group.", Args::One(req("name", Ty::Str, "its name"))).props(&[
-        opt("gid", Ty::Int, "its number"),
-        opt("system", Ty::Bool, "a system group"),
+    kind("group", "A group.", Args::One(req("name", Ty::Str, "the name of the group"))).props(&[
+        opt("gid", Ty::Int, "numeric group id"),
+        opt("system", Ty::Bool, "create a system group [default: `#false`]"),
     ]),
-    kind("user", "A user. Groups that it names must exist.", Args::One(req("name", Ty::Str, "its name"))).props(&[
-        opt("uid", Ty::Int, "its number"),
-        opt("group", Ty::Str, "its primary group; one of its own name unless given"),
-        opt("groups", Ty::Str, "further groups, separated by commas"),
-        opt("home", Ty::GuestPath, "its home directory"),
-        opt("shell", Ty::GuestPath, "its login shell"),
-        opt("comment", Ty::Str, "its full name"),
-        opt("system", Ty::Bool, "a system user, without a home unless given"),
+    kind("user", "A user. The groups that it names must exist.", Args::One(req("name", Ty::Str, "the name of the user"))).props(&[
+        opt("uid", Ty::Int, "numeric user id"),
+        opt("group", Ty::Str, "primary group [default: a group with the name of the user]"),
+        opt("groups", Ty::Str, "supplementary groups, separated by commas"),
+        opt("home", Ty::GuestPath, "home directory"),
+        opt("shell", Ty::GuestPath, "login shell"),
+        opt("comment", Ty::Str, "full name"),
+        opt("system", Ty::Bool, "create a system user, which has a home directory only if `home=` names one [default: `#false`]"),
     ]),
-    kind("service", "A systemd service.", Args::One(req("unit", Ty::Str, "its name; `.service` may be left out"))).props(&[
-        opt("enabled", Ty::Bool, "whether it starts at boot"),
-        opt("state", Ty::Word(&["running", "stopped", "restarted"]), "what it is to be now; offline, at the next boot it is as `enabled` says"),
+    kind("service", "A systemd unit.", Args::One(req("unit", Ty::Str, "the unit name; `.service` may be left out"))).props(&[
+        opt("enabled", Ty::Bool, "start the unit at boot"),
+        opt("state", Ty::Word(&["running", "stopped", "restarted"]), "state of the unit after this step; no effect offline, where `enabled` decides what the next boot starts"),
     ]),
-    kind("sysctl", "A kernel setting at each boot, and now if the machine runs.", Args::One(req("key", Ty::Str, "for instance `vm.swappiness`")))
-        .props(&[req("value", Ty::Scalar, "what to set it to")]),
-    kind("kernel-module", "A module of the kernel, loaded at each boot, and now if the machine runs.", Args::One(req("name", Ty::Str, "for instance `br_netfilter`"))),
-    kind("reboot", "Switches the machine off in order and boots it again, on a new kernel if there is one, before what follows. Such a configuration is applied to a booted machine; `needs` need not say so.", Args::None),
+    kind("sysctl", "A kernel setting. vimg sets it for each boot, and at once if the machine is running.", Args::One(req("key", Ty::Str, "the key, for instance `vm.swappiness`")))
+        .props(&[req("value", Ty::Scalar, "value of the setting")]),
+    kind("kernel-module", "A kernel module. It is loaded at each boot, and at once if the machine is running.", Args::One(req("name", Ty::Str, "the module name, for instance `br_netfilter`"))),
+    kind("reboot", "Shuts the machine down cleanly and boots it again before the next step, with a new kernel if one was installed. A configuration with this step is applied in the booted machine, also without `needs`.", Args::None),
     kind(
         "run",
-        "A script, run once when the layer is made: a file of the project, or text in a `script` child. Without a `#!` line it is run by `/bin/bash -euo pipefail`, or by `/bin/sh -eu` where there is no bash, and stops at the first command that fails; one with its own `#!` line says `set -e` itself. Its environment is PATH, HOME, LANG=C.UTF-8 and what `env` declares.",
+        "A script that runs once, when vimg builds the layer. Give exactly one of: a script file, `template`, a `script` child. A script without a `#!` line runs under `/bin/bash -euo pipefail`, or `/bin/sh -eu` if the machine has no bash, and stops at the first command that fails. A script with its own `#!` line goes on after errors unless it calls `set -e`. The environment is PATH, HOME, USER, LOGNAME, SHELL, LANG=C.UTF-8 and the variables in `env`; with `network=#true` also the user's proxy variables.",
         SCRIPT_FILE,
     )
     .props(&[TEMPLATE, USER, WORKDIR, TIMEOUT, NETWORK])
     .of(&[
         INLINE,
         ENV,
-        kind("secret", "A secret that the script finds in the file `/run/secrets/NAME`, in memory, while it runs.", Args::One(req("name", Ty::Name, "as declared by `secret`"))),
-        kind("undo", "A script that takes back what the script did.", Args::One(req("text", Ty::Str, "shell commands"))).once(),
+        kind("secret", "A secret. While the script runs, it can read the value from the file `/run/secrets/NAME`, which is in memory.", Args::One(req("name", Ty::Name, "the name of a declared `secret`"))),
+        kind("undo", "A script that undoes what the script did. The agent runs it when it reverts the layer.", Args::One(req("text", Ty::Str, "shell commands"))).once(),
         NEEDS,
     ]),
     kind(
         "on",
-        "Scripts that the machine keeps and runs itself, once its services are up: `first-boot` in a disk that was written or a server, until they have passed once; `each-boot`; `decommission` when a server is removed. They do not run while an image is made or checked.",
-        Args::One(req("when", Ty::Word(&["first-boot", "each-boot", "decommission"]), "when")),
+        "Scripts that run in the finished machine, once its services are up. `first-boot` scripts run on the first start of a server, or on the boots of a written disk until they have succeeded once. `each-boot` scripts run on each boot. `decommission` scripts run when a server is removed. None of them runs while vimg builds or checks an image.",
+        Args::One(req("when", Ty::Word(&["first-boot", "each-boot", "decommission"]), "the event")),
     )
     .of(&[LATER]),
     kind(
         "operation",
-        "Scripts that the machine keeps for whoever asks: `vimg exec SERVER --operation NAME`. Configurations may share a name; all run then, in the order of their layers.",
-        Args::One(req("name", Ty::Name, "its name")),
+        "Scripts that run on request: `vimg exec SERVER --operation NAME`. If several configurations have an operation with the same name, the scripts of all of them run, in the order of the layers.",
+        Args::One(req("name", Ty::Name, "the name of the operation")),
     )
     .of(&[LATER]),
     CHECK,
@@ -312,40 +312,45 @@ pub const CONFIGURATION: &[Kind] = &[
 const BY: Field = opt(
     "by",
     Ty::Word(&["revert", "rebuild"]),
-    "`revert` (unless given): the machine takes the changes back, by what it has noted of them; `rebuild`: what stands on it is made again without it",
+    "`revert`: undo the recorded changes in the machine; `rebuild`: go back to the state below, and build the layers above again [default: `revert`]",
 );
 
 const LAYER: Kind = kind(
     "layer",
-    "Applies a configuration. Properties and children are its inputs.",
-    Args::One(req("configuration", Ty::Name, "its name")),
+    "Applies a configuration. Properties and children are the inputs of the configuration.",
+    Args::One(req("configuration", Ty::Name, "the name of the configuration")),
 )
 .open()
 .inputs();
 
 const REPLACE: Kind = kind(
     "replace",
-    "Takes the configuration away that provides a capability, and all that require it; applies another one that provides it, and those again. Inputs of the capability that are not given stay as they are. Further properties and children are inputs of the new configuration.",
-    Args::One(req("capability", Ty::Name, "its name")),
+    "Replaces the provider of a capability. vimg removes the old provider and all layers that require the capability, applies the new provider, and applies those layers again. Inputs of the capability keep their values unless you set them. Properties and children are inputs of the new provider.",
+    Args::One(req("capability", Ty::Name, "the name of the capability")),
 )
 .open()
 .inputs();
 
 const REMOVE: Kind = kind(
     "remove",
-    "Takes the configuration away that provides a capability. Nothing may require it.",
-    Args::One(req("capability", Ty::Name, "its name")),
+    "Removes the provider of a capability. No other layer may require the capability.",
+    Args::One(req("capability", Ty::Name, "the name of the capability")),
 );
 
-const WITH: Field = req("with", Ty::Name, "the configuration that takes its place");
+const WITH: Field = req("with", Ty::Name, "the configuration that becomes the new provider");
 
 /// The nodes of a `server`.
 pub const SERVER: &[Kind] = &[
-    kind("image", "The image that it starts from.", Args::One(req("image", Ty::Name, "its name"))).once(),
-    kind("forward", "A TCP port of the host that leads to one of the machine.", Args::None).props(&[
-        req("host", Ty::Int, "the host's port"),
-        req("guest", Ty::Int, "the machine's port"),
-        opt("address", Ty::Str, "the host's address; `127.0.0.1` unless given"),
+    kind(
+        "image",
+        "The image that the server starts from.",
+        Args::One(req("image", Ty::Name, "the name of the image")),
+    )
+    .once(),
+    kind("forward", "Forwards a TCP port of the host to a port of the machine.", Args::None).props(&[
+        req("host", Ty::Int, "port on the host"),
+        req("guest", Ty::Int, "port in the machine"),
+        opt("address", Ty::Str, "IPv4 address on the host [default: `127.0.0.1`]"),
     ]),
     LAYER,
     REPLACE.props(&[WITH]),
@@ -354,31 +359,31 @@ pub const SERVER: &[Kind] = &[
 
 /// The nodes of an `image`.
 pub const IMAGE: &[Kind] = &[
-    kind("from", "The image that this one is made from.", Args::One(req("image", Ty::Name, "its name")))
+    kind("from", "The image to start from.", Args::One(req("image", Ty::Name, "the name of the image")))
         .once(),
     kind(
         "bootstrap",
-        "Makes a base disk from a distribution's packages.",
-        Args::One(req("distribution", Ty::Word(&["debian"]), "which")),
+        "Builds a base disk from the packages of a distribution.",
+        Args::One(req("distribution", Ty::Word(&["debian"]), "the distribution")),
     )
     .props(&[
-        req("suite", Ty::Word(&["bookworm", "trixie"]), "its release"),
-        opt("mirror", Ty::Str, "the `http://` or `https://` address of a mirror, in the place of the archive's own service; security updates keep coming from theirs [default: what the host's mmdebstrap uses]"),
+        req("suite", Ty::Word(&["bookworm", "trixie"]), "release of the distribution"),
+        opt("mirror", Ty::Str, "`http://` or `https://` URL of a mirror that replaces the main archive; security updates still come from the security archive [default: the mirror that mmdebstrap uses on the host]"),
     ])
     .of(&[PACKAGE])
     .once(),
     kind(
         "disk",
-        "Imports a disk that already holds the agent.",
+        "Imports a disk that already contains the agent.",
         Args::One(req("file", Ty::HostPath, "a qcow2 or raw disk of the project")),
     )
-    .props(&[req("sha256", Ty::Str, "the file's digest in hexadecimal")])
+    .props(&[req("sha256", Ty::Str, "SHA-256 digest of the file, in hexadecimal")])
     .once(),
-    kind("machine", "The virtual machine. What is left out is as in the image below.", Args::None)
+    kind("machine", "The virtual machine. Properties that you leave out have the values of the image below.", Args::None)
         .props(&[
-            opt("cpus", Ty::Int, "processors; 2 unless given"),
-            opt("memory", Ty::Size, "main memory; `1GiB` unless given"),
-            opt("disk", Ty::Size, "size of the disk; `8GiB` unless given; only where the disk is made"),
+            opt("cpus", Ty::Int, "number of CPUs [default: 2]"),
+            opt("memory", Ty::Size, "main memory [default: `1GiB`]"),
+            opt("disk", Ty::Size, "size of the disk, set only in the image with `bootstrap` [default: `8GiB`]"),
         ])
         .once(),
     LAYER,
@@ -386,10 +391,10 @@ pub const IMAGE: &[Kind] = &[
     REMOVE.props(&[BY]),
     kind(
         "output",
-        "A sealed disk that boots by itself.",
-        Args::One(req("format", Ty::Word(&["qcow2", "raw"]), "its format")),
+        "A disk file to write. It is sealed and boots on its own.",
+        Args::One(req("format", Ty::Word(&["qcow2", "raw"]), "the disk format")),
     )
-    .props(&[req("path", Ty::Str, "where to write it, below the output directory")]),
+    .props(&[req("path", Ty::Str, "path below the output directory")]),
     CHECK,
 ];
 
@@ -397,54 +402,54 @@ pub const IMAGE: &[Kind] = &[
 pub const RECIPE: &[Kind] = &[
     kind(
         "use",
-        "Makes the declarations of another file known here: relative to this file, from the project root (`//...`), or of the standard library (`std/...`).",
+        "Makes the declarations of another file available. A path is relative to this file, to the project root (`//...`) or to the standard library (`std/...`).",
         Args::One(req("file", Ty::HostPath, "the file")),
     ),
     kind(
         "param",
-        "A value that the command line (`--set name=value`) or a values file may give.",
-        Args::One(req("name", Ty::Name, "how templates call it")),
+        "A value that the command line (`--set name=value`) or a values file can set.",
+        Args::One(req("name", Ty::Name, "the name that templates use")),
     )
     .props(&[
-        opt("type", Ty::Word(INPUT_TYPES), "`string` unless given"),
-        opt("default", Ty::Scalar, "the value when none is given"),
+        opt("type", Ty::Word(INPUT_TYPES), "type of the value [default: `string`]"),
+        opt("default", Ty::Scalar, "value if nothing sets it"),
     ])
     .of(&[kind(
         "default",
-        "The default of a `list`, as arguments.",
+        "The default of a `list`, one argument for each item.",
         Args::Many(req("item", Ty::Str, "an item")),
     )
     .once()]),
     kind(
         "capability",
-        "A contract that configurations can provide and require.",
-        Args::One(req("name", Ty::Name, "its name")),
+        "A contract: inputs that each provider has, and checks that each provider must pass. Configurations provide and require capabilities.",
+        Args::One(req("name", Ty::Name, "the name of the capability")),
     )
     .of(&[INPUT, CHECK]),
     kind(
         "configuration",
-        "A named bundle of what a machine is to have.",
-        Args::One(req("name", Ty::Name, "its name")),
+        "A named list of steps, with inputs. A layer applies it to a machine.",
+        Args::One(req("name", Ty::Name, "the name of the configuration")),
     )
-    .props(&[opt("provides", Ty::Name, "a capability that it provides")])
+    .props(&[opt("provides", Ty::Name, "a capability that the configuration provides")])
     .of(CONFIGURATION),
-    kind("image", "A machine state and the way to it.", Args::One(req("name", Ty::Name, "its name")))
+    kind("image", "A machine image: what it starts from, and the layers on top.", Args::One(req("name", Ty::Name, "the name of the image")))
         .of(IMAGE),
     kind(
         "secret",
-        "A value that scripts are handed and that nothing keeps: no key, log, disk or memory. Exactly one of `env` and `file` says where it comes from.",
-        Args::One(req("name", Ty::Name, "its name")),
+        "A value for scripts, which vimg keeps out of keys, logs, disks and memory snapshots. Give exactly one of `env` and `file`.",
+        Args::One(req("name", Ty::Name, "the name of the secret")),
     )
     .props(&[
-        opt("env", Ty::Str, "a variable of vimg's environment"),
-        opt("file", Ty::Str, "a file of the host; a relative path starts at the project's root"),
-        opt("version", Ty::Scalar, "enters the keys of layers that use it, in its place: change it with the value"),
-        opt("cache", Ty::Bool, "whether layers whose scripts are handed it may be sent to caches; they stay on this machine unless `#true`"),
+        opt("env", Ty::Str, "a variable in the environment of vimg"),
+        opt("file", Ty::Str, "a file on the host; a relative path starts at the project root"),
+        opt("version", Ty::Scalar, "enters the keys of layers in place of the value; change both together"),
+        opt("cache", Ty::Bool, "allow vimg to send layers that use the secret to caches [default: `#false`]"),
     ]),
     kind(
         "server",
-        "A machine that goes on running: an image's, and what is applied to it while it runs. `vimg up` starts it, `vimg apply` brings it to what the recipe says by then.",
-        Args::One(req("name", Ty::Name, "its name")),
+        "A machine that keeps running: an image, and layers that vimg applies to the running machine. `vimg up` starts it, and `vimg apply` updates it to the current recipe.",
+        Args::One(req("name", Ty::Name, "the name of the server")),
     )
     .of(SERVER),
 ];

@@ -1,4 +1,4 @@
-//! What determines each kind of node. `docs/keys.md` lists the fields, and a
+//! What determines each kind of node. `docs/reference/keys.md` lists the fields, and a
 //! test compares the two.
 //!
 //! The walk over a layer builds the agent's steps and the description side by

@@ -262,7 +262,7 @@ configuration "static" provides="shell-tools" { package "busybox-static" }
 "#;
 
 /// What is left once a web server was replaced by another and came back, and
-/// why: `docs/ledger.md`.
+/// why: `docs/reference/ledger.md`.
 #[test]
 fn web_servers_take_each_others_place() {
     let project = Project::new("servers");

@@ -4,7 +4,7 @@
 //! lacked the right.
 //!
 //! The list is what container engines deny by default and package managers
-//! do without; `docs/isolation.md` says the same.
+//! do without; `docs/explanation/isolation.md` says the same.
 
 use std::collections::BTreeMap;
 
