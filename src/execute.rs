@@ -16,9 +16,10 @@
 mod failure;
 mod staged;
 mod context;
+mod session;
+mod guest;
 mod log;
 mod node;
-mod session;
 mod explain;
 mod retargeted;
 mod make;

@@ -81,7 +81,7 @@ fn files_are_a_few_screenfuls() {
 }
 
 /// Only the command line reads the environment and ends the process; the
-/// search for programs, which is PATH's meaning, is in one function.
+/// search for programs, which is PATH's meaning, is in one file.
 #[test]
 fn the_environment_is_read_in_one_place() {
     for (path, text) in sources("src") {
@@ -94,28 +94,63 @@ fn the_environment_is_read_in_one_place() {
             let code = line.split("//").next().unwrap();
             let place = format!("{}:{}", path.display(), n + 1);
             assert!(!code.contains("process::exit"), "{place} ends the process");
-            let env = code.contains("env::var") && !code.contains("var_os(\"PATH\")");
-            assert!(!env, "{place} reads the environment");
+            assert!(!code.contains("temp_dir"), "{place} asks where temporary files are");
+            let search = path == Path::new("src/host.rs")
+                && (code.contains("var_os(\"PATH\")")
+                    || code.contains("env::split_paths")
+                    || code.contains("env::join_paths"));
+            assert!(search || !code.contains("env::"), "{place} reads the environment");
             assert!(!code.contains("println!"), "{place} prints");
         }
     }
 }
 
-/// Only the executor touches both a provider and the store.
+/// What a file names of a trait or a module, in `use` or in a path.
+fn names(code: &str, word: &str) -> bool {
+    code.match_indices(word).any(|(at, _)| {
+        let is_part = |c: char| c.is_alphanumeric() || c == '_';
+        let before = code[..at].chars().next_back();
+        let after = code[at + word.len()..].chars().next();
+        !before.is_some_and(is_part) && !after.is_some_and(is_part)
+    })
+}
+
+/// Only the executor asks providers for anything, and only it knows both a
+/// provider and the states of the store.
 #[test]
 fn providers_and_the_store_meet_in_the_executor() {
     for (path, text) in sources("src") {
         let own = module(&path, "src");
         let code = text.split("#[cfg(test)]").next().unwrap();
+        let lines: Vec<&str> = code.lines().map(|line| line.split("//").next().unwrap()).collect();
+        let plain = lines.join("\n");
         if own == "provider" {
             assert!(!code.contains("crate::store"), "{} knows the store", path.display());
+        } else if own != "execute" {
+            let traits = plain.contains("crate::provider")
+                && ["Provider", "Instance", "Launch"].iter().any(|t| names(&plain, t));
+            assert!(!traits, "{} asks a provider", path.display());
         }
-        if own == "store" || own == "plan" {
+        if own == "store" || own == "plan" || own == "report" {
             assert!(!code.contains("crate::provider"), "{} knows providers", path.display());
+        }
+        if own == "report" {
+            assert!(!code.contains("crate::store"), "{} knows the store", path.display());
         }
         if own != "graph" {
             assert!(!code.contains("petgraph"), "{} knows petgraph", path.display());
         }
+    }
+}
+
+/// An answer of an agent is always awaited together with the end of its
+/// machine: in one place, so that none can forget it.
+#[test]
+fn only_a_guest_waits_for_the_end_of_its_instance() {
+    let allowed = ["src/execute/guest.rs", "src/execute/explain.rs", "src/execute/interact.rs"];
+    for (path, text) in sources("src/execute") {
+        let waits = text.contains(".ended()");
+        assert!(!waits || allowed.iter().any(|a| path == Path::new(a)), "{} waits by itself", path.display());
     }
 }
 

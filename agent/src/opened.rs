@@ -128,7 +128,7 @@ impl Watch {
     /// What was opened since this was asked last, or since the machine began
     /// to boot.
     pub(crate) fn opened(&mut self) -> io::Result<Opened> {
-        let mut opened = Seen::default();
+        let mut opened = Notes::default();
         opened.drain(&mut self.events)?;
         if opened.unsure {
             return Err(io::Error::other("it is not known what the boot has read"));
@@ -147,13 +147,13 @@ impl Watch {
 
 /// What was opened.
 #[derive(Debug, Default)]
-struct Seen {
+struct Notes {
     opened: Opened,
     /// Something was opened, and the kernel could not say what.
     unsure: bool,
 }
 
-impl Seen {
+impl Notes {
     fn drain(&mut self, events: &mut impl Read) -> io::Result<()> {
         let mut buffer = vec![0; 256 << 10];
         loop {
@@ -215,10 +215,10 @@ mod tests {
 
     #[test]
     fn events_name_inodes() {
-        let mut opened = Seen::default();
+        let mut opened = Notes::default();
         opened.take(&[event(1, 8, 1, 12, 7), event(1, 8, 1, 13, 8), event(1, 8, 1, 12, 7)].concat());
-        let opened = [(12, 7), (13, 8)].map(|(number, generation)| (Inode { number, generation }, 0));
-        assert_eq!(opened.opened, BTreeSet::from(opened));
+        let wanted = [(12, 7), (13, 8)].map(|(number, generation)| (Inode { number, generation }, 0));
+        assert_eq!(opened.opened, BTreeSet::from(wanted));
         assert!(!opened.unsure);
     }
 
@@ -227,7 +227,7 @@ mod tests {
         let mut overflow = (EVENT as u32).to_ne_bytes().to_vec();
         overflow.resize(EVENT, 0);
         for odd in [overflow, event(1, 0, 0xff, 0, 0), event(2, 8, 1, 1, 1), vec![1, 0, 0, 0], vec![9; 3]] {
-            let mut opened = Seen::default();
+            let mut opened = Notes::default();
             opened.take(&odd);
             assert!(opened.unsure, "{odd:?}");
         }

@@ -15,7 +15,7 @@ use super::{checks, layer, session, up};
 use crate::digest::Description;
 use crate::event::Event;
 use crate::graph::{NodeId, Work};
-use crate::provider::{self, Exported, Instance, Provider, Retarget};
+use crate::provider::{self, Exported, Provider, Retarget};
 use crate::store::{Boot, Disk, DiskKind, KeyLock, Record};
 
 type Sender = mpsc::UnboundedSender<Settled>;
@@ -250,7 +250,7 @@ async fn machine<P: Provider>(
             let lock = match shared.store.try_lock(&node.key) {
                 Ok(Some(lock)) if !shared.store.has(&node.key) => Arc::new(lock),
                 Ok(_) => {
-                    running.instance.stop().await;
+                    running.guest.stop().await;
                     return rest[n..].to_vec();
                 }
                 Err(error) => return fail(sender, *id, Failure::store(&node.name, node.span, &error)),
@@ -273,12 +273,12 @@ async fn machine<P: Provider>(
                 let _ = sender.send(Settled::Built(*id));
             }
             Err(failure) => {
-                running.instance.stop().await;
+                running.guest.stop().await;
                 return fail(sender, *id, *failure);
             }
         }
     }
-    running.instance.stop().await;
+    running.guest.stop().await;
     Vec::new()
 }
 

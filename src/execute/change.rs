@@ -7,12 +7,13 @@ use std::sync::Arc;
 use vimg_agent::protocol::Apply;
 use vimg_lang::Span;
 
-use super::explain::{Trouble, explain};
+use super::explain::explain;
 use super::failure::{Failure, FailureKind};
+use super::guest::{Guest, Stopped};
 use super::layer::{Staged, stage_blobs};
 use super::log::clean;
 use super::node::NodeContext;
-use super::session::{Progress, Session, SessionError};
+use super::session::{Progress, SessionError};
 use crate::graph::{CheckWork, Difference, LayerWork, ServerPart, ServerPlan, ServerWork};
 use crate::provider::{Instance, Provider};
 use crate::store::Staging;
@@ -50,8 +51,7 @@ pub(super) async fn make<P: Provider>(
     site: &NodeContext<'_, P>,
     plan: &ServerPlan,
     change: Change,
-    instance: &mut P::Instance,
-    session: &mut Session<<P::Instance as Instance>::Channel>,
+    guest: &mut Guest<P::Instance>,
 ) -> Result<Vec<ServerPart>, Box<Failure>> {
     let Change { work, checks, after, blobs, _staging } = change;
     if work.steps.is_empty() {
@@ -59,15 +59,11 @@ pub(super) async fn make<P: Provider>(
     }
     let mut told = Told { site, places: &work.places, tail: VecDeque::new() };
     let (layer, steps) = (work.layer.clone(), work.steps.clone());
-    let way_out = instance.way_out();
+    let way_out = guest.instance.way_out();
     let host = way_out.host.clone();
     let what = Apply { layer, steps, from: 0, offline: false, durable: true, host };
-    let applied = session.apply(&what, &blobs, &way_out, |progress| told.hear(progress));
-    let applied = tokio::select! {
-        applied = applied => applied.map_err(Trouble::Session),
-        ended = instance.ended() => Err(Trouble::Ended(ended)),
-    };
-    match applied {
+    let mut hear = |progress: Progress<'_>| told.hear(progress);
+    match guest.ask(async |session| session.apply(&what, &blobs, &way_out, &mut hear).await).await {
         Ok(applied) if applied.next.is_none() => {}
         Ok(_) => {
             return Err(at(
@@ -76,18 +72,15 @@ pub(super) async fn make<P: Provider>(
                 "a server is not booted again by a step `reboot`".into(),
             ));
         }
-        Err(trouble) => return Err(told.failure(plan, instance, trouble).await),
+        Err(stopped) => return Err(told.failure(plan, &mut guest.instance, stopped).await),
     }
     // What was applied is asked where it is to hold: in this machine.
     let mut told = Told { site, places: &checks.places, tail: VecDeque::new() };
-    let asked = session.check(&checks.probes, &way_out.variables, |progress| told.hear(progress));
-    let asked = tokio::select! {
-        asked = asked => asked.map_err(Trouble::Session),
-        ended = instance.ended() => Err(Trouble::Ended(ended)),
-    };
-    match asked {
+    let mut hear = |progress: Progress<'_>| told.hear(progress);
+    let variables = &way_out.variables;
+    match guest.ask(async |session| session.check(&checks.probes, variables, &mut hear).await).await {
         Ok(()) => Ok(after),
-        Err(trouble) => Err(told.failure(plan, instance, trouble).await),
+        Err(stopped) => Err(told.failure(plan, &mut guest.instance, stopped).await),
     }
 }
 
@@ -116,10 +109,10 @@ impl<P: Provider> Told<'_, P> {
         }
     }
 
-    async fn failure(self, plan: &ServerPlan, instance: &mut P::Instance, trouble: Trouble) -> Box<Failure> {
+    async fn failure(self, plan: &ServerPlan, instance: &mut P::Instance, trouble: Stopped) -> Box<Failure> {
         let tail = Vec::from(self.tail);
         match trouble {
-            Trouble::Session(SessionError::Step { step, message, .. }) => {
+            Stopped::Session(SessionError::Step { step, message, .. }) => {
                 let (span, name) = &self.places[step];
                 let message = format!("{name} failed: {}", clean(&message));
                 let mut failure = Failure::new(&plan.name, *span, FailureKind::Recipe, message);

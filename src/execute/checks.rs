@@ -14,8 +14,9 @@ use tokio::task::JoinSet;
 use vimg_agent::protocol::Probe;
 
 use super::context::{BuildState, JOB, Settled};
-use super::explain::{Trouble, explain};
+use super::explain::explain;
 use super::failure::Failure;
+use super::guest::Stopped;
 use super::log::Log;
 use super::make::{Facts, NodeBuild};
 use super::prewarm::{self, Prewarm};
@@ -136,7 +137,7 @@ struct Fork<'a, I: Instance> {
 
 async fn leave<I: Instance>(fork: Option<Fork<'_, I>>) {
     if let Some(fork) = fork {
-        fork.up.instance.stop().await;
+        fork.up.guest.stop().await;
     }
 }
 
@@ -182,7 +183,7 @@ async fn one<'a, P: Provider>(
         let tail = log.finish();
         match asked {
             Ok(()) => {
-                let made = Facts::of(DiskKind::None, up.instance.way());
+                let made = Facts::of(DiskKind::None, up.guest.instance.way());
                 return build.commit(staging, made).await.map(|_| Asked::Passed);
             }
             Err(_) if in_company => {
@@ -191,7 +192,7 @@ async fn one<'a, P: Provider>(
                 in_company = false;
             }
             Err(trouble) => {
-                let mut failure = explain(&build, &mut up.instance, trouble, Some(tail)).await;
+                let mut failure = explain(&build, &mut up.guest.instance, trouble, Some(tail)).await;
                 failure.log = build.keep_log(&log_path);
                 return Err(failure);
             }
@@ -232,18 +233,14 @@ async fn ask<P: Provider>(
     build: &NodeBuild<'_, P>,
     up: &mut Up<P::Instance>,
     log: &mut Log,
-) -> Result<(), Trouble> {
+) -> Result<(), Stopped> {
     let Work::Check(work) = &build.node.work else { return Ok(()) };
     build.phase("check");
-    let Up { instance, session, .. } = up;
-    let variables = if work.network { instance.way_out().variables } else { Vec::new() };
-    let asked = session.check(&work.probes, &variables, |progress| match progress {
+    let variables = if work.network { up.guest.instance.way_out().variables } else { Vec::new() };
+    let mut hear = |progress: Progress<'_>| match progress {
         Progress::Started(step) => log.heading(&work.places[step].1),
         Progress::Output(text) => log.text(text, |line| build.line(line)),
         Progress::Finished { .. } => {}
-    });
-    tokio::select! {
-        asked = asked => asked.map_err(Trouble::Session),
-        ended = instance.ended() => Err(Trouble::Ended(ended)),
-    }
+    };
+    up.guest.ask(async |session| session.check(&work.probes, &variables, &mut hear).await).await
 }

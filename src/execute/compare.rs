@@ -7,13 +7,14 @@ use serde::Serialize;
 use vimg_agent::protocol::{Digest, Kind, Listed};
 
 use super::context::{BuildContext, BuildState};
-use super::explain::{Trouble, explain};
+use super::explain::explain;
 use super::failure::Failure;
+use super::guest::Stopped;
 use super::node::NodeContext;
 use super::session::SessionError;
 use super::up::{self, Stand, Up};
 use crate::graph::{Needs, NodeId, Work};
-use crate::provider::{Instance, Provider, Retarget};
+use crate::provider::{Provider, Retarget};
 use crate::store::{DiskKind, Staging};
 
 /// How many digests are asked for at once.
@@ -223,11 +224,7 @@ impl<'a, P: Provider> Reader<'a, P> {
     }
 
     async fn list(&mut self) -> Result<Lists, Box<Failure>> {
-        let Up { instance, session, .. } = &mut self.up;
-        let listed = tokio::select! {
-            listed = session.list() => listed.map_err(Trouble::Session),
-            ended = instance.ended() => Err(Trouble::Ended(ended)),
-        };
+        let listed = self.up.guest.ask(async |session| session.list().await).await;
         let (packages, files) = self.explained(listed).await?;
         let packages = packages
             .lines()
@@ -242,28 +239,24 @@ impl<'a, P: Provider> Reader<'a, P> {
     async fn digests(&mut self, paths: &[String]) -> Result<Vec<Option<Digest>>, Box<Failure>> {
         let mut all = Vec::with_capacity(paths.len());
         for paths in paths.chunks(AT_ONCE) {
-            let Up { instance, session, .. } = &mut self.up;
-            let digests = tokio::select! {
-                digests = session.digests(paths) => digests.map_err(Trouble::Session),
-                ended = instance.ended() => Err(Trouble::Ended(ended)),
-            };
+            let digests = self.up.guest.ask(async |session| session.digests(paths).await).await;
             all.extend(self.explained(digests).await?);
         }
         Ok(all)
     }
 
-    async fn explained<T>(&mut self, result: Result<T, Trouble>) -> Result<T, Box<Failure>> {
+    async fn explained<T>(&mut self, result: Result<T, Stopped>) -> Result<T, Box<Failure>> {
         match result {
             Ok(result) => Ok(result),
-            Err(Trouble::Session(SessionError::Refused(why))) => {
+            Err(Stopped::Session(SessionError::Refused(why))) => {
                 Err(self.site.failure(super::failure::FailureKind::Host, why))
             }
-            Err(trouble) => Err(explain(&self.site, &mut self.up.instance, trouble, None).await),
+            Err(trouble) => Err(explain(&self.site, &mut self.up.guest.instance, trouble, None).await),
         }
     }
 
     async fn close(self) {
-        self.up.instance.stop().await;
+        self.up.guest.stop().await;
     }
 }
 

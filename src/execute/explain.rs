@@ -6,6 +6,7 @@ use std::time::Duration;
 use vimg_agent::protocol::Primitive;
 
 use super::failure::{Failure, FailureKind};
+use super::guest::Stopped;
 use super::log::clean;
 use super::node::NodeContext;
 use super::session::SessionError;
@@ -15,18 +16,12 @@ use crate::provider::{Ended, Instance, Provider};
 /// After its agent is gone a machine may still say why.
 const LAST_WORDS: Duration = Duration::from_secs(20);
 
-/// What stopped a machine or a conversation.
-pub(super) enum Trouble {
-    Session(SessionError),
-    Ended(Ended),
-}
-
 /// Turns trouble into a failure that says what happened, where, and what to
 /// do.
 pub(super) async fn explain<P: Provider>(
     site: &NodeContext<'_, P>,
     instance: &mut P::Instance,
-    trouble: Trouble,
+    trouble: Stopped,
     tail: Option<Vec<String>>,
 ) -> Box<Failure> {
     let node = site.node;
@@ -37,18 +32,18 @@ pub(super) async fn explain<P: Provider>(
     };
     let trouble = match trouble {
         // A broken channel or a closed port is an effect; its cause may follow.
-        Trouble::Session(SessionError::Broken(why)) => {
+        Stopped::Session(SessionError::Broken(why)) => {
             match tokio::time::timeout(Duration::from_millis(500), instance.ended()).await {
-                Ok(ended) => Trouble::Ended(ended),
-                Err(_) => Trouble::Session(SessionError::Broken(why)),
+                Ok(ended) => Stopped::Ended(ended),
+                Err(_) => Stopped::Session(SessionError::Broken(why)),
             }
         }
         other => other,
     };
     let trouble = match trouble {
-        Trouble::Ended(Ended::AgentGone) => match tokio::time::timeout(LAST_WORDS, instance.ended()).await {
-            Ok(ended) => Trouble::Ended(ended),
-            Err(_) => Trouble::Ended(Ended::AgentGone),
+        Stopped::Ended(Ended::AgentGone) => match tokio::time::timeout(LAST_WORDS, instance.ended()).await {
+            Ok(ended) => Stopped::Ended(ended),
+            Err(_) => Stopped::Ended(Ended::AgentGone),
         },
         other => other,
     };
@@ -63,7 +58,7 @@ pub(super) async fn explain<P: Provider>(
         failure
     };
     let mut failure = match trouble {
-        Trouble::Session(SessionError::Step { step, message, layer }) => {
+        Stopped::Session(SessionError::Step { step, message, layer }) => {
             let message: String = message.lines().map(clean).collect::<Vec<_>>().join(" ");
             let mut failure = site.failure(FailureKind::Recipe, message.clone());
             if let Work::Layer(work) = &node.work
@@ -86,64 +81,64 @@ pub(super) async fn explain<P: Provider>(
             failure.tail = tail.unwrap_or_default();
             return failure;
         }
-        Trouble::Session(SessionError::Refused(why)) => {
+        Stopped::Session(SessionError::Refused(why)) => {
             site.failure(FailureKind::Host, format!("the agent can't {}", clean(&why)))
         }
-        Trouble::Session(SessionError::Endless(time)) => recipe(
+        Stopped::Session(SessionError::Endless(time)) => recipe(
             format!("the machine did not finish within {} s", time.as_secs()),
             "`vimg log` says what it was at; does a program wait for something?",
         ),
-        Trouble::Session(SessionError::Silent(time)) if tail.is_none() => recipe(
+        Stopped::Session(SessionError::Silent(time)) if tail.is_none() => recipe(
             format!("the machine did not answer within {} s of its boot", time.as_secs()),
             "does the image hold the agent, and does it boot? Its console said the above",
         ),
-        Trouble::Session(SessionError::Silent(time)) => recipe(
+        Stopped::Session(SessionError::Silent(time)) => recipe(
             format!("the machine has not said anything for {} s", time.as_secs()),
             "does the layer stop the agent, or take all processors and memory? `machine` gives it \
              more. A disk that does not answer looks the same: then build again",
         ),
-        Trouble::Session(SessionError::Broken(why)) => host(
+        Stopped::Session(SessionError::Broken(why)) => host(
             format!("the conversation with the agent broke: {why}"),
             "if it happens again, please report it",
         ),
-        Trouble::Ended(Ended::Panic) => {
+        Stopped::Ended(Ended::Panic) => {
             recipe("the machine's kernel panicked".into(), "the last lines of its console are above")
         }
-        Trouble::Ended(Ended::Off) if node.needs == Needs::Disk => recipe(
+        Stopped::Ended(Ended::Off) if node.needs == Needs::Disk => recipe(
             "what the layer was applied in went down".into(),
             "did it take more than 1 GiB of memory? What needs more says `needs \"booted\"`",
         ),
-        Trouble::Ended(Ended::Killed(_)) if is_full(site.shared.store.root()) => {
+        Stopped::Ended(Ended::Killed(_)) if is_full(site.shared.store.root()) => {
             let mut failure = site.failure(FailureKind::Store, "the disk that holds the store is full");
             failure.help =
                 Some("make room, or set VIMG_STORE to another disk; finished layers are kept".into());
             failure
         }
-        Trouble::Ended(Ended::Killed(words)) if node.needs == Needs::Disk => host(
+        Stopped::Ended(Ended::Killed(words)) if node.needs == Needs::Disk => host(
             format!("what the layer was applied in was killed or crashed; it said: {words}"),
             "was the host short of memory? build again: finished layers are kept",
         ),
-        Trouble::Ended(Ended::Off) => recipe(
+        Stopped::Ended(Ended::Off) => recipe(
             "the machine switched itself off or rebooted".into(),
             "does a script call reboot or poweroff? A step `reboot` of the configuration can be used instead",
         ),
-        Trouble::Ended(Ended::AgentGone) => recipe(
+        Stopped::Ended(Ended::AgentGone) => recipe(
             "the agent in the machine died".into(),
             match node.needs {
                 Needs::Disk => "does a script kill processes, or take more than 1 GiB of memory?",
                 _ => "does a script kill processes, or run out of memory? `machine memory=` gives it more",
             },
         ),
-        Trouble::Ended(Ended::HostDiskFull) => {
+        Stopped::Ended(Ended::HostDiskFull) => {
             let mut failure = site.failure(FailureKind::Store, "the disk that holds the store is full");
             failure.help =
                 Some("make room, or set VIMG_STORE to another disk; finished layers are kept".into());
             failure
         }
-        Trouble::Ended(Ended::DiskError(why)) => {
+        Stopped::Ended(Ended::DiskError(why)) => {
             host(format!("the machine's disk failed: {why}"), "look at the host's own disk and kernel log")
         }
-        Trouble::Ended(Ended::Killed(words)) => host(
+        Stopped::Ended(Ended::Killed(words)) => host(
             format!("QEMU was killed or crashed; it said: {words}"),
             "was the host short of memory? build again: finished layers are kept",
         ),

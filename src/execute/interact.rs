@@ -8,8 +8,9 @@ use tokio::sync::mpsc;
 use vimg_agent::protocol::{Exec, Stream};
 
 use super::context::BuildContext;
-use super::explain::{Trouble, explain};
+use super::explain::explain;
 use super::failure::Failure;
+use super::guest::Stopped;
 use super::log::clean;
 use super::node::NodeContext;
 use super::session::{Ended, Input, SessionError};
@@ -43,24 +44,21 @@ pub async fn interact<P: Provider>(
     let mut up = up::up(&site, &stand, scratch.path(), &overlay).await?;
     // Until now Ctrl-C was for us.
     let input = listen();
-    let ended = tokio::select! {
-        ended = up.session.exec(exec, input, &mut output) => ended.map_err(Trouble::Session),
-        ended = up.instance.ended() => Err(Trouble::Ended(ended)),
-    };
+    let ended = up.guest.ask(async |session| session.exec(exec, input, &mut output).await).await;
     match ended {
         // It could not be started; what there is of it is a name.
-        Err(Trouble::Session(SessionError::Refused(why))) => {
-            up.instance.stop().await;
+        Err(Stopped::Session(SessionError::Refused(why))) => {
+            up.guest.stop().await;
             output(Stream::Error, format!("{}\n", clean(&why)).as_bytes());
             Ok(Ended::Code(NOT_FOUND))
         }
         Ok(ended) => {
-            up.instance.stop().await;
+            up.guest.stop().await;
             Ok(ended)
         }
         Err(trouble) => {
-            let failure = explain(&site, &mut up.instance, trouble, None).await;
-            up.instance.stop().await;
+            let failure = explain(&site, &mut up.guest.instance, trouble, None).await;
+            up.guest.stop().await;
             Err(failure)
         }
     }
@@ -102,7 +100,7 @@ pub async fn watch<P: Provider>(
     output(&instance.console_since(seen).1);
     let result = match ended {
         provider::Ended::Off => Ok(()),
-        other => Err(explain(&site, &mut instance, Trouble::Ended(other), None).await),
+        other => Err(explain(&site, &mut instance, Stopped::Ended(other), None).await),
     };
     instance.stop().await;
     result

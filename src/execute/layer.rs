@@ -9,13 +9,14 @@ use std::time::Duration;
 use tokio::sync::SemaphorePermit;
 use vimg_agent::protocol::{Apply, Primitive};
 
-use super::explain::{Trouble, explain};
+use super::explain::explain;
 use super::failure::Failure;
 use super::failure::FailureKind;
+use super::guest::{Guest, Stopped};
 use super::log::Log;
 use super::make::{Facts, Made, NodeBuild};
 use super::node::NodeContext;
-use super::session::{Blobs, Progress, Session, SessionError, Source};
+use super::session::{Blobs, Progress, SessionError, Source};
 use super::up::{self, Up};
 use crate::digest::Digest;
 use crate::files;
@@ -33,8 +34,7 @@ const LAST_REST: Duration = Duration::from_secs(60);
 
 /// A run's machine and where its disk stands.
 pub(super) struct Running<'a, I: Instance> {
-    pub(super) instance: I,
-    session: Session<I::Channel>,
+    pub(super) guest: Guest<I>,
     /// What it was launched as, with the disks below the one that takes the
     /// writes.
     launch: Launch,
@@ -47,18 +47,18 @@ pub(super) struct Running<'a, I: Instance> {
 
 impl<'a, I: Instance> Running<'a, I> {
     pub(super) fn on(up: Up<I>, spare: Option<SemaphorePermit<'a>>) -> Self {
-        let Up { instance, session, launch, record, disk } = up;
+        let Up { guest, launch, record, disk } = up;
         let made = Facts {
             disk,
             boot: record.boot,
             appliance: record.appliance,
-            ours: record.ours && instance.guards_disk(),
-            way: instance.way(),
+            ours: record.ours && guest.instance.guards_disk(),
+            way: guest.instance.way(),
             source: None,
             inherited: Vec::new(),
             same: None,
         };
-        Self { instance, session, launch, made, spare }
+        Self { guest, launch, made, spare }
     }
 }
 
@@ -78,27 +78,23 @@ pub(super) async fn make<P: Provider>(
             let blobs = stage_blobs(build, work, &staging).await?;
             match apply(build, running, work, &blobs, &staging, &mut log).await {
                 Err(Stop::Failure(failure)) => return Err(failure),
-                Err(Stop::Trouble(trouble)) => Err(trouble),
+                Err(Stop::Stopped(trouble)) => Err(trouble),
                 Ok(boot_changed) => Ok(boot_changed),
             }
         }
         _ => {
             build.phase("seal");
             running.spare = None;
-            let Running { instance, session, .. } = &mut *running;
-            tokio::select! {
-                sealed = session.seal() => sealed.map(|()| false).map_err(Trouble::Session),
-                ended = instance.ended() => Err(Trouble::Ended(ended)),
-            }
-            .inspect(|_| running.instance.trim())
+            let sealed = running.guest.ask(async |session| session.seal().await).await;
+            sealed.map(|()| false).inspect(|_| running.guest.instance.trim())
         }
     };
     let boot_changed = match outcome {
         Ok(boot_changed) => boot_changed,
         Err(trouble) => {
             let tail = log.finish();
-            let alive = matches!(trouble, Trouble::Session(SessionError::Step { .. }));
-            let mut failure = explain(build, &mut running.instance, trouble, Some(tail)).await;
+            let alive = matches!(trouble, Stopped::Session(SessionError::Step { .. }));
+            let mut failure = explain(build, &mut running.guest.instance, trouble, Some(tail)).await;
             failure.log = build.keep_log(&log_path);
             if alive {
                 keep_failed(build, running, &staging, next_disk, &failure).await;
@@ -110,7 +106,7 @@ pub(super) async fn make<P: Provider>(
     match settle(build, running, &staging, next_disk, boot_changed, last).await {
         Ok(()) => keep(build, running, staging).await,
         Err(Stop::Failure(failure)) => Err(failure),
-        Err(Stop::Trouble(trouble)) => Err(explain(build, &mut running.instance, trouble, None).await),
+        Err(Stop::Stopped(trouble)) => Err(explain(build, &mut running.guest.instance, trouble, None).await),
     }
 }
 
@@ -119,7 +115,7 @@ enum Stop {
     /// It is clear why.
     Failure(Box<Failure>),
     /// The machine's console or its end may say why.
-    Trouble(Trouble),
+    Stopped(Stopped),
 }
 
 /// Applies a layer, booting its machine again where it says so. Says whether
@@ -139,12 +135,12 @@ async fn apply<P: Provider>(
     let offline = build.node.needs == Needs::Disk;
     let names = &work.places;
     let (layer, steps) = (work.layer.clone(), work.steps.clone());
-    let host = running.instance.way_out().host;
+    let host = running.guest.instance.way_out().host;
     let mut what = Apply { layer, steps, from: 0, offline, durable: false, host };
     loop {
-        let Running { instance, session, spare, .. } = &mut *running;
-        let way_out = instance.way_out();
-        let applied = session.apply(&what, blobs, &way_out, |progress| match progress {
+        let Running { guest, spare, .. } = &mut *running;
+        let way_out = guest.instance.way_out();
+        let mut hear = |progress: Progress<'_>| match progress {
             Progress::Started(step) => {
                 *spare = None;
                 log.heading(&names[step].1);
@@ -156,14 +152,11 @@ async fn apply<P: Provider>(
                     log.heading(&format!("{}: unchanged", names[step].1));
                 }
             }
-        });
-        let applied = tokio::select! {
-            applied = applied => applied.map_err(Trouble::Session),
-            ended = instance.ended() => Err(Trouble::Ended(ended)),
         };
+        let applied = guest.ask(async |session| session.apply(&what, blobs, &way_out, &mut hear).await).await;
         // The next layer must not find it open.
         let closed = way_out.set(false).await;
-        let applied = applied.map_err(Stop::Trouble)?;
+        let applied = applied.map_err(Stop::Stopped)?;
         closed.map_err(|e| {
             Stop::Failure(build.failure(FailureKind::Host, format!("the network can't be closed: {e}")))
         })?;
@@ -183,8 +176,7 @@ async fn reboot<P: Provider>(
     running: &mut Running<'_, P::Instance>,
     staging: &Staging,
 ) -> Result<(), Stop> {
-    let Running { instance, session, .. } = &mut *running;
-    up::off(instance, session).await.map_err(Stop::Trouble)?;
+    running.guest.switch_off().await.map_err(Stop::Stopped)?;
     running.launch = Launch {
         overlay: staging.path().join(DiskKind::Qcow2.file_name()),
         again: true,
@@ -192,9 +184,7 @@ async fn reboot<P: Provider>(
         memory: None,
         ..running.launch.clone()
     };
-    let (instance, session) = up::again(build, &running.launch).await.map_err(Stop::Failure)?;
-    running.instance = instance;
-    running.session = session;
+    running.guest = up::again(build, &running.launch).await.map_err(Stop::Failure)?;
     build.phase("apply");
     Ok(())
 }
@@ -207,19 +197,16 @@ async fn take_boot<P: Provider>(
     running: &mut Running<'_, P::Instance>,
     staging: &Staging,
 ) -> Result<(), Stop> {
-    let Running { instance, session, made, .. } = &mut *running;
+    let Running { guest, made, .. } = &mut *running;
     if made.boot.is_none() {
         return Ok(());
     }
     let files = (staging.path().join("vmlinuz"), staging.path().join("initrd"));
-    let fetched = tokio::select! {
-        fetched = session.boot_files([&files.0, &files.1]) => fetched,
-        ended = instance.ended() => return Err(Stop::Trouble(Trouble::Ended(ended))),
-    };
+    let fetched = guest.ask(async |session| session.boot_files([&files.0, &files.1]).await).await;
     made.boot = match fetched {
         Ok(()) => Some(build.keep_boot(&files).map_err(Stop::Failure)?),
-        Err(SessionError::Refused(_)) => None,
-        Err(error) => return Err(Stop::Trouble(Trouble::Session(error))),
+        Err(Stopped::Session(SessionError::Refused(_))) => None,
+        Err(stopped) => return Err(Stop::Stopped(stopped)),
     };
     Ok(())
 }
@@ -233,15 +220,15 @@ async fn keep_failed<P: Provider>(
     next_disk: &Path,
     failure: &Failure,
 ) {
-    let Running { instance, session, made, .. } = running;
+    let Running { guest, made, .. } = running;
     let Some(on) = made.disk.backing else { return };
     let parent = build.node.parent.map(|id| build.shared.graph.node(id).key);
     let Some(below) = parent.and_then(|key| Some((key, build.shared.store.record(&key)?.id))) else {
         return;
     };
     let rest = tokio::time::timeout(LAST_REST, async {
-        session.freeze().await.ok()?;
-        instance.snapshot(next_disk).await.ok()
+        guest.ask(async |session| session.freeze().await).await.ok()?;
+        guest.instance.snapshot(next_disk).await.ok()
     });
     if let Ok(Some(())) = rest.await {
         let disk = staging.path().join(DiskKind::Qcow2.file_name());
@@ -263,21 +250,13 @@ async fn settle<P: Provider>(
     if boot_changed {
         take_boot(build, running, staging).await?;
     }
-    let Running { instance, session, .. } = &mut *running;
-    let rested = tokio::select! {
-        rested = session.freeze() => rested.map_err(Trouble::Session),
-        ended = instance.ended() => Err(Trouble::Ended(ended)),
-    };
-    rested.map_err(Stop::Trouble)?;
-    instance.snapshot(next_disk).await.map_err(|e| Stop::Failure(build.provider_failure(e)))?;
+    let guest = &mut running.guest;
+    guest.ask(async |session| session.freeze().await).await.map_err(Stop::Stopped)?;
+    guest.instance.snapshot(next_disk).await.map_err(|e| Stop::Failure(build.provider_failure(e)))?;
     if last {
         return Ok(());
     }
-    let thawed = tokio::select! {
-        thawed = session.thaw() => thawed.map_err(Trouble::Session),
-        ended = instance.ended() => Err(Trouble::Ended(ended)),
-    };
-    thawed.map_err(Stop::Trouble)
+    guest.ask(async |session| session.thaw().await).await.map_err(Stop::Stopped)
 }
 
 /// Commits a disk that is at rest.

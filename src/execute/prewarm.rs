@@ -10,9 +10,9 @@ use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::context::BuildState;
+use super::guest::Guest;
 use super::node::NodeContext;
-use super::session::{Session, SessionError};
-use super::up::{self, Channel, Stand, Up};
+use super::up::{self, Stand, Up};
 use crate::graph::{Node, NodeId};
 use crate::provider::{Instance, Place, Provider};
 use crate::store::{Disk, DiskKind, Staging};
@@ -40,7 +40,7 @@ impl<P: Provider> Prewarm<P> {
             match tokio::time::timeout(AGE, called.notified()).await {
                 Ok(()) => Some(prewarm),
                 Err(_) => {
-                    prewarm.instance.stop().await;
+                    prewarm.guest.stop().await;
                     None
                 }
             }
@@ -62,8 +62,7 @@ impl<P: Provider> Prewarm<P> {
 
 /// A fork that answers, of a machine that was kept of another disk.
 pub(super) struct PrewarmedFork<P: Provider> {
-    instance: P::Instance,
-    session: Session<Channel<P>>,
+    guest: Guest<P::Instance>,
     /// Units that failed when it booted.
     failed: Vec<String>,
     /// Where its files are.
@@ -93,30 +92,25 @@ async fn fork<P: Provider>(shared: &BuildState<P>, check: NodeId) -> Option<Prew
     if let Some(record) = before.and_then(|key| shared.store.record(&key)) {
         launch.boot = site.boot_paths(&record.boot);
     }
-    let mut instance = shared.provider.prewarm(&launch).await?;
-    let mut session = Session::new(instance.channel()?);
-    let place = instance.place();
-    let ready = async {
+    let mut guest = Guest::connect(shared.provider.prewarm(&launch).await?).ok()?;
+    let place = guest.instance.place();
+    let ready = guest.ask(async |session| {
         let failed = session.ready(false).await?;
         // What was to be changed for the image before is what will be.
         if let Place::Retargeted(retargeted) = place {
             session.rehearse(&retargeted.altered).await?;
         }
-        Ok::<_, SessionError>(failed)
-    };
-    let ready = tokio::select! {
-        ready = ready => ready.ok(),
-        _ = instance.ended() => None,
-    };
+        Ok(failed)
+    });
     // What its machine goes on to do by itself is nothing that anybody waits for.
-    let still = match ready {
-        Some(failed) => instance.pause().await.ok().map(|()| failed),
-        None => None,
+    let still = match ready.await {
+        Ok(failed) => guest.instance.pause().await.ok().map(|()| failed),
+        Err(_) => None,
     };
     match still {
-        Some(failed) => Some(PrewarmedFork { instance, session, failed, scratch }),
+        Some(failed) => Some(PrewarmedFork { guest, failed, scratch }),
         None => {
-            instance.stop().await;
+            guest.stop().await;
             None
         }
     }
@@ -135,23 +129,23 @@ impl<P: Provider> PrewarmedFork<P> {
         site: &NodeContext<'_, P>,
         stand: &Stand<'_>,
     ) -> Option<(Up<P::Instance>, Staging)> {
-        let Self { mut instance, mut session, failed, scratch } = self;
+        let Self { mut guest, failed, scratch } = self;
         let (mut launch, record) = up::prepare(site, stand, scratch.path(), &overlay(&scratch)).ok()?;
-        let retargeted = match site.shared.provider.retargeted(&launch, &instance).await {
-            Some(retargeted) if instance.resume().await.is_ok() => tokio::select! {
-                done = session.retarget(&retargeted.altered) => done.ok().map(|()| retargeted),
-                _ = instance.ended() => None,
-            },
+        let retargeted = match site.shared.provider.retargeted(&launch, &guest.instance).await {
+            Some(retargeted) if guest.instance.resume().await.is_ok() => {
+                let done = guest.ask(async |session| session.retarget(&retargeted.altered).await).await;
+                done.ok().map(|()| retargeted)
+            }
             _ => None,
         };
         let Some(retargeted) = retargeted else {
-            instance.stop().await;
+            guest.stop().await;
             return None;
         };
         up::tell_failed(site, &failed);
         launch.chain = retargeted.chain;
         let backing = Some((stand.state.key, record.id));
         let disk = Disk { kind: DiskKind::Qcow2, backing, depth: record.disk.depth + 1 };
-        Some((Up { instance, session, launch, record, disk }, scratch))
+        Some((Up { guest, launch, record, disk }, scratch))
     }
 }

@@ -11,16 +11,15 @@ use vimg_lang::model::{DiskFormat, Forward, Machine};
 
 use super::change::{self, TAIL, at};
 use super::context::{BuildContext, BuildState};
-use super::explain::Trouble;
 use super::failure::{Failure, FailureKind};
+use super::guest::{Guest, Stopped};
 use super::log::clean;
 use super::node::NodeContext;
-use super::session::{Ended, Input};
-use super::session::{Session, SessionError};
+use super::session::{Ended, Input, SessionError};
 use super::up::{self, Stand};
 use crate::digest::Key;
 use crate::graph::{Difference, ServerPart, ServerPlan};
-use crate::provider::{Instance, Lasting, Launch, Provider, Retarget};
+use crate::provider::{self, Instance, Lasting, Launch, Provider, Retarget};
 use crate::store::{Boot, KeyLock, replace, try_lock};
 
 /// The version of [`ServerRecord`].
@@ -181,41 +180,42 @@ impl ServerRecord {
     }
 }
 
-type Channel<P> = <<P as Provider>::Instance as Instance>::Channel;
-
-/// A server that runs, and its agent.
-struct Found<P: Provider> {
-    instance: P::Instance,
-    session: Session<Channel<P>>,
-}
-
-async fn find<P: Provider>(provider: &P, home: &ServerHome) -> Result<Option<Found<P>>, String> {
+/// Finds a server that runs, and speaks with its agent.
+async fn find<P: Provider>(provider: &P, home: &ServerHome) -> Result<Option<Guest<P::Instance>>, String> {
     let found = provider.find(&home.dir).await.map_err(|e| e.message)?;
-    let Some(mut instance) = found else { return Ok(None) };
-    let channel = instance.channel().ok_or("the machine has no agent port")?;
-    let mut session = Session::new(channel);
-    let ready = async {
+    let Some(instance) = found else { return Ok(None) };
+    let mut guest = Guest::connect(instance).map_err(|instance| {
+        instance.leave();
+        "the machine has no agent port"
+    })?;
+    let ready = guest.ask(async |session| {
         session.ready(false).await?;
         // Who spoke with it last may have gone in between.
         session.thaw().await
-    };
+    });
     match ready.await {
-        Ok(()) => Ok(Some(Found { instance, session })),
-        Err(trouble) => {
-            instance.leave();
-            Err(format!("its agent does not answer: {}", words(trouble)))
+        Ok(()) => Ok(Some(guest)),
+        Err(stopped) => {
+            guest.leave();
+            Err(format!("its agent does not answer: {}", words(stopped)))
         }
     }
 }
 
-/// A trouble in a conversation, in a sentence.
-fn words(trouble: SessionError) -> String {
-    match trouble {
-        SessionError::Broken(why) | SessionError::Refused(why) => clean(&why),
-        SessionError::Step { message, .. } => clean(&message),
-        SessionError::Silent(time) | SessionError::Endless(time) => {
+/// Why a server did not answer, in a sentence.
+fn words(stopped: Stopped) -> String {
+    match stopped {
+        Stopped::Session(SessionError::Broken(why) | SessionError::Refused(why)) => clean(&why),
+        Stopped::Session(SessionError::Step { message, .. }) => clean(&message),
+        Stopped::Session(SessionError::Silent(time) | SessionError::Endless(time)) => {
             format!("nothing came within {} s", time.as_secs())
         }
+        Stopped::Ended(provider::Ended::Off) => "the machine went off".into(),
+        Stopped::Ended(provider::Ended::Panic) => "its kernel panicked".into(),
+        Stopped::Ended(provider::Ended::AgentGone) => "the agent in the machine died".into(),
+        Stopped::Ended(provider::Ended::HostDiskFull) => "the disk that holds the store is full".into(),
+        Stopped::Ended(provider::Ended::DiskError(why)) => format!("its disk failed: {}", clean(&why)),
+        Stopped::Ended(provider::Ended::Killed(last)) => format!("QEMU ended: {}", clean(&last)),
     }
 }
 
@@ -287,11 +287,11 @@ async fn start<P: Provider>(
         ..Stand::of_person(site.node, Retarget::Never)
     };
     let up = up::up(site, &stand, &home.dir, &overlay).await?;
-    let mut found = Found::<P> { instance: up.instance, session: up.session };
+    let mut found = up.guest;
     let chain = match home.adopt(&up.launch.chain) {
         Ok(chain) => chain,
         Err(error) => {
-            found.instance.stop().await;
+            found.stop().await;
             return Err(site.io_failure(&home.dir, error));
         }
     };
@@ -315,19 +315,18 @@ async fn start<P: Provider>(
     let difference = plan.difference(&record.parts);
     let made = async {
         let change = change::prepare(site, plan, &difference).await?;
-        let Found { instance, session } = &mut found;
-        let parts = change::make(site, plan, change, instance, session).await?;
+        let parts = change::make(site, plan, change, &mut found).await?;
         live(site, plan, &mut found, "begin").await.map(|()| parts)
     };
     match made.await {
         Ok(parts) => {
             record.parts = parts;
             home.keep(&record).map_err(|e| site.io_failure(&home.dir, e))?;
-            found.instance.leave();
+            found.leave();
             Ok(())
         }
         Err(failure) => {
-            found.instance.stop().await;
+            found.stop().await;
             Err(failure)
         }
     }
@@ -341,14 +340,13 @@ async fn back<P: Provider>(
     home: &ServerHome,
     record: &ServerRecord,
 ) -> Result<Result<(), Box<Failure>>, Box<Failure>> {
-    let (instance, session) = up::again(site, &record.launch(site, &home.dir)).await?;
+    let mut found = up::again(site, &record.launch(site, &home.dir)).await?;
     home.keep(record).map_err(|e| site.io_failure(&home.dir, e))?;
-    let mut found = Found::<P> { instance, session };
     let lives = live(site, plan, &mut found, "live").await.map_err(|mut failure| {
         failure.help = Some(format!("the server runs; `vimg restart {}` tries again", plan.name));
         failure
     });
-    found.instance.leave();
+    found.leave();
     Ok(lives)
 }
 
@@ -356,11 +354,11 @@ async fn back<P: Provider>(
 async fn live<P: Provider>(
     site: &NodeContext<'_, P>,
     plan: &ServerPlan,
-    found: &mut Found<P>,
+    found: &mut Guest<P::Instance>,
     what: &str,
 ) -> Result<(), Box<Failure>> {
     site.phase("hooks");
-    hooks(found, what, |line| site.line(line)).await.map_err(|mut tail| {
+    hooks::<P>(found, what, |line| site.line(line)).await.map_err(|mut tail| {
         let mut failure = at(plan, FailureKind::Recipe, tail.pop().unwrap_or_default());
         failure.tail = tail;
         failure
@@ -376,7 +374,7 @@ const AGENT_SAYS: &str = "vimg-agent: ";
 /// Has the agent run what a machine keeps for a time of its life. If that
 /// fails: what was said last, and why.
 async fn hooks<P: Provider>(
-    found: &mut Found<P>,
+    found: &mut Guest<P::Instance>,
     what: &str,
     mut line: impl FnMut(&str) + Send,
 ) -> Result<(), Vec<String>> {
@@ -388,12 +386,8 @@ async fn hooks<P: Provider>(
         said.extend_from_slice(bytes);
         said.drain(..said.len().saturating_sub(SAID));
     };
-    let ended = tokio::select! {
-        ended = found.session.exec(Exec { command, terminal: None }, input, &mut output) => {
-            ended.map_err(words)
-        }
-        _ = found.instance.ended() => Err("the machine went off".into()),
-    };
+    let exec = Exec { command, terminal: None };
+    let ended = found.ask(async |session| session.exec(exec, input, &mut output).await).await.map_err(words);
     let said: Vec<String> = String::from_utf8_lossy(&said).lines().map(clean).collect();
     match ended {
         Ok(Ended::Code(0)) => {
@@ -458,25 +452,25 @@ pub async fn apply<P: Provider>(
         failure
     })?;
     if record.chain.len() >= MOST_DISKS {
-        found.instance.leave();
+        found.leave();
         return Err(host("its disk has seen too many changes; start it anew".into()));
     }
     if !difference.is_empty() {
         let change = match change::prepare(&site, plan, &difference).await {
             Ok(change) => change,
             Err(failure) => {
-                found.instance.leave();
+                found.leave();
                 return Err(failure);
             }
         };
-        if let Err(why) = branch(home, &mut record, true, &mut found).await {
-            found.instance.leave();
+        if let Err(why) = branch::<P>(home, &mut record, true, &mut found).await {
+            found.leave();
             return Err(host(why));
         }
-        match change::make(&site, plan, change, &mut found.instance, &mut found.session).await {
+        match change::make(&site, plan, change, &mut found).await {
             Ok(parts) => record.parts = parts,
             Err(mut failure) => {
-                found.instance.stop().await;
+                found.stop().await;
                 record.step_back();
                 if let Err(hook) = back(&site, plan, home, &record).await? {
                     site.notice(&hook.message);
@@ -494,7 +488,7 @@ pub async fn apply<P: Provider>(
         record.lead(&plan.forwards);
     }
     home.keep(&record).map_err(|e| site.io_failure(&home.dir, e))?;
-    found.instance.leave();
+    found.leave();
     led.map_err(|e| Box::new(Failure::provider(&plan.name, plan.span, e)))?;
     Ok(difference)
 }
@@ -505,17 +499,17 @@ async fn branch<P: Provider>(
     home: &ServerHome,
     record: &mut ServerRecord,
     changing: bool,
-    found: &mut Found<P>,
+    found: &mut Guest<P::Instance>,
 ) -> Result<(), String> {
     let (before, next) = (record.clone(), home.free_disk());
     record.chain.push(std::mem::replace(&mut record.overlay, next.clone()));
     record.changing = changing;
     home.keep(record).map_err(|e| e.to_string())?;
-    let branched = match found.session.freeze().await {
+    let branched = match found.ask(async |session| session.freeze().await).await {
         Ok(()) => found.instance.snapshot(&next).await.map_err(|e| e.message),
-        Err(trouble) => Err(words(trouble)),
+        Err(stopped) => Err(words(stopped)),
     };
-    let thawed = found.session.thaw().await.map_err(words);
+    let thawed = found.ask(async |session| session.thaw().await).await.map_err(words);
     if branched.is_err() {
         let _ = std::fs::remove_file(&next);
         *record = before;
@@ -542,15 +536,14 @@ pub async fn down<P: Provider>(
         },
         false => match find(provider, home).await? {
             Some(mut found) => {
-                if remove && let Err(mut said) = hooks(&mut found, "decommission", |_| {}).await {
-                    found.instance.leave();
+                if remove && let Err(mut said) = hooks::<P>(&mut found, "decommission", |_| {}).await {
+                    found.leave();
                     let why = said.pop().unwrap_or_default();
                     return Err(said.pop().map_or(why.clone(), |last| format!("{why}; it said: {last}")));
                 }
-                let Found { mut instance, mut session } = found;
-                up::off(&mut instance, &mut session).await.map_err(|trouble| match trouble {
-                    Trouble::Session(trouble) => words(trouble),
-                    Trouble::Ended(ended) => format!("it did not stop in order: {ended:?}"),
+                found.switch_off().await.map_err(|stopped| match stopped {
+                    Stopped::Ended(_) => format!("it did not stop in order: {}", words(stopped)),
+                    stopped => words(stopped),
                 })?;
                 true
             }
@@ -576,16 +569,13 @@ pub async fn exec<P: Provider>(
     listen: impl FnOnce() -> mpsc::Receiver<Input>,
     mut output: impl FnMut(Stream, &[u8]) + Send,
 ) -> Result<Ended, String> {
-    let Some(Found { mut instance, mut session }) = find(provider, home).await? else {
+    let Some(mut found) = find(provider, home).await? else {
         return Err("it is switched off".into());
     };
     let input = listen();
-    let ended = tokio::select! {
-        ended = session.exec(exec, input, &mut output) => ended.map_err(words),
-        _ = instance.ended() => Err("the machine went off".into()),
-    };
-    instance.leave();
-    ended
+    let ended = found.ask(async |session| session.exec(exec, input, &mut output).await).await;
+    found.leave();
+    ended.map_err(words)
 }
 
 /// Writes a server's disk, as it is now, to a file that stands alone.
@@ -597,10 +587,10 @@ pub async fn save<P: Provider>(provider: &P, home: &ServerHome, to: &Path) -> Re
     if let Some(mut found) = find(provider, home).await? {
         let room = record.chain.len() < MOST_DISKS;
         let branched = match room {
-            true => branch(home, &mut record, false, &mut found).await,
+            true => branch::<P>(home, &mut record, false, &mut found).await,
             false => Err("its disk has seen too many changes".into()),
         };
-        found.instance.leave();
+        found.leave();
         branched?;
         return provider.export(&record.chain, DiskFormat::Qcow2, to).await.map_err(|e| e.message);
     }

@@ -3,31 +3,26 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use vimg_lang::model::Machine;
 
-use super::explain::{Trouble, explain};
+use super::explain::explain;
 use super::failure::{Failure, FailureKind};
+use super::guest::{Guest, Stopped};
 use super::node::NodeContext;
 use super::retargeted;
-use super::session::{Session, SessionError};
+use super::session::SessionError;
 use crate::graph::{Needs, Node, Work};
-use crate::provider::{Ended, Instance, Lasting, Launch, Offline, Place, Provider, Retarget};
+use crate::provider::{Instance, Lasting, Launch, Offline, Place, Provider, Retarget};
 use crate::store::{Disk, DiskKind, Record};
 
 /// How often a machine is started that others fork, or that was forked, before
 /// it is only booted.
 const TRIES: u32 = 2;
 
-/// How long a machine may take to stop its services and switch itself off.
-/// systemd gives a service 90 s before it kills it.
-const OFF: Duration = Duration::from_secs(600);
-
 /// An instance that is up.
 pub(super) struct Up<I: Instance> {
-    pub(super) instance: I,
-    pub(super) session: Session<I::Channel>,
+    pub(super) guest: Guest<I>,
     /// What it was launched as, with the disks that it stands on.
     pub(super) launch: Launch,
     /// Of the state that it is to stand on.
@@ -121,8 +116,8 @@ pub(super) async fn up<P: Provider>(
         if tries == TRIES {
             launch.memory = None;
         }
-        let (mut instance, mut session) = start(site, &launch).await?;
-        let mut place = instance.place();
+        let mut guest = start(site, &launch).await?;
+        let mut place = guest.instance.place();
         let mut on = ((stand.state.key, record.id), record.disk.depth);
         if let Place::Retargeted(retargeted) = &mut place
             && launch.retarget == Retarget::Stored
@@ -133,7 +128,7 @@ pub(super) async fn up<P: Provider>(
                     retargeted.altered = altered;
                 }
                 Err(why) => {
-                    instance.stop().await;
+                    guest.stop().await;
                     refused = Some(why);
                     launch.retarget = Retarget::Never;
                     continue;
@@ -145,9 +140,9 @@ pub(super) async fn up<P: Provider>(
         {
             tell_why(site, &why);
         }
-        let first = instance.can_save_memory();
-        let instance_way = instance.way_out();
-        let ready = async {
+        let first = guest.instance.can_save_memory();
+        let way_out = guest.instance.way_out();
+        let ready = guest.ask(async |session| {
             let units = session.ready(place == Place::Machine).await?;
             match &place {
                 Place::Outside(network) => session.prepare(network.clone()).await?,
@@ -158,34 +153,30 @@ pub(super) async fn up<P: Provider>(
             }
             // Layers open it per step; other users get it at once.
             if stand.opens && stand.network {
-                instance_way.set(true).await.map_err(SessionError::from)?;
+                way_out.set(true).await.map_err(SessionError::from)?;
             }
             Ok(units)
-        };
-        let units = tokio::select! {
-            ready = ready => ready.map_err(Trouble::Session),
-            ended = instance.ended() => Err(Trouble::Ended(ended)),
-        };
-        match units {
+        });
+        match ready.await {
             Ok(units) => tell_failed(site, &units),
             // It is as good as before, but not for this.
-            Err(Trouble::Session(SessionError::Refused(why))) if matches!(place, Place::Retargeted(_)) => {
-                instance.stop().await;
+            Err(Stopped::Session(SessionError::Refused(why))) if matches!(place, Place::Retargeted(_)) => {
+                guest.stop().await;
                 refused = Some(why);
                 launch.retarget = Retarget::Never;
                 continue;
             }
             Err(trouble) => {
-                instance.distrust();
+                guest.instance.distrust();
                 if matches!(place, Place::Forked | Place::Retargeted(_)) {
                     tries += u32::from(place == Place::Forked);
                     launch.retarget = Retarget::Never;
-                    instance.stop().await;
+                    guest.stop().await;
                     site.notice("a memory snapshot can't be resumed; the machine boots");
                     continue;
                 }
-                let failure = explain(site, &mut instance, trouble, None).await;
-                instance.stop().await;
+                let failure = explain(site, &mut guest.instance, trouble, None).await;
+                guest.stop().await;
                 return Err(failure);
             }
         }
@@ -196,81 +187,51 @@ pub(super) async fn up<P: Provider>(
             }
             let (backing, depth) = (Some(on.0), on.1 + 1);
             let disk = Disk { kind: DiskKind::Qcow2, backing, depth };
-            return Ok(Up { instance, session, launch, record, disk });
+            return Ok(Up { guest, launch, record, disk });
         }
         // Kept as it is now, it never has to boot again.
         tries += 1;
         site.phase("keep");
-        drop(session);
-        if let Err(error) = instance.save_memory().await {
+        if let Err(error) = guest.save_memory().await {
             site.notice(&format!("{error}; it boots again"));
             launch.memory = None;
         }
     }
 }
 
-/// Starts an instance and opens the stream to its agent.
+/// Starts an instance and opens the conversation with its agent.
 async fn start<P: Provider>(
     site: &NodeContext<'_, P>,
     launch: &Launch,
-) -> Result<(P::Instance, Session<Channel<P>>), Box<Failure>> {
+) -> Result<Guest<P::Instance>, Box<Failure>> {
     site.phase("start");
-    let mut instance = site.shared.provider.launch(launch).await.map_err(|e| site.provider_failure(e))?;
-    let channel =
-        instance.channel().ok_or_else(|| site.failure(FailureKind::Host, "the machine has no agent port"))?;
-    if instance.place() == Place::Machine {
+    let instance = site.shared.provider.launch(launch).await.map_err(|e| site.provider_failure(e))?;
+    let guest = Guest::connect(instance)
+        .map_err(|_| site.failure(FailureKind::Host, "the machine has no agent port"))?;
+    if guest.instance.place() == Place::Machine {
         site.shared.boots.fetch_add(1, Ordering::Relaxed);
-        if let Some(why) = instance.boot_reason() {
+        if let Some(why) = guest.instance.boot_reason() {
             tell_why(site, why);
         }
         site.phase("boot");
     }
-    Ok((instance, Session::new(channel)))
-}
-
-pub(super) type Channel<P> = <<P as Provider>::Instance as Instance>::Channel;
-
-/// Has a machine stop its services and switch itself off, and waits until its
-/// program has written everything and is gone.
-pub(super) async fn off<I: Instance>(
-    instance: &mut I,
-    session: &mut Session<I::Channel>,
-) -> Result<(), Trouble> {
-    let off = async {
-        session.switch_off().await.map_err(Trouble::Session)?;
-        // First the agent goes, then the machine, then what runs it.
-        let mut off = false;
-        loop {
-            match instance.ended().await {
-                Ended::Off => off = true,
-                Ended::AgentGone => {}
-                Ended::Killed(_) if off => return Ok(()),
-                other => return Err(Trouble::Ended(other)),
-            }
-        }
-    };
-    let off = tokio::time::timeout(OFF, off).await;
-    off.unwrap_or(Err(Trouble::Session(SessionError::Endless(OFF))))
+    Ok(guest)
 }
 
 /// Boots a machine again that was switched off, and waits until it is up.
 pub(super) async fn again<P: Provider>(
     site: &NodeContext<'_, P>,
     launch: &Launch,
-) -> Result<(P::Instance, Session<Channel<P>>), Box<Failure>> {
-    let (mut instance, mut session) = start(site, launch).await?;
-    let ready = tokio::select! {
-        ready = session.ready(true) => ready.map_err(Trouble::Session),
-        ended = instance.ended() => Err(Trouble::Ended(ended)),
-    };
-    match ready {
+) -> Result<Guest<P::Instance>, Box<Failure>> {
+    let mut guest = start(site, launch).await?;
+    match guest.ask(async |session| session.ready(true).await).await {
         Ok(units) => {
             tell_failed(site, &units);
-            Ok((instance, session))
+            Ok(guest)
         }
         Err(trouble) => {
-            let failure = explain(site, &mut instance, trouble, None).await;
-            instance.stop().await;
+            let failure = explain(site, &mut guest.instance, trouble, None).await;
+            guest.stop().await;
             Err(failure)
         }
     }
