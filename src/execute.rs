@@ -13,8 +13,10 @@
 //! it is then known by another key, and is mostly there already: `cutoff` plans
 //! again and goes on.
 
-mod failure;
+mod batches;
 mod staged;
+mod failure;
+mod states;
 mod context;
 mod session;
 mod guest;
@@ -28,7 +30,6 @@ mod prewarm;
 mod checks;
 mod layer;
 mod batch;
-mod batches;
 pub mod caching;
 mod change;
 mod compare;
@@ -45,6 +46,7 @@ pub use failure::{Failure, FailureKind};
 pub use interact::{interact, watch};
 pub use log::read as read_log;
 pub use output::write_outputs;
-pub use schedule::{Outcome, build};
+pub use schedule::build;
 pub use session::{Ended, Input};
 pub use staged::StagedOutputs;
+pub use states::Outcome;

@@ -3,14 +3,16 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio::sync::{SemaphorePermit, mpsc};
+use tokio::sync::SemaphorePermit;
 use vimg_lang::model::DiskFormat;
 
-use super::context::{BuildState, JOB, Settled};
+use super::batches::Batch;
+use super::context::{BuildState, JOB};
 use super::failure::{Failure, FailureKind};
 use super::make::{Facts, Made, NodeBuild};
 use super::prewarm::Prewarm;
 use super::staged::{Before, Copies};
+use super::states::Step;
 use super::{checks, layer, session, up};
 use crate::digest::Description;
 use crate::event::Event;
@@ -18,18 +20,15 @@ use crate::graph::{NodeId, Work};
 use crate::provider::{self, Exported, Provider, Retarget};
 use crate::store::{Boot, Disk, DiskKind, KeyLock, Record};
 
-type Sender = mpsc::UnboundedSender<Settled>;
-
 /// Makes the nodes of a run in order. What is left when another process is
 /// found to make one of them is returned, to be tried again as a run.
 pub(super) async fn make<P: Provider>(
     shared: Arc<BuildState<P>>,
-    nodes: Vec<NodeId>,
+    nodes: Batch,
     prewarmed: Option<Prewarm<P>>,
-    sender: Sender,
-) -> Vec<NodeId> {
+) -> Batch {
     if matches!(shared.graph.node(nodes[0]).work, Work::Check(_)) {
-        checks::make(shared, nodes, prewarmed, sender).await;
+        checks::make(shared, nodes, prewarmed).await;
         return Vec::new();
     }
     let mut rest = nodes.as_slice();
@@ -37,34 +36,28 @@ pub(super) async fn make<P: Provider>(
         let node = shared.graph.node(*first);
         let lock = match shared.store.lock(&node.key).await {
             Ok(lock) => lock,
-            Err(error) => return fail(&sender, *first, Failure::store(&node.name, node.span, &error)),
+            Err(error) => return fail(&shared, *first, Failure::store(&node.name, node.span, &error)),
         };
         if !shared.store.has(&node.key) {
-            return start(&shared, rest, lock, &sender).await;
+            return start(&shared, rest, lock).await;
         }
         // It was made while we waited, or stands twice in the graph.
-        shared.tell(Event::Reused { node: node.name.clone(), key: node.key.to_string() });
         if shared.has_moved(node) {
-            let _ = sender.send(Settled::Moved(*first, false));
+            shared.states.set(*first, Step::Supersede(None));
             break;
         }
-        let _ = sender.send(Settled::There(*first));
+        shared.states.set(*first, Step::Reuse);
         rest = others;
     }
     Vec::new()
 }
 
-fn fail(sender: &Sender, id: NodeId, failure: Failure) -> Vec<NodeId> {
-    let _ = sender.send(Settled::Failed(id, Box::new(failure)));
+fn fail<P>(shared: &BuildState<P>, id: NodeId, failure: Failure) -> Batch {
+    shared.states.set(id, Step::Fail(Box::new(failure)));
     Vec::new()
 }
 
-async fn start<P: Provider>(
-    shared: &BuildState<P>,
-    rest: &[NodeId],
-    lock: KeyLock,
-    sender: &Sender,
-) -> Vec<NodeId> {
+async fn start<P: Provider>(shared: &BuildState<P>, rest: &[NodeId], lock: KeyLock) -> Batch {
     let node = shared.graph.node(rest[0]);
     let job = if matches!(node.work, Work::Export(_)) { 1 } else { JOB };
     // A semaphore that is never closed always gives its permits.
@@ -75,15 +68,15 @@ async fn start<P: Provider>(
         Work::Export(format) => export(shared, rest[0], *format, lock).await,
         Work::Layer(_) | Work::Check(_) | Work::Seal => {
             let _memory = shared.reserve(node).await;
-            return machine(shared, rest, lock, &mut job, sender).await;
+            return machine(shared, rest, lock, &mut job).await;
         }
     };
     match result {
-        Ok(()) => {
-            let _ = sender.send(Settled::Built(rest[0]));
+        Ok(built) => {
+            shared.states.set(rest[0], Step::Build(built));
             Vec::new()
         }
-        Err(failure) => fail(sender, rest[0], *failure),
+        Err(failure) => fail(shared, rest[0], *failure),
     }
 }
 
@@ -139,7 +132,7 @@ async fn base<P: Provider>(shared: &BuildState<P>, id: NodeId, lock: Arc<KeyLock
         same: None,
     };
     build.phase("store");
-    build.commit(staging, made).await.map(|_| ())
+    build.commit(staging, made).await.map(|(_, built)| built)
 }
 
 async fn export<P: Provider>(
@@ -179,7 +172,7 @@ async fn export<P: Provider>(
     shared.staged.begin(id, &node.key, &staging.path().join(kind.file_name()), copies);
     build.phase("store");
     let made = Facts { source, ..Facts::of(kind, shared.provider.name()) };
-    build.commit(staging, made).await.map(|_| ())
+    build.commit(staging, made).await.map(|(_, built)| built)
 }
 
 /// Begins to copy what an output was before, if that may hold most of it.
@@ -215,17 +208,16 @@ async fn machine<P: Provider>(
     rest: &[NodeId],
     first_lock: Arc<KeyLock>,
     job: &mut Option<SemaphorePermit<'_>>,
-    sender: &Sender,
-) -> Vec<NodeId> {
+) -> Batch {
     let mut build = NodeBuild::begin(shared, rest[0], first_lock);
     // The instance's own files outlive the states that it makes.
     let (scratch, mut staging) = match (build.staging(), build.staging()) {
         (Ok(scratch), Ok(staging)) => (scratch, staging),
-        (Err(failure), _) | (_, Err(failure)) => return fail(sender, rest[0], *failure),
+        (Err(failure), _) | (_, Err(failure)) => return fail(shared, rest[0], *failure),
     };
     let network = rest.iter().any(|id| wants_network(&shared.graph.node(*id).work));
     let Some(parent) = build.node.parent.map(|id| shared.graph.node(id)) else {
-        return fail(sender, rest[0], *build.gone());
+        return fail(shared, rest[0], *build.gone());
     };
     let stand = up::Stand {
         state: parent,
@@ -240,7 +232,7 @@ async fn machine<P: Provider>(
     let overlay = staging.path().join(DiskKind::Qcow2.file_name());
     let mut running = match up::up(&build, &stand, scratch.path(), &overlay).await {
         Ok(up) => layer::Running::on(up, job.as_mut().and_then(|job| job.split(JOB as usize - 1))),
-        Err(failure) => return fail(sender, rest[0], *failure),
+        Err(failure) => return fail(shared, rest[0], *failure),
     };
     for (n, id) in rest.iter().enumerate() {
         let node = shared.graph.node(*id);
@@ -253,28 +245,28 @@ async fn machine<P: Provider>(
                     running.guest.stop().await;
                     return rest[n..].to_vec();
                 }
-                Err(error) => return fail(sender, *id, Failure::store(&node.name, node.span, &error)),
+                Err(error) => return fail(shared, *id, Failure::store(&node.name, node.span, &error)),
             };
             build = NodeBuild::begin(shared, *id, lock);
         }
         let next = match build.staging() {
             Ok(next) => next,
-            Err(failure) => return fail(sender, *id, *failure),
+            Err(failure) => return fail(shared, *id, *failure),
         };
         let last = n + 1 == rest.len();
         let spent = std::mem::replace(&mut staging, next);
         let next_disk = staging.path().join(DiskKind::Qcow2.file_name());
         match layer::make(&build, &mut running, spent, &next_disk, last).await {
-            Ok(()) => {
+            Ok(built) => {
                 if shared.has_moved(node) {
-                    let _ = sender.send(Settled::Moved(*id, true));
+                    shared.states.set(*id, Step::Supersede(Some(built)));
                     break;
                 }
-                let _ = sender.send(Settled::Built(*id));
+                shared.states.set(*id, Step::Build(built));
             }
             Err(failure) => {
                 running.guest.stop().await;
-                return fail(sender, *id, *failure);
+                return fail(shared, *id, *failure);
             }
         }
     }

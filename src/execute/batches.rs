@@ -9,13 +9,16 @@ use crate::graph::{Graph, Needs, NodeId, Work};
 use crate::plan::Plan;
 use crate::store::Store;
 
+/// Nodes that one instance builds one after the other.
+pub(super) type Batch = Vec<NodeId>;
+
 /// What a node takes that was never made, in seconds.
 const GUESS: f64 = 10.0;
 
 /// Chains of nodes that one instance can make. Where several nodes are made
 /// from the same one, the machine goes on with the one that has most above
 /// it.
-pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Vec<NodeId>> {
+pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Batch> {
     let build: Vec<NodeId> = plan.to_build().map(|(id, _)| id).collect();
     let is_check = |id: NodeId| matches!(graph.node(id).work, Work::Check(_));
     // How many machine-made nodes stand above, in the longest chain. Ids grow

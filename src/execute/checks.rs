@@ -9,11 +9,11 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{SemaphorePermit, mpsc};
+use tokio::sync::SemaphorePermit;
 use tokio::task::JoinSet;
 use vimg_agent::protocol::Probe;
 
-use super::context::{BuildState, JOB, Settled};
+use super::context::{BuildState, JOB};
 use super::explain::explain;
 use super::failure::Failure;
 use super::guest::Stopped;
@@ -21,8 +21,8 @@ use super::log::Log;
 use super::make::{Facts, NodeBuild};
 use super::prewarm::{self, Prewarm};
 use super::session::Progress;
+use super::states::{Built, Step};
 use super::up::{self, Stand, Up};
-use crate::event::Event;
 use crate::graph::{NodeId, Work};
 use crate::provider::{Instance, Provider};
 use crate::store::{DiskKind, Staging};
@@ -32,15 +32,14 @@ pub(super) async fn make<P: Provider>(
     shared: Arc<BuildState<P>>,
     nodes: Vec<NodeId>,
     prewarmed: Option<Prewarm<P>>,
-    sender: mpsc::UnboundedSender<Settled>,
 ) {
     let machine = Arc::new(Machine { prewarmed: Mutex::new(prewarmed), broken: Mutex::default() });
     let mut tasks = JoinSet::new();
     let mut parties = parties(&shared, nodes);
     loop {
         for party in parties.drain(..) {
-            let (shared, sender, machine) = (shared.clone(), sender.clone(), machine.clone());
-            tasks.spawn(async move { together(&shared, party, &machine, &sender).await });
+            let (shared, machine) = (shared.clone(), machine.clone());
+            tasks.spawn(async move { together(&shared, party, &machine).await });
         }
         match tasks.join_next().await {
             Some(Ok(left)) => parties.extend(left.into_iter().map(|id| vec![id])),
@@ -100,7 +99,6 @@ async fn together<P: Provider>(
     shared: &BuildState<P>,
     party: Vec<NodeId>,
     machine: &Machine<P>,
-    sender: &mpsc::UnboundedSender<Settled>,
 ) -> Vec<NodeId> {
     // A semaphore that is never closed always gives its permits. They come
     // before the lock, so that few files are open at once. A fork keeps one
@@ -109,20 +107,20 @@ async fn together<P: Provider>(
     let _job = shared.jobs.acquire_many(job).await;
     let mut fork = None;
     for (n, id) in party.iter().enumerate() {
-        let settled = match one(shared, *id, &mut fork, machine).await {
-            Ok(Asked::Passed) => Settled::Built(*id),
-            Ok(Asked::There) => Settled::There(*id),
+        let step = match one(shared, *id, &mut fork, machine).await {
+            Ok(Asked::Passed(built)) => Step::Build(built),
+            Ok(Asked::There) => Step::Reuse,
             Ok(Asked::Left) => {
                 leave(fork).await;
                 return party[n..].to_vec();
             }
             Err(failure) => {
-                let _ = sender.send(Settled::Failed(*id, failure));
+                shared.states.set(*id, Step::Fail(failure));
                 leave(fork).await;
                 return party[n + 1..].to_vec();
             }
         };
-        let _ = sender.send(settled);
+        shared.states.set(*id, step);
     }
     leave(fork).await;
     Vec::new()
@@ -143,7 +141,7 @@ async fn leave<I: Instance>(fork: Option<Fork<'_, I>>) {
 
 /// What became of a check.
 enum Asked {
-    Passed,
+    Passed(Built),
     /// Somebody else has made it meanwhile.
     There,
     /// Somebody else is making it.
@@ -166,7 +164,6 @@ async fn one<'a, P: Provider>(
     let lock = lock.map_err(|error| Box::new(Failure::store(&node.name, node.span, &error)))?;
     let Some(lock) = lock else { return Ok(Asked::Left) };
     if shared.store.has(&node.key) {
-        shared.tell(Event::Reused { node: node.name.clone(), key: node.key.to_string() });
         return Ok(Asked::There);
     }
     let build = NodeBuild::begin(shared, id, Arc::new(lock));
@@ -184,7 +181,7 @@ async fn one<'a, P: Provider>(
         match asked {
             Ok(()) => {
                 let made = Facts::of(DiskKind::None, up.guest.instance.way());
-                return build.commit(staging, made).await.map(|_| Asked::Passed);
+                return build.commit(staging, made).await.map(|(_, built)| Asked::Passed(built));
             }
             Err(_) if in_company => {
                 build.phase("ask again, alone");

@@ -14,6 +14,7 @@ use super::node::NodeContext;
 use super::session::SessionError;
 use super::up::{self, Stand, Up};
 use crate::graph::{Needs, NodeId, Work};
+use crate::plan::Plan;
 use crate::provider::{Provider, Retarget};
 use crate::store::{DiskKind, Staging};
 
@@ -68,7 +69,7 @@ pub async fn compare<P: Provider>(
     if a.key == b.key {
         return Ok(Comparison::default());
     }
-    let shared = context.share(BTreeMap::new());
+    let shared = context.share(&Plan::default());
     let (mut first, mut second) =
         tokio::try_join!(Reader::open(&shared, states[0]), Reader::open(&shared, states[1]))?;
     let ((packages_a, files_a), (packages_b, files_b)) = tokio::try_join!(first.list(), second.list())?;

@@ -6,12 +6,12 @@ use std::sync::atomic::AtomicUsize;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::failure::Failure;
 use super::staged::StagedOutputs;
+use super::states::States;
 use crate::event::{Event, Sink};
 use crate::files::Project;
-use crate::graph::{Graph, Needs, Node, NodeId, Work};
-use crate::plan::Reason;
+use crate::graph::{Graph, Needs, Node, Work};
+use crate::plan::Plan;
 use crate::provider::OFFLINE_MEMORY;
 use crate::store::{ProjectFiles, Store};
 
@@ -43,7 +43,7 @@ pub(super) struct BuildState<P> {
     pub(super) secrets: Arc<Secrets>,
     pub(super) provider: Arc<P>,
     pub(super) sink: Sink,
-    pub(super) reasons: BTreeMap<NodeId, Reason>,
+    pub(super) states: States,
     /// In parts of a job.
     pub(super) jobs: Semaphore,
     /// In MiB.
@@ -87,17 +87,6 @@ impl<P> BuildState<P> {
     }
 }
 
-/// A node is settled: runs that wait for it can start, or never will.
-pub(super) enum Settled {
-    There(NodeId),
-    Built(NodeId),
-    /// It is there, or was built now if that is said, and is known by another
-    /// key than the plan thought: what is made from it waits for the next
-    /// round. Whoever finds that out says so once, because it may change.
-    Moved(NodeId, bool),
-    Failed(NodeId, Box<Failure>),
-}
-
 /// Where and with what a build is done.
 pub struct BuildContext<P> {
     /// All nodes.
@@ -130,7 +119,7 @@ impl<P> BuildContext<P> {
         changed
     }
 
-    pub(super) fn share(&self, reasons: BTreeMap<NodeId, Reason>) -> BuildState<P> {
+    pub(super) fn share(&self, plan: &Plan) -> BuildState<P> {
         let notes = self.store.project(self.project.root());
         let memory_mib = (self.budget.memory >> 20).clamp(128, u64::from(u32::MAX >> 4)) as u32;
         BuildState {
@@ -139,7 +128,7 @@ impl<P> BuildContext<P> {
             secrets: self.secrets.clone(),
             provider: self.provider.clone(),
             sink: self.sink.clone(),
-            reasons,
+            states: States::new(self.graph.clone(), self.sink.clone(), plan),
             jobs: Semaphore::new(self.budget.jobs.max(1) * JOB as usize),
             memory: Semaphore::new(memory_mib as usize),
             memory_mib,

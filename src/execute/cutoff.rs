@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use super::caching::{Caching, Looked};
 use super::context::BuildContext;
-use super::schedule::{Outcome, build};
+use super::schedule::build;
+use super::states::Outcome;
 use crate::digest::Key;
 use crate::event::Event;
 use crate::graph::{Graph, NodeId};

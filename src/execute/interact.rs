@@ -16,6 +16,7 @@ use super::node::NodeContext;
 use super::session::{Ended, Input, SessionError};
 use super::up::{self, Stand};
 use crate::graph::NodeId;
+use crate::plan::Plan;
 use crate::provider::{self, Instance, Launch, Provider, Retarget};
 use crate::store::DiskKind;
 
@@ -35,7 +36,7 @@ pub async fn interact<P: Provider>(
     listen: impl FnOnce() -> mpsc::Receiver<Input>,
     mut output: impl FnMut(Stream, &[u8]) + Send,
 ) -> Result<Ended, Box<Failure>> {
-    let shared = context.share(std::collections::BTreeMap::new());
+    let shared = context.share(&Plan::default());
     let node = context.graph.node(id);
     let site = NodeContext { shared: &shared, node };
     let scratch = site.staging()?;
@@ -71,7 +72,7 @@ pub async fn watch<P: Provider>(
     id: NodeId,
     mut output: impl FnMut(&[u8]) + Send,
 ) -> Result<(), Box<Failure>> {
-    let shared = context.share(std::collections::BTreeMap::new());
+    let shared = context.share(&Plan::default());
     let node = context.graph.node(id);
     let site = NodeContext { shared: &shared, node };
     let scratch = site.staging()?;

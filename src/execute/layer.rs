@@ -284,13 +284,14 @@ async fn keep<P: Provider>(
     made.same = build.same(&running.launch.chain, &own, &made).await;
     build.phase("store");
     let depth = made.disk.depth;
-    let Some(id) = build.commit(staging, made).await? else {
+    let (id, built) = build.commit(staging, made).await?;
+    let Some(id) = id else {
         // The machine's disk and the one in the store are two.
         return Err(build.gone());
     };
     running.made.disk = Disk { kind: DiskKind::Qcow2, backing: Some((node.key, id)), depth: depth + 1 };
     running.launch.chain = shared.store.chain(&node.key).ok_or_else(|| build.gone())?;
-    Ok(())
+    Ok(built)
 }
 
 /// The blobs of a layer, copied where nobody changes them any more.

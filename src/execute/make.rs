@@ -8,13 +8,13 @@ use super::context::BuildState;
 use super::failure::{Failure, FailureKind};
 use super::node::NodeContext;
 use super::retargeted::hands_secrets;
+use super::states::{Built, Step};
 use crate::digest::{Blob, Key};
-use crate::event::Event;
 use crate::graph::{Needs, NodeId, Work};
 use crate::provider::{self, Provider};
 use crate::store::{Boot, Disk, DiskKind, KeyLock, Origin, Record, Staging, StateId};
 
-pub(super) type Made = Result<(), Box<Failure>>;
+pub(super) type Made = Result<Built, Box<Failure>>;
 
 /// What a node's making has in common with all others.
 pub(super) struct NodeBuild<'a, P> {
@@ -35,12 +35,7 @@ impl<'a, P> std::ops::Deref for NodeBuild<'a, P> {
 impl<'a, P: Provider> NodeBuild<'a, P> {
     pub(super) fn begin(shared: &'a BuildState<P>, id: NodeId, lock: Arc<KeyLock>) -> Self {
         let site = NodeContext { shared, node: shared.graph.node(id) };
-        let reason = shared.reasons.get(&id);
-        shared.tell(Event::Started {
-            node: site.node.name.clone(),
-            key: site.node.key.to_string(),
-            reason: reason.map_or_else(|| "needed".to_owned(), ToString::to_string),
-        });
+        shared.states.set(id, Step::Start);
         Self { site, start: Instant::now(), lock }
     }
 
@@ -68,7 +63,7 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
         &self,
         staging: Staging,
         made: Facts,
-    ) -> Result<Option<StateId>, Box<Failure>> {
+    ) -> Result<(Option<StateId>, Built), Box<Failure>> {
         let mut record = self.record(&made);
         // What lies on no other state is asked for its own origins only.
         if record.disk.backing.is_none()
@@ -92,17 +87,9 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
             Ok(Err(error)) => return Err(self.store_failure(&error)),
             Err(error) => return Err(self.failure(FailureKind::Store, error.to_string())),
         };
-        self.shared.tell(Event::Built {
-            node: self.node.name.clone(),
-            key: self.node.key.to_string(),
-            seconds: self.start.elapsed().as_secs_f64(),
-            bytes,
-        });
-        if let Some((of, _)) = made.same.filter(|_| ours) {
-            let (node, key) = (self.node.name.clone(), self.node.key.to_string());
-            self.shared.tell(Event::Same { node, key, of: of.to_string() });
-        }
-        Ok(ours.then_some(id))
+        let same = made.same.filter(|_| ours).map(|(of, _)| of);
+        let built = Built { seconds: self.start.elapsed().as_secs_f64(), bytes, same };
+        Ok((ours.then_some(id), built))
     }
 
     /// The state that holds the same as a disk that is at rest, if that is what

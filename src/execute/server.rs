@@ -19,6 +19,7 @@ use super::session::{Ended, Input, SessionError};
 use super::up::{self, Stand};
 use crate::digest::Key;
 use crate::graph::{Difference, ServerPart, ServerPlan};
+use crate::plan::Plan;
 use crate::provider::{self, Instance, Lasting, Launch, Provider, Retarget};
 use crate::store::{Boot, KeyLock, replace, try_lock};
 
@@ -238,7 +239,7 @@ pub async fn up<P: Provider>(
     plan: &ServerPlan,
     home: &ServerHome,
 ) -> Result<Came, Box<Failure>> {
-    let shared = context.share(std::collections::BTreeMap::new());
+    let shared = context.share(&Plan::default());
     let site = NodeContext { shared: &shared, node: context.graph.node(plan.image) };
     let host = |why: String| at(plan, FailureKind::Host, why);
     if let Some(mut record) = home.record() {
@@ -419,7 +420,7 @@ pub async fn apply<P: Provider>(
     plan: &ServerPlan,
     home: &ServerHome,
 ) -> Result<Difference, Box<Failure>> {
-    let shared = context.share(std::collections::BTreeMap::new());
+    let shared = context.share(&Plan::default());
     let site = NodeContext { shared: &shared, node: context.graph.node(plan.image) };
     let host = |why: String| at(plan, FailureKind::Host, why);
     let mut record = home.record().ok_or_else(|| host("it was never started".into()))?;

@@ -64,7 +64,7 @@ impl std::fmt::Display for Reason {
 }
 
 /// What is to be done, for the nodes that were asked for and all below them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Plan {
     /// The steps; nodes below come first.
     pub steps: BTreeMap<NodeId, Step>,
