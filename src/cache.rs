@@ -1,18 +1,19 @@
-//! States that others made, or may use: kept elsewhere, signed, and believed
-//! only as far as their writers are.
+//! Shared caches: signed states outside this machine. A state is used only if a
+//! trusted key signed it.
 //!
 //! ```text
-//! v1.2/records/<domain>/<key>   signed entries of a state and the disks below
-//! v1.2/packs/<sha256>           pieces of files, and lists of pieces
-//! v1.2/builds/<domain>/<name>   the note of a project's last build: its keys,
-//!                               signed
-//! v1.2/condemned                packs that nothing needed at the last clean-up
+//! v2.3/records/<domain>/<key>   signed entries of a state and of the disks below
+//! v2.3/packs/<sha256>           chunks of files, and lists of chunks
+//! v2.3/builds/<domain>/<name>   the signed keys of a project's last build
+//! v2.3/condemned                tombstones: packs that no record needed at
+//!                               the last garbage collection
+//! v2.3/aside/<name>             temporary copies of packs, to refresh their age
 //! ```
 //!
-//! Packs are written before the records that need them, so that what was
-//! interrupted is not seen. Every piece is compared with its digest when it is
-//! read. A cache may fail in any way: what it does not give is built.
-//! Knows the store, nothing of graphs.
+//! An upload writes packs before the records that need them, so an interrupted
+//! upload is invisible. Each read compares chunks with their digests. A cache
+//! may fail in any way: the build makes what it can't fetch. This module knows
+//! the store, and nothing of graphs.
 
 pub mod sign;
 pub mod spec;

@@ -1,5 +1,5 @@
-//! The command line: the only module that reads arguments, environment and
-//! terminal, and that knows exit codes. One file for each command.
+//! The command line. Only this module reads arguments and variables, and knows
+//! exit codes. Each command has one file.
 
 use std::process::ExitCode;
 
@@ -35,11 +35,11 @@ mod test;
 mod trust;
 mod why;
 
-/// Build bootable virtual-machine images from recipes, incrementally.
+/// Build bootable virtual-machine images from recipes, incrementally
 ///
-/// A recipe declares images, and the layers of configuration that make them.
-/// vimg boots what is there already, applies what is missing, and keeps each
-/// state, so that the next build does only what changed.
+/// A recipe declares images and the layers of configuration that they consist
+/// of. vimg stores the state after each layer, so the next build repeats only
+/// what changed.
 #[derive(Debug, Parser)]
 #[command(name = "vimg", version, max_term_width = 80, after_help = EXIT_CODES)]
 struct Args {
@@ -86,20 +86,20 @@ enum Command {
     Cache(cache::Args),
     /// Print a completion script for a shell
     Completions {
-        /// Which shell
+        /// The shell
         shell: clap_complete::Shell,
     },
 }
 
-/// The command line's grammar, for the reference.
+/// Returns the definition of the command line, from which a test generates
+/// `docs/reference/cli.md`.
 pub fn grammar() -> clap::Command {
     Args::command()
 }
 
-/// Runs the program.
+/// Runs the program and returns its exit code.
 pub fn main() -> ExitCode {
-    // A reader that goes away (`vimg graph | head`) ends the program quietly
-    // where it writes next; see `print`.
+    // A closed pipe (`vimg graph | head`) is no error: see `print`.
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
@@ -118,7 +118,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: &Command, global: &Global, style: Style) -> Outcome {
     if matches!(global.format, Format::Dot | Format::Mermaid) && !matches!(command, Command::Graph(_)) {
-        return Err(Error::Message("only `vimg graph` has this format".into(), None, 2));
+        return Err(Error::Message("only `vimg graph` supports `dot` and `mermaid`".into(), None, 2));
     }
     match command {
         Command::Init(args) => init::run(args),

@@ -1,8 +1,7 @@
-//! Digests, keys, and the description of a node from which its key comes.
+//! Digests, keys, and descriptions, of which keys are hashes.
 //!
-//! A description is built by one walk over a node. The same list of fields is
-//! what is hashed and what is stored to explain the key later, so the two
-//! can't drift apart.
+//! One walk over a node builds its description. The same list of fields is
+//! hashed, and stored to explain the key later, so the two can't drift apart.
 
 use std::fmt;
 
@@ -10,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 pub use vimg_agent::protocol::{Blob, Digest};
 
-/// Changes when the encoding of descriptions does.
+/// Change it when the encoding of descriptions changes.
 const DOMAIN: &str = "vimg 2026-11 node key v1";
 
-/// The identity of a state: everything that determines it, hashed.
+/// The identity of a state: the hash of everything that it depends on.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Key(pub Digest);
@@ -31,32 +30,32 @@ impl fmt::Debug for Key {
 }
 
 impl Key {
-    /// The first digits, enough for people.
+    /// Returns the first 12 digits, for people.
     pub fn short(&self) -> String {
         self.to_string()[..12].to_owned()
     }
 }
 
-/// What a field of a description says.
+/// The kind of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FieldKind {
-    /// A value that people can read: shown as `old -> new`.
+    /// A readable value, shown as `old -> new`.
     Value,
-    /// A digest: shown as `changed`.
+    /// A digest, shown as `changed`.
     Content,
-    /// No part of the key. It only explains why other fields changed.
+    /// Not part of the key. It only explains why other fields changed.
     Note,
 }
 
 /// One thing that a node depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Field {
-    /// What it is, for instance `file site/index.html`.
+    /// Its name, for instance `file site/index.html`.
     pub name: String,
-    /// What it says.
+    /// Its value.
     pub value: String,
-    /// How it enters the key, and how it is shown.
+    /// Whether it enters the key, and how it is shown.
     pub kind: FieldKind,
 }
 
@@ -69,7 +68,7 @@ pub struct Description {
 }
 
 impl Description {
-    /// Adds a value that people can read.
+    /// Adds a readable value.
     pub fn value(&mut self, name: impl Into<String>, value: impl fmt::Display) {
         self.push(name.into(), value.to_string(), FieldKind::Value);
     }
@@ -79,13 +78,13 @@ impl Description {
         self.push(name.into(), value.to_string(), FieldKind::Content);
     }
 
-    /// Adds what explains other fields.
+    /// Adds a note that explains other fields.
     pub fn note(&mut self, name: impl Into<String>, value: impl fmt::Display) {
         self.push(name.into(), value.to_string(), FieldKind::Note);
     }
 
-    /// Gives the last field of a name another value, if it has another one.
-    /// Says whether it had.
+    /// Replaces the value of the last field with this name. Returns whether the
+    /// value changed.
     pub fn replace(&mut self, name: &str, value: impl fmt::Display) -> bool {
         let value = value.to_string();
         match self.fields.iter_mut().rev().find(|f| f.name == name) {
@@ -101,8 +100,8 @@ impl Description {
         self.fields.push(Field { name, value, kind });
     }
 
-    /// The key: every field but the notes, each name and value with its
-    /// length before it, so that no two lists read the same.
+    /// Computes the key from all fields but notes. Each name and value is
+    /// hashed with its length, so that no two lists read the same.
     pub fn key(&self) -> Key {
         let mut hasher = blake3::Hasher::new_derive_key(DOMAIN);
         for field in self.fields.iter().filter(|f| f.kind != FieldKind::Note) {

@@ -1,6 +1,6 @@
-//! Copies large files past the kernel's cache: what is not read again soon need
-//! not push out what is, nor wait for memory. Where a filesystem shares blocks
-//! nothing is copied, and where it can't pass the cache it does not.
+//! Copies large files past the page cache, so that a copy neither evicts other
+//! data from memory nor waits for memory. Shares blocks if the filesystem can,
+//! and uses the page cache if it can't be bypassed.
 
 use std::fs::File;
 use std::io;
@@ -12,20 +12,20 @@ use std::thread::JoinHandle;
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
-/// What is moved at once, in bytes.
+/// Size of a buffer, in bytes.
 const PIECE: usize = 1 << 20;
-/// What pieces and their places are multiples of, in bytes: no disk has larger
-/// sectors, and no processor that this runs on larger pages.
+/// Alignment of buffers and offsets, in bytes: no disk has larger sectors, and
+/// no supported CPU larger pages.
 const ALIGNED: usize = 4096;
-/// How many pieces may be under way.
+/// Maximum number of buffers.
 const PIECES: usize = 4;
 
-/// Copies a file to others, which are empty. Returns those, with what is wrong
-/// with each that lacks something.
+/// Copies a file to several empty files. Returns these, each with its error if
+/// it is incomplete.
 ///
 /// # Errors
 ///
-/// What the system says of the file that is copied.
+/// The source can't be read.
 pub fn copy(from: &Path, to: Vec<File>) -> io::Result<Vec<io::Result<File>>> {
     let source = File::open(from)?;
     let length = source.metadata()?.len();
@@ -58,7 +58,7 @@ pub fn copy(from: &Path, to: Vec<File>) -> io::Result<Vec<io::Result<File>>> {
     Ok(outs.into_iter().map(Out::finish).collect())
 }
 
-/// Has a file's reads and writes pass the cache, or not. Whether they do now.
+/// Turns direct I/O on or off. Returns whether it is on now.
 fn pass_cache(file: &File, pass: bool) -> bool {
     let set = |flags: OFlags| {
         let flags = if pass { flags | OFlags::DIRECT } else { flags - OFlags::DIRECT };
@@ -67,11 +67,11 @@ fn pass_cache(file: &File, pass: bool) -> bool {
     fcntl_getfl(file).and_then(set).is_ok() && pass
 }
 
-/// Bytes that begin where a page does.
+/// A page-aligned buffer.
 struct Piece {
     bytes: Box<[u8]>,
     start: usize,
-    /// How many are of use.
+    /// The number of valid bytes.
     length: usize,
 }
 
@@ -91,7 +91,7 @@ impl Piece {
     }
 }
 
-/// Pieces that go round.
+/// Buffers that are reused.
 struct Pieces {
     spent: Receiver<Arc<Piece>>,
     idle: Vec<Piece>,
@@ -99,7 +99,7 @@ struct Pieces {
 }
 
 impl Pieces {
-    /// One that all have written, or a new one.
+    /// Returns a buffer that all writers have finished, or a new one.
     fn take(&mut self) -> Piece {
         loop {
             if let Some(piece) = self.idle.pop() {
@@ -110,20 +110,20 @@ impl Pieces {
                 return Piece::new();
             }
             match self.spent.recv() {
-                // The last who gives it back gives it whole.
+                // Only the last writer to return a buffer returns its memory.
                 Ok(piece) => self.idle.extend(Arc::into_inner(piece)),
-                // There is nobody to write to.
+                // All writers have ended.
                 Err(_) => return Piece::new(),
             }
         }
     }
 }
 
-/// A file that is written, and who writes to it.
+/// A target file, and its writer.
 enum Out {
-    /// It shares what it holds.
+    /// It shares the blocks of the source.
     Shares(File),
-    /// Its pieces, until they end.
+    /// A thread writes it; the channel passes the buffers.
     Writes(SyncSender<(u64, Arc<Piece>)>, JoinHandle<io::Result<File>>),
 }
 
@@ -144,7 +144,7 @@ impl Out {
 
     fn write(&self, at: u64, piece: &Arc<Piece>) {
         if let Self::Writes(pieces, _) = self {
-            // Who panics says so in the end.
+            // A panic of the thread is reported by `finish`.
             let _ = pieces.send((at, piece.clone()));
         }
     }
@@ -154,7 +154,7 @@ impl Out {
             Self::Shares(file) => Ok(file),
             Self::Writes(pieces, thread) => {
                 drop(pieces);
-                thread.join().unwrap_or_else(|_| Err(io::Error::other("who writes it is gone")))
+                thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that writes it panicked")))
             }
         }
     }
@@ -177,7 +177,7 @@ fn write(
                 outcome = file.write_all_at(piece.filled(), at);
             }
         }
-        // Others may wait for it; nobody does when all is read.
+        // The reader may wait for the buffer, unless it has read everything.
         let _ = give_back.send(piece);
     }
     pass_cache(&file, false);
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn all_get_the_same() {
         let dir = tempfile::tempdir().unwrap();
-        // One filesystem that can pass its cache, and one that may not.
+        // One filesystem with direct I/O, and one that may not have it.
         let other = tempfile::tempdir_in("/dev/shm").unwrap();
         for length in [0, 1, 4096, PIECE, PIECE + 1, 7 * PIECE, 9 * PIECE + 4096, 9 * PIECE + 5000] {
             let bytes = bytes(length);
@@ -219,7 +219,7 @@ mod tests {
         let bytes = bytes(20 * PIECE);
         fs::write(&source, &bytes).unwrap();
         fs::write(&a, "").unwrap();
-        // Who can only read can't write.
+        // A file that is open for reading only.
         let done = copy(&source, vec![File::open(&a).unwrap(), File::create(&b).unwrap()]).unwrap();
         assert!(done[0].is_err() && done[1].is_ok());
         assert!(fs::read(&b).unwrap() == bytes);

@@ -1,8 +1,8 @@
-//! What a build tells whoever watches. Events are the only way from the
-//! executor to a screen; nothing below [`crate::report`] prints.
+//! Events of a build. The executor shows progress only through events; no module
+//! below [`crate::report`] prints.
 //!
-//! The JSON form of these is an interface: `docs/reference/events.md` lists it, and a
-//! test compares the two.
+//! The JSON form of events is a public interface. `docs/reference/events.md` lists
+//! it, and a test compares the two.
 
 use serde::Serialize;
 
@@ -10,14 +10,14 @@ use serde::Serialize;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
-    /// What will be done is known.
+    /// The plan is ready.
     Planned {
         /// Nodes that this build needs.
         nodes: usize,
-        /// Of these, how many are there already.
+        /// How many of these nodes exist already.
         reused: usize,
     },
-    /// A node is there already.
+    /// A node exists already.
     Reused {
         /// Its name, for instance `web@nginx`.
         node: String,
@@ -30,60 +30,60 @@ pub enum Event {
         node: String,
         /// Its key.
         key: String,
-        /// Why it is built.
+        /// Why vimg builds it.
         reason: String,
     },
     /// A node enters a phase, such as `boot` or `apply`.
     Phase {
         /// Its name.
         node: String,
-        /// What is done now, in a few words.
+        /// The name of the phase.
         phase: String,
     },
     /// A line that a node's programs printed.
     Output {
         /// The node's name.
         node: String,
-        /// The line, without its end.
+        /// The line, without its line break.
         line: String,
     },
-    /// A node is there now.
+    /// A node is built.
     Built {
         /// Its name.
         node: String,
         /// Its key.
         key: String,
-        /// How long its own work took, in seconds.
+        /// How long this node alone took, in seconds.
         seconds: f64,
-        /// What it takes on disk, in bytes.
+        /// Its size on disk, in bytes.
         bytes: u64,
     },
-    /// A node that was made anew holds what it held before, so that what is
-    /// made from it is what it was.
+    /// Early cutoff: a rebuilt node is identical to an earlier state, so nodes that
+    /// depend on it keep their keys.
     Same {
         /// Its name.
         node: String,
         /// Its key.
         key: String,
-        /// The key of the state that holds the same.
+        /// The key of the identical state.
         of: String,
     },
-    /// A node's state is on its way from or to a cache.
+    /// Progress of a transfer of a node's state from or to a cache.
     Moving {
         /// Its name.
         node: String,
         /// The cache.
         cache: String,
-        /// Whether it is sent there.
+        /// Whether it is an upload.
         sent: bool,
-        /// How much of a file is done, in bytes.
+        /// How much of a file is transferred, in bytes.
         done: u64,
-        /// How much that is in all, in bytes.
+        /// The size of the file, in bytes.
         all: u64,
-        /// How long it has been under way, in seconds.
+        /// How long the transfer has taken so far, in seconds.
         seconds: f64,
     },
-    /// A node's state was taken over from a cache.
+    /// A node's state was fetched from a cache.
     Fetched {
         /// Its name.
         node: String,
@@ -93,7 +93,7 @@ pub enum Event {
         from: String,
         /// How long it took, in seconds.
         seconds: f64,
-        /// What was read, in bytes.
+        /// How much was read, in bytes.
         bytes: u64,
     },
     /// A node's state was sent to a cache.
@@ -105,21 +105,21 @@ pub enum Event {
         /// The cache.
         to: String,
     },
-    /// What a build had of a cache, and gave it.
+    /// Totals of a cache in this build.
     Cache {
         /// The cache.
         cache: String,
-        /// States that were taken over.
+        /// States that were fetched.
         hits: usize,
-        /// States that were looked for and not there.
+        /// States that no cache had.
         misses: usize,
         /// States that were sent.
         sent: usize,
-        /// What was read, in bytes.
+        /// How much was read, in bytes.
         down: u64,
-        /// What was written, in bytes.
+        /// How much was written, in bytes.
         up: u64,
-        /// How often it was asked.
+        /// How many requests were made.
         requests: u64,
     },
     /// A node could not be built.
@@ -129,32 +129,32 @@ pub enum Event {
         /// Why, in a sentence.
         message: String,
     },
-    /// A node was not tried, because one below it failed.
+    /// A node was not tried, because a node below it failed or the build stopped.
     Skipped {
         /// Its name.
         node: String,
     },
-    /// A file was written.
+    /// An output is in its place.
     Written {
         /// The image's name.
         image: String,
-        /// Where.
+        /// The path of the output.
         path: String,
-        /// Its size on disk in bytes.
+        /// Its size on disk, in bytes.
         bytes: u64,
-        /// It was there already, as it should be.
+        /// Whether it was up to date, so that nothing was written.
         unchanged: bool,
     },
-    /// Something that a person should know and need not act upon.
+    /// A note for people, which needs no action.
     Notice {
-        /// A sentence.
+        /// The text of the note.
         text: String,
     },
-    /// The build is over.
+    /// All nodes are done.
     Finished {
         /// Nodes that were built.
         built: usize,
-        /// Nodes that were there.
+        /// Nodes that existed already.
         reused: usize,
         /// Nodes that failed.
         failed: usize,
@@ -165,10 +165,10 @@ pub enum Event {
     },
 }
 
-/// Where events go. It must not block for long.
+/// A function that takes events. It must not block for long.
 pub type Sink = std::sync::Arc<dyn Fn(Event) + Send + Sync>;
 
-/// A text without what would move a terminal's cursor.
+/// Escapes control characters, which could move a terminal's cursor.
 pub fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -181,9 +181,9 @@ pub fn plain(text: &str) -> String {
     out
 }
 
-/// A text that a machine printed, without control sequences and characters for a
-/// terminal: they could set a title, inject input or hide lines. Line breaks and
-/// tabs stay.
+/// Removes control sequences and control characters from the output of a machine.
+/// On a terminal they could set a title, inject input or hide lines. Line breaks
+/// and tabs stay.
 pub fn stripped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
@@ -222,7 +222,7 @@ mod tests {
     fn what_would_move_a_terminal_is_taken_out() {
         let printed = "a\u{1b}[31;1mred\u{1b}[0m\tb\r\n\u{1b}]0;title\u{7}c\u{1b}]52;c;eA==\u{1b}\\d\u{9b}2Je\u{8}\u{1b}";
         assert_eq!(stripped(printed), "ared\tb\ncd2Je");
-        // What is never ended takes its line and no more.
+        // A sequence without an end removes the rest of its line, and no more.
         assert_eq!(stripped("\u{1b}]0;x\ny\u{1b}\nz"), "\ny\nz");
         assert_eq!(stripped("\u{1b}[\nПривет x\u{1b}[3"), "\nПривет x");
     }

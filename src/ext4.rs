@@ -1,8 +1,8 @@
-//! Reads as much of an ext4 filesystem as it takes to tell how two that come
-//! of one differ. Format: the kernel's `Documentation/filesystems/ext4/`.
+//! Reads ext4 filesystems, as far as needed to compare two with a common
+//! origin. Format: the kernel's `Documentation/filesystems/ext4/`.
 //!
-//! Nothing is believed: a number that makes no sense is an error, and whoever
-//! asks does without the answer.
+//! Nothing is trusted: an invalid number is an error, and the caller does
+//! without the answer.
 
 mod tables;
 mod differ;

@@ -1,7 +1,8 @@
-//! The project's files: read without leaving the project, hashed once.
+//! The project's files, read without leaving the project, and hashed once.
 //!
-//! Knows nothing of recipes or nodes. Every path is opened below the project's
-//! root with `RESOLVE_BENEATH`, so the kernel refuses links that lead out.
+//! This module knows nothing of recipes or nodes. It opens every path below the
+//! project's root with `RESOLVE_BENEATH`, so the kernel refuses links that lead
+//! out.
 
 mod stamps;
 mod dependency;

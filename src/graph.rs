@@ -1,7 +1,8 @@
-//! From a model to nodes with keys: what is to be there, and what each state
-//! depends on. Files of the project are hashed here, each once.
+//! Turns a model into nodes with keys: the states to build, and what each
+//! depends on. Hashes files of the project, each once.
 //!
-//! Knows nothing of the store: whether a state is there is the plan's matter.
+//! This module knows nothing of the store. The plan decides whether a state
+//! exists.
 
 mod node;
 mod dag;

@@ -1,12 +1,12 @@
-//! Programs of the host: finding them, and starting them with nothing of the
-//! caller's but its arguments.
+//! Finds programs of the host, and starts them with nothing of the caller but
+//! their arguments.
 //!
-//! This is the only place that makes a [`Command`]. What a program inherits is
-//! decided here: an environment of a few names, no descriptors but those that
-//! it is handed on purpose, a fixed umask, fixed limits, default signals. The
-//! caller's are neither a way out for what runs below nor a hidden input of
-//! what it makes. Unaware of disks and recipes. Only `keeper` knows of machines: it holds
-//! the network of a server.
+//! This is the only place that makes a [`Command`]. It decides what a program
+//! inherits: an environment of a few names, only descriptors that it gets on
+//! purpose, a fixed umask, fixed limits, default signals. The caller's settings
+//! can thus neither leak to guests nor change what a build makes. This module
+//! knows nothing of disks and recipes. Only `keeper` knows of machines: it
+//! holds the network of a server.
 
 use std::ffi::OsString;
 use std::io;
@@ -26,11 +26,11 @@ pub mod network;
 pub(crate) mod sockets;
 pub mod keeper;
 
-/// Directories of programs for administrators, which an ordinary user's PATH
-/// leaves out.
+/// Directories with programs for administrators, which are not in an ordinary
+/// user's PATH.
 const ADMIN: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
-/// Looks a program up in PATH and in the directories for administrators.
+/// Finds a program in PATH and in the directories for administrators.
 pub fn find(name: &str) -> Option<PathBuf> {
     use std::os::unix::fs::PermissionsExt;
     std::env::split_paths(search_path())
@@ -38,7 +38,8 @@ pub fn find(name: &str) -> Option<PathBuf> {
         .find(|file| file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0))
 }
 
-/// Where programs are looked up. A relative directory would be the checkout's.
+/// The directories to search. Relative directories are left out, because they
+/// would be in the checkout.
 fn search_path() -> &'static OsString {
     static PATH: OnceLock<OsString> = OnceLock::new();
     PATH.get_or_init(|| {
@@ -48,11 +49,11 @@ fn search_path() -> &'static OsString {
     })
 }
 
-/// Open files that a program may have at first, and at most: what Linux gives
-/// the first process of a machine, so that containers and appliances agree.
+/// Soft and hard limit of open files: what Linux gives the first process of a
+/// machine, so that containers and appliances agree.
 const OPEN_FILES: (u64, u64) = (1024, 4096);
 
-/// A program of the host, with a clean environment: `PATH` and a locale.
+/// Makes a command with a clean environment: `PATH` and a locale.
 pub fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("PATH", search_path()).env("LC_ALL", "C.UTF-8");
@@ -81,8 +82,8 @@ fn clean() -> io::Result<()> {
     Ok(())
 }
 
-/// The most files that programs started here can be allowed to open, if that is
-/// fewer than [`command`] sets: this process's own limit, which it may not raise.
+/// The hard limit of open files that programs can get, if it is lower than
+/// [`command`] wants: this process's own limit, which it may not raise.
 pub fn too_few_files() -> Option<u64> {
     let most = getrlimit(Resource::Nofile).maximum?;
     let raises = rustix::thread::capabilities(None)
@@ -90,7 +91,7 @@ pub fn too_few_files() -> Option<u64> {
     (most < OPEN_FILES.1 && !raises).then_some(most)
 }
 
-/// Sets a limit, or only its soft half where the hard one may not be raised.
+/// Sets a limit, or only its soft half if the hard one may not be raised.
 fn limit(resource: Resource, soft: Option<u64>, hard: Option<u64>) {
     let most = getrlimit(resource).maximum;
     if setrlimit(resource, Rlimit { current: soft, maximum: hard }).is_err() {
@@ -102,8 +103,8 @@ fn limit(resource: Resource, soft: Option<u64>, hard: Option<u64>) {
     }
 }
 
-/// Sets close-on-exec on all descriptors above 2.
-/// Those that a program is handed are put in place after this.
+/// Sets close-on-exec on all descriptors above 2. Descriptors that a program
+/// should get are put in place later.
 pub fn close_others() {
     // SAFETY: the call changes flags of descriptors; none is closed.
     let marked =
@@ -119,21 +120,22 @@ pub fn close_others() {
     }
 }
 
-/// Leaves the host's view of mounts for a private copy of it.
+/// Creates a private mount namespace.
 pub(crate) fn own_mounts() -> io::Result<()> {
-    // SAFETY: only the view of mounts is left, which no descriptor depends on.
+    // SAFETY: only the mount namespace changes, which no descriptor depends on.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS)? };
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     Ok(())
 }
 
-/// Has no signal ignored or blocked.
+/// Resets all signals: none is ignored or blocked.
 fn default_signals() {
     // `struct sigaction` as the kernel has it: handler, flags, restorer, mask.
-    // The C library's own function leaves two signals out.
+    // The C library's own function excludes two signals.
     let default = [0_u64; 4];
     for signal in 1..=64 {
-        // SAFETY: the structure lives through the call; what can't be set fails.
+        // SAFETY: the structure outlives the call; a signal that can't be set
+        // is an error that is ignored.
         unsafe {
             libc::syscall(
                 libc::SYS_rt_sigaction,
@@ -144,7 +146,7 @@ fn default_signals() {
             );
         }
     }
-    // SAFETY: the set lives through both calls.
+    // SAFETY: the set outlives both calls.
     unsafe {
         let mut none = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
@@ -161,13 +163,13 @@ pub fn harden() {
     // SAFETY: both calls take numbers only.
     unsafe {
         libc::prctl(libc::PR_SET_DUMPABLE, 0);
-        // A write past the limit is then an error.
+        // A write beyond the file size limit is then an error, not a signal.
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
 }
 
-/// The memory that this process may use, in bytes: the host's, or what its
-/// control groups leave of it.
+/// The memory that this process may use, in bytes: the host's, or the limit of
+/// its control groups.
 pub fn memory() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = text
@@ -178,8 +180,8 @@ pub fn memory() -> u64 {
     groups.lines().filter_map(memory_limit).fold(total, u64::min)
 }
 
-/// What a line of `/proc/self/cgroup` and the groups above it allow, in bytes
-/// (cgroups(7): version 2 has an empty list of controllers).
+/// The memory limit from a line of `/proc/self/cgroup` and the groups above, in
+/// bytes (cgroups(7): version 2 has an empty list of controllers).
 fn memory_limit(line: &str) -> Option<u64> {
     let mut parts = line.splitn(3, ':').skip(1);
     let (controllers, path) = (parts.next()?, parts.next()?);
@@ -211,7 +213,7 @@ mod tests {
                       grep -E 'Sig(Ign|Blk)' /proc/self/status";
         let output = command(Path::new("/bin/sh")).args(["-c", script]).output().await.unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
-        // `ls` has the three and the directory that it reads.
+        // `ls` has the three standard ones and the directory that it reads.
         let expected =
             "0022\n1024\n0\n4\nLC_ALL\nPATH\nPWD\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n";
         assert_eq!(text, expected);

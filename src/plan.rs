@@ -1,4 +1,4 @@
-//! Which nodes are there, which must be built, and why. Reads the store and
+//! Decides which nodes exist, which must be built, and why. Reads the store and
 //! never writes it.
 
 mod steps;

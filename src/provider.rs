@@ -1,8 +1,8 @@
-//! Virtual servers: where machines are started, and how they are talked to.
+//! Runs machines, appliances and containers.
 //!
 //! A provider knows disks, machines and their consoles. It knows nothing of
-//! recipes, nodes, keys and the store: it is given paths. The traits are not
-//! QEMU's shape; QEMU is their first implementation.
+//! recipes, nodes, keys and the store: callers give it paths. The traits are
+//! not modelled on QEMU, their first implementation.
 
 use std::fs::File;
 use std::future::Future;
@@ -25,175 +25,176 @@ pub mod qemu;
 pub mod container;
 pub mod host;
 
-/// The agent's program, as it is put into base images.
+/// The agent's program, which is put into base images.
 pub static AGENT: &[u8] = include_bytes!(env!("VIMG_AGENT"));
 
-/// Where a disk comes from.
+/// The source of a base disk.
 #[derive(Debug, Clone)]
 pub enum Source {
-    /// A distribution's packages, on a disk of this many bytes.
+    /// The packages of a distribution, on a disk of this many bytes.
     Bootstrap(Bootstrap, u64),
-    /// A copy of a disk file, with the SHA-256 in hexadecimal that it must
-    /// have. The provider may remove it.
+    /// A copy of a disk file, and its expected SHA-256 in hexadecimal. The
+    /// provider may remove the copy.
     Import(PathBuf, String),
 }
 
-/// The files of a new base: all in the directory that was given.
+/// The files of a new base, all in the given directory.
 #[derive(Debug, Clone)]
 pub struct Created {
-    /// A qcow2 disk that stands alone.
+    /// A qcow2 disk without a backing file.
     pub disk: PathBuf,
-    /// Kernel and initrd, if they are known without booting.
+    /// Kernel and initrd, if they are known without a boot.
     pub boot: Option<(PathBuf, PathBuf)>,
     /// Modules of the same kernel, for an appliance.
     pub modules: Option<PathBuf>,
 }
 
-/// What to start.
+/// A request to start an instance.
 #[derive(Debug, Clone)]
 pub struct Launch {
     /// Read-only disks, the lowest first.
     pub chain: Vec<PathBuf>,
-    /// The disk that takes the writes; made by the provider.
+    /// The disk that takes the writes; the provider creates it.
     pub overlay: PathBuf,
-    /// The overlay is there already: its machine was switched off, and boots
+    /// The overlay exists already: its machine was switched off, and boots
     /// again.
     pub again: bool,
     /// The machine.
     pub machine: Machine,
-    /// Kernel and initrd for a direct boot; otherwise the disk's own loader.
+    /// Kernel and initrd for a direct boot; `None` boots with the disk's own
+    /// loader.
     pub boot: Option<(PathBuf, PathBuf)>,
-    /// The machine need not run: its disk is worked on from outside, if the
-    /// provider knows a way.
+    /// The layer is offline: an appliance or a container can work on the disk,
+    /// if the provider has one.
     pub offline: Option<Offline>,
-    /// Whether something in it may want the network. Its way out is closed
-    /// until it is opened; see [`Instance::way_out`].
+    /// Whether the instance may need a network. Its way out stays closed until
+    /// it is opened; see [`Instance::way_out`].
     pub network: bool,
-    /// Names the disk below, for who keeps memories of machines: one name never
-    /// means two contents. Without it nothing is kept, and a machine boots.
+    /// Identifies the disk below in the snapshot store: one name never means
+    /// two contents. `None` stores and uses no snapshot, and the machine boots.
     pub memory: Option<String>,
-    /// Whether a machine will do which booted from a disk that is almost the
-    /// same.
+    /// Whether a snapshot of a near-identical disk may be used.
     pub retarget: Retarget,
-    /// A directory for sockets and the like. It lies on the disk that the
-    /// store is on.
+    /// A directory for sockets and other temporary files. It is on the disk
+    /// that the store is on.
     pub scratch: PathBuf,
-    /// It goes on when this program ends.
+    /// Set for a server: it continues when vimg ends.
     pub lasting: Option<Lasting>,
 }
 
-/// What a machine that goes on has besides others.
+/// The options of a server.
 #[derive(Debug, Clone)]
 pub struct Lasting {
-    /// What leads into it.
+    /// Ports that are forwarded into it.
     pub forwards: Vec<Forward>,
 }
 
-/// What there is to work on a disk from outside of its machine.
+/// What an offline layer needs.
 #[derive(Debug, Clone)]
 pub struct Offline {
     /// A kernel and its modules, for an appliance.
     pub appliance: Option<(PathBuf, PathBuf)>,
-    /// Whether its filesystem was made here, and nothing but a kernel's own
-    /// filesystem code has written to it since. Only then a host's kernel may
-    /// be trusted with it.
+    /// Whether its filesystem was made on this host, and only a kernel's own
+    /// filesystem code has written to it since. Only then can the host's kernel
+    /// mount it.
     pub ours: bool,
 }
 
-/// Whether a machine will do which booted from a disk that is almost the same.
+/// Whether a snapshot of a near-identical disk may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retarget {
-    /// It won't.
+    /// Never.
     Never,
-    /// If only files differ that no boot has read, and all else is the same:
-    /// what it writes is kept.
+    /// If only files differ that the boot has not read, and the notes of
+    /// earlier boots are equal: the machine's writes are stored.
     Stored,
-    /// Also if the disks were written to by machines that ran, and took notes
-    /// of that: what it writes is thrown away.
+    /// Also if the notes of earlier boots differ: the machine's writes are
+    /// thrown away.
     Discarded,
 }
 
-/// What a machine is carried over from, and by what.
+/// How a snapshot is retargeted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retargeted {
-    /// What is otherwise on the disk that is wanted.
+    /// The files that differ on the wanted disk.
     pub altered: Arc<[Altered]>,
-    /// The disks that the machine booted from, the lowest first: what it
-    /// writes lies on these.
+    /// The disks that the machine booted from, the lowest first. Its writes go
+    /// on top of these.
     pub chain: Vec<PathBuf>,
 }
 
-/// Where an instance's agent is.
+/// Where the agent of an instance runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
-    /// In the machine itself, which boots.
+    /// In the machine, which boots.
     Machine,
-    /// In the machine, which booted before and was kept.
+    /// In a fork of a snapshot of this disk.
     Forked,
-    /// In a machine that booted from another disk, and was kept. It must be
-    /// carried over, unless its agent refuses: then it is of no use.
+    /// In a fork of a snapshot of another disk. The agent must retarget it; if
+    /// it refuses, the fork is of no use.
     Retargeted(Retargeted),
-    /// Outside of it: it must be told to prepare, with this network.
+    /// Outside the machine: in an appliance or container, which must be told to
+    /// prepare, with this network.
     Outside(Option<Network>),
 }
 
-/// The memory that work on a disk from outside of its machine may take, in
-/// bytes.
+/// The memory of an appliance or container, in bytes.
 pub const OFFLINE_MEMORY: u64 = 1 << 30;
 
-/// How an instance came to its end.
+/// Why an instance ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
     /// The machine switched itself off or rebooted.
     Off,
     /// Its kernel panicked.
     Panic,
-    /// The host's disk is full; the machine is held.
+    /// The host's disk is full; the machine is paused.
     HostDiskFull,
-    /// Reading or writing its disk failed; the machine is held.
+    /// Reading or writing its disk failed; the machine is paused.
     DiskError(String),
     /// The agent closed its port.
     AgentGone,
-    /// The program that runs the machine is gone; its last words.
+    /// The program that runs the machine has ended; its last output.
     Killed(String),
 }
 
-/// A disk that a layer left on others.
+/// The disk of a built layer.
 #[derive(Debug, Clone)]
 pub struct Made {
-    /// Its file, which nobody writes to.
+    /// Its file, which is not written to any more.
     pub disk: PathBuf,
-    /// When that was made, in seconds since 1970.
+    /// When the layer was applied, in seconds since 1970.
     pub during: Range<i64>,
-    /// In a machine that ran, and took notes of that.
+    /// Whether it was applied in a booted machine, which writes notes such as a
+    /// journal.
     pub booted: bool,
 }
 
-/// A disk that was exported before, as qcow2.
+/// A previous output, as qcow2.
 #[derive(Debug, Clone)]
 pub struct Exported {
     /// Its file.
     pub disk: PathBuf,
-    /// The chain that it was written from, the lowest first.
+    /// The chain that it was exported from, the lowest first.
     pub chain: Vec<PathBuf>,
 }
 
-/// Why a provider could not do something.
+/// An error of a provider.
 #[derive(Debug, Clone)]
 pub struct ProviderError {
-    /// What happened, in a sentence.
+    /// What failed.
     pub message: String,
     /// What to do about it.
     pub help: Option<String>,
 }
 
 impl ProviderError {
-    /// An error without advice.
+    /// Makes an error without a help text.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), help: None }
     }
 
-    /// Adds advice.
+    /// Adds a help text.
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
@@ -212,15 +213,15 @@ impl From<Unreachable> for ProviderError {
     }
 }
 
-/// Lines that a program of the host prints while a base is made.
+/// Receives the lines that a program prints while it makes a base.
 pub type Lines = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// A virtual server service.
+/// Runs instances, and works on disks.
 pub trait Provider: Send + Sync + 'static {
-    /// Its instances.
+    /// The type of its instances.
     type Instance: Instance;
 
-    /// Names the provider for the records of what it made without an instance.
+    /// Its name in the records of states that need no instance.
     fn name(&self) -> String;
 
     /// Makes a base disk in `dir`.
@@ -231,19 +232,19 @@ pub trait Provider: Send + Sync + 'static {
         lines: &Lines,
     ) -> impl Future<Output = Result<Created, ProviderError>> + Send;
 
-    /// Starts an instance. It may still be booting when this returns.
+    /// Starts an instance. A machine may still be booting when this returns.
     fn launch(&self, launch: &Launch) -> impl Future<Output = Result<Self::Instance, ProviderError>> + Send;
 
-    /// Forks a kept machine that would do for `launch`, for a disk that is not
-    /// there yet and will be like that one; `None` if there is none, or nothing
-    /// is gained.
+    /// Prewarms: forks a snapshot for `launch`, whose disk is not ready yet and
+    /// will be near-identical. `None` if no snapshot fits, or prewarming gains
+    /// nothing.
     fn prewarm(&self, launch: &Launch) -> impl Future<Output = Option<Self::Instance>> + Send {
         let _ = launch;
         std::future::ready(None)
     }
 
-    /// How such a fork is carried over to the disk of `launch`; `None` if it
-    /// can't be.
+    /// Compares the disk of a prewarmed fork with the disk of `launch`; `None`
+    /// if the fork can't be retargeted.
     fn retargeted(
         &self,
         launch: &Launch,
@@ -253,22 +254,22 @@ pub trait Provider: Send + Sync + 'static {
         std::future::ready(None)
     }
 
-    /// Finds a machine again that was launched to last, by its scratch
-    /// directory; `None` if it does not run.
+    /// Finds a running server by its scratch directory; `None` if it does not
+    /// run.
     fn find(
         &self,
         scratch: &Path,
     ) -> impl Future<Output = Result<Option<Self::Instance>, ProviderError>> + Send;
 
-    /// Whether two disks that lie on the same ones hold the same, but for the
-    /// times at which they were made. If that can't be told they don't.
+    /// Whether two disks on top of the same ones are identical, apart from the
+    /// times at which they were made. `false` if that is unclear.
     fn alike(&self, below: &[PathBuf], a: &Made, b: &Made) -> impl Future<Output = bool> + Send;
 
-    /// Joins a chain of disks into one that stands alone.
+    /// Flattens a chain of disks into one disk.
     fn flatten(&self, chain: &[PathBuf], to: &Path)
     -> impl Future<Output = Result<(), ProviderError>> + Send;
 
-    /// Writes a chain of disks as one disk of another format.
+    /// Converts a chain of disks to one file of another format.
     fn export(
         &self,
         chain: &[PathBuf],
@@ -276,9 +277,9 @@ pub trait Provider: Send + Sync + 'static {
         to: &Path,
     ) -> impl Future<Output = Result<(), ProviderError>> + Send;
 
-    /// Changes copies of a disk that was exported before, so that they hold
-    /// another chain. `None` if that can't be, or is not worth it: they are of
-    /// no use then.
+    /// Changes copies of a previous output so that they hold another chain.
+    /// `None` if that is not possible or not worth it; the copies are then
+    /// useless.
     fn revise(
         &self,
         chain: &[PathBuf],
@@ -290,89 +291,87 @@ pub trait Provider: Send + Sync + 'static {
     }
 }
 
-/// A running virtual server. Dropping it kills it.
+/// A running instance. Dropping it kills it.
 pub trait Instance: Send {
-    /// The stream to the agent.
+    /// The type of the stream to the agent.
     type Channel: AsyncRead + AsyncWrite + Unpin + Send;
 
-    /// Names the way it runs for records, for instance `qemu 7.2.22 tcg`.
+    /// Its runner as records name it, for instance `qemu 7.2.22 tcg`.
     fn way(&self) -> String;
 
-    /// Where its agent is.
+    /// Where its agent runs.
     fn place(&self) -> Place;
 
-    /// The stream to the agent; it can be taken once.
+    /// Takes the stream to the agent; `None` after the first call.
     fn channel(&mut self) -> Option<Self::Channel>;
 
-    /// Leaves the disk that takes the writes as it is, for good, and goes on
-    /// with a new one at `next`. The agent must hold all writes.
+    /// Switches to a new disk file at `next` for writes; the previous one stays
+    /// as it is. The agent must hold all writes.
     fn snapshot(&mut self, next: &Path) -> impl Future<Output = Result<(), ProviderError>> + Send;
 
-    /// Whether what runs in it can change its disk only by way of a kernel's
-    /// filesystem code that is the host's own.
+    /// Whether its programs can write to the disk only through the filesystem
+    /// code of the host's own kernel.
     fn guards_disk(&self) -> bool {
         false
     }
 
-    /// What it has of a network.
+    /// Its way out to the network.
     fn way_out(&self) -> WayOut {
         WayOut::default()
     }
 
-    /// Tells the disk that takes the writes what is not used of it, where the
+    /// Discards unused blocks of the disk that takes the writes, where the
     /// agent can't.
     fn trim(&self) {}
 
-    /// Whether it boots, and can be kept when it has: others then fork it.
+    /// Whether it boots now and its memory can be saved afterwards.
     fn can_save_memory(&self) -> bool {
         false
     }
 
-    /// Why it boots although a machine was kept of a disk that comes close, in
-    /// a sentence.
+    /// Why it boots although there is a snapshot of a similar disk.
     fn boot_reason(&self) -> Option<&str> {
         None
     }
 
-    /// Has it stand still, if it can, until it is told to go on: what waits
-    /// takes nothing from who works.
+    /// Pauses it, if it can, so that it takes no CPU time from others.
     fn pause(&mut self) -> impl Future<Output = Result<(), ProviderError>> + Send {
         std::future::ready(Ok(()))
     }
 
-    /// Has it go on that stood still, and no longer yield to others.
+    /// Continues after [`Self::pause`], with normal priority.
     fn resume(&mut self) -> impl Future<Output = Result<(), ProviderError>> + Send {
         std::future::ready(Ok(()))
     }
 
-    /// Keeps it as it has booted, and ends it. The agent must have been told.
+    /// Saves a memory snapshot of the booted machine, and stops it. The agent
+    /// must have been told.
     fn save_memory(self) -> impl Future<Output = Result<(), ProviderError>> + Send;
 
-    /// It did not come up: what it was started from is not to be used again,
-    /// if it is only a shortcut.
+    /// Removes the snapshot that it was forked from, because the fork did not
+    /// start.
     fn distrust(&mut self) {}
 
-    /// Waits until the machine can't go on. May be dropped and called again.
+    /// Waits until the machine can't continue. May be dropped and called again.
     fn ended(&mut self) -> impl Future<Output = Ended> + Send;
 
-    /// The last lines of its console.
+    /// Returns the last lines of its console.
     fn console(&self) -> String;
 
-    /// What its console said after the first `seen` bytes, as far as that is
-    /// still known, and how many bytes it has said in all.
+    /// Returns the number of bytes that its console has printed in all, and
+    /// what came after the first `seen` bytes, as far as it is remembered.
     fn console_since(&self, seen: u64) -> (u64, Vec<u8>);
 
-    /// Changes what leads into a machine that was launched to last from
-    /// `before` to `after`.
+    /// Changes the forwarded ports of a server from `before` to `after`.
     fn forward(
         &mut self,
         before: &[Forward],
         after: &[Forward],
     ) -> impl Future<Output = Result<(), ProviderError>> + Send;
 
-    /// Lets go of a machine that was launched to last: it goes on.
+    /// Drops the handle of a server, which keeps running.
     fn leave(self);
 
-    /// Switches the machine off without asking it.
+    /// Switches the machine off, without a shutdown.
     fn stop(self) -> impl Future<Output = ()> + Send;
 }

@@ -1,9 +1,10 @@
-//! Reads the header of a qcow2 file before any program of QEMU opens it.
+//! Reads qcow2 files without any program of QEMU, and checks their headers
+//! before such a program opens them.
 //!
-//! `qemu-img` follows what a header names: on a hostile image even `check` and
-//! `convert` were seen to open and copy host files (CVE-2024-32498). A disk
-//! from outside is therefore refused unless its header is plain.
-//! Format: QEMU's `docs/interop/qcow2.txt`.
+//! `qemu-img` opens the files that a header names: on a hostile image even
+//! `check` and `convert` were seen to open and copy host files
+//! (CVE-2024-32498). So vimg refuses an imported disk unless its header is
+//! plain. Format: QEMU's `docs/interop/qcow2.txt`.
 
 mod header;
 mod chain;

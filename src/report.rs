@@ -1,6 +1,5 @@
-//! Shows what happens: diagnostics, failures and the events of a build, for
-//! people at terminals, in logs, and for programs. Knows no nodes and no
-//! store; it is given texts and events.
+//! Shows diagnostics, failures and the events of a build: on terminals, in logs,
+//! and as JSON. Knows neither nodes nor the store, only texts and events.
 
 mod style;
 mod diagnostic;
@@ -16,7 +15,7 @@ pub use text::{bytes, duration};
 
 use crate::event::{Event, Sink};
 
-/// A reporter for the events of one build. The view ends when it is dropped.
+/// Creates a reporter for the events of one build.
 pub fn reporter(style: Style) -> Reporter {
     if style.json {
         return Reporter { sink: Arc::new(json_line), live: None };
@@ -37,12 +36,12 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Where events go.
+    /// Returns the function that takes events.
     pub fn sink(&self) -> Sink {
         self.sink.clone()
     }
 
-    /// Ends a live view, so that other things can be printed.
+    /// Ends a live view. Call it before anything else is printed.
     pub fn end(&self) {
         if let Some(live) = &self.live {
             live.end();
@@ -50,8 +49,8 @@ impl Reporter {
     }
 }
 
-/// Writes a line for people, if there is one. That nobody listens any more is
-/// no error of the build.
+/// Writes a line to standard error, if there is one. A build does not fail because
+/// its standard error is closed.
 fn say(line: Option<String>) {
     if let Some(line) = line {
         let _ = writeln!(std::io::stderr().lock(), "{line}");

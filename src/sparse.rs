@@ -1,4 +1,4 @@
-//! Large files that are mostly holes.
+//! Copies and shrinks large files that are mostly holes.
 
 use std::fs::File;
 use std::io;
@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 
 use rustix::io::Errno;
 
-/// Copies a file, sharing its blocks where the filesystem can and keeping its
-/// holes where it can't. `target` is empty.
+/// Copies a file to the empty file `target`. Shares its blocks if the
+/// filesystem can, and otherwise keeps its holes.
 pub fn copy(source: &File, target: &File) -> io::Result<()> {
     if rustix::fs::ioctl_ficlone(target, source).is_ok() {
         return Ok(());
@@ -30,7 +30,7 @@ pub fn copy(source: &File, target: &File) -> io::Result<()> {
             let copied =
                 rustix::fs::copy_file_range(source, Some(&mut read_at), target, Some(&mut write_at), piece);
             let n = match copied {
-                // Two filesystems, or one that can't.
+                // Two filesystems, or one that does not support it.
                 Err(Errno::XDEV | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL) => {
                     let piece = piece.min(buffer.len());
                     let n = source.read_at(&mut buffer[..piece], read_at)?;
@@ -50,12 +50,12 @@ pub fn copy(source: &File, target: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// What a hole is made of, in bytes: a page of a machine's memory, and a block
-/// of most filesystems.
+/// The unit of holes, in bytes: a page of a machine's memory, and a block of
+/// most filesystems.
 const BLOCK: usize = 4096;
 
-/// Makes holes of a file's blocks that hold nothing but zeros. Does nothing
-/// where the filesystem has no holes.
+/// Replaces blocks of zeros by holes. Does nothing if the filesystem has no
+/// holes.
 pub fn punch(file: &File) -> io::Result<()> {
     let length = file.metadata()?.len();
     let mut buffer = vec![0; 1 << 20];
@@ -65,8 +65,8 @@ pub fn punch(file: &File) -> io::Result<()> {
             Err(Errno::NXIO) => return Ok(()),
             start => start?,
         };
-        // What is read from a block's begin on is made of whole blocks, but
-        // for the file's end.
+        // From the beginning of a block, the data consists of whole blocks,
+        // except at the end of the file.
         let start = start - start % BLOCK as u64;
         let end = rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(start))?;
         let end = end.next_multiple_of(BLOCK as u64).min(length);
@@ -136,7 +136,7 @@ mod tests {
         assert!(fs::read(&path).unwrap() == bytes, "what is read must not change");
         let after = file.metadata().unwrap().blocks();
         assert!(after < before / 4, "{after} of {before} blocks are left");
-        // All of it, and nothing.
+        // A file of only zeros, and an empty file.
         fs::write(&path, vec![0; 1 << 20]).unwrap();
         punch(&file).unwrap();
         assert_eq!((file.metadata().unwrap().blocks(), file.metadata().unwrap().len()), (0, 1 << 20));

@@ -1,18 +1,18 @@
-//! Where states live on this machine.
+//! The store: the states of this machine.
 //!
 //! ```text
 //! states/<key>/    disk.qcow2 | disk.raw, record.json, identity, log.zst
 //! blobs/<digest>   kernels and initrds
 //! staging/<pid>-<n>/                       work in progress
-//! locks/<key>      held while a state is made
-//! servers/<id>/    a project's servers, with their disks; no cache
-//! projects/<id>/   what a project last built; disposable
+//! locks/<key>      held while a state is built
+//! servers/<id>/    a project's servers, with their disks; not disposable
+//! projects/<id>/   notes of a project's last build; disposable
 //! parsed/ probes/ appliances/ snapshots/   caches; disposable
 //! ```
 //!
-//! The files are the truth, there is no index beside them. A state appears by
-//! one rename of a directory whose contents are on disk, or not at all.
-//! Knows nothing of providers and graphs.
+//! There is no index beside the files. A state appears by one rename of a
+//! directory whose contents are on disk, or not at all. This module knows
+//! nothing of providers and graphs.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -59,7 +59,7 @@ const AREAS: &[&str] = &[
     "partial",
 ];
 
-/// A store that is there and can be written.
+/// An open store.
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
@@ -67,8 +67,8 @@ pub struct Store {
     believes: Believer,
 }
 
-/// Tells whether states may be used that came from a cache: by the domain that
-/// they were found in, and the tag of the key that they were signed with.
+/// Decides whether a state from a cache may be used, by its trust domain and
+/// the tag of the key that signed it.
 pub type Believes = Arc<dyn Fn(&str, &str) -> bool + Send + Sync>;
 
 #[derive(Clone, Default)]
@@ -81,29 +81,30 @@ impl std::fmt::Debug for Believer {
 }
 
 impl Store {
-    /// Opens or makes the store at `root`: this user's alone, as what is in it
-    /// is worth as much as the user's other files. Without [`Self::believing`]
-    /// only states that were made here are visible.
+    /// Opens or creates the store at `root`. It is private to its user, because
+    /// its contents are worth as much as the user's other files. Without
+    /// [`Self::believing`] only states that were built here are visible.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
         if root.to_str().is_none() {
-            let why = io::Error::new(io::ErrorKind::InvalidInput, "its name is not UTF-8");
+            let why = io::Error::new(io::ErrorKind::InvalidInput, "its path is not UTF-8");
             return Err(StoreError::new("open", root, why));
         }
         let make = |dir: &Path| {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-            made.map_err(|e| StoreError::new("make", dir, e))
+            made.map_err(|e| StoreError::new("create", dir, e))
         };
         make(root)?;
         let root = root.canonicalize().map_err(|e| StoreError::new("open", root, e))?;
-        // All of them, so that none is made later with rights of the umask.
+        // All directories are created now, so that none gets a mode from the
+        // umask later.
         for area in AREAS {
             make(&root.join(area))?;
         }
         let states = root.join("states");
         let opened = File::open(&states).map_err(|e| StoreError::new("open", &states, e))?;
-        // An earlier version left them as the umask had it. The root may be a
-        // directory that others share, which stays as it is then.
+        // An earlier version created them with the umask's mode. The root may
+        // be a directory that contains other things, too: then its mode stays.
         let entries = fs::read_dir(&root).map_err(|e| StoreError::new("read", &root, e))?;
         let all: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
         let own =
@@ -117,26 +118,27 @@ impl Store {
         Ok(Self { root, states: Arc::new(opened.into()), believes: Believer::default() })
     }
 
-    /// The store, in which states of caches are visible that `believes` accepts.
+    /// Makes states of caches visible that `believes` accepts.
     pub fn believing(self, believes: Believes) -> Self {
         Self { believes: Believer(Some(believes)), ..self }
     }
 
-    /// The store's directory.
+    /// Returns the store's directory.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Whether a state is there, whole, with everything that lies below it.
+    /// Whether a state exists, complete, with all states below it.
     pub fn has(&self, key: &Key) -> bool {
         self.whole(key, &mut HashMap::new()).is_some()
     }
 
-    /// The same for many states: what was found out is kept in `known`.
+    /// Returns the ID of a complete state. `known` remembers results for many
+    /// calls.
     pub fn whole(&self, key: &Key, known: &mut HashMap<Key, Option<StateId>>) -> Option<StateId> {
         let mut way = Vec::new();
         let mut next = Some(*key);
-        // Down to the lowest disk, or to what is known.
+        // Down to the lowest disk, or to a known state.
         while let Some(key) = next
             && !known.contains_key(&key)
         {
@@ -147,7 +149,7 @@ impl Store {
                 return None;
             }
         }
-        // And up again: a disk fits only on the one that it was made on.
+        // And up again: a disk fits only the build that it was made on.
         for (key, identity) in way.into_iter().rev() {
             let id = identity.filter(|i| match i.backing {
                 None => true,
@@ -158,8 +160,8 @@ impl Store {
         known.get(key).copied().flatten()
     }
 
-    /// What is known of a state that is there, in its full size, and from one
-    /// who is believed.
+    /// Reads the identity of a state that is complete and whose origins are
+    /// trusted.
     fn identity(&self, key: &Key) -> Option<Identity> {
         let name = key.to_string();
         let text = rustix::fs::readlinkat(&*self.states, format!("{name}/identity"), Vec::new()).ok()?;
@@ -176,15 +178,14 @@ impl Store {
         Some(identity).filter(|_| whole && believed)
     }
 
-    /// Takes a state out of use that is not what it should be: it will be made
-    /// again.
+    /// Marks a damaged state as unusable, so that it is built again.
     pub fn set_aside(&self, key: &Key) {
         let _ = fs::remove_file(self.state_dir(key).join("identity"));
     }
 
-    /// Whether what is used of a state, and of those below, can be read as it
-    /// should. Those that can't are set aside; the last of them is returned.
-    /// Takes a fraction of a millisecond for each.
+    /// Tests whether a state and those below can be read. Sets damaged ones
+    /// aside, and returns the lowest of them. Takes a fraction of a millisecond
+    /// per state.
     pub fn unreadable(&self, key: &Key) -> Option<Key> {
         let mut found = None;
         let mut next = Some(*key);
@@ -209,8 +210,8 @@ impl Store {
         found
     }
 
-    /// Whether a state's disk is to the last bit what it was when it was made;
-    /// if not, it is set aside. Reads all of it.
+    /// Whether a state's disk equals the digest from its build. Sets a damaged
+    /// state aside. Reads the whole disk.
     pub fn is_sound(&self, key: &Key) -> bool {
         let Some(record) = self.record(key) else {
             self.set_aside(key);
@@ -228,8 +229,8 @@ impl Store {
         sound
     }
 
-    /// Where a state, and those that it lies on, came from; empty if all of them
-    /// were made here of nothing else.
+    /// The origins of a state and of those below; empty if all of them were
+    /// built here.
     pub fn origins(&self, key: &Key) -> Vec<Origin> {
         let mut found = std::collections::BTreeSet::new();
         let mut next = Some(*key);
@@ -240,30 +241,30 @@ impl Store {
         found.into_iter().collect()
     }
 
-    /// The state that what is made from this one is known by: itself, unless
-    /// one was there before that holds the same. Another build of that one says
-    /// nothing of this.
+    /// The key that nodes above use for this state: that of an earlier
+    /// identical state, or its own. If the earlier state was rebuilt since, it
+    /// need not be identical any more.
     pub fn stands_for(&self, key: &Key) -> Key {
         let same = self.identity(key).and_then(|identity| identity.same);
         let known = same.filter(|(other, id)| self.identity(other).is_none_or(|there| there.id == *id));
         known.map_or(*key, |(other, _)| other)
     }
 
-    /// The directory of a state, there or not.
+    /// Returns the directory of a state, whether it exists or not.
     pub fn state_dir(&self, key: &Key) -> PathBuf {
         self.root.join("states").join(key.to_string())
     }
 
-    /// A state's record; `None` if the state is not there or can't be read, in
-    /// which case it has to be made again.
+    /// Reads a state's record; `None` if it does not exist or can't be read.
+    /// The state must then be built again.
     pub fn record(&self, key: &Key) -> Option<Record> {
         let bytes = fs::read(self.state_dir(key).join("record.json")).ok()?;
         let record: Record = serde_json::from_slice(&bytes).ok()?;
         (record.schema == SCHEMA && record.key == *key).then_some(record)
     }
 
-    /// The disks that a state consists of, the lowest first; the last is its
-    /// own. `None` if one of them is missing.
+    /// Returns the disks of a state, the lowest first, its own last. `None` if
+    /// one is missing.
     pub fn chain(&self, key: &Key) -> Option<Vec<PathBuf>> {
         if !self.has(key) {
             return None;
@@ -279,30 +280,30 @@ impl Store {
         Some(disks)
     }
 
-    /// The disks of a state, if it is still the same build of it.
+    /// Returns the disks of a state, if it is still the same build.
     pub fn chain_of(&self, (key, id): &(Key, StateId)) -> Option<Vec<PathBuf>> {
         self.chain(key).filter(|_| self.identity(key).is_some_and(|identity| identity.id == *id))
     }
 
-    /// The state whose disk this file is.
+    /// Finds the state that a disk file belongs to.
     pub fn owner(&self, disk: &Path) -> Option<Record> {
         let dir = disk.parent()?;
         let key = Key(dir.file_name()?.to_str()?.parse().ok()?);
         self.record(&key).filter(|_| self.state_dir(&key) == dir)
     }
 
-    /// Where a kernel or initrd is, there or not.
+    /// Returns the path of a kernel or initrd, whether it exists or not.
     pub fn blob(&self, digest: &Digest) -> PathBuf {
         self.root.join("blobs").join(digest.to_string())
     }
 
-    /// Whether a blob is there in its full size.
+    /// Whether a blob exists in its full size.
     pub fn has_blob(&self, blob: &Blob) -> bool {
         fs::metadata(self.blob(&blob.digest)).is_ok_and(|m| m.len() == blob.size)
     }
 
-    /// Takes a file of a staging directory over as a blob. The file must hold
-    /// what the digest says.
+    /// Moves a file of a staging directory to the blobs. The file must match
+    /// the digest.
     pub fn commit_blob(&self, file: &Path, blob: &Blob) -> Result<(), StoreError> {
         if self.has_blob(blob) {
             return Ok(());
@@ -313,10 +314,10 @@ impl Store {
         sync(&self.root.join("blobs"))
     }
 
-    /// Makes a staging directory the state `key`. Once this returns the state
-    /// survives a power cut. `false` if a whole state was there already, which
-    /// then stays: it is another one, and nothing that lies on the disk that
-    /// was to be committed fits it.
+    /// Turns a staging directory into the state `key`. After that the state
+    /// survives a power cut. Returns `false` if a complete state exists
+    /// already. That one stays; it is another build, and nothing on top of the
+    /// rejected disk fits it.
     pub fn commit(&self, staging: Staging, record: &Record) -> Result<bool, StoreError> {
         let disk = staging.path().join(record.disk.kind.file_name());
         let file = File::open(&disk).and_then(|file| Blob::copy(file, &mut io::sink()));
@@ -344,8 +345,8 @@ impl Store {
             Ok(()) => staging.forget(),
             Err(_) if self.has(&record.key) => return Ok(false),
             Err(e) if to.exists() => {
-                // What is there is damaged, of another version, or lies on a
-                // disk that is gone. Out of the way in one step first.
+                // The existing directory is damaged, has another version, or
+                // lacks its disk below. It is moved away in one step first.
                 let away = staging.path().with_extension("old");
                 fs::rename(&to, &away).map_err(|e| StoreError::new("replace", &to, e))?;
                 remove(&away)?;
@@ -358,20 +359,20 @@ impl Store {
         Ok(true)
     }
 
-    /// Where `project`'s servers are. These are no cache.
+    /// Returns the directory of a project's servers. It is not disposable.
     pub fn servers(&self, root: &Path) -> PathBuf {
         let id = Digest::of(root.as_os_str().as_encoded_bytes()).to_string();
         self.root.join("servers").join(&id[..32])
     }
 
-    /// What `project` last built.
+    /// Returns the notes of a project.
     pub fn project(&self, root: &Path) -> ProjectFiles {
         let id = Digest::of(root.as_os_str().as_encoded_bytes()).to_string();
         ProjectFiles::new(self.root.join("projects").join(&id[..32]))
     }
 
-    /// Looks a project's last build up. It takes as long as reading the states
-    /// of a build that does nothing, and can be done beside reading its recipe.
+    /// Reads a project's last build. It takes as long as reading its states,
+    /// and can run while the recipe is read.
     pub fn last(&self, notes: &ProjectFiles) -> Last {
         let nodes = notes.nodes();
         let mut whole = HashMap::with_capacity(nodes.len());
@@ -381,7 +382,7 @@ impl Store {
         Last { nodes, whole }
     }
 
-    /// All states that can be read.
+    /// Lists all readable states.
     pub fn states(&self) -> Vec<Record> {
         let Ok(entries) = fs::read_dir(self.root.join("states")) else { return Vec::new() };
         entries
@@ -391,27 +392,27 @@ impl Store {
             .collect()
     }
 
-    /// Where the answers of the accelerator probe are kept.
+    /// The directory with results of the accelerator probe.
     pub fn probes(&self) -> PathBuf {
         self.root.join("probes")
     }
 
-    /// Where parsed recipes are kept.
+    /// The directory with parsed recipes.
     pub fn parsed(&self) -> PathBuf {
         self.root.join("parsed")
     }
 
-    /// A new staging directory. Those that dead processes left are removed.
+    /// Makes a new staging directory. Removes those of dead processes.
     pub fn staging(&self) -> Result<Staging, StoreError> {
         Staging::new(&self.root.join("staging"))
     }
 
-    /// Waits for the right to make the state `key`.
+    /// Waits for the lock of the key `key`.
     pub async fn lock(&self, key: &Key) -> Result<KeyLock, StoreError> {
         lock(&self.lock_path(key)).await
     }
 
-    /// Takes the right to make the state `key` if nobody has it.
+    /// Takes the lock of the key `key` if it is free.
     pub fn try_lock(&self, key: &Key) -> Result<Option<KeyLock>, StoreError> {
         try_lock(&self.lock_path(key))
     }
@@ -486,7 +487,7 @@ mod tests {
             spoil();
             assert!(!store.has(&a.key));
         }
-        // What has kept its size is found where it is read.
+        // Damage without a new size is found by reading.
         store.commit(stage(&store, "first"), &a).unwrap();
         assert_eq!(store.unreadable(&a.key), Some(a.key), "this is no qcow2 file");
         assert!(!store.has(&a.key));
@@ -516,14 +517,15 @@ mod tests {
             assert_eq!((store.has(&below.key), store.has(&above.key)), (there, there), "{domain}");
         }
         assert!(!store.has(&below.key) && !store.has(&above.key));
-        // What was made of them, and lies on none of them, is told apart as well.
+        // A state that was made from these, but not on top of them, also has
+        // their origins.
         let inherited = believing("main").origins(&above.key);
         assert_eq!(inherited, [below.origin.clone().unwrap()]);
         let made_of = Record { inherited, ..record(key("made of"), None) };
         store.commit(stage(&store, "made of"), &made_of).unwrap();
         assert!(believing("main").has(&made_of.key) && !believing("pr-7").has(&made_of.key));
         assert!(!store.has(&made_of.key));
-        // One that is made here takes its place.
+        // A state that is built here replaces it.
         let own = record(key("below"), None);
         assert!(store.commit(stage(&store, "own"), &own).unwrap());
         assert!(store.has(&own.key) && believing("pr-7").has(&own.key));
@@ -535,7 +537,7 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("new");
-        // As earlier versions left it.
+        // As earlier versions created it.
         fs::create_dir_all(root.join("servers")).unwrap();
         for path in [&root, &root.join("servers")] {
             fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -543,7 +545,7 @@ mod tests {
         Store::open(&root).unwrap();
         let all = ["", "states", "blobs", "servers"].map(|name| mode(&root.join(name)));
         assert_eq!(all, [0o700; 4]);
-        // A directory that holds other things, too, stays as it is.
+        // A directory that holds other things, too, keeps its mode.
         let shared = dir.path().join("shared");
         fs::create_dir_all(shared.join("others")).unwrap();
         fs::set_permissions(&shared, fs::Permissions::from_mode(0o1777)).unwrap();
@@ -603,8 +605,8 @@ mod tests {
         assert_eq!(store.stands_for(&new.key), new.key, "another build may hold something else");
     }
 
-    /// A rebuilt parent has other blocks, whatever its key says: what was made
-    /// on the old one is gone with it.
+    /// A rebuilt parent has other blocks, although its key is the same: what
+    /// was built on the old one is invalid.
     #[test]
     fn a_state_does_not_fit_a_rebuilt_parent() {
         let dir = tempfile::tempdir().unwrap();

@@ -71,7 +71,7 @@ fn a_mirror_is_no_option_and_no_file() {
         let user = User::with(&format!(
             "image \"x\" {{\n    bootstrap \"debian\" suite=\"bookworm\" mirror=\"{mirror}\"\n}}\n"
         ));
-        says(&user.vimg(&["build"]), 3, "the address of a mirror");
+        says(&user.vimg(&["build"]), 3, "the URL of a mirror");
         assert!(!user.checkout().join("pwned").exists());
     }
 }
@@ -135,7 +135,7 @@ fn what_was_allowed_holds_to_the_letter_and_can_be_taken_back() {
     user.write("vimg.kdl", cache);
     says(&user.vimg(&["plan"]), 0, "you have not allowed it");
     says(&user.vimg(&["trust"]), 0, "cache-from type=local,src=/nowhere");
-    says(&user.vimg(&["plan"]), 0, "is not there");
+    says(&user.vimg(&["plan"]), 0, "does not exist");
     assert!(!text(&user.vimg(&["plan"])).contains("not allowed"));
     says(&user.vimg(&["trust"]), 0, "everything it asks for is already allowed");
     says(&user.vimg(&["trust", "--list"]), 0, "cache-from type=local,src=/nowhere");
@@ -311,7 +311,7 @@ fn scripts_that_can_not_run_as_meant_are_told() {
         "use \"std/debian.vimg\"\nimage \"i\" { from \"debian-12\"; layer \"c\" }\n\
          configuration \"c\" { run { script \"grep -E '^\\s*x' /etc/x\" } }\n",
     );
-    says(&user.vimg(&["check"]), 3, "`\\s` in a quoted string is a blank in KDL");
+    says(&user.vimg(&["check"]), 3, "`\\s` in a quoted string means a space in KDL");
     user.write("list.j2", "#!/bin/bash\na=(x y)\necho \"${#a[@]} on {{ port }}\"\n");
     user.write(
         "main.vimg",

@@ -57,7 +57,7 @@ fn init_writes_a_recipe_that_is_good() {
     says(&vimg(dir.path(), &["check"]), 0, "no mistakes");
     says(&vimg(dir.path(), &["fmt", "--check"]), 0, "");
     says(&vimg(dir.path(), &["plan"]), 0, "build web@site never built here");
-    says(&vimg(dir.path(), &["init"]), 2, "main.vimg is already there");
+    says(&vimg(dir.path(), &["init"]), 2, "main.vimg already exists");
 }
 
 #[test]
@@ -108,9 +108,9 @@ fn usage_and_recipes_have_their_own_exit_codes() {
     says(&vimg(dir.path(), &["build", "nothing"]), 2, "there is no image `nothing`");
     says(&vimg(dir.path(), &["why", "it@d"]), 2, "there is no `it@d` in the recipe");
     says(&vimg(dir.path(), &["log", "it"]), 1, "there is no log of it@c");
-    says(&vimg(dir.path(), &["plan", "--set", "x=1"]), 3, "no recipe has a parameter `x`");
+    says(&vimg(dir.path(), &["plan", "--set", "x=1"]), 3, "there is no parameter `x`");
     says(&vimg(dir.path(), &["check", "--format", "dot"]), 2, "only `vimg graph`");
-    says(&vimg(dir.path(), &["check", "--store", "/proc/nothing"]), 5, "the store can't make");
+    says(&vimg(dir.path(), &["check", "--store", "/proc/nothing"]), 5, "the store can't create");
     let broken = project("image \"x\" { form \"y\" }\n");
     says(&vimg(broken.path(), &["check"]), 3, "did you mean `from`?");
     let json = vimg(broken.path(), &["check", "--format", "json"]);
@@ -127,10 +127,10 @@ fn a_cache_that_can_not_be_used_is_a_note() {
     let public = made.split_whitespace().find(|word| word.starts_with("ed25519:")).unwrap();
     assert!(vimg(dir.path(), &["cache", "trust", "--project", public]).status.success());
     // There is no cache of GitHub's outside of its actions.
-    says(&vimg(dir.path(), &["plan", "--cache-from", "type=gha"]), 0, "gha is not used");
-    says(&vimg(dir.path(), &["plan", "--cache-from", "type=s4"]), 2, "there is no type `s4`");
+    says(&vimg(dir.path(), &["plan", "--cache-from", "type=gha"]), 0, "gha is ignored");
+    says(&vimg(dir.path(), &["plan", "--cache-from", "type=s4"]), 2, "unknown type `s4`");
     // Nothing is made where a name was mistyped.
-    says(&vimg(dir.path(), &["plan", "--cache-from", "type=local,src=cahce"]), 0, "cahce is not there");
+    says(&vimg(dir.path(), &["plan", "--cache-from", "type=local,src=cahce"]), 0, "cahce does not exist");
     assert!(!dir.path().join("cahce").exists());
 }
 
@@ -207,12 +207,12 @@ fn keys_do_not_depend_on_where_a_checkout_is() {
 #[test]
 fn hostile_recipes_get_a_diagnostic() {
     let cases: [(&str, Vec<u8>, &str); 8] = [
-        ("braces", "a {".repeat(100_000).into_bytes(), "braces are nested too deep"),
-        ("slashdash", "/-{".repeat(10_000).into_bytes(), "nested too deep"),
-        ("slashdash nodes", "/-a {".repeat(10_000).into_bytes(), "nested too deep"),
-        ("comments", "/*".repeat(100_000).into_bytes(), "comments are nested too deep"),
+        ("braces", "a {".repeat(100_000).into_bytes(), "braces are nested too deeply"),
+        ("slashdash", "/-{".repeat(10_000).into_bytes(), "nested too deeply"),
+        ("slashdash nodes", "/-a {".repeat(10_000).into_bytes(), "nested too deeply"),
+        ("comments", "/*".repeat(100_000).into_bytes(), "comments are nested too deeply"),
         ("open string", format!("a \"{}", "x".repeat(1_000_000)).into_bytes(), "main.vimg"),
-        ("bytes", vec![0xff, 0xfe, 0x00], "is not UTF-8"),
+        ("bytes", vec![0xff, 0xfe, 0x00], "is not valid UTF-8"),
         ("zeroes", vec![0; 1_000_000], "main.vimg"),
         ("too large", vec![b' '; 100_000_000], "is too large"),
     ];
@@ -244,7 +244,7 @@ fn what_is_no_file_of_the_project_is_refused() {
     main("use \"dir.vimg\"");
     says(&vimg(&root, &["check"]), 3, "`dir.vimg` is a directory");
     main("use \"../outside.vimg\"");
-    says(&vimg(&root, &["check"]), 3, "is outside of the project");
+    says(&vimg(&root, &["check"]), 3, "is outside the project");
     // A tree may hold links that lead anywhere: they are copied as links.
     std::fs::create_dir(root.join("tree")).unwrap();
     symlink("/etc/shadow", root.join("tree/link")).unwrap();
@@ -301,5 +301,5 @@ fn servers_and_comparisons_that_are_none_are_said() {
     }
     says(&vimg(&["diff", "it"]), 2, "<IMAGE[@LAYER]>");
     says(&vimg(&["diff", "it", "that"]), 2, "there is no `that` in the recipe");
-    says(&vimg(&["diff", "it@c", "--residue"]), 2, "`it@c` is no image");
+    says(&vimg(&["diff", "it@c", "--residue"]), 2, "`it@c` is not an image");
 }

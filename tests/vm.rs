@@ -425,5 +425,5 @@ fn a_layer_boots_its_machine_again_where_it_says_so() {
     project.edit("main.vimg", "touch /initrd.img", "systemctl reboot; sleep 100");
     let failed = project.vimg_in(&store, &["build"]);
     assert_eq!(failed.code, 1);
-    failed.says("A step `reboot` of the configuration can be used instead");
+    failed.says("Use the step `reboot` instead");
 }

@@ -1,5 +1,5 @@
-//! Works on the disk of another machine from outside of it: mounts it, makes
-//! its root the agent's own, and gives it what programs expect of a system.
+//! Works on the disk of another machine: mounts it, makes it the root of the agent, and
+//! provides the filesystems and devices that programs expect.
 
 use std::fs;
 use std::io;
@@ -13,17 +13,17 @@ use crate::filesystem;
 use crate::protocol::Prepare;
 use crate::{modules, network, offline, resume, system};
 
-/// The disk's name in the kernel: the only virtio-blk disk there is.
+/// The kernel's name of the disk, which is the only virtio-blk disk.
 const DISK: &str = "vda";
-/// Where an EFI system partition belongs, if the image has the directory.
+/// The mount point of the EFI system partition, if the image has this directory.
 const ESP: &str = "/boot/efi";
-/// A machine's disk, mounted.
+/// The mounted disk of a machine.
 pub(crate) struct Attached {
-    /// Whether there is a filesystem at [`ESP`], too.
+    /// Whether a filesystem is mounted at [`ESP`].
     esp: bool,
 }
 
-/// Makes the disk's root filesystem this process's own.
+/// Makes the root filesystem of the disk the root of this process.
 pub(crate) fn prepare(prepare: &Prepare) -> io::Result<Attached> {
     resume::resume(&prepare.resume)?;
     modules::load("disk")?;
@@ -39,22 +39,22 @@ pub(crate) fn prepare(prepare: &Prepare) -> io::Result<Attached> {
         filesystem::attach(esp, &format!("/root{ESP}"), "")?;
     }
     outfit("/root")?;
-    // The old ones lie open below the new root.
+    // The old mounts would stay reachable below the new root.
     for name in ["/sys", "/proc", "/dev"] {
         unmount(name, UnmountFlags::DETACH)?;
     }
     modules::leave();
     system::switch_root("/root")?;
     if let Ok(name) = fs::read_to_string("/etc/hostname") {
-        // Package scripts put it into what they make.
+        // Package scripts write the host name into files that they create.
         rustix::system::sethostname(name.trim().as_bytes())?;
     }
     offline::confine();
     Ok(Attached { esp: esp.is_some() })
 }
 
-/// Mounts what programs expect of a running system below `root`, and nothing
-/// by which they could reach the disk or the kernel beneath their root.
+/// Mounts, below `root`, the filesystems that programs expect of a running system. They
+/// give no access to the disk device or to the appliance's kernel.
 fn outfit(root: &str) -> io::Result<()> {
     let at = |name: &str| format!("{root}{name}");
     let quiet = MountFlags::NOSUID | MountFlags::NODEV;
@@ -97,26 +97,27 @@ fn outfit(root: &str) -> io::Result<()> {
         fs::create_dir(at(name))?;
     }
     mount("tmpfs", at("/dev/shm"), "tmpfs", quiet, c"mode=1777")?;
-    // A kernel without pseudo-terminals is no obstacle.
+    // The kernel may lack pseudo-terminals.
     let _ =
         mount("devpts", at("/dev/pts"), "devpts", MountFlags::NOSUID, c"newinstance,ptmxmode=0666,mode=0620");
     Ok(())
 }
 
 impl Attached {
-    /// Holds all writes.
+    /// Blocks all writes.
     pub(crate) fn hold(&self) -> io::Result<()> {
         self.esp(true)?;
         system::freeze(true)
     }
 
-    /// Lets writes go on.
+    /// Allows writes again.
     pub(crate) fn thaw(&self) -> io::Result<()> {
         system::freeze(false)?;
         self.esp(false)
     }
 
-    /// A FAT filesystem can't hold writes; one that is read-only has none.
+    /// Makes the EFI system partition read-only, or writable again. A FAT filesystem
+    /// can't be frozen.
     fn esp(&self, hold: bool) -> io::Result<()> {
         if self.esp {
             let flags = if hold { MountFlags::RDONLY } else { MountFlags::empty() };

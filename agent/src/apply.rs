@@ -12,8 +12,8 @@ use crate::primitive::{self, Context, Switch};
 use crate::protocol::{Apply, FromAgent, Primitive};
 use crate::system;
 
-/// Applies steps up to the first that wants the machine to boot again, and
-/// reports each. The returned message is the last.
+/// Applies steps up to the first `reboot`, and reports each of them. Returns the last
+/// message to the host.
 pub(crate) fn apply(channel: &mut Channel, what: &Apply, boot_stamp: &mut String) -> io::Result<FromAgent> {
     let Apply { layer, steps, from, offline, durable, host } = what;
     channel.forget_network();
@@ -24,7 +24,7 @@ pub(crate) fn apply(channel: &mut Channel, what: &Apply, boot_stamp: &mut String
         Err(error) => return Ok(FromAgent::Refused { message: format!("prepare the layer: {error}") }),
     };
     let mut ledger = Ledger::below(Path::new(HOME), *durable);
-    // After a boot it goes on with the layer that it was at.
+    // After a reboot, continue the page of the current layer.
     let named = |p: &Primitive| if let Primitive::Layer { name } = p { Some(name.clone()) } else { None };
     if let Some(layer) = steps.iter().take(from).rev().find_map(named).or(layer.clone())
         && let Err(failure) = ledger.enter(&layer)
@@ -55,7 +55,8 @@ pub(crate) fn apply(channel: &mut Channel, what: &Apply, boot_stamp: &mut String
     Ok(FromAgent::Done { boot_changed: boot_changed(boot_stamp) })
 }
 
-/// Whether the machine would boot something else than when `stamp` was taken.
+/// Whether the machine would boot another kernel or initrd than when `stamp` was taken.
+/// Updates `stamp`.
 fn boot_changed(stamp: &mut String) -> bool {
     let now = system::boot_stamp();
     let changed = now != *stamp;

@@ -1,5 +1,5 @@
-//! Checks: asks a machine that runs whether it is as it should be, and says
-//! what was seen instead.
+//! Checks: asks a running machine whether it meets conditions, and reports what it found
+//! instead.
 
 use std::fs;
 use std::io;
@@ -12,16 +12,17 @@ use crate::fetch::Sender;
 use crate::http;
 use crate::protocol::{FromAgent, Probe};
 
-/// How long to wait before a question is asked again.
+/// The pause before a probe is repeated.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How long any answer is waited for at least.
+/// The least time that each try has.
 const ANSWER: Duration = Duration::from_secs(10);
-/// The most of a file that is searched for a text, in bytes.
+/// How much of a file is searched for a text, in bytes.
 const SEARCHED: u64 = 64 << 20;
-/// How much of an answer is shown, in characters.
+/// How much of a response is shown, in characters.
 const SHOWN: usize = 160;
 
-/// Asks `probes` and reports each. The returned message is the last.
+/// Runs `probes` up to the first that fails, and reports each of them. Returns the last
+/// message to the host.
 pub(crate) fn check(
     sender: &Sender,
     probes: &[Probe],
@@ -57,8 +58,8 @@ fn ask(probe: &Probe, variables: &[(String, String)], output: &Output) -> Result
     }
 }
 
-/// Asks until the answer is yes or the time is over; the last answer is
-/// waited for.
+/// Repeats a question until it succeeds or `within` seconds have passed. Waits for the
+/// last answer.
 fn again(within: u64, mut ask: impl FnMut(Duration) -> Result<(), String>) -> Result<(), Failure> {
     let (start, within) = (Instant::now(), Duration::from_secs(within));
     loop {
@@ -66,7 +67,7 @@ fn again(within: u64, mut ask: impl FnMut(Duration) -> Result<(), String>) -> Re
         match ask(left) {
             Ok(()) => return Ok(()),
             Err(why) if start.elapsed() >= within => {
-                return Err(Failure::new(format!("{why} (asked for {} s)", within.as_secs())));
+                return Err(Failure::new(format!("{why} (tried for {} s)", within.as_secs())));
             }
             Err(_) => std::thread::sleep(PAUSE),
         }
@@ -82,18 +83,18 @@ fn judge(
     let fits = status.map_or((200..300).contains(&answer.status), |status| answer.status == status);
     if !fits {
         let wanted = status.map_or_else(|| "a 2xx status".to_owned(), |s| format!("status {s}"));
-        return Err(format!("status {} where {wanted} was due: {}", answer.status, brief(&answer.body)));
+        return Err(format!("status {}, expected {wanted}: {}", answer.status, brief(&answer.body)));
     }
     if let Some((name, text)) = header {
         let values: Vec<&str> = answer.header(name).collect();
         if !values.iter().any(|value| value.contains(text)) {
-            let opened = if values.is_empty() { "is not there".to_owned() } else { values.join(", ") };
+            let opened = if values.is_empty() { "missing".to_owned() } else { values.join(", ") };
             return Err(format!("`{text}` is not in the header {name}: {}", brief(&opened)));
         }
     }
     match contains {
         Some(text) if !answer.body.contains(text) => {
-            Err(format!("`{text}` is not in the answer: {}", brief(&answer.body)))
+            Err(format!("`{text}` is not in the response: {}", brief(&answer.body)))
         }
         _ => Ok(()),
     }
@@ -103,13 +104,16 @@ fn file(path: &str, contains: Option<&str>) -> Result<(), String> {
     let meta = fs::metadata(path).map_err(|e| e.to_string())?;
     let Some(text) = contains else { return Ok(()) };
     if !meta.is_file() {
-        return Err("it is no file whose content could be searched".into());
+        return Err("it is not a regular file".into());
     }
     let mut bytes = Vec::new();
     let file = fs::File::open(Path::new(path)).map_err(|e| e.to_string())?;
     io::Read::read_to_end(&mut io::Read::take(file, SEARCHED), &mut bytes).map_err(|e| e.to_string())?;
     let content = String::from_utf8_lossy(&bytes);
-    if content.contains(text) { Ok(()) } else { Err(format!("`{text}` is not in it: {}", brief(&content))) }
+    match content.contains(text) {
+        true => Ok(()),
+        false => Err(format!("`{text}` is not in the file: {}", brief(&content))),
+    }
 }
 
 fn service(unit: &str) -> Result<(), String> {
@@ -133,12 +137,12 @@ fn package(name: &str) -> Result<(), String> {
     let (_, text) = command::query(&mut dpkg, command::QUESTION).map_err(|f| f.message)?;
     match text.lines().next() {
         Some("installed") => Ok(()),
-        Some(status) if !status.is_empty() => Err(format!("dpkg calls it {status}")),
+        Some(status) if !status.is_empty() => Err(format!("its dpkg status is {status}")),
         _ => Err("it is not installed".into()),
     }
 }
 
-/// The beginning of a text, in one line.
+/// Shortens a text to the beginning of it, on one line.
 fn brief(text: &str) -> String {
     let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut out: String = words.chars().take(SHOWN).collect();
@@ -161,8 +165,8 @@ mod tests {
         fs::write(&path, "hello\n  world").unwrap();
         assert_eq!(file(name, None), Ok(()));
         assert_eq!(file(name, Some("hello")), Ok(()));
-        assert_eq!(file(name, Some("bye")), Err("`bye` is not in it: hello world".into()));
-        assert!(file(dir.path().to_str().unwrap(), Some("x")).unwrap_err().contains("no file"));
+        assert_eq!(file(name, Some("bye")), Err("`bye` is not in the file: hello world".into()));
+        assert!(file(dir.path().to_str().unwrap(), Some("x")).unwrap_err().contains("not a regular file"));
     }
 
     #[test]
@@ -174,6 +178,6 @@ mod tests {
         });
         assert!(answer.is_ok() && left == 0);
         let never = again(0, |_| Err("never".into())).unwrap_err();
-        assert_eq!(never.message, "never (asked for 0 s)");
+        assert_eq!(never.message, "never (tried for 0 s)");
     }
 }

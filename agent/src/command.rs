@@ -1,4 +1,4 @@
-//! Runs programs of the machine: never a question, never endless output.
+//! Runs programs of the machine: without input, and with limited time and output.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -16,22 +16,22 @@ use crate::priority;
 use crate::protocol::{Around, FromAgent};
 use crate::system::Account;
 
-/// How much of a step's output is sent as it comes, in bytes.
+/// How much output of a step is sent at once, in bytes.
 const FORWARDED: usize = 8 << 20;
-/// How much of its end is sent when more came.
+/// How much of the end of longer output is sent, in bytes.
 const TAIL: usize = 64 << 10;
-/// How long what a finished program left running may hold its output open.
+/// How long background processes of an ended program may keep its output open.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// What happens to the output of a step.
+/// The destination of a step's output.
 pub(crate) struct Output<'a> {
     pub(crate) sender: &'a Sender,
     pub(crate) step: usize,
-    /// What nobody is to read in it.
+    /// Texts to replace with stars: secrets.
     pub(crate) hidden: &'a [Vec<u8>],
 }
 
-/// A program with the environment that everything in a layer has.
+/// Prepares a program with the environment that all programs of a layer have.
 pub(crate) fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     command
@@ -45,8 +45,8 @@ pub(crate) fn command(program: &str) -> Command {
     command
 }
 
-/// A script with the environment that its recipe asks for. Without a `#!` line
-/// it is a shell's, up to the first command that fails.
+/// Prepares a script with the environment of its step. A script without a `#!` line runs
+/// in a shell, up to the first command that fails.
 pub(crate) fn script(path: &Path, around: &Around, user: &Account) -> io::Result<Command> {
     let mut start = [0; 2];
     let has_own = match File::open(path)?.read_exact(&mut start) {
@@ -57,7 +57,7 @@ pub(crate) fn script(path: &Path, around: &Around, user: &Account) -> io::Result
     if !Path::new(&around.workdir).is_dir() {
         return Err(io::Error::other(format!("there is no directory {} in the machine", around.workdir)));
     }
-    // A command that fails in a pipe fails it, where there is a shell that can.
+    // With `pipefail`, a pipe fails if any of its commands fails; dash lacks it.
     let words: &[&str] = match has_own {
         true => &[],
         false if Path::new("/bin/bash").exists() => &["/bin/bash", "-euo", "pipefail"],
@@ -83,8 +83,8 @@ pub(crate) fn script(path: &Path, around: &Around, user: &Account) -> io::Result
     Ok(command)
 }
 
-/// Runs a program for its answer on standard output; says whether it
-/// succeeded. After `timeout` it is killed, which is no success.
+/// Runs a program and returns whether it succeeded, and its standard output. Kills it
+/// after `timeout`; it has not succeeded then.
 pub(crate) fn query(command: &mut Command, timeout: Duration) -> Result<(bool, String), Failure> {
     let program = command.get_program().to_string_lossy().into_owned();
     let fail = |e: io::Error| Failure::new(format!("`{program}` can't be run: {e}"));
@@ -93,7 +93,7 @@ pub(crate) fn query(command: &mut Command, timeout: Duration) -> Result<(bool, S
     let reader = std::thread::spawn(move || {
         let mut bytes = Vec::new();
         if let Some(out) = &mut out {
-            // Answers are lists of names; more is noise.
+            // The output is a list of names: anything beyond 4 MiB is not needed.
             let _ = out.take(4 << 20).read_to_end(&mut bytes);
         }
         String::from_utf8_lossy(&bytes).into_owned()
@@ -113,23 +113,28 @@ pub(crate) fn query(command: &mut Command, timeout: Duration) -> Result<(bool, S
     Ok((success, reader.join().unwrap_or_default()))
 }
 
-/// How long a question to the machine may take.
+/// Time limit of programs that only query the machine.
 pub(crate) const QUESTION: Duration = Duration::from_secs(120);
 
-/// Runs a program to its end, forwards what it prints, and fails if it does.
-/// After `timeout` it and what it started are killed.
+/// Runs a program to its end, and forwards its output. Kills its process group after
+/// `timeout`.
+///
+/// # Errors
+///
+/// The program could not be started, failed, or reached the time limit.
 pub(crate) fn run(command: &mut Command, timeout: Duration, output: &Output) -> Result<(), Failure> {
     use std::os::unix::process::CommandExt;
     let program = command.get_program().to_string_lossy().into_owned();
-    let (reader, writer) = io::pipe().map_err(|e| Failure::new(format!("no pipe: {e}")))?;
-    let copy = writer.try_clone().map_err(|e| Failure::new(format!("no pipe: {e}")))?;
+    let (reader, writer) = io::pipe().map_err(|e| Failure::new(format!("can't create a pipe: {e}")))?;
+    let copy = writer.try_clone().map_err(|e| Failure::new(format!("can't create a pipe: {e}")))?;
     command.stdout(writer).stderr(copy).process_group(0);
     let mut child =
         priority::start(command).map_err(|e| Failure::new(format!("`{program}` can't be run: {e}")))?;
-    // The command holds the pipe's other ends; they must close with the child.
+    // `command` also holds the write ends of the pipe: close them, so that the pipe
+    // ends with the child.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let group = rustix::process::Pid::from_child(&child);
-    // The agent itself is spared by the OOM killer, its children are not.
+    // The OOM killer spares the agent, but must not spare its children.
     let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), "0");
     let (chunks, incoming) = mpsc::sync_channel::<Vec<u8>>(4);
     std::thread::spawn(move || pump(reader, &chunks));
@@ -174,13 +179,13 @@ fn outcome(status: ExitStatus) -> Result<(), Failure> {
         (Some(0), _) => Ok(()),
         (Some(code), _) => Err(Failure { exit: Some(code), ..Failure::new(format!("exit code {code}")) }),
         (None, Some(signal)) => Err(Failure::new(format!("killed by signal {signal}"))),
-        (None, None) => Err(Failure::new("it ended in an unknown way")),
+        (None, None) => Err(Failure::new("it ended without an exit code or signal")),
     }
 }
 
-/// Runs a program to its end whose output is ours. After `timeout` it is
-/// killed. It stays with our own group: a terminal is its, too, and whoever
-/// ends us ends it.
+/// Runs a program to its end with the agent's own output. Kills it after `timeout`. It
+/// stays in the agent's process group, so that it can use the terminal and gets the
+/// terminal's signals.
 pub(crate) fn pass(command: &mut Command, timeout: Duration) -> Result<(), Failure> {
     let program = command.get_program().to_string_lossy().into_owned();
     let fail = |e: io::Error| Failure::new(format!("`{program}` can't be run: {e}"));
@@ -207,7 +212,7 @@ fn endless(timeout: Duration) -> String {
 fn pump(mut reader: impl Read, chunks: &mpsc::SyncSender<Vec<u8>>) {
     let mut buffer = vec![0; 32 << 10];
     while let Ok(n) = reader.read(&mut buffer) {
-        // The receiver is gone when the program's time is up.
+        // The receiver is gone after the time limit.
         if n == 0 || chunks.send(buffer[..n].to_vec()).is_err() {
             return;
         }
@@ -219,7 +224,7 @@ struct Forward<'a> {
     sent: usize,
     left_out: usize,
     tail: VecDeque<u8>,
-    /// The beginning of what may be hidden.
+    /// Held back output: it may be the beginning of a secret.
     held: Vec<u8>,
 }
 
@@ -236,8 +241,8 @@ impl Forward<'_> {
         Ok(())
     }
 
-    /// Puts stars in the place of what is hidden. The end may be the
-    /// beginning of such a thing; it is held back until more comes.
+    /// Replaces secrets with stars. Holds the end back if it may be the beginning of a
+    /// secret, until more output comes.
     fn hide(&mut self, chunk: Vec<u8>, last: bool) -> Vec<u8> {
         let hidden = self.output.hidden;
         if hidden.is_empty() {
@@ -277,7 +282,7 @@ impl Forward<'_> {
     fn send(&self, bytes: &[u8]) -> Result<(), Failure> {
         let message =
             FromAgent::Output { step: self.output.step, text: String::from_utf8_lossy(bytes).into_owned() };
-        self.output.sender.send(&message).map_err(|e| Failure::new(format!("the host does not listen: {e}")))
+        self.output.sender.send(&message).map_err(|e| Failure::new(format!("can't send to the host: {e}")))
     }
 }
 

@@ -1,9 +1,9 @@
-//! The first process of a machine. With modules beside it, it loads them,
-//! mounts the root filesystem and hands over to its init: a direct boot that
-//! spares the distribution's own initrd (3 s and more under TCG). Told so by
-//! the kernel's command line it stays, and serves the host as an appliance.
-//! Without modules it says hello and switches off: the probe for an
-//! accelerator that works.
+//! The first process of a machine. It loads the modules of the initramfs, mounts the
+//! root filesystem and starts the init of the distribution: a direct boot without the
+//! distribution's own initrd, which takes 3 s and more under TCG. If the kernel's
+//! command line says so, it serves the host as an appliance instead. In an initramfs
+//! without modules, it prints a greeting and switches the machine off: the probe for a
+//! working accelerator.
 
 use std::convert::Infallible;
 use std::fs::{self, OpenOptions};
@@ -20,7 +20,7 @@ use crate::{modules, opened, system};
 /// How long the disk may take to appear.
 const DISK_WAIT: Duration = Duration::from_secs(30);
 
-/// Does what the initramfs is for. Returns only if that fails.
+/// Runs as the first process. Returns only after an error.
 pub fn main() -> io::Result<()> {
     let result = if modules::any() { start() } else { probe() };
     if let Err(error) = &result {
@@ -51,18 +51,17 @@ fn start() -> io::Result<()> {
     if cmdline.split_whitespace().any(|word| word == APPLIANCE) {
         mount("sysfs", "/sys", "sysfs", MountFlags::empty(), None)?;
         modules::load("console")?;
-        // Whether a fork of this will want it is not known yet, but each would
-        // take its time to load it.
+        // A fork may need the network, and loading the driver in each fork takes time.
         modules::load("network")?;
-        // Who is root in a namespace of users could mount a /proc of its own,
-        // and with it reach the kernel and the disk.
+        // A program with root rights in a user namespace could mount its own /proc,
+        // and reach the kernel and the disk through it.
         let _ = fs::write("/proc/sys/user/max_user_namespaces", "0");
         return attend();
     }
     boot(&cmdline).map(|never| match never {})
 }
 
-/// Runs the agent and buries whoever is left without a parent.
+/// Runs the agent, and reaps orphaned processes.
 fn attend() -> io::Result<()> {
     let agent = std::process::Command::new("/init").arg("appliance").spawn()?;
     let agent = rustix::process::Pid::from_child(&agent);
@@ -79,13 +78,13 @@ fn boot(cmdline: &str) -> io::Result<Infallible> {
     let root = cmdline
         .split_whitespace()
         .find_map(|word| word.strip_prefix("root="))
-        .ok_or_else(|| io::Error::other("the command line names no root"))?
+        .ok_or_else(|| io::Error::other("the kernel's command line has no `root=`"))?
         .to_owned();
     modules::load("disk")?;
     let start = Instant::now();
     while !Path::new(&root).exists() {
         if start.elapsed() > DISK_WAIT {
-            return Err(io::Error::other(format!("{root} does not appear")));
+            return Err(io::Error::other(format!("timed out waiting for {root}")));
         }
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -93,8 +92,8 @@ fn boot(cmdline: &str) -> io::Result<Infallible> {
     if cmdline.split_whitespace().any(|word| word == WATCHED)
         && let Err(error) = opened::watch("/root")
     {
-        // A kernel may lack it; the machine can do without.
-        say(&format!("vimg-init: what is opened is not noted: {error}\n"));
+        // The kernel may lack fanotify. Then snapshots of the machine can't be retargeted.
+        say(&format!("vimg-init: opened files are not recorded: {error}\n"));
     }
     rustix::mount::mount_move("/dev", "/root/dev")?;
     rustix::mount::mount_move("/proc", "/root/proc")?;

@@ -1,4 +1,4 @@
-//! Runs a program for a person, on a terminal or without one.
+//! Runs a program for the user, with or without a terminal.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -22,28 +22,28 @@ use crate::priority;
 use crate::protocol::{self, Exec, FromAgent, Size, Stream, Terminal};
 use crate::system;
 
-/// How much is read at once, in bytes.
+/// Size of a read, in bytes.
 const PIECE: usize = 32 << 10;
-/// How many pieces of input may wait for the program.
+/// How many reads of input may wait for the program.
 const WAITING: usize = 16;
-/// How long nothing may come of what an ended program left running before it
-/// is no longer waited for.
+/// How long background processes of an ended program may be silent before the agent
+/// stops waiting for their output.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// A program that runs, or has run.
+/// A program that runs or has ended.
 pub(crate) struct Running {
     input: Option<mpsc::SyncSender<Vec<u8>>>,
     terminal: Option<OwnedFd>,
     life: Life,
 }
 
-/// What is known of a program by those who wait for it.
+/// The state of a program, shared by the threads that serve it.
 #[derive(Clone)]
 struct Life {
     group: Pid,
-    /// It has ended.
+    /// Whether it has ended.
     over: Arc<AtomicBool>,
-    /// Nobody wants to hear of it any more.
+    /// Whether its messages are discarded, because the host has gone.
     muted: Arc<AtomicBool>,
 }
 
@@ -58,7 +58,7 @@ impl Life {
 }
 
 impl Drop for Running {
-    /// Who goes away in the middle leaves nothing running.
+    /// Kills the program if it still runs.
     fn drop(&mut self) {
         self.life.muted.store(true, Ordering::SeqCst);
         if !self.life.over.load(Ordering::SeqCst) {
@@ -68,7 +68,7 @@ impl Drop for Running {
 }
 
 impl Running {
-    /// Starts the program; what it writes and how it ends is sent.
+    /// Starts the program. Threads send its output and its exit status to the host.
     pub(crate) fn start(exec: &Exec, sender: &Sender) -> io::Result<Self> {
         let mut command = program(exec);
         match &exec.terminal {
@@ -83,7 +83,7 @@ impl Running {
         unlockpt(&master)?;
         let name = ptsname(&master, Vec::new())?;
         let name = name.to_str().map_err(io::Error::other)?.to_owned();
-        // The agent itself must not come to have a terminal: it would end with it.
+        // The terminal must not become the agent's own: its end would kill the agent.
         let noctty = OFlags::NOCTTY.bits() as i32;
         let slave = File::options().read(true).write(true).custom_flags(noctty).open(name)?;
         resize(&master, terminal.size)?;
@@ -98,7 +98,7 @@ impl Running {
             });
         }
         let child = priority::start(command)?;
-        // The command holds the terminal open; only the child should.
+        // Close the terminal in `command`: only the child should hold it open.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let (reader, writer) = (File::from(master.try_clone()?), File::from(master.try_clone()?));
         let life = Life::of(&child);
@@ -119,7 +119,7 @@ impl Running {
         Ok(Self { input, terminal: None, life })
     }
 
-    /// Passes input on. A program that is gone takes none.
+    /// Passes input to the program, if it still reads.
     pub(crate) fn input(&mut self, bytes: Vec<u8>) {
         if let Some(input) = &self.input
             && input.send(bytes).is_err()
@@ -131,16 +131,16 @@ impl Running {
     /// Ends the input.
     pub(crate) fn end_input(&mut self) {
         match self.terminal {
-            // Ctrl-D: a terminal is not closed.
+            // Ctrl-D ends the input without closing the terminal.
             Some(_) => self.input(vec![4]),
             None => self.input = None,
         }
     }
 
-    /// Tells the terminal its size.
+    /// Sets the size of the terminal.
     pub(crate) fn resize(&self, size: Size) {
         if let Some(terminal) = &self.terminal {
-            // A terminal of the wrong size is still one.
+            // A terminal of the wrong size still works.
             let _ = resize(terminal, size);
         }
     }
@@ -174,8 +174,8 @@ fn resize(terminal: impl AsFd, size: Size) -> io::Result<()> {
     Ok(tcsetwinsize(terminal, size)?)
 }
 
-/// Writes what comes to the program, on a thread of its own: one that does
-/// not read holds up nothing but its input.
+/// Starts a thread that writes input to the program: a program that does not read blocks
+/// only this thread.
 fn feed(mut writer: impl Write + Send + 'static) -> mpsc::SyncSender<Vec<u8>> {
     let (sender, pieces) = mpsc::sync_channel::<Vec<u8>>(WAITING);
     std::thread::spawn(move || {
@@ -188,10 +188,10 @@ fn feed(mut writer: impl Write + Send + 'static) -> mpsc::SyncSender<Vec<u8>> {
     sender
 }
 
-/// What reads a program's output.
+/// A thread that reads a program's output.
 struct Reader {
     thread: JoinHandle<()>,
-    /// Even while it waits for output, odd while it sends some.
+    /// Even while the thread waits for output, odd while it sends some.
     turn: Arc<AtomicUsize>,
 }
 
@@ -201,7 +201,7 @@ fn forward(mut reader: impl Read + Send + 'static, stream: Stream, sender: &Send
     let turns = turn.clone();
     let thread = std::thread::spawn(move || {
         let mut buffer = vec![0; PIECE];
-        // A terminal whose last program is gone reads as an error.
+        // A terminal without programs reads as an error.
         while let Ok(n) = reader.read(&mut buffer) {
             turns.fetch_add(1, Ordering::SeqCst);
             if n == 0 || !life.is_heard() || wrote(&sender, stream, &buffer[..n]).is_err() {
@@ -213,15 +213,15 @@ fn forward(mut reader: impl Read + Send + 'static, stream: Stream, sender: &Send
     Reader { thread, turn }
 }
 
-/// Both frames at once: nothing may come between them.
+/// Sends output: both frames at once, because no other frame may come between them.
 fn wrote(sender: &Sender, stream: Stream, bytes: &[u8]) -> io::Result<()> {
     let mut frames = protocol::encode_message(&FromAgent::Wrote(stream))?;
     frames.extend(protocol::encode_data(bytes)?);
     sender.raw(&frames)
 }
 
-/// Says how the program ended, after all that it wrote. What it left running
-/// may hold its output open, and is not waited for once it is silent.
+/// Starts a thread that sends the exit status after all output. Background processes
+/// may keep the output open; the thread stops waiting for them once they are silent.
 fn wait(mut child: Child, readers: Vec<Reader>, sender: Sender, life: &Life) {
     let life = life.clone();
     std::thread::spawn(move || {

@@ -1,19 +1,19 @@
-//! Why a step could not be made true, in words for people.
+//! Why a step failed.
 
 use std::io;
 use std::path::Path;
 
 use crate::protocol::FromAgent;
 
-/// Where the agent keeps its own files.
+/// The directory of the agent's own files.
 pub(crate) const HOME: &str = "/var/lib/vimg";
 
-/// Why a step could not be made true.
+/// Why a step failed: a message for the user and details for the host.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) message: String,
     pub(crate) exit: Option<i32>,
-    /// The layer that is in the way.
+    /// The layer that caused the failure, if it is another one.
     pub(crate) layer: Option<String>,
 }
 
@@ -22,12 +22,12 @@ impl Failure {
         Self { message: message.into(), exit: None, layer: None }
     }
 
-    /// What the host is told of it.
+    /// Converts to the message for the host.
     pub(crate) fn of(self, step: usize) -> FromAgent {
         FromAgent::Failed { step, message: self.message, exit: self.exit, layer: self.layer }
     }
 
-    /// An error of the operating system at a path.
+    /// Creates a failure from an error of the operating system at a path.
     pub(crate) fn at(path: impl AsRef<Path>, error: io::Error) -> Self {
         Self::new(format!("{}: {error}", path.as_ref().display()))
     }

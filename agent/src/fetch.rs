@@ -1,4 +1,4 @@
-//! The agent's end of the channel: messages out, blobs in.
+//! The agent's end of the channel to the host: sends messages, receives blobs.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::offline;
 use crate::protocol::{self, Blob, Digest, Frame, FromAgent, Malformed, ToAgent};
 
-/// Sends messages; may be cloned into other threads.
+/// Sends messages. Clones may be used in other threads.
 #[derive(Clone)]
 pub(crate) struct Sender {
     out: Arc<Mutex<Box<dyn Write + Send>>>,
@@ -23,7 +23,7 @@ impl Sender {
         protocol::write_message(&mut *out, message)
     }
 
-    /// Sends bytes as they are, or as a frame of data.
+    /// Sends bytes unchanged.
     pub(crate) fn raw(&self, bytes: &[u8]) -> io::Result<()> {
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
         out.write_all(bytes)?;
@@ -31,22 +31,22 @@ impl Sender {
     }
 }
 
-/// Receives frames, asks for blobs.
+/// Receives frames, and requests blobs.
 pub(crate) struct Channel {
     pub(crate) sender: Sender,
     input: Box<dyn Read + Send>,
-    /// Whether the way out to the network is open, once that is known.
+    /// Whether the network is enabled, once that is known.
     open: Option<bool>,
 }
 
-/// What the host sent.
+/// A frame or handshake from the host.
 pub(crate) enum Received {
     Message(ToAgent),
-    /// A piece of a program's input.
+    /// Input of a program.
     Data(Vec<u8>),
-    /// The host starts anew with this nonce.
+    /// A new handshake with this nonce.
     Sync([u8; 8]),
-    /// Nothing more will come.
+    /// The end of the channel.
     End,
 }
 
@@ -68,7 +68,7 @@ impl Channel {
             let mut rest = [0; 20];
             self.input.read_exact(&mut rest)?;
             if rest[..12] != protocol::SYNC[4..] {
-                return Err(Malformed("half a handshake".into()).into());
+                return Err(Malformed("incomplete handshake".into()).into());
             }
             let mut nonce = [0; 8];
             nonce.copy_from_slice(&rest[12..]);
@@ -82,8 +82,8 @@ impl Channel {
         })
     }
 
-    /// Asks for blobs, a few thousand at most. They must then be read with
-    /// [`Channel::blob`], in the same order.
+    /// Requests blobs, a few thousand at most. Read them with [`Channel::blob`], in the
+    /// same order.
     pub(crate) fn request(&mut self, blobs: &[Blob]) -> io::Result<()> {
         let digests: Vec<Digest> = blobs.iter().map(|b| b.digest).collect();
         self.sender.send(&FromAgent::Fetch { digests })
@@ -93,13 +93,13 @@ impl Channel {
     pub(crate) fn blob(&mut self, blob: Blob, out: &mut dyn Write) -> io::Result<()> {
         let mut hasher = blake3::Hasher::new();
         let mut left = blob.size;
-        // Even an empty blob is one frame.
+        // An empty blob has one frame, too.
         loop {
             let Some(Frame::Data(bytes)) = protocol::read_frame(&mut self.input)? else {
-                return Err(Malformed("a message where data was due".into()).into());
+                return Err(Malformed("unexpected message: expected data".into()).into());
             };
             let Some(rest) = left.checked_sub(bytes.len() as u64) else {
-                return Err(Malformed("more data than was due".into()).into());
+                return Err(Malformed("more data than expected".into()).into());
             };
             left = rest;
             hasher.update(&bytes);
@@ -109,12 +109,12 @@ impl Channel {
             }
         }
         if *hasher.finalize().as_bytes() != blob.digest.0 {
-            return Err(Malformed("data with another digest than was due".into()).into());
+            return Err(Malformed("data with an unexpected digest".into()).into());
         }
         Ok(())
     }
 
-    /// Enables or disables the network; returns once that holds.
+    /// Enables or disables the network; returns once the host has done so.
     pub(crate) fn network(&mut self, open: bool) -> io::Result<()> {
         if self.open == Some(open) {
             return Ok(());
@@ -130,12 +130,12 @@ impl Channel {
         }
     }
 
-    /// The host may have disabled the network since.
+    /// Forgets whether the network is enabled: the host may have disabled it.
     pub(crate) fn forget_network(&mut self) {
         self.open = None;
     }
 
-    /// A secret, of at most a megabyte.
+    /// Fetches a secret of at most 1 MiB.
     pub(crate) fn secret(&mut self, name: &str) -> io::Result<Vec<u8>> {
         self.sender.send(&FromAgent::FetchSecret { name: name.to_owned() })?;
         let mut secret = Vec::new();
@@ -143,23 +143,25 @@ impl Channel {
             match protocol::read_frame(&mut self.input)? {
                 Some(Frame::Data(bytes)) if bytes.is_empty() => return Ok(secret),
                 Some(Frame::Data(bytes)) if secret.len() + bytes.len() <= 1 << 20 => secret.extend(bytes),
-                Some(Frame::Data(_)) => return Err(Malformed("a secret of more than 1 MiB".into()).into()),
-                _ => return Err(Malformed("a message where a secret was due".into()).into()),
+                Some(Frame::Data(_)) => {
+                    return Err(Malformed("the secret is larger than 1 MiB".into()).into());
+                }
+                _ => return Err(Malformed("unexpected message: expected a secret".into()).into()),
             }
         }
     }
 
-    /// A requested blob of at most 64 MiB as bytes.
+    /// Reads a requested blob of at most 64 MiB into memory.
     pub(crate) fn bytes(&mut self, blob: Blob) -> io::Result<Vec<u8>> {
         if blob.size > 64 << 20 {
-            return Err(Malformed("a blob too large to be held in memory".into()).into());
+            return Err(Malformed("the blob is larger than 64 MiB".into()).into());
         }
         let mut out = Vec::with_capacity(blob.size as usize);
         self.blob(blob, &mut out)?;
         Ok(out)
     }
 
-    /// Sends a file as frames of data with an empty one at its end.
+    /// Sends a file as frames of data, followed by an empty frame of data.
     pub(crate) fn send_file(&self, path: &str) -> io::Result<()> {
         let mut file = File::open(path)?;
         let mut buffer = vec![0; protocol::CHUNK];

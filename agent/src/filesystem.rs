@@ -1,5 +1,5 @@
-//! Finds a machine's filesystems on a disk and mounts them where the agent
-//! runs: in a virtual machine, never in the host's kernel.
+//! Finds and mounts the filesystems of a disk. This happens only in a virtual machine,
+//! never in the host's kernel.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -13,15 +13,15 @@ use crate::modules;
 /// How long the disk may take to appear.
 const DISK_WAIT: Duration = Duration::from_secs(10);
 
-/// GPT's type of an EFI system partition, as it stands on disk (UEFI
-/// specification, "GPT Partition Entry").
+/// GPT's type of an EFI system partition, as it is stored on disk (UEFI specification,
+/// "GPT Partition Entry").
 const ESP: [u8; 16] =
     [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
 
-/// How much of a filesystem says what it is.
+/// How much of a filesystem is read to find its kind, in bytes.
 const HEAD: u64 = 0x10048;
 
-/// Kinds of filesystem that are known.
+/// The supported kinds of filesystems.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Ext4,
@@ -40,8 +40,8 @@ impl Kind {
         }
     }
 
-    /// What the first bytes say. Places of the magic numbers: the kernel's
-    /// `include/uapi/linux/magic.h` and each filesystem's superblock.
+    /// Finds the kind from the first bytes. Source of the magic numbers and their offsets:
+    /// the kernel's `include/uapi/linux/magic.h` and the superblocks.
     fn of(head: &[u8]) -> Option<Self> {
         let at = |offset: usize, magic: &[u8]| head.get(offset..offset + magic.len()) == Some(magic);
         if at(1080, &[0x53, 0xef]) {
@@ -67,13 +67,13 @@ pub(crate) struct Found {
     esp: bool,
 }
 
-/// All filesystems of the disk, the largest first.
+/// Finds all filesystems of the disk. The largest comes first.
 pub(crate) fn find(disk: &str) -> io::Result<Vec<Found>> {
     let sys = Path::new("/sys/class/block").join(disk);
     let start = Instant::now();
     while !sys.exists() || !Path::new("/dev").join(disk).exists() {
         if start.elapsed() > DISK_WAIT {
-            return Err(io::Error::other("the disk does not appear"));
+            return Err(io::Error::other("timed out waiting for the disk"));
         }
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -83,7 +83,7 @@ pub(crate) fn find(disk: &str) -> io::Result<Vec<Found>> {
         .filter(|name| name.starts_with(disk))
         .collect();
     if parts.is_empty() {
-        // A disk may hold a filesystem and no table.
+        // A disk may have a filesystem and no partition table.
         parts.push(disk.to_owned());
     }
     let types = gpt_types(&Path::new("/dev").join(disk)).unwrap_or_default();
@@ -105,7 +105,7 @@ pub(crate) fn find(disk: &str) -> io::Result<Vec<Found>> {
     Ok(found)
 }
 
-/// The types of the partitions, by number. A table that is none has none.
+/// Reads the types of the partitions, by number. Returns none if there is no GPT.
 fn gpt_types(disk: &Path) -> io::Result<Vec<[u8; 16]>> {
     let mut file = File::open(disk)?;
     let mut header = [0; 512];
@@ -115,8 +115,8 @@ fn gpt_types(disk: &Path) -> io::Result<Vec<[u8; 16]>> {
         return Ok(Vec::new());
     }
     let number = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    // Always 128 entries of 128 bytes at the second sector, but for a disk
-    // that somebody else partitioned; then at most as many.
+    // Usually 128 entries of 128 bytes at sector 2. Imported disks may have fewer
+    // entries; tables of another layout are ignored.
     let (count, size) = (number(80).min(128), number(84));
     if size != 128 || header[72..80] != 2_u64.to_le_bytes() {
         return Ok(Vec::new());
@@ -139,14 +139,14 @@ pub(crate) fn attach(found: &Found, at: &str, options: &str) -> io::Result<()> {
     modules::load(found.kind.name())?;
     let options = std::ffi::CString::new(options)?;
     mount(found.device.as_str(), at, found.kind.name(), MountFlags::NOATIME, options.as_c_str())
-        .map_err(|e| io::Error::other(format!("{} can't be mounted: {e}", found.device)))
+        .map_err(|e| io::Error::other(format!("can't mount {}: {e}", found.device)))
 }
 
 /// Mounts the root filesystem of the disk at `at`.
 pub(crate) fn mount_root(all: &[Found], at: &str) -> io::Result<()> {
     let mut why = None;
     for found in all.iter().filter(|f| f.kind != Kind::Vfat) {
-        // Where distributions put their root on btrfs.
+        // Subvolumes that distributions use for the root filesystem.
         let ways: &[&str] = if found.kind == Kind::Btrfs {
             &["discard", "discard,subvol=@", "discard,subvol=root", "discard,subvol=@rootfs"]
         } else {
@@ -164,11 +164,11 @@ pub(crate) fn mount_root(all: &[Found], at: &str) -> io::Result<()> {
         }
     }
     Err(why.unwrap_or_else(|| {
-        io::Error::other("the disk has no root filesystem of a known kind (ext4, xfs, btrfs)")
+        io::Error::other("the disk has no root filesystem of a supported kind (ext4, xfs, btrfs)")
     }))
 }
 
-/// The EFI system partition, if the disk has one.
+/// Finds the EFI system partition, if the disk has one.
 pub(crate) fn esp(all: &[Found]) -> Option<&Found> {
     all.iter().find(|f| f.kind == Kind::Vfat && f.esp)
 }

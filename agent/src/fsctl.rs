@@ -1,5 +1,5 @@
-//! Orders to a mounted filesystem, by a descriptor of its root. The host uses
-//! them where the agent may not.
+//! Freezes and trims a mounted filesystem, by a descriptor of its root. The host calls
+//! this for containers, in which the agent has no right to do so.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -12,11 +12,11 @@ const FIFREEZE: Opcode = 0xC004_5877;
 const FITHAW: Opcode = 0xC004_5878;
 const FITRIM: Opcode = 0xC018_5879;
 
-/// Holds or releases all writes.
+/// Blocks all writes, or allows them again.
 ///
 /// # Errors
 ///
-/// What the system says: not every filesystem can, and it takes root.
+/// The filesystem can't be frozen, or the process is not root.
 pub fn freeze(root: impl AsFd, hold: bool) -> io::Result<()> {
     // SAFETY: both calls ignore their argument.
     let result = unsafe {
@@ -25,10 +25,10 @@ pub fn freeze(root: impl AsFd, hold: bool) -> io::Result<()> {
     result.map_err(io::Error::from)
 }
 
-/// Tells the disk what the filesystem does not use. One that can't be told so
-/// is only larger.
+/// Tells the disk which blocks the filesystem does not use. Ignores errors: without trim,
+/// the disk is only larger.
 pub fn trim(root: impl AsFd) {
-    // `struct fstrim_range`: start, length, the least that is worth it.
+    // `struct fstrim_range`: start, length, minimum length of a free extent.
     let range: [u64; 3] = [0, u64::MAX, 0];
     // SAFETY: the opcode takes a `struct fstrim_range`, which `range` is.
     let _ = unsafe { ioctl(root, Setter::<FITRIM, [u64; 3]>::new(range)) };

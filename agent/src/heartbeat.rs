@@ -1,5 +1,5 @@
-//! The agent's pulse: it says that it is alive, unless it is stuck. A disk
-//! that never answers leaves no other trace.
+//! The heartbeat: the agent's sign of life, which stops if the agent is stuck. A disk
+//! that never answers has no other symptom.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -7,12 +7,11 @@ use std::time::{Duration, Instant};
 use crate::fetch::Sender;
 use crate::protocol::{FromAgent, HEARTBEAT_EVERY};
 
-/// How long the kernel may hold a thread without letting it run once: after
-/// as long a time it complains itself (`kernel.hung_task_timeout_secs`).
+/// How long the kernel may block a thread before it counts as stuck: the kernel's own
+/// limit (`kernel.hung_task_timeout_secs`).
 const STUCK: Duration = Duration::from_secs(120);
 
-/// Says every few seconds that the thread that calls this is alive, from
-/// another one, until nobody listens any more.
+/// Starts a thread that sends heartbeats for the calling thread, until sending fails.
 pub(crate) fn start(sender: Sender) {
     let thread = rustix::thread::gettid();
     std::thread::spawn(move || {
@@ -28,23 +27,24 @@ pub(crate) fn start(sender: Sender) {
     });
 }
 
-/// How often a thread has been switched to, if the kernel holds it at
-/// something that can't be interrupted (proc(5)).
+/// Returns how often a thread has been switched to, if it is in an uninterruptible wait
+/// (proc(5)).
 fn held(status: &str) -> Option<u64> {
     let field = |name: &str| status.lines().find_map(|line| Some(line.strip_prefix(name)?.trim()));
     field("State:")?.starts_with('D').then_some(())?;
     field("voluntary_ctxt_switches:")?.parse().ok()
 }
 
-/// What was seen of a thread that is held.
+/// The state of a thread.
 #[derive(Default)]
 struct Heartbeat {
+    /// The number of switches of a blocked thread, and since when it has not changed.
     since: Option<(u64, Instant)>,
 }
 
 impl Heartbeat {
-    /// Whether the thread has run lately. Long work in the kernel is many
-    /// short waits; what is stuck is one.
+    /// Whether the thread has run lately. Long work in the kernel is many short waits; a
+    /// stuck thread is in a single long wait.
     fn beats(&mut self, held: Option<u64>, now: Instant) -> bool {
         match (held, self.since) {
             (Some(switches), Some((then, since))) if switches == then => now - since < STUCK,
@@ -66,7 +66,7 @@ mod tests {
         let mut at = |held, seconds| heartbeat.beats(held, start + Duration::from_secs(seconds));
         assert!(at(Some(7), 0) && at(Some(7), 119));
         assert!(!at(Some(7), 120) && !at(Some(7), 1000));
-        // It has run in between.
+        // The thread has run in between.
         assert!(at(Some(8), 1001) && at(Some(8), 1120) && !at(Some(8), 1121));
         assert!(at(None, 1200) && at(Some(8), 1201));
     }

@@ -1,9 +1,8 @@
-//! Scripts that a machine keeps: for its first boot, for each boot, for its
-//! end, and operations that a person asks for.
+//! Hooks and operations: scripts in the machine for its first boot, for each boot, for
+//! its end, and for requests of the user.
 //!
-//! While vimg makes an image out of a machine they are kept and not run. In a
-//! server vimg says when. In a machine that is on its own, a disk that was
-//! written and is booted elsewhere, its systemd does, with
+//! While vimg builds an image, they do not run. In a server, vimg runs them. In a machine
+//! that was booted elsewhere from a written disk, systemd runs them with
 //! `vimg-hooks.service`.
 
 use std::fs::{self, File};
@@ -19,12 +18,12 @@ use crate::system;
 
 const AROUND: &str = "json";
 
-/// Where scripts are kept that are for the same.
+/// The directory of the scripts for an event.
 pub(crate) fn dir(when: &str) -> PathBuf {
     Path::new(HOME).join("hooks").join(when)
 }
 
-/// Where it is kept what a script finds around it.
+/// The file with the environment of a script.
 pub(crate) fn around(script: &Path) -> PathBuf {
     let mut name = script.as_os_str().to_owned();
     name.push(".");
@@ -32,17 +31,17 @@ pub(crate) fn around(script: &Path) -> PathBuf {
     name.into()
 }
 
-/// Is there once the hooks of the first boot have passed.
+/// The file that exists once the hooks of the first boot have succeeded.
 pub(crate) fn stamp() -> PathBuf {
     Path::new(HOME).join("first-boot-done")
 }
 
-/// Why a script did not pass, and the exit code to say so with.
+/// Why a script failed, and the exit code of the agent.
 #[derive(Debug)]
 pub struct Failed {
-    /// For people.
+    /// The message.
     pub message: String,
-    /// The script's own, or 1.
+    /// The exit code of the script, or 1.
     pub code: u8,
 }
 
@@ -52,13 +51,13 @@ impl From<String> for Failed {
     }
 }
 
-/// What a machine does that has booted, unless vimg is there and says when.
+/// Runs the hooks of a boot, unless vimg controls the machine.
 pub fn boot() -> Result<(), Failed> {
     if system::port(PORT).is_some() { Ok(()) } else { live() }
 }
 
-/// The same for a machine that begins its life, whatever the one that its disk
-/// is from has lived through.
+/// Runs the hooks of the first boot and of each boot, even if the disk comes from a
+/// machine that has run them.
 pub fn begin() -> Result<(), Failed> {
     match fs::remove_file(stamp()) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(format!("{}: {e}", stamp().display()).into()),
@@ -66,7 +65,7 @@ pub fn begin() -> Result<(), Failed> {
     }
 }
 
-/// Runs the hooks of the first boot until they have passed once, then those of
+/// Runs the hooks of the first boot, if they have not succeeded yet, and then those of
 /// each boot.
 pub fn live() -> Result<(), Failed> {
     if !stamp().exists() {
@@ -77,12 +76,12 @@ pub fn live() -> Result<(), Failed> {
     all("each-boot", None)
 }
 
-/// Runs the hooks for the machine's end.
+/// Runs the hooks of the machine's end.
 pub fn decommission() -> Result<(), Failed> {
     all("decommission", None)
 }
 
-/// Runs an operation. Its arguments are those of its scripts.
+/// Runs the scripts of an operation with arguments.
 pub fn operation(name: &str, args: &[String]) -> Result<(), Failed> {
     let known = known(&dir("operation"));
     if known.iter().any(|other| other == name) {
@@ -95,7 +94,7 @@ pub fn operation(name: &str, args: &[String]) -> Result<(), Failed> {
     Err(format!("there is no operation `{name}`; {there}").into())
 }
 
-/// The names of operations that have a script.
+/// Lists the operations that have a script.
 fn known(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(dir)
         .into_iter()
@@ -115,13 +114,13 @@ fn scripts(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Runs what is kept for `when`, in order, up to the first that fails; with
-/// arguments if a person asks for it.
+/// Runs the scripts for `when`, in order, up to the first that fails. Operations have
+/// arguments.
 fn all(when: &str, args: Option<&[String]>) -> Result<(), Failed> {
     for path in scripts(&dir(when)) {
         one(&path, args).map_err(|failure| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            // The page's number and the step's are for the order alone.
+            // The file name is `PAGE-LAYER.STEP`; both numbers only define the order.
             let layer = name.split_once('-').map_or(&*name, |(_, rest)| rest);
             let layer = layer.rsplit_once('.').map_or(layer, |(layer, _)| layer);
             let message =
@@ -138,9 +137,9 @@ fn one(path: &Path, args: Option<&[String]>) -> Result<(), Failure> {
     let kept = fs::read(around(path)).map_err(fail)?;
     let around: Around = serde_json::from_slice(&kept).map_err(|e| fail(e.into()))?;
     let user = system::user(&around.user)
-        .ok_or_else(|| Failure::new(format!("there is no user `{}` in the machine any more", around.user)))?;
+        .ok_or_else(|| Failure::new(format!("there is no longer a user `{}` in the machine", around.user)))?;
     let mut command = command::script(path, &around, &user).map_err(fail)?;
-    // Nobody is there to answer a hook.
+    // Only an operation has a person who could type input.
     if let Some(args) = args {
         command.args(args).stdin(Stdio::inherit());
     }

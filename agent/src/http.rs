@@ -1,5 +1,5 @@
-//! One HTTP request, as a check makes it: HTTP/1.0, so that an answer ends
-//! with its connection and comes in one piece.
+//! One HTTP request for a check: HTTP/1.0, so that a response is not chunked and ends
+//! with its connection.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use crate::command;
 
-/// The most of an answer that is read, in bytes.
+/// Largest response, in bytes.
 const MOST: u64 = 16 << 20;
-/// The most headers that an answer may have.
+/// The most headers of a response.
 const HEADERS: usize = 128;
 
-/// An answer.
+/// A response.
 pub(crate) struct Answer {
     pub(crate) status: u16,
     headers: Vec<(String, String)>,
@@ -20,7 +20,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// The values of a header.
+    /// Returns the values of a header.
     pub(crate) fn header<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         let named = move |(n, _): &&(String, String)| n.eq_ignore_ascii_case(name);
         self.headers.iter().filter(named).map(|(_, value)| value.as_str())
@@ -43,13 +43,13 @@ fn any(addresses: &[IpAddr], port: u16, patience: Duration) -> Result<TcpStream,
             }
         }
     }
-    Err(first.unwrap_or_else(|| "it has no address".into()))
+    Err(first.unwrap_or_else(|| "the host has no address".into()))
 }
 
-/// Asks for `url`, which takes no longer than `patience`.
+/// Requests `url`, within the time `patience`.
 pub(crate) fn get(url: &str, patience: Duration) -> Result<Answer, String> {
     let start = Instant::now();
-    let rest = url.strip_prefix("http://").ok_or("this is no `http://` address")?;
+    let rest = url.strip_prefix("http://").ok_or("not an `http://` URL")?;
     let at = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(at);
     let (host, port) = host_and_port(authority)?;
@@ -64,19 +64,19 @@ pub(crate) fn get(url: &str, patience: Duration) -> Result<Answer, String> {
     loop {
         let left = patience.saturating_sub(start.elapsed());
         if left.is_zero() {
-            return Err("the answer does not end".into());
+            return Err("the response did not end in time".into());
         }
         stream.set_read_timeout(Some(left)).map_err(|e| e.to_string())?;
         match stream.read(&mut chunk) {
             Ok(0) => break,
             Ok(n) => bytes.extend(&chunk[..n]),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                return Err("no answer came in time".into());
+                return Err("there was no response in time".into());
             }
             Err(error) => return Err(error.to_string()),
         }
         if bytes.len() as u64 > MOST {
-            return Err(format!("the answer is larger than {} MiB", MOST >> 20));
+            return Err(format!("the response is larger than {} MiB", MOST >> 20));
         }
     }
     parse(&bytes)
@@ -87,12 +87,12 @@ fn parse(bytes: &[u8]) -> Result<Answer, String> {
     let mut answer = httparse::Response::new(&mut headers);
     let head = match answer.parse(bytes) {
         Ok(httparse::Status::Complete(head)) => head,
-        Ok(httparse::Status::Partial) => return Err("the answer ends before its headers do".into()),
-        Err(error) => return Err(format!("the answer is no HTTP: {error}")),
+        Ok(httparse::Status::Partial) => return Err("the response ends before the end of its headers".into()),
+        Err(error) => return Err(format!("the response is not HTTP: {error}")),
     };
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ok(Answer {
-        status: answer.code.ok_or("the answer has no status")?,
+        status: answer.code.ok_or("the response has no status code")?,
         headers: answer.headers.iter().map(|h| (h.name.to_owned(), text(h.value))).collect(),
         body: text(&bytes[head..]),
     })
@@ -109,12 +109,12 @@ fn host_and_port(authority: &str) -> Result<(&str, u16), String> {
             None => (authority, None),
         },
     };
-    let port = port.map_or(Ok(80), str::parse).map_err(|_| format!("`{authority}` has no port number"))?;
+    let port = port.map_or(Ok(80), str::parse).map_err(|_| format!("`{authority}` has an invalid port"))?;
     Ok((host, port))
 }
 
-/// The addresses of a host. A static program knows no name services; the
-/// machine's own programs do.
+/// Resolves a host name. A static program can't use the name services of the machine, so
+/// this runs `getent`.
 fn resolve(host: &str) -> Result<Vec<IpAddr>, String> {
     if host == "localhost" {
         return Ok(vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]);
@@ -128,7 +128,7 @@ fn resolve(host: &str) -> Result<Vec<IpAddr>, String> {
     let mut found: Vec<IpAddr> =
         text.lines().filter_map(|l| l.split_whitespace().next()?.parse().ok()).collect();
     found.dedup();
-    if found.is_empty() { Err(format!("the machine knows no host `{host}`")) } else { Ok(found) }
+    if found.is_empty() { Err(format!("the machine can't resolve `{host}`")) } else { Ok(found) }
 }
 
 #[cfg(test)]
@@ -144,7 +144,7 @@ mod tests {
         assert!(host_and_port("a:b").is_err());
     }
 
-    /// A server that answers each request with the next of these.
+    /// Starts a server that answers each request with the next of `answers`.
     fn serve(answers: &'static [&'static [u8]]) -> u16 {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -171,7 +171,7 @@ mod tests {
         let answer = get(&url, Duration::from_secs(10)).unwrap();
         assert_eq!((answer.status, answer.body.as_str()), (404, "no \u{fffd}"));
         assert_eq!(answer.header("SERVER").collect::<Vec<_>>(), ["x", "y"]);
-        assert!(get(&url, Duration::from_secs(10)).err().unwrap().contains("no HTTP"));
+        assert!(get(&url, Duration::from_secs(10)).err().unwrap().contains("not HTTP"));
         assert!(get(&url, Duration::from_secs(10)).err().unwrap().contains("ends before"));
     }
 }

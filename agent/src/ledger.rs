@@ -1,9 +1,9 @@
-//! What each layer has changed in the machine, and what stood there before:
-//! a page for each layer, in the machine itself. `docs/reference/ledger.md` has the
-//! format.
+//! The ledger: what each layer has changed in the machine, and what was there before. It
+//! has a page for each layer, in the machine itself. `docs/reference/ledger.md` describes
+//! the format.
 //!
-//! What is about to change is noted first. In a server, which may stop at any
-//! time, the note is on disk before the change.
+//! The agent records a change before it makes it. In a server, which may stop at any
+//! time, the entry is on disk before the change.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, OpenOptions};
@@ -23,13 +23,13 @@ use crate::xattrs;
 /// The version of the format.
 const FORMAT: u32 = 1;
 
-/// What stood at a path.
+/// What was at a path before a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Was {
     /// Nothing.
     Absent,
-    /// A file; its content is kept beside the pages.
+    /// A file. Its content is stored beside the pages.
     File { content: Digest, mode: u32, uid: u32, gid: u32, xattrs: BTreeMap<String, String> },
     /// A symbolic link.
     Link { target: String, uid: u32, gid: u32 },
@@ -37,7 +37,7 @@ pub(crate) enum Was {
     Dir { mode: u32, uid: u32, gid: u32, xattrs: BTreeMap<String, String> },
 }
 
-/// Something that a layer changed, with all that it takes to take it back.
+/// A change of a layer, with everything needed to revert it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Entry {
@@ -45,11 +45,11 @@ pub(crate) enum Entry {
         path: String,
         was: Was,
     },
-    /// All packages before and after, as lists that are kept like contents.
+    /// The lists of all packages before and after, stored like contents of files.
     Packages {
         names: Vec<String>,
         before: Digest,
-        /// Unknown until all of them are installed.
+        /// `None` until all of them are installed.
         after: Option<Digest>,
     },
     Group {
@@ -61,14 +61,14 @@ pub(crate) enum Entry {
         was: Option<Account>,
         /// Groups besides its own.
         groups: Vec<String>,
-        /// A home that was not there.
+        /// The home directory, if the step created it.
         home: Option<String>,
     },
     Service {
         unit: String,
-        /// As `systemctl is-enabled` has it.
+        /// The output of `systemctl is-enabled`.
         enabled: String,
-        /// Unknown while the machine is switched off.
+        /// `None` if the machine was switched off.
         active: Option<bool>,
     },
     /// A setting of the running kernel.
@@ -100,25 +100,25 @@ pub(crate) struct Page {
     pub(crate) entries: Vec<Entry>,
 }
 
-/// All pages, and the one that is written to.
+/// All pages, and the one that is open for writing.
 pub(crate) struct Ledger {
     dir: PathBuf,
-    /// Whether notes are to outlive the sudden end of the machine.
+    /// Whether entries must survive a crash of the machine.
     durable: bool,
     page: Option<File>,
-    /// The page's file.
+    /// The file name of the open page.
     name: String,
-    /// Paths that the page has.
+    /// Paths that have an entry in the open page.
     opened: HashSet<String>,
 }
 
 impl Ledger {
-    /// The ledger below `home`, where the agent keeps its files.
+    /// Opens the ledger below `home`, the directory of the agent's files.
     pub(crate) fn below(home: &Path, durable: bool) -> Self {
         Self { dir: home.join("ledger"), durable, page: None, name: String::new(), opened: HashSet::new() }
     }
 
-    /// Goes on with a layer's page, or begins it.
+    /// Opens the page of a layer; creates it if there is none.
     pub(crate) fn enter(&mut self, layer: &str) -> Result<(), Failure> {
         let fail = |e| Failure::at(&self.dir, e);
         fs::create_dir_all(self.contents()).map_err(fail)?;
@@ -137,7 +137,8 @@ impl Ledger {
         let path = there.map_or_else(new, |p| p.file.clone());
         let open = || {
             let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
-            // Half a line is none, and nothing is written behind it.
+            // Cut off an incomplete last line: it doesn't count, and must not be joined
+            // with the next entry.
             let bytes = fs::read(&path)?;
             file.set_len(bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at as u64 + 1))?;
             Ok(file)
@@ -150,25 +151,25 @@ impl Ledger {
         Ok(())
     }
 
-    /// What the page is called: a number, which grows from layer to layer, and
-    /// the layer's name.
+    /// Returns the name of the page: a number, which grows from layer to layer, and the
+    /// layer's name.
     pub(crate) fn page(&self) -> &str {
         &self.name
     }
 
-    /// Notes what is about to change.
+    /// Records a change that is about to be made.
     pub(crate) fn note(&mut self, entry: &Entry) -> Result<(), Failure> {
         self.line(entry)?;
         self.settle()
     }
 
-    /// Notes what stands at a path that is about to change, and which of the
-    /// directories above it are not there yet.
+    /// Records what is at a path that is about to change, and which of its parent
+    /// directories are missing.
     pub(crate) fn path(&mut self, path: &Path) -> Result<(), Failure> {
         self.paths([path])
     }
 
-    /// The same for many paths at once.
+    /// Does the same as [`Self::path`] for many paths at once.
     pub(crate) fn paths<'a>(&mut self, paths: impl IntoIterator<Item = &'a Path>) -> Result<(), Failure> {
         let mut more = false;
         for path in paths {
@@ -189,7 +190,7 @@ impl Ledger {
         if more { self.settle() } else { Ok(()) }
     }
 
-    /// Keeps bytes.
+    /// Stores bytes beside the pages.
     pub(crate) fn keep(&self, bytes: &[u8]) -> Result<Digest, Failure> {
         let digest = Digest::of(bytes);
         let path = self.content(&digest);
@@ -199,17 +200,17 @@ impl Ledger {
         Ok(digest)
     }
 
-    /// Bytes that were kept.
+    /// Reads stored bytes, and checks their digest.
     pub(crate) fn kept(&self, digest: &Digest) -> Result<Vec<u8>, Failure> {
         let path = self.content(digest);
         let bytes = fs::read(&path).map_err(|e| Failure::at(&path, e))?;
         if Digest::of(&bytes) != *digest {
-            return Err(Failure::new(format!("{} was changed since it was kept", path.display())));
+            return Err(Failure::new(format!("{} was changed after it was stored", path.display())));
         }
         Ok(bytes)
     }
 
-    /// All pages, in the order of their layers.
+    /// Reads all pages, in the order of their layers.
     pub(crate) fn pages(&self) -> Result<Vec<Page>, Failure> {
         let Ok(entries) = fs::read_dir(&self.dir) else { return Ok(Vec::new()) };
         let mut pages = Vec::new();
@@ -222,7 +223,7 @@ impl Ledger {
         Ok(pages)
     }
 
-    /// Takes a page out, and contents that no other has.
+    /// Removes a page, and stored contents that no other page needs.
     pub(crate) fn tear_out(&mut self, page: &Page) -> Result<(), Failure> {
         fs::remove_file(&page.file).map_err(|e| Failure::at(&page.file, e))?;
         let used: HashSet<String> = self
@@ -241,7 +242,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Forgets all of a page but its first entries.
+    /// Removes all entries of a page except the first `entries`.
     pub(crate) fn shorten(&mut self, page: &Page, entries: usize) -> Result<(), Failure> {
         let fail = |e: io::Error| Failure::at(&page.file, e);
         let mut text = json(&Title { format: FORMAT, layer: page.layer.clone() })?;
@@ -258,16 +259,16 @@ impl Ledger {
     }
 
     fn line(&mut self, line: &impl Serialize) -> Result<(), Failure> {
-        let fail = |e: io::Error| Failure::new(format!("the ledger can't be written: {e}"));
-        let page = self.page.as_mut().ok_or_else(|| fail(io::Error::other("no layer was named")))?;
+        let fail = |e: io::Error| Failure::new(format!("can't write the ledger: {e}"));
+        let page = self.page.as_mut().ok_or_else(|| fail(io::Error::other("no page is open")))?;
         page.write_all(&json(line)?).map_err(fail)
     }
 
-    /// Has notes outlive the sudden end of the machine, if they are to.
+    /// Writes entries to disk, if they must survive a crash of the machine.
     fn settle(&self) -> Result<(), Failure> {
         match &self.page {
             Some(page) if self.durable => {
-                page.sync_data().map_err(|e| Failure::new(format!("the ledger can't be written: {e}")))
+                page.sync_data().map_err(|e| Failure::new(format!("can't write the ledger: {e}")))
             }
             _ => Ok(()),
         }
@@ -290,7 +291,7 @@ impl Ledger {
             return Ok(Was::Dir { mode, uid, gid, xattrs });
         }
         if !meta.is_file() {
-            return Err(io::Error::other("this is no file, directory or link"));
+            return Err(io::Error::other("not a file, directory or symbolic link"));
         }
         let content = self.keep_file(path)?;
         Ok(Was::File { content, mode, uid, gid, xattrs })
@@ -310,13 +311,13 @@ impl Ledger {
         Ok(digest)
     }
 
-    /// Where a kept content is.
+    /// The path of a stored content.
     pub(crate) fn content(&self, digest: &Digest) -> PathBuf {
         self.contents().join(digest.to_string())
     }
 }
 
-/// A line of a page.
+/// Encodes a line of a page.
 fn json(line: &impl Serialize) -> Result<Vec<u8>, Failure> {
     let mut bytes = serde_json::to_vec(line).map_err(|e| Failure::new(e.to_string()))?;
     bytes.push(b'\n');
@@ -333,9 +334,9 @@ fn contents_of(entry: &Entry) -> Vec<Digest> {
 
 fn read(file: PathBuf, number: u32) -> Result<Page, Failure> {
     let text = fs::read_to_string(&file).map_err(|e| Failure::at(&file, e))?;
-    let bad = |e: &dyn std::fmt::Display| Failure::new(format!("{} can't be read: {e}", file.display()));
-    // A line without an end was being written when the machine stopped, and
-    // what it was to say had not been done.
+    let bad = |e: &dyn std::fmt::Display| Failure::new(format!("can't read {}: {e}", file.display()));
+    // The machine stopped while the agent wrote an incomplete last line; the change had
+    // not been made yet.
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     let mut lines = whole.lines();
     let title: Title = match lines.next() {
@@ -343,14 +344,17 @@ fn read(file: PathBuf, number: u32) -> Result<Page, Failure> {
         None => return Err(bad(&"it is empty")),
     };
     if title.format != FORMAT {
-        return Err(bad(&format_args!("it has the format {}, this agent knows {FORMAT}", title.format)));
+        return Err(bad(&format_args!(
+            "it has format {}, and this agent supports only {FORMAT}",
+            title.format
+        )));
     }
     let entries =
         lines.map(|line| serde_json::from_str(line).map_err(|e| bad(&e))).collect::<Result<_, _>>()?;
     Ok(Page { number, layer: title.layer, entries, file })
 }
 
-/// A path as text. What is no UTF-8, and `\`, is written `\xNN`.
+/// Writes a path as text: `\` and bytes that are not UTF-8 become `\xNN`.
 pub(crate) fn escape(path: &Path) -> String {
     let mut out = String::new();
     for chunk in path.as_os_str().as_bytes().utf8_chunks() {
@@ -362,7 +366,7 @@ pub(crate) fn escape(path: &Path) -> String {
     out
 }
 
-/// The path that [`escape`] was given.
+/// Reads a path that [`escape`] has written.
 pub(crate) fn unescape(text: &str) -> PathBuf {
     let mut parts = text.split("\\x");
     let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
@@ -388,7 +392,7 @@ mod tests {
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         fs::write(&file, "new").unwrap();
         ledger.path(&file).unwrap();
-        // Another process goes on with the same page.
+        // Another process continues the same page.
         let mut ledger = Ledger::below(home.path(), true);
         ledger.enter("a").unwrap();
         ledger.path(&file).unwrap();
@@ -400,7 +404,7 @@ mod tests {
         assert_eq!((pages[1].layer.as_str(), pages[1].number), ("b", 2));
         let Entry::Path { was: Was::File { content, mode, .. }, .. } = &pages[1].entries[0] else { panic!() };
         assert_eq!((ledger.kept(content).unwrap().as_slice(), *mode & 0o600), (b"new".as_slice(), 0o600));
-        // What only the page had goes with it.
+        // Contents that only this page needs are removed with it.
         let content = ledger.content(content);
         ledger.tear_out(&pages[1]).unwrap();
         assert!(!content.exists());
@@ -418,7 +422,7 @@ mod tests {
         assert_eq!(ledger.pages().unwrap()[0].entries, []);
         fs::write(&page, title.replace("\"format\":1", "\"format\":9")).unwrap();
         let message = ledger.pages().unwrap_err().message;
-        assert!(message.ends_with("it has the format 9, this agent knows 1"), "{message}");
+        assert!(message.ends_with("it has format 9, and this agent supports only 1"), "{message}");
     }
 
     #[test]

@@ -1,9 +1,8 @@
-//! The configuration manager inside a machine.
+//! The agent: the configuration manager inside a machine.
 //!
-//! A small static program that starts early in boot, answers the host over a
-//! virtio-serial port and makes what a layer declares true. It knows nothing
-//! of recipes, images or graphs. The host uses [`protocol`], [`fsctl`] and
-//! [`xattrs`].
+//! A small static program that starts early in boot, serves the host over a
+//! virtio-serial port, and applies layers. It does not know about recipes, images or
+//! graphs. The host uses [`protocol`], [`fsctl`] and [`xattrs`].
 
 pub mod protocol;
 mod failure;

@@ -1,4 +1,4 @@
-//! What is on the machine's disk, for comparisons.
+//! Lists the packages and files on the machine's disk, for comparisons.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,11 +11,11 @@ use crate::packages;
 use crate::protocol::{self, Blob, Digest, Kind, Listed};
 use crate::xattrs;
 
-/// A second filesystem that is part of the machine.
+/// The EFI system partition, which also belongs to the machine.
 const ESP: &str = "/boot/efi";
 
-/// Sends the list of packages, then one of all files, each as frames of data
-/// with an empty one at its end.
+/// Sends the list of packages and then the list of all files, each as frames of data
+/// followed by an empty frame of data.
 pub(crate) fn list(sender: &Sender) -> io::Result<()> {
     let mut out = Chunks { sender, buffer: Vec::new() };
     out.add(packages::list().as_bytes())?;
@@ -29,7 +29,7 @@ fn walk(dir: &Path, device: u64, out: &mut Chunks) -> io::Result<()> {
     let Ok(entries) = fs::read_dir(dir) else { return Ok(()) };
     for entry in entries {
         let path = entry?.path();
-        // What goes away meanwhile is not there.
+        // Skip a file that was deleted meanwhile.
         let Ok(meta) = fs::symlink_metadata(&path) else { continue };
         if meta.dev() != device && path != Path::new(ESP) {
             continue;
@@ -68,12 +68,12 @@ fn walk(dir: &Path, device: u64, out: &mut Chunks) -> io::Result<()> {
     Ok(())
 }
 
-/// The digests of files; none of what can't be read.
+/// Computes the digests of files; `None` for a file that can't be read.
 pub(crate) fn digests(paths: &[String]) -> Vec<Option<Digest>> {
     let digest = |path: &String| -> io::Result<Digest> {
         let path = ledger::unescape(path);
         if !fs::symlink_metadata(&path)?.is_file() {
-            return Err(io::Error::other("no file"));
+            return Err(io::Error::other("not a regular file"));
         }
         Ok(Blob::copy(File::open(path)?, &mut io::sink())?.digest)
     };

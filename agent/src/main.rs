@@ -1,15 +1,14 @@
-//! The agent's program. As the first process of a machine it brings up the
-//! root filesystem, answers the accelerator probe, or serves the host as an
-//! appliance; in a container it serves on a socket that it is given; under
-//! systemd it serves on the machine's port. It also runs what the machine
-//! keeps for times of its life, and operations.
+//! The agent's program. As the first process of a machine, it mounts the root
+//! filesystem, answers the accelerator probe, or serves the host as an appliance. In a
+//! container it serves the host on a socket; under systemd, on the machine's port. It
+//! also runs hooks and operations.
 
 use std::process::ExitCode;
 
 use vimg_agent::hooks::Failed;
 use vimg_agent::{early, hooks, opened, serve};
 
-/// What people may ask for; the rest is for machines.
+/// The commands for people. vimg, systemd and the kernel use the others.
 const USAGE: &str = "usage: agent operation NAME [ARGUMENTS] | agent decommission";
 
 fn main() -> ExitCode {
@@ -32,7 +31,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failed { message, code }) => {
-            // Standard error is the journal here, or the person who asked.
+            // Standard error is the journal, or the terminal of a person.
             #[expect(clippy::print_stderr, reason = "a daemon's last words")]
             {
                 eprintln!("vimg-agent: {message}");

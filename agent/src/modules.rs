@@ -1,32 +1,33 @@
-//! Kernel modules that the initramfs brings along: a directory for each thing
-//! that they are for, in it all that it takes, in the order of their names.
+//! Loads kernel modules of the initramfs. It has a directory for each purpose, with all
+//! modules for this purpose, in the order of their names.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Where the directories are, if the initramfs brings any.
+/// The directory with a directory for each purpose, if the initramfs has modules.
 const MODULES: &str = "/modules";
 
-/// Whether the root is another one by now, whose files are not ours.
+/// Whether the agent has left the initramfs: the current root may have files of the same
+/// names.
 static LEFT: AtomicBool = AtomicBool::new(false);
 
-/// From now on nothing is loaded.
+/// Ends the loading of modules, because the root changes.
 pub(crate) fn leave() {
     LEFT.store(true, Ordering::Relaxed);
 }
 
-/// Whether there are modules at all.
+/// Whether the initramfs has modules.
 pub(crate) fn any() -> bool {
     Path::new(MODULES).is_dir()
 }
 
-/// Loads what `purpose` takes. A kernel that has it built in has no directory
-/// for it.
+/// Loads the modules for `purpose`. There is no directory if they are built into the
+/// kernel.
 pub(crate) fn load(purpose: &str) -> io::Result<()> {
     if LEFT.load(Ordering::Relaxed) {
-        return Err(io::Error::other("the initramfs was left"));
+        return Err(io::Error::other("the agent has left the initramfs"));
     }
     let Ok(entries) = fs::read_dir(Path::new(MODULES).join(purpose)) else { return Ok(()) };
     let mut modules: Vec<_> = entries.flatten().map(|e| e.path()).collect();

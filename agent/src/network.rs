@@ -1,5 +1,5 @@
-//! Brings an appliance's network card up with an address that is known
-//! beforehand: nobody has to be asked, and no program of the image is needed.
+//! Brings up an appliance's network card with a fixed address: this needs no DHCP and no
+//! program of the image.
 
 use std::fs;
 use std::io;
@@ -22,7 +22,7 @@ const UP: u16 = 0x41;
 const ROUTE: u16 = 0x3;
 const CARD_WAIT: Duration = Duration::from_secs(10);
 
-/// `struct ifreq`: a name and, of its union, what is used here.
+/// `struct ifreq`: a name, and the members of its union that are used here.
 #[repr(C)]
 struct Interface {
     name: [u8; 16],
@@ -60,13 +60,13 @@ fn set<const OPCODE: Opcode>(socket: &OwnedFd, request: Interface) -> io::Result
     unsafe { ioctl(socket.as_fd(), Setter::<OPCODE, Interface>::new(request)) }.map_err(io::Error::from)
 }
 
-/// Brings the loopback up: a machine has one, whatever else it reaches.
+/// Brings up the loopback device, which every machine has.
 pub(crate) fn loopback() -> io::Result<()> {
     let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     set::<SIOCSIFFLAGS>(&socket, interface("lo", &UP.to_ne_bytes()))
 }
 
-/// Brings the first card up. Its driver was loaded before.
+/// Brings up the first card. Its driver is already loaded.
 pub(crate) fn up() -> io::Result<()> {
     let start = Instant::now();
     let card = loop {
@@ -76,7 +76,7 @@ pub(crate) fn up() -> io::Result<()> {
             break card;
         }
         if start.elapsed() > CARD_WAIT {
-            return Err(io::Error::other("the network card does not appear"));
+            return Err(io::Error::other("timed out waiting for the network card"));
         }
         std::thread::sleep(Duration::from_millis(1));
     };

@@ -1,5 +1,5 @@
-//! A machine that is switched off: nothing is started in it, and what is done
-//! to it is done as it would be before its next boot.
+//! Offline layers: changes a machine that is switched off. No services are started, and
+//! changes take effect at the next boot.
 
 use std::fs;
 use std::io;
@@ -19,8 +19,8 @@ static CONFINED: AtomicBool = AtomicBool::new(false);
 static RESOLV_CONF: Mutex<Option<String>> = Mutex::new(None);
 static PROXIES: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
 
-/// What Debian's `invoke-rc.d` and `deb-systemd-invoke` ask before they start
-/// anything; 101 forbids it (Debian's policy, "invoke-rc.d interface").
+/// The program that Debian's `invoke-rc.d` and `deb-systemd-invoke` ask before they start
+/// a service; exit code 101 forbids it (Debian's policy, "invoke-rc.d interface").
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 const FORBIDS: &str = "#!/bin/sh\n# Nothing is started while vimg applies a layer offline.\nexit 101\n";
 
@@ -28,37 +28,37 @@ const RESOLV: &str = "/etc/resolv.conf";
 /// hosts(5).
 pub(crate) const HOSTS: &str = "/etc/hosts";
 
-/// Whether a layer is applied to a machine that is switched off.
+/// Whether the current layer is applied offline.
 pub(crate) fn is() -> bool {
     OFFLINE.load(Ordering::Relaxed)
 }
 
-/// From now on programs run without the powers that could reach beyond the
-/// root filesystem.
+/// Makes all later programs run without capabilities that could reach beyond the root
+/// filesystem.
 pub(crate) fn confine() {
     CONFINED.store(true, Ordering::Relaxed);
 }
 
-/// What resolves names while layers are applied.
+/// Sets the text of `/etc/resolv.conf` for the time while layers are applied.
 pub(crate) fn resolve_by(resolv_conf: &str) {
     *RESOLV_CONF.lock().unwrap_or_else(PoisonError::into_inner) = Some(resolv_conf.to_owned());
 }
 
-/// Variables that lead programs which may use the network to the proxies of
-/// the person who builds. They are in no file and no key.
+/// Sets the environment variables that name the user's proxies, for programs that may use
+/// the network. They enter no file and no key.
 pub(crate) fn set_proxies(variables: Vec<(String, String)>) {
     *PROXIES.lock().unwrap_or_else(PoisonError::into_inner) = variables;
 }
 
-/// The same, for a program that may use the network.
+/// Returns the variables of [`set_proxies`].
 pub(crate) fn proxies() -> Vec<(String, String)> {
     PROXIES.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// Makes a program fit for a machine that is switched off.
+/// Adapts a program to the current layer: environment and capabilities.
 pub(crate) fn adapt(command: &mut Command) {
     if is() {
-        // systemctl then enables and disables, and ignores the rest.
+        // systemctl then only enables and disables units.
         command.env("SYSTEMD_OFFLINE", "1");
     }
     if CONFINED.load(Ordering::Relaxed) {
@@ -67,7 +67,7 @@ pub(crate) fn adapt(command: &mut Command) {
         // SAFETY: the closure makes system calls only.
         unsafe {
             command.pre_exec(move || {
-                // As in a container: a program's owner gives nobody rights.
+                // As in a container: set-user-id programs have no effect.
                 rustix::thread::set_no_new_privs(true)?;
                 for bit in 0..64 {
                     let one = CapabilitySet::from_bits_retain(1 << bit);
@@ -75,7 +75,7 @@ pub(crate) fn adapt(command: &mut Command) {
                         continue;
                     }
                     match remove_capability_from_bounding_set(one) {
-                        // The kernel knows no more of them.
+                        // The kernel has no more capabilities.
                         Err(rustix::io::Errno::INVAL) => break,
                         result => result?,
                     }
@@ -86,8 +86,8 @@ pub(crate) fn adapt(command: &mut Command) {
     }
 }
 
-/// Ends what a layer left running and forgets what a reboot would: the next
-/// layer finds the machine as it would be if it came on another day.
+/// Kills the processes that a layer left running, and empties what a reboot would empty:
+/// the next layer must not depend on whether the same instance applied this one.
 pub(crate) fn clear_away() {
     kill_all();
     for dir in ["/run", "/dev/shm"] {
@@ -102,12 +102,12 @@ pub(crate) fn clear_away() {
     }
 }
 
-/// Kills all processes but this one and the first. The kernel lets none fork
-/// meanwhile (kill(2)), so that none escapes.
+/// Kills all processes except this one and process 1. The kernel signals all of them at
+/// once (kill(2)), so that none can escape by a fork.
 fn kill_all() {
     // SAFETY: the call takes numbers only.
     unsafe { libc::kill(-1, libc::SIGKILL) };
-    // They may take a moment to let go of what they hold.
+    // Wait until they have released their files.
     for _ in 0..200 {
         if !others_live() {
             return;
@@ -116,23 +116,21 @@ fn kill_all() {
     }
 }
 
-/// Whether there are processes of user space that have not ended, besides this
-/// one and the first.
+/// Whether there are running processes of user space besides this one and process 1.
 fn others_live() -> bool {
     let own = std::process::id();
     let Ok(entries) = fs::read_dir("/proc") else { return false };
     let mut pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
     pids.any(|pid| {
-        // The kernel's own threads have no memory of their own, nor has what
-        // has ended and waits for its parent.
+        // Kernel threads and zombies have no memory.
         pid > 1
             && pid != own
             && fs::read_to_string(format!("/proc/{pid}/statm")).is_ok_and(|s| !s.starts_with("0 "))
     })
 }
 
-/// What stands in the machine only while a layer is applied to it. Dropped,
-/// it is gone again, unless the layer has put something else in its place.
+/// Files that are in the machine only while a layer is applied to it. Drop removes them,
+/// unless the layer has replaced them.
 pub(crate) struct Guests {
     put: Vec<(PathBuf, String, Option<Vec<u8>>)>,
 }
@@ -155,13 +153,13 @@ pub(crate) fn own_content(path: &Path, content: Vec<u8>) -> Vec<u8> {
     }
 }
 
-/// Removes all lines from a text that equal `line`.
+/// Removes all lines that equal `line` from a text.
 fn without(text: &[u8], line: &[u8]) -> Vec<u8> {
     text.split_inclusive(|b| *b == b'\n').filter(|one| *one != line).flatten().copied().collect()
 }
 
 impl Guests {
-    /// Lets the guests in.
+    /// Writes the files.
     pub(crate) fn enter(offline: bool, host: Option<&str>) -> io::Result<Self> {
         OFFLINE.store(offline, Ordering::Relaxed);
         let mut guests = Self { put: Vec::new() };
@@ -174,7 +172,7 @@ impl Guests {
         {
             let line = format!("{host} host.vimg.internal\n");
             let modified = fs::metadata(HOSTS).and_then(|meta| meta.modified()).ok();
-            // The first: the last line of the file may have no end.
+            // Add it as the first line: the last line of the file may have no newline.
             fs::write(HOSTS, [line.as_bytes(), &was].concat())?;
             *HOST_LINE.lock().unwrap_or_else(PoisonError::into_inner) =
                 Some(HostLine { line, was, modified });
@@ -184,7 +182,7 @@ impl Guests {
             && Path::new("/etc").is_dir()
         {
             match fs::read_link(RESOLV) {
-                // It leads to a file of a service that does not run.
+                // The link leads to a file of a service that is not running.
                 Ok(target) => {
                     let target = Path::new("/etc").join(target);
                     let below_run = clean(&target).strip_prefix("/run").is_ok();
@@ -240,15 +238,14 @@ impl Drop for Guests {
     }
 }
 
-/// Keeps packages of a machine that runs from starting anything. Dropped, it
-/// lets them.
+/// Keeps packages from starting services in a running machine. Drop allows it again.
 pub(crate) struct Hold;
 
-/// Where it is noted what packages ask for meanwhile.
+/// The file that records which actions packages have asked for meanwhile.
 pub(crate) const HELD: &str = "/run/vimg-held";
 
 impl Hold {
-    /// Whether the machine has a policy of its own about that.
+    /// Whether the machine has its own policy for starting services.
     pub(crate) fn is_taken() -> bool {
         fs::symlink_metadata(POLICY).is_ok()
     }
@@ -262,7 +259,7 @@ impl Hold {
         Ok(hold)
     }
 
-    /// What they asked for, a line each.
+    /// Returns the actions that packages have asked for, one per line.
     pub(crate) fn asked(self) -> String {
         fs::read_to_string(HELD).unwrap_or_default()
     }
@@ -275,7 +272,7 @@ impl Drop for Hold {
     }
 }
 
-/// The path without `..`, as text.
+/// Removes `..` from a path, without looking at the filesystem.
 fn clean(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for part in path.components() {

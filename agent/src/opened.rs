@@ -1,11 +1,11 @@
-//! What has been opened of a machine's disk since it began to boot.
+//! Records which files of a machine's disk were opened since it began to boot.
 //!
-//! Who boots a machine that is to be kept wants to know later what the boot
-//! can't have depended on: a file that nobody opened may have had any content.
-//! The kernel notes it (fanotify, `include/uapi/linux/fanotify.h`), from before
-//! the first program of the disk runs. A process of ours that outlives the
-//! change of root has the kernel's notes until the agent asks for them, at a
-//! socket without a file, and ends then: forks of the machine are spared it.
+//! A snapshot can be retargeted only if the boot can't have depended on the changed files:
+//! a file that was never opened could have had any content. The kernel records this
+//! (fanotify, `include/uapi/linux/fanotify.h`), starting before the first program of the
+//! disk runs. A process of the agent that survives the change of root holds the fanotify
+//! descriptor. The agent takes the descriptor over an abstract socket; then the process
+//! ends, so that forks don't have it.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -24,25 +24,25 @@ use rustix::net::{
 
 use crate::protocol::Inode;
 
-/// The socket's name.
+/// The name of the abstract socket.
 const SOCKET: &[u8] = b"vimg.seen";
-/// How long an answer may take.
+/// How long the process may take to send the descriptor.
 const ANSWER: Duration = Duration::from_secs(30);
 
 /// `sizeof(struct fanotify_event_metadata)`.
 const EVENT: usize = 24;
-/// Where in it the number of the process is.
+/// The offset of the process id in it.
 const PROCESS: usize = 20;
-/// `FAN_EVENT_INFO_TYPE_FID`, and where in such a record the handle begins:
-/// after four bytes of head and eight of the filesystem's id.
+/// `FAN_EVENT_INFO_TYPE_FID`, and the offset of the handle in such a record: after four
+/// bytes of header and eight bytes of the filesystem's id.
 const FID: u8 = 1;
 const HANDLE: usize = 12;
-/// `FILEID_INO32_GEN` (`include/linux/exportfs.h`): a handle is the number of
+/// `FILEID_INO32_GEN` (`include/linux/exportfs.h`): the handle consists of the number of
 /// an inode and its generation.
 pub(crate) const INODE_AND_GENERATION: i32 = 1;
 
-/// Has the kernel note what is opened of the filesystem at `root`, for whoever
-/// takes the notes over.
+/// Makes the kernel record which files of the filesystem at `root` are opened, and starts
+/// the process that holds the descriptor.
 pub(crate) fn watch(root: &str) -> io::Result<()> {
     let path = std::ffi::CString::new(root)?;
     let flags = libc::FAN_CLASS_NOTIF
@@ -50,7 +50,7 @@ pub(crate) fn watch(root: &str) -> io::Result<()> {
         | libc::FAN_NONBLOCK
         | libc::FAN_UNLIMITED_QUEUE
         | libc::FAN_REPORT_FID;
-    // SAFETY: the call takes two numbers and gives a descriptor that is ours.
+    // SAFETY: the call takes two numbers and returns a descriptor that we own.
     let fd = unsafe {
         match libc::fanotify_init(flags, libc::O_RDONLY as u32) {
             -1 => return Err(io::Error::last_os_error()),
@@ -58,7 +58,7 @@ pub(crate) fn watch(root: &str) -> io::Result<()> {
         }
     };
     let what = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
-    // SAFETY: `path` ends with a zero and lives through the call.
+    // SAFETY: `path` is terminated by zero and outlives the call.
     let marked =
         unsafe { libc::fanotify_mark(fd.as_raw_fd(), what, libc::FAN_OPEN, libc::AT_FDCWD, path.as_ptr()) };
     if marked != 0 {
@@ -73,13 +73,13 @@ pub(crate) fn watch(root: &str) -> io::Result<()> {
         .map(|_| ())
 }
 
-/// The process that has the notes until they are taken over: they are its
-/// standard input.
+/// Runs the process that holds the fanotify descriptor, which is its standard input, until
+/// the agent takes it over.
 pub fn keep_watch() -> io::Result<()> {
     let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(SOCKET)?)?;
     for stream in listener.incoming() {
         let stream = stream?;
-        // Anybody may connect.
+        // Any user can connect.
         if !rustix::net::sockopt::socket_peercred(&stream).is_ok_and(|c| c.uid.is_root()) {
             continue;
         }
@@ -88,27 +88,28 @@ pub fn keep_watch() -> io::Result<()> {
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(&notes));
         sendmsg(&stream, &[IoSlice::new(b"w")], &mut control, SendFlags::NOSIGNAL)?;
-        // It closes with this process, after standard input.
+        // The stream must close after standard input: both close at the end of the
+        // process, in this order.
         std::mem::forget(stream);
         return Ok(());
     }
     Ok(())
 }
 
-/// Inodes, and the numbers of the processes that opened them.
+/// Inodes, and the ids of the processes that opened them.
 pub(crate) type Opened = BTreeSet<(Inode, u32)>;
 
-/// The kernel's notes.
+/// The kernel's record of opened files.
 pub(crate) struct Watch {
     events: File,
 }
 
 impl Watch {
-    /// Takes them over from the process that has them.
+    /// Takes the descriptor over from the process that holds it.
     pub(crate) fn take_over() -> io::Result<Self> {
         let mut stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(SOCKET)?)?;
         if !rustix::net::sockopt::socket_peercred(&stream)?.uid.is_root() {
-            return Err(io::Error::other("somebody else answers"));
+            return Err(io::Error::other("the process that answers is not root's"));
         }
         stream.set_read_timeout(Some(ANSWER))?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -119,37 +120,36 @@ impl Watch {
             RecvAncillaryMessage::ScmRights(mut all) => all.next(),
             _ => None,
         });
-        let notes = notes.ok_or_else(|| io::Error::other("the notes did not come"))?;
-        // It ends, and with it the stream: nobody else has the notes then.
+        let notes = notes.ok_or_else(|| io::Error::other("the process sent no descriptor"))?;
+        // The stream ends with the process: then only we hold the descriptor.
         stream.read_to_end(&mut Vec::new())?;
         Ok(Self { events: File::from(notes) })
     }
 
-    /// What was opened since this was asked last, or since the machine began
-    /// to boot.
+    /// Returns what was opened since the last call, or since the machine began to boot.
     pub(crate) fn opened(&mut self) -> io::Result<Opened> {
         let mut opened = Notes::default();
         opened.drain(&mut self.events)?;
         if opened.unsure {
-            return Err(io::Error::other("it is not known what the boot has read"));
+            return Err(io::Error::other("the kernel could not identify all opened files"));
         }
         Ok(opened.opened)
     }
 
-    /// Has the kernel note nothing more.
+    /// Ends the kernel's recording.
     pub(crate) fn end(&self) {
         let what = libc::FAN_MARK_FLUSH | libc::FAN_MARK_FILESYSTEM;
-        // SAFETY: the call takes numbers and a path, which may be null for
-        // this. What fails of it costs time and memory, and nothing else.
+        // SAFETY: the call takes numbers and a path, which may be null to flush marks.
+        // An error costs only time and memory.
         unsafe { libc::fanotify_mark(self.events.as_raw_fd(), what, 0, libc::AT_FDCWD, std::ptr::null()) };
     }
 }
 
-/// What was opened.
+/// Decoded events.
 #[derive(Debug, Default)]
 struct Notes {
     opened: Opened,
-    /// Something was opened, and the kernel could not say what.
+    /// Whether the kernel could not identify an opened file.
     unsure: bool,
 }
 
@@ -167,7 +167,7 @@ impl Notes {
         }
     }
 
-    /// Takes what a read gave: one event after the other.
+    /// Decodes the events of one read.
     fn take(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let length = number(bytes, 0) as usize;
@@ -186,7 +186,7 @@ impl Notes {
     }
 }
 
-/// The inode that an event's record names. The queue's overflow has none.
+/// Decodes the inode in the record of an event. An overflow of the queue has none.
 fn inode(record: &[u8]) -> Option<Inode> {
     let handle = record.get(HANDLE..HANDLE + 16)?;
     let plain =

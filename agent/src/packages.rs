@@ -1,4 +1,4 @@
-//! Which packages a machine has, from the files of dpkg and apt.
+//! Lists the packages of a machine, from the files of dpkg and apt.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -10,12 +10,12 @@ const AUTOMATIC: &str = "/var/lib/apt/extended_states";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Package {
     pub(crate) version: String,
-    /// It came because another needed it.
+    /// Whether apt installed it only as a dependency.
     pub(crate) automatic: bool,
 }
 
-/// The installed packages of this machine, a line for each: name and
-/// architecture, version, and `auto` or `manual`.
+/// Lists the installed packages of this machine, one per line: name and architecture,
+/// version, and `auto` or `manual`.
 pub(crate) fn list() -> String {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     list_of(&read(STATUS), &read(AUTOMATIC))
@@ -45,7 +45,7 @@ fn field<'a>(stanza: &'a str, name: &str) -> Option<&'a str> {
     stanza.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).map(str::trim)
 }
 
-/// The list that [`parse`] would read as this.
+/// Writes a list that [`parse`] can read.
 pub(crate) fn write(packages: &BTreeMap<String, Package>) -> String {
     let line = |(name, package): (&String, &Package)| {
         format!("{name} {} {}\n", package.version, if package.automatic { "auto" } else { "manual" })
@@ -53,7 +53,7 @@ pub(crate) fn write(packages: &BTreeMap<String, Package>) -> String {
     packages.iter().map(line).collect()
 }
 
-/// What such a list says, by name and architecture as apt takes them.
+/// Parses such a list, by name and architecture in the form that apt takes.
 pub(crate) fn parse(list: &str) -> BTreeMap<String, Package> {
     list.lines()
         .filter_map(|line| {

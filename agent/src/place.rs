@@ -1,9 +1,8 @@
-//! Places in a machine's filesystem, reached without following links that are
-//! not root's.
+//! Places in a machine's filesystem, reached without following links of users.
 //!
-//! The agent is root, and a directory on the way may be a user's: that user
-//! could put a link in the place of anything. So a path is walked a directory
-//! at a time, and what is done at its end is done by descriptor.
+//! The agent runs as root. If a directory in a path belongs to a user, that user could
+//! replace any entry of it by a link. So this module walks a path one directory at a time,
+//! and changes the entry at the end by descriptor.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -19,7 +18,7 @@ use rustix::io::Errno;
 
 use crate::{system, xattrs};
 
-/// A name in a directory that is there.
+/// A name in an existing directory.
 pub(crate) struct Place {
     dir: OwnedFd,
     name: OsString,
@@ -30,13 +29,13 @@ const STEP: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC)
 const LINKS: usize = 40;
 
 impl Place {
-    /// Walks to the directory that a path is in.
+    /// Walks to the parent directory of a path.
     pub(crate) fn find(path: &Path) -> io::Result<Self> {
         walk(path, None)
     }
 
-    /// Like [`Self::find`], but makes directories that are missing: root's, or a
-    /// user's below that user's home ([`system::home_of`]).
+    /// Does the same as [`Self::find`], but creates missing directories. They belong to
+    /// root, or to a user below that user's home ([`system::home_of`]).
     pub(crate) fn make(path: &Path, owner: (u32, u32)) -> io::Result<Self> {
         walk(path, Some(owner))
     }
@@ -56,12 +55,12 @@ impl Place {
         Ok(rustix::fs::symlinkat(target, &self.dir, &name)?)
     }
 
-    /// Puts the draft in its place.
+    /// Renames the temporary file or link to this place.
     pub(crate) fn put(&self) -> io::Result<()> {
         Ok(rustix::fs::renameat(&self.dir, self.draft_name(), &self.dir, &self.name)?)
     }
 
-    /// Renames a file of root's to this place. An existing directory is an error.
+    /// Renames a file of root to this place. An existing directory is an error.
     pub(crate) fn receive(&self, from: &Path) -> io::Result<()> {
         Ok(rustix::fs::renameat(rustix::fs::CWD, from, &self.dir, &self.name)?)
     }
@@ -78,12 +77,12 @@ impl Place {
         Ok(rustix::fs::unlinkat(&self.dir, &self.name, flags)?)
     }
 
-    /// Removes the draft.
+    /// Removes the temporary file or link.
     pub(crate) fn give_up(&self) {
         let _ = rustix::fs::unlinkat(&self.dir, self.draft_name(), AtFlags::empty());
     }
 
-    /// Makes a directory there; `false` if something is there.
+    /// Creates a directory; returns `false` if the name exists.
     pub(crate) fn make_dir(&self) -> io::Result<bool> {
         match rustix::fs::mkdirat(&self.dir, &self.name, Mode::from_raw_mode(0o755)) {
             Ok(()) => Ok(true),
@@ -92,13 +91,13 @@ impl Place {
         }
     }
 
-    /// Sets owner and mode of what is there, and is no link.
+    /// Sets owner and mode of the file or directory at this place.
     pub(crate) fn set(&self, mode: u32, owner: (u32, u32)) -> io::Result<()> {
         let there = rustix::fs::openat(&self.dir, &self.name, STEP, Mode::empty())?;
         let (uid, gid) = ids(owner);
         rustix::fs::chownat(&there, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
-        // After chown, which clears the set-id bits. A descriptor of a path
-        // takes no fchmod; its name in /proc does.
+        // After chown, which clears the set-id bits. fchmod does not work with an O_PATH
+        // descriptor, but chmod works with its name in /proc.
         fs::set_permissions(by_descriptor(&there), std::os::unix::fs::PermissionsExt::from_mode(mode))
     }
 
@@ -164,8 +163,8 @@ fn ids((uid, gid): (u32, u32)) -> (rustix::fs::Uid, rustix::fs::Gid) {
     (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid))
 }
 
-/// Walks to the directory that a path is in. For a file with the owner `made_for`
-/// it makes directories that are missing.
+/// Walks to the parent directory of a path. If there is an owner `made_for`, creates
+/// missing directories for a file of this owner.
 fn walk(path: &Path, made_for: Option<(u32, u32)>) -> io::Result<Place> {
     let name = path.file_name().ok_or_else(|| io::Error::other("invalid path: no file name"))?.to_owned();
     let parent = path.parent().unwrap_or(Path::new("/"));
@@ -182,7 +181,7 @@ fn walk(path: &Path, made_for: Option<(u32, u32)>) -> io::Result<Place> {
             Err(Errno::NOENT) if made_for.is_some() => {
                 let new = match rustix::fs::mkdirat(&dir, &part, Mode::from_raw_mode(0o755)) {
                     Ok(()) => true,
-                    // Someone else made it, and has it.
+                    // Another process created it, and its owner stays.
                     Err(Errno::EXIST) => false,
                     Err(e) => return Err(e.into()),
                 };
@@ -205,7 +204,7 @@ fn walk(path: &Path, made_for: Option<(u32, u32)>) -> io::Result<Place> {
             if !is_roots(&rustix::fs::fstat(&dir)?) {
                 let link = done.join(&part);
                 return Err(io::Error::other(format!(
-                    "{} is a link that a user may change: use the path that it leads to",
+                    "{} is a link that a user may change: use the path of its target",
                     link.display()
                 )));
             }
@@ -230,12 +229,12 @@ fn top() -> io::Result<OwnedFd> {
     Ok(rustix::fs::open("/", STEP | OFlags::DIRECTORY, Mode::empty())?)
 }
 
-/// Whether only root can put something into a directory.
+/// Whether only root can create entries in a directory.
 fn is_roots(dir: &Stat) -> bool {
     dir.st_uid == 0 && dir.st_mode & 0o022 == 0
 }
 
-/// The names of a path, the last first.
+/// Splits a path into names, the last one first.
 fn parts(path: &Path) -> Vec<OsString> {
     let part = |component: Component| match component {
         Component::Normal(name) => Some(name.to_owned()),
@@ -260,7 +259,7 @@ mod tests {
         symlink("real", at("link")).unwrap();
         let own = fs::metadata(dir.path()).unwrap().uid();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        // Only root's own links count, and the tests may be anybody's.
+        // Only links of root are followed, and any user may run the tests.
         assert_eq!(Place::find(&at("link/deep/f")).is_ok(), own == 0);
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
         let why = Place::find(&at("link/deep/f")).err().unwrap().to_string();
@@ -273,7 +272,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/dir/file");
         let place = Place::make(&path, (0, 0)).unwrap();
-        // What stands at the draft's name is not written through.
+        // A link at the name of the temporary file is not followed.
         symlink("/etc/passwd", path.with_file_name(".file.vimg-new")).unwrap();
         let mut draft = place.draft().unwrap();
         draft.write_all(b"text").unwrap();

@@ -1,4 +1,5 @@
-//! The primitives: each looks, then changes what is not as declared.
+//! The primitives. Each compares the machine with the declaration, and changes only what
+//! differs.
 
 mod pending;
 mod context;
@@ -27,7 +28,7 @@ pub(crate) use context::Context;
 pub(crate) use pending::Switch;
 pub(crate) use switch::settle;
 
-/// Makes one primitive true; says whether anything had to change.
+/// Applies one primitive; returns whether it changed anything.
 pub(crate) fn apply(primitive: &Primitive, context: &mut Context) -> Result<bool, Failure> {
     match primitive {
         Primitive::Package { names } => package::apply(names, context),
@@ -48,7 +49,7 @@ pub(crate) fn apply(primitive: &Primitive, context: &mut Context) -> Result<bool
         Primitive::KernelModule { name } => kernel_module::apply(name, context),
         Primitive::Run(run) => run::apply(run, context),
         Primitive::Hook { when, script } => hook::apply(when, script, context),
-        Primitive::Reboot => Err(Failure::new("a machine can't boot itself again in the middle of a layer")),
+        Primitive::Reboot => Err(Failure::new("the agent can't apply a reboot")),
         Primitive::Preinstall { names, leaving } => package::ahead(names, leaving, context),
         Primitive::Leave { layers, paths } => switch::leave(layers, paths, context).map(|()| true),
         Primitive::Revert { layer } => revert::revert(layer, context).map(|()| true),
@@ -56,7 +57,7 @@ pub(crate) fn apply(primitive: &Primitive, context: &mut Context) -> Result<bool
     }
 }
 
-/// Numbers for names, `(uid, gid)`.
+/// Looks up the ids of an owner, `(uid, gid)`.
 fn ids(owner: &Owner) -> Result<(u32, u32), Failure> {
     let user = system::user(&owner.user)
         .ok_or_else(|| Failure::new(format!("there is no user `{}` in the machine", owner.user)))?;

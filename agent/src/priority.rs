@@ -1,29 +1,29 @@
-//! Goes first where somebody waits.
+//! Raises the agent's priority while the host waits for it.
 //!
-//! That a fork wakes is news to half of its services: the clock was stepped.
-//! What they do about it can wait, and what the agent was told to do can't.
-//! Programs that it starts have the priority that they would have anyway.
+//! When a fork resumes, many of its services react, because the clock was stepped. Their
+//! work can wait; the request of the host can't. Programs that the agent starts have
+//! normal priority.
 
 use std::process::{Child, Command};
 
 use rustix::process::setpriority_process;
 
-/// The highest priority of programs that share the processors.
+/// The highest nice level.
 const FIRST: i32 = -20;
-/// What programs have.
+/// The normal nice level.
 const USUAL: i32 = 0;
 
-/// Has this thread go before all others, as far as that is allowed.
+/// Gives this thread the highest priority. Ignores errors.
 pub(crate) fn begin() {
     let _ = setpriority_process(None, FIRST);
 }
 
-/// Has it wait for its turn again.
+/// Gives this thread normal priority again.
 pub(crate) fn end() {
     let _ = setpriority_process(None, USUAL);
 }
 
-/// Starts a program, which would go first as well.
+/// Starts a program with normal priority: it would inherit a high one.
 pub(crate) fn start(command: &mut Command) -> std::io::Result<Child> {
     end();
     command.spawn()

@@ -1,9 +1,8 @@
-//! What host and agent say to each other.
+//! The protocol between host and agent.
 //!
-//! After the handshake both sides send frames: a little-endian `u32` with the
-//! length of what follows, a byte with its kind, the payload. Both sides treat
-//! what they read as hostile: a length is checked before anything is
-//! allocated, and what does not parse ends the conversation.
+//! After the handshake, both sides send frames: a little-endian `u32` with the length of
+//! the rest, a byte with the kind, and the payload. Both sides treat input as hostile:
+//! they check a length before they allocate memory, and invalid input ends the session.
 
 mod blob;
 mod change;
@@ -19,136 +18,129 @@ pub use blob::{Blob, CHUNK, Digest};
 pub use change::{Change, Inode, MAX_RETARGETED, Time};
 pub use resource::{Around, Entry, Manifest, Node, Owner, Primitive, Probe, Run, Script, ServiceState, User};
 
-/// The version of these messages. Host and agent must have the same.
+/// The version of the protocol. Host and agent must have the same version.
 pub const PROTOCOL: u32 = 13;
 
-/// The version of what the agent does to a machine. It enters every key, so
-/// raising it rebuilds everything: raise it when the same layer would now
-/// give another machine. `agent/behaviour.lock` holds the digest of the
-/// sources that it was last looked at for.
+/// The behaviour version of the agent. It enters every key, so raising it rebuilds
+/// everything. Raise it when the same layer would now give another machine.
+/// `agent/behaviour.lock` has the digest of the sources for which this was last decided.
 pub const BEHAVIOUR: u32 = 7;
 
-/// Where the agent is in a machine. Its first argument says what it is for;
-/// see `hooks`.
+/// The path of the agent in a machine. Its first argument is a command; see `hooks`.
 pub const AGENT: &str = "/usr/lib/vimg/agent";
 
 /// The name of the virtio-serial port.
 pub const PORT: &str = "vimg.agent";
 
-/// The largest frame in bytes, kind included.
+/// The largest frame in bytes, including the kind.
 pub const MAX_FRAME: usize = 1 << 20;
 
-/// Opens the handshake. Its first four bytes can be no frame's length, so an
-/// agent that waits for a frame recognises a host that starts anew.
+/// The start of the handshake. Its first four bytes are not a valid length, so an agent
+/// that waits for a frame recognises a new handshake.
 pub const SYNC: [u8; 16] = *b"\xff\xff\xff\xffvimg-sync-1\n";
 
 /// From the host to the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ToAgent {
-    /// Make these true, in order. Answered by `Done`, `RebootDue` or `Failed`.
+    /// Apply steps, in order. Answered by `Done`, `RebootDue` or `Failed`.
     Apply(Apply),
-    /// Bring the disk of another machine up, where the agent is no part of
-    /// that machine. Answered by `Prepared`.
+    /// Mount the disk of another machine, in an appliance or container. Answered by
+    /// `Prepared`.
     Prepare(Prepare),
-    /// Ask these of the machine, in order, up to the first no. Answered by
-    /// `Passed` or `Failed`.
+    /// Run probes, in order, up to the first that fails. Answered by `Passed` or
+    /// `Failed`.
     Check {
-        /// What is asked.
+        /// The probes.
         probes: Vec<Probe>,
-        /// Variables for its scripts: the user's proxies, if the check has a
+        /// Environment variables of scripts: the user's proxies, if the check has a
         /// network.
         variables: Vec<(String, String)>,
     },
-    /// The machine runs on from where its memory was kept. Answered by `Resumed`.
+    /// Resume from a memory snapshot. Answered by `Resumed`.
     Resume(Resume),
-    /// The same with these files changed, as if the machine had booted with
-    /// them so. Their contents follow as frames of data. Answered by
-    /// `Retargeted`, or by `Refused` if the boot may have depended on what they
-    /// were; the machine is of no use then.
+    /// Resume from a memory snapshot, and change files, as if the machine had booted with
+    /// the changed files. Their contents follow as frames of data. Answered by
+    /// `Retargeted`, or by `Refused` if the boot may have depended on the old files; the
+    /// machine is then unusable.
     Retarget {
-        /// What makes it a machine of its own.
+        /// The time and randomness of the fork.
         resume: Resume,
-        /// What is to change.
+        /// The files to change.
         changes: Vec<Change>,
     },
-    /// Go through the motions of `Retarget` and change nothing: where a machine is
-    /// emulated, what is done for the first time takes longest. Answered by
-    /// `Rehearsed`.
+    /// Do the work of `Retarget` without changing anything: in an emulated machine, the
+    /// first run of any code is slow. Answered by `Rehearsed`.
     Rehearse {
-        /// What changes may be like.
+        /// Typical changes.
         changes: Vec<Change>,
     },
-    /// Run a program for a person. `Wrote` comes as it writes, and `Exited`
-    /// in the end. Frames of data are its input.
+    /// Run a program for the user. The agent sends `Wrote` for its output, and `Exited` at
+    /// the end. Frames of data are its input.
     Exec(Exec),
     /// The terminal of the program has another size.
     Resize(Size),
     /// The program's input ends.
     EndInput,
-    /// The machine has booted and is to be kept as it is: write everything to
-    /// disk, and look back at the boot. Answered by `Kept`.
+    /// Write everything to disk and record what the boot has read, because the host is
+    /// going to take a memory snapshot. Answered by `SnapshotReady`.
     PrepareSnapshot,
-    /// Write everything to disk and hold all writes. Answered by `Frozen`.
+    /// Write everything to disk and block all writes. Answered by `Frozen`.
     Freeze,
-    /// Let writes go on. Answered by `Thawed`.
+    /// Allow writes again. Answered by `Thawed`.
     Thaw,
-    /// Take out what must not be the same in two machines. Answered by
-    /// `Sealed`.
+    /// Remove what two machines must not share. Answered by `Sealed`.
     Seal,
-    /// Send the list of installed packages (a line for each: name and
-    /// architecture, version, `auto` or `manual`), then what is on the disk (a
-    /// [`Listed`] as JSON on each line), each followed by an empty frame of
-    /// data.
+    /// Send the list of installed packages (one per line: name and architecture, version,
+    /// `auto` or `manual`), and then the list of all files (one [`Listed`] as JSON per
+    /// line), each followed by an empty frame of data.
     List,
-    /// Answered by `Digests`.
+    /// Compute digests of files. Answered by `Digests`.
     Digests {
-        /// As in [`Listed`].
+        /// Paths, escaped as in [`Listed`].
         paths: Vec<String>,
     },
     /// The reply to [`FromAgent::Network`].
     Network {
-        /// Variables that lead programs to the user's proxies.
+        /// Environment variables that name the user's proxies.
         variables: Vec<(String, String)>,
     },
     /// Stop all services and switch the machine off. Answered by `GoingOff`.
     SwitchOff,
-    /// Send the kernel, then the initrd, that the machine would boot, each
-    /// followed by an empty frame of data.
+    /// Send the kernel and then the initrd that the machine would boot, each followed by
+    /// an empty frame of data.
     SendBootFiles,
 }
 
-/// What is to be made true.
+/// A request to apply steps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Apply {
-    /// The layer that the steps are of, up to one that names another.
+    /// The layer of the steps, up to a step that names another layer.
     pub layer: Option<String>,
-    /// What is to be.
+    /// The steps.
     pub steps: Vec<Primitive>,
-    /// The first of them that is not so yet.
+    /// The index of the first step that is not applied yet.
     pub from: usize,
-    /// Nothing is to be started: the machine is taken for one that is switched
-    /// off, even where it runs.
+    /// Whether to start nothing, as if the machine were switched off.
     pub offline: bool,
-    /// The machine may stop at any time and is to know then what was done:
-    /// what is noted is on its disk before anything changes. A disk that is
-    /// kept whole or not at all needs no such care.
+    /// Whether an entry of the ledger must be on disk before its change is made, because
+    /// the machine may stop at any time. Not needed if the disk is thrown away after a
+    /// failure.
     pub durable: bool,
-    /// The address at which the host is `host.vimg.internal`, where its user
-    /// lets guests reach it.
+    /// The address of `host.vimg.internal`, if the user allows guests to reach the host.
     pub host: Option<String>,
 }
 
-/// A program that a person runs.
+/// A program to run for the user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exec {
-    /// The program and its arguments; root's login shell if it is empty.
+    /// The program and its arguments. If empty, root's login shell.
     pub command: Vec<String>,
     /// The terminal that it runs on, if any.
     pub terminal: Option<Terminal>,
 }
 
-/// A person's terminal.
+/// The user's terminal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terminal {
     /// Its kind, as in `TERM`.
@@ -160,63 +152,63 @@ pub struct Terminal {
 /// The size of a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Size {
-    /// Characters from top to bottom.
+    /// Number of rows.
     pub rows: u16,
-    /// Characters in a line.
+    /// Number of columns.
     pub columns: u16,
 }
 
-/// Where a program writes.
+/// An output stream of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stream {
-    /// Standard output, or its terminal.
+    /// Standard output, or the terminal.
     Output,
     /// Standard error.
     Error,
 }
 
-/// What two forks of one memory must not share.
+/// The time and randomness of a fork: two forks of a snapshot must not share them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resume {
-    /// Nanoseconds since 1970: the machine's own clock stood still.
+    /// The time in nanoseconds since 1970: the machine's own clock has stopped.
     pub time: u64,
-    /// Bytes that nobody else gets: both have the same pool of randomness.
+    /// Random bytes, unique to this fork: all forks have the same entropy pool.
     pub seed: Vec<u8>,
 }
 
-/// What an agent needs to know that works on a disk from outside of it.
+/// A request to prepare for the disk of another machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prepare {
-    /// The appliance may be a fork.
+    /// Time and randomness: the appliance may be a fork.
     pub resume: Resume,
-    /// How the network is reached, if it is to be.
+    /// The network, if there is one.
     pub network: Option<Network>,
 }
 
-/// How the network is reached.
+/// The network of an appliance or container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
-    /// What stands in `/etc/resolv.conf` while layers are applied.
+    /// The text of `/etc/resolv.conf` while layers are applied.
     pub resolv_conf: String,
 }
 
-/// The card of an appliance, as QEMU's own NAT gives addresses by default
-/// (QEMU's documentation, "Using the user mode network stack").
+/// The addresses of an appliance: the defaults of QEMU's user-mode network (QEMU's
+/// documentation, "Using the user mode network stack").
 pub mod card {
-    /// The machine's own address.
+    /// The address of the appliance.
     pub const ADDRESS: [u8; 4] = [10, 0, 2, 15];
-    /// Its network.
+    /// The netmask.
     pub const NETMASK: [u8; 4] = [255, 255, 255, 0];
-    /// The way out.
+    /// The gateway.
     pub const GATEWAY: [u8; 4] = [10, 0, 2, 2];
-    /// Who knows names.
+    /// The DNS server.
     pub const RESOLVER: &str = "10.0.2.3";
 }
 
-/// What programs of a layer may do as root while its machine is switched off:
-/// change owners and modes, become other users, use chroots. The same in an
-/// appliance and in a container; `docs/explanation/isolation.md` lists them.
+/// The capabilities of root's programs in an offline layer, in an appliance and in a
+/// container: they can change owners and modes, become other users, and use chroots.
+/// `docs/explanation/isolation.md` lists them.
 pub const CAPABILITIES: [&str; 13] = [
     "CHOWN",
     "DAC_OVERRIDE",
@@ -233,34 +225,33 @@ pub const CAPABILITIES: [&str; 13] = [
     "AUDIT_WRITE",
 ];
 
-/// The word on the kernel's command line that makes an agent with the process
-/// id 1 serve as an appliance.
+/// The word on the kernel's command line that makes the first process serve as an
+/// appliance.
 pub const APPLIANCE: &str = "vimg.appliance";
 
-/// The word that has a machine note what it opens of its disk while it boots.
+/// The word that makes a machine record which files its boot opens.
 pub const WATCHED: &str = "vimg.watched";
 
-/// The word that has all programs lie at the same addresses. An emulator knows
-/// what it has translated by its address: it need not translate a library
-/// again for each program that starts.
+/// The word that turns address randomisation off. An emulator caches translated code by
+/// its address: it then translates a library only once for all programs.
 pub const FIXED: &str = "vimg.fixed";
 
-/// Something on a disk.
+/// An entry of the list of files on a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
-    /// Where. What is no UTF-8, and `\\`, is written `\\xNN`.
+    /// Its path. `\\` and bytes that are not UTF-8 are written as `\\xNN`.
     pub path: String,
-    /// What.
+    /// Its kind.
     pub kind: Kind,
     /// Permission bits.
     pub mode: u32,
-    /// Numbers of user and group.
+    /// Ids of user and group.
     pub owner: (u32, u32),
-    /// Of a file, in bytes.
+    /// Size in bytes; 0 unless it is a regular file.
     pub size: u64,
-    /// Extended attributes, their values in hexadecimal.
+    /// Extended attributes, with values in hexadecimal.
     pub attributes: BTreeMap<String, String>,
-    /// The number of its inode and when that was last changed: seconds and
+    /// Its inode number, and the time of the last change of the inode: seconds and
     /// nanoseconds.
     pub stamp: (u64, i64, i64),
 }
@@ -273,9 +264,9 @@ pub enum Kind {
     Dir,
     /// A file.
     File,
-    /// A symbolic link, and what it points to.
+    /// A symbolic link with its target.
     Link(String),
-    /// Something else.
+    /// `fifo`, `socket` or `device`.
     Other(String),
 }
 
@@ -289,27 +280,26 @@ pub enum FromAgent {
         protocol: u32,
         /// [`BEHAVIOUR`] of the agent.
         behaviour: u32,
-        /// Differs from boot to boot.
+        /// The kernel's boot id, which differs from boot to boot.
         boot_id: String,
     },
-    /// The machine has booted. Units that failed to start are named.
+    /// The machine has booted.
     Ready {
-        /// Names of units.
+        /// Names of units that failed to start.
         failed_units: Vec<String>,
     },
-    /// Send these blobs, in this order, as frames of data.
+    /// Send blobs, in this order, as frames of data.
     Fetch {
-        /// What is wanted.
+        /// Their digests.
         digests: Vec<Digest>,
     },
-    /// Send this secret as frames of data with an empty one at its end. It is
-    /// asked for anew each time, and known by its name alone.
+    /// Send a secret as frames of data, followed by an empty frame of data. The agent
+    /// requests it by name for each script, and stores no digest of it.
     FetchSecret {
         /// Its name.
         name: String,
     },
-    /// Enable or disable the network. Answered by
-    /// [`ToAgent::Network`] once that holds.
+    /// Enable or disable the network. Answered by [`ToAgent::Network`] once that is done.
     Network {
         /// `true` to enable it.
         open: bool,
@@ -319,90 +309,89 @@ pub enum FromAgent {
         /// Its index.
         step: usize,
     },
-    /// What a step prints.
+    /// Output of a step.
     Output {
         /// Its index.
         step: usize,
-        /// Bytes that are no UTF-8 are replaced.
+        /// The text. Bytes that are not UTF-8 are replaced.
         text: String,
     },
-    /// A step is true.
+    /// A step is applied.
     Finished {
         /// Its index.
         step: usize,
-        /// Whether anything had to be changed.
+        /// Whether it changed anything.
         changed: bool,
     },
-    /// All steps are true.
+    /// All steps are applied.
     Done {
-        /// The kernel or the initrd is another one than when the agent started
-        /// or last said so.
+        /// Whether the kernel or initrd differs from when the agent started or last
+        /// reported it.
         boot_changed: bool,
     },
-    /// The next step is to switch the machine off and boot it again, which is
-    /// the host's part; what follows is to be asked for anew.
+    /// The next step is a reboot. The host switches the machine off, boots it, and sends
+    /// the rest of the steps again.
     RebootDue {
-        /// The step's index.
+        /// The index of the reboot.
         step: usize,
         /// As in `Done`.
         boot_changed: bool,
     },
-    /// The digests of files that were asked for; none of what can't be read.
+    /// The requested digests.
     Digests {
-        /// In the order of the question.
+        /// Digests in the order of the request; `None` for a file that can't be read.
         digests: Vec<Option<Digest>>,
     },
     /// The machine switches itself off.
     GoingOff,
-    /// A step could not be made true; later ones were not tried.
+    /// A step failed; later ones were not tried.
     Failed {
         /// Its index.
         step: usize,
-        /// What happened, in a sentence.
+        /// The reason, in a sentence.
         message: String,
         /// The exit code of the program that failed.
         exit: Option<i32>,
-        /// The layer that is in the way.
+        /// The layer that caused the failure, if it is another one.
         layer: Option<String>,
     },
-    /// All that was asked is so.
+    /// All probes have succeeded.
     Passed,
-    /// A program wrote what the next frame of data holds.
+    /// A program has written output, which is in the next frame of data.
     Wrote(Stream),
-    /// A program ended, with a code or by a signal.
+    /// A program has ended, with an exit code or by a signal.
     Exited {
         /// Its exit code.
         code: Option<i32>,
         /// The signal that killed it.
         signal: Option<i32>,
     },
-    /// The disk is mounted and layers may come.
+    /// The disk is mounted, and layers can be applied.
     Prepared,
-    /// The clock and the randomness are the machine's own.
+    /// The fork has its own time and randomness.
     Resumed,
     /// The machine is as if it had booted with the changed files.
     Retargeted,
-    /// Nothing was changed.
+    /// The reply to `Rehearse`.
     Rehearsed,
-    /// All is on disk, and the boot is over.
+    /// Everything is on disk, and the host can take a memory snapshot.
     SnapshotReady,
-    /// All is on disk and writes are held.
+    /// Everything is on disk, and writes are blocked.
     Frozen,
-    /// Writes go on.
+    /// Writes are allowed again.
     Thawed,
     /// The machine is sealed.
     Sealed,
-    /// The answer to a question failed.
+    /// A request failed.
     Refused {
-        /// Why.
+        /// What failed, and why.
         message: String,
     },
-    /// The agent is alive. Sent every few seconds, unless the kernel does not
-    /// let it go on.
+    /// The agent is alive. Sent every few seconds, unless the kernel blocks the agent.
     Heartbeat,
 }
 
-/// How often an agent that does not say anything else says `Heartbeat`, in seconds.
+/// The interval of `Heartbeat` messages, in seconds.
 pub const HEARTBEAT_EVERY: u64 = 5;
 
 /// A frame.
@@ -410,14 +399,14 @@ pub const HEARTBEAT_EVERY: u64 = 5;
 pub enum Frame {
     /// A message as JSON.
     Message(Vec<u8>),
-    /// A piece of a file.
+    /// Bytes of a file or stream.
     Data(Vec<u8>),
 }
 
 const MESSAGE: u8 = 0;
 const DATA: u8 = 1;
 
-/// Why a frame can't be understood.
+/// Why a frame is invalid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Malformed(pub String);
 
@@ -428,41 +417,42 @@ impl From<Malformed> for io::Error {
 }
 
 impl Frame {
-    /// The length from a frame's first four bytes, checked.
+    /// Decodes and checks the length, the first four bytes of a frame.
     pub fn length(header: [u8; 4]) -> Result<usize, Malformed> {
         let length = u32::from_le_bytes(header) as usize;
         if length == 0 || length > MAX_FRAME {
-            return Err(Malformed(format!("a frame of {length} bytes")));
+            return Err(Malformed(format!("invalid frame of {length} bytes")));
         }
         Ok(length)
     }
 
-    /// The frame from its bytes after the length.
+    /// Decodes a frame from the bytes after the length.
     pub fn from_body(mut body: Vec<u8>) -> Result<Self, Malformed> {
         match body.first() {
             Some(&MESSAGE) => Ok(Self::Message(body.split_off(1))),
             Some(&DATA) => Ok(Self::Data(body.split_off(1))),
-            Some(kind) => Err(Malformed(format!("a frame of the unknown kind {kind}"))),
-            None => Err(Malformed("an empty frame".into())),
+            Some(kind) => Err(Malformed(format!("unknown kind of frame: {kind}"))),
+            None => Err(Malformed("empty frame".into())),
         }
     }
 
-    /// A message's meaning.
+    /// Decodes the message of a frame.
     pub fn message<M: DeserializeOwned>(&self) -> Result<M, Malformed> {
         match self {
-            Self::Message(bytes) => serde_json::from_slice(bytes)
-                .map_err(|e| Malformed(format!("a message that does not parse: {e}"))),
-            Self::Data(_) => Err(Malformed("data where a message was due".into())),
+            Self::Message(bytes) => {
+                serde_json::from_slice(bytes).map_err(|e| Malformed(format!("invalid message: {e}")))
+            }
+            Self::Data(_) => Err(Malformed("unexpected data: expected a message".into())),
         }
     }
 }
 
-/// The bytes of a message's frame.
+/// Encodes a message as a frame.
 pub fn encode_message<M: Serialize>(message: &M) -> io::Result<Vec<u8>> {
     encode(MESSAGE, &serde_json::to_vec(message)?)
 }
 
-/// The bytes of a frame of data.
+/// Encodes a frame of data.
 pub fn encode_data(bytes: &[u8]) -> io::Result<Vec<u8>> {
     encode(DATA, bytes)
 }
@@ -470,7 +460,7 @@ pub fn encode_data(bytes: &[u8]) -> io::Result<Vec<u8>> {
 fn encode(kind: u8, payload: &[u8]) -> io::Result<Vec<u8>> {
     let length = payload.len() + 1;
     if length > MAX_FRAME {
-        return Err(Malformed(format!("a frame of {length} bytes")).into());
+        return Err(Malformed(format!("invalid frame of {length} bytes")).into());
     }
     let mut out = Vec::with_capacity(length + 4);
     out.extend((length as u32).to_le_bytes());
@@ -479,7 +469,7 @@ fn encode(kind: u8, payload: &[u8]) -> io::Result<Vec<u8>> {
     Ok(out)
 }
 
-/// Reads a frame; `None` if the stream ends before one begins.
+/// Reads a frame; `None` at the end of the stream.
 pub fn read_frame(reader: &mut impl Read) -> io::Result<Option<Frame>> {
     let mut header = [0; 4];
     if let Err(error) = reader.read_exact(&mut header) {

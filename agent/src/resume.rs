@@ -1,5 +1,4 @@
-//! Makes a fork of a machine's memory a machine of its own: the time at which
-//! it was made, and what its kernel takes for random.
+//! Resumes a fork: sets its clock, and gives its kernel new randomness.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -14,7 +13,7 @@ use crate::protocol::Resume;
 /// _IO('R', 7).
 const RNDADDENTROPY: Opcode = 0x4008_5203;
 const RNDRESEEDCRNG: Opcode = 0x5207;
-/// How many bytes of the host's randomness are taken.
+/// How many bytes of the seed are used.
 const SEED: usize = 64;
 
 /// `struct rand_pool_info`.
@@ -25,13 +24,13 @@ struct Entropy {
     bytes: [u8; SEED],
 }
 
-/// Makes it a machine of its own.
+/// Gives a fork its own randomness and time.
 pub(crate) fn resume(resume: &Resume) -> io::Result<()> {
     reseed(resume)?;
     step(resume)
 }
 
-/// Steps the clock, by which timers start what they are for.
+/// Sets the clock. This may trigger timers.
 pub(crate) fn step(resume: &Resume) -> io::Result<()> {
     let now = Timespec {
         tv_sec: (resume.time / 1_000_000_000) as i64,
@@ -40,14 +39,14 @@ pub(crate) fn step(resume: &Resume) -> io::Result<()> {
     clock_settime(ClockId::Realtime, now).map_err(Into::into)
 }
 
-/// Gives the kernel the host's randomness.
+/// Gives the kernel randomness from the host.
 pub(crate) fn reseed(resume: &Resume) -> io::Result<()> {
     let random = OpenOptions::new().write(true).open("/dev/urandom")?;
     let mut seed = Entropy { bits: 8 * SEED as i32, size: SEED as i32, bytes: [0; SEED] };
     let given = resume.seed.get(..SEED).ok_or_else(|| io::Error::other("the seed is too short"))?;
     seed.bytes.copy_from_slice(given);
-    // SAFETY: the first call takes a `struct rand_pool_info`, which `Entropy`
-    // is, the second nothing, and `random` is open.
+    // SAFETY: the first call takes a `struct rand_pool_info`, which `Entropy` is; the
+    // second takes nothing; and `random` is open.
     unsafe {
         rustix::ioctl::ioctl(random.as_fd(), Setter::<RNDADDENTROPY, Entropy>::new(seed))?;
         rustix::ioctl::ioctl(random.as_fd(), NoArg::<RNDRESEEDCRNG>::new())?;

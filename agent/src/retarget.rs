@@ -1,11 +1,11 @@
-//! Gives a machine that has booted the files of another disk, where that
-//! comes to the same as booting from it.
+//! Retargets a booted machine: writes the files of another disk, if the result is the same
+//! as a boot from that disk.
 //!
-//! A boot can't have depended on the content of a file that nobody has opened
-//! since the kernel mounted the disk; such a file can be written afterwards.
-//! Whatever could make a difference is refused, and the machine then boots:
-//! a file that was opened, one that somebody watches, one that the machine has
-//! changed itself, and filesystems that read their files past what is watched.
+//! A boot can't have depended on the content of a file that was not opened since the
+//! kernel mounted the disk; such a file can be written afterwards. The agent refuses
+//! everything that could make a difference, and vimg boots the machine instead: a file
+//! that was opened, that a program watches, or that the machine has changed itself, and
+//! filesystems that could read files without opening them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -20,9 +20,8 @@ use crate::fetch::{Channel, Received};
 use crate::opened::{INODE_AND_GENERATION, Opened, Watch};
 use crate::protocol::{Change, Inode, MAX_RETARGETED, Time};
 
-/// Filesystems that hold nothing of the disk. Of any other that is mounted,
-/// an overlay or an image in a file, the disk's own files may be read without
-/// being opened.
+/// Filesystems without files of the disk. Any other mounted filesystem, such as an overlay
+/// or an image in a file, may read files of the disk without opening them.
 const APART: [&str; 22] = [
     "autofs",
     "binfmt_misc",
@@ -48,52 +47,53 @@ const APART: [&str; 22] = [
     "tracefs",
 ];
 
-/// How long a machine may have gone on before it is looked at again.
+/// How long the machine may have run since its boot was examined, before it is examined
+/// again.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// What writing to a file, or to a directory's times, is seen as: `IN_ACCESS`,
-/// `IN_MODIFY`, `IN_CLOSE_WRITE`, `IN_CLOSE_NOWRITE`, `IN_OPEN`.
+/// Events of inotify that retargeting causes: `IN_ACCESS`, `IN_MODIFY`, `IN_CLOSE_WRITE`,
+/// `IN_CLOSE_NOWRITE`, `IN_OPEN`.
 const NOTICED: u32 = 0x3B;
-/// What opening and reading a file or a directory is seen as.
+/// Events that only opening and reading a file or directory causes.
 const LOOKED_AT: u32 = 0x31;
 
-/// Receives what the changed files are to hold, one after the other.
+/// Receives the new contents of the changed files, joined.
 pub(crate) fn receive(channel: &mut Channel, changes: &[Change]) -> io::Result<Vec<u8>> {
     let total = changes.iter().filter_map(|c| c.content).fold(0, u64::saturating_add);
     if total > MAX_RETARGETED {
-        return Err(io::Error::other("more than is carried"));
+        return Err(io::Error::other("the changed files are too large"));
     }
     let mut contents = Vec::with_capacity(total as usize);
     while (contents.len() as u64) < total {
         match channel.receive()? {
             Received::Data(bytes) => contents.extend(bytes),
-            _ => return Err(io::Error::other("a message where data was due")),
+            _ => return Err(io::Error::other("unexpected message: expected data")),
         }
     }
     Ok(contents)
 }
 
 pub(crate) fn unable(error: io::Error) -> String {
-    format!("its memory can't be carried over: {error}")
+    format!("its snapshot can't be retargeted: {error}")
 }
 
-/// What is known of a boot that has ended: looking takes an emulated machine
-/// as long as everything else, so it is done once, before the machine is kept.
+/// The record of a finished boot. In an emulated machine, reading it takes as long as all
+/// other work of retargeting, so it is read once, before the snapshot.
 pub(crate) struct Boot {
     watch: Watch,
     ended: Result<Ended, String>,
-    /// By the machine's clock, which stands still while it is kept.
+    /// When it was read, by the machine's clock, which stops in a snapshot.
     at: Instant,
 }
 
 struct Ended {
     opened: BTreeSet<Inode>,
-    /// Numbers of inodes whose change would be noticed.
+    /// Numbers of inodes that a program watches.
     watched: BTreeSet<u32>,
 }
 
 impl Boot {
-    /// Looks back, if the boot was watched.
+    /// Reads the record, if the boot was watched.
     pub(crate) fn look() -> Option<Self> {
         let mut watch = Watch::take_over().ok()?;
         let look = |watch: &mut Watch| {
@@ -104,18 +104,18 @@ impl Boot {
         Some(Self { watch, ended, at: Instant::now() })
     }
 
-    /// From here on the machine depends on more than its boot.
+    /// Ends the recording: from here on, the machine depends on more than its boot.
     pub(crate) fn over(&mut self) {
         self.watch.end();
-        self.ended = Err("it has gone on since it booted".into());
+        self.ended = Err("it has been running since its boot".into());
     }
 }
 
-/// Does what [`make`] does to files as they are: each is opened, its first byte
-/// written again and its time set to what it is. Nobody may notice.
+/// Does the work of [`make`] without changing files: opens each file, writes its first
+/// byte again, and sets its time to the current one. Skips files that programs watch.
 pub(crate) fn rehearse(changes: &[Change], boot: Option<&Boot>) {
     let Some(Boot { ended: Ok(boot), at, .. }) = boot else { return };
-    // Who was started since may watch.
+    // A program that was started since then may watch files.
     if at.elapsed() > FRESH {
         return;
     }
@@ -124,7 +124,7 @@ pub(crate) fn rehearse(changes: &[Change], boot: Option<&Boot>) {
         !boot.opened.contains(&change.inode) && !boot.watched.contains(&change.inode.number)
     };
     for change in changes.iter().filter(unnoticed) {
-        // What fails of it is for `make` to say.
+        // Ignore errors: `make` will report them.
         let _ = go_through(&root, change);
     }
 }
@@ -144,12 +144,15 @@ fn go_through(root: &File, change: &Change) -> io::Result<()> {
     set_time(&file, &change.modified).and(written)
 }
 
-/// Makes the changes, or says in a sentence why not. Some of them may have been
-/// made then.
+/// Makes the changes.
+///
+/// # Errors
+///
+/// The reason why that is not possible. Some changes may have been made.
 pub(crate) fn make(changes: &[Change], mut contents: &[u8], boot: Option<&mut Boot>) -> Result<(), String> {
-    let Boot { watch, ended, at } = boot.ok_or("it is not known what its boot has read")?;
+    let Boot { watch, ended, at } = boot.ok_or("it has no record of the files that its boot opened")?;
     let boot = ended.as_mut().map_err(|why| why.clone())?;
-    // Who was started since may watch, or read unseen.
+    // A program that was started since then may watch files, or mount filesystems.
     if at.elapsed() > FRESH {
         boot.watched.extend(watched()?);
     }
@@ -158,37 +161,39 @@ pub(crate) fn make(changes: &[Change], mut contents: &[u8], boot: Option<&mut Bo
     for change in changes {
         let path = change.path.as_deref().unwrap_or("a file");
         let Some(length) = change.content else {
-            // The same in both: what is left is when it was written. Who has
-            // opened it may have noted the time, and who watches would notice.
+            // Only the modification time differs. A program that opened the file may have
+            // read the time, and a program that watches it would notice the change.
             let known = boot.opened.contains(&change.inode) || since.contains(&change.inode);
             if !known && !watched.contains(&change.inode.number) {
                 touch(&root, change).map_err(unable)?;
             } else if change.chosen {
-                return Err(format!("{path} was looked at while it booted, and has another time"));
+                return Err(format!("{path} was opened during the boot, and its modification time differs"));
             }
             continue;
         };
         let file = open(&root, change.inode, libc::O_RDWR).map_err(unable)?;
         let meta = file.metadata().map_err(unable)?;
         if boot.opened.contains(&change.inode) || since.contains(&change.inode) {
-            return Err(format!("{path} was opened while it booted"));
+            return Err(format!("{path} was opened during the boot"));
         }
         if is_special(&file, &meta).map_err(unable)?
             || !is_as_it_was(&meta, change)
             || !meta.is_file()
             || meta.nlink() != 1
         {
-            return Err(format!("{path} was changed while it booted"));
+            return Err(format!("{path} was changed during the boot"));
         }
         if watched.contains(&change.inode.number) {
             return Err(format!("a program watches {path}"));
         }
-        let (content, rest) = contents.split_at_checked(length as usize).ok_or("its contents are short")?;
+        let (content, rest) = contents
+            .split_at_checked(length as usize)
+            .ok_or("the contents of the changed files are incomplete")?;
         contents = rest;
         (&file).write_all(content).and_then(|()| file.set_len(length)).map_err(unable)?;
         set_time(&file, &change.to).map_err(unable)?;
     }
-    // Nobody else may have read what was there before, or half of what is.
+    // No program may have read an old content, or half of a new one, meanwhile.
     let others = inodes(by_others(watch.opened().map_err(unable)?));
     match changes.iter().find(|change| change.content.is_some() && others.contains(&change.inode)) {
         Some(change) => Err(format!("{} was opened meanwhile", change.path.as_deref().unwrap_or("a file"))),
@@ -200,13 +205,13 @@ fn watched() -> Result<BTreeSet<u32>, String> {
     World::look()?.watched(&File::open("/").map_err(unable)?)
 }
 
-/// What others than this process have opened.
+/// Keeps only files that other processes have opened.
 fn by_others(mut opened: Opened) -> Opened {
     opened.retain(|(_, who)| *who != std::process::id());
     opened
 }
 
-/// Whether it has bits or attributes that are lost when it is written.
+/// Whether the file has mode bits or attributes that a write would clear.
 fn is_special(file: &File, meta: &fs::Metadata) -> io::Result<bool> {
     Ok(meta.mode() & 0o6000 != 0 || rustix::fs::flistxattr(file, &mut [0; 0])? != 0)
 }
@@ -216,13 +221,13 @@ fn inodes(opened: Opened) -> BTreeSet<Inode> {
 }
 
 fn is_as_it_was(meta: &fs::Metadata, change: &Change) -> bool {
-    // The size of a directory says nothing.
+    // The size of a directory does not matter.
     (meta.is_dir() || meta.size() == change.size)
         && meta.mtime() == change.modified.seconds
         && meta.mtime_nsec() == i64::from(change.modified.nanoseconds)
 }
 
-/// Sets a file's time, unless the machine itself has changed or removed it.
+/// Sets a file's modification time, unless the machine has changed or deleted the file.
 fn touch(root: &File, change: &Change) -> io::Result<()> {
     let file = match open(root, change.inode, libc::O_RDONLY) {
         Err(error) if [Some(libc::ESTALE), Some(libc::ENOENT)].contains(&error.raw_os_error()) => {
@@ -244,7 +249,7 @@ fn set_time(file: &File, to: &Time) -> io::Result<()> {
     rustix::fs::futimens(file, &times).map_err(Into::into)
 }
 
-/// Opens a file of the filesystem of `root` without its name.
+/// Opens a file of the filesystem of `root` by its inode.
 fn open(root: &File, inode: Inode, flags: libc::c_int) -> io::Result<File> {
     /// `struct file_handle` with the eight bytes of this kind.
     #[repr(C)]
@@ -257,8 +262,8 @@ fn open(root: &File, inode: Inode, flags: libc::c_int) -> io::Result<File> {
     let mut handle =
         Handle { bytes: 8, kind: INODE_AND_GENERATION, inode: inode.number, generation: inode.generation };
     let flags = flags | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOFOLLOW;
-    // SAFETY: the handle is as long as it says, and lives through the call,
-    // which gives a descriptor that is ours.
+    // SAFETY: the handle has the length that it states, and outlives the call, which
+    // returns a descriptor that we own.
     unsafe {
         match libc::open_by_handle_at(root.as_raw_fd(), (&raw mut handle).cast(), flags) {
             -1 => Err(io::Error::last_os_error()),
@@ -267,15 +272,19 @@ fn open(root: &File, inode: Inode, flags: libc::c_int) -> io::Result<File> {
     }
 }
 
-/// What processes have besides open files.
+/// The inotify watches of all processes.
 struct World {
-    /// Inodes that somebody watches, by the kernel's number of their
-    /// filesystem's device.
+    /// Watched inodes, and the events that they are watched for, by the kernel's number of
+    /// the filesystem's device.
     watches: BTreeMap<u64, BTreeSet<(Inode, u32)>>,
 }
 
 impl World {
-    /// Looks at all processes. The watch of this one is our own.
+    /// Examines all processes. Ignores the fanotify watch of this one.
+    ///
+    /// # Errors
+    ///
+    /// The machine has something that could read or watch files unnoticed.
     fn look() -> Result<Self, String> {
         let mut watches: BTreeMap<u64, BTreeSet<(Inode, u32)>> = BTreeMap::new();
         let mut namespaces = BTreeSet::new();
@@ -284,14 +293,14 @@ impl World {
                 continue;
             };
             let path = process.path();
-            // Who has gone meanwhile has nothing left.
+            // Skip a process that has ended meanwhile.
             let namespace = fs::read_link(path.join("ns/mnt")).ok();
             if let Some(namespace) = namespace
                 && !namespaces.contains(&namespace)
                 && let Ok(mounts) = fs::read_to_string(path.join("mountinfo"))
             {
                 if let Some(kind) = foreign(&mounts) {
-                    return Err(format!("it has mounted a filesystem of the kind {kind}"));
+                    return Err(format!("it has mounted a filesystem of type {kind}"));
                 }
                 namespaces.insert(namespace);
             }
@@ -305,33 +314,33 @@ impl World {
                         }
                     }
                     Some("anon_inode:[fanotify]") if number != std::process::id() => {
-                        return Err("a program of it watches files".into());
+                        return Err("one of its programs watches files with fanotify".into());
                     }
                     _ => {}
                 }
             }
         }
         if fs::read_to_string("/proc/swaps").is_ok_and(|swaps| swaps.lines().any(|l| l.contains(" file\t"))) {
-            return Err("it swaps to a file".into());
+            return Err("it has a swap file".into());
         }
-        // One that was mounted during the boot may be gone by now.
+        // An overlay that was mounted during the boot may be unmounted by now.
         let overlays = |line: &str| line.ends_with("\toverlay");
         if fs::read_to_string("/proc/filesystems").is_ok_and(|all| all.lines().any(overlays)) {
-            return Err("its kernel has overlays, through which files are read unseen".into());
+            return Err("its kernel supports overlays, which read files without opening them".into());
         }
         Ok(Self { watches })
     }
 
-    /// The numbers of inodes whose change would be noticed: they are watched
-    /// themselves, or the directory is that they are in.
+    /// Lists the numbers of watched inodes: a program watches the file itself or its
+    /// directory.
     fn watched(&self, root: &File) -> Result<BTreeSet<u32>, String> {
         let device = root.metadata().map_err(unable)?.dev();
-        // As the kernel has it inside: twenty bits for the minor number.
+        // The kernel's internal form of the number: 20 bits for the minor number.
         let device = u64::from(rustix::fs::major(device)) << 20 | u64::from(rustix::fs::minor(device));
         let mut watched = BTreeSet::new();
         for (inode, mask) in self.watches.get(&device).into_iter().flatten() {
             if mask & LOOKED_AT != 0 {
-                return Err("a program of it watches what is read".into());
+                return Err("one of its programs watches which files are read".into());
             }
             watched.insert(inode.number);
             let Ok(file) = open(root, *inode, libc::O_RDONLY) else { continue };
@@ -343,8 +352,8 @@ impl World {
     }
 }
 
-/// A filesystem in a process's list of mounts that may hold files of the root
-/// filesystem: neither apart from all disks nor on a partition beside it.
+/// Finds the type of a filesystem in a process's list of mounts that may read files of the
+/// root filesystem: one that is neither in [`APART`] nor on a partition of the same disk.
 fn foreign(mounts: &str) -> Option<&str> {
     // The third field is the device, the fifth where it is mounted.
     let major =
@@ -356,9 +365,9 @@ fn foreign(mounts: &str) -> Option<&str> {
     })
 }
 
-/// A line of `fdinfo` about an inotify watch (`fs/notify/fdinfo.c`): the
-/// device and the inode, whose handle stands at its end; none if what is done
-/// here is not among what is watched for.
+/// Parses a line of `fdinfo` about an inotify watch (`fs/notify/fdinfo.c`): the device and
+/// the inode, whose handle is at the end of the line. Returns `None` if the watch has no
+/// event of [`NOTICED`].
 fn watch(line: &str) -> Option<(u64, (Inode, u32))> {
     let field = |name: &str| line.split(' ').find_map(|f| f.strip_prefix(name)?.strip_prefix(':'));
     let mask = u32::from_str_radix(field("mask")?, 16).ok()? & NOTICED;
@@ -388,7 +397,7 @@ mod tests {
         let inode = Inode { number: 0x9e7e, generation: 0x6d1b_0d64 };
         assert_eq!(watch(line), Some((0x80_0013, (inode, 0xA))));
         assert_eq!(watch("pos:\t0"), None);
-        // Whether it is moved, and what is made in it.
+        // A watch for moves and new entries only.
         assert_eq!(watch(&line.replace("800afce", "f84")), None);
     }
 

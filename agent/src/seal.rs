@@ -1,5 +1,5 @@
-//! Makes a machine fit for being many: takes out what must not be the same
-//! in two of them, and what belongs to its making and not to its use.
+//! Seals a machine: removes what two machines must not share, and what only its build
+//! needed.
 
 use std::fs;
 use std::io;
@@ -11,8 +11,8 @@ use crate::failure::HOME;
 use crate::fsctl;
 use crate::hooks;
 
-/// Services that stay up while the others are stopped: without them the
-/// machine can't answer any more, or they have nothing to close.
+/// Prefixes of services that sealing does not stop: the agent needs them, or they have no
+/// files to close.
 const KEPT: &[&str] = &[
     "vimg-agent",
     "dbus",
@@ -27,7 +27,7 @@ const KEPT: &[&str] = &[
 /// How long services may take to stop.
 const STOP: Duration = Duration::from_secs(600);
 
-/// Seals the machine. It must not run on after this.
+/// Seals the machine. It must be switched off after this.
 pub(crate) fn seal() -> io::Result<()> {
     if Path::new("/run/systemd/system").is_dir() {
         stop_services();
@@ -76,8 +76,8 @@ pub(crate) fn seal() -> io::Result<()> {
     if Path::new("/var/lib/dbus").is_dir() {
         std::os::unix::fs::symlink("/etc/machine-id", "/var/lib/dbus/machine-id")?;
     }
-    // What was deleted becomes holes in the disk.
-    // In a container only the host may.
+    // Turn the blocks of deleted files into holes of the disk. In a container, only the
+    // host can do this.
     if let Ok(root) = fs::File::open("/") {
         fsctl::trim(root);
     }
@@ -87,9 +87,9 @@ pub(crate) fn seal() -> io::Result<()> {
 const FIRST_BOOT: &str = "/etc/systemd/system/vimg-first-boot.service";
 const WANTED: &str = "/etc/systemd/system/multi-user.target.wants";
 
-/// A unit that makes what sealing takes out and services can't do without:
-/// SSH host keys and the self-signed certificate of `ssl-cert`. `None` if the
-/// machine has neither.
+/// Writes the text of a unit that creates, at the first boot, what sealing removes and
+/// services need: SSH host keys and the self-signed certificate of `ssl-cert`. Returns
+/// `None` if the machine has neither.
 fn first_boot() -> io::Result<Option<String>> {
     let ssh = Path::new("/usr/bin/ssh-keygen").exists() && Path::new("/etc/ssh/sshd_config").exists();
     let ssl = Path::new("/usr/sbin/make-ssl-cert").exists();
@@ -117,7 +117,7 @@ fn first_boot() -> io::Result<Option<String>> {
     )))
 }
 
-/// Stops what runs, so that databases and the like close their files.
+/// Stops services, so that databases and the like close their files.
 fn stop_services() {
     let mut list = command::command("systemctl");
     list.args([
@@ -139,7 +139,7 @@ fn stop_services() {
     }
     let mut stop = command::command("systemctl");
     stop.arg("stop").arg("--").args(units);
-    // A unit that refuses to be stopped is no reason not to seal.
+    // Seal even if a unit can't be stopped.
     let _ = command::query(&mut stop, STOP);
 }
 
@@ -147,8 +147,8 @@ fn empty_file(path: &str) -> io::Result<()> {
     if Path::new(path).exists() { fs::write(path, "") } else { Ok(()) }
 }
 
-/// Without asking for a file to be made: in a directory that is sticky and not
-/// only root's the kernel denies that even to root (`fs.protected_regular`).
+/// Truncates a file, without O_CREAT: in a sticky directory that users can write to, the
+/// kernel denies O_CREAT even to root (`fs.protected_regular`).
 fn truncate(path: &Path) -> io::Result<()> {
     fs::File::options().write(true).truncate(true).open(path).map(|_| ())
 }
@@ -169,14 +169,14 @@ fn empty_dir(dir: &Path, matches: &str) -> io::Result<()> {
     let Ok(entries) = fs::read_dir(dir) else { return Ok(()) };
     for entry in entries.flatten() {
         if entry.file_name().to_string_lossy().starts_with(matches) {
-            // Mount points and the like stay.
+            // Ignore errors: a mount point can't be removed.
             let _ = remove(&entry.path());
         }
     }
     Ok(())
 }
 
-/// Empties log files and drops rotated ones; directories and owners stay.
+/// Truncates log files and deletes rotated ones; keeps directories and owners.
 fn empty_logs(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)?.flatten() {
         let path = entry.path();

@@ -1,8 +1,8 @@
-//! The agent's life: find the port, shake hands, answer.
+//! The agent's main loop: finds the port, does the handshake, and answers requests.
 //!
-//! It lives in one of three places. In the machine itself, under its systemd;
-//! in an appliance, a small machine to which the disk of another is given; or
-//! in a container of the host, whose root is that disk's.
+//! The agent runs in one of three places: in the machine itself, under systemd; in an
+//! appliance, a small machine with the disk of another machine; or in a container on the
+//! host, with the filesystem of that disk as its root.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -27,15 +27,15 @@ use crate::retarget;
 use crate::seal;
 use crate::system;
 
-/// How long a machine may take to show the port. An image that runs without
-/// vimg has none, and its agent ends quietly.
+/// How long to wait for the port. A machine that runs without vimg has none: its agent
+/// ends without an error.
 const PORT_WAIT: Duration = Duration::from_secs(120);
 
-/// How long systemd may take to start everything; what is not up by then is
-/// left to come.
+/// How long to wait until systemd has started everything. After that, the agent serves the
+/// host anyway.
 const BOOT_WAIT: Duration = Duration::from_secs(600);
 
-/// Serves the host from within the machine until it goes away.
+/// Serves the host from within the machine, until the channel ends.
 pub fn machine() -> io::Result<()> {
     match wait_for_port(Duration::from_millis(20))? {
         Some(path) => on_port(&path, Place::Machine),
@@ -45,14 +45,14 @@ pub fn machine() -> io::Result<()> {
 
 /// Serves the host as an appliance.
 pub fn appliance() -> io::Result<()> {
-    let path =
-        wait_for_port(Duration::from_millis(1))?.ok_or_else(|| io::Error::other("there is no port"))?;
+    let path = wait_for_port(Duration::from_millis(1))?
+        .ok_or_else(|| io::Error::other("there is no virtio-serial port"))?;
     on_port(&path, Place::Appliance(None))
 }
 
 /// Serves the host in a container, on the socket that is standard input.
 pub fn container() -> io::Result<()> {
-    // No program that is started gets at the socket.
+    // Close-on-exec: programs of layers must not inherit the socket.
     let socket = File::from(rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?);
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
     let output = socket.try_clone()?;
@@ -82,7 +82,7 @@ fn open(path: &Path) -> io::Result<File> {
     let start = Instant::now();
     loop {
         match OpenOptions::new().read(true).write(true).open(path) {
-            // The node may be there a moment before the device answers.
+            // The node may exist shortly before the device works.
             Err(_) if start.elapsed() < Duration::from_secs(10) => {
                 std::thread::sleep(Duration::from_millis(20))
             }
@@ -91,12 +91,12 @@ fn open(path: &Path) -> io::Result<File> {
     }
 }
 
-/// A virtio port reads as ended while no host is connected; one may come.
+/// A virtio port. It reads as ended while no host is connected, so this waits for a host.
 struct Port(File);
 
 impl Read for Port {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        // Who has been alone for seconds is in no hurry.
+        // Poll less often after a few seconds without a host.
         let (mut pause, mut alone) = (Duration::from_millis(5), 0);
         loop {
             match self.0.read(buffer) {
@@ -111,35 +111,33 @@ impl Read for Port {
     }
 }
 
-/// Where the agent lives.
+/// Where the agent runs.
 enum Place {
     Machine,
-    /// With the disk that it was given, if it was.
+    /// With the mounted disk, if there is one.
     Appliance(Option<Attached>),
     Container,
 }
 
 struct Agent {
     channel: Channel,
-    /// Of the kernel; the same in all forks, which need not ask for it.
+    /// The kernel's boot id. Read once: it is the same in all forks.
     boot_id: String,
     boot_stamp: String,
     place: Place,
-    /// What failed while the machine booted, once that was found out: a fork
-    /// is up from its beginning.
+    /// Units that failed at boot, once they are known. A fork knows them from its snapshot.
     failed_units: Option<Vec<String>>,
-    /// The program that a person runs.
+    /// The program that runs for the user.
     running: Option<Running>,
-    /// Whether writes are held.
+    /// Whether writes are blocked.
     held: bool,
-    /// What the boot has read, if that was noted.
+    /// What the boot has read, if it was recorded.
     boot: Option<retarget::Boot>,
 }
 
 impl Agent {
     fn start(input: Box<dyn Read + Send>, output: Box<dyn Write + Send>, place: Place) -> io::Result<()> {
-        // New files are readable by all and writable by their owner, whatever
-        // the caller's umask is.
+        // Modes of new files must not depend on the umask of the caller.
         rustix::process::umask(Mode::from_raw_mode(0o022));
         let sender = Sender::new(output);
         heartbeat::start(sender.clone());
@@ -179,10 +177,10 @@ impl Agent {
         }
     }
 
-    /// Repeats the host's nonce, so that it can tell this conversation from
-    /// what an earlier one left in the channel.
+    /// Answers a handshake: repeats the host's nonce, so that the host can skip messages of
+    /// an earlier session.
     fn greet(&mut self, nonce: [u8; 8]) -> io::Result<()> {
-        // Nobody listens to it any more.
+        // The session that started the program has ended: kill it.
         self.running = None;
         let sender = self.channel.sender.clone();
         sender.raw(&[protocol::SYNC.as_slice(), &nonce].concat())?;
@@ -225,7 +223,7 @@ impl Agent {
             }
             ToAgent::Resume(what) => match self.resume(&what) {
                 Ok(()) => FromAgent::Resumed,
-                Err(error) => refused("wake", error),
+                Err(error) => refused("resume", error),
             },
             ToAgent::Exec(exec) => match Running::start(&exec, &self.channel.sender) {
                 Ok(running) => {
@@ -255,7 +253,7 @@ impl Agent {
                     self.boot_stamp = system::boot_stamp();
                     FromAgent::Prepared
                 }
-                Err(error) => refused("prepare", error),
+                Err(error) => refused("prepare the disk", error),
             },
             ToAgent::PrepareSnapshot => {
                 self.boot = retarget::Boot::look();
@@ -269,16 +267,16 @@ impl Agent {
                         self.held = true;
                         FromAgent::Frozen
                     }
-                    Err(error) => refused("freeze", error),
+                    Err(error) => refused("freeze the disk", error),
                 }
             }
             ToAgent::Thaw => match self.let_go() {
                 Ok(()) => FromAgent::Thawed,
-                Err(error) => refused("thaw", error),
+                Err(error) => refused("thaw the disk", error),
             },
             ToAgent::Seal => match seal::seal() {
                 Ok(()) => FromAgent::Sealed,
-                Err(error) => refused("seal", error),
+                Err(error) => refused("seal the machine", error),
             },
             ToAgent::List => {
                 list::list(&self.channel.sender)?;
@@ -291,7 +289,8 @@ impl Agent {
             },
             ToAgent::SendBootFiles => {
                 if let Some(path) = system::BOOT_FILES.iter().find(|p| !Path::new(p).is_file()) {
-                    return Ok(Some(refused("send", io::Error::other(format!("{path} is not there")))));
+                    let error = io::Error::other(format!("{path} does not exist"));
+                    return Ok(Some(refused("send the boot files", error)));
                 }
                 for path in system::BOOT_FILES {
                     self.channel.send_file(path)?;
@@ -305,8 +304,8 @@ impl Agent {
 impl Agent {
     fn prepare(&mut self, what: &Prepare) -> io::Result<()> {
         match &mut self.place {
-            Place::Machine => Err(io::Error::other("this machine runs by itself")),
-            Place::Appliance(Some(_)) => Err(io::Error::other("there is a disk already")),
+            Place::Machine => Err(io::Error::other("the agent runs in the machine itself")),
+            Place::Appliance(Some(_)) => Err(io::Error::other("a disk is already mounted")),
             Place::Appliance(attached) => {
                 *attached = Some(appliance::prepare(what)?);
                 Ok(())
@@ -325,13 +324,13 @@ impl Agent {
             Place::Machine => system::freeze(true),
             Place::Appliance(Some(attached)) => attached.hold(),
             Place::Appliance(None) => Ok(()),
-            // Only the host may.
+            // In a container, only the host can freeze the filesystem.
             Place::Container => Ok(()),
         }
     }
 
-    /// Lets writes go on, if they are held: an earlier conversation may have
-    /// ended in between.
+    /// Allows writes again if they are blocked: an earlier session may have ended while
+    /// they were.
     fn let_go(&mut self) -> io::Result<()> {
         if self.held {
             self.thaw()?;
@@ -340,8 +339,8 @@ impl Agent {
         Ok(())
     }
 
-    /// Makes a fork as if it had booted with other files, or says why not. The
-    /// clock is stepped afterwards: timers may start what reads them.
+    /// Retargets a fork; the error says why that is not possible. Sets the clock last:
+    /// timers may start programs that read the changed files.
     fn retarget(&mut self, resume: &Resume, changes: &[Change], contents: &[u8]) -> Result<(), String> {
         priority::begin();
         resume::reseed(resume).map_err(retarget::unable)?;
@@ -355,8 +354,7 @@ impl Agent {
         self.step(resume)
     }
 
-    /// Steps the clock. By then the machine is as it is to be, and what it
-    /// opens is its own affair.
+    /// Sets the clock, and ends the recording of opened files: the fork is complete.
     fn step(&mut self, resume: &Resume) -> io::Result<()> {
         if let Some(boot) = &mut self.boot {
             boot.over();
@@ -373,7 +371,7 @@ impl Agent {
     }
 }
 
-/// Has systemd stop everything and switch the machine off, in its own time.
+/// Makes systemd stop all services and switch the machine off. Does not wait for it.
 fn switch_off() -> io::Result<()> {
     let mut off = command::command("systemctl");
     off.args(["--no-block", "poweroff"]);
@@ -384,7 +382,7 @@ fn switch_off() -> io::Result<()> {
     }
 }
 
-/// Waits until systemd has started everything; names what failed to start.
+/// Waits until systemd has started everything; returns units that failed to start.
 fn wait_until_up() -> Vec<String> {
     let mut wait = command::command("systemctl");
     wait.args(["is-system-running", "--wait", "--quiet"]);

@@ -1,4 +1,4 @@
-//! The machine's own tables and the few kernel calls that need care.
+//! The machine's users, groups, ports and boot files, and a few kernel calls.
 
 use std::fs::{self, File};
 use std::io;
@@ -32,8 +32,8 @@ fn lines(path: &str) -> Vec<Vec<String>> {
     text.lines().map(|line| line.split(':').map(str::to_owned).collect()).collect()
 }
 
-/// The user with this name. A static program has no NSS: only local accounts
-/// are known, which are the only ones that an image can have.
+/// Looks up a user. A static program has no NSS, so this finds only local users, which are
+/// the only ones that an image can have.
 pub(crate) fn user(name: &str) -> Option<Account> {
     lines("/etc/passwd").into_iter().find(|f| f[0] == name).and_then(|f| {
         Some(Account {
@@ -47,11 +47,11 @@ pub(crate) fn user(name: &str) -> Option<Account> {
     })
 }
 
-/// The ids of the user whose home `path` is below, `(uid, gid)`. The home of a
-/// system user counts only if that user is the `owner` of the file: a web server
-/// should not own the directories of a site below `/var/www`.
+/// Finds the user whose home directory contains `path`; returns `(uid, gid)`. The home of
+/// a system user counts only if that user is the `owner` of the file: a web server should
+/// not own the directories of a site below `/var/www`.
 pub(crate) fn home_of(path: &Path, owner: u32) -> Option<(u32, u32)> {
-    /// The first uid of people (`UID_MIN` in login.defs(5)).
+    /// The lowest uid of a person (`UID_MIN` in login.defs(5)).
     const PEOPLE: u32 = 1000;
     let homes = lines("/etc/passwd").into_iter().filter_map(|f| {
         let home = f.get(5).filter(|home| is_home(home))?.clone();
@@ -73,7 +73,7 @@ pub(crate) fn is_home(home: &str) -> bool {
         && !SYSTEM.iter().any(|system| path.starts_with(system))
 }
 
-/// All groups.
+/// Lists all groups.
 pub(crate) fn groups() -> Vec<Group> {
     lines("/etc/group")
         .into_iter()
@@ -87,18 +87,18 @@ pub(crate) fn groups() -> Vec<Group> {
         .collect()
 }
 
-/// The group with this name.
+/// Looks up a group.
 pub(crate) fn group(name: &str) -> Option<Group> {
     groups().into_iter().find(|g| g.name == name)
 }
 
-/// Holds or releases all writes to the root filesystem.
+/// Blocks all writes to the root filesystem, or allows them again.
 pub(crate) fn freeze(hold: bool) -> io::Result<()> {
     fsctl::freeze(File::open("/")?, hold)
 }
 
-/// Has this program's children, and theirs, lie at the same addresses each
-/// time. Where that can't be, they are only slower.
+/// Turns address randomisation off for all children. Ignores errors: the children are only
+/// slower with it.
 pub(crate) fn fix_addresses() {
     // SAFETY: the call takes a number and has no other effect.
     unsafe { libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong) };
@@ -112,8 +112,8 @@ pub(crate) fn switch_root(root: &str) -> io::Result<()> {
     std::env::set_current_dir("/")
 }
 
-/// The virtio-serial port with this name. It is looked up in sysfs, because
-/// the agent may start before udev has made the links by name.
+/// Finds the virtio-serial port with this name. Looks in sysfs, because the agent may start
+/// before udev has created the links by name.
 pub(crate) fn port(name: &str) -> Option<PathBuf> {
     for entry in fs::read_dir("/sys/class/virtio-ports").ok()?.flatten() {
         let text = fs::read_to_string(entry.path().join("name")).unwrap_or_default();
@@ -124,11 +124,11 @@ pub(crate) fn port(name: &str) -> Option<PathBuf> {
     None
 }
 
-/// The kernel and initrd that the machine would boot next: Debian keeps these
-/// links on the newest kernel.
+/// The kernel and initrd that the machine would boot next: in Debian, these are links to
+/// the newest kernel.
 pub(crate) const BOOT_FILES: [&str; 2] = ["/vmlinuz", "/initrd.img"];
 
-/// Changes when one of the [`BOOT_FILES`] does.
+/// Returns a text that changes if one of the [`BOOT_FILES`] changes.
 pub(crate) fn boot_stamp() -> String {
     use std::os::unix::fs::MetadataExt;
     BOOT_FILES

@@ -1,5 +1,4 @@
-//! Extended attributes of files: capabilities, access lists, labels. Values are
-//! written in hexadecimal.
+//! Extended attributes of files: capabilities, ACLs, labels. Values are in hexadecimal.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,7 +13,7 @@ pub fn get(path: &Path) -> io::Result<BTreeMap<String, String>> {
     let mut names = vec![0; 64 << 10];
     let length = match rustix::fs::llistxattr(path, &mut names) {
         Ok(length) => length,
-        // The filesystem has none.
+        // The filesystem does not support them.
         Err(rustix::io::Errno::OPNOTSUPP) => return Ok(BTreeMap::new()),
         Err(error) => return Err(error.into()),
     };
@@ -29,12 +28,12 @@ pub fn get(path: &Path) -> io::Result<BTreeMap<String, String>> {
     Ok(found)
 }
 
-/// What desktops note of files: where one came from (with tokens in addresses),
-/// tags, an index's state (freedesktop's "Common extended attributes", Baloo).
+/// Attributes that desktops set: the origin of a download (with tokens in URLs), tags, the
+/// state of an index (freedesktop's "Common extended attributes", Baloo).
 const DESKTOP: [&str; 3] = ["user.xdg.", "user.baloo.", "user.mime_type"];
 
-/// Reads the attributes that are copied from a file of a project: capabilities,
-/// and those of its owner that programs of a desktop did not set.
+/// Reads the attributes that vimg copies from a file of a project: capabilities, and user
+/// attributes except for those of desktops.
 ///
 /// # Errors
 ///

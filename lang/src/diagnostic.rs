@@ -1,20 +1,20 @@
-//! What a mistake in a recipe is, where it is, and what to do about it.
-//! Nothing here knows how a diagnostic is shown.
+//! Diagnostics: a mistake in a recipe, its place, and what to do about it. This module
+//! does not know how a diagnostic is shown.
 
 use crate::source::Span;
 
-/// How grave a diagnostic is.
+/// The severity of a diagnostic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
-    /// The recipe can't be used.
+    /// vimg can't use the recipe.
     Error,
-    /// The recipe can be used, but does likely not mean what it says.
+    /// vimg can use the recipe, but it is probably wrong.
     Warning,
 }
 
 macro_rules! codes {
     ($($(#[doc = $doc:literal])+ $variant:ident = $text:literal,)+) => {
-        /// The kinds of mistake there are. The name of a code is stable.
+        /// The kinds of mistakes. The name of a code is stable.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Code {
             $($(#[doc = $doc])+ $variant,)+
@@ -24,12 +24,12 @@ macro_rules! codes {
             /// Every code, in the order of the phases that report them.
             pub const ALL: &'static [Code] = &[$(Code::$variant,)+];
 
-            /// The name shown to people and machines.
+            /// Returns the name of the code in messages and JSON.
             pub fn as_str(self) -> &'static str {
                 match self { $(Code::$variant => $text,)+ }
             }
 
-            /// What the code means, in a sentence.
+            /// Returns the meaning of the code: a sentence for the reference.
             pub fn meaning(self) -> &'static str {
                 match self { $(Code::$variant => concat!($($doc),+),)+ }
             }
@@ -112,32 +112,31 @@ codes! {
     TemplateFailed = "template-failed",
 }
 
-/// The most mistakes that are reported at once: who makes more has made one
-/// of them very often.
+/// The most mistakes that vimg reports at once: more are likely repetitions.
 pub const MOST: usize = 200;
-/// Names beyond which none is proposed.
+/// The most names that `suggest` compares.
 const MOST_NAMES: usize = 2000;
 
-/// A mistake: what, where, and what to do about it.
+/// A mistake in a recipe, its place, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
     /// The kind of mistake.
     pub code: Code,
-    /// How grave it is.
+    /// The severity.
     pub severity: Severity,
     /// One sentence, without a full stop.
     pub message: String,
-    /// Where it is, with a few words to stand beside the place. `None` for
-    /// mistakes on the command line.
+    /// The place and a label, which may be empty. `None` for mistakes on the command
+    /// line.
     pub primary: Option<(Span, String)>,
-    /// Other places that belong to it, possibly in other files.
+    /// Other places that belong to the mistake, with labels.
     pub related: Vec<(Span, String)>,
     /// What to do about it.
     pub help: Option<String>,
 }
 
 impl Diagnostic {
-    /// An error at a place.
+    /// Creates an error at a place.
     pub fn error(code: Code, span: Span, message: impl Into<String>) -> Self {
         Self {
             code,
@@ -149,7 +148,7 @@ impl Diagnostic {
         }
     }
 
-    /// An error that has no place in a text.
+    /// Creates an error without a place.
     pub fn global(code: Code, message: impl Into<String>) -> Self {
         Self {
             code,
@@ -161,7 +160,7 @@ impl Diagnostic {
         }
     }
 
-    /// Sets the words beside the place.
+    /// Sets the label of the place.
     pub fn label(mut self, text: impl Into<String>) -> Self {
         if let Some((_, label)) = &mut self.primary {
             *label = text.into();
@@ -169,25 +168,25 @@ impl Diagnostic {
         self
     }
 
-    /// Adds another place.
+    /// Adds another place with a label.
     pub fn related(mut self, span: Span, text: impl Into<String>) -> Self {
         self.related.push((span, text.into()));
         self
     }
 
-    /// Says what to do.
+    /// Sets the help text: what to do.
     pub fn help(mut self, text: impl Into<String>) -> Self {
         self.help = Some(text.into());
         self
     }
 
-    /// Says what to do where nothing better is known.
+    /// Sets the help text if there is none yet.
     pub(crate) fn help_if_none(self, text: &str) -> Self {
         if self.help.is_some() { self } else { self.help(text) }
     }
 
-    /// Proposes the nearest of `names` to `wanted`, or lists them when they
-    /// are few and none is near.
+    /// Suggests the one of `names` that is nearest to `wanted`. If none is near, lists
+    /// all `names`, up to 20.
     pub fn suggest<'a>(self, wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Self {
         let mut names: Vec<&str> = names.into_iter().take(MOST_NAMES).collect();
         names.sort_unstable();
@@ -199,11 +198,11 @@ impl Diagnostic {
             return self;
         }
         let list: Vec<String> = names.iter().map(|n| format!("`{n}`")).collect();
-        self.help(format!("known here: {}", list.join(", ")))
+        self.help(format!("available: {}", list.join(", ")))
     }
 }
 
-/// The name that `wanted` was likely meant to be.
+/// Finds the name nearest to `wanted`, if one is near.
 fn nearest<'a>(wanted: &str, names: &[&'a str]) -> Option<&'a str> {
     names
         .iter()

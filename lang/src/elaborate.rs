@@ -1,5 +1,5 @@
-//! From declarations to the [`Model`]: fills in inputs, renders templates and
-//! turns nodes into typed values. Names are known to be good by now.
+//! Turns declarations into the [`Model`]: fills in inputs, renders templates and
+//! converts nodes to typed values. [`crate::resolve`] has checked all names.
 
 mod context;
 mod check;
@@ -26,9 +26,12 @@ use crate::template::Renderer;
 use context::Elaborator;
 pub use context::{Request, rebuilt_name};
 
-/// Compiles a recipe. All mistakes of the first phase that finds any are
-/// returned; each text that was read is in `sources`, so that they can be
-/// shown.
+/// Compiles a recipe. Adds each file that it reads to `sources`, so that diagnostics
+/// can show their places.
+///
+/// # Errors
+///
+/// All mistakes of the first phase that finds any.
 pub fn compile(request: &Request, sources: &mut Sources) -> Result<Model, Vec<Diagnostic>> {
     let mut out = Vec::new();
     let loaded = load::load(request.files, &request.entry, sources, &mut out);
@@ -54,7 +57,7 @@ pub fn compile(request: &Request, sources: &mut Sources) -> Result<Model, Vec<Di
     if out.is_empty() {
         return Ok(model);
     }
-    // A configuration that is applied twice reports its mistakes twice.
+    // A configuration that two layers apply reports its mistakes twice.
     let mut seen = HashSet::new();
     out.retain(|d| seen.insert((d.code, d.primary.as_ref().map(|(span, _)| *span), d.message.clone())));
     out.truncate(MOST);

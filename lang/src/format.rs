@@ -1,9 +1,9 @@
-//! `vimg fmt`: lays out a recipe anew without touching what it says.
+//! `vimg fmt`: changes the layout of a recipe, but not its meaning.
 //!
 //! Works on the tokens of [`crate::lexer`], because kdl's own `autoformat`
 //! (6.7.1) deletes comments, flattens multi-line strings and rewrites numbers.
-//! Only blanks between tokens change: every comment, slashdash, number and
-//! string keeps its spelling. The lines of a recipe stay the lines they are.
+//! Only whitespace between tokens changes: comments, slashdashes, numbers and
+//! strings keep their spelling. Lines are not split or joined.
 
 use crate::diagnostic::Diagnostic;
 use crate::lexer::{Kind, Token, tokens};
@@ -12,8 +12,11 @@ use crate::syntax;
 
 const INDENT: &str = "    ";
 
-/// Formats the text of a recipe. Text that is no KDL is refused with the
-/// parser's diagnostics.
+/// Formats the text of a recipe.
+///
+/// # Errors
+///
+/// The diagnostics of the parser, if the text is not valid KDL.
 pub fn format(source: SourceId, text: &str) -> Result<String, Vec<Diagnostic>> {
     syntax::parse(source, text)?;
     Ok(layout(text))
@@ -31,17 +34,17 @@ fn layout(text: &str) -> String {
 struct Layout {
     out: String,
     depth: usize,
-    /// Something stands on the current line.
+    /// Whether the current line has a token.
     started: bool,
-    /// Blanks stood before the next token.
+    /// Whether whitespace precedes the next token.
     space: bool,
-    /// The next token follows the last one without a blank.
+    /// Whether the next token follows the last one without a space.
     glue: bool,
     /// Newlines since the last token.
     newlines: usize,
-    /// The last line ended in `\`.
+    /// Whether the last line ended in `\`.
     continued: bool,
-    /// The last token was `{`.
+    /// Whether the last token was `{`.
     opened: bool,
 }
 
@@ -89,7 +92,7 @@ impl Layout {
         }
         match kind {
             Kind::Open => self.depth += 1,
-            // What follows on the line is another node.
+            // The rest of the line is another node.
             Kind::Semicolon | Kind::Close => self.space = true,
             _ => {}
         }
@@ -98,7 +101,7 @@ impl Layout {
     fn line_start(&mut self, kind: Kind) {
         if !self.out.is_empty() {
             self.out.push('\n');
-            // After a `\` an empty line ends the node, so it has to stay.
+            // An empty line after `\` ends the node, so it has to stay.
             let blank = !self.opened && kind != Kind::Close || self.continued;
             if self.newlines > 1 && blank {
                 self.out.push('\n');
@@ -119,8 +122,8 @@ impl Layout {
     }
 }
 
-/// Moves the lines of a multi-line string to `depth`. The string's value does
-/// not change, since the blanks before its closing quotes are no part of it.
+/// Indents the lines of a multi-line string to `depth`. This does not change its value:
+/// KDL removes the indentation of the closing quotes from each line.
 fn indent_string(text: &str, depth: usize) -> String {
     let hashes = text.len() - text.trim_start_matches('#').len();
     let lines: Vec<&str> = text.split('\n').collect();
@@ -129,7 +132,7 @@ fn indent_string(text: &str, depth: usize) -> String {
     let plain = last[prefix.len()..].starts_with("\"\"\"")
         && lines[0].ends_with("\"\"\"")
         && !text.contains(['\r', '\u{85}', '\u{0B}', '\u{0C}', '\u{2028}', '\u{2029}'])
-        // An escaped newline swallows the blanks after it.
+        // An escaped newline removes the whitespace after it.
         && (hashes > 0 || !lines.iter().any(|l| l.trim_end().ends_with('\\')))
         && lines[1..].iter().all(|l| l.starts_with(prefix) || l.trim_matches([' ', '\t']).is_empty());
     if !plain {
@@ -184,8 +187,7 @@ mod tests {
         );
     }
 
-    /// Everything but blanks and newlines, and the values of multi-line
-    /// strings instead of their layout.
+    /// All tokens except whitespace, and multi-line strings without their layout.
     fn solids(text: &str) -> Vec<String> {
         tokens(text)
             .filter(|t| !matches!(t.kind, Kind::Space | Kind::Newline))
@@ -212,7 +214,7 @@ mod tests {
         Some(out)
     }
 
-    /// Text that is mostly KDL, with all the things a formatter can lose.
+    /// Mostly valid KDL, with everything that a formatter could lose.
     fn recipe() -> impl Strategy<Value = String> {
         let entry = prop_oneof![
             Just("\"text\"".to_owned()),

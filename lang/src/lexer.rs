@@ -1,20 +1,19 @@
-//! Cuts KDL 2 text into tokens that cover every byte of it.
+//! Splits KDL 2 text into tokens that cover every byte of it.
 //!
-//! The lexer never fails and never recurses: on text that is no KDL it yields
-//! tokens all the same. It serves the guard in front of the parser
-//! ([`crate::prescan`]) and the formatter; it knows nothing of nodes.
+//! The lexer never fails and never recurses: it yields tokens for invalid KDL, too.
+//! [`crate::prescan`] and the formatter use it; it does not know about nodes.
 //! Grammar: KDL 2.0.0, <https://kdl.dev/spec>.
 
-/// What a token is.
+/// The kind of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Blanks without a newline.
+    /// Whitespace without a newline.
     Space,
     /// One newline (CRLF counts as one).
     Newline,
     /// `// ...` up to the newline.
     LineComment,
-    /// `/* ... */` with the deepest nesting inside it.
+    /// `/* ... */`, and how deeply comments are nested in it.
     BlockComment { depth: usize },
     /// `\`, which joins the next line to this one.
     Continuation,
@@ -34,18 +33,18 @@ pub(crate) enum Kind {
     ParenClose,
     /// A quoted string on one line, raw or not.
     Quoted,
-    /// A string in three quotes, raw or not.
+    /// A string in triple quotes, raw or not.
     MultiLine,
     /// An identifier, number or keyword.
     Bare,
 }
 
-/// A token and the bytes it covers.
+/// A token and the text that it covers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Token<'a> {
     pub(crate) kind: Kind,
     pub(crate) text: &'a str,
-    /// Byte offset of the text.
+    /// Byte offset of the token.
     pub(crate) start: usize,
 }
 
@@ -136,8 +135,8 @@ fn block_comment(rest: &str) -> (Kind, usize) {
     (Kind::BlockComment { depth: deepest }, at)
 }
 
-/// A string that starts after `hashes` hash signs. An unclosed one reaches to
-/// the end of the line, or of the text if it has three quotes.
+/// Scans a string that starts after `hashes` hash signs. An unclosed string reaches
+/// to the end of the line, or, with triple quotes, to the end of the text.
 fn quoted(rest: &str, hashes: usize) -> (Kind, usize) {
     let raw = hashes > 0;
     let multi = rest[hashes..].starts_with("\"\"\"");
@@ -148,8 +147,8 @@ fn quoted(rest: &str, hashes: usize) -> (Kind, usize) {
     while at < bytes.len() {
         match bytes[at] {
             b'\\' if !raw => {
-                // An escape covers the next character, or all the blanks and
-                // newlines that follow.
+                // An escape covers the next character, or all the whitespace
+                // that follows.
                 at += 1;
                 if bytes.get(at).is_some_and(|b| b" \t\r\n".contains(b)) {
                     while bytes.get(at).is_some_and(|b| b" \t\r\n".contains(b)) {

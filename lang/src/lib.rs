@@ -1,8 +1,8 @@
-//! The vimg recipe language: from texts to a [`Model`], or to diagnostics.
+//! The vimg recipe language: compiles recipe files to a [`Model`], or to diagnostics.
 //!
-//! Pure: the world is read only through [`Files`], nothing is written, and the
-//! same texts and parameters give the same model. The modules stand in the
-//! order of their layers; each imports only from those above it.
+//! The crate is pure: it reads files only through [`Files`] and writes nothing. The
+//! same files and parameters give the same model. The modules are listed in the
+//! order of their layers; a module imports only from modules above it.
 
 mod source;
 mod diagnostic;

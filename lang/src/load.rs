@@ -1,4 +1,4 @@
-//! Reads the main recipe and all that it uses, each file once.
+//! Reads the main recipe and all files that it uses, each file once.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use crate::shape;
 use crate::source::{FileRef, Files, ReadError, SourceId, Sources, Span};
 use crate::syntax::{self, Document};
 
-/// Most files that one recipe may use.
+/// The most files that one recipe may use.
 const MAX_FILES: usize = 1024;
 
 /// A parsed file.
@@ -19,8 +19,8 @@ pub(crate) struct Loaded {
     pub(crate) document: Document,
 }
 
-/// Loads `entry` and everything it uses. Files come after those they use.
-/// All mistakes of all files are reported together.
+/// Loads `entry` and all files that it uses. A file comes after the files that it
+/// uses. Adds the mistakes of all files to `out`.
 pub(crate) fn load(
     files: &dyn Files,
     entry: &FileRef,
@@ -33,7 +33,7 @@ pub(crate) fn load(
 }
 
 enum Visit {
-    /// Its uses are being followed.
+    /// The loader is following its `use` nodes.
     Open,
     Done,
 }
@@ -46,7 +46,7 @@ struct Loader<'a> {
     done: Vec<Loaded>,
 }
 
-/// A file whose uses are being followed, and how many of them already were.
+/// A file whose `use` nodes the loader is following, and how many of them are done.
 struct Frame {
     loaded: Loaded,
     uses: Vec<(FileRef, Span)>,
@@ -74,9 +74,9 @@ impl Loader<'_> {
                         .collect();
                     self.out.push(
                         Diagnostic::error(Code::UseCycle, span, format!("`{file}` uses itself"))
-                            .label("this closes the circle")
+                            .label("this closes the cycle")
                             .help(format!(
-                                "{} -> {file}; move what both need to a third file",
+                                "{} -> {file}; move the shared declarations to another file",
                                 way.join(" -> ")
                             )),
                     );
@@ -95,9 +95,9 @@ impl Loader<'_> {
                     Diagnostic::error(
                         Code::TooManyFiles,
                         span,
-                        format!("more than {MAX_FILES} files are used"),
+                        format!("the recipe uses more than {MAX_FILES} files"),
                     )
-                    .help("is a script writing recipes without an end?"),
+                    .help("does a script generate files endlessly?"),
                 );
                 self.seen.insert(file.clone(), Visit::Done);
             }
@@ -145,9 +145,9 @@ impl Loader<'_> {
     }
 }
 
-/// The diagnostic for a path that climbs out of the project.
+/// The diagnostic for a path that leaves the project.
 pub(crate) fn outside(text: &str, span: Span) -> Diagnostic {
-    Diagnostic::error(Code::OutsideProject, span, format!("`{text}` is outside of the project")).help(
+    Diagnostic::error(Code::OutsideProject, span, format!("`{text}` is outside the project")).help(
         "paths are relative to this file, or `//...` from the project root; copy the file into the project",
     )
 }
@@ -160,17 +160,17 @@ pub(crate) fn unreadable(
     at: Option<Span>,
 ) -> Diagnostic {
     let (code, message, help) = match error {
-        ReadError::NotFound => (Code::UnreadableFile, format!("there is no `{file}`"), None),
+        ReadError::NotFound => (Code::UnreadableFile, format!("`{file}` does not exist"), None),
         ReadError::NotAFile(what) => (Code::NotAFile, format!("`{file}` is {what}, not a file"), None),
         ReadError::Outside => (
             Code::OutsideProject,
             format!("`{file}` leads out of the project through a symbolic link"),
-            Some("copy what it points to into the project".to_owned()),
+            Some("copy the target into the project".to_owned()),
         ),
         ReadError::TooLarge => (
             Code::TooLarge,
             format!("`{file}` is too large"),
-            Some(format!("recipes and templates have at most {} KiB", MAX_RECIPE >> 10)),
+            Some(format!("the limit for recipes and templates is {} KiB", MAX_RECIPE >> 10)),
         ),
         ReadError::Other(why) => (Code::UnreadableFile, format!("`{file}` can't be read: {why}"), None),
     };
@@ -187,12 +187,13 @@ pub(crate) fn unreadable(
     diagnostic.help_if_none("check the path and its permissions")
 }
 
-/// The diagnostic for text that is no UTF-8 from byte `valid` on.
+/// The diagnostic for a file that is not valid UTF-8; `valid` is the offset of the
+/// first invalid byte.
 pub(crate) fn not_utf8(file: &FileRef, valid: usize, at: Option<Span>) -> Diagnostic {
-    let message = format!("`{file}` is not UTF-8 (byte {valid})");
+    let message = format!("`{file}` is not valid UTF-8 at byte {valid}");
     match at {
         Some(span) => Diagnostic::error(Code::NotUtf8, span, message),
         None => Diagnostic::global(Code::NotUtf8, message),
     }
-    .help("save it as UTF-8")
+    .help("save the file as UTF-8")
 }

@@ -1,5 +1,5 @@
-//! What a recipe means: every image with its layers, every value rendered.
-//! The model holds no template and no name that is still to be looked up.
+//! The model: a compiled recipe with all images and their layers. All templates are
+//! rendered and all names resolved.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,26 +12,26 @@ use crate::value::Value;
 pub struct Model {
     /// The images.
     pub images: Vec<Image>,
-    /// Machines that go on running.
+    /// The servers.
     pub servers: Vec<Server>,
-    /// What scripts are handed and nothing keeps.
+    /// The secrets.
     pub secrets: Vec<Secret>,
 }
 
-/// A value that only a script sees.
+/// A value for scripts that vimg keeps out of keys, logs, disks and snapshots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Secret {
     /// Its name.
     pub name: String,
-    /// Where it comes from.
+    /// The source of the value.
     pub source: SecretSource,
-    /// Enters keys in its place.
+    /// Enters keys in place of the value.
     pub version: String,
-    /// Whether layers whose scripts are handed it may be sent to caches.
+    /// Whether vimg may send layers that use the secret to caches.
     pub cache: bool,
 }
 
-/// Where a secret comes from.
+/// The source of a secret's value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SecretSource {
     /// A variable of vimg's environment.
@@ -40,40 +40,40 @@ pub enum SecretSource {
     File(String),
 }
 
-/// A machine that goes on running.
+/// A machine that keeps running after vimg has ended.
 #[derive(Debug)]
 pub struct Server {
-    /// Its name, unique in the recipe, and no image's.
+    /// Its name, unique among the servers and images of the recipe.
     pub name: String,
-    /// Where it is declared.
+    /// The place of the declaration.
     pub span: Span,
-    /// The image that it starts from, by its index in [`Model::images`].
+    /// The index in [`Model::images`] of the image that it starts from.
     pub image: usize,
-    /// The machine.
+    /// The virtual machine.
     pub machine: Machine,
-    /// What leads into it.
+    /// Forwarded ports.
     pub forwards: Vec<Forward>,
-    /// What the image has in effect.
+    /// The parts that are in effect in the image.
     pub base: Vec<InEffect>,
-    /// What is to be in effect.
+    /// The parts that are in effect in the server after `vimg apply`.
     pub parts: Vec<InEffect>,
 }
 
-/// A TCP port of the host that leads to one of a machine.
+/// A TCP port of the host that is forwarded to a port of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Forward {
-    /// An address of the host.
+    /// IPv4 address on the host.
     pub address: String,
-    /// The host's port.
+    /// Port on the host.
     pub host: u16,
-    /// The machine's port.
+    /// Port in the machine.
     pub guest: u16,
 }
 
 /// A part that is in effect in a machine.
 #[derive(Debug, Clone)]
 pub struct InEffect {
-    /// What is applied.
+    /// The part.
     pub part: Arc<Part>,
     /// Capabilities that it requires.
     pub requires: Vec<String>,
@@ -81,40 +81,40 @@ pub struct InEffect {
     pub provides: Vec<String>,
 }
 
-/// A named machine state and the way to it.
+/// An image: an origin, layers, checks and outputs.
 #[derive(Debug)]
 pub struct Image {
     /// Its name, unique in the recipe.
     pub name: String,
-    /// Where it is declared.
+    /// The place of the declaration.
     pub span: Span,
-    /// What it starts from.
+    /// The origin.
     pub origin: Origin,
-    /// Where that is said.
+    /// The place of the origin in the recipe.
     pub origin_span: Span,
-    /// The machine, complete.
+    /// The virtual machine, with all defaults and inherited values.
     pub machine: Machine,
     /// The layers on top of the origin, lowest first.
     pub layers: Vec<Layer>,
-    /// The disks to write.
+    /// The outputs.
     pub outputs: Vec<Output>,
     /// The image's own checks.
     pub checks: Vec<Check>,
 }
 
-/// What an image starts from.
+/// The origin of an image: what it starts from.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Another image, by its index in [`Model::images`], up to so many of its
-    /// layers.
+    /// Another image: its index in [`Model::images`], and how many of its layers to
+    /// take.
     Image(usize, usize),
     /// A new disk with a distribution.
     Bootstrap(Bootstrap),
-    /// A disk that is there already.
+    /// An existing disk.
     Disk {
         /// The file.
         file: FileRef,
-        /// Its SHA-256 in lower-case hexadecimal.
+        /// Its SHA-256 digest in lower-case hexadecimal.
         sha256: String,
     },
 }
@@ -122,20 +122,20 @@ pub enum Origin {
 /// A new disk with a distribution.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bootstrap {
-    /// `debian`.
+    /// The distribution: `debian`.
     pub distribution: String,
-    /// For instance `bookworm`.
+    /// The suite, for instance `bookworm`.
     pub suite: String,
-    /// A mirror other than the host's default.
+    /// The URL of a mirror that replaces the host's default.
     pub mirror: Option<String>,
-    /// Packages beyond those that every base has, sorted.
+    /// Packages in addition to those of every base, sorted.
     pub packages: Vec<String>,
 }
 
 /// The virtual machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Machine {
-    /// Processors.
+    /// Number of CPUs.
     pub cpus: u32,
     /// Main memory in bytes.
     pub memory: u64,
@@ -149,68 +149,66 @@ impl Default for Machine {
     }
 }
 
-/// A step from one state of a machine to the next: a configuration is
-/// applied, or some are taken back and others applied, as one.
+/// A layer: reverts parts of the layers below, if any, and then applies parts.
 #[derive(Debug)]
 pub struct Layer {
-    /// Unique in its image: the configuration's name, with `#2`, `#3` added
-    /// where it is applied again.
+    /// Its name, unique in the image: the name of the configuration or
+    /// `remove-CAPABILITY`, followed by `#2`, `#3` and so on for repeated names.
     pub name: String,
-    /// Where the layer is declared.
+    /// The place of the declaration.
     pub span: Span,
-    /// Parts of layers below that are taken back first, in this order, by
-    /// their names in the machine.
+    /// Ids of the parts to revert first, in this order.
     pub reverts: Vec<String>,
-    /// What is applied, in order.
+    /// The parts to apply, in order.
     pub parts: Vec<Arc<Part>>,
-    /// Whether the machine must run meanwhile.
+    /// Whether vimg must apply the layer in the booted machine.
     pub booted: bool,
 }
 
-/// One application of a configuration.
+/// A part: one application of a configuration.
 #[derive(Debug, Clone)]
 pub struct Part {
-    /// Its name in the machine, unique there.
+    /// Its name in the ledger, unique in the machine.
     pub id: String,
-    /// The configuration's name.
+    /// The name of the configuration.
     pub configuration: String,
-    /// Where it is asked for.
+    /// The place of the `layer` or `replace` that applies it.
     pub span: Span,
-    /// What it does, in order.
+    /// Its steps, in order.
     pub steps: Vec<Step>,
-    /// The values that its templates read, by name. They are what explains a
-    /// change; the steps hold what came of them.
+    /// The values that its templates read, by name. vimg explains changes with them;
+    /// the steps contain the rendered results.
     pub reads: BTreeMap<String, Value>,
-    /// Whether the machine must run while it is applied.
+    /// Whether vimg must apply the part in the booted machine.
     pub booted: bool,
-    /// Checks of the configuration and of the capabilities it provides.
+    /// Checks of the configuration and of the capabilities that it provides.
     pub checks: Vec<Check>,
 }
 
-/// One primitive and where it is declared.
+/// A step: a primitive and the place of its declaration.
 #[derive(Debug, Clone)]
 pub struct Step {
-    /// What is to be.
+    /// The primitive.
     pub primitive: Primitive,
-    /// Where that is said.
+    /// The place of the declaration.
     pub span: Span,
 }
 
-/// Who owns a file.
+/// The owner of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
-    /// A user of the machine.
+    /// Name of a user in the machine.
     pub user: String,
-    /// A group of the machine.
+    /// Name of a group in the machine.
     pub group: String,
 }
 
-/// What is in a file.
+/// The content of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// Text of the recipe.
+    /// Text from the recipe.
     Text(String),
-    /// What a template file of the project yields.
+    /// The rendered text of a template file, and that file.
     Rendered(String, FileRef),
     /// A file of the project.
     File(FileRef),
@@ -222,9 +220,11 @@ pub enum Content {
 pub enum Primitive {
     /// All packages of a configuration, sorted.
     Package { names: Vec<String> },
-    /// A file. Without a mode it is 0644, or as the project's file is.
+    /// A file. Default mode: 0755 if its owner may execute the project's file, else
+    /// 0644.
     File { path: String, content: Content, mode: Option<u32>, owner: Owner },
-    /// A directory, 0755 unless a mode is given, with a tree in it or not.
+    /// A directory, with the project's directory `from` copied into it if there is
+    /// one. Default mode: 0755.
     Directory { path: String, from: Option<FileRef>, mode: Option<u32>, owner: Owner },
     /// A symbolic link.
     Symlink { path: String, target: String },
@@ -243,78 +243,78 @@ pub enum Primitive {
         comment: Option<String>,
         system: bool,
     },
-    /// A service; the unit has its suffix.
+    /// A systemd unit; `unit` includes the suffix.
     Service { unit: String, enabled: Option<bool>, state: Option<ServiceState> },
     /// A kernel setting.
     Sysctl { key: String, value: String },
-    /// A module of the kernel.
+    /// A kernel module.
     KernelModule { name: String },
-    /// The machine is switched off in order and boots again.
+    /// A clean shutdown of the machine, followed by a boot.
     Reboot,
-    /// A script that is run once.
+    /// A script that runs once, when the layer is applied.
     Run {
         script: Script,
         undo: Option<String>,
-        /// Names and versions of secrets that it is handed.
+        /// Names and versions of the secrets of the script.
         secrets: BTreeMap<String, String>,
     },
-    /// A script that the machine keeps.
+    /// A hook or operation: a script that stays in the machine and runs later.
     Hook { when: When, script: Script },
 }
 
-/// A script and what it finds around it.
+/// A script and its environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Script {
     /// The script itself.
     pub content: Content,
-    /// Variables of its environment.
+    /// Environment variables.
     pub env: BTreeMap<String, String>,
-    /// Who runs it.
+    /// Name of the user that runs it.
     pub user: String,
-    /// Where it runs.
+    /// Working directory.
     pub workdir: String,
-    /// How long it may take, in seconds.
+    /// Time limit in seconds.
     pub timeout: u64,
     /// Whether it may use the network.
     pub network: bool,
 }
 
-/// When a kept script runs.
+/// The event that runs a hook or operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum When {
-    /// Once the machine first lives on its own.
+    /// The first boot of the finished machine.
     FirstBoot,
-    /// Each time that it boots.
+    /// Each boot of the finished machine.
     EachBoot,
-    /// When it is given up.
+    /// The end of a server.
     Decommission,
-    /// When somebody asks for it by name.
+    /// A request by name: `vimg exec SERVER --operation NAME`.
     Operation(String),
 }
 
-/// What a service is to be now.
+/// The state of a service after the step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServiceState {
-    /// Started if it is not.
+    /// Start the service if it does not run.
     Running,
-    /// Stopped if it is not.
+    /// Stop the service if it runs.
     Stopped,
-    /// Restarted in any case.
+    /// Restart the service in any case.
     Restarted,
 }
 
-/// A disk to write.
+/// An output: a disk file to write.
 #[derive(Debug, Clone)]
 pub struct Output {
-    /// Its format.
+    /// The disk format.
     pub format: DiskFormat,
-    /// Where, below the output directory; normalised.
+    /// Normalised path below the output directory.
     pub path: String,
-    /// Where it is declared.
+    /// The place of the declaration.
     pub span: Span,
 }
 
-/// A format of disks.
+/// A disk format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiskFormat {
     /// qcow2, compressed with zstd.
@@ -333,19 +333,19 @@ impl DiskFormat {
     }
 }
 
-/// What must be true of the booted machine.
+/// A check: conditions that the booted machine must meet.
 #[derive(Debug, Clone)]
 pub struct Check {
     /// Its name.
     pub name: String,
-    /// Where it is declared.
+    /// The place of the declaration.
     pub span: Span,
-    /// All of these must hold, in this order.
+    /// The probes, in order. All must succeed.
     pub probes: Vec<(Probe, Span)>,
 }
 
-/// One question to a machine. `within` says for how many seconds it is asked
-/// again before no is taken for an answer.
+/// A probe: one question to a machine. The agent repeats it for `within` seconds until
+/// it succeeds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields are those of the schema")]
 pub enum Probe {
@@ -354,13 +354,13 @@ pub enum Probe {
         url: String,
         status: Option<u16>,
         contains: Option<String>,
-        /// A header's name, and what its value must hold.
+        /// The name of a header, and text that its value must contain.
         header: Option<(String, String)>,
         within: u64,
     },
     /// A TCP port.
     Port { port: u16, within: u64 },
-    /// A script, and how many seconds it may take.
+    /// A script, with a time limit in seconds.
     Run { script: String, timeout: u64, network: bool },
     /// A file.
     File { path: String, contains: Option<String> },

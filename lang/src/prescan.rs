@@ -1,5 +1,5 @@
-//! The guard in front of the KDL parser: one linear walk over a text that
-//! refuses what would cost the parser its stack or exponential time.
+//! Protects the KDL parser: rejects, in linear time, text on which the parser would
+//! overflow its stack or take exponential time.
 //!
 //! Measured with kdl 6.7.1: about 1,270 nested braces overflow an 8 MiB stack
 //! (315 on a thread of 2 MiB), and n nested `/-{` take 2^n time.
@@ -8,30 +8,31 @@ use crate::diagnostic::{Code, Diagnostic};
 use crate::lexer::{Kind, tokens};
 use crate::source::{SourceId, Span};
 
-/// Largest recipe in bytes. The parser takes about 0.6 µs and 100 bytes of
-/// memory a byte.
+/// Largest recipe in bytes. The parser takes about 0.6 µs and 100 bytes of memory per
+/// byte.
 pub const MAX_RECIPE: usize = 768 << 10;
 /// Deepest nesting of `{}`.
 const MAX_BRACES: usize = 64;
 /// Deepest nesting of `/* */`.
 const MAX_COMMENTS: usize = 32;
-/// Deepest nesting of blocks that a `/-` takes out.
+/// Deepest nesting of blocks commented out with `/-`.
 const MAX_SLASHDASH: usize = 4;
 
-/// The same for braces wherever they stand; the parser survives 315 of them
-/// on a small stack.
+/// Deepest nesting of braces, counting those in strings; the parser survives 315 of
+/// them on a stack of 2 MiB.
 const MAX_RAW_BRACES: usize = 256;
-/// Eight nested `/-{` take the parser 13 ms.
+/// Deepest nesting of `/-` blocks, counting those in strings. Eight nested `/-{` take
+/// the parser 13 ms.
 const MAX_RAW_SLASHDASH: usize = 8;
 
-/// Refuses text that must not reach the parser.
+/// Rejects text that must not reach the parser.
 pub(crate) fn check(source: SourceId, text: &str) -> Result<(), Diagnostic> {
     raw(source, text)?;
-    // For each open brace, whether a slashdash stands before it.
+    // For each open brace, whether a slashdash precedes it.
     let mut open: Vec<bool> = Vec::new();
     let mut slashed = 0;
     let mut pending = false;
-    // Nothing solid has followed the slashdash yet: newlines may.
+    // Only whitespace has followed the slashdash so far: newlines are still allowed.
     let mut fresh = false;
     for token in tokens(text) {
         let too_deep = |what: &str, limit: usize| {
@@ -41,7 +42,7 @@ pub(crate) fn check(source: SourceId, text: &str) -> Result<(), Diagnostic> {
                 start,
                 end: start + token.text.chars().next().map_or(0, char::len_utf8) as u32,
             };
-            Diagnostic::error(Code::TooDeep, span, format!("{what} are nested too deep"))
+            Diagnostic::error(Code::TooDeep, span, format!("{what} are nested too deeply"))
                 .label(format!("more than {limit} levels"))
                 .help("a recipe needs only a few levels; is a closing brace missing?")
         };
@@ -54,7 +55,7 @@ pub(crate) fn check(source: SourceId, text: &str) -> Result<(), Diagnostic> {
                     return Err(too_deep("braces", MAX_BRACES));
                 }
                 if slashed > MAX_SLASHDASH {
-                    return Err(too_deep("blocks taken out by `/-`", MAX_SLASHDASH));
+                    return Err(too_deep("`/-` blocks", MAX_SLASHDASH));
                 }
             }
             Kind::Close => {
@@ -84,9 +85,8 @@ pub(crate) fn check(source: SourceId, text: &str) -> Result<(), Diagnostic> {
     Ok(())
 }
 
-/// The same with strings read as if they were none, and with looser limits:
-/// inside of a string that it can't make sense of, the parser goes on and
-/// takes the braces there for blocks.
+/// Checks the nesting again with looser limits, and counts braces in strings, too: the
+/// parser recovers from an invalid string by parsing its braces as blocks.
 fn raw(source: SourceId, text: &str) -> Result<(), Diagnostic> {
     let (mut open, mut slashed) = (Vec::new(), 0);
     let mut pending = false;
@@ -104,9 +104,9 @@ fn raw(source: SourceId, text: &str) -> Result<(), Diagnostic> {
         }
         if open.len() > MAX_RAW_BRACES || slashed > MAX_RAW_SLASHDASH {
             let span = Span { source, start: at as u32, end: at as u32 + 1 };
-            return Err(Diagnostic::error(Code::TooDeep, span, "braces are nested too deep")
-                .label(format!("more than {MAX_RAW_BRACES} are open here, strings included"))
-                .help("is a closing brace or quote missing? Put long texts into files"));
+            return Err(Diagnostic::error(Code::TooDeep, span, "braces are nested too deeply")
+                .label(format!("more than {MAX_RAW_BRACES} open braces, including those in strings"))
+                .help("is a closing brace or quote missing? Put long text into a file"));
         }
     }
     Ok(())

@@ -1,5 +1,6 @@
-//! Collects the declarations of all files and checks that every name that is
-//! used is declared, once, and that contracts fit. Values are not looked at.
+//! Collects the declarations of all files. Checks that each used name is declared
+//! exactly once, and that providers have the inputs of their capabilities. Does not
+//! look at values.
 
 use std::collections::HashMap;
 
@@ -9,7 +10,7 @@ use crate::source::Span;
 use crate::syntax::{Arg, Node, Range};
 use crate::value::InputType;
 
-/// A node and the file it stands in.
+/// A node and the file that contains it.
 #[derive(Clone, Copy)]
 pub(crate) struct At<'a> {
     pub(crate) node: &'a Node,
@@ -21,12 +22,12 @@ impl<'a> At<'a> {
         Span { source: self.loaded.source, start: range.start, end: range.end }
     }
 
-    /// The node without its children.
+    /// The span of the node without its children.
     pub(crate) fn head(&self) -> Span {
         self.span(&self.node.head_range)
     }
 
-    /// The first argument, or the node's name where there is none.
+    /// The span of the first argument, or of the node's name if it has no argument.
     pub(crate) fn arg_span(&self) -> Span {
         self.node.args.first().map_or_else(|| self.span(&self.node.name_range), |a| self.span(&a.range))
     }
@@ -64,7 +65,7 @@ impl<'a> Input<'a> {
         Self { at, ty: ty.unwrap_or(InputType::String) }
     }
 
-    /// The default: a property, or the arguments of a child.
+    /// The default value: a property, or the arguments of a child.
     pub(crate) fn default(&self) -> Option<&'a [Arg]> {
         match self.at.node.prop("default") {
             Some(arg) => Some(std::slice::from_ref(arg)),
@@ -83,7 +84,7 @@ pub(crate) struct Capability<'a> {
 pub(crate) struct Configuration<'a> {
     pub(crate) at: At<'a>,
     pub(crate) inputs: Vec<Input<'a>>,
-    /// Capabilities by name, with the place that says so.
+    /// Names of capabilities, with the places of these names in the recipe.
     pub(crate) provides: Vec<(&'a str, Span)>,
     pub(crate) requires: Vec<(&'a str, Span)>,
 }
@@ -107,7 +108,7 @@ pub(crate) struct Declarations<'a> {
     pub(crate) capabilities: HashMap<&'a str, Capability<'a>>,
     pub(crate) configurations: HashMap<&'a str, Configuration<'a>>,
     pub(crate) images: Vec<Image<'a>>,
-    /// Indices of `images`, parents first.
+    /// Indexes into `images`, parents first.
     pub(crate) order: Vec<usize>,
     pub(crate) servers: Vec<Server<'a>>,
     pub(crate) secrets: Vec<At<'a>>,
@@ -137,11 +138,11 @@ pub(crate) fn resolve<'a>(files: &'a [Loaded], out: &mut Vec<Diagnostic>) -> Dec
     declarations
 }
 
-/// Drops and reports what is declared a second time.
+/// Reports and drops repeated declarations.
 fn unique<'a>(nodes: impl Iterator<Item = At<'a>>, what: &str, out: &mut Vec<Diagnostic>) -> Vec<At<'a>> {
     let mut first: HashMap<String, At<'a>> = HashMap::new();
     let mut kept = Vec::new();
-    // Two names that templates can't tell apart are one.
+    // Templates can't tell `a-b` from `a_b`.
     let read = matches!(what, "input" | "parameter");
     for at in nodes {
         let name = if read { crate::value::template_name(at.name()) } else { at.name().to_owned() };
@@ -204,7 +205,7 @@ fn configuration<'a>(
                     own.map_or(*span, |own| own.at.head()),
                     format!("a provider of `{name}` needs an input `{input}` of type {}", wanted.ty.name()),
                 )
-                .related(wanted.at.head(), "the capability asks for it here")
+                .related(wanted.at.head(), "required here")
                 .help(format!("add `input \"{input}\" type=\"{}\"`", wanted.ty.name())),
             );
         }
@@ -239,7 +240,7 @@ fn images<'a>(declarations: &mut Declarations<'a>, nodes: Vec<At<'a>>, out: &mut
                 Diagnostic::error(
                     Code::Missing,
                     at.arg_span(),
-                    format!("nothing says what `{}` is made from", at.name()),
+                    format!("the image `{}` has no origin", at.name()),
                 )
                 .help("add `from \"IMAGE\"`, or `bootstrap \"debian\" suite=\"bookworm\"`"),
             ),
@@ -247,7 +248,7 @@ fn images<'a>(declarations: &mut Declarations<'a>, nodes: Vec<At<'a>>, out: &mut
             [first, second, ..] => out.push(
                 Diagnostic::error(Code::Conflict, second.head(), format!("`{}` has two origins", at.name()))
                     .related(first.head(), "the other one")
-                    .help("an image is made from one thing: keep one of `from`, `bootstrap` and `disk`"),
+                    .help("keep one of `from`, `bootstrap` and `disk`"),
             ),
         }
         if out.len() >= crate::diagnostic::MOST {
@@ -260,7 +261,7 @@ fn images<'a>(declarations: &mut Declarations<'a>, nodes: Vec<At<'a>>, out: &mut
     declarations.order = order(&declarations.images, out);
 }
 
-/// Reports what layers name that is not there.
+/// Reports unknown names in `layer`, `replace` and `remove`.
 fn layers(declarations: &Declarations, at: At, out: &mut Vec<Diagnostic>) {
     for child in at.children() {
         if out.len() >= crate::diagnostic::MOST {
@@ -275,7 +276,7 @@ fn layers(declarations: &Declarations, at: At, out: &mut Vec<Diagnostic>) {
     }
 }
 
-/// The image that a node names.
+/// Looks up the image that a node names; reports an unknown one.
 fn made_from(index: &HashMap<&str, usize>, from: At, out: &mut Vec<Diagnostic>) -> Option<usize> {
     let found = index.get(from.name()).copied();
     if found.is_none() {
@@ -297,16 +298,16 @@ fn servers<'a>(declarations: &mut Declarations<'a>, nodes: Vec<At<'a>>, out: &mu
         declarations.images.iter().enumerate().map(|(i, image)| (image.at.name(), i)).collect();
     for at in nodes {
         if let Some(image) = index.get(at.name()) {
-            let message = format!("`{}` is an image already", at.name());
+            let message = format!("there is already an image `{}`", at.name());
             out.push(
                 Diagnostic::error(Code::DuplicateName, at.arg_span(), message)
                     .related(declarations.images[*image].at.arg_span(), "declared here")
-                    .help("commands take either by its name: give the server another one"),
+                    .help("rename the server: commands take images and servers by name"),
             );
         }
         layers(declarations, at, out);
         let Some(from) = at.child("image") else {
-            let message = format!("nothing says which image `{}` starts from", at.name());
+            let message = format!("the server `{}` has no image", at.name());
             out.push(Diagnostic::error(Code::Missing, at.arg_span(), message).help("add `image \"NAME\"`"));
             continue;
         };
@@ -316,7 +317,7 @@ fn servers<'a>(declarations: &mut Declarations<'a>, nodes: Vec<At<'a>>, out: &mu
     }
 }
 
-/// Reports a configuration that is not there.
+/// Reports an unknown configuration.
 fn known(declarations: &Declarations, name: &str, span: Span, out: &mut Vec<Diagnostic>) {
     if !declarations.configurations.contains_key(name) {
         out.push(
@@ -331,7 +332,7 @@ fn known(declarations: &Declarations, name: &str, span: Span, out: &mut Vec<Diag
     }
 }
 
-/// Reports a capability that is not there.
+/// Reports an unknown capability.
 fn offered(declarations: &Declarations, at: At, out: &mut Vec<Diagnostic>) {
     let name = at.name();
     if !declarations.capabilities.contains_key(name) {
@@ -347,7 +348,7 @@ fn offered(declarations: &Declarations, at: At, out: &mut Vec<Diagnostic>) {
     }
 }
 
-/// Reports a `replace` by what does not provide what is replaced.
+/// Reports a `replace` with a configuration that does not provide the capability.
 fn replace(declarations: &Declarations, at: At, out: &mut Vec<Diagnostic>) {
     offered(declarations, at, out);
     let Some((name, span)) = with(at) else { return };
@@ -364,12 +365,12 @@ fn replace(declarations: &Declarations, at: At, out: &mut Vec<Diagnostic>) {
         others.sort();
         let help = match others.is_empty() {
             true => format!("add `provides \"{}\"` to it", at.name()),
-            false => format!("what does: {}", others.join(", ")),
+            false => format!("providers: {}", others.join(", ")),
         };
         let message = format!("`{name}` does not provide `{}`", at.name());
         out.push(
             Diagnostic::error(Code::UnmetRequirement, span, message)
-                .related(capability.at.arg_span(), "the capability")
+                .related(capability.at.arg_span(), "declared here")
                 .help(help),
         );
     }
@@ -384,8 +385,8 @@ pub(crate) fn with<'a>(at: At<'a>) -> Option<(&'a str, Span)> {
     }
 }
 
-/// Parents before children; images that are made from themselves are reported
-/// and left out. Every image has one parent at most, so a walk up will do.
+/// Orders images so that parents come before children, and reports cycles. Each image
+/// has at most one parent, so one walk up from each image suffices.
 fn order(images: &[Image], out: &mut Vec<Diagnostic>) -> Vec<usize> {
     #[derive(Clone, Copy, PartialEq)]
     enum Mark {
@@ -415,7 +416,7 @@ fn order(images: &[Image], out: &mut Vec<Diagnostic>) -> Vec<usize> {
                 Diagnostic::error(
                     Code::ImageCycle,
                     image.child("from").map_or_else(|| image.arg_span(), |f| f.arg_span()),
-                    format!("`{}` is made from itself", image.name()),
+                    format!("the image `{}` starts from itself", image.name()),
                 )
                 .help(format!("{} -> {}", circle.join(" -> "), image.name())),
             );

@@ -1,4 +1,4 @@
-//! A file of settings: a node with a word for each.
+//! Reads settings files: one node with one or more strings for each setting.
 
 use std::collections::BTreeMap;
 
@@ -6,27 +6,26 @@ use crate::diagnostic::{Code, Diagnostic};
 use crate::source::{Sources, Span};
 use crate::syntax::{self, Scalar};
 
-/// A setting and what it takes.
+/// The name of a setting and the arguments that it takes.
 pub type Setting = (&'static str, Takes);
 
-/// What a setting takes.
+/// The arguments that a setting takes.
 #[derive(Debug, Clone, Copy)]
 pub enum Takes {
-    /// One of these words, once.
+    /// One of these words. The last node of this name counts.
     Word(&'static [&'static str]),
-    /// So many texts, as often as one likes.
+    /// This many strings. Each node of this name counts.
     Texts(usize),
 }
 
-/// What each setting says, in order: one list of texts for each time that it
-/// stands there.
+/// The arguments of each setting: one list of strings for each node, in order.
 pub type Settings = BTreeMap<String, Vec<Vec<String>>>;
 
-/// Reads a file of settings. The text is added to `sources` under `name`.
+/// Reads a settings file, and adds its text to `sources` as `name`.
 ///
 /// # Errors
 ///
-/// All mistakes, as of a recipe.
+/// All mistakes in the file.
 pub fn settings(
     name: &str,
     text: &str,
@@ -65,10 +64,10 @@ pub fn settings(
             None => {
                 let (what, help) = match takes {
                     Takes::Word(words) => {
-                        ("one word".to_owned(), Some(format!("one of: {}", words.join(", "))))
+                        ("one word".to_owned(), Some(format!("expected one of: {}", words.join(", "))))
                     }
-                    Takes::Texts(1) => ("one text".to_owned(), None),
-                    Takes::Texts(count) => (format!("{count} texts"), None),
+                    Takes::Texts(1) => ("one string".to_owned(), None),
+                    Takes::Texts(count) => (format!("{count} strings"), None),
                 };
                 let head = span(&node.head_range);
                 let error =
@@ -83,9 +82,8 @@ pub fn settings(
     if out.is_empty() { Ok(found) } else { Err(out) }
 }
 
-/// A text as a setting is written: in quotes, on one line. Characters that KDL
-/// forbids in a text (KDL 2.0, "Disallowed Literal Code Points", and newlines) are
-/// escaped.
+/// Writes a text as a quoted KDL string on one line. Escapes newlines and the
+/// characters that KDL forbids (KDL 2.0, "Disallowed Literal Code Points").
 pub fn quoted(text: &str) -> String {
     let forbidden = |c: char| {
         c.is_control()
@@ -132,6 +130,6 @@ mod tests {
         let errors = settings("c", text, KNOWN, &mut sources).unwrap_err();
         assert_eq!(errors.len(), 3);
         assert!(errors[0].help.as_deref().unwrap().contains("provider"));
-        assert!(errors[2].message.contains("2 texts"));
+        assert!(errors[2].message.contains("2 strings"));
     }
 }

@@ -1,5 +1,5 @@
-//! Checks a parsed file against the table in [`crate::schema`]. What passes
-//! has only known nodes in known places, with literals of the right types.
+//! Checks a parsed file against the table in [`crate::schema`]. Afterwards, all nodes
+//! are known and in valid places, and all literals have the right types.
 
 use std::collections::HashMap;
 
@@ -36,7 +36,7 @@ impl Checker<'_> {
                     Diagnostic::error(
                         Code::UnknownNode,
                         self.span(&node.name_range),
-                        format!("there is no `{}` {place}", node.name),
+                        format!("there is no node `{}` {place}", node.name),
                     )
                     .suggest(&node.name, kinds.iter().map(|k| k.name)),
                 );
@@ -49,9 +49,9 @@ impl Checker<'_> {
                     Diagnostic::error(
                         Code::Duplicate,
                         self.span(&node.head_range),
-                        format!("`{}` may stand only once", kind.name),
+                        format!("`{}` is allowed only once", kind.name),
                     )
-                    .related(self.span(&first.head_range), "first given here")
+                    .related(self.span(&first.head_range), "first one here")
                     .help("remove one of them"),
                 );
             }
@@ -70,9 +70,9 @@ impl Checker<'_> {
                     Diagnostic::error(
                         Code::UnexpectedChildren,
                         span,
-                        format!("`{}` takes no block", kind.name),
+                        format!("`{}` takes no children", kind.name),
                     )
-                    .help("remove the braces and what is between them"),
+                    .help("remove the braces and everything between them"),
                 );
             }
             _ => {}
@@ -86,19 +86,19 @@ impl Checker<'_> {
             Args::Many(field) => (Some(field), usize::MAX),
         };
         if let Some(extra) = node.args.get(most) {
-            let help = if most == 0 { "it takes no argument" } else { "it takes one argument" };
+            let help = if most == 0 { "it takes no arguments" } else { "it takes only one argument" };
             self.out.push(
                 Diagnostic::error(
                     Code::UnexpectedArgument,
                     self.span(&extra.range),
-                    format!("`{}` does not take this argument", kind.name),
+                    format!("unexpected argument of `{}`", kind.name),
                 )
                 .help(help),
             );
         }
         let Some(field) = field else { return };
         if field.required && node.args.is_empty() {
-            let help = format!("write `{} {}`, where it is {}", kind.name, example(&field), field.doc);
+            let help = format!("write `{} {}`: {}", kind.name, example(&field), field.doc);
             self.out.push(
                 Diagnostic::error(
                     Code::Missing,
@@ -123,7 +123,7 @@ impl Checker<'_> {
                         self.span(&prop.name_range),
                         format!("`{}` is given twice", prop.name),
                     )
-                    .related(self.span(first), "first given here")
+                    .related(self.span(first), "first one here")
                     .help("remove one of them"),
                 );
             }
@@ -174,7 +174,7 @@ impl Checker<'_> {
                 let mut diagnostic = Diagnostic::error(
                     Code::InvalidValue,
                     self.span(&arg.range),
-                    format!("`{what}` takes {}", field.ty.describe()),
+                    format!("invalid value for `{what}`: expected {}", field.ty.describe()),
                 );
                 if let (Ty::Word(words), Scalar::String(text)) = (field.ty, &arg.value) {
                     diagnostic = diagnostic.suggest(text, words.iter().copied());
@@ -206,7 +206,7 @@ enum Wrong {
     Value(String),
 }
 
-/// Checks a value that is known without rendering anything.
+/// Checks a value that is not a template.
 fn literal(arg: &Arg, field: &Field) -> Result<(), Wrong> {
     let ty = field.ty;
     let text = match &arg.value {
@@ -214,9 +214,9 @@ fn literal(arg: &Arg, field: &Field) -> Result<(), Wrong> {
         Scalar::Int(n) => {
             return match ty {
                 Ty::Int if i64::try_from(*n).is_ok() => Ok(()),
-                Ty::Int => Err(Wrong::Value("this number is too large".into())),
+                Ty::Int => Err(Wrong::Value("the number is out of range".into())),
                 Ty::Size if u64::try_from(*n).is_ok() => Ok(()),
-                Ty::Size => Err(Wrong::Value("a size is not negative".into())),
+                Ty::Size => Err(Wrong::Value("a size can't be negative".into())),
                 Ty::Scalar => Ok(()),
                 _ => Err(Wrong::Type),
             };
@@ -228,11 +228,13 @@ fn literal(arg: &Arg, field: &Field) -> Result<(), Wrong> {
         return if value::is_name(text) {
             Ok(())
         } else {
-            Err(Wrong::Value("a name has letters, digits, `-`, `_` and `.`, at most 64 of them".into()))
+            Err(Wrong::Value(
+                "use 1 to 64 letters, digits, `-`, `_` and `.`; begin with a letter, digit or `_`".into(),
+            ))
         };
     }
-    // Words say what a node is; only a service's state may be a template,
-    // since it is looked at again when it has been rendered.
+    // Words can't be templates. The state of a service is an exception: `elaborate`
+    // checks it after rendering.
     let fixed = matches!(ty, Ty::Word(_)) && field.name != "state";
     if !arg.raw && !fixed && value::is_template(text) {
         return Ok(());
@@ -244,7 +246,7 @@ fn literal(arg: &Arg, field: &Field) -> Result<(), Wrong> {
         Ty::Mode => value::mode(text).map(|_| ()).map_err(Wrong::Value),
         Ty::GuestPath => value::guest_path(text).map(|_| ()).map_err(Wrong::Value),
         Ty::Word(words) if !words.contains(&text.as_str()) => {
-            Err(Wrong::Value(format!("it is {}", ty.describe())))
+            Err(Wrong::Value(format!("expected {}", ty.describe())))
         }
         _ => Ok(()),
     }

@@ -1,4 +1,4 @@
-//! Recipe texts, places in them, and the one door to the world outside.
+//! Source files, places in them, and the trait through which this crate reads files.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -6,36 +6,36 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// Which tree a file belongs to.
+/// The tree that a file belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Root {
     /// The directory of the main recipe.
     Project,
-    /// The library that is embedded in the program, imported as `std/...`.
+    /// The standard library inside vimg, used as `std/...`.
     Std,
 }
 
 /// A file or directory that a recipe may name: a normalised, `/`-separated path
-/// below one of the [`Root`]s. It never holds `..`, `.` or empty components.
+/// below one of the [`Root`]s, without `..`, `.` and empty components.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct FileRef {
     /// The tree.
     pub root: Root,
-    /// The path below it; empty for the root itself.
+    /// The path below the root; empty for the root itself.
     pub path: String,
 }
 
 impl FileRef {
-    /// A file of the project, by its normalised path.
+    /// Names a file of the project by its normalised path.
     pub fn project(path: impl Into<String>) -> Self {
         Self { root: Root::Project, path: path.into() }
     }
 
-    /// Resolves `text` as written in the file `self`.
+    /// Resolves the path `text` of the file `self`.
     ///
-    /// `//a/b` starts at the project root, `std/...` in the embedded library,
-    /// all else in the directory of `self`. `None` if the path is absolute or
-    /// climbs out of its root.
+    /// `//a/b` starts at the project root, `std/...` in the standard library, and any
+    /// other path in the directory of `self`. Returns `None` if the path is absolute
+    /// or leaves its root.
     pub fn join(&self, text: &str) -> Option<Self> {
         let (root, base, rest) = if let Some(rest) = text.strip_prefix("//") {
             (Root::Project, "", rest)
@@ -66,7 +66,7 @@ impl fmt::Display for FileRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.root {
             Root::Project if self.path.is_empty() => f.write_str("."),
-            // Not to be taken for the library's.
+            // Tell the project's directory `std` from the standard library.
             Root::Project if self.path.starts_with("std/") => write!(f, "./{}", self.path),
             Root::Project => f.write_str(&self.path),
             Root::Std => write!(f, "std/{}", self.path),
@@ -74,7 +74,7 @@ impl fmt::Display for FileRef {
     }
 }
 
-/// What a path names.
+/// The kind of an entry in a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
     /// A regular file.
@@ -86,59 +86,59 @@ pub enum FileKind {
 /// Why a file could not be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReadError {
-    /// There is nothing at that path.
+    /// The path does not exist.
     NotFound,
-    /// It is a directory, a FIFO, a device or a socket; the text names which.
+    /// The path names a directory, FIFO, device or socket; the text says which.
     NotAFile(&'static str),
-    /// A symbolic link on the way leads out of the project.
+    /// A symbolic link in the path leads out of the project.
     Outside,
-    /// It holds more bytes than the limit given.
+    /// The file is larger than the limit.
     TooLarge,
-    /// Anything else, in the operating system's words.
+    /// Any other error, with the message of the operating system.
     Other(String),
 }
 
-/// The only way in which this crate reads the world. Implementations must not
-/// follow symbolic links out of the root and must not block on special files.
+/// The only way in which this crate reads files. Implementations must not follow
+/// symbolic links out of the root, and must not block on special files.
 pub trait Files {
     /// Reads a regular file of at most `limit` bytes.
     fn read(&self, file: &FileRef, limit: usize) -> Result<Vec<u8>, ReadError>;
 
-    /// Says what is at a path without reading it.
+    /// Returns the kind of an entry without reading it.
     fn kind(&self, file: &FileRef) -> Result<FileKind, ReadError>;
 
-    /// The names below a directory, for "did you mean"; an empty list is a
-    /// fine answer.
+    /// Returns the names in the directory of a file, for "did you mean". May return
+    /// none.
     fn siblings(&self, _file: &FileRef) -> Vec<String> {
         Vec::new()
     }
 
-    /// What an earlier [`Files::keep_parsed`] was given for the same text.
+    /// Returns the document that [`Files::keep_parsed`] stored for the same text.
     fn parsed(&self, _text: &str) -> Option<crate::Document> {
         None
     }
 
-    /// Offers the parsed form of a text for keeping.
+    /// Stores the parsed form of a text. Implementations may ignore it.
     fn keep_parsed(&self, _text: &str, _document: &crate::Document) {}
 }
 
-/// Identifies one text in a [`Sources`].
+/// Identifies a source file in a [`Sources`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SourceId(u32);
 
-/// A range of bytes in a text.
+/// A range of bytes in a source file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span {
-    /// The text.
+    /// The source file.
     pub source: SourceId,
-    /// First byte.
+    /// Offset of the first byte.
     pub start: u32,
-    /// One past the last byte.
+    /// Offset after the last byte.
     pub end: u32,
 }
 
 impl Span {
-    /// Length in bytes.
+    /// Returns the length in bytes.
     pub fn len(&self) -> usize {
         self.end.saturating_sub(self.start) as usize
     }
@@ -149,16 +149,16 @@ impl Span {
     }
 }
 
-/// One text and the name it is shown under.
+/// A source file: its text and its name in diagnostics.
 #[derive(Debug, Clone)]
 pub struct Source {
-    /// Shown in diagnostics, for instance `site/nginx.vimg`.
+    /// The name in diagnostics, for instance `site/nginx.vimg`.
     pub name: String,
-    /// The text itself; empty where the bytes were no UTF-8.
+    /// The text; empty if the file is not valid UTF-8.
     pub text: Arc<str>,
 }
 
-/// Every text that a compilation has read, so that spans can be shown.
+/// All source files that a compilation has read. Diagnostics need them to show places.
 #[derive(Debug, Default)]
 pub struct Sources {
     list: Vec<Source>,
@@ -166,7 +166,7 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Adds a text, or returns the id that its name already has.
+    /// Adds a source file, or returns the id of the one with the same name.
     pub fn add(&mut self, name: impl Into<String>, text: impl Into<Arc<str>>) -> SourceId {
         let name = name.into();
         if let Some(id) = self.by_name.get(&name) {
@@ -177,24 +177,24 @@ impl Sources {
         id
     }
 
-    /// Adds a text that is no file of the project, whatever its name.
+    /// Adds a text that is not a file of the project, even if its name is taken.
     pub fn add_new(&mut self, name: impl Into<String>, text: impl Into<Arc<str>>) -> SourceId {
         let id = SourceId(self.list.len() as u32);
         self.list.push(Source { name: name.into(), text: text.into() });
         id
     }
 
-    /// The text with this id.
+    /// Returns the source file with this id.
     pub fn get(&self, id: SourceId) -> &Source {
         &self.list[id.0 as usize]
     }
 
-    /// All texts, in the order in which they were read.
+    /// Iterates over all source files, in the order in which they were read.
     pub fn iter(&self) -> impl Iterator<Item = &Source> {
         self.list.iter()
     }
 
-    /// One-based line and column (in characters) of a span's start.
+    /// Returns the one-based line and column (in characters) of the start of a span.
     pub fn position(&self, span: Span) -> (usize, usize) {
         let text = &self.get(span.source).text;
         let mut start = (span.start as usize).min(text.len());

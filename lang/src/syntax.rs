@@ -1,5 +1,5 @@
-//! Text to a plain tree of nodes with spans. Nothing of kdl's own types
-//! leaves this module.
+//! Parses text to a plain tree of nodes with spans. Types of the kdl crate do not leave
+//! this module.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +7,7 @@ use crate::diagnostic::{Code, Diagnostic};
 use crate::prescan;
 use crate::source::{SourceId, Span};
 
-/// A value as written.
+/// A value as the recipe has it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Scalar {
     String(String),
@@ -22,15 +22,15 @@ impl Scalar {
     pub(crate) fn type_name(&self) -> &'static str {
         match self {
             Scalar::String(_) => "a string",
-            Scalar::Int(_) => "a whole number",
-            Scalar::Float(_) => "a fraction",
+            Scalar::Int(_) => "an integer",
+            Scalar::Float(_) => "a floating-point number",
             Scalar::Bool(_) => "a boolean",
             Scalar::Null => "#null",
         }
     }
 }
 
-/// A range of bytes in the file at hand.
+/// A range of bytes in the current file.
 pub(crate) type Range = std::ops::Range<u32>;
 
 /// An argument, or the value of a property.
@@ -38,10 +38,10 @@ pub(crate) type Range = std::ops::Range<u32>;
 pub(crate) struct Arg {
     pub(crate) value: Scalar,
     pub(crate) range: Range,
-    /// Marked `(raw)`: a string that is not a template.
+    /// Whether it is marked `(raw)`: a string that is not a template.
     pub(crate) raw: bool,
-    /// Where the text of a string starts, if its source has no escapes, so
-    /// that places in the value are places in the file.
+    /// Where the text of a string starts, if it has no escapes. Only then do places
+    /// in the value correspond to places in the file.
     pub(crate) text_at: Option<u32>,
 }
 
@@ -58,7 +58,7 @@ pub(crate) struct Prop {
 pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) name_range: Range,
-    /// The node without its children.
+    /// The range of the node without its children.
     pub(crate) head_range: Range,
     pub(crate) args: Vec<Arg>,
     pub(crate) props: Vec<Prop>,
@@ -70,7 +70,7 @@ impl Node {
         self.props.iter().find(|p| p.name == name).map(|p| &p.arg)
     }
 
-    /// The value of the first argument if it is a string.
+    /// The value of the first argument, if it is a string.
     pub(crate) fn text(&self) -> Option<&str> {
         match self.args.first()?.value {
             Scalar::String(ref text) => Some(text),
@@ -83,14 +83,18 @@ impl Node {
     }
 }
 
-/// A parsed file. It can be serialised, so that a program may keep it by the
-/// digest of its text and spare the parser.
+/// A parsed file. A program can store it by the digest of its text, to avoid parsing
+/// the text again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Document {
     pub(crate) nodes: Vec<Node>,
 }
 
-/// Parses one file. All of the parser's errors are returned.
+/// Parses one file.
+///
+/// # Errors
+///
+/// All errors of the parser.
 pub(crate) fn parse(source: SourceId, text: &str) -> Result<Document, Vec<Diagnostic>> {
     prescan::check(source, text).map_err(|d| vec![d])?;
     match kdl::KdlDocument::parse_v2(text) {
@@ -107,17 +111,17 @@ pub(crate) fn parse(source: SourceId, text: &str) -> Result<Document, Vec<Diagno
             .diagnostics
             .into_iter()
             .map(|d| {
-                // An error at the end of the text may point past it.
+                // The parser's span of an error at the end may exceed the text.
                 let end = (d.span.offset() + d.span.len()).min(text.len());
                 let start = d.span.offset().min(end.saturating_sub(1));
                 let span = Span { source, start: start as u32, end: end as u32 };
-                let message = d.message.unwrap_or_else(|| "this is no KDL".into());
+                let message = d.message.unwrap_or_else(|| "this is not valid KDL".into());
                 let mut diagnostic = Diagnostic::error(Code::Syntax, span, lower_first(&message));
                 if let Some(label) = d.label {
                     diagnostic = diagnostic.label(label);
                 }
                 diagnostic.help = d.help.or_else(|| {
-                    Some("recipes are KDL 2: nodes on lines, `#true` and `#false`, text in quotes".into())
+                    Some("recipes are KDL 2: one node per line, `#true` and `#false`, quoted strings".into())
                 });
                 diagnostic
             })
@@ -125,9 +129,8 @@ pub(crate) fn parse(source: SourceId, text: &str) -> Result<Document, Vec<Diagno
     }
 }
 
-/// Finds escapes that are a regular expression's, and that KDL takes for a
-/// blank and a backspace: `\\s` and `\\b` in a script would silently mean
-/// something else.
+/// Reports `\\s` and `\\b` in quoted strings. In a regular expression of a script they
+/// would silently mean something else: KDL replaces them with a space and a backspace.
 fn escapes(source: SourceId, document: &kdl::KdlDocument, out: &mut Vec<Diagnostic>) {
     for node in document.nodes() {
         for entry in node.entries().iter().filter(|entry| entry.value().is_string()) {
@@ -139,15 +142,16 @@ fn escapes(source: SourceId, document: &kdl::KdlDocument, out: &mut Vec<Diagnost
             let mut chars = repr.char_indices();
             while let Some((at, c)) = chars.next() {
                 let (kind, what) = match (c, if c == '\\' { chars.next() } else { None }) {
-                    ('\\', Some((_, 's'))) => ("s", "a blank"),
+                    ('\\', Some((_, 's'))) => ("s", "a space"),
                     ('\\', Some((_, 'b'))) => ("b", "a backspace"),
                     _ => continue,
                 };
                 let span = Span { source, start: (start + at) as u32, end: (start + at + 2) as u32 };
-                let message = format!("`\\{kind}` in a quoted string is {what} in KDL");
-                out.push(Diagnostic::error(Code::Syntax, span, message).help(format!(
-                    "write `\\\\{kind}`, or a raw string: #\"...\"#, in which a backslash is one"
-                )));
+                let message = format!("`\\{kind}` in a quoted string means {what} in KDL");
+                out.push(
+                    Diagnostic::error(Code::Syntax, span, message)
+                        .help(format!("write `\\\\{kind}`, or use a raw string without escapes: #\"...\"#")),
+                );
             }
         }
         if let Some(children) = node.children() {

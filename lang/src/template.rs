@@ -1,4 +1,4 @@
-//! Renders templates on the host, and notes which names they read.
+//! Renders templates on the host, and records which names they read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,13 +11,14 @@ use crate::diagnostic::{Code, Diagnostic};
 use crate::source::Span;
 use crate::value::Value;
 
-/// Steps that one template may take; a page of HTML needs some hundreds.
+/// The most instructions of the template engine that one template may take; an HTML
+/// page needs a few hundred.
 const FUEL: u64 = 5_000_000;
 
-/// Longest `{{ ... }}` or `{% ... %}` in bytes: the engine's parser descends
-/// once for each operator, and a stack is not endless.
+/// Longest `{{ ... }}` or `{% ... %}` in bytes: the engine's parser recurses once for
+/// each operator, and could overflow the stack.
 const MAX_TAG: usize = 4096;
-/// Most that one template may yield, in bytes.
+/// Largest output of one template in bytes.
 const MAX_OUTPUT: usize = 16 << 20;
 
 /// The names that a template can read.
@@ -28,24 +29,25 @@ pub(crate) struct Scope {
 }
 
 impl Scope {
-    /// The names are those that [`value::template_name`](crate::value::template_name) gives.
+    /// Creates a scope. The names of `vars` come from
+    /// [`value::template_name`](crate::value::template_name).
     pub(crate) fn new(vars: BTreeMap<String, Value>) -> Self {
         Self { vars: Arc::new(vars), reads: Arc::default() }
     }
 
-    /// The values that have been read so far.
+    /// Returns the values that templates have read so far.
     pub(crate) fn reads(&self) -> BTreeMap<String, Value> {
         let reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
         reads.iter().filter_map(|name| Some((name.clone(), self.vars.get(name)?.clone()))).collect()
     }
 }
 
-/// Where a template stands.
+/// The place of a template.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place {
-    /// The whole of it.
+    /// The span of the whole template.
     pub(crate) span: Span,
-    /// Where its text starts, if places in the text are places in the source.
+    /// Where its text starts, if offsets in the text correspond to offsets in the source.
     pub(crate) text_at: Option<u32>,
 }
 
@@ -62,7 +64,7 @@ impl Place {
     }
 }
 
-/// The engine, set up once for strings in recipes and once for files.
+/// The template engine, configured once for strings in recipes and once for files.
 pub(crate) struct Renderer {
     strings: Environment<'static>,
     files: Environment<'static>,
@@ -70,8 +72,8 @@ pub(crate) struct Renderer {
 
 impl Renderer {
     pub(crate) fn new() -> Self {
-        // `${#list[@]}` is everyday shell; a string in a recipe has KDL's own
-        // comments around it and needs no others.
+        // In strings of recipes, `{#` starts no comment: `${#list[@]}` is common in
+        // shell scripts, and KDL has its own comments.
         Self { strings: environment(("{\0", "\0}")), files: environment(("{#", "#}")) }
     }
 
@@ -83,7 +85,7 @@ impl Renderer {
         render(&self.strings, false, text, place, scope)
     }
 
-    /// Renders a template file, whose text `place` covers from its start.
+    /// Renders a template file. `place` covers its whole text.
     pub(crate) fn file(&self, text: &str, place: Place, scope: &Scope) -> Result<String, Diagnostic> {
         render(&self.files, true, text, place, scope)
     }
@@ -102,7 +104,7 @@ fn environment(comments: (&'static str, &'static str)) -> Environment<'static> {
     env
 }
 
-/// Gives a template its names and notes what it asked for.
+/// Passes values to a template, and records which names it reads.
 #[derive(Debug)]
 struct Tracker {
     scope: Scope,
@@ -131,7 +133,7 @@ impl Object for Tracker {
     }
 }
 
-/// A path as a template yields it and as a recipe takes it again.
+/// Writes a path so that recipes can read it again.
 pub(crate) fn path_text(file: &crate::source::FileRef) -> String {
     match file.root {
         crate::source::Root::Project => format!("//{}", file.path),
@@ -148,9 +150,9 @@ fn render(
 ) -> Result<String, Diagnostic> {
     if let Some(range) = long_tag(text) {
         let span = place.of(Some(range));
-        let message = "this template has too long an expression";
+        let message = "this expression of a template is too long";
         return Err(Diagnostic::error(Code::TemplateSyntax, span, message)
-            .help(format!("at most {MAX_TAG} bytes; give parts of it names with `{{% set %}}`")));
+            .help(format!("the limit is {MAX_TAG} bytes; split the expression with `{{% set %}}`")));
     }
     let missed = Arc::new(Mutex::new(None));
     let tracker = Tracker { scope: scope.clone(), missed: missed.clone() };
@@ -161,8 +163,9 @@ fn render(
     let full = out.0.len() >= MAX_OUTPUT;
     rendered.map(|()| String::from_utf8_lossy(&out.0).into_owned()).map_err(|error| {
         if full {
-            return Diagnostic::error(Code::TemplateFailed, place.span, "this template yields too much")
-                .help(format!("at most {} MiB; copy large files with `from=`", MAX_OUTPUT >> 20));
+            let message = "the output of this template is too large";
+            return Diagnostic::error(Code::TemplateFailed, place.span, message)
+                .help(format!("the limit is {} MiB; copy large files with `from=`", MAX_OUTPUT >> 20));
         }
         let span = place.of(error.range());
         let detail = error.detail().unwrap_or("").to_owned();
@@ -188,33 +191,33 @@ fn render(
                 }
             }
             ErrorKind::UndefinedError => {
-                // What was missed last need not be what the error is about.
+                // The error may be about another value than the last missing name.
                 let at = error.range().and_then(|r| text.get(r)).unwrap_or("").trim().to_owned();
                 let missed = missed.lock().unwrap_or_else(PoisonError::into_inner).take();
                 let Some(name) = missed.filter(|m| *m == at || at.is_empty()) else {
                     return Diagnostic::error(Code::UndefinedName, span, format!("`{at}` is not defined"))
-                        .help("the value before the dot has no such part");
+                        .help("the value before the dot has no such attribute");
                 };
                 Diagnostic::error(Code::UndefinedName, span, format!("`{name}` is not defined here"))
                     .suggest(&name, scope.vars.keys().map(String::as_str))
                     .help_if_none("declare it with `param`, or as an `input` of the configuration")
             }
             ErrorKind::OutOfFuel => {
-                Diagnostic::error(Code::TemplateFailed, span, "this template does not come to an end")
-                    .help(format!("it was stopped after {FUEL} steps"))
+                Diagnostic::error(Code::TemplateFailed, span, "this template takes too long")
+                    .help(format!("vimg stopped it after {FUEL} instructions; does a loop not end?"))
             }
             kind => {
                 let detail = if detail.is_empty() { kind.to_string() } else { detail };
-                Diagnostic::error(Code::TemplateFailed, span, format!("this template fails: {detail}"))
-                    .help("filters and functions are those of minijinja")
+                Diagnostic::error(Code::TemplateFailed, span, format!("this template failed: {detail}"))
+                    .help("templates have the filters and functions of minijinja")
             }
         }
     })
 }
 
-/// Renders a text that only inserts values: most strings of a recipe do no
-/// more, and the engine would compile a template for each. `None` leaves the
-/// text to the engine, with whatever is wrong about it.
+/// Renders a text that only inserts values, as most strings of a recipe do: the engine
+/// would compile a template for each. Returns `None` for everything else, including
+/// mistakes; the engine then renders the text.
 fn plain(text: &str, scope: &Scope) -> Option<String> {
     let mut out = String::with_capacity(text.len());
     let mut read = Vec::new();
@@ -252,13 +255,13 @@ fn plain(text: &str, scope: &Scope) -> Option<String> {
     Some(out)
 }
 
-/// Where a comment of a template begins that does not end.
+/// Finds the start of an unterminated template comment.
 fn open_comment(text: &str) -> Option<usize> {
     let at = text.rfind("{#")?;
     (!text[at + 2..].contains("#}")).then_some(at)
 }
 
-/// A buffer that takes no more than [`MAX_OUTPUT`].
+/// A buffer of at most [`MAX_OUTPUT`] bytes.
 struct Bounded(Vec<u8>);
 
 impl std::io::Write for Bounded {
@@ -276,7 +279,7 @@ impl std::io::Write for Bounded {
     }
 }
 
-/// Where an expression is longer than it may be.
+/// Finds an expression longer than [`MAX_TAG`].
 fn long_tag(text: &str) -> Option<std::ops::Range<usize>> {
     let mut at = 0;
     while let Some(start) = text[at..].find('{').map(|n| at + n) {
@@ -322,7 +325,7 @@ mod tests {
         assert_eq!(rendered("${#list[@]} {{ name }}:{{ port + 1 }}\n"), Ok("${#list[@]} x<y:81\n".into()));
     }
 
-    /// The short way and the engine give the same.
+    /// `plain` and the engine give the same text.
     #[test]
     fn plain_texts_are_rendered_as_the_engine_does() {
         let vars = || {

@@ -1,4 +1,4 @@
-//! The values that inputs and parameters have, and how texts become values.
+//! The values of inputs and parameters, and how vimg parses them.
 
 use std::fmt;
 
@@ -11,17 +11,17 @@ use crate::source::FileRef;
 pub enum Value {
     /// Text.
     String(String),
-    /// A whole number.
+    /// An integer.
     Int(i64),
-    /// A truth value.
+    /// A boolean.
     Bool(bool),
-    /// Bytes.
+    /// A size in bytes.
     Size(u64),
-    /// Seconds.
+    /// A duration in seconds.
     Duration(u64),
     /// A file or directory of the project.
     Path(FileRef),
-    /// Texts in order.
+    /// A list of strings.
     List(Vec<String>),
 }
 
@@ -44,17 +44,17 @@ impl fmt::Display for Value {
 pub enum InputType {
     /// Text.
     String,
-    /// A whole number.
+    /// An integer.
     Int,
-    /// A truth value.
+    /// A boolean.
     Bool,
-    /// Bytes.
+    /// A size in bytes.
     Size,
-    /// A time.
+    /// A duration.
     Duration,
     /// A file or directory of the project.
     Path,
-    /// Texts in order.
+    /// A list of strings.
     List,
 }
 
@@ -73,7 +73,7 @@ impl InputType {
         })
     }
 
-    /// Its name.
+    /// The name of the type in recipes.
     pub fn name(self) -> &'static str {
         match self {
             Self::String => "string",
@@ -86,25 +86,23 @@ impl InputType {
         }
     }
 
-    /// Reads a value from text, as the command line gives it. Paths are taken
-    /// from the project root, lists are split at commas.
+    /// Parses a value of the command line. Paths are relative to the project root;
+    /// commas separate the items of a list. The error says what was expected.
     pub fn parse(self, text: &str) -> Result<Value, String> {
         match self {
             Self::String => Ok(Value::String(text.to_owned())),
-            Self::Int => {
-                text.trim().parse().map(Value::Int).map_err(|_| "this is no whole number".to_owned())
-            }
+            Self::Int => text.trim().parse().map(Value::Int).map_err(|_| "expected an integer".to_owned()),
             Self::Bool => match text.trim().trim_start_matches('#') {
                 "true" => Ok(Value::Bool(true)),
                 "false" => Ok(Value::Bool(false)),
-                _ => Err("this is neither `true` nor `false`".to_owned()),
+                _ => Err("expected `true` or `false`".to_owned()),
             },
             Self::Size => size(text).map(Value::Size),
             Self::Duration => duration(text).map(Value::Duration),
             Self::Path => FileRef::project("")
                 .join(text)
                 .map(Value::Path)
-                .ok_or_else(|| "this path leads out of the project".to_owned()),
+                .ok_or_else(|| "expected a path inside the project".to_owned()),
             Self::List => Ok(Value::List(
                 text.split(',').map(|s| s.trim().to_owned()).filter(|s| !s.is_empty()).collect(),
             )),
@@ -112,7 +110,7 @@ impl InputType {
     }
 }
 
-/// Bytes from `4096`, `512MiB`, `8GiB`, `10GB`.
+/// Parses a size such as `4096`, `512MiB`, `8GiB` or `10GB`; returns bytes.
 pub fn size(text: &str) -> Result<u64, String> {
     const UNITS: &[(&str, u64)] = &[
         ("", 1),
@@ -131,45 +129,46 @@ pub fn size(text: &str) -> Result<u64, String> {
         .iter()
         .find(|(name, _)| *name == unit)
         .map(|(_, factor)| *factor)
-        .ok_or("a size is a number and one of B, KiB, MiB, GiB, TiB, KB, MB, GB, TB")?;
+        .ok_or("expected a number and a unit: B, KiB, MiB, GiB, TiB, KB, MB, GB or TB")?;
     number
         .parse::<u64>()
         .ok()
         .and_then(|n| n.checked_mul(factor))
-        .ok_or_else(|| "a size is a whole number of units".to_owned())
+        .ok_or_else(|| "expected an integer with a unit, less than 16 EiB".to_owned())
 }
 
-/// Seconds from `90s`, `10m`, `1h`.
+/// Parses a duration such as `90s`, `10m` or `1h`; returns seconds.
 pub fn duration(text: &str) -> Result<u64, String> {
     let (number, unit) = number_and_unit(text);
     let factor = match unit {
         "s" => 1,
         "m" | "min" => 60,
         "h" => 3600,
-        _ => return Err("a duration is a number and one of s, m, h".to_owned()),
+        _ => return Err("expected a number and a unit: s, m or h".to_owned()),
     };
     number
         .parse::<u64>()
         .ok()
         .and_then(|n| n.checked_mul(factor))
         .filter(|n| *n > 0 && *n <= 7 * 24 * 3600)
-        .ok_or_else(|| "a duration is a whole number of units, up to a week".to_owned())
+        .ok_or_else(|| "expected an integer with a unit, more than 0 and at most a week".to_owned())
 }
 
-/// An `http://` address with a host and no password in it.
+/// Checks an `http://` URL: it has a host and contains no password.
 pub fn http_url(text: &str) -> Result<String, String> {
     let rest = text
         .strip_prefix("http://")
-        .ok_or("an address starts with `http://`; what needs TLS can be asked by a `run`")?;
+        .ok_or("expected a URL that starts with `http://`; for HTTPS, use `run`")?;
     let host = rest.split(['/', '?']).next().unwrap_or_default();
     let clean = text.bytes().all(|b| (0x21..0x7f).contains(&b) && b != b'#');
     if host.is_empty() || host.contains('@') || !clean {
-        return Err("an address such as `http://localhost:8080/path`, without spaces".to_owned());
+        return Err("expected a URL such as `http://localhost:8080/path`, without spaces".to_owned());
     }
     Ok(text.to_owned())
 }
 
-/// A mirror: where packages are fetched from, and nothing else.
+/// Checks the URL of a mirror. mmdebstrap must not take it for an option, a file or a
+/// line of `sources.list`.
 pub fn mirror_url(text: &str) -> Result<String, String> {
     let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
     let host = rest.and_then(|rest| rest.split('/').next()).unwrap_or_default();
@@ -178,15 +177,16 @@ pub fn mirror_url(text: &str) -> Result<String, String> {
     if named && text.len() <= 2000 && text.bytes().all(clean) {
         return Ok(text.to_owned());
     }
-    Err("the address of a mirror, such as `http://mirror.example.org/debian`, without a password".to_owned())
+    Err("expected the URL of a mirror, such as `http://mirror.example.org/debian`, without a password"
+        .to_owned())
 }
 
-/// A header's name and a text, from `Name: text`.
+/// Parses `Name: text`; returns the name of a header and the text.
 pub fn http_header(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once(':').unwrap_or((text, ""));
     let token = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
     if name.is_empty() || !name.bytes().all(token) || !text.contains(':') {
-        return Err("a header and a text that it holds, such as `Content-Type: text/html`".to_owned());
+        return Err("expected a header and text, such as `Content-Type: text/html`".to_owned());
     }
     Ok((name.to_owned(), value.trim().to_owned()))
 }
@@ -197,30 +197,30 @@ fn number_and_unit(text: &str) -> (&str, &str) {
     (&text[..split], text[split..].trim_start())
 }
 
-/// Permission bits from octal text.
+/// Parses permission bits in octal.
 pub fn mode(text: &str) -> Result<u32, String> {
     u32::from_str_radix(text, 8)
         .ok()
         .filter(|mode| *mode <= 0o7777 && (3..=5).contains(&text.len()))
-        .ok_or_else(|| "a mode is three or four octal digits, such as \"0644\"".to_owned())
+        .ok_or_else(|| "expected three or four octal digits, such as \"0644\"".to_owned())
 }
 
-/// A normalised absolute path in the machine.
+/// Checks and normalises an absolute path in the machine.
 pub fn guest_path(text: &str) -> Result<String, String> {
     if !text.starts_with('/') {
-        return Err("a path in the machine starts with `/`".to_owned());
+        return Err("expected a path that starts with `/`".to_owned());
     }
     if text.split('/').any(|part| part == "..") {
-        return Err("a path in the machine has no `..`".to_owned());
+        return Err("expected a path without `..`".to_owned());
     }
     if text.contains(char::is_control) {
-        return Err("a path has no control characters".to_owned());
+        return Err("expected a path without control characters".to_owned());
     }
     let parts: Vec<&str> = text.split('/').filter(|p| !p.is_empty() && *p != ".").collect();
     Ok(format!("/{}", parts.join("/")))
 }
 
-/// Whether `text` can name a declaration.
+/// Whether `text` is a valid name of a declaration.
 pub fn is_name(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 64
@@ -228,13 +228,13 @@ pub fn is_name(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
 }
 
-/// How templates call what a recipe calls `name`: `-` and `.` would be
-/// operators there.
+/// The name in templates of an input or parameter: `-` and `.` would be operators
+/// there.
 pub(crate) fn template_name(name: &str) -> String {
     name.replace(['-', '.'], "_")
 }
 
-/// Whether `text` is rendered before it is used.
+/// Whether `text` is a template.
 pub(crate) fn is_template(text: &str) -> bool {
     text.contains("{{") || text.contains("{%")
 }

@@ -13,8 +13,8 @@
 //! //~ PLACE CODE: MESSAGE | HELP       an expected diagnostic, all of them, in order
 //! ```
 //!
-//! `VIMG_BLESS=1 cargo test -p vimg-lang --test suite` writes what is seen
-//! into the files; read the difference before you commit it.
+//! `VIMG_BLESS=1 cargo test -p vimg-lang --test suite` writes the actual diagnostics
+//! into the files; read the diff before you commit it.
 
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 

@@ -1,4 +1,4 @@
-//! All caches of a build, asked one after the other.
+//! All caches of a build, in the order in which they are asked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -16,43 +16,45 @@ use crate::event::{Event, Sink};
 /// A state that a cache has.
 #[derive(Debug, Clone)]
 pub struct Hit {
-    /// Which cache, in the order in which they are asked.
+    /// Index of the cache, in the order in which they are asked.
     pub tier: usize,
-    /// The domain that it was found in.
+    /// The trust domain that it was found in.
     pub domain: String,
-    /// The state, and the disks below it.
+    /// The entries of the state and of the disks below it.
     pub chain: Vec<Signed>,
 }
 
-/// Where nothing is replaced, the note of a build has the day in its name, and
-/// is looked for as many days back as GitHub keeps what nobody reads.
+/// Days to look back for the list of a project's last build. GitHub's cache
+/// can't replace an object, so the name has the day in it. The number is how
+/// long GitHub keeps an object that no one reads.
 const NOTES: u64 = 8;
 
 /// All caches of a build.
 #[derive(Debug, Default)]
 pub struct Caches {
-    /// Where states are looked for, the nearest first.
+    /// Caches to read from, the nearest first.
     pub from: Vec<Arc<Remote>>,
-    /// Where they are sent.
+    /// Caches to write to.
     pub to: Vec<Arc<Remote>>,
-    /// Who is believed.
+    /// The trusted keys.
     pub trust: Trust,
-    /// What is signed with.
+    /// The signing key.
     pub signer: Option<Signer>,
-    /// What the project is called.
+    /// The name of the project.
     pub name: String,
-    /// Where it is noted how young records were that were seen.
+    /// The directory that remembers the newest time of each record that this
+    /// machine has seen.
     pub seen: Option<PathBuf>,
     pub(super) refused: Refused,
-    /// States that a cache has and could not give, by its place and domain:
-    /// they are sent anew to there.
+    /// Records that can't be used, by place and key. An upload to the same
+    /// place replaces them.
     pub(super) broken: Mutex<BTreeSet<(String, Key)>>,
-    /// Where they were, by tier and domain: they are not looked for there
+    /// Failed downloads, by tier, domain and key. This run does not try them
     /// again.
     pub(super) failed: Mutex<BTreeSet<(usize, String, Key)>>,
 }
 
-/// Records that were found and are not used: told once for each reason.
+/// Records that were found and ignored: told once for each reason.
 #[derive(Debug, Default)]
 pub(super) struct Refused(Mutex<BTreeMap<(String, String), (String, usize)>>);
 
@@ -67,22 +69,23 @@ impl Refused {
         let all = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         for ((cache, why), (node, count)) in all {
             let what = match count {
-                1 => format!("the record of {node} is"),
-                n => format!("the records of {node} and {} more are", n - 1),
+                1 => format!("ignored the record of {node}"),
+                n => format!("ignored the records of {node} and {} more", n - 1),
             };
-            sink(Event::Notice { text: format!("{cache}: {what} not used: {why}") });
+            sink(Event::Notice { text: format!("{cache}: {what}: {why}") });
         }
     }
 }
 
 impl Caches {
-    /// None yet, but those who are believed, what is signed with, and what
-    /// the project is called.
+    /// Makes an empty list of caches, with the trusted keys, the signing key
+    /// and the name of the project.
     pub fn new(trust: Trust, signer: Option<Signer>, name: String) -> Self {
         Self { trust, signer, name, ..Self::default() }
     }
 
-    /// Looks for states; what is found may be used, but for what is damaged.
+    /// Looks for states in all caches. The signatures of a hit are checked, its
+    /// packs are not.
     pub async fn find(&self, wanted: &[(Key, String)], sink: &Sink) -> BTreeMap<Key, Hit> {
         use futures_util::StreamExt;
         let asked =
@@ -124,21 +127,22 @@ impl Caches {
         None
     }
 
-    /// Whether a record is older than one that was seen in the same place:
-    /// then somebody put back what its writer had replaced.
+    /// Whether this machine has seen a newer record in the same place: then
+    /// someone replaced the new record with the old one.
     pub(super) fn is_put_back(&self, remote: &Remote, own: &Signed) -> bool {
         let Some(dir) = &self.seen else { return false };
         let place = format!("{}\n{}", remote.place(&own.entry.domain), own.entry.state.key);
         let path = dir.join(crate::digest::Digest::of(place.as_bytes()).to_string());
         let seen: u64 = std::fs::read_to_string(&path).ok().and_then(|t| t.parse().ok()).unwrap_or_default();
         if own.entry.written > seen {
-            // Losing it costs a warning.
+            // If this note is lost, an old record is not detected.
             let _ = crate::store::replace_note(&path, own.entry.written.to_string().as_bytes());
         }
         own.entry.written < seen
     }
 
-    /// What a cache knows of a state and its writer may be believed for.
+    /// Reads the record of a state and checks its signatures. `None` if the
+    /// cache has no record.
     pub(super) async fn record(
         &self,
         remote: &Remote,
@@ -163,10 +167,10 @@ impl Caches {
         entry::read(&bytes, &asked).map(Some).map_err(Refusal::Record)
     }
 
-    /// What nodes of these names came from when somebody last sent them, with
-    /// the names of the caches that say so.
+    /// Finds the descriptions of nodes with these names in the last builds that
+    /// the caches know.
     pub async fn previous(&self, names: &[&str]) -> BTreeMap<String, Description> {
-        /// A few say what changed; the others follow from them.
+        /// A few nodes explain what changed; the others follow from them.
         const MOST: usize = 16;
         let mut found = BTreeMap::new();
         for remote in &self.from {
@@ -175,7 +179,7 @@ impl Caches {
                     let Some(key) = build.nodes.get(*name).filter(|_| !found.contains_key(*name)) else {
                         continue;
                     };
-                    // A build may have used what was in another domain.
+                    // The build may have used states of another domain.
                     for domain in &remote.spec.domains {
                         if let Ok(Some(chain)) = self.record(remote, domain, key).await
                             && let Some(signed) = chain.into_iter().next()
@@ -190,13 +194,13 @@ impl Caches {
         found
     }
 
-    /// The last builds of this project, the nearest domain first.
+    /// Reads the last builds of this project, the nearest domain first.
     pub(super) async fn builds(&self, remote: &Remote) -> Vec<Build> {
         let mut builds = Vec::new();
         for domain in &remote.spec.domains {
             for name in self.notes_in(remote) {
                 let object = Object::Build { domain: domain.clone(), name: name.clone() };
-                // These only explain: what can't be read explains nothing.
+                // Builds only explain changes, so an unreadable one is skipped.
                 if let Ok(Some(bytes)) = remote.get(&object, entry::MAX_STORED).await
                     && let Ok(build) = Build::read(&bytes, domain, &name, &self.trust)
                 {
@@ -218,8 +222,8 @@ impl Caches {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner).contains(&place)
     }
 
-    /// What the note of the last build may be called, the newest first, and
-    /// how a new one is.
+    /// Names that the list of the last build may have, the newest first. A new
+    /// list gets the first one.
     pub(super) fn notes_in(&self, remote: &Remote) -> Vec<String> {
         let name = remote.spec.name.as_deref().unwrap_or(&self.name);
         if remote.replaces() {
@@ -231,18 +235,18 @@ impl Caches {
 }
 
 pub(super) enum Refusal {
-    /// The record is there and not used.
+    /// The record exists, and must not be used.
     Record(String),
     /// The cache does not answer.
     Cache(Trouble),
 }
 
 pub(super) fn tell(sink: &Sink, remote: &Remote, why: &str) {
-    let end = if remote.is_gone() { "; it is not used any more in this build" } else { "" };
+    let end = if remote.is_gone() { "; this build no longer uses it" } else { "" };
     sink(Event::Notice { text: format!("{}: {why}{end}", remote.spec.label) });
 }
 
-/// Seconds since 1970.
+/// Returns the current time, in seconds since 1970.
 pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

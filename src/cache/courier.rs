@@ -1,5 +1,4 @@
-//! Carries requests, and heeds a server that asks to be left alone for a
-//! while.
+//! HTTP transport of the caches. It honours `Retry-After`.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, Once, PoisonError};
@@ -10,21 +9,21 @@ use http::{Request, Response, StatusCode};
 use opendal::{Buffer, Error, ErrorKind, HttpBody, HttpTransport, HttpTransporter};
 use opendal_http_transport_reqwest::ReqwestTransport;
 
-/// How long a connection may take to be made.
+/// Timeout for opening a connection.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// Since when, or until when, a server wants to be left alone.
+/// The end of a rate limit that a server asked for, if there is one.
 #[derive(Debug, Default)]
 pub(super) struct Rest(Mutex<Option<Instant>>);
 
 impl Rest {
-    /// How long it still wants to.
+    /// Returns the rest of the rate limit; `None` if it is over.
     pub(super) fn left(&self) -> Option<Duration> {
         let until = (*self.0.lock().unwrap_or_else(PoisonError::into_inner))?;
         until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
     }
 
-    /// Notes what an answer says.
+    /// Reads the rate limit from a response.
     pub(super) fn note<T>(&self, response: &Response<T>) {
         let asks =
             matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
@@ -36,7 +35,7 @@ impl Rest {
     }
 }
 
-/// What went wrong and was tried again, and how often.
+/// Counts failed requests that were retried, by reason.
 #[derive(Debug, Default)]
 pub(super) struct Faults(Mutex<BTreeMap<String, usize>>);
 
@@ -45,7 +44,7 @@ impl Faults {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(why).or_default() += 1;
     }
 
-    /// All since the last time.
+    /// Returns all failures since the last call.
     pub(super) fn take(&self) -> BTreeMap<String, usize> {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -81,8 +80,9 @@ impl Courier {
 impl HttpTransport for Courier {
     async fn fetch(&self, request: Request<Buffer>) -> opendal::Result<Response<HttpBody>> {
         if let Some(left) = self.rest.left() {
-            // This one is not to be tried again at once; who asked waits.
-            let text = format!("it asks to be left alone for {} seconds", left.as_secs() + 1);
+            // This error is not temporary, so that the retry layer does not
+            // repeat the request at once. The caller waits.
+            let text = format!("rate limited for another {} s", left.as_secs() + 1);
             return Err(Error::new(ErrorKind::RateLimited, text));
         }
         let response = self.inner.fetch(request).await?;
@@ -92,17 +92,17 @@ impl HttpTransport for Courier {
         if !tries_again {
             return Ok(response);
         }
-        // What such an answer holds is of no interest to anybody.
-        let error = Error::new(ErrorKind::Unexpected, format!("it answers {}", status.as_u16()));
+        // The body of an error response is ignored.
+        let error = Error::new(ErrorKind::Unexpected, format!("HTTP status {}", status.as_u16()));
         Err(if self.rest.left().is_some() { error } else { error.set_temporary() })
     }
 }
 
-/// Several libraries bring several implementations of TLS: this one is used.
+/// Selects the TLS implementation: the dependencies bring more than one.
 pub(super) fn ready_for_tls() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // Somebody else may have chosen before; that is as good.
+        // Another caller may have installed one already; that one is fine too.
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
 }

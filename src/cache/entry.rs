@@ -1,5 +1,5 @@
-//! What a cache knows of a state: a signed record, with those of the disks
-//! that it lies on, so that one request tells whether it can be used.
+//! The record of a state in a cache: signed entries of the state and of all
+//! disks below it. One request thus tells whether the state can be used.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -12,26 +12,25 @@ use super::spec::is_name;
 use crate::digest::{Digest, Key};
 use crate::store::{self, DiskKind, Record};
 
-/// The version of entries. Those of another one are not there, as far as this
-/// program is concerned.
+/// The version of entries. Entries of other versions are ignored.
 pub(super) const SCHEMA: u32 = 2;
-/// What a signed entry is.
+/// The DSSE payload type of an entry.
 const KIND: &str = "application/vnd.vimg.entry.v1+json";
-/// What a signed list of a build's nodes is.
+/// The DSSE payload type of a build.
 const BUILD_KIND: &str = "application/vnd.vimg.build.v1+json";
-/// The most that a record may be, unpacked, in bytes.
+/// Maximum size of an uncompressed record, in bytes.
 const MAX_RECORD: u64 = 64 << 20;
-/// The most that it may be as it is stored, in bytes.
+/// Maximum size of a compressed record, in bytes.
 pub(super) const MAX_STORED: u64 = 16 << 20;
-/// The most that a pack may be, in bytes: of a full one and a list.
+/// Maximum size of a pack, in bytes: a full pack and a list of chunks.
 const MAX_PACK: u64 = 512 << 20;
-/// The most that a file may be, in bytes.
+/// Maximum size of a file, in bytes.
 const MAX_FILE: u64 = 16 << 40;
-/// The most disks that may lie below a state.
+/// Maximum number of entries in a record.
 const MAX_CHAIN: usize = 64;
 
-/// An object of many pieces, by the SHA-256 of its bytes: registries name
-/// their objects so.
+/// An object with many chunks, named by the SHA-256 of its bytes, as registries
+/// name their blobs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Pack {
     /// In hexadecimal.
@@ -41,50 +40,50 @@ pub struct Pack {
 }
 
 impl Pack {
-    /// Whether its name is one: names become paths.
+    /// Whether its name is a SHA-256. Names become paths.
     pub(super) fn is_named(&self) -> bool {
         self.sha256.len() == 64 && self.sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
     }
 
-    /// Each of them once.
+    /// Removes duplicates.
     pub(super) fn distinct<'a>(all: impl IntoIterator<Item = &'a Self>) -> Vec<Self> {
         let all: BTreeSet<&Self> = all.into_iter().collect();
         all.into_iter().cloned().collect()
     }
 }
 
-/// Where in a pack something is.
+/// The place of some bytes in a pack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
-    /// The pack, in the list beside.
+    /// Index of the pack in [`Contents::packs`].
     pub pack: u32,
-    /// Where it begins, in bytes.
+    /// Offset in the pack, in bytes.
     pub from: u64,
-    /// How long it is in the pack, in bytes.
+    /// Stored length, in bytes.
     pub stored: u32,
-    /// How long it is, in bytes. If that is more than `stored`, it is
-    /// compressed by zstd.
+    /// Uncompressed length, in bytes. If it is more than `stored`, the bytes
+    /// are compressed with zstd.
     pub length: u32,
-    /// What it is.
+    /// Digest of the uncompressed bytes.
     pub digest: Digest,
 }
 
 /// A file of a state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Contents {
-    /// Its name in the state's directory, or what it is for.
+    /// Its name in the state's directory, or [`BLOB`].
     pub name: String,
-    /// Its length in bytes, holes included.
+    /// Its length in bytes, with holes.
     pub size: u64,
-    /// Its digest, of a file that the store knows by it.
+    /// Its digest, if the store names it by digest.
     pub digest: Option<Digest>,
-    /// The packs that hold its pieces.
+    /// The packs that hold its chunks.
     pub packs: Vec<Pack>,
-    /// Where the list of its pieces is.
+    /// The place of its list of chunks.
     pub list: Place,
 }
 
-/// What is known of a state, as it is signed.
+/// What is signed about a state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
     /// [`SCHEMA`] of its writer.
@@ -95,24 +94,24 @@ pub struct Entry {
     pub written: u64,
     /// The program that wrote it.
     pub writer: String,
-    /// What the store of its writer noted.
+    /// The state's record from the writer's store.
     pub state: Record,
     /// Its files.
     pub files: Vec<Contents>,
-    /// The digest of the entry of the disk that it lies on.
+    /// The digest of the entry of the disk below.
     pub below: Option<Digest>,
 }
 
-/// An entry that somebody signed who is believed.
+/// An entry that a trusted key signed.
 #[derive(Debug, Clone)]
 pub struct Signed {
     /// The entry.
     pub entry: Entry,
     /// Its own digest.
     pub digest: Digest,
-    /// Who wrote it.
+    /// Who signed it.
     pub writer: Writer,
-    /// By which key, as its tag.
+    /// The tag of the key that signed it.
     pub signer: String,
     envelope: Envelope,
 }
@@ -122,24 +121,25 @@ struct Envelopes {
     entries: Vec<Envelope>,
 }
 
-/// What is asked of a record.
+/// The requirements for a record.
 pub struct Asked<'a> {
     /// The state's key.
     pub key: Key,
     /// The domain that it was found in.
     pub domain: &'a str,
-    /// The domains that the disks below it may be of.
+    /// The domains that entries of disks below may have.
     pub domains: &'a [String],
-    /// Who is believed.
+    /// The trusted keys.
     pub trust: &'a Trust,
-    /// In seconds since 1970.
+    /// The current time, in seconds since 1970.
     pub now: u64,
-    /// How old it may be.
+    /// Maximum age of the record.
     pub max_age: Option<Duration>,
 }
 
 impl Entry {
-    /// Signs an entry that lies on another one, if it does.
+    /// Signs the entry of a state; `below` is the entry of the disk below, if
+    /// there is one.
     pub fn sign(
         domain: &str,
         now: u64,
@@ -163,28 +163,28 @@ impl Entry {
         Ok(Signed { entry, digest: Digest::of(&payload), writer: Writer::Own, signer: tag, envelope })
     }
 
-    /// One of its files.
+    /// Finds a file by name.
     pub fn file(&self, name: &str) -> Option<&Contents> {
         self.files.iter().find(|f| f.name == name)
     }
 
-    /// All packs that it needs.
+    /// Lists the packs of all its files.
     pub fn packs(&self) -> impl Iterator<Item = &Pack> {
         self.files.iter().flat_map(|f| &f.packs)
     }
 }
 
-/// Writes a record: the entry of a state, and those of the disks below it in
-/// their order.
+/// Encodes a record: the entry of a state, then those of the disks below, from
+/// top to bottom.
 pub fn write(chain: &[&Signed]) -> Result<Vec<u8>, String> {
     let entries = chain.iter().map(|signed| signed.envelope.clone()).collect();
     let json = serde_json::to_vec(&Envelopes { entries }).map_err(|e| e.to_string())?;
     if json.len() as u64 > MAX_RECORD {
-        return Err("its description is too long".into());
+        return Err("it is larger than a record may be".into());
     }
     let packed = zstd::bulk::compress(&json, 3).map_err(|e| e.to_string())?;
     if packed.len() as u64 > MAX_STORED {
-        return Err("its description is too long".into());
+        return Err("it is larger than a record may be".into());
     }
     Ok(packed)
 }
@@ -204,25 +204,25 @@ fn envelopes(bytes: &[u8]) -> Result<Vec<Envelope>, String> {
     Ok(all.entries)
 }
 
-/// What a record says, whoever wrote it: to tell what is in a cache, never
-/// to use it.
+/// Decodes a record without checking its signatures: to list a cache, never to
+/// use a state.
 pub fn peek(bytes: &[u8]) -> Result<Vec<Entry>, String> {
     let payload = |envelope: &Envelope| envelope.payload().ok_or_else(|| "it is damaged".to_owned());
     envelopes(bytes)?.iter().map(|envelope| parse(&payload(envelope)?)).collect()
 }
 
-/// Reads a record and believes nothing of it that is not signed by one who is
-/// trusted. The state's own entry comes first.
+/// Decodes a record and checks that trusted keys signed all of it. The state's
+/// own entry comes first.
 ///
 /// # Errors
 ///
-/// A sentence that says why it is not used.
+/// Why the record must not be used.
 pub fn read(bytes: &[u8], asked: &Asked) -> Result<Vec<Signed>, String> {
     let mut chain: Vec<Signed> = Vec::new();
     for envelope in envelopes(bytes)? {
         let payload = envelope.payload().ok_or("it is damaged")?;
-        // The domain is what the writer says; whether the writer may say it
-        // is asked next.
+        // The domain is the writer's claim. The next line checks whether the
+        // key may sign for it.
         let entry: Entry = parse(&payload)?;
         let (writer, key) = envelope.writer(KIND, &payload, &entry.domain, asked.trust)?;
         let digest = Digest::of(&payload);
@@ -231,7 +231,7 @@ pub fn read(bytes: &[u8], asked: &Asked) -> Result<Vec<Signed>, String> {
     }
     match chain.last() {
         Some(last) if last.entry.state.disk.backing.is_none() && last.entry.below.is_none() => Ok(chain),
-        _ => Err("a disk below it is missing".into()),
+        _ => Err("the entry of a disk below is missing".into()),
     }
 }
 
@@ -242,12 +242,12 @@ fn parse(payload: &[u8]) -> Result<Entry, String> {
     }
     let version: Version = serde_json::from_slice(payload).map_err(|_| "it is damaged".to_owned())?;
     if version.schema != SCHEMA {
-        return Err(format!("it is of version {}, this program reads {SCHEMA}", version.schema));
+        return Err(format!("its entries have version {}, but this vimg reads {SCHEMA}", version.schema));
     }
     let entry: Entry = serde_json::from_slice(payload).map_err(|_| "it is damaged".to_owned())?;
     if entry.state.schema != store::SCHEMA {
         return Err(format!(
-            "its state is of version {}, this program reads {}",
+            "its state has version {}, but this vimg reads {}",
             entry.state.schema,
             store::SCHEMA
         ));
@@ -267,14 +267,15 @@ fn parse(payload: &[u8]) -> Result<Entry, String> {
     Ok(entry)
 }
 
-/// By how much the clocks of two machines may differ, in seconds.
+/// Tolerated difference of the clocks of two machines, in seconds.
 const CLOCKS: u64 = 86_400;
 
-/// Whether an entry is what was asked for, or what lies below `above`.
+/// Checks that an entry is the requested one, or that of the disk below
+/// `above`.
 fn fits(entry: &Entry, digest: &Digest, above: Option<&Signed>, asked: &Asked) -> Result<(), String> {
     let state = &entry.state;
     if state.description.key() != state.key {
-        return Err("its key is not that of what it describes".into());
+        return Err("its key does not match its description".into());
     }
     if entry.written > asked.now.saturating_add(CLOCKS) {
         return Err("it was written in the future".into());
@@ -289,51 +290,51 @@ fn fits(entry: &Entry, digest: &Digest, above: Option<&Signed>, asked: &Asked) -
             }
             let age = asked.now.saturating_sub(entry.written);
             if asked.max_age.is_some_and(|max| age > max.as_secs()) {
-                return Err(format!("it is {} days old, which is more than `max-age` allows", age / 86_400));
+                return Err(format!("it is {} days old, more than `max-age` allows", age / 86_400));
             }
         }
         Some(above) => {
             if !asked.domains.contains(&entry.domain) {
                 return Err(format!(
-                    "a disk below it is of the domain `{}`, which is not read",
+                    "the entry of a disk below has the domain `{}`, which is not read",
                     entry.domain.escape_default()
                 ));
             }
             let lies_on = above.entry.state.disk.backing;
             if lies_on != Some((state.key, state.id)) || above.entry.below != Some(*digest) {
-                return Err("it does not fit the disk below it".into());
+                return Err("it does not fit the disk below".into());
             }
         }
     }
     if entry.file(state.disk.kind.file_name()).is_none() {
         return Err("its disk is missing".into());
     }
-    // Names become paths: none but those that are known.
+    // Names become paths, so only known names are allowed.
     let known = [DiskKind::Qcow2, DiskKind::Raw, DiskKind::None].map(DiskKind::file_name);
     if entry.files.iter().any(|f| !known.contains(&f.name.as_str()) && f.name != BLOB) {
-        return Err("it has a file that no state has".into());
+        return Err("it has an unknown file".into());
     }
     Ok(())
 }
 
-/// What a file is called that the store knows by its digest.
+/// The name of files that the store names by digest.
 pub const BLOB: &str = "blob";
 
-/// The nodes of a build and their keys: to say what changed since.
+/// The nodes of a build and their keys, to explain what changed since.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Build {
     /// The trust domain that it is for.
     pub domain: String,
-    /// What the project is called.
+    /// The name of the project.
     pub name: String,
-    /// When it was, in seconds since 1970.
+    /// When it was signed, in seconds since 1970.
     pub written: u64,
     /// The keys of its nodes, by their names.
     pub nodes: std::collections::BTreeMap<String, Key>,
 }
 
 impl Build {
-    /// Signs it and writes it out.
+    /// Signs and encodes the build.
     pub fn write(&self, signer: &Signer) -> Result<Vec<u8>, String> {
         let payload = serde_json::to_vec(self).map_err(|e| e.to_string())?;
         let envelope = signer.sign(BUILD_KIND, &payload);
@@ -341,7 +342,7 @@ impl Build {
         zstd::bulk::compress(&json, 3).map_err(|e| e.to_string())
     }
 
-    /// Reads what somebody wrote who is believed.
+    /// Decodes a build that a trusted key signed.
     pub fn read(bytes: &[u8], domain: &str, name: &str, trust: &Trust) -> Result<Self, String> {
         let damaged = |_| "it is damaged".to_owned();
         let decoder = zstd::stream::read::Decoder::new(bytes).map_err(damaged)?;
@@ -352,7 +353,7 @@ impl Build {
         let build: Self = serde_json::from_slice(&payload).map_err(|_| "it is damaged".to_owned())?;
         envelope.writer(BUILD_KIND, &payload, &build.domain, trust)?;
         if build.domain != domain || build.name != name {
-            return Err("it is of another build".into());
+            return Err("it belongs to another build".into());
         }
         Ok(build)
     }

@@ -1,4 +1,4 @@
-//! What a cache holds, and how it is kept in order.
+//! Lists, cleans, verifies and copies a cache.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -10,19 +10,20 @@ use super::object::{Meta, Object, Trouble, sha256};
 use super::remote::Remote;
 use crate::digest::Key;
 
-/// The most that the list of such packs may be, in bytes.
+/// Maximum size of the list of tombstones, in bytes.
 const MAX_CONDEMNED: u64 = 64 << 20;
 
-/// A record that is in a cache.
+/// A record in a cache.
 #[derive(Debug)]
 pub struct Listed {
     /// The trust domain.
     pub domain: String,
     /// The state's key.
     pub key: Key,
-    /// When it was written or touched.
+    /// When it was last written or refreshed.
     pub modified: Option<SystemTime>,
-    /// The state and what it lies on, whoever wrote it; or what is wrong.
+    /// The entries of the state and of the disks below, with unchecked
+    /// signatures; or what is wrong with the record.
     pub entries: Result<Vec<Entry>, String>,
 }
 
@@ -31,7 +32,7 @@ impl Listed {
         self.entries.iter().flatten().flat_map(Entry::packs)
     }
 
-    /// When it was last of use, in seconds since 1970.
+    /// When a build last used it, in seconds since 1970.
     fn used(&self) -> u64 {
         let touched = self.modified.and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map(|d| d.as_secs());
         let written = self.entries.as_ref().ok().and_then(|all| all.first()).map(|e| e.written);
@@ -39,21 +40,21 @@ impl Listed {
     }
 }
 
-/// All that is in a cache.
+/// The contents of a cache.
 #[derive(Debug, Default)]
 pub struct Listing {
     /// Its records.
     pub records: Vec<Listed>,
     /// Its packs, by their SHA-256.
     pub packs: BTreeMap<String, u64>,
-    /// The builds that it notes, and when.
+    /// Its builds, and when they were written.
     pub builds: Vec<(Object, Option<SystemTime>)>,
-    /// What interrupted touches left, and when.
+    /// Temporary copies that interrupted refreshes left, and their metadata.
     asides: Vec<(Object, Meta)>,
 }
 
 impl Listing {
-    /// What all packs take, in bytes.
+    /// The size of all packs, in bytes.
     pub fn bytes(&self) -> u64 {
         self.packs.values().sum()
     }
@@ -79,7 +80,7 @@ pub async fn list(remote: &Remote) -> Result<Listing, Trouble> {
         let object = Object::Record { domain: domain.clone(), key };
         let entries = match remote.get(&object, entry::MAX_STORED).await {
             Ok(Some(bytes)) => entry::peek(&bytes),
-            // It may have gone since.
+            // Another process may have deleted it since.
             Ok(None) => return Ok(None),
             Err(trouble) if trouble.content => Err(trouble.why),
             Err(trouble) => return Err(trouble),
@@ -93,38 +94,39 @@ pub async fn list(remote: &Remote) -> Result<Listing, Trouble> {
     Ok(listing)
 }
 
-/// How much of a cache is kept.
+/// What garbage collection keeps.
 #[derive(Debug, Clone, Copy)]
 pub struct Keep {
-    /// What was not used for longer goes.
+    /// Remove records that no build used for longer than this.
     pub age: Option<Duration>,
-    /// What was not used for the longest time goes until no more than this is
-    /// left, in bytes.
+    /// Remove the least recently used records until this size is left, in
+    /// bytes.
     pub size: Option<u64>,
-    /// How long packs stay that nothing needs.
+    /// How long a pack with a tombstone stays.
     pub grace: Duration,
-    /// Only say what would go.
+    /// Only report what would be removed.
     pub dry_run: bool,
 }
 
-/// What a clean-up did.
+/// The result of garbage collection.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct Cleaned {
-    /// Records that went.
+    /// Removed records.
     pub records: usize,
-    /// Packs that went.
+    /// Removed packs.
     pub packs: usize,
-    /// What they took, in bytes.
+    /// The size of the removed packs, in bytes.
     pub bytes: u64,
-    /// Packs that go the next time, if nothing needs them by then.
+    /// Packs with a tombstone: the next run removes those that are still
+    /// unneeded.
     pub condemned: usize,
-    /// What is left, in bytes.
+    /// The size that is left, in bytes.
     pub left: u64,
 }
 
-/// Removes what is old or too much. Safe beside builds that read and write:
-/// records go before what they need, and a pack only when nothing needed it
-/// twice, [`Keep::grace`] apart.
+/// Removes old records, then unneeded packs. Safe beside builds: records go
+/// before their packs, and a pack goes only if two runs, [`Keep::grace`] apart,
+/// found it unneeded.
 pub async fn clean(remote: &Remote, keep: &Keep) -> Result<Cleaned, Trouble> {
     let mut listing = list(remote).await?;
     let mut cleaned = Cleaned::default();
@@ -186,15 +188,15 @@ async fn packs(
 ) -> Result<(), Trouble> {
     let now = now();
     let bytes = remote.get(&Object::Condemned, MAX_CONDEMNED).await?.unwrap_or_default();
-    // What can't be read condemns nothing.
+    // If the list can't be read, there are no tombstones.
     let before: BTreeMap<String, u64> = serde_json::from_slice(&bytes).unwrap_or_default();
     let mut after = BTreeMap::new();
     for (sha256, size) in there.iter().filter(|(sha256, _)| !needed.contains(sha256.as_str())) {
         let since = before.get(sha256).copied().unwrap_or(now);
         let object = Object::Pack(Pack { sha256: sha256.clone(), size: *size });
         if before.contains_key(sha256) && now.saturating_sub(since) >= keep.grace.as_secs() {
-            // Who has found it in the meantime, and is about to need it, has
-            // made it young.
+            // A build that found the pack in the meantime, and is about to
+            // refer to it, has refreshed its age.
             let age = remote.stat(&object).await?.and_then(|meta| meta.age());
             if age.is_some_and(|age| age < keep.grace) {
                 after.insert(sha256.clone(), since);
@@ -217,32 +219,32 @@ async fn packs(
     Ok(())
 }
 
-/// What was copied.
+/// The result of a copy.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Copied {
-    /// Records that were not there.
+    /// Copied records.
     pub records: usize,
-    /// Records that can't be used: they, or something that they need, are
-    /// damaged or missing.
+    /// Records that were not copied, because they or their packs are damaged or
+    /// missing.
     pub damaged: usize,
-    /// What was written, in bytes.
+    /// Bytes written.
     pub bytes: u64,
 }
 
-/// What is wrong with a cache, in sentences.
+/// The result of a verification.
 #[derive(Debug, Default)]
 pub struct Verified {
-    /// Records that can be used.
+    /// Usable records.
     pub good: usize,
-    /// What is wrong, and with what.
+    /// Names of bad records, and what is wrong with each.
     pub wrong: Vec<(String, String)>,
-    /// Bytes that were read.
+    /// Bytes read.
     pub read: u64,
 }
 
 impl Caches {
-    /// Looks at every record as a build would, and at every pack that one
-    /// needs: whether it is there, and with `deep` what is in it.
+    /// Checks every record as a build would, and that its packs exist; with
+    /// `deep` also the contents of the packs.
     pub async fn verify(&self, remote: &Arc<Remote>, deep: bool) -> Result<Verified, Trouble> {
         let listing = list(remote).await?;
         let mut verified = Verified::default();
@@ -321,9 +323,8 @@ impl Caches {
         Ok((!good).then(|| format!("the pack {short} is damaged")))
     }
 
-    /// Copies all records, and the packs that they need, as they are signed.
-    /// What can't be used there is left out, and what is newer where it would
-    /// go to.
+    /// Copies all records with their packs and signatures. Skips unusable
+    /// records, and those that are newer in the target.
     pub async fn copy(&self, from: &Arc<Remote>, to: &Arc<Remote>) -> Result<Copied, Trouble> {
         let listing = list(from).await?;
         let before = to.moved().1;

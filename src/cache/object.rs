@@ -1,4 +1,4 @@
-//! What a cache holds, by name, and what it says instead.
+//! Names of the objects in a cache, and the errors of a cache.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,45 +8,46 @@ use super::entry::Pack;
 use super::spec::is_name;
 use crate::digest::Key;
 
-/// Longer than a build takes: a pack that nothing needs is removed when it was
-/// found so before, and this long ago. A build that refers to it by then keeps
-/// it.
+/// Minimum age of a tombstone before garbage collection deletes its pack. It
+/// must be longer than a build: a build that refers to the pack in the meantime
+/// keeps it.
 pub const GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What a cache holds, by kind. Names have a version before them, so that
-/// those who write another one do not meet.
+/// An object in a cache. All names begin with the format version, so that
+/// different versions of vimg don't touch each other's objects.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Object {
-    /// What is known of a state.
+    /// The signed entries of a state.
     Record {
         /// The trust domain.
         domain: String,
         /// The state's key.
         key: Key,
     },
-    /// Pieces of files.
+    /// Chunks of files.
     Pack(Pack),
-    /// The nodes of a project's last build.
+    /// The keys of a project's last build.
     Build {
         /// The trust domain.
         domain: String,
-        /// What the project is called.
+        /// The name of the project.
         name: String,
     },
-    /// Packs that nothing needed at the last clean-up.
+    /// The tombstones: packs that no record needed at the last garbage
+    /// collection.
     Condemned,
-    /// A copy that somebody made to touch a pack, and left.
+    /// A temporary copy of a pack, left by an interrupted refresh of its age.
     Aside(String),
 }
 
-/// The versions of entries and of the states in them: those of others are not
-/// seen, used or cleaned up.
+/// The directory of this format version, from the versions of entries and of
+/// states. vimg does not see, use or clean up other versions.
 pub(super) fn root() -> String {
     format!("v{}.{}", super::entry::SCHEMA, crate::store::SCHEMA)
 }
 
 impl Object {
-    /// Its name.
+    /// The object's name in the cache.
     pub fn path(&self) -> String {
         match self {
             Self::Record { domain, key } => format!("{}/records/{domain}/{key}", root()),
@@ -78,30 +79,31 @@ impl Object {
     }
 }
 
-/// What is known of an object without reading it.
+/// The metadata of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Meta {
     /// In bytes.
     pub size: u64,
-    /// When it was last written or touched, if that is known.
+    /// When it was last written or refreshed, if known.
     pub modified: Option<SystemTime>,
 }
 
 impl Meta {
-    /// How long ago that was; none for what is to come.
+    /// The object's age; `None` if it is unknown or in the future.
     pub(super) fn age(&self) -> Option<Duration> {
         SystemTime::now().duration_since(self.modified?).ok()
     }
 }
 
-/// Why a cache did not do what it was asked.
+/// Why a request to a cache failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
-    /// A sentence.
+    /// The error message, in one line.
     pub why: String,
-    /// Whether it was said already: the cache is not used any more.
+    /// Whether the user has been told already, because the cache is no longer
+    /// used.
     pub known: bool,
-    /// Whether it answers, with something that can't be used.
+    /// Whether the cache answered with unusable content.
     pub content: bool,
 }
 
@@ -116,7 +118,7 @@ impl Trouble {
         Self { why: crate::event::plain(&why), known: false, content: false }
     }
 
-    /// It answers, with something that can't be used.
+    /// Makes an error for unusable content.
     pub(super) fn content(why: &str) -> Self {
         Self { content: true, ..Self::new(why) }
     }
@@ -130,7 +132,7 @@ impl std::fmt::Display for Trouble {
 
 pub(super) type Answer<T> = Result<T, Trouble>;
 
-/// A SHA-256 in hexadecimal.
+/// Computes a SHA-256, in hexadecimal.
 pub(super) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }

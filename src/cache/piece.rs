@@ -1,7 +1,7 @@
-//! Files cut into pieces that are known by their digests.
+//! Cuts files into chunks that are known by their digests.
 //!
-//! Disks are cut where their clusters are: a piece is the same when what is
-//! in the machine is, wherever in the file it came to lie.
+//! Cuts of a disk follow its clusters, so that the same content in a machine
+//! gives the same chunk, wherever it is in the file.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -15,40 +15,41 @@ use serde::{Deserialize, Serialize};
 
 use crate::qcow2;
 
-/// The length of a piece, in bytes, but where clusters end otherwise: what
-/// QEMU takes for the clusters of a qcow2.
+/// The usual length of a chunk, in bytes: QEMU's default cluster size of a
+/// qcow2. Compressed clusters end elsewhere.
 const LENGTH: u64 = 64 << 10;
-/// The most that a piece may be, in bytes.
+/// Maximum length of a chunk, in bytes.
 const MAX_LENGTH: u64 = 2 * LENGTH;
-/// The most that a list of pieces may be, unpacked, in bytes: of about
-/// 370 GB without a hole.
+/// Maximum size of an uncompressed list of chunks, in bytes: enough for about
+/// 370 GB of data.
 pub(super) const MAX_LIST: u32 = 256 << 20;
-/// zstd's level: what comes of a higher one is not worth its time here.
+/// Compression level of zstd. Higher levels take more time than they save here.
 const LEVEL: i32 = 3;
 
-/// A piece in the list of a file's pieces.
+/// A chunk in the list of a file's chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Piece {
-    /// Where in the file it begins, in bytes.
+    /// Offset in the file, in bytes.
     pub at: u64,
-    /// How long it is there, in bytes.
+    /// Length in the file, in bytes.
     pub length: u32,
-    /// What is in it.
+    /// Digest of its content.
     pub digest: [u8; 32],
-    /// Which of the file's packs holds it.
+    /// Index of its pack in the file's packs.
     pub pack: u32,
-    /// Where in the pack it begins, in bytes.
+    /// Offset in the pack, in bytes.
     pub from: u64,
-    /// How long it is there, in bytes; compressed if that is less.
+    /// Stored length, in bytes. The chunk is compressed if this is less than
+    /// `length`.
     pub stored: u32,
 }
 
-/// Where a file's pieces begin and how long they are. Holes have none.
+/// Returns offsets and lengths of a file's chunks. Holes have no chunks.
 pub(super) fn cut(path: &Path) -> io::Result<Vec<(u64, u32)>> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
-    // What calls itself a raw disk holds what a machine wrote, headers of
-    // other formats included.
+    // A raw disk holds what a machine wrote, which may look like another
+    // format.
     let clusters = match path.extension().is_some_and(|e| e == "qcow2") {
         true => qcow2::compressed_clusters(path).unwrap_or_default(),
         false => Vec::new(),
@@ -57,8 +58,8 @@ pub(super) fn cut(path: &Path) -> io::Result<Vec<(u64, u32)>> {
     let mut at = 0;
     while at < length {
         let Some((start, end)) = extent(&file, at)? else { break };
-        // All of a block that has some data, so that pieces do not depend on
-        // where the filesystem has holes.
+        // Takes whole blocks, so that the chunks do not depend on where the
+        // filesystem has holes.
         let mut next = start.max(at) / LENGTH * LENGTH;
         if let Some(last) = pieces.last() {
             let (at, length): &(u64, u32) = last;
@@ -83,7 +84,7 @@ pub(super) fn cut(path: &Path) -> io::Result<Vec<(u64, u32)>> {
     Ok(pieces)
 }
 
-/// The next part of a file that is no hole.
+/// Finds the next extent of data at or after `at`.
 fn extent(file: &File, at: u64) -> io::Result<Option<(u64, u64)>> {
     let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
         Ok(start) => start,
@@ -93,19 +94,18 @@ fn extent(file: &File, at: u64) -> io::Result<Option<(u64, u64)>> {
     Ok(Some((start, rustix::fs::seek(file, SeekFrom::Hole(start))?)))
 }
 
-/// A piece that was read and packed; nothing in it if it is all zeros or is
-/// known already.
+/// A chunk that was read and compressed. It has no bytes if it is all zeros or
+/// already known.
 pub(super) struct Packed {
-    /// Its digest.
+    /// Digest of its content.
     pub digest: [u8; 32],
-    /// Its bytes as they are stored, if they have to be.
+    /// Its bytes as they are stored, if they must be.
     pub bytes: Option<Vec<u8>>,
-    /// Whether it is a hole.
+    /// Whether it is all zeros.
     pub zero: bool,
 }
 
-/// Reads and packs some pieces, on all processors. `known` says which digests
-/// need no bytes.
+/// Reads and compresses chunks on all CPUs. Digests in `known` need no bytes.
 pub(super) fn pack<T: Sync>(
     file: &File,
     pieces: &[(u64, u32)],
@@ -153,13 +153,13 @@ fn one<T>(
         return Ok(Packed { digest, bytes: None, zero: false });
     }
     let packed = packer.compress(bytes)?;
-    // What is compressed already only grows.
+    // Already compressed data only grows.
     let bytes = if packed.len() < bytes.len() { packed } else { bytes.to_vec() };
     Ok(Packed { digest, bytes: Some(bytes), zero: false })
 }
 
-/// Unpacks a piece and compares it with its digest. No more is unpacked than
-/// the piece is long.
+/// Decompresses a chunk and compares it with its digest. Never decompresses
+/// more than `length` bytes.
 pub(super) fn unpack(stored: &[u8], length: u32, digest: &[u8; 32]) -> Option<Vec<u8>> {
     let bytes = if stored.len() < length as usize {
         let mut bytes = Vec::new();
@@ -172,13 +172,13 @@ pub(super) fn unpack(stored: &[u8], length: u32, digest: &[u8; 32]) -> Option<Ve
     (bytes.len() == length as usize && blake3::hash(&bytes).as_bytes() == digest).then_some(bytes)
 }
 
-/// Writes a list of pieces.
+/// Encodes a list of chunks; `None` if it is too large.
 pub(super) fn write_list(pieces: &[Piece]) -> Option<Vec<u8>> {
     postcard::to_stdvec(pieces).ok().filter(|bytes| bytes.len() <= MAX_LIST as usize)
 }
 
-/// Reads a list of the pieces of a file of `size` bytes in `packs` packs.
-/// `None` if a piece lies outside of either, or before the one before it.
+/// Decodes the list of chunks of a file of `size` bytes in `packs`. `None` if a
+/// chunk is outside the file or its pack, or overlaps the previous chunk.
 pub(super) fn read_list(bytes: &[u8], size: u64, packs: &[super::entry::Pack]) -> Option<Vec<Piece>> {
     let pieces: Vec<Piece> = postcard::from_bytes(bytes).ok()?;
     let mut end = 0;
@@ -196,7 +196,7 @@ pub(super) fn read_list(bytes: &[u8], size: u64, packs: &[super::entry::Pack]) -
     Some(pieces)
 }
 
-/// Does on another thread what blocks.
+/// Runs blocking work on another thread.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, String> {
@@ -247,7 +247,8 @@ mod tests {
         assert!(packed[2].zero && packed[2].bytes.is_none());
         let known = HashMap::from([(packed[1].digest, ())]);
         assert!(pack(file.as_file(), &pieces, &known).unwrap()[1].bytes.is_none());
-        // A byte changed, one missing, and one that unpacks to more.
+        // A changed byte, a missing byte, and a chunk that decompresses to
+        // more.
         let mut bad = bytes.clone();
         *bad.last_mut().unwrap() ^= 1;
         assert!(unpack(&bad, LENGTH as u32, &packed[1].digest).is_none());

@@ -1,4 +1,4 @@
-//! Takes states over from a cache.
+//! Downloads states from a cache.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -20,32 +20,32 @@ use crate::event::{Event, Sink};
 use crate::qcow2;
 use crate::store::{DiskKind, Origin, Store};
 
-/// What lies between two pieces is fetched with them up to this, in bytes: a
-/// request costs as much as this takes to come.
+/// Maximum gap between two chunks of one request, in bytes: a request costs as
+/// much as this much data.
 const GAP: u64 = 256 << 10;
-/// The most that is fetched at once, in bytes.
+/// Maximum size of a request, in bytes.
 const MAX_RANGE: u64 = 8 << 20;
-/// How many parts of a file are fetched at once.
+/// Parallel requests per file.
 const PARTS: usize = 4;
-/// What was fetched in part and not gone on with is removed after this.
+/// Age at which interrupted downloads are removed.
 const STALE: Duration = Duration::from_secs(3 * 24 * 60 * 60);
 
-/// What was taken over.
+/// The result of a download.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fetched {
-    /// Bytes that were read from the cache.
+    /// Bytes read from the cache.
     pub bytes: u64,
-    /// How long it took, in seconds.
+    /// Duration, in seconds.
     pub seconds: f64,
 }
 
 impl Caches {
-    /// Takes a state and what it lies on over into the store. Where another
-    /// cache is nearer, it is given all of it first.
+    /// Downloads a state, with the disks below, into the store. Copies it to a
+    /// nearer cache first, if there is one.
     ///
     /// # Errors
     ///
-    /// A sentence that says why it can't be used.
+    /// Why the state can't be used.
     pub async fn fetch(&self, node: &str, hit: &Hit, store: &Store, sink: &Sink) -> Result<Fetched, String> {
         let fetched = self.fetch_all(node, hit, store, sink).await;
         if fetched.is_err() {
@@ -60,7 +60,7 @@ impl Caches {
         let start = Instant::now();
         let mut bytes = 0;
         reap(&partial(store));
-        // From the lowest up, so that what is there can be used.
+        // From the lowest disk up, so that each finished disk can be used.
         for signed in hit.chain.iter().rev() {
             let state = &signed.entry.state;
             let here = store.whole(&state.key, &mut Default::default());
@@ -68,14 +68,14 @@ impl Caches {
                 continue;
             }
             if here.is_some() {
-                return Err(format!("it lies on another build of {} than the one that is here", state.name));
+                return Err(format!("it lies on another build of {} than the one in the store", state.name));
             }
             let remote = self.nearest(node, hit, signed, sink).await;
             let lock = store.lock(&state.key).await.map_err(|e| e.to_string())?;
-            // Another process may have made it in the meantime, or its own.
+            // Another process may have built or fetched it in the meantime.
             let here = store.whole(&state.key, &mut Default::default());
             if here.is_some_and(|id| id != state.id) {
-                return Err(format!("it lies on another build of {} than the one that is here", state.name));
+                return Err(format!("it lies on another build of {} than the one in the store", state.name));
             }
             if here.is_none() {
                 let fetching = Fetching { remote: &remote, node, sink, start, bytes: AtomicU64::new(0) };
@@ -91,26 +91,26 @@ impl Caches {
         Ok(Fetched { bytes, seconds: start.elapsed().as_secs_f64() })
     }
 
-    /// Where a state is best read from: it is copied to caches that are
-    /// nearer, if they are on this machine.
+    /// Chooses the cache to read from: the state is copied to a nearer cache on
+    /// this machine, if there is one.
     async fn nearest(&self, node: &str, hit: &Hit, signed: &Signed, sink: &Sink) -> Arc<Remote> {
         let found = &self.from[hit.tier];
         let near =
             self.from[..hit.tier].iter().find(|r| r.spec.kind == super::spec::Kind::Local && !r.is_gone());
         let Some(near) = near else { return found.clone() };
-        // What was there and could not be used is written over.
+        // A copy that could not be used is overwritten.
         let own = &hit.chain[0];
         let anew = self.is_broken(near, &hit.domain, &own.entry.state.key);
         match self.copy_packs(found, near, signed.entry.packs().cloned(), anew).await {
             Ok(_) => {}
             Err(trouble) => {
-                tell(sink, near, &format!("it was not filled: {trouble}"));
+                tell(sink, near, &format!("it can't store a copy: {trouble}"));
                 return found.clone();
             }
         }
-        // The record of what was asked for tells the next one.
-        // It has packs of disks below that were here already only if it was
-        // given them before.
+        // The nearer cache also gets the record, if it has all packs. It has
+        // those of disks that were already in the store only if it got them
+        // earlier.
         let mut whole = own.digest == signed.digest;
         for pack in hit.chain.iter().skip(1).flat_map(|s| s.entry.packs()) {
             whole = whole && matches!(near.stat(&Object::Pack(pack.clone())).await, Ok(Some(_)));
@@ -121,13 +121,14 @@ impl Caches {
             if let Ok(bytes) = super::entry::write(&all)
                 && let Err(trouble) = near.put(&object, bytes, &[]).await
             {
-                tell(sink, near, &format!("the record of {node} was not kept: {trouble}"));
+                tell(sink, near, &format!("it can't store the record of {node}: {trouble}"));
             }
         }
         near.clone()
     }
 
-    /// Copies packs that are not there. Says how many bytes that took.
+    /// Copies packs that `to` does not have, or all with `anew`. Returns the
+    /// number of bytes copied.
     pub(super) async fn copy_packs(
         &self,
         from: &Remote,
@@ -154,7 +155,7 @@ impl Caches {
     }
 }
 
-/// A state on its way here.
+/// A state that is being downloaded.
 struct Fetching<'a> {
     remote: &'a Remote,
     node: &'a str,
@@ -164,8 +165,8 @@ struct Fetching<'a> {
 }
 
 impl Fetching<'_> {
-    /// Fetches the files of a state and commits it. What came before it was
-    /// interrupted is not fetched again.
+    /// Downloads the files of a state and commits it. Resumes an interrupted
+    /// download.
     async fn state(&self, signed: &Signed, store: &Store) -> Result<(), String> {
         let entry = &signed.entry;
         let dir = partial(store).join(signed.digest.to_string());
@@ -185,7 +186,7 @@ impl Fetching<'_> {
             let file = File::open(&path).map_err(fail)?;
             let found = blocking(move || Blob::copy(file, &mut std::io::sink())).await?.map_err(fail)?;
             if found != blob {
-                return Err("a file is not what its digest says".into());
+                return Err("a file does not match its digest".into());
             }
             store.commit_blob(&path, &blob).map_err(|e| e.to_string())?;
         }
@@ -196,13 +197,13 @@ impl Fetching<'_> {
         let mut record = entry.state.clone();
         let disk = staging.path().join(record.disk.kind.file_name());
         if record.disk.kind == DiskKind::Qcow2 {
-            // Whoever signed it: no header is believed.
+            // A header is checked whoever signed it.
             qcow2::read(&disk).map_err(|why| format!("its disk is refused: {why}"))?;
         }
         record.bytes = on_disk(&disk);
-        // The host's own kernel works only on what this user made.
+        // The host's kernel mounts only disks that this user made.
         record.ours &= signed.writer == Writer::Own;
-        // Whoever signed it vouches for what it was made of.
+        // The signer vouches for the states that it was made from.
         record.inherited = Vec::new();
         record.origin = Some(Origin { domain: entry.domain.clone(), key: signed.signer.clone() });
         let store = store.clone();
@@ -211,7 +212,7 @@ impl Fetching<'_> {
         committed.map(|_| ()).map_err(|e| e.to_string())
     }
 
-    /// Fetches a file, piece by piece.
+    /// Downloads a file in chunks.
     async fn file(&self, contents: &Contents, path: &Path) -> Result<(), String> {
         let list = self.list(contents).await?;
         let fail = |e: std::io::Error| format!("{}: {e}", path.display());
@@ -233,7 +234,8 @@ impl Fetching<'_> {
         let fetched = futures_util::stream::iter(parts).map(|part| {
             let (file, done, failed) = (file.clone(), &done, &failed);
             async move {
-                // What is under way is gone on with, for the next time.
+                // Requests that have started are finished, so that the next
+                // build can resume. No new ones start.
                 if failed.load(Ordering::Relaxed) {
                     return Ok(());
                 }
@@ -259,14 +261,14 @@ impl Fetching<'_> {
 
     async fn list(&self, contents: &Contents) -> Result<Vec<Piece>, String> {
         let Place { pack, from, stored, length, digest } = contents.list.clone();
-        let pack = contents.packs.get(pack as usize).ok_or("its list of pieces is missing")?;
+        let pack = contents.packs.get(pack as usize).ok_or("its list of chunks is missing")?;
         if length > piece::MAX_LIST || stored > length {
-            return Err("its list of pieces is too long".into());
+            return Err("its list of chunks is too long".into());
         }
         let bytes = self.read(pack, from, u64::from(stored)).await?;
         let unpacked = blocking(move || piece::unpack(&bytes, length, &digest.0)).await?;
         let list = unpacked.and_then(|bytes| piece::read_list(&bytes, contents.size, &contents.packs));
-        list.ok_or_else(|| "its list of pieces is damaged".into())
+        list.ok_or_else(|| "its list of chunks is damaged".into())
     }
 
     async fn read(&self, pack: &Pack, from: u64, length: u64) -> Result<Vec<u8>, String> {
@@ -276,19 +278,19 @@ impl Fetching<'_> {
         match bytes.len() as u64 {
             n if n == length => Ok(bytes),
             n if n < length => Err("a pack is cut short".into()),
-            _ => Err("it sends more than was asked for".into()),
+            _ => Err("the cache sent more than requested".into()),
         }
     }
 
-    /// Fetches what lies together in a pack. What came damaged is asked for
-    /// once more: it may have been the way.
+    /// Downloads chunks that are together in a pack. Repeats the request once
+    /// if they arrive damaged: the connection may have been the cause.
     async fn part(&self, packs: &[Pack], part: Part, file: &Arc<File>) -> Result<(), String> {
         let pack = packs.get(part.pack as usize).ok_or("a pack is missing")?;
         let pieces = Arc::new(part.pieces);
         for again in [false, true] {
             let bytes = match self.read(pack, part.from, part.length).await {
                 Err(why) if !again && !self.remote.is_gone() => {
-                    tell(self.sink, self.remote, &format!("{why}; asked again"));
+                    tell(self.sink, self.remote, &format!("{why}; retrying"));
                     continue;
                 }
                 other => other?,
@@ -299,14 +301,14 @@ impl Fetching<'_> {
                 return Ok(());
             }
             if !again {
-                tell(self.sink, self.remote, "a piece came damaged; asked again");
+                tell(self.sink, self.remote, "a chunk arrived damaged; retrying");
             }
         }
-        Err("a piece is damaged".into())
+        Err("a chunk is damaged".into())
     }
 }
 
-/// Pieces that lie together in a pack.
+/// Chunks that are together in a pack: one request.
 struct Part {
     pack: u32,
     from: u64,
@@ -314,7 +316,7 @@ struct Part {
     pieces: Vec<Piece>,
 }
 
-/// Groups pieces by where they are.
+/// Groups chunks into requests.
 fn parts(mut pieces: Vec<Piece>) -> Vec<Part> {
     pieces.sort_unstable_by_key(|p| (p.pack, p.from, p.at));
     let mut parts: Vec<Part> = Vec::new();
@@ -340,10 +342,11 @@ fn parts(mut pieces: Vec<Piece>) -> Vec<Part> {
     parts
 }
 
-/// Unpacks pieces into their file. `false` if one is not what it should be;
-/// then nothing after it is written.
+/// Decompresses chunks into their file. Stops and returns `false` at the first
+/// damaged chunk.
 fn write(bytes: &[u8], from: u64, pieces: &[Piece], file: &File) -> std::io::Result<bool> {
-    // The same may stand in several places, one after the other here.
+    // The same chunk may be in several places of the file. These are neighbours
+    // here.
     let (mut known, mut unpacked) = (None, Vec::new());
     for piece in pieces {
         let place = (piece.from, piece.digest);
@@ -359,7 +362,7 @@ fn write(bytes: &[u8], from: u64, pieces: &[Piece], file: &File) -> std::io::Res
     Ok(true)
 }
 
-/// Which pieces of a file are not there yet.
+/// Returns the chunks that the file does not have yet.
 fn missing(file: &File, pieces: Vec<Piece>) -> Vec<Piece> {
     let mut buffer = Vec::new();
     let lacks = |piece: &Piece| {
@@ -371,7 +374,7 @@ fn missing(file: &File, pieces: Vec<Piece>) -> Vec<Piece> {
     pieces.into_iter().filter(|piece| lacks(piece)).collect()
 }
 
-/// What a file takes on disk, in bytes.
+/// Disk usage of a file, in bytes.
 fn on_disk(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     // st_blocks counts units of 512 bytes, whatever the filesystem's.
@@ -382,7 +385,7 @@ fn partial(store: &Store) -> PathBuf {
     store.root().join("partial")
 }
 
-/// Removes what nobody went on with.
+/// Removes interrupted downloads that no build has resumed.
 fn reap(dir: &Path) {
     let Ok(entries) = fs::read_dir(dir) else { return };
     for entry in entries.flatten() {

@@ -1,4 +1,4 @@
-//! Sends states to a cache.
+//! Uploads states to a cache.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -18,15 +18,15 @@ use crate::digest::{Digest, Key};
 use crate::event::{Event, Sink};
 use crate::store::{Record, StateId, Store};
 
-/// A pack is full when it is as large, in bytes: large enough that a disk is
-/// a few requests, small enough that one of them is soon done.
+/// Size of a full pack, in bytes: large enough that a disk is a few requests,
+/// small enough that one request is soon done.
 const FULL: usize = 16 << 20;
-/// How many packs are sent at once.
+/// Parallel uploads of packs.
 const AT_ONCE: usize = 4;
-/// How many bytes of a file are read and packed at once.
+/// Bytes of a file that are read and compressed at once.
 const BATCH: u64 = 16 << 20;
-/// A file whose pieces are in more packs than this has those of the smallest
-/// sent again, so that it does not fall apart as it is changed.
+/// If the chunks of a file are in more packs than this, those in the smallest
+/// packs are sent again. This limits fragmentation.
 const SCATTERED: usize = 24;
 
 /// A state that may be sent.
@@ -38,32 +38,32 @@ pub struct State {
     pub name: String,
 }
 
-/// What was sent.
+/// The result of an upload.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pushed {
-    /// States that were sent.
+    /// Sent states.
     pub sent: usize,
-    /// States that were there.
+    /// States that the cache already had.
     pub there: usize,
-    /// Those that lie on another build of a state than the one in the cache.
+    /// States of which the cache has another build. States on top of these are
+    /// not sent either.
     pub foreign: Vec<String>,
-    /// Those that came from a cache of another domain, or were made of such
-    /// states: they are not signed for this one.
+    /// States that came from another trust domain, or were made from such
+    /// states. They are not signed for this domain.
     pub withheld: Vec<String>,
-    /// Those whose disk is not what it was when it was made. They are no longer
-    /// in the store.
+    /// States whose disk is damaged. They are no longer in the store.
     pub damaged: Vec<String>,
-    /// Bytes that were written.
+    /// Bytes written.
     pub bytes: u64,
 }
 
 impl Caches {
-    /// Sends states to a cache, each with what it lies on, and notes the keys
-    /// of the build's nodes there.
+    /// Sends states to a cache, each with the disks below, and then the keys of
+    /// the build's nodes.
     ///
     /// # Errors
     ///
-    /// A sentence that says why it was given up.
+    /// Why the upload was aborted.
     pub async fn push(
         &self,
         remote: &Arc<Remote>,
@@ -73,10 +73,10 @@ impl Caches {
         sink: &Sink,
     ) -> Result<Pushed, String> {
         let Some(signer) = &self.signer else {
-            return Err("there is no key to sign with: `vimg cache keygen` makes one".into());
+            return Err("there is no signing key: make one with `vimg cache keygen`".into());
         };
         let Some(domain) = remote.spec.domains.first() else {
-            return Err("there is no domain to write to".into());
+            return Err("there is no trust domain to write to".into());
         };
         let mut push = Push {
             caches: self,
@@ -101,7 +101,7 @@ impl Caches {
             push.state(state, previous).await?;
         }
         push.pushed.bytes = remote.moved().1 - before;
-        // What this build did not look at stays as it was.
+        // Nodes that are not part of this build keep their keys.
         let last = builds.iter().find(|b| b.domain == *domain);
         let mut all = last.map(|b| b.nodes.clone()).unwrap_or_default();
         all.extend(nodes.iter().map(|(name, key)| (name.clone(), *key)));
@@ -109,7 +109,7 @@ impl Caches {
         if last.is_none_or(|last| last.nodes != all || last.name != name) {
             let build = Build { domain: domain.clone(), name: name.clone(), written: now(), nodes: all };
             let object = Object::Build { domain: domain.clone(), name };
-            // It only explains, so that nothing failed.
+            // The list only explains changes, so a failure is not an error.
             let put = remote.put(&object, build.write(signer)?, &[]).await;
             if let Err(trouble) = put
                 && !trouble.known
@@ -122,10 +122,10 @@ impl Caches {
     }
 }
 
-/// Pieces that are in a cache, by their digests, and where.
+/// Chunks in the cache, by digest: pack, offset and stored length.
 type Known = HashMap<[u8; 32], (Slot, u64, u32)>;
 
-/// What is being sent.
+/// An upload.
 struct Push<'a> {
     caches: &'a Caches,
     remote: &'a Arc<Remote>,
@@ -133,35 +133,34 @@ struct Push<'a> {
     store: &'a Store,
     sink: &'a Sink,
     known: Known,
-    /// What the cache knows of states, with what they lie on; `None` of those
-    /// that it has another build of.
+    /// Records in the cache, each with the disks below; `None` if the cache has
+    /// another build of the state.
     signed: HashMap<Key, Option<Vec<Signed>>>,
-    /// New packs; the last is not full yet.
+    /// New packs, `None` until they are sent.
     packs: Vec<Option<Pack>>,
     current: Vec<u8>,
     sending: JoinSet<Result<(usize, Pack), String>>,
-    /// Packs are written even if they seem to be there: one of them is not
-    /// what it should be.
+    /// Write packs even if they seem to exist, because one of them is damaged.
     anew: bool,
-    /// Packs that may be referred to again, and whether they are there.
+    /// Old packs that were checked, and whether they exist.
     looked: HashMap<Pack, bool>,
     pushed: Pushed,
     start: Instant,
 }
 
-/// What a cache knows of a state that is here.
+/// The state of the cache, compared with a state in the store.
 enum Found {
-    /// Nothing.
+    /// The cache has no record.
     Missing,
-    /// Something that can't be used.
+    /// The cache has an unusable record.
     Useless,
-    /// Another build of it.
+    /// The cache has another build of the state.
     Foreign,
-    /// It, and what it lies on.
+    /// The cache has this build; its entries.
     There(Vec<Signed>),
 }
 
-/// Which pack a piece is in: one that was there, or a new one.
+/// The pack of a chunk: one that the cache had, or a new one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Slot {
     Old(Pack),
@@ -169,7 +168,7 @@ enum Slot {
 }
 
 impl Push<'_> {
-    /// Sends a state and what it lies on.
+    /// Sends a state and the disks below.
     async fn state(&mut self, state: &State, previous: Option<&Key>) -> Result<(), String> {
         let mut chain = Vec::new();
         let mut next = Some(state.key);
@@ -182,7 +181,8 @@ impl Push<'_> {
             next = record.disk.backing.map(|(below, _)| below);
             chain.push(record);
         }
-        // From above: what the cache has brings what it lies on with it.
+        // From the top down: a state that the cache has includes the disks
+        // below.
         let mut missing = Vec::new();
         for record in chain {
             if self.signed.contains_key(&record.key) {
@@ -205,8 +205,9 @@ impl Push<'_> {
             }
         }
         for (record, new) in missing.into_iter().rev() {
-            // A domain signs its own states. States that were made here of those of
-            // other domains are signed only where these domains are read.
+            // A domain signs only its own states. States that were built here
+            // on states of another domain are signed only if the cache reads
+            // that domain.
             let read = &self.remote.spec.domains;
             if record.origin.as_ref().is_some_and(|origin| origin.domain != self.domain)
                 || record.inherited.iter().any(|origin| !read.contains(&origin.domain))
@@ -223,8 +224,8 @@ impl Push<'_> {
             }
             let below = match record.disk.backing {
                 None => Some(Vec::new()),
-                // What lies on a disk that the cache has another build of fits
-                // nobody who took that one over.
+                // A state does not fit another build of the disk below, so it
+                // is of no use to readers of that build.
                 Some((below, id)) => match self.signed.get(&below) {
                     Some(Some(chain)) if chain[0].entry.state.id == id => Some(chain.clone()),
                     _ => None,
@@ -245,12 +246,12 @@ impl Push<'_> {
         Ok(())
     }
 
-    /// What the cache knows of a state.
+    /// Looks a state up in the cache.
     async fn look(&mut self, record: &Record) -> Result<Found, String> {
         let mut found = Found::Missing;
         let domains = self.remote.spec.domains.clone();
         for domain in &domains {
-            // What others wrote stays as it is.
+            // Records of other domains are never replaced.
             let useless = if domain == self.domain { Found::Useless } else { Found::Missing };
             if self.caches.is_broken(self.remote, domain, &record.key) {
                 self.distrust();
@@ -272,22 +273,22 @@ impl Push<'_> {
                     return Ok(Found::Foreign);
                 }
                 Ok(_) => {}
-                // What nobody can use is written anew.
+                // An unusable record is replaced.
                 Err(Refusal::Record(_)) => found = useless,
                 Err(Refusal::Cache(trouble)) => return Err(trouble.to_string()),
             }
         }
         if matches!(found, Found::Useless) && !self.remote.replaces() {
-            let why = format!("the record of {} is of no use and stays; another `version` of", record.name);
-            self.remote.add_fault(format!("{why} the cache begins anew"));
+            let why = format!("the record of {} can't be used, and can't be replaced there;", record.name);
+            self.remote.add_fault(format!("{why} another `version` starts an empty cache"));
             return Ok(Found::Foreign);
         }
         Ok(found)
     }
 
-    /// The cache has another build of this.
+    /// Notes that the cache has another build of a state.
     fn is_foreign(&mut self, record: &Record) {
-        // What nothing lies on is as good as ours.
+        // Nothing is based on these, so the other build is as good as ours.
         if matches!(record.kind.as_str(), "output" | "check") {
             self.pushed.there += 1;
         } else {
@@ -295,15 +296,15 @@ impl Push<'_> {
         }
     }
 
-    /// Something in the cache is not what it should be: no pack of it is
-    /// referred to again unless it is written again.
+    /// Notes that something in the cache is damaged. From now on this upload
+    /// refers only to packs that it writes itself.
     fn distrust(&mut self) {
         self.anew = true;
         self.known.retain(|_, (slot, ..)| matches!(slot, Slot::New(_)));
     }
 
-    /// Touches what the rules of a bucket might take away. `false` if some of
-    /// it is gone already.
+    /// Refreshes the age of what a bucket's expiry rule might delete. `false`
+    /// if some of it is gone already.
     async fn keep_young(&mut self, domain: &str, chain: &[Signed]) -> bool {
         let Some(own) = chain.first() else { return false };
         let object = Object::Record { domain: domain.to_owned(), key: own.entry.state.key };
@@ -311,12 +312,12 @@ impl Push<'_> {
         if !self.is_old(meta) {
             return true;
         }
-        // The packs first: a record that is there has all of its packs.
+        // Packs first: a record must never be younger than its packs.
         let packs = Pack::distinct(chain.iter().flat_map(|s| s.entry.packs()));
         if !self.are_there(&packs).await {
             return false;
         }
-        // Others' records are theirs to touch.
+        // Only the writers of a domain refresh its records.
         domain != self.domain || self.touch(&object).await
     }
 
@@ -324,19 +325,18 @@ impl Push<'_> {
         meta.age().is_some_and(|age| age >= self.remote.spec.touch_refresh)
     }
 
-    /// `false` if it is not there. Who may not touch it has it told, and goes
-    /// on.
+    /// Refreshes the age of an object. `false` if it does not exist. A missing
+    /// right to do so is only noted.
     async fn touch(&self, object: &Object) -> bool {
         self.remote.touch(object).await.unwrap_or_else(|trouble| {
             if !trouble.known {
-                self.remote.add_fault(format!("what is used can't be made young: {trouble}"));
+                self.remote.add_fault(format!("can't refresh the age of objects: {trouble}"));
             }
             true
         })
     }
 
-    /// Whether packs are there, as far as the cache answers; those that are
-    /// old are touched.
+    /// Whether packs exist, as far as the cache answers. Refreshes old ones.
     async fn are_there(&mut self, all: &[Pack]) -> bool {
         use futures_util::StreamExt;
         let packs = Pack::distinct(all.iter().filter(|p| !self.looked.contains_key(p)));
@@ -356,7 +356,7 @@ impl Push<'_> {
         !all.iter().any(|pack| self.looked.get(pack) == Some(&false))
     }
 
-    /// Learns which pieces an earlier build of a node left in the cache.
+    /// Learns which chunks an earlier build of a node left in the cache.
     async fn learn(&mut self, key: &Key) {
         if self.anew {
             return;
@@ -373,7 +373,7 @@ impl Push<'_> {
         }
     }
 
-    /// What can't be read teaches nothing.
+    /// Learns the chunks of a file. Ignores errors.
     async fn learn_file(&mut self, contents: &Contents) {
         let Place { pack, from, stored, length, digest } = contents.list.clone();
         let Some(pack) = contents.packs.get(pack as usize) else { return };
@@ -415,8 +415,9 @@ impl Push<'_> {
         }
     }
 
-    /// Sends the files of a state, then its record, which is `new` if nothing
-    /// was there. `None` if somebody else sent another build of it meanwhile.
+    /// Sends the files of a state, then its record. `new` means that the cache
+    /// has no record yet. Returns `None` if another writer has just sent
+    /// another build of the state.
     async fn send(
         &mut self,
         record: &Record,
@@ -430,7 +431,7 @@ impl Push<'_> {
                 .first()
                 .and_then(|b| b.entry.files.iter().find(|f| f.digest.is_some() && f.digest == digest));
             match known {
-                // A kernel is that of the state below, most of the time.
+                // The kernel is usually that of the state below.
                 Some(known) => files.push(known.clone()),
                 None => staged.push(self.file(&record.name, name, &path, digest).await?),
             }
@@ -440,8 +441,8 @@ impl Push<'_> {
         for draft in staged {
             files.push(draft.finish(&self.packs)?);
         }
-        let signer = self.caches.signer.as_ref().ok_or("there is no key to sign with")?;
-        // What is on this machine is of no interest elsewhere.
+        let signer = self.caches.signer.as_ref().ok_or("there is no signing key")?;
+        // Paths of this machine are not sent.
         let signed = Entry::sign(self.domain, now(), record.clone(), files, below.first(), signer)?;
         let mut chain = vec![signed];
         chain.extend(below);
@@ -454,7 +455,7 @@ impl Push<'_> {
             false => self.remote.put(&object, bytes, &packs).await,
         };
         if !put.map_err(|e| e.to_string())? {
-            // It may be this one: an answer gets lost now and then.
+            // It may be this record, if the response to the first try was lost.
             match self.caches.record(self.remote, self.domain, &record.key).await {
                 Ok(Some(theirs)) if theirs[0].entry.state.id == record.id => {}
                 _ => {
@@ -472,8 +473,8 @@ impl Push<'_> {
         Ok(Some(chain))
     }
 
-    /// The files of a state: its name, where it is, and its digest if the
-    /// store knows it by that.
+    /// The files of a state: name, path, and the digest if the store names the
+    /// file by it.
     fn files_of(&self, record: &Record) -> Vec<(&'static str, PathBuf, Option<Digest>)> {
         let dir = self.store.state_dir(&record.key);
         let disk = record.disk.kind.file_name();
@@ -543,7 +544,7 @@ impl Push<'_> {
                 seconds: self.start.elapsed().as_secs_f64(),
             });
         }
-        let bytes = piece::write_list(&list).ok_or("it has too many pieces")?;
+        let bytes = piece::write_list(&list).ok_or("a file has too many chunks")?;
         let digest = Digest::of(&bytes);
         let packed = zstd::bulk::compress(&bytes, 3).map_err(|e| e.to_string())?;
         let (length, stored) = (bytes.len() as u32, packed.len().min(bytes.len()) as u32);
@@ -556,20 +557,20 @@ impl Push<'_> {
         Ok(draft)
     }
 
-    /// Where a piece is or will be.
+    /// Returns the place of a chunk. Adds new chunks to the current pack.
     async fn place(&mut self, digest: [u8; 32], bytes: Option<Vec<u8>>) -> Result<(Slot, u64, u32), String> {
-        // It may be in the same batch a second time.
+        // The same batch may have contained it before.
         if let Some(known) = self.known.get(&digest) {
             return Ok(known.clone());
         }
-        let bytes = bytes.ok_or("a piece is not known")?;
+        let bytes = bytes.ok_or("a chunk is unknown")?;
         let place = (Slot::New(self.packs.len()), self.current.len() as u64, bytes.len() as u32);
         self.known.insert(digest, place.clone());
         self.add(&bytes).await?;
         Ok(place)
     }
 
-    /// Adds to the pack that is not full yet.
+    /// Adds bytes to the current pack.
     async fn add(&mut self, bytes: &[u8]) -> Result<(), String> {
         self.current.extend_from_slice(bytes);
         if self.current.len() >= FULL {
@@ -579,7 +580,7 @@ impl Push<'_> {
         Ok(())
     }
 
-    /// Sends the pack that is not full yet.
+    /// Sends the current pack.
     fn flush(&mut self) -> Result<(), String> {
         if self.current.is_empty() {
             return Ok(());
@@ -596,35 +597,36 @@ impl Push<'_> {
             let bytes = Bytes::from(bytes);
             let pack = Pack { sha256, size: bytes.len() as u64 };
             let object = Object::Pack(pack.clone());
-            // It is there if this was interrupted before.
+            // An interrupted upload may have sent it.
             let there = match anew && remote.replaces() {
                 true => None,
                 false => remote.stat(&object).await.map_err(|e| e.to_string())?,
             };
-            // One that nothing needed for long may be about to be removed.
+            // Garbage collection may be about to remove an old pack.
             let old = there.and_then(|meta| meta.age()).is_some_and(|age| age > GRACE / 2);
             let write = (old && remote.replaces()) || there.is_none_or(|meta| meta.size != pack.size);
             if !write || remote.put(&object, bytes.clone(), &[]).await.map_err(|e| e.to_string())? {
                 return Ok((number, pack));
             }
-            // Somebody else has begun to write it, and may never end.
+            // Another writer has started to write it, and may never finish.
             let there = remote.stat(&object).await.map_err(|e| e.to_string())?;
             if there.is_some_and(|meta| meta.size == pack.size) {
                 return Ok((number, pack));
             }
             let mut bytes = Vec::from(bytes);
-            // Nothing refers to this; it makes the pack one of its own.
+            // These extra bytes give the pack another name. No chunk refers to
+            // them.
             bytes.extend_from_slice(StateId::new().to_string().as_bytes());
             let pack = Pack { sha256: self::sha256(&bytes), size: bytes.len() as u64 };
             match remote.put(&Object::Pack(pack.clone()), bytes, &[]).await.map_err(|e| e.to_string())? {
                 true => Ok((number, pack)),
-                false => Err("it does not take what is new".into()),
+                false => Err("the cache does not accept new objects".into()),
             }
         });
         Ok(())
     }
 
-    /// Waits until no more packs than this are under way.
+    /// Waits until at most `most` packs are being sent.
     async fn settle(&mut self, most: usize) -> Result<(), String> {
         while self.sending.len() > most {
             let Some(done) = self.sending.join_next().await else { return Ok(()) };
@@ -645,9 +647,9 @@ struct Draft {
 }
 
 impl Draft {
-    /// The number of a pack among those of this file.
+    /// Returns the index of a pack in this file's packs.
     fn slot(&mut self, slot: Slot) -> u32 {
-        // It is the last one, most of the time.
+        // It is usually the last one.
         if let Some(n) = self.slots.iter().rposition(|s| *s == slot) {
             return n as u32;
         }
@@ -665,7 +667,7 @@ impl Draft {
             size: self.size,
             digest: self.digest,
             packs: self.slots.into_iter().map(pack).collect::<Result<_, _>>()?,
-            list: self.list.ok_or("a file has no list")?,
+            list: self.list.ok_or("a file has no list of chunks")?,
         })
     }
 }

@@ -1,9 +1,9 @@
 //! A repository of an OCI registry as a cache.
 //!
-//! Packs are blobs. A record is a manifest with a tag: its first layer is the
+//! Packs are blobs. A record is a tagged manifest: its first layer is the
 //! record, the others are the packs that it needs, so that the registry's own
-//! clean-up keeps them. Tags are the only index: the referrers API is young,
-//! and many registries answer 404 for it.
+//! garbage collection keeps them. Tags are the only index: the referrers API is
+//! young, and many registries answer 404 for it.
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
@@ -27,13 +27,13 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 const RECORD: &str = "application/vnd.vimg.record.v1+zstd";
 const PACK: &str = "application/vnd.vimg.pack.v1";
-/// How long it may take to connect.
+/// Timeout for opening a connection.
 const CONNECT: Duration = Duration::from_secs(10);
-/// How often a request is tried again.
+/// Retries of a request.
 const RETRIES: u32 = 2;
-/// The most that a manifest or a page of tags may be, in bytes.
+/// Maximum size of a manifest or a page of tags, in bytes.
 const MAX_ANSWER: usize = 4 << 20;
-/// The most tags that are looked through.
+/// Maximum number of tags that are read.
 const MAX_TAGS: usize = 1_000_000;
 
 type Answer<T> = Result<T, Trouble>;
@@ -41,11 +41,12 @@ type Got<T> = Result<T, OciDistributionError>;
 
 pub(super) struct Registry {
     client: Client,
-    /// Reads manifests and tags: the client library has no limit for these.
+    /// Reads manifests and tags, because the client library does not limit
+    /// their size.
     reader: reqwest::Client,
     repository: Reference,
     auth: RegistryAuth,
-    /// Whether it is spoken to without TLS.
+    /// Whether it uses HTTP without TLS.
     insecure: bool,
     faults: Arc<Faults>,
 }
@@ -79,7 +80,7 @@ impl Registry {
     pub(super) fn open(spec: &Spec, faults: Arc<Faults>) -> Result<Self, String> {
         ready_for_tls();
         let text = spec.option("ref").unwrap_or_default();
-        let repository: Reference = text.parse().map_err(|e| format!("`{text}` is no repository: {e}"))?;
+        let repository: Reference = text.parse().map_err(|e| format!("invalid repository `{text}`: {e}"))?;
         let host = repository.registry().split(':').next().unwrap_or_default().to_owned();
         let insecure = matches!(spec.option("insecure"), Some("true" | "1"))
             || host == "localhost"
@@ -87,7 +88,7 @@ impl Registry {
         let config = ClientConfig {
             protocol: if insecure { ClientProtocol::Http } else { ClientProtocol::Https },
             connect_timeout: Some(CONNECT),
-            // One request for a pack, where more are not needed.
+            // Uploads a pack with one request, if the registry allows that.
             use_monolithic_push: true,
             ..ClientConfig::default()
         };
@@ -105,7 +106,7 @@ impl Registry {
         Ok(Self { client, reader, repository, auth, insecure, faults })
     }
 
-    /// Does something up to three times, if it may go well the next time.
+    /// Runs `work`, with up to two retries.
     async fn again<T, F: Future<Output = Got<T>>>(&self, work: impl Fn() -> F) -> Answer<T> {
         let mut tries = 0;
         loop {
@@ -120,7 +121,7 @@ impl Registry {
                     | OciDistributionError::AuthenticationFailure(_)
             );
             if denied {
-                return Err(Trouble::new("access is denied"));
+                return Err(Trouble::new("access denied"));
             }
             let trouble = describe(&error);
             if tries > RETRIES {
@@ -139,7 +140,8 @@ impl Registry {
         )
     }
 
-    /// Domains and names have no `:`, and tags neither.
+    /// The tag of an object; `None` for blobs. Domains and names contain no
+    /// `:`, like tags.
     fn tag(object: &Object) -> Option<String> {
         match object {
             Object::Record { domain, key } => Some(format!("r-{domain}-{key}")),
@@ -158,16 +160,17 @@ impl Registry {
         Some(Object::Build { domain: domain.to_owned(), name: name.strip_prefix('-')?.to_owned() })
     }
 
-    /// Asks for access to what follows. The registry may give a token for it.
+    /// Requests access for the next operation. The registry may return a token
+    /// for it.
     async fn enter(&self, operation: RegistryOperation) -> Answer<Option<String>> {
         self.again(|| self.client.auth(&self.repository, &self.auth, operation)).await
     }
 
-    /// Reads what the registry has at `path` of the repository, if anything.
+    /// Reads `path` of the repository; `None` if it does not exist.
     ///
     /// # Errors
     ///
-    /// If it can't be read, or is longer than [`MAX_ANSWER`].
+    /// It can't be read, or is longer than [`MAX_ANSWER`].
     async fn read(&self, path: &str, query: &[(&str, &str)], token: Option<&str>) -> Answer<Option<Vec<u8>>> {
         let scheme = if self.insecure { "http" } else { "https" };
         let (host, name) = (self.repository.resolve_registry(), self.repository.repository());
@@ -192,7 +195,7 @@ impl Registry {
             let mut bytes = Vec::new();
             while let Some(chunk) = response.chunk().await? {
                 if bytes.len() + chunk.len() > MAX_ANSWER {
-                    return Ok(Err(Trouble::content("an answer is too long")));
+                    return Ok(Err(Trouble::content("a response is too long")));
                 }
                 bytes.extend_from_slice(&chunk);
             }
@@ -210,9 +213,9 @@ impl Registry {
         Ok(Some((manifest, bytes.len() as u64)))
     }
 
-    /// A page of tags, those after `last`.
+    /// Reads a page of tags, those after `last`.
     async fn tags(&self, last: Option<&str>, token: Option<&str>) -> Answer<Vec<String>> {
-        /// As registries answer it; `null` if there are none.
+        /// The response of a registry; `null` if there are no tags.
         #[derive(Deserialize)]
         struct Page {
             tags: Option<Vec<String>>,
@@ -220,7 +223,7 @@ impl Registry {
         let query: Vec<(&str, &str)> = [("n", "1000")].into_iter().chain(last.map(|l| ("last", l))).collect();
         let Some(bytes) = self.read("tags/list", &query, token).await? else { return Ok(Vec::new()) };
         let page: Page =
-            serde_json::from_slice(&bytes).map_err(|_| Trouble::content("its list of tags is damaged"))?;
+            serde_json::from_slice(&bytes).map_err(|_| Trouble::content("the list of tags is damaged"))?;
         Ok(page.tags.unwrap_or_default())
     }
 
@@ -239,7 +242,7 @@ impl Registry {
                 Err(e) if is_missing(&e) => Ok(None),
                 Err(e) => Err(e),
                 Ok(BlobResponse::Partial(stream)) => take(stream, 0, most).await.map(Some),
-                // A registry that knows no ranges sends all of it.
+                // A registry without support for ranges sends the whole blob.
                 Ok(BlobResponse::Full(stream)) => take(stream, from, most).await.map(Some),
             }
         });
@@ -256,12 +259,12 @@ impl Registry {
         };
         let Some((manifest, _)) = self.manifest(&tag, token.as_deref()).await? else { return Ok(None) };
         let first = manifest.layers.first().filter(|layer| layer.media_type == RECORD);
-        let first = first.ok_or_else(|| Trouble::content("a manifest is no record"))?;
+        let first = first.ok_or_else(|| Trouble::content("a manifest is not a record"))?;
         if first.size > most {
-            return Err(Trouble::content("it has more than was asked for"));
+            return Err(Trouble::content("the record is too large"));
         }
-        // The manifest is there, and would be taken for a record.
-        let missing = || Trouble::content("its record is missing");
+        // The manifest exists, so a missing blob is an error.
+        let missing = || Trouble::content("the record is missing");
         self.blob(&first.digest, None, most).await?.ok_or_else(missing).map(Some)
     }
 
@@ -279,7 +282,7 @@ impl Registry {
         let Some(tag) = Self::tag(object) else {
             return match object {
                 Object::Pack(pack) => self.put_blob(&bytes, &format!("sha256:{}", pack.sha256)).await,
-                _ => Err(Trouble::new("a registry has no place for that")),
+                _ => Err(Trouble::new("a registry can't store such an object")),
             };
         };
         let empty = Bytes::from_static(b"{}");
@@ -317,7 +320,7 @@ impl Registry {
         Ok(self.manifest(&tag, token.as_deref()).await?.map(|(_, size)| Meta { size, modified: None }))
     }
 
-    /// Everything that has a tag, and the packs that it needs.
+    /// Lists everything that has a tag, and the packs that it needs.
     pub(super) async fn list(&self) -> Answer<Vec<(Object, Meta)>> {
         let token = self.enter(RegistryOperation::Pull).await?;
         let token = token.as_deref();
@@ -340,7 +343,8 @@ impl Registry {
                 all.insert(object, Meta { size, modified: None });
             }
             match tags.last() {
-                // Some give less than was asked for, and some the same again.
+                // Some registries return fewer tags than requested, and some
+                // the same ones again.
                 Some(tag) if last.as_ref() < Some(tag) => last = Some(tag.clone()),
                 _ => return Ok(all.into_iter().collect()),
             }
@@ -348,11 +352,11 @@ impl Registry {
     }
 
     pub(super) async fn delete(&self, _object: &Object) -> Answer<()> {
-        Err(Trouble::new("a registry cleans up by its own rules"))
+        Err(Trouble::new("vimg can't delete from a registry, which cleans up by its own rules"))
     }
 }
 
-/// Reads a stream from an offset on, never more than `most` bytes.
+/// Reads a stream from offset `skip` on, at most `most` bytes.
 async fn take(mut stream: SizedStream, skip: u64, most: u64) -> Got<Vec<u8>> {
     let (mut bytes, mut skip) = (Vec::new(), skip as usize);
     while let Some(chunk) = stream.stream.try_next().await? {
@@ -381,21 +385,21 @@ fn is_missing(error: &OciDistributionError) -> bool {
     }
 }
 
-/// An error in a few words, without the address.
+/// Describes an error in a few words, without the address.
 fn describe(error: &OciDistributionError) -> Trouble {
     match error {
-        OciDistributionError::ServerError { code, .. } => Trouble::new(format!("it answers {code}")),
+        OciDistributionError::ServerError { code, .. } => Trouble::new(format!("HTTP status {code}")),
         OciDistributionError::RegistryError { envelope, .. } => {
             let first = envelope.errors.first().map_or("", |e| e.message.as_str());
-            Trouble::new(format!("it refuses: {first}"))
+            Trouble::new(format!("request refused: {first}"))
         }
         OciDistributionError::RequestError(e) => match e.status() {
-            Some(status) => Trouble::new(format!("it answers {}", status.as_u16())),
-            None if e.is_timeout() => Trouble::new("it does not answer in time"),
-            None if e.is_connect() => Trouble::new("it can't be reached"),
+            Some(status) => Trouble::new(format!("HTTP status {}", status.as_u16())),
+            None if e.is_timeout() => Trouble::new("no response in time"),
+            None if e.is_connect() => Trouble::new("the server can't be reached"),
             None => Trouble::new("the connection broke"),
         },
-        other => Trouble::new(format!("it failed: {other}")),
+        other => Trouble::new(format!("request failed: {other}")),
     }
 }
 

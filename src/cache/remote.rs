@@ -1,5 +1,4 @@
-//! A cache somewhere else: objects by name, read and written with patience
-//! that ends.
+//! A cache: objects by name, with a retry budget.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,26 +18,26 @@ use super::service::{RETRIES, SLOWEST, describe, is_not_implemented, is_there, o
 use super::spec::{Kind, Spec};
 use crate::store::StateId;
 
-/// How long an answer may take without being counted.
+/// Response time that does not count against the retry budget.
 const PROMPT: Duration = Duration::from_secs(2);
-/// What a record takes, more often than not, in bytes.
+/// Typical size of a record, in bytes.
 const RECORD: u64 = 250_000;
 
 enum Backend {
-    /// One for what is small or comes in pieces, and one that has the time to
-    /// write a pack.
+    /// One operator for small objects and ranges, and one with a longer timeout
+    /// for writing packs.
     Objects(Operator, Operator),
     Registry(Registry),
 }
 
 /// A cache that is in use.
 pub struct Remote {
-    /// As it was named.
+    /// Its spec.
     pub spec: Spec,
     backend: Backend,
-    /// How much longer it may fail.
+    /// The rest of the retry budget.
     left: Mutex<Duration>,
-    /// How much is under way, in bytes.
+    /// Size of the current transfers, in bytes.
     moving: AtomicU64,
     gone: AtomicBool,
     rest: Arc<Rest>,
@@ -55,11 +54,11 @@ impl std::fmt::Debug for Remote {
 }
 
 impl Remote {
-    /// A cache, not asked anything yet.
+    /// Opens a cache. Sends no request yet.
     ///
     /// # Errors
     ///
-    /// A sentence that says what is wrong with how it is named.
+    /// What is wrong with the spec.
     pub fn open(spec: Spec) -> Result<Self, String> {
         let (rest, faults) = (Arc::new(Rest::default()), Arc::new(Faults::default()));
         let backend = match spec.kind {
@@ -83,24 +82,23 @@ impl Remote {
         })
     }
 
-    /// Whether it failed for so long that it is not asked any more.
+    /// Whether the retry budget is spent, so that the cache is no longer used.
     pub fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Relaxed)
     }
 
-    /// What went wrong and was tried again since this was last asked, and how
-    /// often.
+    /// Returns the failures since the last call, and how often each occurred.
     pub fn faults(&self) -> BTreeMap<String, usize> {
         self.faults.take()
     }
 
-    /// Whether what is written again under the same name is what will be read:
-    /// GitHub's cache keeps the first.
+    /// Whether a write replaces an existing object. GitHub's cache keeps the
+    /// first one.
     pub(super) fn replaces(&self) -> bool {
         self.spec.kind != Kind::Gha
     }
 
-    /// Tells it and one of its domains from all others, however it is named.
+    /// Identifies a domain of this cache, however its spec is written.
     pub(super) fn place(&self, domain: &str) -> String {
         let option = |name| self.spec.option(name).unwrap_or_default();
         let plain = |name| option(name).trim_matches('/').to_owned();
@@ -118,18 +116,18 @@ impl Remote {
         format!("{kind}\n{root}\n{}\n{domain}", words.join("\n"))
     }
 
-    /// Has something told that is no reason to fail.
+    /// Adds a failure that does not fail the operation.
     pub(super) fn add_fault(&self, why: String) {
         self.faults.add(why);
     }
 
-    /// Bytes read and written, and how often it was asked.
+    /// Returns bytes read, bytes written, and the number of requests.
     pub fn moved(&self) -> (u64, u64, u64) {
         let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
         (load(&self.down), load(&self.up), load(&self.requests))
     }
 
-    /// An object of at most `most` bytes; `None` if it is not there.
+    /// Reads an object of at most `most` bytes; `None` if it does not exist.
     pub async fn get(&self, object: &Object, most: u64) -> Answer<Option<Vec<u8>>> {
         let bytes = self
             .guard(if matches!(object, Object::Pack(_)) { most } else { RECORD }, || async {
@@ -143,8 +141,8 @@ impl Remote {
         Ok(bytes)
     }
 
-    /// A part of a pack; `None` if the pack is not there. What comes may be
-    /// shorter, or something else: whoever asks compares it.
+    /// Reads a range of a pack; `None` if the pack does not exist. The result
+    /// may be shorter or damaged: the caller must check it.
     pub async fn range(&self, pack: &Pack, from: u64, length: u64) -> Answer<Option<Vec<u8>>> {
         let bytes = self
             .guard(length, || async {
@@ -161,22 +159,21 @@ impl Remote {
         Ok(bytes)
     }
 
-    /// Writes an object. A record says which packs it needs, for those caches
-    /// that keep only what is referred to.
-    /// `false` if what is there, or what somebody has begun to write, can't be
-    /// replaced.
+    /// Writes an object. `needs` lists the packs of a record, for caches that
+    /// keep only referenced blobs. Returns `false` if the object exists or was
+    /// begun by another writer, and can't be replaced.
     pub async fn put(&self, object: &Object, bytes: impl Into<Bytes>, needs: &[Pack]) -> Answer<bool> {
         self.write(object, bytes.into(), needs, false).await
     }
 
-    /// Writes an object that is not there; `false` if it is. Caches that can't
-    /// write on that condition may not see who does the same at this moment.
+    /// Writes an object that does not exist yet; `false` if it does. Without
+    /// conditional writes, two simultaneous writers may both succeed.
     pub async fn put_new(&self, object: &Object, bytes: impl Into<Bytes>, needs: &[Pack]) -> Answer<bool> {
         let tells = match &self.backend {
             Backend::Objects(op, _) => op.info().capability().write_with_if_not_exists,
             Backend::Registry(_) => false,
         };
-        // Some that should heed the condition do not.
+        // Some services ignore the condition, although they should not.
         if self.stat(object).await?.is_some() {
             return Ok(false);
         }
@@ -199,7 +196,7 @@ impl Remote {
                         writing.if_not_exists(new).into_future()
                     };
                     let done = match write(new).await {
-                        // Some know no conditions.
+                        // Some services do not implement conditions.
                         Err(e) if new && is_not_implemented(&e) => write(false).await,
                         done => done,
                     };
@@ -218,14 +215,14 @@ impl Remote {
         Ok(written)
     }
 
-    /// What is known of an object; `None` if it is not there.
+    /// Reads an object's metadata; `None` if it does not exist.
     pub async fn stat(&self, object: &Object) -> Answer<Option<Meta>> {
         self.guard(0, || async {
             match &self.backend {
                 Backend::Objects(op, _) => match op.stat(&object.path()).await {
                     Ok(found) => Ok(Some(meta(&found))),
                     Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-                    // A cache that can't be asked is read instead.
+                    // The caller then reads the object instead.
                     Err(e) if e.kind() == ErrorKind::Unsupported => Ok(None),
                     Err(e) => Err(describe(&e)),
                 },
@@ -235,9 +232,10 @@ impl Remote {
         .await
     }
 
-    /// Everything in the cache.
+    /// Lists all objects in the cache.
     pub async fn list(&self) -> Answer<Vec<(Object, Meta)>> {
-        // A list of many takes many requests; it is made for people.
+        // A long list takes many requests, so it has no timeout: only commands
+        // for people use it.
         let op = match &self.backend {
             Backend::Objects(op, _) => op,
             Backend::Registry(registry) => return registry.list().await,
@@ -247,7 +245,7 @@ impl Remote {
             Ok(entries) => entries,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             Err(e) if e.kind() == ErrorKind::Unsupported => {
-                return Err(Trouble::new("it can't be listed"));
+                return Err(Trouble::new("this cache can't be listed"));
             }
             Err(e) => return Err(describe(&e)),
         };
@@ -268,7 +266,7 @@ impl Remote {
         Ok(all)
     }
 
-    /// Removes an object; it need not be there.
+    /// Deletes an object, if it exists.
     pub async fn delete(&self, object: &Object) -> Answer<()> {
         self.guard(0, || async {
             match &self.backend {
@@ -282,8 +280,8 @@ impl Remote {
         .await
     }
 
-    /// Makes an object as young as if it were written now; `false` if it is
-    /// not there.
+    /// Refreshes an object's age, as if it were written now; `false` if it does
+    /// not exist.
     pub async fn touch(&self, object: &Object) -> Answer<bool> {
         let Backend::Objects(op, _) = &self.backend else { return Ok(true) };
         let path = object.path();
@@ -297,11 +295,12 @@ impl Remote {
             };
         }
         if !self.replaces() {
-            // It counts from when a thing was last read.
+            // GitHub's cache counts the age from the last read.
             return Ok(self.stat(object).await?.is_some());
         }
         if !matches!(object, Object::Pack(_)) {
-            // Nobody is to find the old one again where there is a new one.
+            // If the object has been replaced, a copy could bring the old one
+            // back.
             let bytes = self.get(object, super::entry::MAX_STORED).await?;
             return match bytes {
                 Some(bytes) => self.put(object, bytes, &[]).await,
@@ -312,7 +311,7 @@ impl Remote {
         if !full.copy || !full.write {
             return Ok(self.stat(object).await?.is_some());
         }
-        // No service copies a thing onto itself.
+        // No service can copy an object onto itself.
         let aside = Object::Aside(StateId::new().to_string()).path();
         self.guard(0, || async {
             let done = async {
@@ -329,20 +328,19 @@ impl Remote {
         .await
     }
 
-    /// Does something that may take as long as `bytes` take to move, and
-    /// counts the time if it fails. It is tried again only when the other
-    /// side has said when it wants to be asked again; what else may be worth
-    /// another try is tried below this.
+    /// Runs a request that transfers `bytes`, and subtracts failures and slow
+    /// responses from the retry budget. Retries only after a rate limit; the
+    /// layers below retry other failures.
     async fn guard<T, F: Future<Output = Answer<T>>>(&self, bytes: u64, work: impl Fn() -> F) -> Answer<T> {
         let gone =
-            || Trouble { known: true, ..Trouble::new(format!("{} is not used any more", self.spec.label)) };
+            || Trouble { known: true, ..Trouble::new(format!("{} is no longer used", self.spec.label)) };
         let mut tries = 0;
         loop {
             if self.is_gone() {
                 return Err(gone());
             }
             let start = Instant::now();
-            // What moves beside it slows it down.
+            // Other transfers slow this one down.
             let beside = Moving::add(&self.moving, bytes);
             let left = *self.left.lock().unwrap_or_else(PoisonError::into_inner);
             let rest = self.rest.left().unwrap_or_default();
@@ -350,23 +348,26 @@ impl Remote {
             let result = if rest > left {
                 tries = RETRIES;
                 let (rest, left) = (rest.as_secs(), left.as_secs());
-                Err(Trouble::new(format!("it asks to be left alone for {rest} seconds, and has {left} left")))
+                Err(Trouble::new(format!(
+                    "rate limited: Retry-After is {rest} s, only {left} s of the retry budget are left"
+                )))
             } else {
                 tokio::time::sleep(rest).await;
                 self.requests.fetch_add(1, Ordering::Relaxed);
-                let late = |_| Trouble::new(format!("no answer within {} seconds", limit.as_secs()));
+                let late = |_| Trouble::new(format!("no response within {} s", limit.as_secs()));
                 tokio::time::timeout(limit.saturating_sub(rest), work())
                     .await
                     .unwrap_or_else(|e| Err(late(e)))
             };
-            // What takes its time is paid for as well, beyond what it may take.
+            // A slow response also costs budget, beyond the time that it may
+            // take.
             let fair = PROMPT + Duration::from_secs_f64(beside.all() as f64 / SLOWEST as f64);
             drop(beside);
             if result.is_ok() {
                 let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
                 *left = left.saturating_sub(start.elapsed().saturating_sub(fair));
                 if left.is_zero() && !self.gone.swap(true, Ordering::Relaxed) {
-                    self.faults.add("it took too long, and is not used any more".into());
+                    self.faults.add("it is too slow, and this build no longer uses it".into());
                 }
             }
             let Err(trouble) = result else { return result };
@@ -377,7 +378,8 @@ impl Remote {
                 let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
                 *left = left.saturating_sub(start.elapsed());
                 if left.is_zero() || rest > *left {
-                    // Whoever is first to notice tells why.
+                    // Only the first failure after the end of the budget gives
+                    // the reason.
                     let first = !self.gone.swap(true, Ordering::Relaxed);
                     return Err(if first { trouble } else { gone() });
                 }
@@ -391,11 +393,11 @@ impl Remote {
     }
 }
 
-/// Bytes that are under way as long as this is kept.
+/// Counts bytes as being transferred, until it is dropped.
 struct Moving<'a> {
     all: &'a AtomicU64,
     own: u64,
-    /// What was under way when these began, with them.
+    /// All bytes in flight when these began, including these.
     begun: u64,
 }
 
@@ -404,7 +406,7 @@ impl<'a> Moving<'a> {
         Self { all, own, begun: all.fetch_add(own, Ordering::Relaxed) + own }
     }
 
-    /// The most that is known to have been under way beside and with them.
+    /// The largest known number of bytes in flight since these began.
     fn all(&self) -> u64 {
         self.begun.max(self.all.load(Ordering::Relaxed))
     }
@@ -420,7 +422,7 @@ fn meta(found: &opendal::Metadata) -> Meta {
     Meta { size: found.content_length(), modified: found.last_modified().map(SystemTime::from) }
 }
 
-/// Reads an object or a part of it, never more than `most` bytes.
+/// Reads an object or a range of it, at most `most` bytes.
 async fn stream(op: &Operator, path: &str, part: Option<(u64, u64)>, most: u64) -> Answer<Option<Vec<u8>>> {
     let read = async {
         let reader = op.reader(path).await?;
@@ -441,10 +443,10 @@ async fn stream(op: &Operator, path: &str, part: Option<(u64, u64)>, most: u64) 
     };
     match read.await {
         Ok(Some(bytes)) => Ok(Some(bytes)),
-        Ok(None) => Err(Trouble::content("it sends more than was asked for")),
+        Ok(None) => Err(Trouble::content("the cache sent more than requested")),
         Err(e) => match opendal::Error::kind(&e) {
             ErrorKind::NotFound => Ok(None),
-            // A pack that was cut short.
+            // The pack is shorter than expected.
             ErrorKind::RangeNotSatisfied => Ok(Some(Vec::new())),
             _ => Err(describe(&e)),
         },

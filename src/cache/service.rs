@@ -1,5 +1,5 @@
-//! The services below: how each is opened, with what patience, and what its
-//! errors mean.
+//! Opens the storage services, with timeouts and retries, and translates their
+//! errors.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -12,18 +12,18 @@ use super::courier::{Courier, Faults, Rest};
 use super::object::Trouble;
 use super::spec::{Kind, Spec};
 
-/// How long a small request may take, before it is tried again.
+/// Timeout of a small request, before it is retried.
 const SMALL: Duration = Duration::from_secs(10);
-/// How long a transfer may go without a byte, before it is tried again.
+/// Timeout of a transfer without a byte, before it is retried.
 const STALL: Duration = Duration::from_secs(15);
-/// How often a request is tried again.
+/// Retries of a request.
 pub(super) const RETRIES: usize = 2;
-/// How many requests are under way at once.
+/// Parallel requests.
 pub(super) const AT_ONCE: usize = 8;
-/// If all that is under way moves slower than this, a cache is not worth its
-/// while, in bytes a second.
+/// Minimum speed of all transfers together, in bytes a second. A slower cache
+/// is not worth using.
 pub(super) const SLOWEST: u64 = 1_000_000;
-/// The largest pack, in bytes.
+/// Size of the largest usual pack, in bytes.
 const LARGEST: u64 = 17 << 20;
 
 pub(super) fn is_not_implemented(error: &opendal::Error) -> bool {
@@ -31,41 +31,43 @@ pub(super) fn is_not_implemented(error: &opendal::Error) -> bool {
     error.kind() == ErrorKind::Unsupported || text.contains("status: 501") || text.contains("NotImplemented")
 }
 
-/// Whether something was not written because it is there. GitHub's cache says
-/// so in two ways, also of what was only begun.
+/// Whether a write failed because the object exists. GitHub's cache reports
+/// this in two ways, also for an object that was never finished.
 pub(super) fn is_there(error: &opendal::Error) -> bool {
     matches!(error.kind(), ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists)
         || error.message() == "create cache entry returns non-ok"
 }
 
-/// An error in a few words; its context may hold what nobody should read.
+/// Describes an error in a few words, without its context, which may contain
+/// secrets.
 pub(super) fn describe(error: &opendal::Error) -> Trouble {
     match error.kind() {
-        ErrorKind::PermissionDenied => Trouble::new("access is denied"),
-        ErrorKind::RateLimited => Trouble::new("it says that there are too many requests"),
-        ErrorKind::NotFound => Trouble::new("it is not there"),
-        ErrorKind::Unsupported => Trouble::new("it can't do that"),
+        ErrorKind::PermissionDenied => Trouble::new("access denied"),
+        ErrorKind::RateLimited => Trouble::new("too many requests"),
+        ErrorKind::NotFound => Trouble::new("not found"),
+        ErrorKind::Unsupported => Trouble::new("not supported by this cache"),
         kind => {
             let message = error.message();
-            // Services put the whole answer into it.
+            // Services put the whole response into the message.
             let short = message.split(['{', '\n']).next().unwrap_or_default().trim();
             match short {
-                "send http request" => Trouble::new("it can't be reached, or broke off"),
+                "send http request" => Trouble::new("the server can't be reached, or broke the connection"),
                 "io operation timeout reached" | "operation timeout reached" => {
-                    Trouble::new("it does not answer in time")
+                    Trouble::new("no response in time")
                 }
-                answer if answer.starts_with("it answers") => Trouble::new(answer),
-                "" => Trouble::new(format!("it failed: {kind}")),
-                short => Trouble::new(format!("it failed: {short}")),
+                answer if answer.starts_with("HTTP status") => Trouble::new(answer),
+                "" => Trouble::new(format!("request failed: {kind}")),
+                short => Trouble::new(format!("request failed: {short}")),
             }
         }
     }
 }
 
-/// Services that live as long as this process, by their name.
+/// In-memory services of this process, by name.
 static MEMORY: OnceLock<Mutex<HashMap<String, Operator>>> = OnceLock::new();
 
-/// A service to read from, and the same to write to.
+/// Opens a service, once for small requests and reads, and once for writing
+/// packs.
 pub(super) fn operators(
     spec: &Spec,
     rest: &Arc<Rest>,
@@ -78,14 +80,14 @@ pub(super) fn operators(
         Kind::Local => {
             let root = std::path::absolute(root.unwrap_or_default()).map_err(|e| e.to_string())?;
             let root = root.to_string_lossy().into_owned();
-            // What is half written is never seen.
+            // Readers never see a partly written object.
             options.insert("atomic_write_dir".into(), format!("{root}/.unfinished"));
             options.insert("root".into(), root);
             Operator::from_iter::<services::Fs>(options)
         }
         Kind::S3 => {
             if !options.contains_key("region") && options.contains_key("endpoint") {
-                // What is no S3 of Amazon's has no regions, and needs one.
+                // Other S3 services have no regions, but the client needs one.
                 options.insert("region".into(), "us-east-1".into());
             }
             if options.contains_key("skip_signature") {
@@ -112,7 +114,7 @@ pub(super) fn operators(
     let op = plain.map_err(fail)?;
     let context = op.context().clone();
     let courier = opendal::HttpTransporter::new(Courier::new(rest.clone())?);
-    // All tries together take no longer than it may delay a build.
+    // All tries together take no longer than the retry budget.
     let each = spec.timeout / (RETRIES as u32 + 1);
     let op = op.with_context(context.with_http_transport(courier));
     let retry = || {
@@ -127,13 +129,13 @@ pub(super) fn operators(
     let timeout = |stall| TimeoutLayer::new().with_timeout(SMALL.min(each)).with_io_timeout(stall);
     let limit = || ConcurrentLimitLayer::new(AT_ONCE);
     let stall = STALL.min(each);
-    // A whole pack is written in one step, which is not interrupted as long
-    // as it may take beside others.
+    // A whole pack is written in one step. Its timeout allows for the other
+    // transfers beside it.
     let long = stall + Duration::from_secs(AT_ONCE as u64 * LARGEST / SLOWEST);
     let write = op.clone().layer(timeout(long));
     let write = match spec.kind {
-        // What ends a write there begins another one when it is tried again,
-        // and what was begun can't be replaced.
+        // A retry would begin a second entry, and an entry that was begun can't
+        // be replaced.
         Kind::Gha => write.layer(limit()),
         _ => write.layer(retry()).layer(limit()),
     };

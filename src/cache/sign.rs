@@ -1,6 +1,6 @@
-//! Who wrote an entry, and who is believed.
+//! Signatures of entries, and trusted keys.
 //!
-//! Envelopes and what is signed of them are DSSE's (Dead Simple Signing
+//! The envelopes and the signed bytes follow DSSE (Dead Simple Signing
 //! Envelope, v1.0.2); the signature is Ed25519.
 
 use base64::Engine;
@@ -13,7 +13,7 @@ use crate::digest::Digest;
 const PUBLIC: &str = "ed25519:";
 const SECRET: &str = "vimg-secret-ed25519:";
 
-/// A key that entries are signed with.
+/// A signing key.
 #[derive(Clone)]
 pub struct Signer(SigningKey);
 
@@ -24,7 +24,7 @@ impl std::fmt::Debug for Signer {
 }
 
 impl Signer {
-    /// A new key.
+    /// Makes a new key.
     ///
     /// # Errors
     ///
@@ -38,24 +38,24 @@ impl Signer {
         Ok(Self(SigningKey::from_bytes(&seed)))
     }
 
-    /// Reads what [`Signer::secret`] wrote. The error is a sentence, without
-    /// the key.
+    /// Parses the output of [`Signer::secret`]. The error message never
+    /// contains the key.
     pub fn parse(text: &str) -> Result<Self, String> {
         let bytes = key(text, SECRET).ok_or_else(|| {
             let public = text.trim().starts_with(PUBLIC);
             let why =
-                if public { "that is a public key, which can't sign" } else { "that is no signing key" };
-            format!("{why}: it begins with `{SECRET}`, as `vimg cache keygen` writes it")
+                if public { "this is a public key, which can't sign" } else { "this is not a signing key" };
+            format!("{why}: expected `{SECRET}...`, as `vimg cache keygen` writes it")
         })?;
         Ok(Self(SigningKey::from_bytes(&bytes)))
     }
 
-    /// As it is kept.
+    /// Encodes the secret key.
     pub fn secret(&self) -> String {
         format!("{SECRET}{}", BASE64.encode(self.0.to_bytes()))
     }
 
-    /// The key that readers trust.
+    /// Returns the public half, which readers trust.
     pub fn public(&self) -> PublicKey {
         PublicKey(self.0.verifying_key())
     }
@@ -74,12 +74,12 @@ impl Signer {
     }
 }
 
-/// The public half of a key.
+/// A public key.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct PublicKey(VerifyingKey);
 
 impl PublicKey {
-    /// What the local store knows it by: the beginning of its digest.
+    /// The key's short name in the local store: the beginning of its digest.
     pub fn tag(&self) -> String {
         Digest::of(self.0.as_bytes()).to_string()[..16].to_owned()
     }
@@ -102,11 +102,11 @@ impl std::str::FromStr for PublicKey {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if text.trim().starts_with(SECRET) {
-            return Err("that is a secret key; its public half is to be trusted".into());
+            return Err("this is a secret key; trust its public half instead".into());
         }
         let bytes = key(text, PUBLIC);
         bytes.and_then(|b| VerifyingKey::from_bytes(&b).ok()).map(Self).ok_or_else(|| {
-            format!("that is no public key: it begins with `{PUBLIC}`, as `vimg cache keygen` prints it")
+            format!("this is not a public key: expected `{PUBLIC}...`, as `vimg cache keygen` prints it")
         })
     }
 }
@@ -115,29 +115,29 @@ fn key(text: &str, prefix: &str) -> Option<[u8; 32]> {
     BASE64.decode(text.trim().strip_prefix(prefix)?).ok()?.try_into().ok()
 }
 
-/// Whose entries are believed, and for which domains.
+/// The trusted keys, with their domains.
 #[derive(Debug, Clone, Default)]
 pub struct Trust {
     keys: Vec<(String, PublicKey)>,
     own: Option<PublicKey>,
-    /// What this user writes.
+    /// The domains that this user writes.
     written: Vec<String>,
 }
 
 impl Trust {
-    /// Believes a key for a domain; one that ends in `*` stands for all that
-    /// begin so.
+    /// Trusts a key for a domain. A `*` at the end of the domain matches any
+    /// rest.
     pub fn add(&mut self, domain: &str, key: PublicKey) {
         self.keys.push((domain.to_owned(), key));
     }
 
-    /// Believes whoever signs with the same key as this user: for what this
-    /// user writes, and for all if nobody else is believed for anything.
+    /// Trusts the user's own key: for the domains that this user writes, and
+    /// for all domains if no other key is trusted.
     pub fn add_own(&mut self, key: PublicKey) {
         self.own = Some(key);
     }
 
-    /// This user writes to a domain.
+    /// Adds a domain that this user writes.
     pub fn add_written(&mut self, domain: &str) {
         self.written.push(domain.to_owned());
     }
@@ -163,24 +163,24 @@ impl Trust {
     }
 }
 
-/// Who signed something that is believed.
+/// Who signed a valid entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Writer {
-    /// This user.
+    /// This user's own key.
     Own,
-    /// Somebody who is trusted.
+    /// Another trusted key.
     Trusted,
 }
 
-/// A signed payload, as DSSE writes it.
+/// A signed payload in DSSE's format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Envelope {
-    /// What the payload is.
+    /// The type of the payload.
     pub payload_type: String,
     /// The payload, in Base64.
     pub payload: String,
-    /// Who signed it.
+    /// The signatures.
     pub signatures: Vec<Signed>,
 }
 
@@ -194,13 +194,13 @@ pub struct Signed {
 }
 
 impl Envelope {
-    /// The payload, whoever wrote it.
+    /// Decodes the payload, without checking signatures.
     pub fn payload(&self) -> Option<Vec<u8>> {
         BASE64.decode(&self.payload).ok()
     }
 
-    /// Who of those that are believed for `domain` signed the payload. The
-    /// error says why nobody did.
+    /// Finds the trusted key for `domain` that signed the payload. The error
+    /// says why there is none.
     pub fn writer(
         &self,
         kind: &str,
@@ -227,17 +227,17 @@ impl Envelope {
             return match holds {
                 true if trust.own == Some(key) => Ok((Writer::Own, key)),
                 true => Ok((Writer::Trusted, key)),
-                false => Err("its signature does not hold".into()),
+                false => Err("its signature is invalid".into()),
             };
         }
         Err(match foreign {
-            Some(key) => format!("it is signed by {key}, who is not trusted for `{domain}`"),
-            None => "it has no signature that can be read".into(),
+            Some(key) => format!("it is signed by {key}, which is not trusted for `{domain}`"),
+            None => "it has no readable signature".into(),
         })
     }
 }
 
-/// What is signed: DSSE's "pre-authentication encoding".
+/// Encodes what is signed: DSSE's "pre-authentication encoding".
 fn authenticated(kind: &str, payload: &[u8]) -> Vec<u8> {
     let mut bytes = format!("DSSEv1 {} {kind} {} ", kind.len(), payload.len()).into_bytes();
     bytes.extend_from_slice(payload);
@@ -263,15 +263,15 @@ mod tests {
         assert!(ask(&trust, "main").is_err());
         assert_eq!(ask(&trust, "pr-12"), Ok(Writer::Trusted));
         trust.add_own(ours.public());
-        assert!(ask(&trust, "main").is_err(), "who holds a key for `pr-*` speaks for nothing else");
+        assert!(ask(&trust, "main").is_err(), "a key for `pr-*` signs for nothing else");
         trust.add_written("main");
         assert_eq!(ask(&trust, "main"), Ok(Writer::Own));
-        assert!(envelope.writer("k", b"payloae", "main", &trust).unwrap_err().contains("does not hold"));
+        assert!(envelope.writer("k", b"payloae", "main", &trust).unwrap_err().contains("is invalid"));
         assert!(envelope.writer("j", b"payload", "main", &trust).unwrap_err().contains("signed as"));
         let mut forged = theirs.sign("k", b"payload");
         assert!(forged.writer("k", b"payload", "main", &trust).unwrap_err().contains("not trusted"));
         forged.signatures[0].keyid = ours.public().to_string();
-        assert!(forged.writer("k", b"payload", "main", &trust).unwrap_err().contains("does not hold"));
+        assert!(forged.writer("k", b"payload", "main", &trust).unwrap_err().contains("is invalid"));
         forged.signatures.clear();
         assert!(forged.writer("k", b"payload", "main", &trust).unwrap_err().contains("not signed"));
     }

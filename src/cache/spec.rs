@@ -1,39 +1,38 @@
-//! How a cache is named: `type=s3,bucket=b,prefix=p`, in the grammar of
+//! Cache specs, such as `type=s3,bucket=b,prefix=p`, in the grammar of
 //! BuildKit's `--cache-from` and `--cache-to`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// How long a cache may delay a build in all by failing, unless its `timeout`
-/// says otherwise.
+/// Default retry budget of a cache.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What was used is touched when it was not touched for as long, so that a
-/// bucket's own rule about age spares it.
+/// Default age at which used objects are refreshed, so that a bucket's expiry
+/// rule does not delete them.
 const TOUCH: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Where a cache is.
+/// The type of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A directory.
     Local,
-    /// A bucket of S3, or of what speaks as S3 does.
+    /// A bucket of S3 or of a compatible service.
     S3,
-    /// A bucket of Google's cloud storage.
+    /// A bucket of Google Cloud Storage.
     Gcs,
-    /// A container of Azure's blob storage.
+    /// A container of Azure Blob Storage.
     Azblob,
     /// A directory of a WebDAV server.
     Webdav,
     /// A repository of an OCI registry.
     Registry,
-    /// The cache of GitHub's actions.
+    /// The cache of GitHub Actions.
     Gha,
-    /// This process, for tests.
+    /// In the memory of this process, for tests.
     Memory,
 }
 
-/// A word in the grammar, and what the service below calls it; nothing where
-/// it is handled here.
+/// A field of a spec, and the name of the service's option; empty if vimg
+/// handles the field itself.
 type Word = (&'static str, &'static str);
 
 const COMMON: &[&str] =
@@ -51,7 +50,7 @@ impl Kind {
         ("memory", Self::Memory),
     ];
 
-    /// As it is written.
+    /// Its name in a spec.
     pub fn word(self) -> &'static str {
         Self::ALL.iter().find(|(_, kind)| *kind == self).map_or("", |(word, _)| word)
     }
@@ -108,7 +107,7 @@ impl Kind {
         }
     }
 
-    /// What must be said.
+    /// Its mandatory fields.
     fn required(self, to: bool) -> &'static [&'static str] {
         match self {
             Self::Local if to => &["dest"],
@@ -122,48 +121,49 @@ impl Kind {
     }
 }
 
-/// How much is sent to a cache.
+/// How much a build sends to a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
-    /// Outputs, what was checked, and the layers below them.
+    /// All states but sealed disks.
     #[default]
     Min,
     /// Every state.
     Max,
 }
 
-/// A cache, as it was named.
+/// A parsed spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
-    /// Where it is.
+    /// The type of the cache.
     pub kind: Kind,
-    /// What its service is told, in the service's own words.
+    /// Options of the service, in the service's own words.
     pub options: BTreeMap<String, String>,
-    /// How much is sent to it.
+    /// How much a build sends to it.
     pub mode: Mode,
-    /// Whether a build that is done fails if it can't be sent.
+    /// Whether a failed upload is only a note, and not an error.
     pub ignore_error: bool,
-    /// The trust domains that are read, the first before the others, or the
-    /// one that is written; those that the surroundings suggest unless given.
+    /// The trust domains that are read, in their order; for `--cache-to`, the
+    /// first one is written. If it is empty, vimg takes them from the
+    /// environment.
     pub domains: Vec<String>,
-    /// What its builds are called; the project's name unless given.
+    /// The name of the project in the cache [default: the project's name].
     pub name: Option<String>,
-    /// By how much it may delay a build by failing.
+    /// The retry budget: the delay that failures may add to a build.
     pub timeout: Duration,
-    /// What was used is touched when it was not for as long.
+    /// Refresh used objects that are older than this.
     pub touch_refresh: Duration,
-    /// What was written longer ago is not used.
+    /// Ignore records that were written longer ago.
     pub max_age: Option<Duration>,
-    /// What it is called, without its secrets.
+    /// Its name in messages, without secrets.
     pub label: String,
 }
 
 impl Spec {
-    /// Reads what `--cache-from` says, or `--cache-to` if `to`.
+    /// Parses a spec of `--cache-from`, or of `--cache-to` if `to`.
     ///
     /// # Errors
     ///
-    /// A sentence that says what is wrong.
+    /// What is wrong with the spec.
     pub fn parse(text: &str, to: bool) -> Result<Self, String> {
         let mut words = BTreeMap::new();
         for field in fields(text)? {
@@ -174,32 +174,32 @@ impl Spec {
                     words.insert("type".to_owned(), "registry".to_owned());
                     ("ref".to_owned(), field)
                 }
-                // It may be the rest of a password.
+                // The field is not printed: it may be the rest of a password.
                 None => {
                     return Err(format!(
-                        "after `{}` there is no NAME=VALUE",
+                        "expected NAME=VALUE after `{}`",
                         words.keys().next_back().map_or("", String::as_str)
                     ));
                 }
             };
             if words.insert(name.clone(), value).is_some() {
-                return Err(format!("`{name}` is said twice"));
+                return Err(format!("duplicate field `{name}`"));
             }
         }
         let all = || Kind::ALL.iter().filter(|(_, k)| *k != Kind::Memory).map(|(word, _)| *word);
         let Some(kind) = words.remove("type") else {
             let known: Vec<&str> = all().collect();
-            return Err(format!("it has no `type`; one of {}", known.join(", ")));
+            return Err(format!("missing field `type`: expected one of {}", known.join(", ")));
         };
         let Some((word, kind)) = Kind::ALL.iter().find(|(word, _)| *word == kind).copied() else {
             let known: Vec<&str> = all().collect();
-            return Err(format!("there is no type `{kind}`; one of {}", known.join(", ")));
+            return Err(format!("unknown type `{kind}`: expected one of {}", known.join(", ")));
         };
         let mut spec = Self {
             kind,
             options: BTreeMap::new(),
             mode: Mode::Min,
-            // A build is worth more than its cache.
+            // A failing cache should not fail a build.
             ignore_error: true,
             domains: Vec::new(),
             name: None,
@@ -238,30 +238,30 @@ impl Spec {
         let yes = |value: &str| match value {
             "true" | "1" | "" => Ok(true),
             "false" | "0" => Ok(false),
-            _ => Err(format!("`{name}` is `true` or `false`")),
+            _ => Err(format!("invalid `{name}`: expected `true` or `false`")),
         };
         match name {
             "mode" => {
                 self.mode = match value.as_str() {
                     "min" => Mode::Min,
                     "max" => Mode::Max,
-                    _ => return Err("`mode` is `min` or `max`".into()),
+                    _ => return Err("invalid `mode`: expected `min` or `max`".into()),
                 }
             }
             "ignore-error" => self.ignore_error = yes(&value)?,
             "domain" => {
                 self.domains = value.split(';').map(str::to_owned).collect();
                 if let Some(domain) = self.domains.iter().find(|d| !is_name(d)) {
-                    return Err(format!("`{domain}` is no domain: {NAMES}"));
+                    return Err(format!("invalid domain `{domain}`: expected {NAMES}"));
                 }
             }
             "name" if is_name(&value) => self.name = Some(value),
-            "name" => return Err(format!("`{value}` is no name: {NAMES}")),
+            "name" => return Err(format!("invalid name `{value}`: expected {NAMES}")),
             "timeout" => self.timeout = duration(name, &value)?,
             "touch_refresh" => self.touch_refresh = duration(name, &value)?,
             "max-age" => self.max_age = Some(duration(name, &value)?),
             "use_path_style" => {
-                // It is the other way round below.
+                // The service's option has the opposite meaning.
                 self.options.insert("enable_virtual_host_style".into(), (!yes(&value)?).to_string());
             }
             _ => {
@@ -270,7 +270,7 @@ impl Spec {
                     let known: Vec<&str> =
                         words.iter().map(|(word, _)| *word).chain(COMMON.iter().copied()).collect();
                     return Err(format!(
-                        "type={} does not know `{name}`; it knows {}",
+                        "unknown field `{name}` of type={}: expected one of {}",
                         self.kind.word(),
                         known.join(", ")
                     ));
@@ -281,24 +281,25 @@ impl Spec {
         Ok(())
     }
 
-    /// An option of its service.
+    /// Returns an option of its service.
     pub fn option(&self, name: &str) -> Option<&str> {
         self.options.get(name).map(String::as_str)
     }
 }
 
-const NAMES: &str = "letters, digits, `.`, `-` and `_`, at most 48 of them";
+const NAMES: &str = "1 to 48 letters, digits, `.`, `-` or `_`, no `.` first";
 
-/// Whether a domain or a name can be part of an object's name anywhere.
+/// Whether a text is a valid domain or name, which can be part of an object's
+/// name in every service.
 pub fn is_name(text: &str) -> bool {
     (1..=48).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
         && !text.starts_with('.')
 }
 
-/// Seconds, or a number with `s`, `m`, `h` or `d`.
+/// Parses a number of seconds, or a number with the unit `s`, `m`, `h` or `d`.
 pub fn duration(name: &str, text: &str) -> Result<Duration, String> {
-    let fail = || format!("`{name}` is a time such as `90s`, `10m`, `24h` or `30d`");
+    let fail = || format!("invalid `{name}`: expected a time such as `90s`, `10m`, `24h` or `30d`");
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let unit = match unit {
         "" | "s" => 1,
@@ -311,8 +312,8 @@ pub fn duration(name: &str, text: &str) -> Result<Duration, String> {
     number.checked_mul(unit).map(Duration::from_secs).ok_or_else(fail)
 }
 
-/// Splits at commas; a field that begins with a quote goes to the next one,
-/// where two of them stand for one, as CSV has it.
+/// Splits at commas, as CSV does: a field can be in double quotes, in which two
+/// quotes stand for one.
 pub fn fields(text: &str) -> Result<Vec<String>, String> {
     let mut fields = Vec::new();
     let mut rest = text;
@@ -333,7 +334,7 @@ pub fn fields(text: &str) -> Result<Vec<String>, String> {
             };
             rest = &quoted[end..];
             if !rest.is_empty() && !rest.starts_with(',') {
-                return Err("a quote ends within a field".into());
+                return Err("expected a comma after a closing quote".into());
             }
             value
         } else {
@@ -384,18 +385,18 @@ mod tests {
             let error = Spec::parse(text, true).unwrap_err();
             assert!(error.contains(why), "{text}: {error}");
         };
-        wrong("type=s4", "no type `s4`");
-        wrong("bucket=b", "no `type`");
+        wrong("type=s4", "unknown type `s4`");
+        wrong("bucket=b", "missing field `type`");
         wrong("type=s3", "needs `bucket`");
         wrong("type=local,src=/x", "needs `dest`");
-        wrong("type=s3,bucket=b,buckett=c", "does not know `buckett`");
-        wrong("type=s3,bucket=b,bucket=c", "said twice");
+        wrong("type=s3,bucket=b,buckett=c", "unknown field `buckett`");
+        wrong("type=s3,bucket=b,bucket=c", "duplicate field `bucket`");
         wrong("type=s3,bucket=b,mode=some", "`min` or `max`");
-        wrong("type=gha,domain=a/b", "no domain");
-        wrong("type=gha,timeout=fast", "is a time");
-        wrong("type=gha,timeout=99999999999999999999d", "is a time");
+        wrong("type=gha,domain=a/b", "invalid domain");
+        wrong("type=gha,timeout=fast", "expected a time");
+        wrong("type=gha,timeout=99999999999999999999d", "expected a time");
         wrong("type=gha,\"x", "not closed");
-        wrong("type=gha,x", "there is no NAME=VALUE");
+        wrong("type=gha,x", "expected NAME=VALUE");
     }
 
     #[test]

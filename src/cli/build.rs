@@ -30,32 +30,32 @@ use crate::store::{ProjectFiles, Store};
 /// Build images, check them and write their outputs
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Images [default: all that the project declares]
+    /// Images to build [default: all that the project declares]
     images: Vec<String>,
-    /// Write outputs below this directory instead of the project's
+    /// Directory for outputs [default: the project's directory]
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// Make the states only; check, seal and write nothing
+    /// Build only the layers: run no checks, seal nothing, write no outputs
     #[arg(long)]
     no_output: bool,
     #[command(flatten)]
     how: How,
 }
 
-/// How a build is done.
+/// Options of all commands that build.
 #[derive(Debug, clap::Args)]
 pub(super) struct How {
-    /// How many machines to start at once; one that is up or only asked counts
-    /// half [default: one for two processors]
+    /// Machines to start in parallel; a running one counts as half [default:
+    /// one per two CPUs]
     #[arg(short, long, value_name = "N")]
     jobs: Option<usize>,
-    /// Memory for all machines together [default: three quarters of the host's]
+    /// Total memory for machines [default: three quarters of the host's memory]
     #[arg(long, value_name = "SIZE", value_parser = vimg_lang::value::size)]
     memory: Option<u64>,
-    /// Go on with what does not depend on a node that failed
+    /// After a failure, continue with nodes that do not depend on the failed one
     #[arg(short, long)]
     keep_going: bool,
-    /// Boot machines whenever they are needed, and keep no memory of them
+    /// Boot machines instead of forking memory snapshots, and save no snapshots
     #[arg(long)]
     no_memory: bool,
     #[command(flatten)]
@@ -70,14 +70,14 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     build(&Asked { images: &args.images, extent, dir, how: &args.how, junit: None }, global, style)
 }
 
-/// What is asked of a build.
+/// A request to build: which images, how far, and how.
 pub(super) struct Asked<'a> {
     pub(super) images: &'a [String],
     pub(super) extent: Extent,
-    /// Where outputs go, if not below the project.
+    /// The directory for outputs; `None` is the project's root.
     pub(super) dir: Option<PathBuf>,
     pub(super) how: &'a How,
-    /// A report on checks to write.
+    /// The file for a JUnit report on the checks, if one is wanted.
     pub(super) junit: Option<&'a Path>,
 }
 
@@ -98,7 +98,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     let caching = args.how.cache.open(&opened.consent, &opened.store)?;
     opened.store = caching.store(&opened.store);
     let cache::Opened { caches, notices, .. } = caching;
-    // The common case: nothing changed since all of it was there.
+    // The common case: the plan cache is valid, so there is nothing to build.
     if args.junit.is_none()
         && caches.to.is_empty()
         && let Some(standing) = opened.notes.standing::<PlanCache>()
@@ -140,7 +140,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     let Some(made) = interruptible(execute::make(&mut context, &caching, &last, &nodes))? else {
         reporter.end();
         return Err(Error::Message(
-            "stopped; finished layers are kept and the next build goes on from them".into(),
+            "stopped; finished layers are stored, and the next build continues from them".into(),
             None,
             INTERRUPTED,
         ));
@@ -151,10 +151,9 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
 
     let reported = args.junit.map_or(Ok(()), |path| {
         let text = super::junit::report(&graph, &images, &store, &outcome.failures);
-        std::fs::write(path, text)
-            .map_err(|e| Error::host(format!("{} can't be written: {e}", path.display())))
+        std::fs::write(path, text).map_err(|e| Error::host(format!("can't write {}: {e}", path.display())))
     });
-    // An image whose checks have not passed is no output.
+    // vimg writes the outputs of an image only after all its checks passed.
     let passed = |image: &str| graph.checks(image).iter().all(|id| store.has(&graph.node(*id).key));
     let targets = graph.targets().iter().filter(|t| is_asked_for(&t.image) && passed(&t.image));
     let wanted: Vec<Wanted> = targets.map(|target| Wanted::new(&graph, target)).collect();
@@ -162,7 +161,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
         if outcome.failures.is_empty()
             && let Some(standing) = PlanCache::new(request, &project, &graph, &plan, wanted.clone())
         {
-            // Losing it costs time.
+            // Best effort: without a plan cache, the next build is only slower.
             let _ = notes.set_standing(&standing);
         }
         project::keep_stamps(&notes, project);
@@ -171,13 +170,13 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
         Some(below) => write(wanted, &store, &notes, below, &staged, &sink),
         None => Ok(()),
     };
-    // All that was asked for is there by now: sending it may take long.
+    // Uploads come last: they may take long, and the outputs are written by now.
     let sent = match caches.to.is_empty() {
         true => Ok(Some(Ok(()))),
         false => interruptible(caching.send(&graph, &nodes)),
     };
     reporter.end();
-    // The process ends here: taking a large graph apart would be for nothing.
+    // The process is about to end, so freeing a large graph would waste time.
     std::mem::forget((graph, plan));
     reported?;
     written?;
@@ -187,19 +186,20 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     match sent? {
         Some(sent) => sent.map_err(Error::host),
         None => {
-            let text = "stopped; all of it is built, and not all of it was sent".into();
+            let text = "stopped; everything is built, but not everything was sent to the caches".into();
             Err(Error::Message(text, None, INTERRUPTED))
         }
     }
 }
 
-/// States that are there, and where their machines can be started.
+/// States that exist, with the context in which their machines can start.
 pub(super) struct Made {
     pub(super) context: BuildContext<Host>,
     pub(super) sources: Sources,
 }
 
-/// Builds what is missing of some states. `first` is told before.
+/// Builds those of the `wanted` states that are missing. `first` is a notice to
+/// show before the build.
 pub(super) fn states(
     mut loaded: project::Loaded,
     graph: Graph,
@@ -220,8 +220,8 @@ pub(super) fn states(
     let built = Arc::new(AtomicBool::new(!building));
     let quiet = built.clone();
     let sink: Sink = Arc::new(move |event| match event {
-        // A boot takes long enough to be told; of a fork there is nothing to
-        // say.
+        // After the build, vimg reports only boots: a fork starts too quickly
+        // to be worth a line.
         Event::Phase { phase, .. } if phase == "start" && quiet.load(Ordering::Relaxed) => {}
         event => told(event),
     });
@@ -232,7 +232,7 @@ pub(super) fn states(
     let mut context = context(graph, &store, &project, secrets, sink.clone(), how, &consent)?;
     if building {
         cache::tell(&sink, notices);
-        // Whoever waits for a machine does not wait for anything to be sent.
+        // The user waits for a machine, so vimg uploads nothing here.
         let caching = Caching { caches: &caches, store: &store, sink: &sink, may_leave: &|_| false };
         let made = interruptible(execute::make(&mut context, &caching, &last, wanted))?;
         let (_, outcome) = made.ok_or_else(stopped)?;
@@ -250,7 +250,7 @@ pub(super) fn stopped() -> Error {
     Error::Message("stopped".into(), None, INTERRUPTED)
 }
 
-/// Where a build is done, by this host.
+/// Creates the context of a build on this host.
 pub(super) fn context(
     graph: Graph,
     store: &Store,
@@ -263,7 +263,7 @@ pub(super) fn context(
     let notice = sink.clone();
     let password = consent.allows_proxy_password();
     if !password && settings::proxies().have_password() {
-        let text = "guests get no password of the proxy: to allow it, `vimg trust`".to_owned();
+        let text = "guests do not get the password of your proxy; to allow it, run `vimg trust`".to_owned();
         sink(Event::Notice { text });
     }
     let (choice, accel) = how.provider.choose()?;
@@ -287,8 +287,8 @@ fn nothing_to_build(sink: &Sink, reused: usize) {
     sink(Event::Finished { built: 0, reused, failed: 0, seconds: 0.0, boots: 0 });
 }
 
-/// Writes outputs until that is done or Ctrl-C is pressed: what was there
-/// stays until the new file is whole.
+/// Writes outputs; Ctrl-C stops it. An old file stays in place until the new one
+/// is complete.
 fn write(
     wanted: Vec<Wanted>,
     store: &Store,
@@ -301,18 +301,18 @@ fn write(
     let work = move || execute::write_outputs(&wanted, &store, &notes, &places, &staged, &sink);
     let written = interruptible(async { tokio::task::spawn_blocking(work).await })?.ok_or_else(stopped)?;
     written.map_err(|e| Error::host(e.to_string()))?.map_err(|(path, e)| {
-        Error::Message(format!("{} can't be written: {e}", path.display()), None, super::output::STORE)
+        Error::Message(format!("can't write {}: {e}", path.display()), None, super::output::STORE)
     })
 }
 
-/// Runs a build until it ends or it is told to stop (`None`): by Ctrl-C, a
-/// hangup, or a request to end. Dropping the build kills its machines; a second
-/// signal of any kind does not wait even for that.
+/// Runs `work` until it ends, or until SIGINT (Ctrl-C), SIGTERM or SIGHUP
+/// (`None`). Dropping a build kills its machines; a second signal ends the
+/// process at once, without waiting for that.
 pub(super) fn interruptible<T>(work: impl Future<Output = T>) -> Result<Option<T>, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|e| Error::host(format!("the runtime does not start: {e}")))?;
+        .map_err(|e| Error::host(format!("can't start the async runtime: {e}")))?;
     let mut told = told_to_stop()?;
     let result = runtime.block_on(async {
         tokio::select! {
@@ -321,13 +321,13 @@ pub(super) fn interruptible<T>(work: impl Future<Output = T>) -> Result<Option<T
             result = work => Some(result),
         }
     });
-    // Machines and staging directories go with their tasks.
+    // Tasks remove their machines and staging directories as they end.
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
     Ok(result)
 }
 
-/// Whether this process was told to stop. It is heard from the first call on,
-/// also between two pieces of work.
+/// Returns a flag that becomes true when a signal tells this process to stop.
+/// Signals count from the first call on, also between two pieces of work.
 fn told_to_stop() -> Result<watch::Receiver<bool>, Error> {
     static TOLD: OnceLock<watch::Receiver<bool>> = OnceLock::new();
     if let Some(told) = TOLD.get() {

@@ -1,4 +1,4 @@
-//! `vimg cache`: looks after caches.
+//! `vimg cache`: inspects, fills and cleans up caches.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -24,7 +24,7 @@ use crate::execute::caching::{Caching, Looked};
 use crate::execute::remember;
 use crate::report::{self, Style, bytes, duration as for_people};
 
-/// Look after caches
+/// Inspect, fill and clean up caches
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -35,58 +35,59 @@ pub(super) struct Args {
 enum Command {
     /// List the states in a cache
     Ls(Which),
-    /// Say what a cache takes, by trust domain
+    /// Show the size of a cache, by trust domain
     Du(Which),
-    /// Remove what is old or too much; safe beside running builds
+    /// Remove old records and unneeded packs; safe while builds run
     Gc {
         #[command(flatten)]
         which: Which,
-        /// Keep what was used within this time, such as `30d`
+        /// Remove records that no writer used within this time, such as `30d`
         #[arg(long, value_name = "TIME", value_parser = time)]
         keep_age: Option<Duration>,
-        /// Keep no more than this; the oldest goes first
+        /// Size limit; the least recently used records are removed first
         #[arg(long, value_name = "SIZE", value_parser = vimg_lang::value::size)]
         keep_size: Option<u64>,
-        /// How long packs stay that nothing needs; longer than a build takes
+        /// Keep unneeded packs for this time, which must be longer than a build
         #[arg(long, value_name = "TIME", value_parser = time, default_value = "24h")]
         grace: Duration,
-        /// Only say what would go
+        /// Show what would be removed, and remove nothing
         #[arg(short = 'n', long)]
         dry_run: bool,
     },
-    /// Look at every record as a build would, and at the packs it needs
+    /// Check every record as a build would, and that its packs are complete
     Verify {
         #[command(flatten)]
         which: Which,
-        /// Read all packs
+        /// Read all packs and check their content
         #[arg(long)]
         deep: bool,
     },
-    /// Send what this machine has of some images
+    /// Send the stored states of images to caches
     Push(Moved),
-    /// Take over what caches have of some images, and build nothing
+    /// Fetch the states of images from caches, and build nothing
     Pull(Moved),
-    /// Copy all records of a cache to another one, as they are signed
+    /// Copy all records of a cache to another one, with their signatures
     Copy {
-        /// From where
+        /// The cache to copy from
         from: String,
-        /// To where
+        /// The cache to copy to
         to: String,
     },
-    /// Make a key to sign with, and print its public half
+    /// Create a signing key and print its public half
     Keygen {
-        /// Write it to this file instead of the user's settings; `-` prints
-        /// it
+        /// File for the secret key; `-` prints it [default:
+        /// `$XDG_CONFIG_HOME/vimg/cache.key`]
         file: Option<PathBuf>,
     },
-    /// Believe a key: what it signed may be used
+    /// Trust a public key: builds may use the states that it signed
     Trust {
         /// The public key
         key: String,
-        /// For which trust domain; one that ends in `*` is all that begin so
+        /// Trust domain that the key may sign for; `*` at its end matches any
+        /// rest
         #[arg(long, default_value = "main")]
         domain: String,
-        /// In the project's `vimg.kdl` instead of the user's settings
+        /// Add the key to the project's `vimg.kdl` instead of the user's settings
         #[arg(long)]
         project: bool,
     },
@@ -94,22 +95,22 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct Which {
-    /// The cache, such as `type=s3,bucket=B` [default: the first that builds
-    /// use]
+    /// The cache, such as `type=s3,bucket=B` [default: the first one that
+    /// builds use]
     #[arg(value_name = "SPEC")]
     cache: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
 struct Moved {
-    /// Images [default: all that the project declares]
+    /// Names of images [default: all that the project declares]
     images: Vec<String>,
     #[command(flatten)]
     cache: CacheArgs,
 }
 
 fn time(text: &str) -> Result<Duration, String> {
-    duration("this", text)
+    duration("TIME", text)
 }
 
 pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
@@ -138,8 +139,8 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
             match copied.damaged {
                 0 => Ok(()),
                 n => Err(Error::Message(
-                    format!("{n} records were left out: they are damaged, or what they need is"),
-                    Some("`vimg cache verify` names them".into()),
+                    format!("{n} records were not copied: they, or packs that they need, are damaged"),
+                    Some("`vimg cache verify` lists them".into()),
                     1,
                 )),
             }
@@ -149,8 +150,8 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     }
 }
 
-/// The project's directory, where there is one: a cache can be looked at
-/// without.
+/// Reads the consent of the project here. Without a project, it is that of the
+/// current directory, because `vimg cache` also works outside of projects.
 fn consent(global: &Global) -> Result<Consent, Error> {
     let root = project::find(global).map_or_else(|_| PathBuf::from("."), |(root, _)| root);
     Consent::of(&root.canonicalize().unwrap_or(root), global)
@@ -170,7 +171,7 @@ impl Which {
     }
 }
 
-/// Does something with a cache, until it ends or Ctrl-C is pressed.
+/// Runs `work` on a cache; Ctrl-C stops it.
 fn asked<T>(remote: &Remote, work: impl Future<Output = Result<T, Trouble>>) -> Result<T, Error> {
     let done = interruptible(work)?.ok_or_else(stopped)?;
     done.map_err(|e| Error::host(format!("{}: {e}", remote.spec.label)))
@@ -206,7 +207,7 @@ fn as_text(listing: &Listing) -> String {
         let line = match listed.entries.as_ref().map(|all| all.first()) {
             Ok(Some(own)) => {
                 let took = for_people(own.state.seconds);
-                format!("{}  made in {took}", crate::event::plain(&own.state.name))
+                format!("{}  built in {took}", crate::event::plain(&own.state.name))
             }
             Ok(None) => "damaged".into(),
             Err(why) => why.clone(),
@@ -223,7 +224,7 @@ fn as_text(listing: &Listing) -> String {
 }
 
 fn du(listing: &Listing, style: Style) -> Outcome {
-    // What two domains need is counted for both.
+    // A pack that two domains need counts for both.
     let mut domains: BTreeMap<&str, (usize, BTreeMap<&str, u64>)> = BTreeMap::new();
     for listed in &listing.records {
         let (records, packs) = domains.entry(&listed.domain).or_default();
@@ -242,7 +243,7 @@ fn du(listing: &Listing, style: Style) -> Outcome {
     for (domain, (records, size)) in sizes {
         out.push_str(&format!("{domain:<20} {records:>6} records  {}\n", bytes(size)));
     }
-    out.push_str(&format!("{} in all\n", bytes(listing.bytes())));
+    out.push_str(&format!("{} in total\n", bytes(listing.bytes())));
     print(&out)
 }
 
@@ -250,7 +251,7 @@ fn cleaned_text(cleaned: &Cleaned, dry_run: bool) -> String {
     let verb = if dry_run { "would be removed" } else { "removed" };
     let next = match cleaned.condemned {
         0 => String::new(),
-        n => format!("; {n} packs go later, if nothing needs them by then"),
+        n => format!("\na later run removes {n} more packs, unless they are needed by then"),
     };
     format!(
         "{} records and {} packs {verb}, {}; {} left{next}\n",
@@ -319,8 +320,8 @@ fn pull(moved: &Moved, global: &Global, style: Style) -> Outcome {
         let mut looked = Looked::default();
         loop {
             let plan = caching.obtain(&graph, &last, &nodes, &mut looked).await;
-            // What came may tell that it holds the same as something else, and
-            // what was missing may be there.
+            // A fetched state may be identical to another one (early cutoff),
+            // which changes keys; and states that were missing may exist now.
             last.whole.retain(|_, id| id.is_some());
             if !graph.resolve(|key| loaded.store.stands_for(key)) {
                 caching.tell(&looked);
@@ -334,7 +335,7 @@ fn pull(moved: &Moved, global: &Global, style: Style) -> Outcome {
     match plan.to_build().count() {
         0 => Ok(()),
         n => {
-            eprint(&format!("{n} nodes are in no cache; `vimg build` makes them\n"));
+            eprint(&format!("{n} nodes are in no cache; `vimg build` builds them\n"));
             Err(Error::Code(1))
         }
     }
@@ -343,17 +344,17 @@ fn pull(moved: &Moved, global: &Global, style: Style) -> Outcome {
 fn none(flag: &str, notices: Vec<String>) -> Error {
     match notices.into_iter().next() {
         Some(notice) => Error::Message(notice, None, 2),
-        None => Error::Message("no cache is named".into(), Some(format!("{flag} names one")), 2),
+        None => Error::Message("no cache is configured".into(), Some(format!("name one with {flag}")), 2),
     }
 }
 
 fn eprint(text: &str) {
-    // Nobody may be reading.
+    // A closed standard error is no reason to fail.
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 fn keygen(file: Option<&PathBuf>) -> Outcome {
-    let signer = Signer::generate().map_err(|e| Error::host(format!("there is no randomness: {e}")))?;
+    let signer = Signer::generate().map_err(|e| Error::host(format!("can't create a key: {e}")))?;
     if file.is_some_and(|file| file.as_os_str() == "-") {
         return print(&format!("{}\n{}\n", signer.secret(), signer.public()));
     }
@@ -363,8 +364,8 @@ fn keygen(file: Option<&PathBuf>) -> Outcome {
     };
     let fail = |e: std::io::Error| {
         let help = (e.kind() == std::io::ErrorKind::AlreadyExists)
-            .then(|| "others may trust it: remove it if nobody needs it any more".to_owned());
-        Error::Message(format!("{} can't be written: {e}", path.display()), help, super::output::HOST)
+            .then(|| "others may trust this key: delete the file only if no one needs it".to_owned());
+        Error::Message(format!("can't write {}: {e}", path.display()), help, super::output::HOST)
     };
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).map_err(fail)?;
@@ -372,7 +373,7 @@ fn keygen(file: Option<&PathBuf>) -> Outcome {
     let mut opened =
         std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(fail)?;
     opened.write_all(format!("{}\n", signer.secret()).as_bytes()).map_err(fail)?;
-    eprint(&format!("the key is in {}; readers trust its public half:\n", path.display()));
+    eprint(&format!("wrote {}; readers must trust its public half:\n", path.display()));
     print(&format!("{}\n", signer.public()))
 }
 
@@ -380,7 +381,9 @@ fn trust(key: &str, domain: &str, in_project: bool, global: &Global) -> Outcome 
     let wrong = |why: String| Error::Message(why, None, 2);
     let key: PublicKey = key.parse().map_err(wrong)?;
     if !is_name(domain.strip_suffix('*').filter(|d| !d.is_empty()).unwrap_or(domain)) && domain != "*" {
-        return Err(wrong(format!("`{domain}` is no domain")));
+        return Err(wrong(format!(
+            "invalid trust domain `{domain}`: expected letters, digits, `.`, `-`, `_`; `*` only last"
+        )));
     }
     let path = match in_project {
         true => project::find(global)?.0.join(super::settings::PROJECT_SETTINGS),
@@ -394,13 +397,13 @@ fn trust(key: &str, domain: &str, in_project: bool, global: &Global) -> Outcome 
     };
     let line = format!("trust \"{domain}\" \"{key}\"\n");
     if text.contains(line.trim_end()) {
-        return print(&format!("{} says so already\n", path.display()));
+        return print(&format!("{} already trusts this key for `{domain}`\n", path.display()));
     }
     if !text.is_empty() && !text.ends_with('\n') {
         text.push('\n');
     }
     text.push_str(&line);
     crate::store::replace(&path, text.as_bytes())
-        .map_err(|e| Error::host(format!("{} can't be written: {e}", path.display())))?;
-    print(&format!("{} says now: {line}", path.display()))
+        .map_err(|e| Error::host(format!("can't write {}: {e}", path.display())))?;
+    print(&format!("added to {}: {line}", path.display()))
 }

@@ -1,6 +1,6 @@
-//! Which caches are used, who is believed, and what the surroundings say of
-//! both: flags before the environment, that before the project's `vimg.kdl`,
-//! that before the user's settings.
+//! Chooses the caches, trusted keys and trust domains of a run. A flag wins over
+//! a variable, a variable over the project's `vimg.kdl`, and that over the user's
+//! settings.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -19,39 +19,39 @@ use crate::digest::Digest;
 use crate::event::{Event, Sink};
 use crate::store::{Believes, Store};
 
-/// Which caches a build uses.
+/// Options that name the caches of a build.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct CacheArgs {
-    /// Take states from a cache, such as `type=s3,bucket=B`; may be given
-    /// several times, the nearest first
+    /// Fetch states from this cache, such as `type=s3,bucket=B`; can be
+    /// repeated, with the nearest cache first
     #[arg(long, value_name = "SPEC")]
     cache_from: Vec<String>,
-    /// Send states to a cache; may be given several times
+    /// Send states to this cache; can be repeated
     #[arg(long, value_name = "SPEC")]
     cache_to: Vec<String>,
 }
 
-/// Caches that are in use, and what is to be said about them.
+/// Open caches, and notices about those that could not be opened.
 #[derive(Default)]
 pub(super) struct Opened {
     pub(super) caches: Caches,
     pub(super) notices: Vec<String>,
-    /// Whose states of the local store may be used.
+    /// Decides which fetched states in the local store a build may use.
     pub(super) believes: Option<Believes>,
 }
 
-/// The caches that were named, and the trusted keys.
+/// The specs of caches, before they are opened, and the trusted keys.
 struct Named {
     from: Vec<String>,
     to: Vec<String>,
     around: Surroundings,
     opened: Opened,
-    /// Domains that are read or written.
+    /// Trust domains that this run reads or writes.
     domains: BTreeSet<String>,
 }
 
 impl Opened {
-    /// The store, with the states that may be used.
+    /// Restricts the store to the states that this run may use.
     pub(super) fn store(&self, store: &Store) -> Store {
         match &self.believes {
             Some(believes) => store.clone().believing(believes.clone()),
@@ -88,8 +88,8 @@ impl CacheArgs {
         Ok(Named { from, to, around, opened, domains })
     }
 
-    /// The store, with the states that a build may use. A setting that is wrong is
-    /// for commands to tell that use caches.
+    /// Restricts the store to the states that a build may use. Ignores mistakes in
+    /// settings; the commands that use caches report them.
     pub(super) fn store(&self, consent: &Consent, store: Store) -> Store {
         let Ok(Named { to, around, mut opened, domains, .. }) = self.named(consent) else { return store };
         if opened.caches.signer.is_some() {
@@ -102,7 +102,7 @@ impl CacheArgs {
         store.believing(believes(&opened.caches.trust, &domains))
     }
 
-    /// Opens the caches of a project. Nothing is asked of them yet.
+    /// Opens the caches of a project, without sending a request.
     pub(super) fn open(&self, consent: &Consent, store: &Store) -> Result<Opened, Error> {
         let Named { from, to, around, mut opened, domains } = self.named(consent)?;
         if from.is_empty() && to.is_empty() {
@@ -111,13 +111,14 @@ impl CacheArgs {
         opened.caches.seen = Some(store.root().join("seen"));
         for (n, text) in from.iter().enumerate() {
             let mut spec = parse(text, false, "--cache-from")?;
-            // One that is nearer than others is made, and filled from those.
+            // Only the last directory must exist: vimg creates nearer ones, and
+            // fills them from the caches after them.
             if n + 1 == from.len() && is_missing(&spec) {
                 let filled = |text: &String| {
                     Spec::parse(text, true).is_ok_and(|s| is_missing(&s) && s.label == spec.label)
                 };
                 if !to.iter().any(filled) {
-                    opened.notices.push(format!("{} is not there", spec.label));
+                    opened.notices.push(format!("cache {} does not exist", spec.label));
                 }
                 continue;
             }
@@ -126,8 +127,8 @@ impl CacheArgs {
             }
             match Remote::open(spec.clone()) {
                 Ok(remote) => opened.caches.from.push(Arc::new(remote)),
-                // A build is worth more than its cache.
-                Err(why) => opened.notices.push(format!("{} is not used: {why}", spec.label)),
+                // A build works without its cache, so this is no error.
+                Err(why) => opened.notices.push(format!("cache {} is ignored: {why}", spec.label)),
             }
         }
         if opened.caches.trust.is_empty() && !opened.caches.from.is_empty() {
@@ -144,11 +145,11 @@ impl CacheArgs {
                     continue;
                 };
                 spec.domains.push(write.clone());
-                // What others wrote need not be written again.
+                // States that these domains have need not be sent again.
                 spec.domains.extend(around.read.iter().filter(|d| *d != write).cloned());
             }
             if opened.caches.signer.is_none() {
-                let why = "there is no key to sign with; `vimg cache keygen` makes one";
+                let why = "there is no signing key; create one with `vimg cache keygen`";
                 if !spec.ignore_error {
                     return Err(Error::Message(format!("{}: {why}", spec.label), None, 2));
                 }
@@ -164,29 +165,31 @@ impl CacheArgs {
                 Err(why) => return Err(Error::Message(format!("{}: {why}", spec.label), None, 2)),
             }
         }
-        // With the domains that this run writes to.
+        // Once more, because the trust now includes the domains that this run
+        // writes to.
         opened.believes = Some(believes(&opened.caches.trust, &domains));
         Ok(opened)
     }
 }
 
-/// Believes states of the local store as a cache's in these domains would be.
+/// Accepts a fetched state in the local store if a cache with these domains could
+/// provide it.
 fn believes(trust: &Trust, domains: &BTreeSet<String>) -> Believes {
     let (trust, domains) = (trust.clone(), domains.clone());
     Arc::new(move |domain, key| domains.contains(domain) && trust.believes_tag(domain, key))
 }
 
-/// Whether a cache is a directory, and is not there.
+/// Whether a cache is a directory that does not exist.
 fn is_missing(spec: &Spec) -> bool {
     spec.kind == Kind::Local && spec.option("root").is_some_and(|root| !Path::new(root).exists())
 }
 
-/// Tells what became of caches that can't be used.
+/// Sends notices about caches that can't be used.
 pub(super) fn tell(sink: &Sink, notices: Vec<String>) {
     notices.into_iter().for_each(|text| sink(Event::Notice { text }));
 }
 
-/// Opens one cache, to look at it or to work on it.
+/// Opens the one cache that a `vimg cache` command works on.
 pub(super) fn one(text: &str, to: bool, consent: &Consent) -> Result<(Opened, Arc<Remote>), Error> {
     let around = around();
     let mut spec = parse(text, to, "the cache")?;
@@ -197,7 +200,8 @@ pub(super) fn one(text: &str, to: bool, consent: &Consent) -> Result<(Opened, Ar
     Ok((believers(consent.root(), &files)?, remote(spec)?))
 }
 
-/// The cache that is meant where none is named.
+/// Returns the spec of the first cache that builds use, the default of `vimg
+/// cache` commands.
 pub(super) fn first(consent: &Consent) -> Result<Option<String>, Error> {
     for (variable, name) in [("VIMG_CACHE_FROM", "cache-from"), ("VIMG_CACHE_TO", "cache-to")] {
         if let Some(first) = variable_lines(variable).and_then(|lines| lines.into_iter().next()) {
@@ -213,15 +217,16 @@ pub(super) fn first(consent: &Consent) -> Result<Option<String>, Error> {
 }
 
 fn parse(text: &str, to: bool, what: &str) -> Result<Spec, Error> {
-    // Where one reads and writes the same directory, either word will do.
+    // A command on a local cache accepts `src` and `dest` alike: both name the
+    // directory.
     let spec = Spec::parse(text, to).or_else(|e| {
         Spec::parse(text, !to).ok().filter(|s| s.kind == Kind::Local && what == "the cache").ok_or(e)
     });
-    spec.map_err(|why| Error::Message(format!("{what} `{}`: {why}", shown(text)), None, 2))
+    spec.map_err(|why| Error::Message(format!("invalid value `{}` for {what}: {why}", shown(text)), None, 2))
 }
 
-/// A cache as it was named, without what may be secret: any value but of words
-/// that are known to be none.
+/// Returns a spec for messages. It hides every value that may be secret: all but
+/// those of fields that are known to be harmless.
 fn shown(text: &str) -> String {
     const PLAIN: &[&str] = &[
         "type",
@@ -253,22 +258,22 @@ fn variable_lines(name: &str) -> Option<Vec<String>> {
     let text = std::env::var(name).ok()?;
     let lines: Vec<String> =
         text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect();
-    // CI systems set what nobody gave to nothing.
+    // CI systems set variables without a value to the empty string.
     (!lines.is_empty()).then_some(lines)
 }
 
-/// Who is believed, what is signed with, and what the project is called.
+/// Collects the trusted keys, the signing key and the project's name in caches.
 fn believers(root: &Path, [project, user]: &[Settings; 2]) -> Result<Opened, Error> {
     let mut trust = Trust::default();
     let wrong = |what: String, why: String| Error::Message(format!("{what}: {why}"), None, 2);
     for line in variable_lines("VIMG_CACHE_TRUST").unwrap_or_default() {
         let (domain, key) = line
             .split_once('=')
-            .ok_or_else(|| wrong("VIMG_CACHE_TRUST".into(), "a line of it is DOMAIN=KEY".into()))?;
+            .ok_or_else(|| wrong("VIMG_CACHE_TRUST".into(), "expected DOMAIN=KEY in each line".into()))?;
         let key: PublicKey = key.parse().map_err(|why| wrong("VIMG_CACHE_TRUST".into(), why))?;
         trust.add(domain.trim(), key);
     }
-    for (file, settings) in [(settings::PROJECT_SETTINGS, project), ("the settings", user)] {
+    for (file, settings) in [(settings::PROJECT_SETTINGS, project), ("config.kdl", user)] {
         for texts in settings.get("trust").into_iter().flatten() {
             if let [domain, key] = texts.as_slice() {
                 trust.add(domain, key.parse().map_err(|why| wrong(format!("`trust` in {file}"), why))?);
@@ -280,7 +285,7 @@ fn believers(root: &Path, [project, user]: &[Settings; 2]) -> Result<Opened, Err
         trust.add_own(signer.public());
         around().write.iter().for_each(|domain| trust.add_written(domain));
     }
-    // Checkouts are called as one likes, repositories are not.
+    // A repository has the same name everywhere, unlike its checkouts.
     let repository = ["GITHUB_REPOSITORY", "CI_PROJECT_PATH"].iter().find_map(std::env::var_os);
     let name = repository.map(PathBuf::from).unwrap_or_else(|| root.to_owned());
     let name = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -291,7 +296,7 @@ fn believers(root: &Path, [project, user]: &[Settings; 2]) -> Result<Opened, Err
     Ok(Opened { caches, notices: Vec::new(), believes: None })
 }
 
-/// Where this user's signing key is kept.
+/// Returns the path of the user's signing key.
 pub(super) fn key_path() -> Option<PathBuf> {
     Some(settings::dir()?.join("cache.key"))
 }
@@ -307,30 +312,29 @@ fn signer() -> Result<Option<Signer>, Error> {
     signer.map(Some).map_err(|why| Error::Message(format!("{}: {why}", path.display()), None, 2))
 }
 
-/// What is read and written where nothing else is said.
+/// The trust domains of caches without `domain=`.
 #[derive(Debug, PartialEq, Eq)]
 struct Surroundings {
     read: Vec<String>,
     write: Option<String>,
-    /// Why nothing is written.
+    /// Why vimg writes nothing, if `write` is `None`.
     why: &'static str,
 }
 
-/// The domain of what is built from the main branch, and of what is built
-/// outside of any CI.
+/// The trust domain of builds of the default branch, and of builds outside CI.
 const MAIN: &str = "main";
 const FORK: &str = "a pull request from a fork writes to no cache";
-const EVENT: &str = "what this event runs may be anybody's; `domain=` says where to write";
-const UNKNOWN: &str = "this CI is not known; `domain=` says where to write";
+const EVENT: &str = "this event may run a stranger's code; to write, name a domain with `domain=`";
+const UNKNOWN: &str = "this CI is unknown; to write, name a domain with `domain=`";
 
-/// Reads the surroundings from this process's environment.
+/// Derives the trust domains from this process's environment.
 fn around() -> Surroundings {
     surroundings(&|name| std::env::var(name).ok().filter(|v| !v.is_empty()))
 }
 
-/// Tells by the variables that CI systems set whose entries may be read and
-/// written: a pull request reads main's and writes its own, and one from a
-/// fork writes none.
+/// Derives the trust domains from the variables that CI systems set. A pull
+/// request reads `main` and its own domain and writes its own; one from a fork
+/// writes nothing.
 fn surroundings(var: &dyn Fn(&str) -> Option<String>) -> Surroundings {
     let of = |domain: String, fork: bool| Surroundings {
         read: if domain == MAIN { vec![MAIN.into()] } else { vec![domain.clone(), MAIN.into()] },
@@ -343,7 +347,8 @@ fn surroundings(var: &dyn Fn(&str) -> Option<String>) -> Surroundings {
         if short == name {
             return format!("branch-{short}");
         }
-        // Longer than any name that is taken as it is: no two have one domain.
+        // A domain with a hash is longer than any without, so no two branches
+        // share one.
         let short: String = short.chars().take(8).collect();
         format!("branch-{short}-{}", &Digest::of(name.as_bytes()).to_string()[..32])
     };
@@ -355,15 +360,15 @@ fn surroundings(var: &dyn Fn(&str) -> Option<String>) -> Surroundings {
         if event_name.starts_with("pull_request") {
             let number = event["pull_request"]["number"].as_u64().or_else(|| event["number"].as_u64());
             let from = event["pull_request"]["head"]["repo"]["full_name"].as_str().map(str::to_owned);
-            // What can't be told is taken for a fork's.
+            // An event without a source repository counts as one from a fork.
             let fork = from.is_none() || from != var("GITHUB_REPOSITORY");
             return of(format!("pr-{}", number.unwrap_or_default()), fork);
         }
         let name = var("GITHUB_REF_NAME").unwrap_or_default();
         let default = event["repository"]["default_branch"].as_str().unwrap_or(MAIN);
         let is_branch = var("GITHUB_REF_TYPE").is_none_or(|kind| kind == "branch");
-        // Other events may run with the main branch's rights on what somebody
-        // else sent.
+        // Other events, such as a comment, may run with the rights of the main
+        // branch on data from strangers.
         if !matches!(
             event_name.as_str(),
             "push" | "schedule" | "workflow_dispatch" | "release" | "merge_group"
@@ -426,7 +431,7 @@ mod tests {
         let name = other.1.clone().unwrap();
         assert!(name.starts_with("branch-a-b-") && is_name(&name), "{name}");
         assert_eq!(other.0, format!("{name};main"));
-        // No plain name has the same domain.
+        // No name that needs no hash has the same domain.
         for plain in ["a-b", name.strip_prefix("branch-").unwrap(), &name] {
             assert_ne!(name, github("push", &[("GITHUB_REF_NAME", plain)]).1.unwrap());
         }

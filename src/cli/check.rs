@@ -7,7 +7,7 @@ use super::output::{Outcome, print_json};
 use super::project;
 use crate::report::Style;
 
-/// Look for mistakes in the recipe; needs no QEMU and no network
+/// Check the recipe for mistakes; needs neither QEMU nor a network
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {}
 

@@ -1,8 +1,8 @@
 //! Permissions that a project needs from the user.
 //!
-//! A recipe and its `vimg.kdl` may decide what happens in guests, with the
-//! project's files. The user decides about trusted keys, about caches, and about
-//! secrets. A permission covers the exact setting; a changed one needs another.
+//! A recipe decides what happens in guests, with the project's files. The user
+//! decides about trusted keys, caches and secrets. A permission covers the exact
+//! setting; a changed setting needs a new permission.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -14,26 +14,27 @@ use super::global::Global;
 use super::output::Error;
 use super::settings;
 
-/// The request for what a proxy's address has before the `@`.
+/// The request for the name and password in a proxy's address. Permissions
+/// store this text, so a change revokes them.
 pub(super) const PROXY_PASSWORD: &str = "the password of the proxy, for guests";
-/// Where it is noted, beside the user's settings.
+/// The file with all permissions, beside the user's settings.
 pub(super) const FILE: &str = "trusted.kdl";
-/// A project's root, and what it asks for.
+/// The lines of this file: a project's root and a request.
 const KNOWN: &[Setting] = &[("allow", Takes::Texts(2))];
 
-/// What a project was allowed.
+/// The permissions of a project.
 #[derive(Debug, Clone)]
 pub(super) struct Consent {
     root: PathBuf,
     allowed: BTreeSet<String>,
-    /// This run allows everything.
+    /// Whether this run allows everything (`--trust`).
     all: bool,
-    /// Where this run takes secrets from, by their names.
+    /// The sources of secrets for this run, by their names (`--secret`).
     pub(super) given: Vec<(String, SecretSource)>,
 }
 
 impl Consent {
-    /// What the project at `root` was allowed.
+    /// Reads the permissions of the project at `root`.
     pub(super) fn of(root: &Path, global: &Global) -> Result<Self, Error> {
         let allowed =
             noted()?.into_iter().filter(|(path, _)| Path::new(path) == root).map(|(_, request)| request);
@@ -41,7 +42,7 @@ impl Consent {
         Ok(Self { root: root.to_owned(), allowed: allowed.collect(), all: global.trust, given })
     }
 
-    /// A project that was allowed this much.
+    /// Creates permissions for a test.
     #[cfg(test)]
     pub(super) fn for_tests(root: &Path, allowed: &[&str], given: Vec<(String, SecretSource)>) -> Self {
         let allowed = allowed.iter().map(|request| (*request).to_owned()).collect();
@@ -57,7 +58,8 @@ impl Consent {
         self.all || self.allowed.contains(request)
     }
 
-    /// The project's settings, as far as they are allowed, and what is not.
+    /// Returns the project's settings that are allowed, and the requests that are
+    /// not.
     pub(super) fn settings(&self) -> Result<(Settings, Vec<String>), Error> {
         let mut refused = Vec::new();
         let mut allowed = Settings::new();
@@ -79,7 +81,7 @@ impl Consent {
         self.allows(PROXY_PASSWORD)
     }
 
-    /// Says why a secret is not handed over, if it is not.
+    /// Returns why scripts do not get a secret; `None` if they do.
     pub(super) fn refuses(&self, secret: &Secret) -> Option<String> {
         let from = origin(&self.root, secret)?;
         (!self.allows(&request(&from, secret)))
@@ -87,7 +89,7 @@ impl Consent {
     }
 }
 
-/// The notice about requests that are not allowed.
+/// Returns a notice about requests that are not allowed, if there are any.
 pub(super) fn notice(refused: &[String]) -> Option<String> {
     let first = refused.first()?;
     let more = match refused.len() {
@@ -98,26 +100,26 @@ pub(super) fn notice(refused: &[String]) -> Option<String> {
     Some(format!("ignored `{}` of {file}{more}: you have not allowed it; see `vimg trust`", shown(first)))
 }
 
-/// A text of a project for a terminal: characters that could hide text or move the
-/// cursor are escaped.
+/// Prepares a text from a project for a terminal: escapes characters that could
+/// hide text or move the cursor.
 pub(super) fn shown(text: &str) -> String {
     let quoted = vimg_lang::quoted(text);
     let plain = text.chars().filter(|c| matches!(c, '"' | '\\')).count() + text.len() + 2 == quoted.len();
     if plain { text.to_owned() } else { quoted }
 }
 
-/// A setting of a project, as a request.
+/// Returns the request for a setting of a project.
 pub(super) fn setting(name: &str, texts: &[String]) -> String {
     std::iter::once(name).chain(texts.iter().map(String::as_str)).collect::<Vec<_>>().join(" ")
 }
 
-/// A secret from there, as a request.
+/// Returns the request for a secret whose value comes from `from`.
 pub(super) fn request(from: &str, secret: &Secret) -> String {
     format!("{from} as the secret `{}`", secret.name)
 }
 
-/// Where a secret comes from; `None` if that is the project's own file. A file
-/// elsewhere is named by its real path, whatever links lead there.
+/// Returns where a secret comes from; `None` for a file of the project itself.
+/// Other files are named by their real path, with all links resolved.
 pub(super) fn origin(root: &Path, secret: &Secret) -> Option<String> {
     match &secret.source {
         SecretSource::Env(name) => Some(format!("the variable {name}")),
@@ -130,14 +132,14 @@ pub(super) fn origin(root: &Path, secret: &Secret) -> Option<String> {
     }
 }
 
-/// Whether a path can only lead to a file of the project. Does not resolve links:
-/// the caller must open it beneath the root.
+/// Whether a path stays inside the project. Does not resolve links: the caller
+/// must open the path beneath the root.
 pub(super) fn is_inside(path: &str) -> bool {
     use std::path::Component;
     Path::new(path).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
 }
 
-/// All that was allowed: roots and requests.
+/// Reads all permissions: projects' roots and requests.
 pub(super) fn noted() -> Result<Vec<(String, String)>, Error> {
     let Some(dir) = settings::dir() else { return Ok(Vec::new()) };
     let found = settings::read(&dir.join(FILE), KNOWN)?;

@@ -11,19 +11,17 @@ use crate::report::Style;
 
 /// Show what differs between two machines: files, packages, units
 ///
-/// Times are not compared, nor vimg's own notes in the machines. The disks are
-/// read without booting where that can be done. What is missing of the images
-/// is built first.
+/// vimg first builds what is missing of the images. It reads their disks without
+/// booting them, if possible. Times and vimg's own files are not compared.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// An image, or a layer of one
+    /// An image, or one of its layers
     #[arg(value_name = "IMAGE[@LAYER]")]
     from: String,
-    /// What it is compared with
+    /// The image or layer to compare it with
     #[arg(value_name = "IMAGE[@LAYER]", required_unless_present = "residue")]
     to: Option<String>,
-    /// Compare an image with itself, made without taking anything back: what
-    /// the layers have left behind that were taken back
+    /// Show what reverted layers left behind, by comparing with a clean rebuild
     #[arg(long, conflicts_with = "to")]
     residue: bool,
     #[command(flatten)]
@@ -38,7 +36,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     let states = match &args.to {
         Some(other) => [to, project::machine(&graph, other)?],
         None if graph.image(image).is_none() => {
-            return Err(Error::Message(format!("`{image}` is no image"), None, 2));
+            return Err(Error::Message(format!("`{image}` is not an image"), None, 2));
         }
         None => [project::machine(&graph, &vimg_lang::rebuilt_name(image))?, to],
     };
@@ -59,7 +57,7 @@ fn text(comparison: &Comparison) -> String {
     if out.is_empty() { "no difference\n".into() } else { out }
 }
 
-/// One line: what it is of, a sign, the name and how it differs.
+/// Formats a line: a sign, the kind of thing, its name and how it differs.
 fn line(of: &str, change: &Change) -> String {
     let of = of.trim_end_matches('s');
     let (sign, how) = match &change.how {
@@ -75,7 +73,7 @@ fn line(of: &str, change: &Change) -> String {
             ('~', properties.iter().map(text).collect::<Vec<_>>().join(", "))
         }
     };
-    // `file` is what most are.
+    // Most files are regular ones, so the word `file` is not repeated.
     let how = if of == how { String::new() } else { format!("  {how}") };
     format!("{sign} {of:7}  {}{how}\n", change.name)
 }

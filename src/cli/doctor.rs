@@ -11,7 +11,7 @@ use crate::provider::{debian, host, qemu};
 use crate::report::{Style, bytes};
 use crate::store::Store;
 
-/// Say what of this host works, and what to install
+/// Test this host, and say what to install
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -32,7 +32,7 @@ fn finding(what: &'static str, result: Result<String, (String, Option<String>)>)
     }
 }
 
-/// Whether a directory is on a network filesystem whose locks may be none
+/// Whether a directory is on NFS, where file locks may have no effect
 /// (`NFS_SUPER_MAGIC` in linux/magic.h).
 fn is_nfs(path: &std::path::Path) -> bool {
     rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type == 0x6969)
@@ -44,7 +44,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|e| Error::host(format!("the runtime does not start: {e}")))?;
+        .map_err(|e| Error::host(format!("can't start the async runtime: {e}")))?;
     let mut findings = Vec::new();
     let programs = runtime.block_on(qemu::Programs::find());
     findings.push(finding(
@@ -56,7 +56,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     ));
     if let (Ok(programs), Ok(store)) = (&programs, &store) {
         let said = qemu::kvm_report(programs, &store.probes()).to_string();
-        // Without KVM everything works, only slower.
+        // Without KVM everything works, but more slowly.
         findings.push(finding("kvm", Ok(said)));
         let explained = args.provider.explain(store)?;
         findings.push(finding("layers", Ok(format!("applied {}", explained.offline))));
@@ -71,14 +71,14 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         "network",
         match (args.provider.access(false)?.reach, Tools::find()) {
             (reach, _) if reach.all => Ok("guests use the host's network directly (as asked)".into()),
-            (_, Ok(_)) => Ok("guests reach the internet, but not this host or private networks".into()),
+            (_, Ok(_)) => Ok("guests reach the internet, not this host or private networks".into()),
             (_, Err(e)) => Err((e.message, Some(e.help))),
         },
     ));
     findings.push(finding(
         "bootstrap",
         match debian::missing() {
-            None => Ok("mmdebstrap and what it needs are there".into()),
+            None => Ok("mmdebstrap and the programs that it needs are installed".into()),
             Some(e) => Err((e.message, e.help)),
         },
     ));
@@ -90,13 +90,13 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
                 let used: u64 = states.iter().map(|r| r.bytes).sum();
                 Ok(format!("{} states, {}, in {}", states.len(), bytes(used), store.root().display()))
             }
-            Err(e) => Err((e.to_string(), Some("--store DIR or VIMG_STORE names another place".into()))),
+            Err(e) => Err((e.to_string(), Some("name another place with --store DIR or VIMG_STORE".into()))),
         },
     ));
     if let Ok(store) = &store
         && is_nfs(store.root())
     {
-        let help = "keep the store on a local disk: file locks may not work between hosts".to_owned();
+        let help = "use a local disk: file locks of NFS may not work between hosts".to_owned();
         findings.push(finding("locks", Err(("the store is on NFS".into(), Some(help)))));
     }
     if let Ok(store) = &store {
@@ -104,10 +104,10 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         findings.push(finding(
             "states",
             if broken == 0 {
-                Ok("every state has all of its disks".into())
+                Ok("every state has all its disks".into())
             } else {
                 let help = "vimg rebuilds them when they are needed".to_owned();
-                Err((format!("{broken} states lack a disk below them"), Some(help)))
+                Err((format!("{broken} states lack a disk of a state below them"), Some(help)))
             },
         ));
         findings.push(finding(

@@ -11,10 +11,10 @@ use crate::report::Style;
 /// Format recipe files; comments, numbers and strings keep their spelling
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Change nothing; fail if a file is not laid out
+    /// Change nothing; exit with 1 if a file is not formatted
     #[arg(long)]
     check: bool,
-    /// Files or directories [default: all recipes from here downwards]
+    /// Files or directories [default: all recipes in and below this directory]
     #[arg(default_value = ".", hide_default_value = true)]
     paths: Vec<PathBuf>,
 }
@@ -25,7 +25,7 @@ pub(super) fn run(args: &Args, style: Style) -> Outcome {
     let mut differ = 0;
     for path in recipes(&args.paths)? {
         let fail = |e: std::io::Error| Error::host(format!("{}: {e}", path.display()));
-        // A link is followed, so that it stays one.
+        // Resolves links, because replacing a link by a file would remove it.
         let path = path.canonicalize().unwrap_or(path.clone());
         let text = read_recipe(&path)?;
         let source = sources.add(shown(&path), text.as_str());
@@ -54,7 +54,7 @@ pub(super) fn run(args: &Args, style: Style) -> Outcome {
     if args.check && differ > 0 { Err(Error::Code(1)) } else { Ok(()) }
 }
 
-/// The path from here, if it is below.
+/// Returns a path relative to the current directory, if it is below that.
 fn shown(path: &Path) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     path.strip_prefix(&here).unwrap_or(path).display().to_string()

@@ -1,4 +1,4 @@
-//! What every command takes.
+//! Options of every command.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use vimg_lang::model::SecretSource;
 
 use crate::report::Style;
 
-/// What every command takes.
+/// Options of every command.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Global {
     /// The main recipe [default: `main.vimg` here or in a directory above]
@@ -17,10 +17,10 @@ pub(super) struct Global {
     /// Set a parameter
     #[arg(long, global = true, value_name = "NAME=VALUE", value_parser = parse_set)]
     pub(super) set: Vec<(String, String)>,
-    /// Take parameters from a KDL file, a node for each
+    /// Read parameters from a KDL file, with one node for each
     #[arg(long, global = true, value_name = "FILE")]
     pub(super) values: Option<PathBuf>,
-    /// Where states are kept [default: `$XDG_CACHE_HOME/vimg`]
+    /// Directory of the store [default: `$XDG_CACHE_HOME/vimg`]
     #[arg(long, global = true, value_name = "DIR", env = "VIMG_STORE")]
     pub(super) store: Option<PathBuf>,
     /// Allow everything the project asks for, for this run only; see
@@ -37,7 +37,7 @@ pub(super) struct Global {
     /// Output format
     #[arg(long, global = true, value_enum, default_value = "text", value_name = "FORMAT")]
     pub(super) format: Format,
-    /// Say only what went wrong
+    /// Print only errors
     #[arg(short, long, global = true)]
     pub(super) quiet: bool,
     /// Show each line that programs print
@@ -65,7 +65,7 @@ pub(super) enum Format {
 fn parse_set(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("write NAME=VALUE".into()),
+        _ => Err("expected NAME=VALUE".into()),
     }
 }
 
@@ -74,11 +74,11 @@ fn parse_secret(text: &str) -> Result<(String, SecretSource), String> {
     match parts {
         Some((name, ("env", variable))) => Ok((name.to_owned(), SecretSource::Env(variable.to_owned()))),
         Some((name, ("file", path))) => Ok((name.to_owned(), SecretSource::File(path.to_owned()))),
-        _ => Err("write NAME=env:VARIABLE or NAME=file:PATH".into()),
+        _ => Err("expected NAME=env:VARIABLE or NAME=file:PATH".into()),
     }
 }
 
-/// How a command shows what it says.
+/// Derives the style of all output from the options and the environment.
 pub(super) fn style(global: &Global) -> Style {
     let set = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty());
     let colour = match global.color {

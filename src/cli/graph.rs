@@ -5,7 +5,7 @@ use super::output::{Outcome, print};
 use super::project;
 use crate::graph::{Format as GraphFormat, show};
 
-/// Show all nodes: a tree, or `--format dot|mermaid|json`
+/// Show all nodes as a tree, or with `--format dot|mermaid|json`
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {}
 

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use super::output::{Error, Outcome, print};
 
-/// Write a starter recipe that builds
+/// Write a starter recipe
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Where to write it
+    /// Directory to write it to
     #[arg(default_value = ".")]
     directory: PathBuf,
 }
@@ -24,7 +24,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         let path = args.directory.join(name);
         if path.symlink_metadata().is_ok() {
             let help = "name another directory: vimg init DIRECTORY".to_owned();
-            return Err(Error::Message(format!("{} is already there", path.display()), Some(help), 2));
+            return Err(Error::Message(format!("{} already exists", path.display()), Some(help), 2));
         }
     }
     for (name, text) in FILES {

@@ -1,4 +1,4 @@
-//! What came of checks, as the XML that CI systems read.
+//! Results of checks as JUnit XML, for CI systems.
 
 use quick_xml::escape::escape;
 
@@ -7,8 +7,8 @@ use crate::execute::Failure;
 use crate::graph::Graph;
 use crate::store::Store;
 
-/// A report on the checks of some images: a suite for each. The format is the
-/// one that `testmoapp/junitxml` on GitHub describes.
+/// Formats the results of the checks of `images`, with one test suite per image.
+/// The repository `testmoapp/junitxml` on GitHub describes the format.
 pub(super) fn report(graph: &Graph, images: &[String], store: &Store, failures: &[Failure]) -> String {
     let mut out = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites name=\"vimg\">\n".to_owned();
     for image in images {
@@ -35,7 +35,7 @@ pub(super) fn report(graph: &Graph, images: &[String], store: &Store, failures: 
                 }
                 (None, None) => {
                     skipped += 1;
-                    "<skipped message=\"its image was not built\"/>".to_owned()
+                    "<skipped message=\"the check did not run\"/>".to_owned()
                 }
             };
             match result.as_str() {
@@ -53,7 +53,7 @@ pub(super) fn report(graph: &Graph, images: &[String], store: &Store, failures: 
     out + "</testsuites>\n"
 }
 
-/// The text without what XML 1.0 has no place for.
+/// Replaces characters that XML 1.0 does not allow.
 fn legal(text: &str) -> String {
     plain(text).replace(['\u{fffe}', '\u{ffff}'], "\u{fffd}")
 }

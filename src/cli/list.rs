@@ -10,7 +10,7 @@ use super::project;
 use crate::graph::NodeId;
 use crate::report::{Style, bytes};
 
-/// List the images of the recipe and what the store has of them
+/// List the images of the recipe and how much of them is built
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {}
 
@@ -18,7 +18,7 @@ pub(super) fn run(global: &Global, style: Style) -> Outcome {
     let mut loaded = project::load(global)?;
     let graph = project::graph(&mut loaded)?;
     project::keep_stamps(&loaded.notes, loaded.project);
-    // Each node once: what its chain has is what its parent's has and itself.
+    // Visits each node once: its totals are those of its parent plus its own.
     let mut chains: HashMap<NodeId, (usize, usize, u64)> = HashMap::new();
     let mut known = HashMap::new();
     for id in graph.ids() {

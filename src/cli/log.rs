@@ -7,10 +7,10 @@ use super::output::{Error, Outcome, print_foreign};
 use super::project;
 use crate::execute::read_log;
 
-/// Print what a layer's programs printed
+/// Print the log of a layer: what its programs printed
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// An image, for its last layer, or one of its layers
+    /// A layer, or an image for its last layer
     #[arg(value_name = "IMAGE[@LAYER]")]
     node: String,
 }
@@ -24,8 +24,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Outcome {
     let state = loaded.store.state_dir(&node.key);
     let made = state.join("log.zst");
     let failed = loaded.notes.failed_log(&node.name);
-    // A layer that is there has the log of its making; one that is not, that
-    // of its last failure.
+    // A built layer has the log of its build; any other has that of its last
+    // failure.
     for path in [&made, &failed] {
         if path.exists() {
             let (text, broken) = read_log(path).map_err(|e| damaged(&node.name, path, &e))?;
@@ -44,13 +44,13 @@ pub(super) fn run(args: &Args, global: &Global) -> Outcome {
         );
         return Err(Error::Message(message, Some(help), 1));
     }
-    let help = "layers have logs once they were built or failed; `vimg build` builds them".to_owned();
+    let help = "a layer has a log once it was built or failed; `vimg build` builds it".to_owned();
     Err(Error::Message(format!("there is no log of {}", node.name), Some(help), 1))
 }
 
-/// There is no more of a log than what was shown.
+/// Creates the error for a log that is shorter than its layer's output.
 fn damaged(node: &str, path: &Path, why: &std::io::Error) -> Error {
     let message = format!("the log of {node} ends here: {} is damaged ({why})", path.display());
-    let help = "the image is not affected; the log of a killed build ends early, too".to_owned();
+    let help = "the image is not affected; a killed build also leaves a log like this".to_owned();
     Error::Message(message, Some(help), 1)
 }

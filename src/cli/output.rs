@@ -1,4 +1,4 @@
-//! What a command prints, why it failed, and the exit code of that.
+//! Output of commands, their errors, and exit codes.
 
 use std::io::{IsTerminal, Write};
 
@@ -10,13 +10,13 @@ use crate::report::{Shown, Style, diagnostics_json, render};
 
 /// Why a command failed.
 pub(super) enum Error {
-    /// A sentence, what to do, and the exit code.
+    /// A message, a help text and the exit code.
     Message(String, Option<String>, u8),
     /// Mistakes in recipes.
     Recipe(Box<Sources>, Vec<Diagnostic>),
     /// Nodes that could not be built.
     Build(Box<Sources>, Vec<Failure>),
-    /// All was said already.
+    /// An exit code, if the command has already printed everything.
     Code(u8),
 }
 
@@ -33,25 +33,25 @@ impl Error {
 
 impl From<crate::store::StoreError> for Error {
     fn from(error: crate::store::StoreError) -> Self {
-        let help = "--store DIR or VIMG_STORE names another place".to_owned();
+        let help = "name another place with --store DIR or VIMG_STORE".to_owned();
         Self::Message(error.to_string(), Some(help), STORE)
     }
 }
 
 pub(super) type Outcome = Result<(), Error>;
 
-/// Prints to standard output. A pipe that was closed is no error.
+/// Prints to standard output. A closed pipe is no error.
 pub(super) fn print(text: &str) -> Outcome {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Error::host(format!("standard output: {e}")))
+            Err(Error::host(format!("can't write to standard output: {e}")))
         }
         _ => Ok(()),
     }
 }
 
-/// Prints what a machine printed: as it is for a program, and without what
-/// would move it for a terminal.
+/// Prints the output of a machine: unchanged to a file or pipe, and without
+/// control sequences to a terminal.
 pub(super) fn print_foreign(text: &str) -> Outcome {
     if std::io::stdout().is_terminal() { print(&stripped(text)) } else { print(text) }
 }
@@ -60,7 +60,7 @@ pub(super) fn print_json(value: &serde_json::Value) -> Outcome {
     print(&format!("{}\n", serde_json::to_string_pretty(value).unwrap_or_default()))
 }
 
-/// Says why a command failed; returns the exit code.
+/// Prints why a command failed, and returns the exit code.
 pub(super) fn report(error: &Error, style: Style) -> u8 {
     let mut err = std::io::stderr().lock();
     match error {
@@ -104,7 +104,7 @@ pub(super) fn report(error: &Error, style: Style) -> u8 {
     }
 }
 
-/// A failed node: its output, then the place in the recipe.
+/// Formats a failed node: its last output, then the place in the recipe.
 fn failure_text(sources: &Sources, failure: &Failure, style: Style) -> String {
     let mut out = String::new();
     if !failure.tail.is_empty() {

@@ -19,7 +19,7 @@ use crate::store::Last;
 /// Show what a build would do, and why
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Images [default: all that the project declares]
+    /// Images to plan [default: all that the project declares]
     images: Vec<String>,
     #[command(flatten)]
     provider: ProviderArgs,
@@ -27,7 +27,7 @@ pub(super) struct Args {
     cache: CacheArgs,
 }
 
-/// The plan, with what caches would give.
+/// Plans a build, with the states that caches would provide.
 pub(super) fn previewed(
     args: &CacheArgs,
     graph: &Graph,
@@ -59,7 +59,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     let last = loaded.last();
     let plan = previewed(&args.cache, &graph, &loaded, &last, &nodes, style)?;
     project::keep_stamps(&loaded.notes, loaded.project);
-    // Finding out costs a moment, and is of interest only if something is done.
+    // Testing the host takes a moment, so vimg does it only if the plan needs it.
     let to_build = |needs: Needs| plan.to_build().any(|(id, _)| graph.node(id).needs == needs);
     let (disks, machines) = (to_build(Needs::Disk), to_build(Needs::Machine));
     let explained = match disks || machines {
@@ -83,8 +83,8 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     print(&text)
 }
 
-/// What a step is called. What is made from a state that is made anew is there
-/// if that turns out to hold the same.
+/// Returns the name of a step. A node whose parent is rebuilt may be reused,
+/// because early cutoff may keep its key.
 fn word(step: &Step) -> &'static str {
     match step {
         Step::Reuse => "reused",
@@ -103,7 +103,7 @@ fn as_text(graph: &Graph, plan: &Plan) -> String {
             Step::Reuse => out.push_str(&format!("reuse  {name:width$}\n")),
             Step::Fetch(cache) => out.push_str(&format!("fetch  {name:width$}  from {cache}\n")),
             Step::Build(Reason::Changed(changes)) => {
-                // A line for each change, so that long ones fit.
+                // Each change has its own line, because some are long.
                 for (n, change) in changes.iter().enumerate() {
                     let (verb, name) = if n == 0 { ("build", name.as_str()) } else { ("", "") };
                     if n == 5 {
@@ -124,11 +124,7 @@ fn as_text(graph: &Graph, plan: &Plan) -> String {
         let node = graph.node(id);
         let taken = node.work.takes_back();
         if !taken.is_empty() {
-            out.push_str(&format!(
-                "{} takes back {}; nothing below is made again\n",
-                node.name,
-                taken.join(", ")
-            ));
+            out.push_str(&format!("{} reverts {}; nothing below is rebuilt\n", node.name, taken.join(", ")));
         }
     }
     let mut lines: Vec<String> = out.lines().map(|l| l.trim_end().to_owned()).collect();

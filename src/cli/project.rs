@@ -1,4 +1,4 @@
-//! What most commands start with: the recipe, compiled, and its graph.
+//! Opens the project and compiles its recipe, which most commands do first.
 
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -19,7 +19,7 @@ use crate::files::Project;
 use crate::graph::{Graph, GraphError, NodeId, Work};
 use crate::store::{Last, ProjectFiles, Store};
 
-/// A recipe and all that was found out about it.
+/// A compiled recipe and everything that commands need with it.
 pub(super) struct Loaded {
     pub(super) project: Project,
     pub(super) sources: Sources,
@@ -31,14 +31,15 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
-    /// What is known of the last build.
+    /// Returns the keys and states of the last build. Call it once: later calls
+    /// return nothing.
     pub(super) fn last(&mut self) -> Last {
         let last = std::mem::replace(&mut self.last, std::thread::spawn(Last::default));
         last.join().unwrap_or_default()
     }
 }
 
-/// Where states are kept.
+/// Returns the directory of the store.
 pub(super) fn store_path(global: &Global) -> Result<PathBuf, Error> {
     if let Some(path) = &global.store {
         return Ok(path.clone());
@@ -50,13 +51,13 @@ pub(super) fn store_path(global: &Global) -> Result<PathBuf, Error> {
         .ok_or_else(|| {
             Error::Message(
                 "neither XDG_CACHE_HOME nor HOME is set".into(),
-                Some("--store DIR says where states are kept".into()),
+                Some("name a directory for the store with --store DIR".into()),
                 HOST,
             )
         })
 }
 
-/// The project's root and the main recipe in it.
+/// Finds the project's root and the name of the main recipe in it.
 pub(super) fn find(global: &Global) -> Result<(PathBuf, String), Error> {
     let named = |path: &Path| {
         let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -67,14 +68,16 @@ pub(super) fn find(global: &Global) -> Result<(PathBuf, String), Error> {
         if file.is_dir() {
             return Ok((file.clone(), RECIPE_NAME.into()));
         }
-        return named(file)
-            .ok_or_else(|| Error::Message(format!("`{}` is no recipe", file.display()), None, RECIPE));
+        return named(file).ok_or_else(|| {
+            Error::Message(format!("`{}` is not a recipe file", file.display()), None, RECIPE)
+        });
     }
-    let here = std::env::current_dir().map_err(|e| Error::host(format!("the current directory: {e}")))?;
+    let here =
+        std::env::current_dir().map_err(|e| Error::host(format!("can't find the current directory: {e}")))?;
     if let Some(dir) = upwards(&here).find(|dir| dir.join(RECIPE_NAME).exists()) {
         return Ok((dir.to_owned(), RECIPE_NAME.to_owned()));
     }
-    // One that is not this user's is not taken by itself.
+    // vimg uses a recipe of another user only if `--file` names it.
     let foreign = here.ancestors().map(|dir| dir.join(RECIPE_NAME)).find_map(|path| {
         let owners =
             [std::fs::symlink_metadata(&path).ok()?.uid(), std::fs::metadata(path.parent()?).ok()?.uid()];
@@ -95,12 +98,11 @@ pub(super) fn find(global: &Global) -> Result<(PathBuf, String), Error> {
     Err(Error::Message(message, Some(help), RECIPE))
 }
 
-/// What a main recipe is called.
+/// The name of a main recipe.
 const RECIPE_NAME: &str = "main.vimg";
 
 /// Walks up from the current directory. Stops at a directory of another owner,
-/// another filesystem, or `$HOME`: what others put further up is no project of
-/// this user's.
+/// another filesystem, or `$HOME`, because others may put recipes further up.
 fn upwards(here: &Path) -> impl Iterator<Item = &Path> {
     let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
     let device = std::fs::metadata(here).map(|meta| meta.dev()).ok();
@@ -123,7 +125,7 @@ fn upwards(here: &Path) -> impl Iterator<Item = &Path> {
         .map(|(_, dir)| dir)
 }
 
-/// A project and what is known of it, its recipe not yet read.
+/// An open project, before its recipe is read.
 pub(super) struct Opened {
     pub(super) project: Project,
     pub(super) store: Store,
@@ -151,11 +153,11 @@ pub(super) fn open(global: &Global) -> Result<Opened, Error> {
 }
 
 impl Opened {
-    /// Everything that a plan comes from besides the project's files: this
-    /// program, what it was told of the recipe, and what `rest` says.
+    /// Returns a digest of everything that a plan depends on besides the project's
+    /// files: this program, its options, and `rest`.
     pub(super) fn request(&self, global: &Global, rest: &[&str]) -> Digest {
         let mut d = Description::default();
-        // A program that was built anew is another one, whatever its version.
+        // The version is not enough: a developer's build keeps it.
         let program = std::fs::metadata("/proc/self/exe")
             .map(|m| format!("{}:{}:{}:{}:{}", m.dev(), m.ino(), m.len(), m.ctime(), m.ctime_nsec()));
         d.value("program", program.unwrap_or_else(|_| format!("process {}", std::process::id())));
@@ -173,10 +175,10 @@ impl Opened {
         d.key().0
     }
 
-    /// Compiles the recipe, with an image that is `rebuilt`, if one is.
+    /// Compiles the recipe. `rebuilt` names an image to add a clean rebuild of.
     pub(super) fn compile(self, global: &Global, rebuilt: Option<&str>) -> Result<Loaded, Error> {
         let Self { project, store, notes, consent, entry, values } = self;
-        // Two halves of the work that know nothing of each other.
+        // Runs beside the compiler, because neither needs the other.
         let last = {
             let (store, notes) = (store.clone(), notes.clone());
             std::thread::spawn(move || store.last(&notes))
@@ -188,7 +190,7 @@ impl Opened {
             Ok(model) => {
                 let mut outputs: Vec<String> =
                     model.images.iter().flat_map(|i| &i.outputs).map(|o| o.path.clone()).collect();
-                // Those that `--output` had written elsewhere below the root.
+                // Outputs that `--output` wrote elsewhere below the root.
                 let below =
                     |path: &PathBuf| Some(path.strip_prefix(project.root()).ok()?.to_str()?.to_owned());
                 outputs.extend(notes.outputs().keys().filter_map(below));
@@ -224,7 +226,7 @@ pub(super) fn graph(loaded: &mut Loaded) -> Result<Graph, Error> {
     Ok(graph)
 }
 
-/// Files that can't be hashed, as mistakes in the recipe.
+/// Reports files that can't be hashed as mistakes in the recipe.
 pub(super) fn unreadable(loaded: &mut Loaded, errors: Vec<GraphError>) -> Error {
     let diagnostics = errors
         .into_iter()
@@ -237,11 +239,11 @@ pub(super) fn unreadable(loaded: &mut Loaded, errors: Vec<GraphError>) -> Error 
     Error::Recipe(Box::new(std::mem::take(&mut loaded.sources)), diagnostics)
 }
 
-/// The most that a secret may be, in bytes.
+/// Size limit of a secret, in bytes.
 const MAX_SECRET: u64 = 1 << 20;
 
-/// The recipe's secrets, as they are now: from where the user says, or from
-/// where the recipe wants them if that is allowed.
+/// Reads the values of the recipe's secrets: from the source that the user names,
+/// or from the recipe's source if the user allowed that.
 pub(super) fn secrets(model: &Model, project: &Project, consent: &Consent) -> Secrets {
     let read = |secret: &Secret| -> Result<Arc<[u8]>, String> {
         let given = consent.given.iter().rev().find(|(name, _)| *name == secret.name);
@@ -258,7 +260,8 @@ pub(super) fn secrets(model: &Model, project: &Project, consent: &Consent) -> Se
                 .ok_or_else(|| format!("the variable {name} is not set")),
             SecretSource::File(path) => {
                 let fail = |why: String| format!("{path}: {why}");
-                // A file of the project is opened as all others are.
+                // Files of the project are opened beneath its root, without
+                // following links out of it.
                 let opened = match own && consent::is_inside(path) {
                     true => project.open_file(path),
                     false => std::fs::File::open(if own { project.root().join(path) } else { path.into() }),
@@ -266,7 +269,7 @@ pub(super) fn secrets(model: &Model, project: &Project, consent: &Consent) -> Se
                 let file = opened.map_err(|e| fail(e.to_string()))?;
                 let meta = file.metadata().map_err(|e| fail(e.to_string()))?;
                 if !meta.is_file() || meta.len() > MAX_SECRET {
-                    return Err(fail("this is no file of at most 1 MiB".into()));
+                    return Err(fail("expected a file of at most 1 MiB".into()));
                 }
                 let mut bytes = Vec::new();
                 file.take(MAX_SECRET).read_to_end(&mut bytes).map_err(|e| fail(e.to_string()))?;
@@ -277,13 +280,14 @@ pub(super) fn secrets(model: &Model, project: &Project, consent: &Consent) -> Se
     model.secrets.iter().map(|secret| (secret.name.clone(), read(secret))).collect()
 }
 
-/// Remembers the digests of files. That they can't be written only costs time.
+/// Stores the digests of files. Best effort: without them, the next run only
+/// hashes files again.
 pub(super) fn keep_stamps(notes: &ProjectFiles, project: Project) {
     let _ = notes.set_stamps(&project.into_stamps());
 }
 
-/// The node that `image` or `image@layer` names; the layer may belong to an
-/// image below.
+/// Returns the node that `image` or `image@layer` names; the layer may belong to
+/// an image below.
 pub(super) fn node(graph: &Graph, name: &str) -> Result<NodeId, Error> {
     if let Some(id) = graph.find(name) {
         return Ok(id);
@@ -308,17 +312,17 @@ pub(super) fn node(graph: &Graph, name: &str) -> Result<NodeId, Error> {
     Err(Error::Message(diagnostic.message, diagnostic.help, 2))
 }
 
-/// The same, if it is a machine.
+/// Returns the node that a name means, if it has a disk to start a machine from.
 pub(super) fn machine(graph: &Graph, name: &str) -> Result<NodeId, Error> {
     let id = node(graph, name)?;
     if matches!(graph.node(id).work, Work::Check(_) | Work::Export(_)) {
-        return Err(Error::Message(format!("`{name}` is no machine"), None, 2));
+        return Err(Error::Message(format!("`{name}` has no machine; name an image or a layer"), None, 2));
     }
     Ok(id)
 }
 
-/// The images that were asked for; those that the project itself declares if
-/// none was.
+/// Returns the requested images; by default those that the project itself
+/// declares.
 pub(super) fn wanted(graph: &Graph, loaded: &Loaded, names: &[String]) -> Result<Vec<String>, Error> {
     if names.is_empty() {
         let own = loaded
@@ -341,19 +345,19 @@ pub(super) fn wanted(graph: &Graph, loaded: &Loaded, names: &[String]) -> Result
     Ok(names.to_vec())
 }
 
-/// What of an image is wanted.
+/// How much of an image a command needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Extent {
-    /// Its states.
+    /// The states of its layers.
     States,
-    /// And its checks.
+    /// Its checks, too.
     Checks,
-    /// And its outputs.
+    /// Its checks and its outputs, too.
     Outputs,
 }
 
-/// The nodes of some images. Where more than its state is wanted of an image,
-/// the state is not: it may take none to have the rest.
+/// Returns the nodes that a command needs of some images. If it needs checks or
+/// outputs, it does not need the image's last layer: those may exist without it.
 pub(super) fn nodes_of(graph: &Graph, images: &[String], extent: Extent) -> Vec<NodeId> {
     let mut nodes = Vec::new();
     for name in images {

@@ -1,4 +1,4 @@
-//! `vimg up` and what follows it: machines that go on running.
+//! `vimg up` and the other commands for servers.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use crate::report::Style;
 
 /// Start a server of the recipe, and leave it running
 ///
-/// It forks its image's machine; what is missing of the image is built first.
-/// One that was switched off boots from its own disk.
+/// vimg first builds what is missing of the image, and forks its machine. A
+/// server that was switched off boots from its own disk.
 #[derive(Debug, clap::Args)]
 pub(super) struct UpArgs {
     /// A server of the recipe
@@ -31,27 +31,26 @@ pub(super) struct UpArgs {
     how: How,
 }
 
-/// Bring a running server to what the recipe says
+/// Change a running server to match the recipe
 ///
-/// Only what differs is done: what is gone from the recipe is taken back, what
-/// is new or changed is applied. If that fails, the server boots from its disk
-/// as it was before.
+/// vimg reverts what the recipe no longer contains, and applies what is new or
+/// changed. If that fails, the server boots from its disk as it was before.
 #[derive(Debug, clap::Args)]
 pub(super) struct ApplyArgs {
     /// A server of the recipe
     server: String,
-    /// Only say what would be done
+    /// Show what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
     how: How,
 }
 
-/// List the servers that were started
+/// List the project's servers that were started
 #[derive(Debug, clap::Args)]
 pub(super) struct PsArgs {}
 
-/// Show what a server's serial console said
+/// Print the serial console of a server
 #[derive(Debug, clap::Args)]
 pub(super) struct LogsArgs {
     /// A server that was started
@@ -60,18 +59,18 @@ pub(super) struct LogsArgs {
 
 /// Run a command in a server
 ///
-/// Input, output and exit code are those of the command; one that a signal
-/// kills gives 128 and the signal's number.
+/// Input, output and exit code are those of the command. If a signal kills it,
+/// the exit code is 128 plus the number of the signal.
 #[derive(Debug, clap::Args)]
 pub(super) struct ExecArgs {
-    /// A server that runs
+    /// A running server
     server: String,
     /// Give the command a terminal
     #[arg(short, long)]
     terminal: bool,
-    /// Run an operation of the machine's configurations
+    /// Run an operation that the recipe defines
     ///
-    /// What follows `--` are its arguments.
+    /// The arguments after `--` are passed to it.
     #[arg(long, value_name = "NAME")]
     operation: Option<String>,
     /// The command and its arguments
@@ -79,23 +78,23 @@ pub(super) struct ExecArgs {
     command: Vec<String>,
 }
 
-/// Switch a server off in order
+/// Shut a server down
 ///
-/// Its disk stays, and `vimg up` boots it again. One that is removed runs its
-/// `decommission` hooks first; if they fail it stays.
+/// Its disk stays, and `vimg up` boots it again. With `--remove`, the server
+/// first runs its `decommission` hooks. If they fail, it is not removed.
 #[derive(Debug, clap::Args)]
 pub(super) struct DownArgs {
     /// A server that was started
     server: String,
-    /// Do not ask the machine, and run none of its hooks
+    /// End the machine without shutting it down, and run no hooks
     #[arg(long)]
     force: bool,
-    /// Forget it, and its disk
+    /// Remove the server and delete its disk
     #[arg(long)]
     remove: bool,
 }
 
-/// Switch a server off in order and boot it again
+/// Shut a server down and boot it again
 #[derive(Debug, clap::Args)]
 pub(super) struct RestartArgs {
     /// A server that was started
@@ -104,15 +103,15 @@ pub(super) struct RestartArgs {
     how: How,
 }
 
-/// Write a server's disk, as it is now, to a file
+/// Write a server's current disk to a file
 ///
-/// The file is a qcow2 disk that stands alone. What a recipe needs to start an
-/// image from it is printed. The server goes on.
+/// The file is a qcow2 disk that needs no other file. vimg prints the line with
+/// which an image in a recipe can start from it. The server keeps running.
 #[derive(Debug, clap::Args)]
 pub(super) struct SaveArgs {
     /// A server that was started
     server: String,
-    /// Where to
+    /// File to write; it must not exist
     #[arg(value_name = "FILE")]
     to: PathBuf,
 }
@@ -121,7 +120,8 @@ fn message(server: &str, why: impl std::fmt::Display, help: Option<String>) -> E
     Error::Message(format!("server `{server}`: {why}"), help, 1)
 }
 
-/// The project's servers, and what finds them again.
+/// The directory of the project's servers, and the provider that finds their
+/// machines.
 struct Yard {
     dir: PathBuf,
     qemu: Qemu,
@@ -135,24 +135,24 @@ impl Yard {
         Ok(Self { dir: opened.store.servers(opened.project.root()), qemu })
     }
 
-    /// Where a server is that was started.
+    /// Returns the directory of a server that was started.
     fn find(&self, server: &str) -> Result<PathBuf, Error> {
         let dir = self.dir.join(server);
-        // A name that no recipe can have leads elsewhere.
+        // An invalid name, such as `..`, would lead out of the directory.
         if vimg_lang::value::is_name(server) && server::known(&dir).is_some() {
             return Ok(dir);
         }
-        let help = "`vimg ps` lists those that were".to_owned();
+        let help = "`vimg ps` lists the servers that were started".to_owned();
         Err(message(server, "it was never started here", Some(help)))
     }
 
-    /// The same, and nobody else is at work with it.
+    /// Locks the directory of a server, so that no other command works with it.
     fn take(&self, server: &str) -> Result<ServerHome, Error> {
         ServerHome::take(&self.find(server)?).map_err(|why| message(server, why, None))
     }
 }
 
-/// A server of the recipe, and its image's states.
+/// A server of the recipe, with the states of its image and its locked directory.
 struct Planned {
     made: Made,
     plan: ServerPlan,
@@ -187,7 +187,7 @@ pub(super) fn up(args: &UpArgs, global: &Global, style: Style) -> Outcome {
     let came = build::interruptible(server::up(&context, &plan, &home))?.ok_or_else(stopped)?;
     let came = came.map_err(|failure| Error::Build(Box::new(sources), vec![*failure]))?;
     let how = match came {
-        Came::Running => "runs already".to_owned(),
+        Came::Running => "is already running".to_owned(),
         Came::Back => format!("is back after {:.1} s", start.elapsed().as_secs_f64()),
         Came::New => format!("is up after {:.1} s", start.elapsed().as_secs_f64()),
     };
@@ -213,7 +213,7 @@ pub(super) fn apply(args: &ApplyArgs, global: &Global, style: Style) -> Outcome 
     print(&told(&plan, &difference))
 }
 
-/// A line for each part that is taken back or applied.
+/// Formats a line for each part that is reverted or applied.
 fn told(plan: &ServerPlan, difference: &Difference) -> String {
     let mut out = String::new();
     for id in &difference.reverts {
@@ -266,7 +266,7 @@ pub(super) fn ps(global: &Global, style: Style) -> Outcome {
 
 pub(super) fn logs(args: &LogsArgs, global: &Global) -> Outcome {
     let text = keeper::console(&Yard::open(global)?.find(&args.server)?);
-    let text = text.map_err(|e| message(&args.server, format!("its console's log: {e}"), None))?;
+    let text = text.map_err(|e| message(&args.server, format!("can't read its console log: {e}"), None))?;
     print_foreign(&String::from_utf8_lossy(&text))
 }
 
@@ -279,7 +279,7 @@ pub(super) fn exec(args: &ExecArgs, global: &Global) -> Outcome {
     enter(&args.server, command, args.terminal, global)
 }
 
-/// Whether there is a server of this name that was started.
+/// Whether a server of this name was started.
 pub(super) fn is_one(name: &str, global: &Global) -> bool {
     Yard::open(global).is_ok_and(|yard| yard.find(name).is_ok())
 }
@@ -298,7 +298,7 @@ pub(super) fn enter(server: &str, command: Vec<String>, on_terminal: bool, globa
     drop(raw);
     match ended?.ok_or_else(stopped)? {
         Ok(ended) => terminal::outcome(ended),
-        Err(why) => Err(message(server, why, Some(format!("`vimg up {server}` boots what is off")))),
+        Err(why) => Err(message(server, why, Some(format!("if it is off, `vimg up {server}` boots it")))),
     }
 }
 
@@ -307,9 +307,9 @@ pub(super) fn down(args: &DownArgs, global: &Global) -> Outcome {
     let home = yard.take(&args.server)?;
     let down = server::down(&yard.qemu, &home, args.force, args.remove);
     let down = build::interruptible(down)?.ok_or_else(stopped)?;
-    let help = "`--force` does not ask the machine".to_owned();
+    let help = "`--force` ends it without shutting it down".to_owned();
     let ran = down.map_err(|why| message(&args.server, why, Some(help)))?;
-    let what = if ran { "is off" } else { "was off" };
+    let what = if ran { "is off" } else { "was already off" };
     let disk = if args.remove { ", and its disk is gone" } else { "" };
     print(&format!("{} {what}{disk}\n", args.server))
 }
@@ -327,7 +327,7 @@ pub(super) fn save(args: &SaveArgs, global: &Global) -> Outcome {
     let yard = Yard::open(global)?;
     let home = yard.take(&args.server)?;
     if args.to.exists() {
-        return Err(message(&args.server, format!("{} is there already", args.to.display()), None));
+        return Err(message(&args.server, format!("{} already exists", args.to.display()), None));
     }
     let to = std::path::absolute(&args.to).unwrap_or_else(|_| args.to.clone());
     let saved = build::interruptible(server::save(&yard.qemu, &home, &to))?.ok_or_else(stopped)?;
@@ -335,12 +335,12 @@ pub(super) fn save(args: &SaveArgs, global: &Global) -> Outcome {
     let sum = sha256_of(&to).map_err(|e| message(&args.server, format!("{}: {e}", to.display()), None))?;
     let name = args.to.display();
     print(&format!(
-        "{name} holds the disk of {}. An image of it:\n  disk \"{name}\" sha256=\"{sum}\"\n",
+        "{name} is the disk of {}. To start an image from it:\n  disk \"{name}\" sha256=\"{sum}\"\n",
         args.server
     ))
 }
 
-/// Stays with a server. See [`keeper::keep`].
+/// Runs the companion process of a server: see [`keeper::keep`].
 pub(super) fn keep() -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.and_then(|runtime| runtime.block_on(keeper::keep())).map_err(|e| Error::host(e.to_string()))

@@ -1,6 +1,6 @@
-//! What a user has set once and for all: `vimg/config.kdl` below
-//! `$XDG_CONFIG_HOME`; and what a project has: `vimg.kdl` beside its recipe.
-//! Flags and the environment say more than both do.
+//! Settings in files: the user's `vimg/config.kdl` below `$XDG_CONFIG_HOME`, and
+//! the project's `vimg.kdl` beside its recipe. Flags and the environment win over
+//! both.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use crate::store::Store;
 /// The project's settings: its caches and trusted keys.
 pub(super) const PROJECT_SETTINGS: &str = "vimg.kdl";
 
-/// What a user may set.
+/// Settings that a user can make.
 const USER: &[Setting] = &[
     ("provider", Takes::Word(&["auto", "qemu", "container"])),
     ("accel", Takes::Word(&["auto", "kvm", "tcg"])),
@@ -26,17 +26,18 @@ const USER: &[Setting] = &[
     ("cache-to", Takes::Texts(1)),
     ("trust", Takes::Texts(2)),
 ];
-/// What a project may set, for all who build it: nothing of their machines.
+/// Settings that a project can make for everyone who builds it. None of them
+/// concerns the host.
 const PROJECT: &[Setting] =
     &[("cache-from", Takes::Texts(1)), ("cache-to", Takes::Texts(1)), ("trust", Takes::Texts(2))];
 
-/// How instances are run.
+/// Options that choose how machines, appliances and containers run.
 #[derive(Debug, clap::Args)]
 pub(super) struct ProviderArgs {
-    /// How to apply layers that need no booted machine
+    /// Runner of offline layers: how to apply layers that need no booted machine
     #[arg(long, value_enum, env = "VIMG_PROVIDER")]
     provider: Option<ProviderChoice>,
-    /// How to run machines
+    /// Accelerator of machines
     #[arg(long, value_enum, env = "VIMG_ACCEL")]
     accel: Option<AccelChoice>,
     /// Let guests reach more than the internet: `host` (services on this
@@ -47,24 +48,26 @@ pub(super) struct ProviderArgs {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum ProviderChoice {
-    /// QEMU with KVM, else a container if allowed, else QEMU
+    /// An appliance with KVM, else a container if allowed, else an emulated
+    /// appliance
     Auto,
-    /// An appliance under QEMU
+    /// An appliance, under QEMU
     Qemu,
-    /// A container of the host's kernel; takes root
+    /// A container on the host's kernel; needs root
     Container,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum AccelChoice {
-    /// KVM where it works, emulation elsewhere
+    /// KVM if it works, else emulation
     Auto,
     Kvm,
     Tcg,
 }
 
 impl ProviderArgs {
-    /// What was chosen: by flag or environment, by the settings, or `auto`.
+    /// Returns the choice of the flag, the environment or the settings, in this
+    /// order.
     pub(super) fn choose(&self) -> Result<(Choice, Option<Accel>), Error> {
         let set = user()?;
         let provider = self.provider.or_else(|| word(&set, "provider"));
@@ -84,9 +87,9 @@ impl ProviderArgs {
 }
 
 impl ProviderArgs {
-    /// What guests may reach: by the flag and the environment, and by the
-    /// user's settings. A project has no say in it; the name and password of a
-    /// proxy are for guests of projects that were allowed to have them.
+    /// Returns what guests may reach: what the flag or the environment allows, plus
+    /// what the user's settings allow. A project can't change it. With `password`,
+    /// guests get the names and passwords of proxies.
     pub(super) fn access(&self, password: bool) -> Result<Access, Error> {
         let set = user()?;
         let set = set.get("network-allow").into_iter().flatten().flatten();
@@ -101,8 +104,8 @@ impl ProviderArgs {
     }
 }
 
-/// The proxies that the environment names. Programs agree on names in small
-/// letters; for `http_proxy` they agree on nothing else.
+/// Returns the proxies that the environment names. `HTTP_PROXY` does not count,
+/// because programs agree only on the lower-case name.
 pub(super) fn proxies() -> Proxies {
     let var = |names: &[&str]| {
         names.iter().find_map(|name| std::env::var(name).ok()).filter(|value| !value.is_empty())
@@ -114,22 +117,22 @@ pub(super) fn proxies() -> Proxies {
     }
 }
 
-/// How instances will be run, and why, in words.
+/// How layers are applied and machines are booted, and why, for people.
 pub(super) struct Explained {
-    /// Layers that need no booted machine.
+    /// For layers that need no booted machine.
     pub(super) offline: String,
-    /// Machines.
+    /// For machines.
     pub(super) booted: String,
 }
 
 impl ProviderArgs {
-    /// Says what was chosen and why, without starting a machine.
+    /// Explains the choice without starting a machine.
     pub(super) fn explain(&self, store: &Store) -> Result<Explained, Error> {
         let (choice, accel) = self.choose()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
-            .map_err(|e| Error::host(format!("the runtime does not start: {e}")))?;
+            .map_err(|e| Error::host(format!("can't start the async runtime: {e}")))?;
         runtime.block_on(async {
             let kvm = match (accel, qemu::Programs::find().await) {
                 (_, Err(error)) => {
@@ -137,7 +140,7 @@ impl ProviderArgs {
                     return Ok(Explained { offline: why.clone(), booted: why });
                 }
                 (Some(Accel::Kvm), _) => Kvm::Works,
-                (Some(Accel::Tcg), _) => Kvm::Fails("it was asked for emulation".into()),
+                (Some(Accel::Tcg), _) => Kvm::Fails("emulation was requested".into()),
                 (None, Ok(programs)) => qemu::kvm_report(&programs, &store.probes()),
             };
             let booted = match kvm {
@@ -151,24 +154,24 @@ impl ProviderArgs {
     }
 }
 
-/// What a setting says, which is one of the words by now.
+/// Returns the value of a setting that has one of several words.
 fn word<T: ValueEnum>(set: &Settings, name: &str) -> Option<T> {
     T::from_str(set.get(name)?.first()?.first()?, false).ok()
 }
 
-/// Where this user's settings are.
+/// Returns the directory of the user's settings.
 pub(super) fn dir() -> Option<PathBuf> {
     let dir = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
     let config = dir("XDG_CONFIG_HOME").or_else(|| Some(dir("HOME")?.join(".config")))?;
     Some(config.join("vimg"))
 }
 
-/// The user's settings.
+/// Reads the user's settings.
 pub(super) fn user() -> Result<Settings, Error> {
     dir().map_or(Ok(Settings::new()), |dir| read(&dir.join("config.kdl"), USER))
 }
 
-/// The settings of the project at `root`.
+/// Reads the settings of the project at `root`.
 pub(super) fn project(root: &Path) -> Result<Settings, Error> {
     read(&root.join(PROJECT_SETTINGS), PROJECT)
 }

@@ -1,5 +1,5 @@
-//! `vimg shell`, `vimg run` and `vimg console`: a person and a machine that is
-//! thrown away.
+//! `vimg shell`, `vimg run` and `vimg console`: use a machine that vimg throws
+//! away afterwards.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -21,14 +21,15 @@ use crate::store::{ProjectFiles, Store};
 
 /// Open a shell in an image's machine
 ///
-/// The machine is a fork that is thrown away; the image stays as it is. What
-/// is missing of it is built first. A server's shell is in the server itself.
+/// vimg first builds what is missing of the image. The machine is a fork that is
+/// thrown away, and the image stays as it is. The shell of a server runs in the
+/// server itself.
 #[derive(Debug, clap::Args)]
 pub(super) struct ShellArgs {
-    /// An image, a layer of one, or a server that runs
+    /// An image, one of its layers, or a running server
     #[arg(value_name = "IMAGE[@LAYER]")]
     image: String,
-    /// Enter the machine of the layer that failed, as it was then
+    /// Open the shell in the machine of a failed layer, as the failed step left it
     #[arg(long)]
     failed: bool,
     #[command(flatten)]
@@ -37,12 +38,13 @@ pub(super) struct ShellArgs {
 
 /// Run a command in an image's machine
 ///
-/// The machine is a fork that is thrown away; the image stays as it is. What
-/// is missing of it is built first. Input, output and exit code are those of
-/// the command; one that a signal kills gives 128 and the signal's number.
+/// vimg first builds what is missing of the image. The machine is a fork that is
+/// thrown away, and the image stays as it is. Input, output and exit code are
+/// those of the command. If a signal kills it, the exit code is 128 plus the
+/// number of the signal.
 #[derive(Debug, clap::Args)]
 pub(super) struct RunArgs {
-    /// An image, or a layer of one
+    /// An image, or one of its layers
     #[arg(value_name = "IMAGE[@LAYER]")]
     image: String,
     /// Give the command a terminal
@@ -57,11 +59,11 @@ pub(super) struct RunArgs {
 
 /// Boot an image's machine and show its serial console
 ///
-/// The machine is thrown away when it is switched off, or by Ctrl-C; the image
-/// stays as it is. What is missing of it is built first.
+/// vimg first builds what is missing of the image. When the machine switches off,
+/// or on Ctrl-C, it is thrown away. The image stays as it is.
 #[derive(Debug, clap::Args)]
 pub(super) struct ConsoleArgs {
-    /// An image, or a layer of one
+    /// An image, or one of its layers
     #[arg(value_name = "IMAGE[@LAYER]")]
     image: String,
     #[command(flatten)]
@@ -92,7 +94,7 @@ pub(super) fn console(args: &ConsoleArgs, global: &Global, style: Style) -> Outc
     }
 }
 
-/// Where a person goes in, and what for.
+/// A request to run a command, or a shell, in a machine.
 struct Door<'a> {
     name: &'a str,
     failed: bool,
@@ -117,16 +119,16 @@ fn enter(door: Door, how: &How, global: &Global, style: Style) -> Outcome {
     }
 }
 
-/// A state that is there, and where its machine can be started.
+/// A state that exists, with the context in which its machine can start.
 struct Ready {
     context: BuildContext<Host>,
     id: NodeId,
-    /// The disks that a layer left when it failed.
+    /// The disks of a failed layer, if the machine starts from these.
     disks: Option<Vec<PathBuf>>,
     sources: Sources,
 }
 
-/// Builds what is missing of a state.
+/// Builds a state, or finds what a failed layer left of it.
 fn prepare(name: &str, failed: bool, how: &How, global: &Global, style: Style) -> Result<Ready, Error> {
     let mut loaded = project::load(global)?;
     let graph = project::graph(&mut loaded)?;
@@ -140,8 +142,8 @@ fn prepare(name: &str, failed: bool, how: &How, global: &Global, style: Style) -
     Ok(Ready { context, id, disks, sources })
 }
 
-/// The state that a layer that failed is made from, the disks that it left,
-/// and why it failed.
+/// Finds a failed layer of a chain. Returns the state below it, the disks that it
+/// left, and why it failed.
 fn find_failed(
     graph: &Graph,
     id: NodeId,
@@ -161,6 +163,7 @@ fn find_failed(
             return Ok((parent, chain, why));
         }
     }
-    let help = "the disk of a layer that fails is kept until it is built, or what lies below it changes";
-    Err(Error::Message(format!("nothing of {name} has failed"), Some(help.into()), 1))
+    let help =
+        "vimg keeps the disk of a failed layer until the layer is built, or something below it changes";
+    Err(Error::Message(format!("no layer of {name} has failed"), Some(help.into()), 1))
 }

@@ -1,4 +1,4 @@
-//! A person's terminal, for a program that runs in a machine.
+//! Connects the user's terminal to a program in a machine.
 
 use std::io::{Read, Write};
 
@@ -9,22 +9,22 @@ use vimg_agent::protocol::{Size, Stream, Terminal};
 use super::output::{Error, Outcome};
 use crate::execute::{Ended, Input};
 
-/// Passes on what the program printed.
+/// Prints output of the program.
 pub(super) fn write(stream: Stream, bytes: &[u8]) {
-    // A reader that went away is no reason to stop the command.
+    // A closed pipe is no reason to stop the command.
     let _ = match stream {
         Stream::Output => std::io::stdout().write_all(bytes).and_then(|()| std::io::stdout().flush()),
         Stream::Error => std::io::stderr().write_all(bytes),
     };
 }
 
-/// The person's terminal, if it is to be the command's.
+/// Describes the user's terminal, if the command gets one.
 pub(super) fn terminal(on_terminal: bool) -> Option<Terminal> {
     let kind = || std::env::var("TERM").unwrap_or_else(|_| "dumb".into());
     on_terminal.then(|| Terminal { kind: kind(), size: size() })
 }
 
-/// The size of the terminal.
+/// Returns the size of the terminal, in characters.
 fn size() -> Size {
     match tcgetwinsize(std::io::stdout()) {
         Ok(size) if size.ws_row > 0 => Size { rows: size.ws_row, columns: size.ws_col },
@@ -32,7 +32,7 @@ fn size() -> Size {
     }
 }
 
-/// What the person does, as it comes.
+/// Starts to read the user's input and, on a terminal, changes of its size.
 pub(super) fn listen(on_terminal: bool) -> mpsc::Receiver<Input> {
     let (sender, receiver) = mpsc::channel(16);
     if on_terminal {
@@ -47,7 +47,7 @@ pub(super) fn listen(on_terminal: bool) -> mpsc::Receiver<Input> {
             }
         });
     }
-    // Reading a terminal can't be stopped; the thread ends with the program.
+    // A blocking read can't be cancelled, so this thread ends with the program.
     std::thread::spawn(move || {
         let mut buffer = vec![0; 32 << 10];
         loop {
@@ -64,7 +64,8 @@ pub(super) fn listen(on_terminal: bool) -> mpsc::Receiver<Input> {
     receiver
 }
 
-/// A terminal that passes every key on. Dropped, it is as it was.
+/// Raw mode of the terminal, in which it passes on every key. Dropping it restores
+/// the previous mode.
 pub(super) struct Raw(Option<Termios>);
 
 impl Raw {
@@ -87,7 +88,7 @@ impl Drop for Raw {
     }
 }
 
-/// The exit code of a program is ours.
+/// Converts the end of the program to an exit code of vimg.
 pub(super) fn outcome(ended: Ended) -> Outcome {
     match ended {
         Ended::Code(0) => Ok(()),

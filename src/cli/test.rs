@@ -10,13 +10,13 @@ use crate::report::Style;
 
 /// Build images and run their checks; write no outputs
 ///
-/// Checks ask forks of their image's machine, which are thrown away. What has
-/// passed is not asked again until the image or the check changes.
+/// Checks run in forks of the image's machine, which are thrown away. A check
+/// that has passed is not repeated until the image or the check changes.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Images [default: all that the project declares]
+    /// Images to test [default: all that the project declares]
     images: Vec<String>,
-    /// Write what came of the checks to a file, as JUnit XML
+    /// Write the results of the checks to a file, as JUnit XML
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
     #[command(flatten)]

@@ -41,8 +41,8 @@ fn note(all: &BTreeSet<(String, String)>) -> Outcome {
         .map_err(|e| Error::host(format!("{} can't be written: {e}", path.display())))
 }
 
-/// The requests of the project at `root`. If the recipe does not compile, its
-/// secrets are not among them, and the second value is its error.
+/// Returns the requests of the project at `root`. If the recipe does not compile,
+/// its secrets are not among them, and the second value is its error.
 fn requests(root: &Path, here: &Global) -> Result<(BTreeSet<String>, Outcome), Error> {
     let mut found: BTreeSet<String> = BTreeSet::new();
     for (name, all) in settings::project(root)? {
@@ -69,7 +69,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     let here = Global { file: args.path.clone().or_else(|| global.file.clone()), ..global.clone() };
     let found = project::find(&here);
     if args.list {
-        // Without a project here, the list is still of use.
+        // The list is useful without a project here, too.
         let asked = match found {
             Ok((root, _)) => {
                 let (root, name) = named(&root)?;
@@ -110,7 +110,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         return compiled;
     }
     if requests.is_empty() && compiled.is_err() {
-        // What the recipe would ask for is not known.
+        // The recipe's requests are unknown, so "needs no permissions" may be wrong.
         return compiled;
     }
     let mut out = String::new();
@@ -123,11 +123,11 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         out.push_str(&format!("  {}\n", shown(request)));
     }
     print(&out)?;
-    // Its secrets are not known: that is worth an error, after what was done.
+    // If the recipe does not compile, its secrets are unknown, which is an error.
     compiled
 }
 
-/// A project's root, and its name in the list.
+/// Returns the real path of a project's root, and its name in the list.
 fn named(root: &Path) -> Result<(PathBuf, String), Error> {
     let fail = |e: std::io::Error| Error::Message(format!("{}: {e}", root.display()), None, RECIPE);
     let root = root.canonicalize().map_err(fail)?;

@@ -10,7 +10,7 @@ use crate::digest::FieldKind;
 use crate::plan::{Reason, Step};
 use crate::report::Style;
 
-/// Explain a node: why it would be built, and what its key depends on
+/// Explain why a node would be built, and what its key depends on
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// An image, or one of its layers
@@ -55,7 +55,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
                 }
             }
             Some(Step::Build(Reason::Cached(changes))) => {
-                out.push_str(&format!("build  {name}: differs from the cached one in\n"));
+                out.push_str(&format!("build  {name}: differs from the cached one in:\n"));
                 for change in changes {
                     out.push_str(&format!("         {}\n", change.text));
                 }

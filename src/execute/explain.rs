@@ -1,5 +1,5 @@
-//! From what stopped a machine to a failure that says what happened, where,
-//! and what to do.
+//! Explains why a machine stopped: turns its trouble into a failure that says what
+//! happened, where, and what to do.
 
 use std::time::Duration;
 
@@ -13,11 +13,12 @@ use super::session::SessionError;
 use crate::graph::{Needs, Work};
 use crate::provider::{Ended, Instance, Provider};
 
-/// After its agent is gone a machine may still say why.
+/// How long to wait for the end of a machine whose agent is gone. The end often
+/// tells the cause, such as a panic.
 const LAST_WORDS: Duration = Duration::from_secs(20);
 
-/// Turns trouble into a failure that says what happened, where, and what to
-/// do.
+/// Turns trouble into a failure that says what happened, where, and what to do.
+/// `tail` has the last lines of output; `None` if no step has run.
 pub(super) async fn explain<P: Provider>(
     site: &NodeContext<'_, P>,
     instance: &mut P::Instance,
@@ -31,7 +32,7 @@ pub(super) async fn explain<P: Provider>(
         lines[lines.len().saturating_sub(12)..].to_vec()
     };
     let trouble = match trouble {
-        // A broken channel or a closed port is an effect; its cause may follow.
+        // A broken channel is often an effect, so wait for its cause.
         Stopped::Session(SessionError::Broken(why)) => {
             match tokio::time::timeout(Duration::from_millis(500), instance.ended()).await {
                 Ok(ended) => Stopped::Ended(ended),
@@ -77,7 +78,7 @@ pub(super) async fn explain<P: Provider>(
                 failure.message = format!("{name}: {message}");
             }
             let place = layer.and_then(|layer| site.shared.graph.applied(node, &layer));
-            failure.related = place.map(|span| (span, "the layer that did".to_owned()));
+            failure.related = place.map(|span| (span, "this layer changed it".to_owned()));
             failure.tail = tail.unwrap_or_default();
             return failure;
         }
@@ -86,74 +87,73 @@ pub(super) async fn explain<P: Provider>(
         }
         Stopped::Session(SessionError::Endless(time)) => recipe(
             format!("the machine did not finish within {} s", time.as_secs()),
-            "`vimg log` says what it was at; does a program wait for something?",
+            "`vimg log` shows where it stopped; maybe a program waits for something",
         ),
         Stopped::Session(SessionError::Silent(time)) if tail.is_none() => recipe(
             format!("the machine did not answer within {} s of its boot", time.as_secs()),
-            "does the image hold the agent, and does it boot? Its console said the above",
+            "does the image boot, and does it contain the agent? Its last console lines are above",
         ),
         Stopped::Session(SessionError::Silent(time)) => recipe(
-            format!("the machine has not said anything for {} s", time.as_secs()),
-            "does the layer stop the agent, or take all processors and memory? `machine` gives it \
-             more. A disk that does not answer looks the same: then build again",
+            format!("the machine has been silent for {} s", time.as_secs()),
+            "does the layer stop the agent, or use all CPUs or memory? `machine` gives it more. If \
+             the host's disk was stuck, build again",
         ),
-        Stopped::Session(SessionError::Broken(why)) => host(
-            format!("the conversation with the agent broke: {why}"),
-            "if it happens again, please report it",
-        ),
+        Stopped::Session(SessionError::Broken(why)) => {
+            host(format!("the connection to the agent broke: {why}"), "if it happens again, please report it")
+        }
         Stopped::Ended(Ended::Panic) => {
             recipe("the machine's kernel panicked".into(), "the last lines of its console are above")
         }
         Stopped::Ended(Ended::Off) if node.needs == Needs::Disk => recipe(
-            "what the layer was applied in went down".into(),
-            "did it take more than 1 GiB of memory? What needs more says `needs \"booted\"`",
+            "the appliance or container of the layer stopped".into(),
+            "did it use more than 1 GiB of memory? A layer that needs more must have `needs \"booted\"`",
         ),
         Stopped::Ended(Ended::Killed(_)) if is_full(site.shared.store.root()) => {
             let mut failure = site.failure(FailureKind::Store, "the disk that holds the store is full");
             failure.help =
-                Some("make room, or set VIMG_STORE to another disk; finished layers are kept".into());
+                Some("make room, or set VIMG_STORE to another disk; finished layers are stored".into());
             failure
         }
         Stopped::Ended(Ended::Killed(words)) if node.needs == Needs::Disk => host(
-            format!("what the layer was applied in was killed or crashed; it said: {words}"),
-            "was the host short of memory? build again: finished layers are kept",
+            format!("the appliance or container of the layer was killed or crashed: {words}"),
+            "was the host short of memory? build again: finished layers are stored",
         ),
         Stopped::Ended(Ended::Off) => recipe(
             "the machine switched itself off or rebooted".into(),
-            "does a script call reboot or poweroff? A step `reboot` of the configuration can be used instead",
+            "does a script call reboot or poweroff? Use the step `reboot` instead",
         ),
         Stopped::Ended(Ended::AgentGone) => recipe(
             "the agent in the machine died".into(),
             match node.needs {
-                Needs::Disk => "does a script kill processes, or take more than 1 GiB of memory?",
+                Needs::Disk => "does a script kill processes, or use more than 1 GiB of memory?",
                 _ => "does a script kill processes, or run out of memory? `machine memory=` gives it more",
             },
         ),
         Stopped::Ended(Ended::HostDiskFull) => {
             let mut failure = site.failure(FailureKind::Store, "the disk that holds the store is full");
             failure.help =
-                Some("make room, or set VIMG_STORE to another disk; finished layers are kept".into());
+                Some("make room, or set VIMG_STORE to another disk; finished layers are stored".into());
             failure
         }
         Stopped::Ended(Ended::DiskError(why)) => {
-            host(format!("the machine's disk failed: {why}"), "look at the host's own disk and kernel log")
+            host(format!("the machine's disk failed: {why}"), "check the host's disk and its kernel log")
         }
         Stopped::Ended(Ended::Killed(words)) => host(
-            format!("QEMU was killed or crashed; it said: {words}"),
-            "was the host short of memory? build again: finished layers are kept",
+            format!("QEMU was killed or crashed: {words}"),
+            "was the host short of memory? build again: finished layers are stored",
         ),
     };
     failure.tail = console(instance);
     failure
 }
 
-/// Whether a disk has no room left: a program whose memory is a file there is
-/// killed by the kernel then.
+/// Whether a disk is full. The kernel kills a program whose memory is a file on a
+/// full disk.
 fn is_full(path: &std::path::Path) -> bool {
     rustix::fs::statvfs(path).is_ok_and(|fs| fs.f_bavail * fs.f_frsize < 16 << 20)
 }
 
-/// What programs say when they miss a running system.
+/// Messages of programs that need a booted machine.
 const NOT_BOOTED: &[&str] = &[
     "System has not been booted with systemd",
     "Failed to connect to bus",
@@ -173,7 +173,7 @@ const NOT_BOOTED: &[&str] = &[
     "could not insert",
 ];
 
-/// What programs say when they find no network.
+/// Messages of programs that have no network.
 const NO_NETWORK: &[&str] = &[
     "Temporary failure in name resolution",
     "Temporary failure resolving",
@@ -190,7 +190,7 @@ const NO_NETWORK: &[&str] = &[
     "No route to host",
 ];
 
-/// What to do about a failed step, where that can be told.
+/// Returns a help text for a failed step; `None` if its cause is unknown.
 fn advice(step: &Primitive, offline: bool, message: &str, tail: &[String]) -> Option<String> {
     let said = |text: &str| message.contains(text) || tail.iter().any(|l| l.contains(text));
     if said("No space left on device") {
@@ -204,40 +204,40 @@ fn advice(step: &Primitive, offline: bool, message: &str, tail: &[String]) -> Op
                 .into()
         }
         Primitive::Package { .. } if said("Unable to locate package") => {
-            "check the package's name and that its suite has it; a package of a source that this \
-             configuration adds stands after that source"
+            "check the package's name and that its suite has it; if a step adds its source, put the \
+             package after that step"
                 .into()
         }
         Primitive::Run(run) if !run.script.around.network && NO_NETWORK.iter().any(|text| said(text)) => {
             "the script has no network; to allow it: `run network=#true`".into()
         }
         Primitive::Run(run) if NO_NETWORK.iter().any(|text| said(text)) => {
-            "scripts reach the internet; allow private networks with `network-allow`".into()
+            "scripts reach only the internet; allow private networks with `network-allow`".into()
         }
         Primitive::Run(_) if offline && said("no new privileges") => {
-            "programs have no set-user-id rights while the machine is switched off: run the script as root, \
-             or say `needs \"booted\"`"
+            "set-user-id programs have no effect in an offline layer: run the script as root, or add \
+             `needs \"booted\"`"
                 .into()
         }
         Primitive::Run(run) if said("did not end within") => {
-            format!("it had {} s; give it more with `timeout=`", run.script.around.timeout)
+            format!("its time limit is {} s; raise it with `timeout=`", run.script.around.timeout)
         }
         // 128 and the number of SIGPIPE.
         Primitive::Run(_) if message.ends_with("exit code 141") => {
-            "SIGPIPE: the reader of a pipe ended first, as in `yes | head`. To ignore it: `{ yes || true; } | head`"
+            "SIGPIPE: the reader of a pipe ended first, as in `yes | head`. To ignore it: \
+             `{ yes || true; } | head`"
                 .into()
         }
         Primitive::Run(_) if offline && NOT_BOOTED.iter().any(|text| said(text)) => {
-            "the machine is switched off while this layer is applied; a script that needs running \
-             services or the machine's kernel says `needs \"booted\"`"
+            "the machine is switched off while this layer is applied; if the script needs running \
+             services or the machine's kernel, add `needs \"booted\"`"
                 .into()
         }
         Primitive::Revert { .. } => {
-            "`by=\"rebuild\"` makes what stands on the layer again without it, instead of taking it back"
-                .into()
+            "with `by=\"rebuild\"`, vimg rebuilds the layers above instead of reverting this one".into()
         }
-        Primitive::Service { .. } if !offline => "what the unit's journal said last is above".into(),
-        Primitive::Run(_) => "fix the script and build again: it goes on from the last good layer".into(),
+        Primitive::Service { .. } if !offline => "the last lines of the unit's journal are above".into(),
+        Primitive::Run(_) => "fix the script and build again: vimg continues from the last good layer".into(),
         _ => return None,
     })
 }

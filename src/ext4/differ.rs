@@ -1,5 +1,5 @@
-//! How a filesystem differs from another that comes of the same: as long as
-//! both have the same names, and only files hold something else.
+//! Compares two filesystems with a common origin. It succeeds if both have the
+//! same names, and only the contents of files differ.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -9,64 +9,65 @@ use vimg_agent::protocol::{self, Change};
 
 use super::tables::{Ext4, Inode, Kind, ROOT, Source, odd, u32_at};
 
-/// The most inodes that may differ, and the most of that which is told.
+/// Maximum number of inodes that may differ, and of those in the result.
 const MOST: usize = 4096;
 const MOST_TOLD: usize = 2048;
-/// How many paths are told, and the longest of them in bytes.
+/// Maximum number of paths in the result, and the maximum length of a path, in
+/// bytes.
 const MOST_NAMED: u32 = 64;
 const LONGEST: usize = 200;
-/// How far directories are followed that are treated by their names, and how
-/// many files may be there.
+/// Maximum depth and number of files in special directories.
 const DEEP: u32 = 16;
 const MOST_THERE: usize = 1 << 17;
-/// How far a name is looked for.
+/// Limits of the search for a path: depth, and number of directories.
 const MOST_DEEP: u32 = 40;
 const MOST_VISITS: usize = 1 << 18;
 
-/// What of `struct ext4_super_block` counts and dates: free blocks and inodes,
-/// mounts, checks, where it was mounted, what was written, the upper bits of
-/// these times, and the sum. All else is alike in filesystems that come of one.
+/// Counters and dates in `struct ext4_super_block`: free blocks and inodes,
+/// mounts, checks, the last mount point, bytes written, the upper bits of these
+/// times, and the checksum. Everything else is equal in filesystems with a
+/// common origin.
 const COUNTERS: [Range<usize>; 7] =
     [0xC..0x14, 0x2C..0x36, 0x40..0x44, 0x88..0xC8, 0x178..0x180, 0x274..0x27A, 0x3FC..0x400];
 
-/// A file or directory that is otherwise in the second filesystem.
+/// A file or directory that differs in the second filesystem.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Altered {
-    /// Which it is in the first, and how it differs.
+    /// Its inode in the first filesystem, and how it differs.
     pub change: Change,
-    /// What it holds in the second, if it is a file that holds something else.
+    /// Its new content, if it is a file whose content differs.
     pub content: Option<Vec<u8>>,
 }
 
-/// Directories that are no place for comparing, by their paths.
+/// Directories with special rules, by path, and limits.
 #[derive(Debug, Clone, Copy)]
 pub struct Special<'a> {
-    /// What is there is not looked at.
+    /// Contents of these directories are not compared.
     pub apart: &'a [&'a str],
-    /// A file that holds something else there is more than a content.
+    /// A file in these directories must not change.
     pub fixed: &'a [&'a str],
-    /// How many bytes changed files may hold together.
+    /// Maximum total size of changed files, in bytes.
     pub most: u64,
-    /// Whether what is said of a difference names the file. Finding its name
-    /// may take a walk through all directories.
+    /// Whether a message names the file. To find its name may take a walk
+    /// through all directories.
     pub named: bool,
 }
 
-/// How they differ.
+/// The result of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Difference {
-    /// In these alone.
+    /// Only these files differ.
     Files(Vec<Altered>),
-    /// In more than what files hold: a sentence says in what.
+    /// More than contents of files differ; the message says what.
     More(String),
 }
 
-/// Tells how the filesystem at `start` of `b` differs from the one there in
-/// `a`, if they can differ only in the ranges `changed` of the disk.
+/// Compares the filesystems at offset `start` of `a` and `b`, which can differ
+/// only in the ranges `changed` of the disk.
 ///
 /// # Errors
 ///
-/// What can't be read, or makes no sense.
+/// Something can't be read or is invalid.
 pub fn differ<S: Source>(
     a: &mut S,
     b: &mut S,
@@ -81,7 +82,7 @@ pub fn differ<S: Source>(
         plain
     };
     if plain(&a.superblock) != plain(&b.superblock) || a.tables != b.tables {
-        return Ok(Difference::More("the filesystem is another one".into()));
+        return Ok(Difference::More("the filesystem is a different one".into()));
     }
     let mut pair = Pair {
         a,
@@ -103,24 +104,25 @@ pub fn differ<S: Source>(
 struct Pair<'a, S> {
     a: Ext4<'a, S>,
     b: Ext4<'a, S>,
-    /// Inodes that are not looked at.
+    /// Inodes that are not compared.
     apart: BTreeSet<u32>,
-    /// Those of them whose rights are.
+    /// Those of them whose metadata is compared.
     tops: BTreeSet<u32>,
-    /// Inodes of files that hold the same.
+    /// Inodes of files that must not change.
     fixed: BTreeSet<u32>,
-    /// How many bytes changed files may still hold.
+    /// The rest of this size, in bytes.
     left: u64,
     named: bool,
 }
 
-/// Inodes of the two filesystems that differ.
+/// Inodes that differ, in both filesystems.
 type Both = BTreeMap<u32, (Inode, Inode)>;
 
 impl<S: Source> Pair<'_, S> {
     fn differ(&mut self, changed: &[Range<u64>]) -> io::Result<Difference> {
         let both = self.changed_inodes(changed)?;
-        // Files that another inode took the place of, in each filesystem.
+        // Files whose name has another inode in the second filesystem: the old
+        // and the new inodes.
         let mut pairs = Vec::new();
         let mut names = BTreeMap::new();
         let (mut left, mut taken) = (BTreeSet::new(), BTreeSet::new());
@@ -129,7 +131,7 @@ impl<S: Source> Pair<'_, S> {
                 continue;
             }
             if a.outside() != b.outside() || a.has_block() || b.has_block() {
-                return self.more(*number, "has other rights");
+                return self.more(*number, "has other metadata");
             }
             let (before, after) = (self.a.entries(a)?, self.b.entries(b)?);
             if let Some(name) = before.keys().find(|name| !after.contains_key(*name)) {
@@ -154,8 +156,8 @@ impl<S: Source> Pair<'_, S> {
                 (false, true) if !left.contains(number) && !taken.contains(number) => {
                     pairs.push((*number, *number));
                 }
-                // Its directory has not changed, and can't be.
-                _ => return Err(odd("a file without a name")),
+                // Its directory has not changed, which is impossible.
+                _ => return Err(odd("a file has no name")),
             }
         }
         let (mut altered, mut named) = (Vec::new(), 0);
@@ -182,20 +184,21 @@ impl<S: Source> Pair<'_, S> {
         Ok(Difference::Files(altered))
     }
 
-    /// Reads the tables of inodes where they may differ.
+    /// Reads the inode tables where they may differ.
     fn changed_inodes(&mut self, changed: &[Range<u64>]) -> io::Result<Both> {
         let mut both = Both::new();
         let (start, block, size) = (self.a.start, self.a.block, self.a.inode_size);
         let length = u64::from(self.a.per_group) * size;
-        // The first ten belong to the filesystem itself, but for the root.
+        // The first ten inodes belong to the filesystem itself, except for the
+        // root.
         let first = u32_at(&self.a.superblock, 0x54);
         for (group, table) in (0_u64..).zip(self.a.tables.clone()) {
             let table = start.saturating_add(table.saturating_mul(block));
-            // Those ranges that touch the table, which is short.
+            // The ranges that overlap the table, which is short.
             let from = changed.partition_point(|range| range.end <= table);
             for range in changed[from..].iter().take_while(|range| range.start < table.saturating_add(length))
             {
-                // Whole inodes: both ends lie on their bounds.
+                // Rounds to whole inodes.
                 let from = range.start.max(table).saturating_sub(table) / size * size;
                 let to = (range.end - table).min(length).next_multiple_of(size);
                 let mut tables = [vec![0; (to - from) as usize], vec![0; (to - from) as usize]];
@@ -204,8 +207,8 @@ impl<S: Source> Pair<'_, S> {
                 let inodes = tables[0].chunks_exact(size as usize).zip(tables[1].chunks_exact(size as usize));
                 let numbers = group * u64::from(self.a.per_group) + from / size + 1..;
                 for (number, (a, b)) in numbers.zip(inodes).filter(|(_, (a, b))| a != b) {
-                    let number = u32::try_from(number).map_err(|_| odd("an inode beyond the end"))?;
-                    // Of what is apart itself, its rights are not.
+                    let number = u32::try_from(number).map_err(|_| odd("an inode number is out of range"))?;
+                    // The metadata of a special directory itself is compared.
                     let (a, b) = (Inode(a.to_vec()), Inode(b.to_vec()));
                     let apart = self.apart.contains(&number)
                         && (!self.tops.contains(&number) || a.outside() == b.outside());
@@ -221,22 +224,22 @@ impl<S: Source> Pair<'_, S> {
         Ok(both)
     }
 
-    /// How a file differs from the one in its place; what of it can't be told
-    /// by its content alone.
+    /// Compares a file with the one in its place. `Err` is a message for a
+    /// difference other than content.
     fn alter(&mut self, old: u32, new: u32) -> io::Result<Result<Option<Altered>, String>> {
         let (a, b) = (self.a.inode(old)?, self.b.inode(new)?);
         if !a.lives() || !b.lives() {
-            return Err(odd("a name without a file"));
+            return Err(odd("a name has no file"));
         }
         if a.kind() != b.kind() {
             return Ok(Err("is of another kind".into()));
         }
         if a.outside() != b.outside() || a.has_block() || b.has_block() {
-            return Ok(Err("has other rights".into()));
+            return Ok(Err("has other metadata".into()));
         }
-        // Another name may have led to what is compared with nothing then.
+        // Another name of the file would then not be compared.
         if old != new && a.kind() != Kind::Dir && a.links() != 1 {
-            return Ok(Err("has other names".into()));
+            return Ok(Err("has several hard links".into()));
         }
         let change = Change {
             inode: protocol::Inode { number: old, generation: a.generation() },
@@ -249,23 +252,23 @@ impl<S: Source> Pair<'_, S> {
         };
         let mut altered = Altered { change, content: None };
         match a.kind() {
-            // What is in it was compared before.
+            // Its entries were compared before.
             Kind::Dir if old == new => {}
             Kind::Dir => return Ok(Err("is another directory".into())),
             Kind::File => {
                 let same_size = a.size() == b.size();
                 if !same_size && b.size() > self.left {
-                    return Ok(Err("and others hold too much that is new".into()));
+                    return Ok(Err("and others have too much new content".into()));
                 }
                 let after = self.b.content(&b)?;
                 if !same_size || self.a.content(&a)? != after {
                     let Some(left) = self.left.checked_sub(b.size()) else {
-                        return Ok(Err("and others hold too much that is new".into()));
+                        return Ok(Err("and others have too much new content".into()));
                     };
                     self.left = left;
-                    // Writing takes such bits and attributes away.
+                    // Writing the file removes set-id bits and some attributes.
                     if a.links() != 1 || a.mode() & 0o6000 != 0 || !a.attributes().is_empty() {
-                        return Ok(Err("is another one, and has special rights".into()));
+                        return Ok(Err("changed, and has hard links, set-id bits or attributes".into()));
                     }
                     if self.fixed.contains(&old) || self.fixed.contains(&new) {
                         return Ok(Err("may have been read by the kernel".into()));
@@ -280,7 +283,7 @@ impl<S: Source> Pair<'_, S> {
                 } else {
                     a.map() == b.map()
                 };
-                return Ok(if same { Ok(None) } else { Err("points elsewhere".into()) });
+                return Ok(if same { Ok(None) } else { Err("points to another target".into()) });
             }
             Kind::Other if a.map() == b.map() => return Ok(Ok(None)),
             Kind::Other => return Ok(Err("is another device".into())),
@@ -289,7 +292,7 @@ impl<S: Source> Pair<'_, S> {
         Ok(Ok((content.is_some() || change.modified != change.to).then_some(altered)))
     }
 
-    /// The inodes of all that is at paths, in both filesystems.
+    /// Collects the inodes at and below paths, in both filesystems.
     fn gather(&mut self, paths: &[&str]) -> io::Result<BTreeSet<u32>> {
         let mut there = BTreeSet::new();
         for path in paths {
@@ -299,8 +302,8 @@ impl<S: Source> Pair<'_, S> {
         Ok(there)
     }
 
-    /// What differs of something in the first filesystem. Where it is named, a
-    /// boot is due, and a search takes little time beside that.
+    /// Makes a message about an inode of the first filesystem. If names are
+    /// wanted, the machine boots, so the time for the search does not matter.
     fn more(&mut self, number: u32, what: &str) -> io::Result<Difference> {
         let path = if self.named { self.a.path(number)? } else { None };
         let path = path.unwrap_or_else(|| "a file".into());
@@ -315,7 +318,7 @@ impl<S: Source> Pair<'_, S> {
 }
 
 impl<S: Source> Ext4<'_, S> {
-    /// What is at a path.
+    /// Finds the inode of a path.
     fn find(&mut self, path: &str) -> io::Result<Option<u32>> {
         let mut number = ROOT;
         for name in path.split('/').filter(|name| !name.is_empty()) {
@@ -328,7 +331,7 @@ impl<S: Source> Ext4<'_, S> {
         Ok(Some(number))
     }
 
-    /// Adds the inodes of all that is at a path, if something is.
+    /// Adds the inodes at and below a path, if it exists.
     fn gather(&mut self, path: &str, into: &mut BTreeSet<u32>) -> io::Result<()> {
         let Some(number) = self.find(path)? else { return Ok(()) };
         let (mut left, mut seen) = (vec![(number, 0)], BTreeSet::from([ROOT]));
@@ -343,7 +346,7 @@ impl<S: Source> Ext4<'_, S> {
             if inode.kind() == Kind::Dir {
                 left.extend(self.entries(&inode)?.into_values().map(|number| (number, depth + 1)));
             } else if inode.links() > 1 {
-                // It is elsewhere as well.
+                // It has a name elsewhere, too.
                 continue;
             }
             into.insert(number);
@@ -351,13 +354,13 @@ impl<S: Source> Ext4<'_, S> {
         Ok(())
     }
 
-    /// The path of a directory, by those above it.
+    /// Finds the path of a directory by its parents.
     fn above(&mut self, number: u32, depth: u32) -> io::Result<Option<String>> {
         if number == ROOT || depth > MOST_DEEP {
             return Ok((number == ROOT).then(|| "/".to_owned()));
         }
         let inode = self.inode(number)?;
-        // The second entry of its first block leads up.
+        // The second entry of its first block is `..`.
         let up = self.content(&inode)?.get(12..16).map_or(0, |bytes| u32_at(bytes, 0));
         let parent = self.inode(up)?;
         if parent.kind() != Kind::Dir {
@@ -368,7 +371,7 @@ impl<S: Source> Ext4<'_, S> {
         Ok(Some(below(&path, &name)))
     }
 
-    /// A path that leads to an inode, of what is not too deep.
+    /// Searches for a path of an inode, down to a limited depth.
     fn path(&mut self, number: u32) -> io::Result<Option<String>> {
         let mut left = vec![(ROOT, "/".to_owned(), 0)];
         let mut seen = BTreeSet::new();
@@ -419,18 +422,19 @@ mod tests {
         named: true,
     };
     const SIZE: usize = 16 << 20;
-    /// Where the filesystem begins.
+    /// Offset of the filesystem.
     const START: usize = 1 << 20;
 
     /// Runs a program of e2fsprogs.
     fn run(program: &str, args: &[&str]) {
         let output = Command::new(Path::new("/sbin").join(program)).args(args).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        // debugfs tells its version first, and ends well whatever happens.
+        // debugfs prints its version first, and always exits with 0.
         assert!(output.status.success() && said.lines().count() <= 1, "{program}: {said}");
     }
 
-    /// A filesystem with a few files, and the same after some orders.
+    /// Makes a filesystem with a few files, and the same one after some
+    /// commands.
     fn two(dir: &Path, orders: &[&str]) -> (Vec<u8>, Vec<u8>) {
         let tree = dir.join("tree");
         std::fs::create_dir_all(tree.join("etc/conf.d")).unwrap();
@@ -463,7 +467,7 @@ mod tests {
             disk
         };
         let first = read();
-        // A kernel notes when it changes a directory; this program does not.
+        // A kernel updates the times of a changed directory; debugfs does not.
         let noted = ["etc", "etc/conf.d"].map(|dir| format!("set_inode_field {dir} mtime 20210101000000"));
         let noted = noted.iter().map(String::as_str).filter(|_| !orders.is_empty());
         for order in orders.iter().copied().chain(noted) {
@@ -498,12 +502,12 @@ mod tests {
         assert_eq!(page.len(), 1, "{altered:?}");
         assert_eq!(page[0].content.as_deref(), Some(b"new content".as_slice()));
         assert_eq!((page[0].change.size, page[0].change.path.as_deref()), (3, Some("/etc/page")));
-        // Another inode in its place, and one whose content is long.
+        // Another inode in its place, with a long content.
         let altered =
             files(&["write NEW etc/spare", "rm etc/large", "ln etc/spare etc/large", "unlink etc/spare"]);
         let large: Vec<_> = altered.iter().filter(|a| a.content.is_some()).collect();
         assert_eq!((large.len(), large[0].change.size), (1, 300_000));
-        // Times alone.
+        // Only times differ.
         let altered = files(&["set_inode_field etc/large mtime 20200101000000"]);
         let large: Vec<_> = altered.iter().filter(|a| a.change.size == 300_000).collect();
         assert_eq!(large.len(), 1, "{altered:?}");
@@ -521,27 +525,27 @@ mod tests {
         more(&["write NEW etc/conf.d/other"], "/etc/conf.d/other is new");
         more(&["rm etc/page"], "/etc/page is gone");
         more(&["mkdir etc/dir"], "/etc/dir is new");
-        more(&["set_inode_field etc/page mode 0100600"], "/etc/page has other rights");
-        more(&["set_inode_field etc/page uid 7"], "/etc/page has other rights");
-        more(&["set_inode_field etc/conf.d mode 040700"], "/etc/conf.d has other rights");
-        more(&["rm etc/link", "symlink etc/link conf.d"], "/etc/link points elsewhere");
+        more(&["set_inode_field etc/page mode 0100600"], "/etc/page has other metadata");
+        more(&["set_inode_field etc/page uid 7"], "/etc/page has other metadata");
+        more(&["set_inode_field etc/conf.d mode 040700"], "/etc/conf.d has other metadata");
+        more(&["rm etc/link", "symlink etc/link conf.d"], "/etc/link points to another target");
         more(
             &["rm etc/conf.d/x", "write NEW etc/conf.d/x", "set_inode_field etc/conf.d/x mode 0104755"],
-            "/etc/conf.d/x is another one, and has special rights",
+            "/etc/conf.d/x changed, and has hard links, set-id bits or attributes",
         );
         more(&["rm etc/page", "symlink etc/page conf.d"], "/etc/page is of another kind");
         more(
             &["rm etc/conf.d/y", "write NEW etc/conf.d/y"],
             "/etc/conf.d/y may have been read by the kernel",
         );
-        more(&["ea_set etc/page user.x y"], "/etc/page has other rights");
-        more(&["set_inode_field var/log/journal mode 040700"], "/var/log/journal has other rights");
+        more(&["ea_set etc/page user.x y"], "/etc/page has other metadata");
+        more(&["set_inode_field var/log/journal mode 040700"], "/var/log/journal has other metadata");
         more(
             &["unlink etc/one-too", "unlink etc/two", "ln etc/one etc/two", "ln etc/two-too etc/one-too"],
-            "/etc/one-too has other names",
+            "/etc/one-too has several hard links",
         );
-        more(&["set_super_value volume_name other"], "the filesystem is another one");
-        more(&["feature needs_recovery"], "the filesystem is of a kind that is not compared");
+        more(&["set_super_value volume_name other"], "the filesystem is a different one");
+        more(&["feature needs_recovery"], "the filesystem has features that vimg can't compare");
     }
 
     #[test]
@@ -569,7 +573,7 @@ mod tests {
         use proptest::prelude::*;
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = two(dir.path(), &["rm etc/page", "write NEW etc/page", "mkdir etc/dir"]);
-        // Where there is something: tables, directories, trees of extents.
+        // Offsets with data: tables, directories, extent trees.
         let places: Vec<usize> = (START..SIZE).filter(|at| a[*at] != 0 || b[*at] != 0).collect();
         proptest!(ProptestConfig::with_cases(64), |(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..40))| {
             let mut spoilt = b.clone();

@@ -5,19 +5,19 @@ use std::io;
 
 use vimg_agent::protocol::Time;
 
-/// The most that is read of one file or directory, in bytes.
+/// Maximum size of a file or directory that is read, in bytes.
 const MOST: u64 = 64 << 20;
-/// The most that is read of one filesystem: tables that overlap and trees that
-/// lead back to themselves come to an end.
+/// Maximum number of bytes read from one filesystem, so that overlapping tables
+/// and cyclic trees come to an end.
 const BUDGET: u64 = 2 << 30;
 
-/// What can be read at any place.
+/// Random access to bytes.
 pub trait Source {
-    /// Reads to the end of the buffer.
+    /// Fills the buffer from offset `at`.
     ///
     /// # Errors
     ///
-    /// If that much can't be read.
+    /// It can't read that much.
     fn read_at(&mut self, at: u64, buffer: &mut [u8]) -> io::Result<()>;
 }
 
@@ -39,12 +39,13 @@ pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// Features that are understood: of those that a reader must know, `filetype`,
-/// `extents`, `64bit`, `flex_bg` and `metadata_csum_seed`. Not `recover`: then
-/// the journal has to be read first.
+/// Supported incompatible features: `filetype`, `extents`, `64bit`, `flex_bg`
+/// and `metadata_csum_seed`. Not `recover`, which means that the journal must
+/// be replayed first.
 const KNOWN: u32 = 0x2 | 0x40 | 0x80 | 0x200 | 0x2000;
 const BITS_64: u32 = 0x80;
-/// Inodes of files that were deleted while they were open are in a file.
+/// The feature `orphan_file`: a file lists inodes that were deleted while they
+/// were open.
 const ORPHANS: u32 = 0x10000;
 
 /// The root directory.
@@ -53,14 +54,14 @@ pub(super) const ROOT: u32 = 2;
 /// A filesystem.
 pub(super) struct Ext4<'a, S> {
     pub(super) source: &'a mut S,
-    /// Where it begins.
+    /// Its offset on the disk, in bytes.
     pub(super) start: u64,
     pub(super) superblock: [u8; 1024],
     pub(super) block: u64,
     pub(super) inodes: u32,
     pub(super) per_group: u32,
     pub(super) inode_size: u64,
-    /// The block at which each group's table of inodes begins.
+    /// The first block of each group's inode table.
     pub(super) tables: Vec<u64>,
     /// How many bytes may still be read.
     pub(super) budget: u64,
@@ -71,25 +72,25 @@ impl<'a, S: Source> Ext4<'a, S> {
         let mut s = [0; 1024];
         source.read_at(start + 1024, &mut s)?;
         if u16_at(&s, 0x38) != 0xEF53 {
-            return Err(odd("it is no ext4 filesystem"));
+            return Err(odd("it is not an ext4 filesystem"));
         }
         let (incompat, ro_compat) = (u32_at(&s, 0x60), u32_at(&s, 0x64));
         if incompat & !KNOWN != 0 || ro_compat & ORPHANS != 0 {
-            return Err(odd("the filesystem is of a kind that is not compared"));
+            return Err(odd("the filesystem has features that vimg can't compare"));
         }
         let (inodes, per_group) = (u32_at(&s, 0), u32_at(&s, 0x28));
         let (log, inode_size) = (u32_at(&s, 0x18), u64::from(u16_at(&s, 0x58)));
-        // A bitmap of one block says which inodes of a group are used; blocks
-        // larger than a page are of no use on this processor.
+        // A bitmap of one block says which inodes of a group are used. This
+        // architecture can't use blocks larger than a page.
         let legal = log <= 2 && (1..=8192 << log).contains(&per_group) && inode_size.is_power_of_two();
         if !legal || !(256..=1024).contains(&inode_size) {
-            return Err(odd("the filesystem makes no sense"));
+            return Err(odd("the filesystem has an invalid superblock"));
         }
         let block = 1024 << log;
         let groups = inodes.div_ceil(per_group);
         let size = if incompat & BITS_64 != 0 { u64::from(u16_at(&s, 0xFE)) } else { 32 };
         if groups > 1 << 17 || !(32..=64).contains(&size) {
-            return Err(odd("the filesystem makes no sense"));
+            return Err(odd("the filesystem has an invalid superblock"));
         }
         let mut descriptors = vec![0; (u64::from(groups) * size) as usize];
         let first = u64::from(u32_at(&s, 0x14)) + 1;
@@ -112,7 +113,8 @@ impl<'a, S: Source> Ext4<'a, S> {
         })
     }
 
-    /// Reads at a place of the disk. Even a short read costs something.
+    /// Reads from the disk, within the budget. Even a short read costs
+    /// something.
     pub(super) fn read_at(&mut self, at: u64, buffer: &mut [u8]) -> io::Result<()> {
         let cost = buffer.len() as u64 + 64;
         self.budget = self.budget.checked_sub(cost).ok_or_else(|| odd("there is too much to compare"))?;
@@ -121,12 +123,12 @@ impl<'a, S: Source> Ext4<'a, S> {
 
     pub(super) fn block(&mut self, number: u64, buffer: &mut [u8]) -> io::Result<()> {
         let at = number.checked_mul(self.block).and_then(|at| at.checked_add(self.start));
-        self.read_at(at.ok_or_else(|| odd("a block beyond the end"))?, buffer)
+        self.read_at(at.ok_or_else(|| odd("a block number is out of range"))?, buffer)
     }
 
     pub(super) fn inode(&mut self, number: u32) -> io::Result<Inode> {
         if number == 0 || number > self.inodes {
-            return Err(odd("an inode beyond the end"));
+            return Err(odd("an inode number is out of range"));
         }
         let (group, index) = ((number - 1) / self.per_group, (number - 1) % self.per_group);
         let table = self.tables[group as usize].saturating_mul(self.block);
@@ -136,28 +138,28 @@ impl<'a, S: Source> Ext4<'a, S> {
         Ok(Inode(bytes))
     }
 
-    /// What a file or a directory holds.
+    /// Reads the content of a file or directory.
     pub(super) fn content(&mut self, inode: &Inode) -> io::Result<Vec<u8>> {
         if inode.size() > MOST {
-            return Err(odd("a file that is too large"));
+            return Err(odd("a file is too large to compare"));
         }
-        // What is held costs as much again as what is read: holes do, too.
+        // The memory for the content also counts, because holes use it, too.
         let left = self.budget.checked_sub(inode.size());
         self.budget = left.ok_or_else(|| odd("there is too much to compare"))?;
         let mut content = vec![0; inode.size() as usize];
         if !inode.has_extents() {
-            return Err(odd("a file without extents"));
+            return Err(odd("a file has no extents"));
         }
         self.extents(inode.map().to_vec(), 5, &mut content)?;
         Ok(content)
     }
 
-    /// Fills in what a node of a tree of extents tells, `depth` at most above
-    /// its leaves.
+    /// Reads the content of a node of an extent tree, at most `depth` levels
+    /// above its leaves.
     pub(super) fn extents(&mut self, node: Vec<u8>, depth: u16, content: &mut [u8]) -> io::Result<()> {
         let (magic, entries, height) = (u16_at(&node, 0), u16_at(&node, 2), u16_at(&node, 6));
         if magic != 0xF30A || height > depth || 12 * (usize::from(entries) + 1) > node.len() {
-            return Err(odd("a tree of extents that makes no sense"));
+            return Err(odd("an extent tree is invalid"));
         }
         for entry in node[12..].chunks_exact(12).take(entries.into()) {
             if height > 0 {
@@ -169,7 +171,7 @@ impl<'a, S: Source> Ext4<'a, S> {
                 continue;
             }
             let (first, length) = (u64::from(u32_at(entry, 0)), u16_at(entry, 4));
-            // More than that are blocks that were never written.
+            // A larger length means allocated blocks that were never written.
             if length > 1 << 15 {
                 continue;
             }
@@ -181,7 +183,7 @@ impl<'a, S: Source> Ext4<'a, S> {
         Ok(())
     }
 
-    /// The entries of a directory, without the two that lead to itself and up.
+    /// Returns the entries of a directory, without `.` and `..`.
     pub(super) fn entries(&mut self, inode: &Inode) -> io::Result<BTreeMap<Vec<u8>, u32>> {
         let content = self.content(inode)?;
         let mut entries = BTreeMap::new();
@@ -191,12 +193,12 @@ impl<'a, S: Source> Ext4<'a, S> {
                 let (number, length) = (u32_at(rest, 0), usize::from(u16_at(rest, 4)));
                 let name = rest.get(8..8 + usize::from(rest[6]));
                 let (Some(name), 8..) = (name, length) else {
-                    return Err(odd("a directory that makes no sense"));
+                    return Err(odd("a directory is invalid"));
                 };
                 if number != 0 && name != b"." && name != b".." {
                     entries.insert(name.to_vec(), number);
                 }
-                rest = rest.get(length..).ok_or_else(|| odd("a directory that makes no sense"))?;
+                rest = rest.get(length..).ok_or_else(|| odd("a directory is invalid"))?;
             }
         }
         Ok(entries)
@@ -207,18 +209,18 @@ impl<'a, S: Source> Ext4<'a, S> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Inode(pub(super) Vec<u8>);
 
-/// What an inode is of.
+/// The type of an inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     File,
     Dir,
     Link,
-    /// A device and the like.
+    /// A device, socket or FIFO.
     Other,
 }
 
 impl Inode {
-    /// Whether there is a file that has it.
+    /// Whether a file uses it.
     pub(super) fn lives(&self) -> bool {
         self.mode() != 0 && self.links() != 0
     }
@@ -256,39 +258,39 @@ impl Inode {
         u32_at(&self.0, 100)
     }
 
-    /// Where its content is, or what a short link points to, or which device
-    /// it is.
+    /// The extent tree, the target of a short symbolic link, or the device
+    /// number.
     pub(super) fn map(&self) -> &[u8] {
         &self.0[40..100]
     }
 
-    /// When its content was changed last. Two bits of the field for nanoseconds
-    /// are the seconds' own (`fs/ext4/ext4.h`).
+    /// When its content was last changed. Two bits of the field for nanoseconds
+    /// belong to the seconds (`fs/ext4/ext4.h`).
     pub(super) fn modified(&self) -> Time {
         let seconds = i64::from(u32_at(&self.0, 16).cast_signed());
         let extra = if self.extra() >= 12 { u32_at(&self.0, 136) } else { 0 };
         Time { seconds: seconds + (i64::from(extra & 3) << 32), nanoseconds: extra >> 2 }
     }
 
-    /// How many bytes of fields there are beyond the first 128.
+    /// The number of bytes of fields after the first 128.
     pub(super) fn extra(&self) -> usize {
         usize::from(u16_at(&self.0, 128)).min(self.0.len() - 128)
     }
 
-    /// Attributes that are kept within it.
+    /// The extended attributes in the inode itself.
     pub(super) fn attributes(&self) -> &[u8] {
         let attributes = &self.0[128 + self.extra()..];
-        // Without a head there are none, whatever stands there.
+        // Without the magic number there are none.
         if attributes.len() >= 4 && u32_at(attributes, 0) == 0xEA02_0000 { attributes } else { &[] }
     }
 
-    /// Whether attributes are kept in a block of their own.
+    /// Whether extended attributes have a block of their own.
     pub(super) fn has_block(&self) -> bool {
         u32_at(&self.0, 104) != 0 || u16_at(&self.0, 118) != 0
     }
 
-    /// All that a program sees of a file besides content, size and times. How
-    /// many directories are in a directory, their names tell.
+    /// All metadata that a program sees, except size and times. The link count
+    /// of a directory is left out: the names in it determine it.
     pub(super) fn outside(&self) -> (u16, [u16; 4], u16, u32, &[u8]) {
         let owner = [2, 24, 120, 122].map(|at| u16_at(&self.0, at));
         let links = if self.kind() == Kind::Dir { 0 } else { self.links() };

@@ -1,9 +1,10 @@
-//! What a run saw of a project, so that the next one can tell whether it would
-//! see the same without reading, parsing or hashing anything.
+//! The dependency record: what a build saw of a project. The next build uses it
+//! to decide whether it would see the same, without reading, parsing or hashing
+//! anything.
 //!
-//! Every look at the project is noted: files that were read or hashed, names
-//! that were not there, directories that were listed. Names come and go with
-//! their directory's times, so that a listing need not be made again.
+//! It contains every access to the project: files that were read or hashed,
+//! names that did not exist, directories that were listed. A new or removed
+//! name changes the times of its directory, so a listing need not be repeated.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,14 +14,14 @@ use super::dependency::Dependency;
 use super::project::{Project, read_error};
 use super::stamps::{self, SETTLED};
 
-/// All that a run saw of a project.
+/// All that a build saw of a project.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct DependencyRecord {
     dependencies: Vec<Dependency>,
 }
 
 impl DependencyRecord {
-    /// Whether a run would see all of it again.
+    /// Whether a build would see the same again.
     pub fn holds(&self, project: &Project) -> bool {
         let mut seen = project.seen();
         self.dependencies.iter().all(|look| match project.look(&mut seen, &look.path, look.follow) {
@@ -31,9 +32,9 @@ impl DependencyRecord {
 }
 
 impl Project {
-    /// What was seen of the project since it was opened. `None` if something
-    /// of it changed so lately that another change might not show, or could
-    /// not be looked at.
+    /// Returns what this process has seen of the project. `None` if a part
+    /// changed so recently that another change might not show, or could not be
+    /// examined.
     pub fn dependency_record(&self) -> Option<DependencyRecord> {
         let mut seen = self.seen();
         let dependencies = std::mem::take(&mut seen.dependencies);
@@ -52,7 +53,7 @@ mod tests {
     use std::path::Path;
     use vimg_lang::{FileRef, Files};
 
-    /// Sees a project that is taken for old, whatever its files' times are.
+    /// Reads a project as if its files were old enough.
     fn see(dir: &Path) -> DependencyRecord {
         let project = Project::open(dir).unwrap().later(1000);
         let _ = project.read(&FileRef::project("main"), 100);

@@ -1,17 +1,17 @@
-//! One look at a path of the project, and what was there.
+//! One access to a path of the project, and what was found.
 
 use rustix::fs::Stat;
 use serde::{Deserialize, Serialize};
 
 use super::stamps::{self, Stamp};
 
-/// One look at a path.
+/// One access to a path.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Dependency {
     pub(super) path: String,
-    /// Whether a link is followed, or is itself what was found in a listing.
+    /// Whether a link was followed. In a listing it is not.
     pub(super) follow: bool,
-    /// What was there, if anything.
+    /// The stamp of what was found; `None` if nothing was.
     pub(super) stamp: Option<Stamp>,
 }
 

@@ -1,15 +1,15 @@
-//! The standard library of recipes, carried in the program.
+//! The standard library of recipes, embedded in the program.
 
 use include_dir::{Dir, include_dir};
 
 static STDLIB: Dir = include_dir!("$CARGO_MANIFEST_DIR/stdlib");
 
-/// A file of the library.
+/// Returns a file of the library.
 pub(super) fn read(path: &str) -> Option<&'static [u8]> {
     STDLIB.get_file(path).map(include_dir::File::contents)
 }
 
-/// The names of its recipes.
+/// Returns the names of its recipes.
 pub(super) fn names() -> Vec<String> {
     STDLIB.files().map(|f| f.path().display().to_string()).collect()
 }

@@ -10,15 +10,14 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
-/// A directory below which files are written. It was named by the user, so it
-/// may be a link itself.
+/// A directory for output files. The user chose it, so it may be a link itself.
 #[derive(Debug, Clone)]
 pub struct Places {
     dir: Arc<OwnedFd>,
     path: PathBuf,
 }
 
-/// A file that may be there, in a directory that is.
+/// The place of a file, which may not exist yet, in an existing directory.
 #[derive(Debug, Clone)]
 pub struct Place {
     dir: Arc<OwnedFd>,
@@ -30,11 +29,11 @@ pub struct Place {
 const DIR: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 impl Places {
-    /// Opens the directory, and makes it if it is not there.
+    /// Opens the directory, and creates it if it does not exist.
     ///
     /// # Errors
     ///
-    /// The system's.
+    /// Errors of the system.
     pub fn open(path: &Path) -> io::Result<Self> {
         let named = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         std::fs::create_dir_all(named)?;
@@ -42,16 +41,17 @@ impl Places {
         Ok(Self { dir: Arc::new(dir), path: path.to_owned() })
     }
 
-    /// The path of a file below the directory, for messages and notes.
+    /// Returns the path of a file below the directory, for messages and notes.
     pub fn path(&self, below: &str) -> PathBuf {
         self.path.join(below)
     }
 
-    /// The place of a file; directories on the way to it are made if `make`.
+    /// Returns the place of a file. Creates the directories on the way if
+    /// `make`.
     ///
     /// # Errors
     ///
-    /// A directory is missing or can't be made, or a link leads out.
+    /// A directory is missing or can't be created, or a link leads out.
     pub fn at(&self, below: &str, make: bool) -> io::Result<Place> {
         let (way, name) = below.rsplit_once('/').unwrap_or(("", below));
         let mut dir = self.dir.clone();
@@ -80,24 +80,24 @@ fn there(error: Errno) -> rustix::io::Result<()> {
     if error == Errno::EXIST { Ok(()) } else { Err(error) }
 }
 
-/// What the kernel says of a link that leads out, in words.
+/// Explains the kernel's error for a link that leads out.
 fn outside(error: Errno, path: &Path) -> io::Error {
     match error {
         Errno::XDEV => io::Error::new(
             io::ErrorKind::PermissionDenied,
-            format!("{} leads out of the output directory; `--output DIR` names another one", path.display()),
+            format!("{} leads out of the output directory; name another with `--output DIR`", path.display()),
         ),
         error => error.into(),
     }
 }
 
 impl Place {
-    /// The path, for messages and notes.
+    /// Returns the path, for messages and notes.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What there is, if anything; a link is what it is.
+    /// Returns the metadata of the file, if it exists. Does not follow a link.
     pub fn stat(&self) -> Option<Stat> {
         rustix::fs::statat(&*self.dir, &self.name, AtFlags::SYMLINK_NOFOLLOW).ok()
     }
@@ -106,7 +106,7 @@ impl Place {
     ///
     /// # Errors
     ///
-    /// The system's; not all filesystems can.
+    /// Errors of the system; not all filesystems support it.
     pub fn nameless(&self) -> io::Result<File> {
         let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
         Ok(File::from(rustix::fs::openat(&*self.dir, ".", flags, Mode::from_raw_mode(0o666))?))
@@ -116,10 +116,10 @@ impl Place {
     ///
     /// # Errors
     ///
-    /// The system's.
+    /// Errors of the system.
     pub fn draft(&self) -> io::Result<File> {
         let name = self.draft_name();
-        // Left by a killed run, or planted.
+        // A killed process, or an attacker, may have left one.
         self.remove(&name)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(File::from(rustix::fs::openat(&*self.dir, &name, flags, Mode::from_raw_mode(0o666))?))
@@ -129,7 +129,7 @@ impl Place {
     ///
     /// # Errors
     ///
-    /// The system's.
+    /// Errors of the system.
     pub fn name(&self, file: &File) -> io::Result<()> {
         let name = self.draft_name();
         self.remove(&name)?;
@@ -141,16 +141,16 @@ impl Place {
     ///
     /// # Errors
     ///
-    /// The system's.
+    /// Errors of the system.
     pub fn put(&self) -> io::Result<()> {
         rustix::fs::renameat(&*self.dir, self.draft_name(), &*self.dir, &self.name)?;
-        // The name, too, is to survive a power cut.
+        // Sync the name too, so that it survives a power cut.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::openat(&*self.dir, ".", flags, Mode::empty())?;
         Ok(rustix::fs::fsync(dir)?)
     }
 
-    /// Removes the draft.
+    /// Removes the temporary file.
     pub fn give_up(&self) {
         let _ = self.remove(&self.draft_name());
     }

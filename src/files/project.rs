@@ -21,11 +21,11 @@ use super::dependency::Dependency;
 use super::embedded;
 use super::stamps::{self, Stamps};
 
-/// The most files that one directory of a recipe may hold.
+/// Maximum number of files in a directory of a recipe.
 const MAX_TREE: usize = 500_000;
 
-/// How many directories are kept open at once; a process may hold 1,024 files
-/// by default.
+/// Maximum number of directories that are kept open; a process may open 1,024
+/// files by default.
 const MAX_OPEN_DIRS: usize = 256;
 
 /// A project on this machine.
@@ -34,33 +34,34 @@ pub struct Project {
     dir: OwnedFd,
     stamps: Mutex<Stamps>,
     seen: Mutex<Seen>,
-    /// Parsed recipes are kept here by the digest of their text.
+    /// Cache directory of parsed recipes, by the digest of their text.
     parsed: Option<PathBuf>,
     /// When it was opened, in seconds since 1970.
     pub(super) opened: i64,
-    /// Paths that are no part of any tree: what the recipe itself writes.
+    /// Paths that are left out of directories: the outputs of the recipe
+    /// itself.
     left_out: BTreeSet<String>,
 }
 
-/// What this run has looked at already. A build asks for each file more than
-/// once, and means the same file.
+/// What this process has seen already. A build asks for each file more than
+/// once, and must get the same answer.
 #[derive(Default)]
 pub(super) struct Seen {
-    /// Directories that were reached without leaving the project.
+    /// Open directories, reached without leaving the project.
     dirs: HashMap<String, OwnedFd>,
     files: HashMap<String, Stat>,
-    /// All of that, and what was listed, as the next run would check it.
+    /// All accesses, for the next build to check.
     pub(super) dependencies: Vec<Dependency>,
-    /// Something could not be looked at in a way that can be checked again.
+    /// Whether an access failed in a way that can't be checked again.
     pub(super) unsure: bool,
 }
 
 /// Why a file could not be hashed or copied.
 #[derive(Debug)]
 pub struct FileError {
-    /// Which file.
+    /// The file.
     pub file: String,
-    /// Why, in words for people.
+    /// The reason.
     pub why: String,
 }
 
@@ -80,40 +81,40 @@ impl Project {
         })
     }
 
-    /// The project, without files that are its own products.
+    /// Leaves the project's own outputs out of directories.
     pub fn without(self, paths: impl IntoIterator<Item = String>) -> Self {
         Self { left_out: paths.into_iter().collect(), ..self }
     }
 
-    /// The project, with what an earlier run learned of it: digests of
-    /// unchanged files, and a directory for parsed recipes, which is made when
-    /// it is first needed.
+    /// Adds what an earlier build stored: digests of unchanged files, and a
+    /// directory for parsed recipes, which is created when it is first needed.
     pub fn knowing(self, stamps: Stamps, parsed: PathBuf) -> Self {
         Self { stamps: Mutex::new(stamps), parsed: Some(parsed), ..self }
     }
 
-    /// The project, as if it were opened `seconds` later than it was. For
-    /// tests, whose files are all young; they have to wait out the ticks of
-    /// the kernel's clock themselves.
+    /// Pretends that the project was opened `seconds` later. For tests, whose
+    /// files are all young; they must wait out the ticks of the kernel's clock
+    /// themselves.
     pub fn later(mut self, seconds: i64) -> Self {
         self.opened += seconds;
         self
     }
 
-    /// The project's root, absolute and without links.
+    /// Returns the project's root, absolute and without links.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// What is known about unchanged files, for the next run.
+    /// Returns the digests of unchanged files, for the next build.
     pub fn into_stamps(self) -> Stamps {
         self.stamps.into_inner().unwrap_or_default()
     }
 
-    /// Digest, size and permission bits of a file.
+    /// Returns digest, size and permission bits of a file.
     pub fn hash(&self, file: &FileRef) -> Result<(Blob, u32), FileError> {
         if file.root == Root::Std {
-            let bytes = embedded::read(&file.path).ok_or_else(|| error(file, "it is not in the library"))?;
+            let bytes =
+                embedded::read(&file.path).ok_or_else(|| error(file, "not in the standard library"))?;
             return Ok((Blob::of(bytes), 0o644));
         }
         let hashed = self.hash_project(&file.path).map_err(|e| error(file, &words(&e)));
@@ -135,8 +136,8 @@ impl Project {
         let attributes = attributes(&file)?;
         let after = rustix::fs::fstat(&file)?;
         let settled = blob.size == after.st_size as u64 && stamps::same(&before, &after);
-        // What was written through a mapping changes no time of a file in
-        // memory. Attributes are looked at each time: few files have any.
+        // A write through a memory mapping does not change the times of a file
+        // on tmpfs. Attributes are read each time: few files have any.
         if settled && attributes.is_empty() && !in_memory(&file) {
             self.lock().put(&after, blob.digest);
         } else if in_memory(&file) {
@@ -145,7 +146,7 @@ impl Project {
         Ok((blob, mode(&after), attributes))
     }
 
-    /// What is at a path, links followed as far as they stay in the project.
+    /// Returns the metadata of a path. Follows links within the project.
     fn stat(&self, path: &str) -> io::Result<Stat> {
         let mut seen = self.seen();
         if let Some(stat) = seen.files.get(path) {
@@ -166,8 +167,8 @@ impl Project {
     }
 
     pub(super) fn look(&self, seen: &mut Seen, path: &str, follow: bool) -> io::Result<Stat> {
-        // The way to the directory is checked once. A name in it that is no
-        // link can't lead out, so that one plain call answers for it.
+        // The path of the directory is checked once. A name in it that is not a
+        // link can't lead out, so one plain call is enough for it.
         let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
         if !seen.dirs.contains_key(dir) {
             let opened = self.open_at(dir, OFlags::PATH | OFlags::DIRECTORY)?;
@@ -188,10 +189,10 @@ impl Project {
         self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// The tree below a directory, sorted by raw names.
+    /// Reads the tree below a directory, sorted by raw names.
     pub fn tree(&self, dir: &FileRef) -> Result<Manifest, FileError> {
         if dir.root == Root::Std {
-            return Err(error(dir, "the library has no directories to copy"));
+            return Err(error(dir, "the standard library has no directories to copy"));
         }
         // The directory may be a link to another one of the project.
         let _ = self.stat(&dir.path);
@@ -199,11 +200,11 @@ impl Project {
             .open_at(&dir.path, OFlags::PATH | OFlags::DIRECTORY)
             .and_then(|fd| std::fs::canonicalize(format!("/proc/self/fd/{}", fd.as_raw_fd())))
             .map_err(|e| error(dir, &words(&e)))?;
-        let inner = top.strip_prefix(&self.root).map_err(|_| error(dir, "it is outside of the project"))?;
+        let inner = top.strip_prefix(&self.root).map_err(|_| error(dir, "it is outside the project"))?;
         let inner = inner.to_str().ok_or_else(|| error(dir, "its name is not UTF-8"))?.to_owned();
         let mut entries: BTreeMap<String, Node> = BTreeMap::new();
         let mut ignored = self.ignored_above(&inner).map_err(|why| error(dir, &why))?;
-        // What a directory leaves out is read before the rest of it.
+        // The ignore file of a directory is read before the rest.
         let first = |entry: &walkdir::DirEntry| (entry.file_name() != IGNORE, entry.file_name().to_owned());
         let mut walk = walkdir::WalkDir::new(&top).follow_links(false).sort_by_key(first).into_iter();
         while let Some(found) = walk.next() {
@@ -221,7 +222,7 @@ impl Project {
             let whole = format!("{inner}/{path}");
             let whole = whole.trim_matches('/');
             if found.file_type().is_file() {
-                // Looked at and noted where it is hashed.
+                // `hash_project` records the access.
                 let (blob, mode, attributes) =
                     self.hash_project(whole).map_err(|e| error(dir, &format!("{path}: {}", words(&e))))?;
                 entries.insert(path.to_owned(), Node::File(mode, blob, attributes));
@@ -230,7 +231,8 @@ impl Project {
                 self.seen().dependencies.push(Dependency::entry(whole, &stat));
                 let node = match FileType::from_raw_mode(stat.st_mode) {
                     FileType::Directory => Node::Dir(DIRECTORY_MODE),
-                    // What programs leave to be talked to by is no file to copy.
+                    // Sockets and FIFOs are left over from programs, and are
+                    // not copied.
                     FileType::Socket | FileType::Fifo => continue,
                     FileType::Symlink => {
                         let target = std::fs::read_link(found.path()).map_err(|e| error(dir, &words(&e)))?;
@@ -247,13 +249,13 @@ impl Project {
                 entries.insert(path.to_owned(), node);
             }
             if entries.len() > MAX_TREE {
-                return Err(error(dir, &format!("it holds more than {MAX_TREE} files")));
+                return Err(error(dir, &format!("it contains more than {MAX_TREE} files")));
             }
         }
         Ok(Manifest { entries: entries.into_iter().map(|(path, node)| Entry { path, node }).collect() })
     }
 
-    /// What `.vimgignore` files above a directory leave out.
+    /// Reads the `.vimgignore` files above a directory.
     fn ignored_above(&self, dir: &str) -> Result<Vec<(PathBuf, Gitignore)>, String> {
         let mut all = Vec::new();
         let ancestors: Vec<&Path> = Path::new(dir).ancestors().skip(1).collect();
@@ -263,13 +265,13 @@ impl Project {
             match self.read(&FileRef::project(path), MAX_IGNORE) {
                 Ok(bytes) => all.push((above.to_owned(), gitignore(above, &bytes)?)),
                 Err(ReadError::NotFound) => {}
-                Err(_) => return Err(format!("`{path}` can't be read")),
+                Err(_) => return Err(format!("can't read `{path}`")),
             }
         }
         Ok(all)
     }
 
-    /// Whether an entry of a tree at `inner` is left out of it. Reading a
+    /// Whether an entry of the tree at `inner` is ignored. Reading a
     /// `.vimgignore` adds its rules.
     fn is_left_out(
         &self,
@@ -286,7 +288,7 @@ impl Project {
             let dir = whole.parent().unwrap_or(Path::new("")).to_owned();
             let path = whole.to_str().ok_or("its name is not UTF-8")?;
             let bytes = self.read(&FileRef::project(path), MAX_IGNORE);
-            let bytes = bytes.map_err(|_| format!("`{path}` can't be read"))?;
+            let bytes = bytes.map_err(|_| format!("can't read `{path}`"))?;
             let rules = gitignore(&dir, &bytes)?;
             ignored.push((dir, rules));
             return Ok(true);
@@ -297,7 +299,7 @@ impl Project {
             return Ok(true);
         }
         let is_dir = found.file_type().is_dir();
-        // The nearest has the last word.
+        // The nearest `.vimgignore` takes precedence.
         for (_, rules) in ignored.iter().rev().filter(|_| found.depth() > 0) {
             match rules.matched(&whole, is_dir) {
                 Match::Ignore(_) => return Ok(true),
@@ -308,7 +310,7 @@ impl Project {
         Ok(false)
     }
 
-    /// Whether a script has a shell of its own that goes on after errors.
+    /// Whether a script has its own shell and continues after errors.
     pub fn goes_on(&self, content: &Content) -> bool {
         let text = match content {
             Content::Text(text) | Content::Rendered(text, _) => text.clone(),
@@ -331,7 +333,7 @@ impl Project {
         is_shell && !words.any(stops) && !lines.any(says)
     }
 
-    /// Why a script can't run as it is, in words.
+    /// Returns why a script can't run as it is.
     pub fn unfit(&self, content: &Content) -> Option<String> {
         let mut start = [0; 512];
         let read = match content {
@@ -340,7 +342,7 @@ impl Project {
                 start[..n].copy_from_slice(&text.as_bytes()[..n]);
                 n
             }
-            // One that can't be read is told of where it is hashed.
+            // An unreadable file is reported where it is hashed.
             Content::File(file) if file.root == Root::Project => {
                 self.open_file(&file.path).and_then(|mut opened| opened.read(&mut start)).unwrap_or(0)
             }
@@ -354,11 +356,12 @@ impl Project {
         }
         let line = start.split(|b| *b == b'\n').next().unwrap_or_default();
         line.ends_with(b"\r").then(|| {
-            "line 1 ends in a carriage return, as Windows writes it: `dos2unix` takes them out".into()
+            "line 1 ends in a carriage return, as on Windows; convert the file with `dos2unix`".into()
         })
     }
 
-    /// Copies a file to `to` and checks that it still is what was hashed.
+    /// Copies a file to `to` and checks that it did not change since it was
+    /// hashed.
     pub fn copy(&self, file: &FileRef, expected: &Digest, to: &Path) -> Result<(), FileError> {
         let copied = (|| {
             let mut out = File::create(to)?;
@@ -371,7 +374,7 @@ impl Project {
         })();
         match copied {
             Ok(blob) if blob.digest == *expected => Ok(()),
-            Ok(_) => Err(error(file, "it changed while it was being built; build again")),
+            Ok(_) => Err(error(file, "it changed during the build; build again")),
             Err(e) => Err(error(file, &words(&e))),
         }
     }
@@ -385,7 +388,7 @@ impl Project {
         let flags = if flags.contains(OFlags::PATH) {
             flags | OFlags::CLOEXEC
         } else {
-            // A FIFO must not hold us up before we see that it is one.
+            // Opening a FIFO must not block.
             flags | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY
         };
         let path = if path.is_empty() { "." } else { path };
@@ -403,7 +406,7 @@ impl Project {
     }
 
     fn parsed_path(&self, text: &str) -> Option<PathBuf> {
-        // Another parser may make another tree of it.
+        // Another version of the parser may give another tree.
         let versioned = format!("{}\0{text}", env!("VIMG_PARSER"));
         Some(self.parsed.as_ref()?.join(Digest::of(versioned.as_bytes()).to_string()))
     }
@@ -414,7 +417,8 @@ impl Files for Project {
         if file.root == Root::Std {
             return embedded::read(&file.path).map(<[u8]>::to_vec).ok_or(ReadError::NotFound);
         }
-        // What is looked at before it is read can't be older than what was read.
+        // The metadata is read first, so that it can't be newer than the
+        // content.
         self.stat(&file.path).map_err(|e| read_error(&e))?;
         let opened = File::from(self.open_at(&file.path, OFlags::RDONLY).map_err(|e| read_error(&e))?);
         let stat = rustix::fs::fstat(&opened).map_err(|e| read_error(&e.into()))?;
@@ -426,7 +430,7 @@ impl Files for Project {
             return Err(ReadError::TooLarge);
         }
         let mut bytes = Vec::with_capacity(size);
-        // The file may grow while it is read, or lie about its size.
+        // The file may grow while it is read, or its size may be wrong.
         opened.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(|e| read_error(&e))?;
         if bytes.len() > limit { Err(ReadError::TooLarge) } else { Ok(bytes) }
     }
@@ -457,14 +461,14 @@ impl Files for Project {
     }
 
     fn keep_parsed(&self, text: &str, document: &Document) {
-        // Parsing a few kilobytes is faster than a file.
+        // Parsing a few kilobytes is faster than reading a file.
         if text.len() < 4096 {
             return;
         }
         let Some(path) = self.parsed_path(text) else { return };
         let Ok(bytes) = postcard::to_stdvec(document) else { return };
-        // A cache that can't be written is only a slower one. A torn file does
-        // not parse, and the rename keeps even that from being seen.
+        // A failed write only makes the next build slower. A torn file does not
+        // parse, and the rename keeps even that from being seen.
         let new = path.with_extension(std::process::id().to_string());
         if let Some(dir) = path.parent() {
             let _ = std::fs::create_dir_all(dir);
@@ -477,24 +481,25 @@ impl Files for Project {
 
 /// The name of the ignore file.
 const IGNORE: &str = ".vimgignore";
-/// The most that such a file may be, in bytes.
+/// Maximum size of an ignore file, in bytes.
 const MAX_IGNORE: usize = 1 << 20;
-/// The most of a script that is looked at, in bytes.
+/// How much of a script is examined, in bytes.
 const MAX_SCRIPT: usize = 1 << 20;
 
-/// The mode of directories in a tree. Fixed, because those of a checkout depend on
-/// the umask.
+/// The mode of directories in a tree. It is fixed, because the mode in a
+/// checkout depends on the umask.
 const DIRECTORY_MODE: u32 = 0o755;
 
-/// The mode of a file as git notes it: 0755 if its owner may execute it, otherwise
-/// 0644. Set-id bits stay: no checkout has them by chance.
+/// The mode of a file as git stores it: 0755 if its owner may execute it,
+/// otherwise 0644. Set-id bits are kept: they are never an accident of the
+/// checkout.
 fn mode(stat: &Stat) -> u32 {
     let plain = if stat.st_mode & 0o100 == 0 { 0o644 } else { 0o755 };
     plain | stat.st_mode & 0o6000
 }
 
 fn attributes(file: &File) -> io::Result<BTreeMap<String, String>> {
-    // Most files have none; the call that asks by descriptor says so.
+    // Most files have none, which this call tells by descriptor.
     let mut names = [0; 4096];
     match rustix::fs::flistxattr(file, &mut names) {
         Ok(0) | Err(rustix::io::Errno::OPNOTSUPP) => return Ok(BTreeMap::new()),
@@ -503,7 +508,7 @@ fn attributes(file: &File) -> io::Result<BTreeMap<String, String>> {
     xattrs::portable(&std::fs::canonicalize(format!("/proc/self/fd/{}", file.as_raw_fd()))?)
 }
 
-/// Whether a file is in memory alone (`TMPFS_MAGIC` in linux/magic.h).
+/// Whether a file is on tmpfs (`TMPFS_MAGIC` in linux/magic.h).
 fn in_memory(file: &File) -> bool {
     rustix::fs::fstatfs(file).is_ok_and(|fs| fs.f_type == 0x0102_1994)
 }
@@ -525,7 +530,7 @@ fn error(file: &FileRef, why: &str) -> FileError {
 
 fn words(error: &io::Error) -> String {
     match read_error(error) {
-        ReadError::NotFound => "it is not there".into(),
+        ReadError::NotFound => "it does not exist".into(),
         ReadError::Outside => "a symbolic link leads out of the project".into(),
         _ => error.to_string(),
     }
@@ -533,7 +538,7 @@ fn words(error: &io::Error) -> String {
 
 pub(super) fn read_error(error: &io::Error) -> ReadError {
     match rustix::io::Errno::from_io_error(error) {
-        // EXDEV is what RESOLVE_BENEATH says to a path that leads out.
+        // RESOLVE_BENEATH fails with EXDEV if a path leads out.
         Some(rustix::io::Errno::XDEV) => ReadError::Outside,
         Some(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => ReadError::NotFound,
         Some(rustix::io::Errno::LOOP) => ReadError::Other("too many symbolic links".into()),

@@ -1,8 +1,8 @@
 //! Remembers digests of files that did not change since they were hashed.
 //!
-//! A file is taken for unchanged if device, inode, size, mtime and ctime are
-//! as they were. A change within the clock's tick would not show in these, so
-//! a file that was young when it was hashed is not remembered.
+//! A file counts as unchanged if device, inode, size, mtime and ctime are the
+//! same. A change within one tick of the clock would not show in these, so the
+//! digest of a recently changed file is not remembered.
 
 use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -18,7 +18,7 @@ pub(super) const SETTLED: i64 = 2;
 /// Device, inode, size, mtime and ctime with their nanoseconds.
 pub type Stamp = [u64; 7];
 
-/// Digests by what `stat` says.
+/// Digests by stamp.
 #[derive(Debug, Default, Clone)]
 pub struct Stamps {
     known: HashMap<Stamp, Digest>,
@@ -29,7 +29,7 @@ pub struct Stamps {
 const RECORD: usize = 7 * 8 + 32;
 
 impl Stamps {
-    /// Reads what [`Stamps::to_bytes`] wrote. Anything else is forgotten.
+    /// Parses the output of [`Stamps::to_bytes`]. Ignores anything else.
     pub fn from_bytes(bytes: &[u8]) -> Self {
         let mut known = HashMap::with_capacity(bytes.len() / RECORD);
         for record in bytes.chunks_exact(RECORD) {
@@ -44,8 +44,8 @@ impl Stamps {
         Self { known, used: HashMap::new(), changed: false }
     }
 
-    /// The stamps that were used since they were read, or `None` if writing
-    /// them would change nothing.
+    /// Encodes the stamps that were used in this build; `None` if the file
+    /// would not change.
     pub fn to_bytes(&self) -> Option<Vec<u8>> {
         if !self.changed && self.used.len() == self.known.len() {
             return None;
@@ -69,7 +69,7 @@ impl Stamps {
 
     pub(super) fn put(&mut self, stat: &Stat, digest: Digest) {
         let now = now();
-        // A clock that jumped back makes files look young: hash them again.
+        // If the clock jumped back, files look young and are hashed again.
         if stat.st_mtime.max(stat.st_ctime) + SETTLED >= now {
             return;
         }
@@ -78,7 +78,7 @@ impl Stamps {
     }
 }
 
-/// Seconds since 1970.
+/// Returns the current time, in seconds since 1970.
 pub(super) fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
 }
@@ -87,7 +87,7 @@ pub(super) fn same(a: &Stat, b: &Stat) -> bool {
     stamp(a) == stamp(b)
 }
 
-/// What is taken for the same as long as the file is.
+/// Returns the stamp of a file, which changes when the file does.
 pub fn stamp(stat: &Stat) -> Stamp {
     [
         stat.st_dev,
@@ -114,7 +114,7 @@ mod tests {
         stamps.put(&rustix::fs::stat(&path).unwrap(), digest);
         assert_eq!(stamps.get(&rustix::fs::stat(&path).unwrap()), None, "written just now");
 
-        // An old file of the system: neither its mtime nor its ctime is young.
+        // An old file of the system: neither mtime nor ctime is recent.
         let old = rustix::fs::stat("/etc/passwd").unwrap();
         stamps.put(&old, digest);
         let bytes = stamps.to_bytes().unwrap();

@@ -15,8 +15,8 @@ use crate::digest::Description;
 use crate::files::Project;
 
 impl Graph {
-    /// Builds the graph of a model. All files that can't be hashed are
-    /// reported together.
+    /// Builds the graph of a model. Reports all files that can't be hashed
+    /// together.
     pub fn new(model: &Model, project: &Project) -> Result<Self, Vec<GraphError>> {
         let mut builder = Builder {
             graph: Self {
@@ -47,12 +47,12 @@ struct Builder<'a> {
     /// For each image, the state that it starts from and those after each of
     /// its layers.
     states: Vec<Vec<NodeId>>,
-    /// For each image, what its layers and those below them promise.
+    /// For each image, the checks of its layers and of those below them.
     checks: Vec<Vec<Promise<'a>>>,
     errors: Vec<GraphError>,
 }
 
-/// A check that a layer brings with it, and the layer's name in the machine.
+/// A check of a layer, and the layer's name in the machine.
 type Promise<'a> = (&'a str, &'a Check);
 
 impl<'a> Builder<'a> {
@@ -70,8 +70,8 @@ impl<'a> Builder<'a> {
                 self.push(image, format!("{}:base", image.name), work, None, description, image.origin_span)
             }
         };
-        // A disk from outside brings no kernel for an appliance, and no
-        // filesystem that the host's kernel may be trusted with.
+        // An imported disk has no kernel for an appliance, and the host's
+        // kernel must not mount its filesystem.
         let imported = self
             .graph
             .chain(top)
@@ -100,7 +100,8 @@ impl<'a> Builder<'a> {
         }
         let span = image.outputs[0].span;
         let name = format!("{}:seal", image.name);
-        // What has run is stopped in an orderly way before it is sealed.
+        // If programs have run in the image, the machine is booted and shut
+        // down in order before it is sealed.
         let ran = |id: &NodeId| self.graph.node(*id).needs == Needs::Machine;
         let booted = imported || self.graph.chain(top).iter().any(ran);
         let needs = if booted { Needs::Machine } else { Needs::Disk };
@@ -126,8 +127,8 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// What layers promise must hold in every image that has them; an image's
-    /// own checks are about that image.
+    /// Checks of layers apply to every image that has these layers; the checks
+    /// of an image only to that image.
     fn checks(&mut self, image: &'a Image, top: NodeId) {
         let promised = self.promised(image, image.layers.len());
         let own = image.checks.iter().map(|c| (String::new(), c));
@@ -150,7 +151,8 @@ impl<'a> Builder<'a> {
         self.checks.push(promised);
     }
 
-    /// What the first layers of an image promise, and what is below them.
+    /// Returns the checks of the first layers of an image, and of what is below
+    /// them.
     fn promised(&self, image: &'a Image, layers: usize) -> Vec<Promise<'a>> {
         let mut promised = match &image.origin {
             Origin::Image(index, layers) if *layers == self.model.images[*index].layers.len() => {

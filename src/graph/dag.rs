@@ -1,4 +1,4 @@
-//! All nodes of a recipe, and which is made from which.
+//! All nodes of a recipe, with their parents.
 
 use std::collections::HashMap;
 
@@ -10,24 +10,23 @@ use vimg_lang::model::Output;
 use super::node::{Node, NodeId, PARENT, Work, parent_state_id};
 use crate::digest::Key;
 
-/// A file that an image is to be written to.
+/// An output file of an image.
 #[derive(Debug, Clone)]
 pub struct Target {
     /// The image's name.
     pub image: String,
-    /// The node that it is.
+    /// Its node.
     pub node: NodeId,
-    /// As declared.
+    /// Its declaration.
     pub output: Output,
 }
 
 /// All nodes of a recipe.
 #[derive(Debug, Clone)]
 pub struct Graph {
-    // Edges lead from a state to what is made from it.
+    // Edges lead from a state to those made from it.
     pub(super) graph: DiGraph<Node, ()>,
-    /// For each image, its name, its last state before any output, and the
-    /// index of its first own node in order.
+    /// For each image, its name and its last state before any output.
     pub(super) images: Vec<(String, NodeId)>,
     /// For each image, its checks.
     pub(super) checks: Vec<Vec<NodeId>>,
@@ -37,11 +36,11 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Gives all nodes the keys that they have where `stands_for` says which
-    /// states hold the same. Says whether anything is known by another key.
+    /// Recomputes all keys after `stands_for` says which states are identical
+    /// to earlier ones. Returns whether a key changed.
     pub fn resolve(&mut self, stands_for: impl Fn(&Key) -> Key) -> bool {
         let mut changed = false;
-        // Those below come first.
+        // Nodes below come first.
         for index in self.graph.node_indices() {
             let parent = self.graph[index].parent.map(|p| parent_state_id(self.node(p)));
             let node = &mut self.graph[index];
@@ -59,42 +58,42 @@ impl Graph {
         changed
     }
 
-    /// A node.
+    /// Returns a node.
     pub fn node(&self, id: NodeId) -> &Node {
         &self.graph[NodeIndex::new(id.0 as usize)]
     }
 
-    /// All nodes; those below come first.
+    /// Lists all nodes; those below come first.
     pub fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
         (0..self.graph.node_count() as u32).map(NodeId)
     }
 
-    /// The node with this name: `image` means its last state.
+    /// Finds a node by name; `image` means its last state.
     pub fn find(&self, name: &str) -> Option<NodeId> {
         self.image(name).or_else(|| self.by_name.get(name).copied())
     }
 
-    /// The last state of an image, before any output.
+    /// Returns the last state of an image, before any output.
     pub fn image(&self, name: &str) -> Option<NodeId> {
         self.image_index.get(name).map(|n| self.images[*n].1)
     }
 
-    /// The checks of an image.
+    /// Returns the checks of an image.
     pub fn checks(&self, image: &str) -> &[NodeId] {
         self.image_index.get(image).map_or(&[], |n| &self.checks[*n])
     }
 
-    /// All images with their last states.
+    /// Lists all images with their last states.
     pub fn images(&self) -> &[(String, NodeId)] {
         &self.images
     }
 
-    /// All files to write.
+    /// Lists all output files.
     pub fn targets(&self) -> &[Target] {
         &self.targets
     }
 
-    /// All names that [`Graph::find`] knows.
+    /// Lists all names that [`Graph::find`] knows.
     pub fn names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self.by_name.keys().map(String::as_str).collect();
         names.extend(self.images.iter().map(|(n, _)| n.as_str()));
@@ -103,7 +102,7 @@ impl Graph {
         names
     }
 
-    /// What is made from a node.
+    /// Lists the nodes that are made from a node.
     pub fn children(&self, id: NodeId) -> Vec<NodeId> {
         let index = NodeIndex::new(id.0 as usize);
         let mut children: Vec<NodeId> =
@@ -112,7 +111,7 @@ impl Graph {
         children
     }
 
-    /// A node and all below it, the lowest first.
+    /// Returns a node and all below it, the lowest first.
     pub fn chain(&self, id: NodeId) -> Vec<NodeId> {
         let mut chain = vec![id];
         while let Some(parent) = chain.last().and_then(|id| self.node(*id).parent) {
@@ -122,7 +121,8 @@ impl Graph {
         chain
     }
 
-    /// Where a part of this name in the machine is applied, below `node`.
+    /// Finds where a part with this name in the machine is applied below
+    /// `node`.
     pub fn applied(&self, node: &Node, part: &str) -> Option<Span> {
         let mut next = node.parent;
         while let Some(node) = next.map(|id| self.node(id)) {

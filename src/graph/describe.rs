@@ -1,8 +1,8 @@
-//! What determines each kind of node. `docs/reference/keys.md` lists the fields, and a
-//! test compares the two.
+//! The descriptions of all kinds of nodes. `docs/reference/keys.md` lists the
+//! fields, and a test compares the two.
 //!
-//! The walk over a layer builds the agent's steps and the description side by
-//! side: nothing reaches the agent that was not described.
+//! One walk over a layer builds both the agent's steps and the description, so
+//! nothing reaches the agent that is not described.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,14 +21,14 @@ use crate::provider::debian;
 /// Raise when sealing or exporting gives another disk.
 const OUTPUT_BEHAVIOUR: u32 = 1;
 
-/// What machines are: one architecture's disks are of no use to another's, and
-/// caches are shared.
+/// The architecture of machines. Caches are shared, and a disk of one
+/// architecture is of no use to another.
 const ARCHITECTURE: &str = "amd64";
 
 /// Raise when a check that passed may now fail.
 const CHECK_BEHAVIOUR: u32 = 1;
 
-/// What fields begin with that say which secrets a layer is handed.
+/// Prefix of the fields that name the secrets of a layer.
 pub const SECRET: &str = "run secret ";
 
 pub(super) fn bootstrap(bootstrap: &Bootstrap, machine: &Machine) -> Description {
@@ -72,7 +72,7 @@ pub(super) fn export(format: DiskFormat) -> Description {
     d
 }
 
-/// A check's work and description.
+/// Returns a check's work and description.
 pub(super) fn check(check: &Check, machine: &Machine) -> (CheckWork, Description) {
     let mut d = Description::default();
     d.value("kind", "check");
@@ -136,15 +136,15 @@ fn question(d: &mut Description, probe: &model::Probe) -> (String, Probe) {
     }
 }
 
-/// A layer's work and description.
+/// Returns a layer's work and description.
 pub(super) fn layer(
     layer: &Layer,
     booted: bool,
     machine: &Machine,
     project: &Project,
 ) -> Result<(LayerWork, Description), Vec<GraphError>> {
-    // What is applied after something was taken back may have its name: its
-    // page begins only then.
+    // A part may have the name of a part that is reverted first, so its page of
+    // the ledger begins after the revert.
     let apart = !layer.reverts.is_empty();
     let first = layer.parts.first().filter(|_| !apart);
     let mut walk = Walk {
@@ -160,7 +160,7 @@ pub(super) fn layer(
         errors: Vec::new(),
     };
     walk.d.value("kind", "layer");
-    // Who only works on the disk sees nothing of the machine.
+    // An offline layer does not depend on the machine.
     if booted {
         walk.d.value("needs", "booted");
         walk.d.value("machine cpus", machine.cpus);
@@ -364,7 +364,7 @@ impl Walk<'_> {
         }
         if self.project.goes_on(&script.content) {
             self.work.notes.push(format!(
-                "{name}: a script with its own `#!` line goes on after a command that fails; `set -e` stops it"
+                "{name}: a script with its own `#!` line continues after a failed command; add `set -e`"
             ));
         }
         let (content, _) = self.content("script", &script.content, span)?;
@@ -372,7 +372,8 @@ impl Walk<'_> {
         Some(protocol::Script { content, around: protocol::Around { env, user, workdir, timeout, network } })
     }
 
-    /// A file's content, and the mode of the project's file if it is one.
+    /// Describes a file's content, and returns it with the mode of the
+    /// project's file, if it is one.
     fn content(&mut self, name: &str, content: &Content, span: Span) -> Option<(Blob, u32)> {
         match content {
             Content::Text(text) => {
@@ -384,7 +385,7 @@ impl Walk<'_> {
             Content::Rendered(text, template) => {
                 let (blob, _) = self.content(name, &Content::Text(text.clone()), span)?;
                 match self.project.hash(template) {
-                    // It is as executable as its template.
+                    // It has the mode of its template.
                     Ok((_, mode)) => Some((blob, mode)),
                     Err(error) => {
                         self.errors.push(GraphError { span, error });
@@ -410,8 +411,8 @@ impl Walk<'_> {
         }
     }
 
-    /// A tree's list of files. Each of them is a field, so that the reason of
-    /// a rebuild can name it.
+    /// Describes a tree. Each file is a field, so that the reason of a rebuild
+    /// can name it.
     fn tree(&mut self, dir: &FileRef, span: Span) -> Option<Blob> {
         let manifest: Manifest = match self.project.tree(dir) {
             Ok(manifest) => manifest,
@@ -438,14 +439,14 @@ impl Walk<'_> {
                 }
             }
         }
-        // The list holds strings and numbers only: it can always be written.
+        // The list contains only strings and numbers, so encoding can't fail.
         let bytes = serde_json::to_vec(&manifest).unwrap_or_default();
         let blob = Blob::of(&bytes);
         self.work.blobs.insert(blob.digest, BlobSource::Bytes(Arc::from(bytes)));
         Some(blob)
     }
 
-    /// A value that may be left out; then there is no field.
+    /// Adds a field if the value is set.
     fn optional<T: std::fmt::Display>(&mut self, name: String, value: Option<&T>) {
         if let Some(value) = value {
             self.d.value(name, value);

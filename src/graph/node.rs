@@ -1,4 +1,4 @@
-//! A node: a state that is to be there, and what it takes to make it.
+//! A node: a state that can be built, and how.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,19 +10,19 @@ use vimg_lang::{FileRef, Span};
 use crate::digest::{Description, Digest, Key};
 use crate::files::FileError;
 
-/// A node's place in a [`super::dag::Graph`].
+/// Index of a node in a [`super::dag::Graph`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub(super) u32);
 
 #[cfg(test)]
 impl NodeId {
-    /// For who needs any.
+    /// Makes any ID, for tests.
     pub(crate) fn of(number: u32) -> Self {
         Self(number)
     }
 }
 
-/// A vertex: a state that is to be there.
+/// A state that can be built, with its key.
 #[derive(Debug, Clone)]
 pub struct Node {
     /// Unique in the graph: `image:base`, `image@layer`, `image:check/name`,
@@ -30,26 +30,26 @@ pub struct Node {
     pub name: String,
     /// The image that declares it.
     pub image: String,
-    /// What it takes to make it.
+    /// How to build it.
     pub work: Work,
-    /// The state it is made from.
+    /// The state below.
     pub parent: Option<NodeId>,
-    /// What must be there while it is made.
+    /// What the build needs of the machine.
     pub needs: Needs,
-    /// The machine that it is of.
+    /// The machine of its image.
     pub machine: Machine,
     /// Everything that enters its key.
     pub description: Description,
     /// Its key.
     pub key: Key,
-    /// The key that those made from it know it by: its own, unless it is known
-    /// to hold the same as a state that was there before.
+    /// The key that nodes above use for it: its own, or that of an identical
+    /// earlier state.
     pub stands_for: Key,
     /// Where it is declared.
     pub span: Span,
 }
 
-/// What must be there while a state is made.
+/// What the build of a state needs of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
     /// Nothing of the machine.
@@ -60,7 +60,7 @@ pub enum Needs {
     Machine,
 }
 
-/// What it takes to make a state.
+/// How to build a state.
 #[derive(Debug, Clone)]
 pub enum Work {
     /// A base disk from a distribution.
@@ -72,19 +72,18 @@ pub enum Work {
         /// Its SHA-256 in hexadecimal.
         sha256: String,
     },
-    /// A configuration, applied.
+    /// A configuration to apply.
     Layer(Arc<LayerWork>),
-    /// Questions to the machine of the state below; what comes of it is no
-    /// disk.
+    /// Questions to the machine of the state below. The result has no disk.
     Check(Arc<CheckWork>),
-    /// The sealed form of the state below.
+    /// Sealing the state below.
     Seal,
-    /// The state below as one disk.
+    /// Converting the state below to one file.
     Export(DiskFormat),
 }
 
 impl Work {
-    /// Names it in records.
+    /// Returns the kind of node, as records name it.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Bootstrap(_) | Self::Import { .. } => "base",
@@ -95,8 +94,7 @@ impl Work {
         }
     }
 
-    /// The parts of layers below that it takes back first, by their names in
-    /// the machine.
+    /// Lists the parts that it reverts first, by their names in the machine.
     pub fn takes_back(&self) -> Vec<&str> {
         let Self::Layer(work) = self else { return Vec::new() };
         let mut taken = Vec::new();
@@ -109,33 +107,33 @@ impl Work {
     }
 }
 
-/// What the agent is to do, and where that is declared.
+/// The steps of a layer for the agent, and where they are declared.
 #[derive(Debug)]
 pub struct LayerWork {
-    /// Its name in the machine, unless its steps say so.
+    /// Its name in the machine; `None` if its steps say so.
     pub layer: Option<String>,
     /// The steps.
     pub steps: Vec<Primitive>,
-    /// A place and a name for each step.
+    /// Place in the recipe and name of each step.
     pub places: Vec<(Span, String)>,
-    /// Where the blobs of the steps come from.
+    /// The sources of the blobs of the steps.
     pub blobs: BTreeMap<Digest, BlobSource>,
     /// Notes to print when the layer is built.
     pub notes: Vec<String>,
 }
 
-/// What the agent is to ask, and where that is declared.
+/// The questions of a check for the agent, and where they are declared.
 #[derive(Debug)]
 pub struct CheckWork {
     /// The questions.
     pub probes: Vec<Probe>,
-    /// A place and a name for each.
+    /// Place in the recipe and name of each question.
     pub places: Vec<(Span, String)>,
-    /// Whether a script of it may use the network.
+    /// Whether its scripts may use the network.
     pub network: bool,
 }
 
-/// Where a blob comes from.
+/// The source of a blob.
 #[derive(Debug, Clone)]
 pub enum BlobSource {
     /// Rendered text, or a list of files.
@@ -147,16 +145,16 @@ pub enum BlobSource {
 /// A file that can't be hashed, and where the recipe names it.
 #[derive(Debug)]
 pub struct GraphError {
-    /// Where.
+    /// The place in the recipe.
     pub span: Span,
-    /// What.
+    /// The error.
     pub error: FileError,
 }
 
 /// The field for [`parent_state_id`].
 pub(super) const PARENT: &str = "parent";
 
-/// What a state's children put into their keys for it.
+/// Returns the key that nodes above put into their descriptions.
 pub(super) fn parent_state_id(parent: &Node) -> Key {
     parent.stands_for
 }

@@ -1,5 +1,5 @@
-//! Servers: what is to be in effect in a machine that goes on running, and
-//! what has to be done to one in which something else is.
+//! Servers: the parts that should be in effect in a running machine, and the
+//! steps that get there.
 
 use std::sync::Arc;
 
@@ -19,17 +19,17 @@ use crate::files::Project;
 pub struct ServerPart {
     /// Its name in the machine.
     pub id: String,
-    /// What it does, hashed.
+    /// The hash of its description.
     pub key: Key,
-    /// Capabilities that it requires.
+    /// The capabilities that it requires.
     pub requires: Vec<String>,
-    /// Capabilities that it provides.
+    /// The capabilities that it provides.
     pub provides: Vec<String>,
     /// Whether each of its scripts has an `undo`.
     pub undoable: bool,
 }
 
-/// A server as the recipe has it.
+/// A server as the recipe declares it.
 #[derive(Debug)]
 pub struct ServerPlan {
     /// Its name.
@@ -40,37 +40,37 @@ pub struct ServerPlan {
     pub image: NodeId,
     /// The machine.
     pub machine: Machine,
-    /// What leads into it.
+    /// Ports that are forwarded into it.
     pub forwards: Vec<Forward>,
-    /// What the image has in effect.
+    /// The parts in effect in the image.
     pub base: Vec<ServerPart>,
-    /// What is to be in effect.
+    /// The parts that should be in effect.
     pub wanted: Vec<ServerPart>,
     /// The parts of `wanted`.
     parts: Vec<Arc<Part>>,
 }
 
-/// What is to be done to a server.
+/// The changes to a server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Difference {
-    /// Parts that are taken back, in this order, by their names in the machine.
+    /// Parts to revert, in this order, by their names in the machine.
     pub reverts: Vec<String>,
-    /// Parts that are applied, by their places in what is wanted.
+    /// Parts to apply, by their indices in `wanted`.
     pub apply: Vec<usize>,
     /// Parts that stay.
     pub stays: Vec<ServerPart>,
-    /// Of what is taken back, what can't be.
+    /// Parts to revert that have no `undo`.
     pub stuck: Vec<String>,
 }
 
-/// What it takes to bring a server to what the recipe says.
+/// The work that brings a server to what the recipe says.
 #[derive(Debug)]
 pub struct ServerWork {
-    /// What is taken back and applied.
+    /// The steps that revert and apply parts.
     pub layer: LayerWork,
-    /// What must be true then: the checks of what is applied.
+    /// The checks of the applied parts.
     pub checks: CheckWork,
-    /// What is in effect then.
+    /// The parts in effect afterwards.
     pub after: Vec<ServerPart>,
 }
 
@@ -82,7 +82,7 @@ impl Difference {
 }
 
 impl ServerPlan {
-    /// The server of this name.
+    /// Plans the server with this name; `None` if the recipe has none.
     pub fn new(
         graph: &Graph,
         model: &Model,
@@ -107,24 +107,24 @@ impl ServerPlan {
         }))
     }
 
-    /// Whether it has something to do before it is removed.
+    /// Whether it has a `decommission` hook.
     pub fn has_parting(&self) -> bool {
         let parting = |p: &Primitive| matches!(p, Primitive::Hook { when: When::Decommission, .. });
         self.parts.iter().flat_map(|part| &part.steps).any(|step| parting(&step.primitive))
     }
 
-    /// What has to be done where `current` is in effect.
+    /// Returns the changes to a server where `current` is in effect.
     pub fn difference(&self, current: &[ServerPart]) -> Difference {
         difference(current, &self.wanted)
     }
 
-    /// The work of a difference.
+    /// Returns the work for the changes.
     pub fn work(&self, difference: &Difference, project: &Project) -> Result<ServerWork, Vec<GraphError>> {
         let mut after = difference.stays.clone();
         let mut parts = Vec::new();
         for place in &difference.apply {
             let mut part = Part::clone(&self.parts[*place]);
-            // Two pages of the machine's ledger never have one name.
+            // Names in the machine's ledger are unique.
             for n in 2.. {
                 let going = difference.reverts.contains(&part.id);
                 if !going && !after.iter().any(|other| other.id == part.id) {
@@ -155,8 +155,9 @@ impl ServerPlan {
     }
 }
 
-/// Has what goes work for as long as it can: packages of what comes are there
-/// before, and packages of what goes are purged once what comes works.
+/// When an update both adds and removes packages, orders the steps so that the
+/// old service runs as long as possible: new packages are installed first, and
+/// old ones are purged when the new parts work.
 fn switch_over(work: &mut LayerWork) {
     let all: Vec<_> =
         std::mem::take(&mut work.steps).into_iter().zip(std::mem::take(&mut work.places)).collect();
@@ -166,7 +167,8 @@ fn switch_over(work: &mut LayerWork) {
         .iter()
         .filter_map(|(step, _)| if let Step::Revert { layer } = step { Some(layer.clone()) } else { None })
         .collect();
-    // What a purge takes with it can't be told of accounts.
+    // It is not known which accounts a purge removes, so updates with accounts
+    // keep the plain order.
     let accounts = |step: &Step| matches!(step, Step::User(_) | Step::Group { .. });
     let packages = |step: &Step| matches!(step, Step::Package { .. });
     let any = |is: &dyn Fn(&Step) -> bool| coming.iter().any(|(step, _)| is(step));
@@ -176,12 +178,13 @@ fn switch_over(work: &mut LayerWork) {
         let (mut ahead, mut paths) = (Vec::new(), Vec::new());
         for (step, place) in &coming {
             match step {
-                // All of them, so that the machine has them in their order.
+                // All parts begin their page here, so that the ledger has them
+                // in their order.
                 Step::Layer { .. } => ahead.push((step.clone(), place.clone())),
                 Step::Package { names } => {
                     let (names, leaving) = (names.clone(), leaving.clone());
                     ahead
-                        .push((Step::Preinstall { names, leaving }, (place.0, format!("{} ahead", place.1))));
+                        .push((Step::Preinstall { names, leaving }, (place.0, format!("{} early", place.1))));
                 }
                 Step::File { path, .. }
                 | Step::Directory { path, .. }
@@ -190,7 +193,7 @@ fn switch_over(work: &mut LayerWork) {
                 _ => {}
             }
         }
-        let place = going.first().map(|(_, (span, _))| (*span, format!("leave {}", leaving.join(" "))));
+        let place = going.first().map(|(_, (span, _))| (*span, format!("stop {}", leaving.join(" "))));
         let leave = place.map(|place| (Step::Leave { layers: leaving, paths }, place));
         ahead.into_iter().chain(leave).chain(coming).chain(going).collect()
     };
@@ -198,7 +201,7 @@ fn switch_over(work: &mut LayerWork) {
 }
 
 fn part(one: &InEffect, machine: &Machine, project: &Project) -> Result<ServerPart, Vec<GraphError>> {
-    // What it is called does not say what it does.
+    // The key must not depend on the name in the machine.
     let plain = Part { id: one.part.configuration.clone(), ..Part::clone(&one.part) };
     let undoable = !plain.steps.iter().any(|s| matches!(s.primitive, Primitive::Run { undo: None, .. }));
     let layer = Layer {
@@ -218,8 +221,8 @@ fn part(one: &InEffect, machine: &Machine, project: &Project) -> Result<ServerPa
     })
 }
 
-/// What stays is what does the same; what requires something that goes is
-/// applied again on what comes in its place.
+/// Compares parts. A part with an equal key stays, unless it requires something
+/// that goes: then it is reverted and applied again.
 fn difference(current: &[ServerPart], wanted: &[ServerPart]) -> Difference {
     let mut open: Vec<usize> = (0..wanted.len()).collect();
     let mut gone: Vec<&str> = Vec::new();
@@ -294,7 +297,8 @@ mod tests {
         let rest =
             [layer("light"), package("lighttpd"), layer("site#2"), link(), revert("site"), revert("nginx")];
         assert_eq!((second, whole.places.len()), (&rest[..], 10));
-        // Nothing comes, or nothing goes, or an account does: as it was.
+        // Nothing is added, nothing is removed, or there is an account: the
+        // plain order.
         let group = || Step::Group { name: "g".into(), gid: None, system: false };
         let plain = [
             vec![revert("site"), layer("x")],
@@ -317,11 +321,12 @@ mod tests {
         let run = part("run", "run", &[], &[]);
         let current = [nginx.clone(), site.clone(), apart.clone(), run.clone()];
         assert!(difference(&current, &current).is_empty());
-        // Another provider: who requires it comes again, the rest stays.
+        // Another provider: the part that requires it is applied again, the
+        // rest stays.
         let other = difference(&current, &[light, site.clone(), apart.clone(), run.clone()]);
         assert_eq!(other.reverts, ["site", "nginx"]);
         assert_eq!((other.apply, other.stuck.len(), other.stays.len()), (vec![0, 1], 0, 2));
-        // An edit touches its part alone.
+        // An edit affects only its part.
         let edited = difference(&current, &[nginx, part("site", "edited", &["http"], &[]), apart]);
         assert_eq!((edited.reverts, edited.apply), (vec!["run".to_owned(), "site".to_owned()], vec![1]));
         assert_eq!(edited.stuck, ["run"]);

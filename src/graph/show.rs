@@ -1,4 +1,4 @@
-//! The graph as text, for people and for other programs.
+//! The graph as text, for people and for programs.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use serde_json::json;
 use super::dag::Graph;
 use super::node::NodeId;
 
-/// A form to show a graph in.
+/// A format for a graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// A tree of text.
@@ -20,7 +20,7 @@ pub enum Format {
     Json,
 }
 
-/// Shows a graph.
+/// Formats a graph.
 pub fn show(graph: &Graph, format: Format) -> String {
     match format {
         Format::Text => text(graph),
@@ -36,7 +36,7 @@ fn edges(graph: &Graph) -> impl Iterator<Item = (NodeId, NodeId)> {
 
 fn text(graph: &Graph) -> String {
     let mut out = String::new();
-    // A stack and not a recursion: images may be thousands of layers deep.
+    // A stack, not a recursion: images may be thousands of layers deep.
     let mut stack: Vec<(NodeId, String, String)> = Vec::new();
     for root in
         graph.ids().filter(|id| graph.node(*id).parent.is_none()).collect::<Vec<_>>().into_iter().rev()
@@ -47,13 +47,13 @@ fn text(graph: &Graph) -> String {
         let node = graph.node(id);
         let _ = writeln!(out, "{lead}{}  {}", node.name, node.key.short());
         let children = graph.children(id);
-        // A single child stands below its parent, so that a chain does not
-        // wander off to the right.
+        // A single child is not indented, so that a long chain does not move to
+        // the right.
         if let [only] = children.as_slice() {
             stack.push((*only, rest.clone(), rest));
             continue;
         }
-        // Beyond this the lines would be all indent.
+        // Deeper lines would be all indent.
         let deep = rest.chars().count() >= 3 * 20;
         for (n, child) in children.iter().enumerate().rev() {
             if deep {

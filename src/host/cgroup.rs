@@ -1,5 +1,5 @@
-//! A control group that bounds what a program and all that it starts may take
-//! of the host: processes and memory.
+//! A control group that limits the processes and the memory of a program and
+//! its children.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -10,28 +10,28 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// The most processes of a group: package managers have a few dozen, parallel
-/// compilers some hundreds.
+/// Maximum number of processes in a group: package managers need a few dozen,
+/// parallel compilers some hundreds.
 const PROCESSES: u64 = 4096;
 /// Time for killed processes to leave a group.
 const RELEASE: Duration = Duration::from_secs(2);
 
-/// Directories of groups (cgroups(7)): the one of version 2, or one of version
-/// 1 for each controller. Gone when dropped.
+/// A control group (cgroups(7)): one directory in version 2, or one per
+/// controller in version 1. Removed when dropped.
 #[derive(Debug)]
 pub struct Group {
     dirs: Vec<PathBuf>,
     procs: Vec<File>,
 }
 
-/// How programs are bounded on this host.
+/// How programs are limited on this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bounds {
     /// By control groups of version 2.
     Two,
-    /// By those of version 1.
+    /// By control groups of version 1.
     One,
-    /// By the number of a user's processes alone.
+    /// Only by the number of a user's processes.
     Processes,
 }
 
@@ -46,12 +46,13 @@ impl std::fmt::Display for Bounds {
 }
 
 impl Group {
-    /// Makes one with `memory` bytes at most. An error says that there are no
-    /// control groups that this user may make.
+    /// Makes a group with at most `memory` bytes. Fails if this user can't make
+    /// control groups.
     pub fn new(memory: u64) -> io::Result<Self> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let n = COUNTER.fetch_add(1, Ordering::Relaxed);
-        // Other process namespaces may have the same ids, and the same groups.
+        // Processes of other namespaces may have the same ids, and see the same
+        // groups.
         let mut random = [0; 4];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
         let name = format!("vimg-{}-{n}-{:08x}", std::process::id(), u32::from_ne_bytes(random));
@@ -64,7 +65,7 @@ impl Group {
         let mut group = Self { dirs: Vec::new(), procs: Vec::new() };
         if root.join("cgroup.controllers").exists() {
             group.add(root.join(&name), &[("pids.max", &processes), ("memory.max", &memory)])?;
-            // A kernel without accounting for swap lacks it.
+            // A kernel without swap accounting lacks this file.
             let _ = fs::write(group.dirs[0].join("memory.swap.max"), "0");
         } else {
             group.add(root.join("pids").join(&name), &[("pids.max", &processes)])?;
@@ -83,7 +84,7 @@ impl Group {
         Ok(())
     }
 
-    /// Has a program begin in it.
+    /// Starts a program in the group.
     pub fn enter(&self, command: &mut Command) {
         let procs: Vec<i32> = self.procs.iter().map(AsRawFd::as_raw_fd).collect();
         // SAFETY: the closure makes system calls only; the files stay open in
@@ -101,7 +102,7 @@ impl Group {
         }
     }
 
-    /// How programs are bounded here.
+    /// Tests how programs are limited on this host.
     pub fn bounds() -> Bounds {
         match Self::new(64 << 20) {
             Ok(group) if group.dirs.len() == 1 => Bounds::Two,
@@ -126,7 +127,7 @@ impl Drop for Group {
     }
 }
 
-/// Removes groups that killed processes of vimg left. One that is in use can't be
+/// Removes groups that killed processes of vimg left. A group in use can't be
 /// removed.
 fn remove_dead(dirs: &[&Path]) {
     for entry in dirs.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten() {
@@ -138,7 +139,7 @@ fn remove_dead(dirs: &[&Path]) {
     }
 }
 
-/// Bounds the processes of a program by its user's limit.
+/// Limits the number of processes by the limit of the program's user.
 pub fn limit_processes(command: &mut Command) {
     // SAFETY: the closure makes one system call.
     unsafe {

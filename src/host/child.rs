@@ -1,4 +1,4 @@
-//! Programs of the host that must not outlive vimg, and what they say.
+//! Programs of the host that must not outlive vimg, and their output.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -11,15 +11,16 @@ use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
-/// A program that runs for long, in `dir`, with what it says in the file
-/// `log`. It dies when its child is dropped, and with vimg unless it is to
-/// last; Ctrl-C is for vimg, which stops it itself.
+/// Makes the command of a long-running program, with the directory `dir` and
+/// its output in the file `log`. It is killed when its handle is dropped, and
+/// when vimg dies unless it is `lasting`. Ctrl-C does not reach it: vimg stops
+/// it.
 pub(crate) fn daemon(program: &Path, dir: &Path, log: &Path, lasting: bool) -> io::Result<Command> {
     let log = File::create(log)?;
     let mut command = super::command(program);
     command.current_dir(dir).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
     if lasting {
-        // The end of a terminal does not end it.
+        // It must survive the end of the terminal.
         own_session(&mut command);
     } else {
         command.process_group(0);
@@ -28,7 +29,7 @@ pub(crate) fn daemon(program: &Path, dir: &Path, log: &Path, lasting: bool) -> i
     Ok(command)
 }
 
-/// Gives a program a session of its own.
+/// Starts a program in a session of its own.
 pub(crate) fn own_session(command: &mut Command) {
     // SAFETY: the closure makes a system call.
     unsafe {
@@ -36,14 +37,14 @@ pub(crate) fn own_session(command: &mut Command) {
     }
 }
 
-/// The end of what a log says, for people.
+/// Returns the end of a log, for messages.
 pub(crate) fn last_words(log: &Path) -> String {
     let text = std::fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text[text.len().saturating_sub(2000)..]).trim().to_owned();
-    if text.is_empty() { "it says nothing".into() } else { text }
+    if text.is_empty() { "no output".into() } else { text }
 }
 
-/// The end of a stream that is read as it comes.
+/// The end of a stream, read in the background.
 #[derive(Clone)]
 pub(crate) struct Tail {
     kept: Arc<Mutex<KeptBytes>>,
@@ -52,7 +53,7 @@ pub(crate) struct Tail {
 #[derive(Default)]
 struct KeptBytes {
     bytes: VecDeque<u8>,
-    /// How many came in all.
+    /// Number of bytes in all.
     total: u64,
 }
 
@@ -77,13 +78,13 @@ impl Tail {
         tail
     }
 
-    /// What there is so far.
+    /// Returns the end of the stream so far, as text.
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.since(0).1).into_owned()
     }
 
-    /// What came after the first `seen` bytes, as far as it is kept, and how
-    /// many came in all.
+    /// Returns the number of bytes in all, and the bytes after the first
+    /// `seen`, as far as they are kept.
     pub(crate) fn since(&self, seen: u64) -> (u64, Vec<u8>) {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let new = usize::try_from(kept.total.saturating_sub(seen)).unwrap_or(usize::MAX);
@@ -92,7 +93,7 @@ impl Tail {
     }
 }
 
-/// Has the kernel kill the program when vimg dies, however it dies.
+/// Makes the kernel kill the program when vimg dies, however it dies.
 pub(crate) fn die_with_us(command: &mut Command) {
     let parent = getpid();
     // SAFETY: the closure makes system calls and touches no memory that the
@@ -106,8 +107,8 @@ pub(crate) fn die_with_us(command: &mut Command) {
     }
 }
 
-/// Has the program leave the processors to others that want them, until it
-/// [`competes`]. Does nothing where it could not compete again.
+/// Runs the program at idle priority, until it [`competes`]. Does nothing if
+/// the priority could not be reset.
 pub(crate) fn yields(command: &mut Command) {
     if may_compete() {
         // SAFETY: the closure makes one system call.
@@ -120,7 +121,7 @@ pub(crate) fn yields(command: &mut Command) {
     }
 }
 
-/// Has all threads of a program that yields compete for the processors.
+/// Gives all threads of a program normal priority again.
 pub(crate) fn competes(program: u32) {
     let threads = std::fs::read_dir(format!("/proc/{program}/task")).into_iter().flatten().flatten();
     for thread in threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
@@ -132,17 +133,17 @@ pub(crate) fn competes(program: u32) {
 /// privileges (`RLIMIT_NICE`, sched(7)).
 fn may_compete() -> bool {
     static MAY: OnceLock<bool> = OnceLock::new();
-    // A thread tries it with itself, and ends.
+    // A new thread tries it on itself, and ends.
     let tried = || scheduled(0, libc::SCHED_IDLE) && scheduled(0, libc::SCHED_OTHER);
     *MAY.get_or_init(|| std::thread::spawn(tried).join().unwrap_or(false))
 }
 
-/// Has a thread, or the one that calls if it is 0, be scheduled like that. Says
-/// whether it is.
+/// Sets the scheduling policy of a thread; 0 is the calling one. Returns
+/// whether that worked.
 fn scheduled(thread: libc::pid_t, policy: libc::c_int) -> bool {
     // `struct sched_param`: the priority, which is 0 for both.
     let parameters: libc::c_int = 0;
-    // SAFETY: the call reads one number, which lives through it.
+    // SAFETY: the call reads one number, which outlives it.
     unsafe { libc::syscall(libc::SYS_sched_setscheduler, thread, policy, &raw const parameters) == 0 }
 }
 
@@ -150,7 +151,7 @@ fn scheduled(thread: libc::pid_t, policy: libc::c_int) -> bool {
 mod tests {
     use super::*;
 
-    /// How `/proc` says that a program is scheduled.
+    /// Reads a program's scheduling policy from `/proc`.
     fn policy(program: u32) -> i32 {
         let stat = std::fs::read_to_string(format!("/proc/{program}/stat")).unwrap();
         // The 41st field is the policy (proc(5)); the second may have spaces.

@@ -87,8 +87,8 @@ pub fn lost(why: impl std::fmt::Display) -> Unreachable {
 /// The error for a host port that is in use.
 pub fn taken(address: &str, port: u16) -> Unreachable {
     Unreachable {
-        message: format!("the port {port} of {address} can't be taken"),
-        help: "does another program, or another server, listen on it? Give `forward` another `host=`".into(),
+        message: format!("can't listen on port {port} of {address}"),
+        help: "another program or server may use it; give `forward` another `host=`".into(),
     }
 }
 
@@ -114,7 +114,7 @@ impl Keeper {
             command.as_std_mut().arg0("vimg");
             command.arg("keep").current_dir(dir).stdin(input).stdout(Stdio::piped());
             command.stderr(File::create(dir.join("keeper.log"))?);
-            // The end of a terminal does not end it.
+            // It must survive the end of the terminal.
             child::own_session(&mut command);
             let mut process = command.spawn()?;
             let orders = Orders { access: access.clone(), ways: ways.to_vec() };
@@ -191,7 +191,7 @@ impl Keeper {
 ///
 /// # Errors
 ///
-/// What can't be read.
+/// A log can't be read.
 pub fn console(dir: &Path) -> io::Result<Vec<u8>> {
     let mut all = Vec::new();
     for name in LOGS.iter().rev() {
@@ -346,7 +346,7 @@ fn listen(way: &Inward) -> io::Result<()> {
 /// The error for a host port that needs rights.
 fn forbidden(way: &Inward) -> Unreachable {
     Unreachable {
-        message: format!("this user may not listen on the port {} of {}", way.host, way.address),
+        message: format!("this user may not listen on port {} of {}", way.host, way.address),
         help: "give `forward` a `host=` of 1024 or more, or as root: \
                sysctl net.ipv4.ip_unprivileged_port_start=0"
             .into(),

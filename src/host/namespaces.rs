@@ -1,5 +1,5 @@
-//! Namespaces of users and networks, held open by a small process, for
-//! programs that run without rights on the host.
+//! User and network namespaces for programs that run without rights on the
+//! host. A small process holds them open.
 
 use std::fs::File;
 use std::io;
@@ -14,37 +14,37 @@ use rustix::thread::{
     move_into_link_name_space, set_capabilities, unshare_unsafe,
 };
 
-/// The first host id of the range that root maps: the last 65,536 of the ids that
-/// systemd leaves to containers
-/// (systemd's `UIDS-GIDS.md`: 524288 to 1879048191).
+/// The first host id of the range that root maps: the last 65,536 of the ids
+/// that systemd leaves to containers (systemd's `UIDS-GIDS.md`: 524288 to
+/// 1879048191).
 const FIRST: u32 = 1_879_048_191 - COUNT + 1;
-/// How many ids a system has: 0 to 65535.
+/// The number of ids of a system: 0 to 65535.
 const COUNT: u32 = 1 << 16;
 
 /// The id mapping of a user namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ids {
-    /// The calling user alone, as itself.
+    /// Only the calling user, as itself.
     Same,
-    /// The 65,536 ids of a system. If root makes it, root inside is [`FIRST`]
-    /// outside; otherwise it is the calling user.
+    /// The 65,536 ids of a system. If root makes the namespace, root inside is
+    /// [`FIRST`] outside; otherwise it is the calling user.
     System,
 }
 
-/// A user namespace, with a network namespace that belongs to it or without.
+/// A user namespace, with or without its own network namespace.
 #[derive(Debug)]
 pub struct Namespaces {
     user: OwnedFd,
     net: Option<OwnedFd>,
     ids: Ids,
-    /// The process that is in them.
+    /// The process that holds them.
     holder: u32,
-    /// The holder, if it is ours, ends when its input is closed.
+    /// The holder, if this value owns it. It ends when its input is closed.
     own: Option<(Child, Option<ChildStdin>)>,
 }
 
 impl Namespaces {
-    /// Makes both. Takes some milliseconds.
+    /// Makes both namespaces. Takes some milliseconds.
     ///
     /// # Errors
     ///
@@ -54,7 +54,7 @@ impl Namespaces {
         Self::make(ids, true)
     }
 
-    /// Makes a user namespace only: its programs have the host's network.
+    /// Makes a user namespace only. Its programs have the host's network.
     ///
     /// # Errors
     ///
@@ -72,7 +72,7 @@ impl Namespaces {
         unsafe {
             command.pre_exec(move || {
                 if leave {
-                    // The namespace belongs to who makes it.
+                    // The namespace belongs to the user that makes it.
                     become_id(FIRST)?;
                 }
                 if !network {
@@ -104,23 +104,23 @@ impl Namespaces {
     ///
     /// # Errors
     ///
-    /// The process is gone, or not this user's.
+    /// The process has ended, or belongs to another user.
     pub fn of(holder: u32, ids: Ids) -> io::Result<Self> {
         let open = |kind: &str| File::open(format!("/proc/{holder}/ns/{kind}")).map(OwnedFd::from);
         Ok(Self { user: open("user")?, net: Some(open("net")?), ids, holder, own: None })
     }
 
-    /// The process that holds them, for programs that want a path in `/proc`.
+    /// The process that holds them, for programs that need a path in `/proc`.
     pub fn holder(&self) -> u32 {
         self.holder
     }
 
-    /// The namespace of users, for an id-mapped mount.
+    /// The user namespace, for an id-mapped mount.
     pub fn user(&self) -> BorrowedFd<'_> {
         self.user.as_fd()
     }
 
-    /// Has a program begin in both, as their root if they have one.
+    /// Starts a program in both, as their root if they have one.
     pub fn enter(&self, command: &mut Command) {
         let (user, net, ids) = (self.user.as_raw_fd(), self.net.as_ref().map(AsRawFd::as_raw_fd), self.ids);
         // SAFETY: the closure makes system calls only; the descriptors stay
@@ -136,18 +136,17 @@ impl Namespaces {
         }
     }
 
-    /// The same, for a program that sets the network up.
+    /// Starts a program in both that configures the network.
     pub fn administer(&self, command: &mut Command) {
         self.enter(command);
         if self.ids == Ids::Same {
-            // Who is not root loses its rights by an exec.
-            // SAFETY: the closure makes system calls only.
+            // A process that is not root loses its capabilities at exec.
             unsafe { command.pre_exec(|| keep_only(CapabilitySet::NET_ADMIN)) };
         }
     }
 
     /// Starts a program in the network namespace without changing its user. An
-    /// ordinary user has to join the user namespace for that.
+    /// ordinary user must also join the user namespace.
     pub fn enter_network(&self, command: &mut Command) {
         if !rustix::process::geteuid().is_root() {
             return self.enter(command);
@@ -157,8 +156,8 @@ impl Namespaces {
         unsafe { command.pre_exec(move || join(net, LinkNameSpaceType::Network)) };
     }
 
-    /// Runs a program of the host as the owner of the namespaces. With `listens`
-    /// it may take ports below 1024 if this user may.
+    /// Runs a program of the host as the owner of the namespaces. With
+    /// `listens` it may use ports below 1024 if this user may.
     pub fn own(&self, command: &mut Command, listens: bool) {
         if rustix::process::geteuid().is_root() && self.ids == Ids::System {
             // SAFETY: as above.
@@ -185,7 +184,8 @@ impl Drop for Namespaces {
     }
 }
 
-/// Keeps these rights of a process, over its next exec as well.
+/// Drops all other capabilities of a process. It keeps `rights` over its next
+/// exec.
 fn keep_only(rights: CapabilitySet) -> io::Result<()> {
     let sets = CapabilitySets { effective: rights, permitted: rights, inheritable: rights };
     set_capabilities(None, sets)?;
@@ -199,9 +199,9 @@ fn join(namespace: RawFd, kind: LinkNameSpaceType) -> io::Result<()> {
     move_into_link_name_space(namespace, Some(kind)).map_err(Into::into)
 }
 
-/// Brings the loopback of a new network up: every machine has one.
+/// Brings up the loopback interface of a new network namespace.
 fn loopback() -> io::Result<()> {
-    // SAFETY: the structure is plain numbers, and lives through the calls; the
+    // SAFETY: the structure is plain numbers, and outlives the calls; the
     // socket ends with the process or its exec.
     unsafe {
         let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
@@ -217,10 +217,10 @@ fn loopback() -> io::Result<()> {
     Err(io::Error::last_os_error())
 }
 
-/// Becomes another user of the same number's group, for good.
+/// Changes user and group to `id`, irrevocably.
 fn become_id(id: u32) -> io::Result<()> {
-    // SAFETY: the calls take numbers, and a list that is empty. libc's own
-    // functions would tell other threads, of which this process has none.
+    // SAFETY: the calls take numbers and an empty list. libc's own functions
+    // would also change other threads, of which this process has none.
     let done = unsafe {
         libc::syscall(libc::SYS_setgroups, 0usize, std::ptr::null::<libc::gid_t>()) == 0
             && libc::syscall(libc::SYS_setresgid, id, id, id) == 0
@@ -251,8 +251,8 @@ fn map(holder: u32, ids: Ids, root: bool) -> io::Result<()> {
     }
 }
 
-/// Has one of the programs write a map that may give out what an administrator
-/// has given to this user.
+/// Writes a map with newuidmap or newgidmap, which may use the ids that an
+/// administrator gave this user.
 fn map_by(program: &str, holder: u32, own: u32, ranges: &[(u32, u32)]) -> io::Result<()> {
     let path = super::find(program)
         .ok_or_else(|| io::Error::other(format!("`{program}` is not installed (package uidmap)")))?;
@@ -283,11 +283,11 @@ pub fn allowed() -> Result<(), (String, String)> {
     let ids = if rustix::process::geteuid().is_root() { Ids::System } else { Ids::Same };
     let tried = ALLOWED.get_or_init(|| Namespaces::new(ids).map(drop).map_err(|e| e.to_string()));
     tried.clone().map_err(|why| {
-        (format!("this host lets vimg make no user and network namespaces: {why}"), advice().to_owned())
+        (format!("vimg can't create user and network namespaces on this host: {why}"), advice().to_owned())
     })
 }
 
-/// Which of the host's settings forbids user namespaces, most likely.
+/// Advises on the host setting that most likely forbids user namespaces.
 fn advice() -> &'static str {
     let setting = |name: &str| std::fs::read_to_string(Path::new("/proc/sys").join(name)).unwrap_or_default();
     let is = |name: &str, value: &str| setting(name).trim() == value;
@@ -302,7 +302,7 @@ fn advice() -> &'static str {
     }
 }
 
-/// The ids that this user may give out, as first and count (subuid(5)).
+/// The subordinate ids of this user, as first and count (subuid(5)).
 pub fn subordinate(file: &str) -> Vec<(u32, u32)> {
     let uid = rustix::process::geteuid().as_raw().to_string();
     let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
@@ -320,13 +320,13 @@ pub fn subordinate(file: &str) -> Vec<(u32, u32)> {
     text.lines().filter_map(range).collect()
 }
 
-/// Removes a tree, with files that belong to subordinate ids of this user.
+/// Removes a tree, even if files belong to subordinate ids of this user.
 ///
 /// # Errors
 ///
-/// The system's.
+/// Errors of the system.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
-    // Processes that are being killed may still write.
+    // Killed processes may still write for a moment.
     let mut tries = 100;
     let denied = loop {
         match std::fs::remove_dir_all(path) {
@@ -355,7 +355,7 @@ mod tests {
 
     #[tokio::test]
     async fn root_inside_is_nobody_outside() {
-        // Some hosts forbid namespaces of users to some of their users.
+        // Some hosts forbid user namespaces to some users.
         let Ok(made) = Namespaces::new(Ids::System) else { return };
         let mut command = super::super::command(Path::new("/bin/sh"));
         command

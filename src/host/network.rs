@@ -1,11 +1,11 @@
-//! Internet access for guests, without the host, private networks and a cloud's
-//! metadata service.
+//! Internet access for guests, without access to the host, private networks and
+//! a cloud's metadata service.
 //!
-//! A namespace of networks whose only way out is `pasta`, a program that opens
-//! connections as an ordinary program of the host for what is sent to it. What
-//! may be reached is decided by routes in the namespace, which only its owner
-//! can change: blocked addresses have none. Names are resolved by pasta's
-//! forwarder, which asks the host's own resolver.
+//! The guests are in a network namespace whose only way out is `pasta`, a
+//! program that opens ordinary connections on the host. Routes in the namespace
+//! decide what can be reached, and only its owner can change them: blocked
+//! addresses have no route. pasta forwards DNS queries to the host's own
+//! resolver.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -23,18 +23,18 @@ use tokio::sync::Mutex;
 use super::child;
 use super::namespaces::{self, Ids, Namespaces};
 
-/// Addresses in the namespace, of a network that no host has (RFC 5737).
+/// The address of the namespace, in a network that no host has (RFC 5737).
 const OWN: &str = "198.51.100.2";
-/// The gateway; the host itself, where that is allowed.
+/// The gateway; also the host itself, if that is allowed.
 pub const HOST: &str = "198.51.100.1";
-/// What resolves names.
+/// The DNS resolver.
 pub const RESOLVER: &str = "198.51.100.3";
 
 /// Networks that guests can't reach unless the user allows them: this network,
-/// private networks (RFC 1918), the carrier's (RFC 6598), loopback, the link (RFC
-/// 3927; clouds answer there with credentials), Azure's host (WireServer),
-/// special purposes (RFC 6890), benchmarks (RFC 2544), this module's own, multicast
-/// and the rest above it.
+/// private networks (RFC 1918), carrier-grade NAT (RFC 6598), loopback,
+/// link-local (RFC 3927; clouds serve credentials there), Azure's host
+/// (WireServer), special purposes (RFC 6890), benchmarks (RFC 2544), this
+/// module's own, multicast and everything above.
 const BLOCKED: &[&str] = &[
     "0.0.0.0/8",
     "10.0.0.0/8",
@@ -50,10 +50,10 @@ const BLOCKED: &[&str] = &[
     "224.0.0.0/3",
 ];
 
-/// How long pasta may take; it takes some milliseconds.
+/// Timeout for the start of pasta, which takes some milliseconds.
 const OPENING: Duration = Duration::from_secs(20);
 
-/// A network of addresses.
+/// An IPv4 network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Net {
@@ -66,7 +66,7 @@ impl Net {
         u32::MAX.checked_shl(32 - self.bits).unwrap_or(0)
     }
 
-    /// Whether all of another network is part of it.
+    /// Whether it contains all of another network.
     fn holds(self, other: Self) -> bool {
         self.bits <= other.bits && (self.address ^ other.address) & self.mask() == 0
     }
@@ -105,25 +105,26 @@ impl std::fmt::Display for Net {
     }
 }
 
-/// What the user lets guests reach beyond the internet.
+/// What the user allows guests to reach besides the internet.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reach {
-    /// The host's network as it is: nothing stands in between.
+    /// The host's network, directly.
     pub all: bool,
     /// Services on the host's loopback, at [`HOST`].
     pub host: bool,
-    /// Networks that are near.
+    /// Allowed private networks.
     pub nets: Vec<Net>,
-    /// TCP ports on the host's loopback that are also on that of guests.
+    /// TCP ports on the host's loopback that are also on the loopback of
+    /// guests.
     pub ports: Vec<u16>,
 }
 
 impl Reach {
-    /// Adds what a setting says: `all`, `host`, or a network.
+    /// Adds a value of `network-allow`: `all`, `host`, or a network.
     ///
     /// # Errors
     ///
-    /// A sentence that says what it takes.
+    /// What is wrong with the value.
     pub fn allow(&mut self, text: &str) -> Result<(), String> {
         match text {
             "all" => self.all = true,
@@ -138,31 +139,32 @@ impl Reach {
     }
 }
 
-/// Proxies that the user's environment names.
+/// The proxies in the user's environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proxies {
     /// For `http://` addresses.
     pub http: Option<String>,
     /// For `https://` addresses.
     pub https: Option<String>,
-    /// Names that need none.
+    /// Names that need no proxy.
     pub no: Option<String>,
 }
 
 impl Proxies {
-    /// Whether an address of them has a name or password in it.
+    /// Whether a proxy address contains a name or password.
     pub fn have_password(&self) -> bool {
         [&self.http, &self.https].into_iter().flatten().any(|url| without_password(url) != *url)
     }
 
-    /// The proxies without names and passwords.
+    /// Returns the proxies without names and passwords.
     pub fn without_password(&self) -> Self {
         let strip = |url: &Option<String>| url.as_deref().map(without_password);
         Self { http: strip(&self.http), https: strip(&self.https), no: self.no.clone() }
     }
 
-    /// The proxies as variables that programs know. A proxy on the host's
-    /// loopback gets the address `loopback`, which is the guest's for it.
+    /// Returns the proxies as environment variables. A proxy on the host's
+    /// loopback gets the address `loopback`, which is the guest's address for
+    /// it.
     pub fn variables(&self, loopback: &str) -> Vec<(String, String)> {
         let mut all = Vec::new();
         for (name, value) in
@@ -205,19 +207,19 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// What a guest has of a network.
+/// The network access of a guest.
 #[derive(Debug, Clone, Default)]
 pub struct WayOut {
-    /// The way out, if it is not simply the host's.
+    /// The gateway; `None` if the guest uses the host's network.
     pub gateway: Option<Gateway>,
-    /// Variables that lead programs in the guest to the user's proxies.
+    /// Environment variables with the user's proxies.
     pub variables: Vec<(String, String)>,
-    /// The host's address, where guests may reach it.
+    /// The host's address, if guests may reach it.
     pub host: Option<String>,
 }
 
 impl WayOut {
-    /// Opens or closes it, if it can be.
+    /// Opens or closes the gateway, if there is one.
     pub async fn set(&self, open: bool) -> io::Result<()> {
         match &self.gateway {
             Some(gateway) => gateway.set(open).await,
@@ -226,7 +228,7 @@ impl WayOut {
     }
 }
 
-/// A proxy's address without a name and password in it (RFC 3986, 3.2.1).
+/// Returns a proxy's address without name and password (RFC 3986, 3.2.1).
 fn without_password(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
     let (authority, path) = rest.find(['/', '?', '#']).map_or((rest, ""), |at| rest.split_at(at));
@@ -234,7 +236,7 @@ fn without_password(url: &str) -> String {
     if scheme.is_empty() { format!("{host}{path}") } else { format!("{scheme}://{host}{path}") }
 }
 
-/// Host and port of a proxy's address; the port is 80 or 443 where none is given.
+/// Returns host and port of a proxy's address [default port: 80 or 443].
 fn place(url: &str) -> Option<(String, u16)> {
     let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
     let rest = rest.split(['/', '?', '#']).next()?;
@@ -245,21 +247,22 @@ fn place(url: &str) -> Option<(String, u16)> {
     Some((host.to_owned(), authority.port_u16().unwrap_or(default))).filter(|(host, _)| !host.is_empty())
 }
 
-/// What guests may reach, by the user's settings and environment.
+/// What guests may reach, from the user's settings and environment.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Access {
-    /// What they may reach.
+    /// The allowed networks.
     pub reach: Reach,
-    /// The user's proxies, which they may use.
+    /// The user's proxies, which guests may use.
     pub proxies: Proxies,
 }
 
 impl Access {
-    /// A way out for a guest, closed; `None` if guests have the host's network.
+    /// Makes a closed gateway for a guest; `None` if guests use the host's
+    /// network.
     ///
     /// # Errors
     ///
-    /// What is missing or failed, and what to do about it.
+    /// What is missing or failed, with advice.
     pub async fn gateway(&self, ids: Ids) -> Result<Option<Gateway>, Unreachable> {
         if self.reach.all {
             return Ok(None);
@@ -267,24 +270,25 @@ impl Access {
         let ids = if rustix::process::geteuid().is_root() { Ids::System } else { ids };
         let tools = Tools::find()?;
         let fail = |e: io::Error| Unreachable {
-            message: format!("the network's namespaces can't be made: {e}"),
+            message: format!("can't create the network namespaces: {e}"),
             help: HELP.into(),
         };
         let namespaces = Arc::new(Namespaces::new(ids).map_err(fail)?);
         self.open_in(namespaces, &tools, &[]).await.map(Some)
     }
 
-    /// What a guest has whose loopback the host sees as `loopback`.
+    /// Returns the network access of a guest that sees the host's loopback at
+    /// the address `loopback`.
     pub fn way_out(&self, gateway: Option<Gateway>, loopback: &str) -> WayOut {
         let host = (self.reach.host && !self.reach.all).then(|| HOST.to_owned());
         WayOut { gateway, variables: self.proxies.variables(loopback), host }
     }
 
-    /// The same in a namespace that is there, with ways into it.
+    /// Makes a gateway in existing namespaces, with forwarded ports.
     ///
     /// # Errors
     ///
-    /// As above; a port of the host is taken.
+    /// As for [`Self::gateway`]; or a port of the host is in use.
     pub async fn gateway_in(
         &self,
         namespaces: Arc<Namespaces>,
@@ -308,10 +312,10 @@ impl Access {
 
 const HELP: &str = "to use the host's network directly: --network-allow all";
 
-/// Why there is no way out, and what to do about it.
+/// Why there is no network access, and what to do about it.
 #[derive(Debug, Clone)]
 pub struct Unreachable {
-    /// What happened.
+    /// What failed.
     pub message: String,
     /// What to do.
     pub help: String,
@@ -321,7 +325,7 @@ pub struct Unreachable {
 ///
 /// # Errors
 ///
-/// The system's.
+/// Errors of the system.
 pub fn resolv_conf(dir: &Path) -> io::Result<PathBuf> {
     let path = dir.join("resolv.conf");
     std::fs::write(&path, format!("nameserver {RESOLVER}\n"))?;
@@ -329,7 +333,7 @@ pub fn resolv_conf(dir: &Path) -> io::Result<PathBuf> {
     Ok(path)
 }
 
-/// A port of the host that leads into a namespace.
+/// A port of the host that is forwarded into a namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inward {
     /// An address of the host.
@@ -341,13 +345,13 @@ pub struct Inward {
 }
 
 impl Inward {
-    /// Whether another begins at the same port.
+    /// Whether another one has the same host port.
     pub fn is_at(&self, other: &Self) -> bool {
         (&self.address, self.host) == (&other.address, other.host)
     }
 }
 
-/// The programs that it takes.
+/// The programs that a gateway needs.
 #[derive(Debug, Clone)]
 pub struct Tools {
     pasta: PathBuf,
@@ -359,7 +363,7 @@ impl Tools {
     ///
     /// # Errors
     ///
-    /// What is missing or forbidden, and what to do about it.
+    /// What is missing or forbidden, with advice.
     pub fn find() -> Result<Self, Unreachable> {
         let find = |name: &str, package: &str| {
             super::find(name).ok_or_else(|| {
@@ -369,7 +373,7 @@ impl Tools {
         };
         let tools = Self { pasta: find("pasta", "passt")?, ip: find("ip", "iproute2")? };
         let tun = "/dev/net/tun";
-        // Root makes one of its own.
+        // Root makes its own device.
         if !rustix::process::geteuid().is_root()
             && let Err(e) = std::fs::File::options().read(true).write(true).open(tun)
         {
@@ -382,7 +386,7 @@ impl Tools {
     }
 }
 
-/// A way out. It is closed until it is opened, and gone when dropped.
+/// A gateway. It is closed until it is opened, and ends when dropped.
 #[derive(Debug, Clone)]
 pub struct Gateway(Arc<Inner>);
 
@@ -399,7 +403,7 @@ struct Inner {
 }
 
 impl Gateway {
-    /// Makes one in a namespace that has no network yet.
+    /// Makes a gateway in a namespace that has no network yet.
     pub async fn new(
         namespaces: Arc<Namespaces>,
         tools: &Tools,
@@ -431,7 +435,7 @@ impl Gateway {
         let mut pasta = command.spawn()?;
         let card = card(&mut pasta, namespaces.holder(), &reach.ports).await?;
         if let Some(err) = pasta.stderr.take() {
-            // A pipe that is not read would stop it once it is full.
+            // A pipe that is not read would block pasta once it is full.
             child::Tail::of(err, 4096);
         }
         let inner = Inner {
@@ -445,8 +449,9 @@ impl Gateway {
         };
         let gateway = Self(Arc::new(inner));
         if !reach.ports.is_empty() {
-            // The rule for the loopback is the first unless it is moved. An
-            // earlier gateway in the same namespaces may have moved it.
+            // The rule for the loopback comes first by default, and is moved
+            // here. An earlier gateway in the same namespaces may have moved it
+            // already.
             let lines = format!("rule add pref {LOCAL} lookup local\nrule del pref 0\n");
             let _ = gateway.ip(lines, true).await;
         }
@@ -455,9 +460,9 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// Stops pasta, and takes back what another gateway in the same namespaces
-    /// would find in its way. If this is the last handle, its ports are free when
-    /// this returns.
+    /// Stops pasta, and removes rules that would be in the way of another
+    /// gateway in the same namespaces. If this is the last handle, its ports
+    /// are free when this returns.
     pub async fn end(self) {
         let Inner { reach, inward, .. } = &*self.0;
         let refused = reach.ports.iter().map(|port| format!("rule del {}\n", refused(*port)));
@@ -475,32 +480,32 @@ impl Gateway {
         matches!(pasta.try_wait(), Ok(None))
     }
 
-    /// The namespaces that it is in.
+    /// Returns its namespaces.
     pub fn namespaces(&self) -> &Arc<Namespaces> {
         &self.0.namespaces
     }
 
-    /// Opens or closes it. Returns once that holds.
+    /// Opens or closes it. Returns when that is done.
     ///
     /// # Errors
     ///
-    /// The routes can't be changed. After an opening that failed it is closed.
+    /// The routes can't be changed. If opening failed, it is closed.
     pub async fn set(&self, open: bool) -> io::Result<()> {
         let mut is = self.0.open.lock().await;
         if *is == open {
             return Ok(());
         }
-        // What closes it is done to the end, whatever fails of it.
+        // Closing runs all commands, even if some fail.
         let done = self.ip(if open { self.opened() } else { self.closed() }, !open).await;
         if done.is_err() && open {
-            // Each of these lines may fail: not all routes were made.
+            // Each of these lines may fail, because not all routes exist.
             let _ = self.ip(self.closed(), true).await;
         }
         *is = open && done.is_ok();
         done
     }
 
-    /// Routes that lead out, but for the default route.
+    /// The routes that lead out, the default route last.
     fn ways(&self) -> Vec<String> {
         let Inner { card, reach, .. } = &*self.0;
         let via = format!("via {HOST} dev {card} onlink");
@@ -515,31 +520,31 @@ impl Gateway {
         ways
     }
 
-    /// What opens it: the routes that lead out, the default route last.
+    /// Commands that open it: the routes that lead out, the default route last.
     fn opened(&self) -> String {
         let ports = self.0.reach.ports.iter().map(|port| format!("rule del {}\n", refused(*port)));
         ports.chain(self.ways().iter().map(|way| format!("route replace {way}\n"))).collect()
     }
 
-    /// What closes it.
+    /// Commands that close it.
     fn closed(&self) -> String {
         let ports = self.0.reach.ports.iter().map(|port| format!("rule add {}\n", refused(*port)));
         self.ways().iter().rev().map(|way| format!("route del {way}\n")).chain(ports).collect()
     }
 
-    /// What makes it, closed: removes the routes that pasta has made, and refuses
-    /// the networks that are blocked.
+    /// Commands that set it up, closed: they remove the routes that pasta made,
+    /// and reject blocked networks.
     fn routes(&self) -> String {
         let Inner { card, reach, inward, .. } = &*self.0;
         let mut lines = format!("route flush dev {card}\n");
         let allowed = |net: &Net| reach.nets.iter().any(|allowed| allowed.holds(*net));
         let blocked = BLOCKED.iter().filter_map(|net| net.parse().ok()).chain(own_addresses());
         for net in blocked.filter(|net| !allowed(net)) {
-            // The loopback inside is its own.
+            // The loopback inside is not affected.
             lines.push_str(&format!("route replace unreachable {net}\n"));
         }
-        // Answers to clients of forwarded ports go back to where they came from,
-        // private networks as well.
+        // Answers to clients of forwarded ports must go back even to private
+        // networks.
         lines.extend(inward.iter().map(|way| format!("rule add {}\n", answers(way))));
         if !inward.is_empty() {
             lines.push_str(&format!("route add default via {HOST} dev {card} onlink table {ANSWERS}\n"));
@@ -548,8 +553,8 @@ impl Gateway {
         lines
     }
 
-    /// Runs commands of ip(8), up to the first that fails or `all` of them. An
-    /// error says that one failed.
+    /// Runs commands of ip(8), up to the first that fails, or `all` of them.
+    /// Fails if one of them failed.
     async fn ip(&self, lines: String, all: bool) -> io::Result<()> {
         let mut command = super::command(&self.0.tools.ip);
         if all {
@@ -569,23 +574,23 @@ impl Gateway {
     }
 }
 
-/// The first port that needs no rights (ip(7)).
+/// The first port that needs no privilege (ip(7)).
 const FREE: u16 = 1024;
 
-/// Priorities of routing rules, the first of which that matches counts: ports of
-/// the host's loopback while the gateway is closed, the loopback, and answers to
-/// clients of forwarded ports, which have a table of this number.
+/// Priorities of routing rules; the first match counts. They are for ports of
+/// the host's loopback while the gateway is closed, the loopback, and answers
+/// to clients of forwarded ports, whose table has the same number.
 const REFUSED: u32 = 5;
 const LOCAL: u32 = 10;
 const ANSWERS: u32 = 20;
 
-/// The rule that keeps a port of the host's loopback out of reach. pasta listens
-/// on it in the namespace.
+/// The rule that rejects a port of the host's loopback. pasta listens on this
+/// port in the namespace.
 fn refused(port: u16) -> String {
     format!("pref {REFUSED} ipproto tcp dport {port} prohibit")
 }
 
-/// The rule that leads answers to clients of a forwarded port out.
+/// The rule that sends answers to clients of a forwarded port out.
 fn answers(way: &Inward) -> String {
     format!("pref {ANSWERS} ipproto tcp sport {} lookup {ANSWERS}", way.inside)
 }
@@ -603,13 +608,13 @@ fn listens(holder: u32, ports: &[u16]) -> bool {
     })
 }
 
-/// Waits until pasta has made its card in the namespace, and listens there on
-/// `ports`; the card's name.
+/// Waits until pasta has made its network card in the namespace and listens on
+/// `ports` there. Returns the card's name.
 async fn card(pasta: &mut Child, holder: u32, ports: &[u16]) -> io::Result<String> {
     let start = Instant::now();
     loop {
-        // "Iface Destination Gateway Flags RefCnt Use Metric Mask ..."; that of
-        // the default route are 0, and one that leads nowhere has no card.
+        // "Iface Destination Gateway Flags RefCnt Use Metric Mask ..."; both
+        // are 0 in the default route, and a rejecting route has no card.
         let routes = std::fs::read_to_string(format!("/proc/{holder}/net/route")).unwrap_or_default();
         let default = routes.lines().skip(1).find_map(|line| {
             let words: Vec<&str> = line.split_whitespace().take(8).collect();
@@ -626,7 +631,7 @@ async fn card(pasta: &mut Child, holder: u32, ports: &[u16]) -> io::Result<Strin
                 let read = tokio::io::AsyncReadExt::read_to_string(&mut err, &mut words);
                 let _ = tokio::time::timeout(Duration::from_secs(1), read).await;
             }
-            // Messages about a missing syslog are of no interest.
+            // Messages about a missing syslog are ignored.
             let words: Vec<&str> = words.lines().filter(|line| !line.contains("syslog")).collect();
             return Err(io::Error::other(format!("pasta: {}", words.join("; "))));
         }
@@ -634,7 +639,7 @@ async fn card(pasta: &mut Child, holder: u32, ports: &[u16]) -> io::Result<Strin
     }
 }
 
-/// Gives root's pasta, which runs without rights, a `/dev/net/tun` of its own.
+/// Gives root's pasta, which runs without privileges, its own `/dev/net/tun`.
 fn own_tun(command: &mut Command) {
     if !rustix::process::geteuid().is_root() {
         return;
@@ -644,7 +649,7 @@ fn own_tun(command: &mut Command) {
         command.pre_exec(|| {
             super::own_mounts()?;
             let made = (|| {
-                // The kernel's module makes it when it is loaded.
+                // The directory exists only if the kernel module is loaded.
                 let dir = rustix::fs::Mode::from_raw_mode(0o755);
                 match rustix::fs::mkdirat(rustix::fs::CWD, c"/dev/net", dir) {
                     Ok(()) | Err(rustix::io::Errno::EXIST) => {}
@@ -673,7 +678,7 @@ fn own_tun(command: &mut Command) {
     }
 }
 
-/// The addresses of this host's own cards.
+/// Returns the addresses of this host's own network cards.
 fn own_addresses() -> Vec<Net> {
     // The kernel's table of local addresses, as a tree: "|-- ADDRESS" and below
     // it "/32 host LOCAL".
@@ -737,11 +742,11 @@ mod tests {
         let ids = if rustix::process::geteuid().is_root() { Ids::System } else { Ids::Same };
         let namespaces = Arc::new(Namespaces::new(ids).unwrap());
         let proxy: Net = "10.1.2.3".parse().unwrap();
-        // Two settings may name one proxy.
+        // Two settings may name the same proxy.
         let reach = Reach { nets: vec![proxy, proxy], ports: vec![31280], ..Reach::default() };
         let way = Inward { address: "127.0.0.1".into(), host: 0, inside: 20_000 };
         for _ in 0..2 {
-            // Another one takes its place in the same namespaces.
+            // A second gateway replaces it in the same namespaces.
             let gateway =
                 Gateway::new(namespaces.clone(), &tools, &reach, std::slice::from_ref(&way)).await.unwrap();
             for open in [true, false, true] {
@@ -755,7 +760,7 @@ mod tests {
         }
     }
 
-    /// Asks a server on the host's loopback from within.
+    /// Connects to a server on the host's loopback from inside.
     async fn asks(reach: &Reach, address: &str, open: bool) -> bool {
         use tokio::io::AsyncReadExt;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -764,7 +769,7 @@ mod tests {
         if address == "127.0.0.1" {
             reach.ports.push(port);
         }
-        // As root, and as an ordinary user who may give out no ids.
+        // For an ordinary user, without subordinate ids.
         let ids = if rustix::process::geteuid().is_root() { Ids::System } else { Ids::Same };
         let namespaces = Arc::new(Namespaces::new(ids).unwrap());
         let gateway = Gateway::new(namespaces, &Tools::find().unwrap(), &reach, &[]).await.unwrap();

@@ -1,4 +1,4 @@
-//! Sockets in a directory, by short names, whatever the directory's path.
+//! Sockets in a directory, by short names.
 
 use std::os::fd::AsRawFd;
 use std::path::Path;
@@ -7,20 +7,20 @@ use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::Child;
 
-/// Connects to a socket in `dir`. A socket's path may have 108 bytes; through
-/// the descriptor of its directory it is always short.
+/// Connects to a socket in `dir`. The path of a socket is limited to 108 bytes;
+/// through the descriptor of the directory it is always short.
 pub(crate) async fn connect(dir: &Path, name: &str) -> std::io::Result<UnixStream> {
     let handle = std::fs::File::open(dir)?;
     UnixStream::connect(format!("/proc/self/fd/{}/{name}", handle.as_raw_fd())).await
 }
 
-/// Makes a socket in `dir`, and listens.
+/// Creates a socket in `dir`, and listens.
 pub(crate) fn listen(dir: &Path, name: &str) -> std::io::Result<UnixListener> {
     let handle = std::fs::File::open(dir)?;
     UnixListener::bind(format!("/proc/self/fd/{}/{name}", handle.as_raw_fd()))
 }
 
-/// Connects to a socket once it is there; `None` if QEMU ends first.
+/// Connects to a socket as soon as it exists; `None` if the program ends first.
 pub(crate) async fn wait_and_connect(dir: &Path, name: &str, child: &mut Child) -> Option<UnixStream> {
     loop {
         if let Ok(stream) = connect(dir, name).await {

@@ -1,6 +1,6 @@
-//! A plan that had nothing to build, and stands until something that it came
-//! from changes. With it a build that does nothing costs a look at each file
-//! and each state, and neither parses, renders nor hashes.
+//! The plan cache: a plan in which everything exists, valid until an input of
+//! it changes. With it, a build with nothing to do only reads the metadata of
+//! each file and each state. It does not parse, render or hash anything.
 
 use std::collections::HashMap;
 
@@ -12,19 +12,19 @@ use crate::files::{DependencyRecord, Project};
 use crate::graph::{Graph, Target};
 use crate::store::Store;
 
-/// A file that is wanted besides the states.
+/// An output file of the plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
-    /// The image that it is of.
+    /// Its image.
     pub image: String,
-    /// Where to write it, below the directory for outputs.
+    /// Its path, below the output directory.
     pub path: String,
-    /// The state that it is.
+    /// The key of its state.
     pub key: Key,
 }
 
 impl Wanted {
-    /// What a target of the graph wants.
+    /// Makes the output file of a target.
     pub fn new(graph: &Graph, target: &Target) -> Self {
         Self {
             image: target.image.clone(),
@@ -34,21 +34,20 @@ impl Wanted {
     }
 }
 
-/// What a build found whose nodes were all there in the end.
+/// The plan of a build whose nodes all existed in the end.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct PlanCache {
-    /// Everything besides files that the plan came from: the program and
-    /// what it was asked.
+    /// Digest of all inputs besides files: the program and its arguments.
     request: Digest,
     dependency_record: DependencyRecord,
     states: Vec<Key>,
-    /// The files to write, if they are not there.
+    /// The output files to write, if they do not exist.
     pub wanted: Vec<Wanted>,
 }
 
 impl PlanCache {
-    /// What to remember of a plan whose nodes are all there now. `None` if it
-    /// can't be told whether the project changes after this.
+    /// Makes the plan cache of a plan whose nodes all exist now. `None` if
+    /// later changes of the project might not show.
     pub fn new(
         request: Digest,
         project: &Project,
@@ -61,12 +60,13 @@ impl PlanCache {
         Some(Self { request, dependency_record, states, wanted })
     }
 
-    /// Whether the same request would find the same today.
+    /// The up-to-date check: whether the same request would give the same plan
+    /// now.
     pub fn holds(&self, request: &Digest, project: &Project, store: &Store) -> bool {
         if self.request != *request {
             return false;
         }
-        // Two halves of the work that know nothing of each other.
+        // Project and states are checked in parallel.
         std::thread::scope(|scope| {
             let states = scope.spawn(|| {
                 let mut known = HashMap::with_capacity(self.states.len());
@@ -76,7 +76,7 @@ impl PlanCache {
         })
     }
 
-    /// How many nodes are there.
+    /// Returns the number of nodes.
     pub fn nodes(&self) -> usize {
         self.states.len()
     }

@@ -1,4 +1,4 @@
-//! Which nodes are built, which are reused, and why.
+//! Decides which nodes are built and which are reused, and why.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,9 +10,9 @@ use crate::store::{Last, Store};
 /// What happens to a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Its state is there.
+    /// Its state is in the store.
     Reuse,
-    /// A cache has it: which one.
+    /// A cache has it; the cache's label.
     Fetch(String),
     /// It must be built.
     Build(Reason),
@@ -25,20 +25,20 @@ pub enum Reason {
     New,
     /// Fields of its description differ from those it was last built with.
     Changed(Vec<Change>),
-    /// Only the state below is another one. If that turns out to hold the same,
-    /// this node is there already.
+    /// Only the state below changes. If its new build is identical to the old
+    /// one, this node is reused (early cutoff).
     Parent(String),
-    /// Nothing changed, but the state is not in the store any more.
+    /// Nothing changed, but the state is no longer in the store.
     Missing,
-    /// It was never built here; somebody sent one of this name to a cache, and
-    /// these fields of its description differ.
+    /// It was never built here. A cache has a node of this name, and these
+    /// fields of its description differ.
     Cached(Vec<Change>),
 }
 
 /// A difference between two descriptions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// What differs, as people say it: `input port: 80 -> 8080`.
+    /// The difference, for example `input port: 80 -> 8080`.
     pub text: String,
 }
 
@@ -63,7 +63,7 @@ impl std::fmt::Display for Reason {
     }
 }
 
-/// What is to be done, for the nodes that were asked for and all below them.
+/// The steps for the requested nodes and all nodes below them.
 #[derive(Debug, Default)]
 pub struct Plan {
     /// The steps; nodes below come first.
@@ -71,9 +71,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans the given nodes. What `last` knows to be whole is not looked at
-    /// again; what is `cached` need not be built. Below a state that is there
-    /// nothing is needed: it is named if it is there as well.
+    /// Plans the wanted nodes. States that are complete in `last` are not
+    /// examined again; nodes in `cached` need not be built. Nothing is needed
+    /// below an existing state; the plan lists what exists there as well.
     pub fn new(
         graph: &Graph,
         store: &Store,
@@ -94,7 +94,7 @@ impl Plan {
             } else if let Some(cache) = cached.get(&node.key) {
                 Some(Step::Fetch(cache.clone()))
             } else {
-                // The reason follows when it is known what is built below.
+                // The reason is added when it is known what is built below.
                 Some(Step::Build(Reason::New))
             };
             if let Some(parent) = node.parent {
@@ -111,8 +111,8 @@ impl Plan {
         Self { steps }
     }
 
-    /// Says of nodes that were never built here what differs from those that
-    /// somebody sent to a cache.
+    /// Explains nodes that were never built here, by comparing them with those
+    /// in a cache.
     pub fn explain(&mut self, graph: &Graph, previous: &BTreeMap<String, Description>) {
         for (id, step) in &mut self.steps {
             let node = graph.node(*id);
@@ -127,7 +127,7 @@ impl Plan {
         }
     }
 
-    /// The nodes to build, those below first.
+    /// Lists the nodes to build, those below first.
     pub fn to_build(&self) -> impl Iterator<Item = (NodeId, &Reason)> {
         self.steps.iter().filter_map(|(id, step)| match step {
             Step::Build(reason) => Some((*id, reason)),
@@ -135,7 +135,7 @@ impl Plan {
         })
     }
 
-    /// How many nodes are there already.
+    /// Returns the number of nodes that are reused.
     pub fn reused(&self) -> usize {
         self.steps.values().filter(|s| **s == Step::Reuse).count()
     }
@@ -151,7 +151,7 @@ fn reason(graph: &Graph, store: &Store, last: &Last, id: NodeId, below: bool) ->
         };
     }
     let Some(record) = store.record(key) else {
-        // It was built with another description, which is gone.
+        // Its last description differed, and is gone.
         return Reason::Changed(vec![Change { text: "changed since it was last built".into() }]);
     };
     let changes = changes(&record.description, &node.description);
@@ -162,8 +162,8 @@ fn reason(graph: &Graph, store: &Store, last: &Last, id: NodeId, below: bool) ->
     }
 }
 
-/// What differs between two descriptions, causes before effects. The parent
-/// is left out: it has reasons of its own.
+/// Compares two descriptions; causes come before effects. The parent is left
+/// out: it has its own reasons.
 pub fn changes(old: &Description, new: &Description) -> Vec<Change> {
     let (before, after) = (by_name(old), by_name(new));
     let mut notes = Vec::new();
@@ -172,8 +172,8 @@ pub fn changes(old: &Description, new: &Description) -> Vec<Change> {
     for name in names {
         let empty = Vec::new();
         let (was, now) = (before.get(name).unwrap_or(&empty), after.get(name).unwrap_or(&empty));
-        // The same name may stand several times, as in two `run`s: what is
-        // equal goes first, and the rest is compared in order.
+        // The same name may occur several times, as in two `run`s. Equal values
+        // are removed first, and the rest is compared in order.
         let mut gone: Vec<&Field> = was.clone();
         let come: Vec<&Field> = now
             .iter()
@@ -200,7 +200,7 @@ pub fn changes(old: &Description, new: &Description) -> Vec<Change> {
                 .cloned()
                 .collect::<Vec<_>>()
         };
-        // Notes alone are no reason: the key does not know them.
+        // Notes alone are no reason, because they are not part of the key.
         return if order(old) == order(new) {
             Vec::new()
         } else {
@@ -239,7 +239,7 @@ fn difference(name: &str, was: Option<&Field>, now: Option<&Field>) -> (String, 
     (text, kind)
 }
 
-/// The packages that came and went.
+/// Describes added and removed packages.
 fn words(was: &str, now: &str) -> String {
     let set = |text: &str| text.split(' ').map(str::to_owned).collect::<BTreeSet<_>>();
     let (was, now) = (set(was), set(now));
@@ -252,7 +252,7 @@ fn words(was: &str, now: &str) -> String {
     }
 }
 
-/// A value as it can be shown in a line.
+/// Shortens a value to fit in a line.
 fn brief(value: &str) -> String {
     let value = plain(value);
     if value.is_empty() {

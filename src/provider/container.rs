@@ -1,11 +1,11 @@
-//! A layer's disk, worked on by the host's own kernel: native speed where
-//! machines are emulated.
+//! Applies layers in a container, with the host's own kernel: native speed
+//! where machines are emulated.
 //!
-//! `qemu-storage-daemon` shows the overlay as a plain file, the kernel mounts
-//! the filesystem in it, and the agent works in namespaces that `bwrap` makes:
+//! `qemu-storage-daemon` exports the overlay as a plain file, the kernel mounts
+//! its filesystem, and the agent works in namespaces that `bwrap` makes: it has
 //! its own processes, names and mounts, no devices, few capabilities, and a
-//! filter before the system calls that package managers do without. Only
-//! filesystems that were made here are given to the host's kernel.
+//! seccomp filter. The host's kernel mounts only filesystems that were made
+//! here.
 
 use std::ffi::{CStr, OsStr};
 use std::fs::File;
@@ -36,22 +36,22 @@ use crate::host::network::{self, Access, Gateway, WayOut};
 mod mount;
 mod seccomp;
 
-/// How long the disk may take to show.
+/// Timeout for exporting the disk.
 const OPENING: Duration = Duration::from_secs(20);
 
-/// What `qemu-storage-daemon` says, beside its sockets.
+/// The log of `qemu-storage-daemon`, in the scratch directory.
 const LOG: &str = "daemon.log";
-/// How much of what `bwrap` says is remembered, in bytes.
+/// How much output of `bwrap` is remembered, in bytes.
 const WORDS: usize = 8 << 10;
 
-/// Where the agent's program is inside, and the descriptors that pass the agent,
-/// the filter and `bwrap` itself.
+/// The path of the agent's program inside, and the descriptors that pass the
+/// agent, the filter and `bwrap` itself.
 const AGENT_PATH: &str = "/run/vimg/agent";
 const AGENT_FD: i32 = 100;
 const FILTER_FD: i32 = 101;
 const BWRAP_FD: i32 = 102;
 
-/// The programs that a container takes.
+/// The programs that run containers.
 #[derive(Debug, Clone)]
 pub(super) struct Engine {
     bwrap: PathBuf,
@@ -62,8 +62,8 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// What runs containers here, on disks of a store that is `owned` by root
-    /// alone; otherwise why there are none.
+    /// Finds what is needed to run containers on disks of a store that only
+    /// root owns (`owned`). The error says why containers are not possible.
     pub(super) async fn allowed(owned: bool) -> Result<Self, ProviderError> {
         if !rustix::process::geteuid().is_root() {
             return Err(ProviderError::new("only root may mount filesystems"));
@@ -74,7 +74,8 @@ impl Engine {
             )
             .help("fix the owner and mode of these directories, or use another store"));
         }
-        // The limit would be an input of the layer that its key does not tell.
+        // Otherwise the limit would be an input of the layer that its key does
+        // not contain.
         if let Some(most) = host::too_few_files() {
             let why = format!("this process may open only {most} files, fewer than a layer is allowed");
             return Err(ProviderError::new(why).help("raise the hard limit: ulimit -Hn 4096"));
@@ -94,7 +95,7 @@ impl Engine {
                 .open(device)
                 .map_err(|e| ProviderError::new(format!("{device}: {e}")))?;
         }
-        // Where namespaces are forbidden, this says so.
+        // This fails where namespaces are forbidden.
         let users = Namespaces::new(Ids::System).ok();
         let mut output = try_bwrap(&bwrap, users.as_ref()).await?;
         let mapped = users.is_some() && output.status.success() && maps_ids();
@@ -103,14 +104,14 @@ impl Engine {
         }
         if !output.status.success() {
             let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            return Err(ProviderError::new(format!("namespaces can't be made: {words}")));
+            return Err(ProviderError::new(format!("can't create namespaces: {words}")));
         }
         let text = String::from_utf8_lossy(&output.stdout);
         let version = text.split_whitespace().last().unwrap_or("unknown").to_owned();
         Ok(Self { bwrap, daemon, version, mapped })
     }
 
-    /// Describes the isolation, in one sentence.
+    /// Describes the isolation.
     pub(super) fn isolation(&self) -> String {
         let who = if self.mapped {
             "is unprivileged on the host"
@@ -118,26 +119,26 @@ impl Engine {
             "is the host's root without most capabilities"
         };
         match Group::bounds() {
-            // The kernel exempts the host's root from it.
+            // The kernel exempts the host's root from RLIMIT_NPROC.
             Bounds::Processes if !self.mapped => format!("root inside {who}; no limits"),
             bounds => format!("root inside {who}; limits: {bounds}"),
         }
     }
 
-    /// Names it for records.
+    /// The runner's name for records.
     pub(super) fn name(&self) -> String {
         format!("container, bwrap {}", self.version)
     }
 }
 
-/// Whether the kernel can map the ids of ext4 (since Linux 5.12).
+/// Whether the kernel supports id-mapped mounts of ext4 (since Linux 5.12).
 fn maps_ids() -> bool {
     let uname = rustix::system::uname();
     let mut parts = uname.release().to_str().unwrap_or_default().split(['.', '-']).map(str::parse::<u32>);
     matches!((parts.next(), parts.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (5, 12))
 }
 
-/// Runs `bwrap` for its version, as a container would be.
+/// Runs `bwrap --version` in a container, as a test.
 async fn try_bwrap(bwrap: &Path, users: Option<&Namespaces>) -> Result<std::process::Output, ProviderError> {
     let mut command = host::command(bwrap);
     command
@@ -149,10 +150,10 @@ async fn try_bwrap(bwrap: &Path, users: Option<&Namespaces>) -> Result<std::proc
     if let Some(users) = users {
         users.enter(command.as_std_mut());
     }
-    command.output().await.map_err(|e| ProviderError::new(format!("bwrap can't be run: {e}")))
+    command.output().await.map_err(|e| ProviderError::new(format!("can't run bwrap: {e}")))
 }
 
-/// A container that runs.
+/// A running container.
 pub struct ContainerInstance {
     agent: Option<UnixStream>,
     bwrap: Child,
@@ -180,7 +181,7 @@ pub(super) async fn start(
     let disks = Disks::new(programs, launch).await?;
     let size = disks.size();
     let fail = |what: &'static str| {
-        move |e: io::Error| ProviderError::new(format!("the container can't be started: {what}: {e}"))
+        move |e: io::Error| ProviderError::new(format!("can't start the container: {what}: {e}"))
     };
     let (shown, root) = (scratch.join("shown"), scratch.join("root"));
     File::create(&shown).map_err(fail("its disk"))?;
@@ -192,14 +193,14 @@ pub(super) async fn start(
         return Err(ProviderError::new(format!("qemu-storage-daemon does not start: {words}")));
     };
     let monitor = monitor?;
-    // The export is in the daemon's own view of the filesystem.
+    // The export is visible in the daemon's mount namespace only.
     let pid = daemon.id().ok_or_else(|| ProviderError::new("qemu-storage-daemon ended"))?;
     let seen = format!("/proc/{pid}/root{}", shown.display());
     let disk = File::options().read(true).write(true).open(&seen).map_err(fail("its disk"))?;
     let (first, end) = (gpt::ROOT_START * gpt::SECTOR, gpt::root_end(size) * gpt::SECTOR);
     let mut users = match engine.mapped {
         true => {
-            // The host's network, where that was asked for, is in no namespace.
+            // If the host's network is used directly, it needs no namespace.
             let shared = launch.network && access.reach.all;
             let made = if shared { Namespaces::of_users } else { Namespaces::new };
             Some(Arc::new(made(Ids::System).map_err(fail("its namespaces"))?))
@@ -257,7 +258,7 @@ pub(super) async fn start(
     })
 }
 
-/// Names are resolved behind the gateway, or as the host does.
+/// Uses the resolver of the gateway, or that of the host.
 fn resolver(gateway: bool) -> Network {
     let resolv_conf = match gateway {
         true => format!("nameserver {}\n", network::RESOLVER),
@@ -266,15 +267,15 @@ fn resolver(gateway: bool) -> Network {
     Network { resolv_conf }
 }
 
-/// The daemon that shows the disk, in a view of the filesystem that ends with
-/// it: whatever becomes of vimg, no mount is left.
+/// Starts the daemon that exports the disk, in its own mount namespace, which
+/// ends with it. No mount is left, however vimg ends.
 fn spawn_daemon(
     engine: &Engine,
     disks: &Disks,
     launch: &Launch,
     shown: &Path,
 ) -> Result<Child, ProviderError> {
-    let fail = |e: io::Error| ProviderError::new(format!("qemu-storage-daemon can't be run: {e}"));
+    let fail = |e: io::Error| ProviderError::new(format!("can't run qemu-storage-daemon: {e}"));
     let log = launch.scratch.join(LOG);
     let mut command = child::daemon(&engine.daemon, &launch.scratch, &log, false).map_err(fail)?;
     for node in disks.nodes(launch) {
@@ -283,7 +284,8 @@ fn spawn_daemon(
     let export = json!({
         "type": "fuse", "id": "shown", "node-name": disks.top(), "mountpoint": shown, "writable": true,
     });
-    // The monitor comes last: who can connect to it finds the disk shown.
+    // The monitor comes last: when it accepts connections, the disk is
+    // exported.
     command
         .args(["--export", &export.to_string()])
         .args(["--chardev", "socket,id=qmp,path=qmp,server=on,wait=off"])
@@ -293,7 +295,7 @@ fn spawn_daemon(
     command.spawn().map_err(fail)
 }
 
-/// Where a container's network leads.
+/// The network of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     None,
@@ -301,7 +303,7 @@ enum Way {
     Host,
 }
 
-/// What a container's first process begins in.
+/// The namespaces and the control group of a container's first process.
 struct Inside<'a> {
     users: Option<&'a Namespaces>,
     gateway: Option<&'a Gateway>,
@@ -324,7 +326,7 @@ const HIDDEN: &[&str] = &[
     "timer_list",
     "timer_stats",
 ];
-/// Those that may be read.
+/// Directories and files of `/proc` that are read-only.
 const READ_ONLY: &[&str] = &["bus", "fs", "irq", "sys", "sysrq-trigger"];
 
 /// Nodes of `/dev`: name, major and minor number (Linux's `devices.txt`).
@@ -341,13 +343,13 @@ fn spawn_agent(
     network: Way,
     inside: &Inside,
 ) -> Result<(UnixStream, Child), ProviderError> {
-    let fail = |e: io::Error| ProviderError::new(format!("bwrap can't be run: {e}"));
-    let filter = seccomp::filter().map_err(|e| ProviderError::new(format!("the filter: {e}")))?;
+    let fail = |e: io::Error| ProviderError::new(format!("can't run bwrap: {e}"));
+    let filter = seccomp::filter().map_err(|e| ProviderError::new(format!("the seccomp filter: {e}")))?;
     let (agent, filter) = (memory(AGENT).map_err(fail)?, memory(&filter).map_err(fail)?);
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(fail)?;
     ours.set_nonblocking(true).map_err(fail)?;
-    // Where root inside is the host's, it gets neither a program's file of the
-    // host's as its first process, nor the host's devices.
+    // If root inside is the host's root, its first process must not be a
+    // program file of the host, and it must not get the host's device nodes.
     let copy = match inside.users {
         Some(_) => None,
         None => Some(memory(&std::fs::read(&engine.bwrap).map_err(fail)?).map_err(fail)?),
@@ -357,7 +359,8 @@ fn spawn_agent(
         None => engine.bwrap.clone(),
     };
     let mut command = host::command(&program);
-    // What vimg's own environment holds can be read in /proc/1/environ.
+    // A container can read the environment of its first process in
+    // /proc/1/environ.
     command.env_clear();
     command.args(["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]);
     if network == Way::None {
@@ -373,7 +376,7 @@ fn spawn_agent(
     command.arg("--bind").arg(OsStr::from_bytes(STAGE.to_bytes())).arg("/");
     command.args(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/run"]);
     if copy.is_some() {
-        nodes(scratch).map_err(|e| ProviderError::new(format!("devices of its own: {e}")))?;
+        nodes(scratch).map_err(|e| ProviderError::new(format!("can't create device nodes: {e}")))?;
         for (name, ..) in NODES {
             command.arg("--dev-bind").arg(scratch.join(name)).arg(Path::new("/dev").join(name));
         }
@@ -387,8 +390,8 @@ fn spawn_agent(
             command.args(["--ro-bind", "/dev/null", &path]);
         }
     }
-    // bwrap covers these only where access(2) says that they can be written,
-    // which the kernel denies of a root that writes them all the same.
+    // bwrap covers these only if access(2) says that they are writable. The
+    // kernel denies that for a root that can write them all the same.
     for name in READ_ONLY.iter().filter(there) {
         let path = format!("/proc/{name}");
         command.args(["--ro-bind-try", &path, &path]);
@@ -465,19 +468,19 @@ fn is_hostname(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
 }
 
-/// A file in memory.
+/// Makes a file in memory.
 fn memory(bytes: &[u8]) -> io::Result<File> {
     use std::io::Seek;
     let mut file = File::from(rustix::fs::memfd_create("vimg", MemfdFlags::CLOEXEC)?);
     file.write_all(bytes)?;
     file.rewind()?;
-    // Away from the places that it is put at in the child.
+    // Above the numbers that the child uses.
     let high = rustix::io::fcntl_dupfd_cloexec(&file, 2 * AGENT_FD)?;
     Ok(File::from(high))
 }
 
 impl ContainerInstance {
-    /// Whether the disk that the overlay grows on has no room left.
+    /// Whether the host's disk with the overlay is full.
     fn host_is_full(&self) -> bool {
         rustix::fs::statvfs(&self.scratch).is_ok_and(|s| s.f_bavail * s.f_frsize < 16 << 20)
     }
@@ -501,14 +504,14 @@ impl Instance for ContainerInstance {
     async fn snapshot(&mut self, next: &Path) -> Result<(), ProviderError> {
         let full = self.host_is_full();
         let fail = |e: io::Error| {
-            let error = ProviderError::new(format!("the layer can't be written out: {e}"));
+            let error = ProviderError::new(format!("can't write the layer to its disk: {e}"));
             if full { error.help("the disk that holds the store is full") } else { error }
         };
         let mounted =
-            self.mounted.as_ref().ok_or_else(|| ProviderError::new("the container was stopped before"))?;
+            self.mounted.as_ref().ok_or_else(|| ProviderError::new("the container has already stopped"))?;
         self.disks.add(&mut self.monitor, next).await?;
         mounted.sync().map_err(fail)?;
-        // Dropped, whatever happens, it lets writes go on.
+        // Dropping it thaws the filesystem, whatever happens.
         let held = mounted.hold().map_err(fail)?;
         let switched = self.disks.switch(&mut self.monitor).await;
         drop(held);
@@ -524,14 +527,14 @@ impl Instance for ContainerInstance {
     }
 
     async fn forward(&mut self, _: &[Forward], _: &[Forward]) -> Result<(), ProviderError> {
-        Err(ProviderError::new("nothing leads into a container"))
+        Err(ProviderError::new("a container has no forwarded ports"))
     }
 
     fn leave(self) {}
 
     async fn save_memory(self) -> Result<(), ProviderError> {
         self.stop().await;
-        Err(ProviderError::new("a container has no memory of its own"))
+        Err(ProviderError::new("a container can't have a memory snapshot"))
     }
 
     fn trim(&self) {
@@ -549,7 +552,7 @@ impl Instance for ContainerInstance {
                 if self.host_is_full() {
                     return Ended::HostDiskFull;
                 }
-                // Its last words may still be on their way.
+                // Its last output may still be on its way.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 let said = self.words.text().trim().to_owned();
                 if said.is_empty() { Ended::AgentGone } else { Ended::Killed(said) }
@@ -574,8 +577,8 @@ impl Instance for ContainerInstance {
     }
 }
 
-/// From the top down, so that the kernel is not left with a filesystem whose
-/// disk is gone.
+/// Stops from the top down, so that the kernel is not left with a filesystem
+/// without a disk.
 impl Drop for ContainerInstance {
     fn drop(&mut self) {
         let _ = self.bwrap.start_kill();

@@ -1,7 +1,7 @@
-//! Makes a base disk from Debian's packages: mmdebstrap in namespaces of
-//! users, processes, mounts and networks, where its root is nobody on the
-//! host; the filesystem by `mke2fs -d` inside of them, partition table and boot
-//! code by ourselves. No loop device, no machine is booted.
+//! Makes a base disk from Debian's packages. mmdebstrap runs in user, process,
+//! mount and network namespaces, where its root is unprivileged on the host.
+//! `mke2fs -d` makes the filesystem in there; this module writes the partition
+//! table and the boot code. It needs no loop device and boots no machine.
 
 use std::collections::VecDeque;
 use std::ffi::CString;
@@ -28,8 +28,8 @@ use crate::host::{self, child};
 /// Raise when the same bootstrap gives another disk.
 pub const BEHAVIOUR: u32 = 4;
 
-/// What every base has: enough to boot, to be on a network and to install
-/// more. GRUB is purged again once it has made its images.
+/// Packages of every base: enough to boot, to use a network and to install
+/// more. GRUB is purged again after it has made its images.
 const PACKAGES: &[&str] = &[
     "linux-image-cloud-amd64",
     "initramfs-tools",
@@ -52,7 +52,7 @@ const PACKAGES: &[&str] = &[
     "grub-efi-amd64-bin",
 ];
 
-/// The programs that are needed, and the packages they are in.
+/// The programs that a bootstrap needs, and their packages.
 pub const PROGRAMS: &[(&str, &str)] = &[
     ("mmdebstrap", "mmdebstrap"),
     ("mke2fs", "e2fsprogs"),
@@ -71,7 +71,7 @@ pub(super) struct Made {
     pub(super) modules: PathBuf,
 }
 
-/// What is missing on this host for a bootstrap, with what to do about it.
+/// Returns an error if this host lacks something for a bootstrap.
 pub fn missing() -> Option<ProviderError> {
     let root = rustix::process::geteuid().is_root();
     let missing: Vec<(&str, &str)> = PROGRAMS
@@ -110,7 +110,7 @@ pub fn missing() -> Option<ProviderError> {
 const OUTPUTS: [&str; 7] =
     ["disk.raw", "vmlinuz", "modules.cpio", "core.img", "boot.img", "bootx64.efi", "appliance.cpio"];
 
-/// What a base has besides its distribution's packages.
+/// Files that a base has besides the packages of its distribution.
 const UPLOADS: [(&str, &[u8], &str); 3] = [
     ("agent", AGENT, protocol::AGENT),
     (
@@ -125,11 +125,11 @@ const UPLOADS: [(&str, &[u8], &str); 3] = [
     ),
 ];
 
-/// mmdebstrap's own shell lines know descriptors of one digit only, so ours
-/// must leave those free.
+/// The first descriptor of the outputs. mmdebstrap's own shell commands use
+/// descriptors of one digit.
 const FIRST_FD: i32 = 100;
 
-/// Where mmdebstrap puts its files, below the directory of the base.
+/// Directory for mmdebstrap's files, below the directory of the base.
 const WORK: &str = "work";
 
 pub(super) async fn bootstrap(
@@ -142,20 +142,20 @@ pub(super) async fn bootstrap(
     if let Some(missing) = missing() {
         return Err(missing);
     }
-    let fail = |e: io::Error| ProviderError::new(format!("the disk can't be made: {e}"));
+    let fail = |e: io::Error| ProviderError::new(format!("can't create the disk: {e}"));
     let work = dir.join(WORK);
     std::fs::create_dir(&work).map_err(fail)?;
     for (name, bytes, _) in UPLOADS {
         std::fs::write(work.join(name), bytes).map_err(fail)?;
         std::fs::set_permissions(work.join(name), Permissions::from_mode(0o644)).map_err(fail)?;
     }
-    // Root in the namespace has another host id; only we can enter the directory
-    // above.
+    // Root in the namespace has another host id. Only this user can enter the
+    // directory above.
     std::fs::set_permissions(&work, Permissions::from_mode(0o1777)).map_err(fail)?;
     let id = disk_id(bootstrap, size);
     let files = open_outputs(dir, size).map_err(fail)?;
     let made = mmdebstrap(bootstrap, size, id, dir, &files, access, lines).await;
-    // What it leaves when it is stopped belongs to other user ids.
+    // If it is stopped, its files belong to other user ids.
     let left = work.clone();
     let removed = tokio::task::spawn_blocking(move || host::namespaces::remove_tree(&left)).await;
     let removed = removed.unwrap_or_else(|e| Err(io::Error::other(e)));
@@ -169,8 +169,8 @@ pub(super) async fn bootstrap(
     finish(dir, id).map_err(fail)
 }
 
-/// The filesystem's and the disk's identity: the same for the same bootstrap,
-/// so that nothing in the result depends on chance.
+/// The UUID of the filesystem and the disk. The same bootstrap gives the same
+/// UUID, so that nothing in the result is random.
 fn disk_id(bootstrap: &Bootstrap, size: u64) -> [u8; 16] {
     let what = format!("vimg disk\0{bootstrap:?}\0{size}");
     let mut id = [0; 16];
@@ -188,8 +188,8 @@ fn uuid(id: [u8; 16]) -> String {
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
-/// Makes the outputs, open for everybody while mmdebstrap runs: the root of
-/// its namespace is another user than we are. The directory is ours alone.
+/// Creates the output files, writable for all users while mmdebstrap runs,
+/// because the root of its namespace is another user. The directory is private.
 fn open_outputs(dir: &Path, size: u64) -> io::Result<Vec<File>> {
     OUTPUTS
         .iter()
@@ -229,8 +229,8 @@ async fn mmdebstrap(
     let packages: Vec<&str> =
         PACKAGES.iter().copied().chain(bootstrap.packages.iter().map(String::as_str)).collect();
     let root_kib = (gpt::root_end(size) - gpt::ROOT_START) * gpt::SECTOR / 1024;
-    // All processes below are one namespace's, and all mounts: they end with
-    // the first, which ends with vimg, and nothing of them is left.
+    // All processes and mounts are in one namespace each. They end with the
+    // first process, which ends with vimg.
     let unshare = host::find("unshare").ok_or_else(|| ProviderError::new("`unshare` is not installed"))?;
     let mut command = host::command(&unshare);
     command
@@ -251,7 +251,7 @@ async fn mmdebstrap(
                 .map(|(name, _, to)| format!("--customize-hook=upload {} {to}", quoted(&inside.join(name)))),
         )
         .arg(format!("--customize-hook={}", include_str!("debian/customize.sh")))
-        // Arguments from the recipe follow, which must not become options.
+        // Arguments from the recipe follow. They must not become options.
         .arg("--")
         .arg(&bootstrap.suite)
         .arg("/dev/null")
@@ -270,16 +270,16 @@ async fn mmdebstrap(
         .stderr(Stdio::piped())
         .process_group(0)
         .kill_on_drop(true);
-    // Copies far above the places that they are put at, so that none of them
-    // is overwritten on the way.
-    let fail = |e: io::Error| ProviderError::new(format!("mmdebstrap can't be run: {e}"));
+    // The copies have numbers far above the final ones, so that dup2 overwrites
+    // none of them.
+    let fail = |e: io::Error| ProviderError::new(format!("can't run mmdebstrap: {e}"));
     let copies = files
         .iter()
         .map(|f| rustix::io::fcntl_dupfd_cloexec(f, 2 * FIRST_FD))
         .collect::<Result<Vec<OwnedFd>, _>>()
         .map_err(|e| fail(e.into()))?;
     let resolver = way_out.as_ref().map(|_| host::network::resolv_conf(dir)).transpose().map_err(fail)?;
-    // The store may lie below /tmp, so that comes last.
+    // The store may be below /tmp, so this comes last.
     let binds = [(resolver, "/etc/resolv.conf"), (root.then_some(work), "/tmp")];
     let binds: Vec<(CString, CString)> = binds
         .into_iter()
@@ -312,7 +312,7 @@ async fn mmdebstrap(
     };
     // SAFETY: the closures make system calls only.
     unsafe {
-        // Root sees the store; a user is allowed to mount only inside.
+        // Root can see the store only outside; a user may mount only inside.
         if root {
             command.pre_exec(bind);
             own.enter(command.as_std_mut());
@@ -333,7 +333,7 @@ async fn mmdebstrap(
         let mut reader = BufReader::new(err).split(b'\n');
         while let Ok(Some(line)) = reader.next_segment().await {
             let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-            // Its other lines are the hooks, repeated to the letter.
+            // Its other lines repeat the text of the hooks.
             if ["I: ", "W: ", "E: "].iter().any(|p| line.starts_with(p)) && !line.contains("-hook") {
                 lines(&line);
             }
@@ -351,18 +351,19 @@ async fn mmdebstrap(
     let help = if words.iter().any(|line| line.contains("No space left on device")) {
         "the disk that holds the store is full: make room, or set VIMG_STORE to another disk"
     } else {
-        "is the mirror reachable? Allow a private address with `network-allow`. On Ubuntu, \
-         Debian's keys are needed: apt-get install debian-archive-keyring"
+        "check that the mirror is reachable; allow a private address with `network-allow`. On \
+         Ubuntu, install Debian's keys: apt-get install debian-archive-keyring"
     };
     Err(ProviderError::new(format!("mmdebstrap failed ({status}):\n{}", words.join("\n"))).help(help))
 }
 
-/// For mmdebstrap's own commands, which split words as a shell does.
+/// Quotes a path for mmdebstrap's own commands, which split words as a shell
+/// does.
 fn quoted(path: &Path) -> String {
     format!("'{}'", path.display().to_string().replace('\'', "'\\''"))
 }
 
-/// The EFI system partition with GRUB in it.
+/// Makes the EFI system partition, with GRUB.
 async fn esp(dir: &Path) -> Result<(), ProviderError> {
     let file = dir.join("esp.img");
     File::create(&file)
@@ -380,7 +381,7 @@ async fn esp(dir: &Path) -> Result<(), ProviderError> {
             .stdin(Stdio::null())
             .output()
             .await
-            .map_err(|e| ProviderError::new(format!("{name} can't be run: {e}")))?;
+            .map_err(|e| ProviderError::new(format!("can't run {name}: {e}")))?;
         if !output.status.success() {
             let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             return Err(ProviderError::new(format!("{name}: {words}")));
@@ -389,7 +390,7 @@ async fn esp(dir: &Path) -> Result<(), ProviderError> {
     Ok(())
 }
 
-/// Puts the parts together.
+/// Assembles disk and initrd from their parts.
 fn finish(dir: &Path, id: [u8; 16]) -> io::Result<Made> {
     use std::io::{Seek, SeekFrom};
     let disk = dir.join("disk.raw");
@@ -398,7 +399,7 @@ fn finish(dir: &Path, id: [u8; 16]) -> io::Result<Made> {
     sparse_copy(&mut File::open(dir.join("esp.img"))?, &mut file)?;
     gpt::write(&mut file, id, &std::fs::read(dir.join("boot.img"))?, &std::fs::read(dir.join("core.img"))?)?;
     let initrd = dir.join("initrd");
-    // The kernel takes several archives one after the other.
+    // The kernel accepts several archives, one after the other.
     let mut early = initramfs::with_init(AGENT);
     early.extend(std::fs::read(dir.join("modules.cpio"))?);
     std::fs::write(&initrd, early)?;
@@ -408,7 +409,8 @@ fn finish(dir: &Path, id: [u8; 16]) -> io::Result<Made> {
     Ok(Made { disk, kernel: dir.join("vmlinuz"), initrd, modules: dir.join("appliance.cpio") })
 }
 
-/// Copies to where `to` stands and leaves holes where `from` has only zeroes.
+/// Copies to the current position of `to`, with holes where `from` has only
+/// zeros.
 fn sparse_copy(from: &mut File, to: &mut File) -> io::Result<()> {
     use std::io::{Read, Seek, SeekFrom, Write};
     let mut buffer = vec![0; 64 << 10];

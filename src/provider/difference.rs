@@ -1,4 +1,4 @@
-//! How two disks differ that grew from one.
+//! Compares two disks with a common base.
 
 use std::fs::File;
 use std::io;
@@ -9,8 +9,8 @@ use super::{Exported, Made, gpt};
 use crate::ext4::{self, Altered, Difference, Special};
 use crate::qcow2::{self, Chain};
 
-/// Where machines note what they did. What an earlier one noted there is no
-/// part of what this one does.
+/// Paths at which booted machines keep notes. The notes of an earlier boot are
+/// not part of what a boot or layer does.
 pub(super) const NOTES: [&str; 3] =
     ["/var/log/journal", "/var/lib/systemd/random-seed", "/var/lib/systemd/timers"];
 
@@ -32,7 +32,8 @@ pub(super) fn compare(
         return Ok(Difference::More("the disk is too small".into()));
     }
     let end = gpt::root_end(size) * gpt::SECTOR;
-    // That is where the kernel is told to look for it: in the third partition.
+    // The kernel mounts the third partition, so the root filesystem must be
+    // there.
     for disk in [&mut a, &mut b] {
         let mut entry = [0; 128];
         disk.read_at(2 * gpt::SECTOR + 2 * 128, &mut entry)?;
@@ -40,14 +41,14 @@ pub(super) fn compare(
         if (number(32).saturating_mul(gpt::SECTOR), number(40).saturating_add(1).saturating_mul(gpt::SECTOR))
             != (start, end)
         {
-            return Ok(Difference::More("the root filesystem lies elsewhere".into()));
+            return Ok(Difference::More("the root filesystem is in another place".into()));
         }
     }
-    // Beside the root filesystem nothing may differ.
+    // Nothing outside the root filesystem may differ.
     for range in &changed {
         for (from, to) in [(range.start, range.end.min(start)), (range.start.max(end), range.end)] {
             if !same(&mut a, &mut b, from, to.min(size))? {
-                return Ok(Difference::More("the disk differs beside its root filesystem".into()));
+                return Ok(Difference::More("the disk differs outside its root filesystem".into()));
             }
         }
     }
@@ -82,22 +83,22 @@ pub(super) fn alike(below: &[PathBuf], a: &Made, b: &Made) -> io::Result<bool> {
     })
 }
 
-/// Whether a file differs only in when its layer happened to be made. A time
-/// that somebody chose is none at which that was.
+/// Whether a file differs only in the time at which its layer was built. A time
+/// outside of the builds was chosen by someone, and counts.
 fn is_noise(one: &Altered, during: [&Range<i64>; 2]) -> bool {
     let times = [&one.change.modified, &one.change.to];
     one.content.is_none() && times.iter().zip(during).all(|(time, during)| during.contains(&time.seconds))
 }
 
-/// Whether no two files were changed the other way round. Which of two files
-/// is newer is an input of `make`, `test -nt` and `rsync -u`. Times that are
-/// equal in one of the disks fit any order in the other: the clock of a kernel
-/// ticks some hundred times a second, and where a tick falls is chance.
+/// Whether files were changed in the same order. The newer of two files matters
+/// to `make`, `test -nt` and `rsync -u`. Times that are equal in one disk fit
+/// any order in the other: a kernel's clock ticks a few hundred times a second,
+/// at random moments.
 fn in_the_same_order(altered: &[Altered]) -> bool {
     let mut times: Vec<_> = altered.iter().map(|one| (one.change.modified, one.change.to)).collect();
     times.sort_unstable();
-    // The latest of the times in the second disk of those that are older in
-    // the first.
+    // The latest time, in the second disk, of the files that are older in the
+    // first.
     let mut latest = None;
     times.chunk_by(|a, b| a.0 == b.0).all(|tied| {
         let fits = tied.iter().all(|(_, to)| latest.is_none_or(|latest| latest <= *to));
@@ -137,7 +138,8 @@ mod tests {
         };
         run(&["qemu-img", "create", "-q", "-f", "qcow2", "base", "4M"]);
         run(&["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 2M", "base"]);
-        // What only one of them has written is what lies below in the other.
+        // Where only one of them has written, the other has the content of the
+        // base.
         for (name, write) in [("a", "write -P 1 256k 128k"), ("b", "write -P 2 1M 70k")] {
             run(&["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base", name]);
             run(&["qemu-io", "-f", "qcow2", "-c", write, name]);
@@ -145,7 +147,7 @@ mod tests {
         let packed = ["-c", "-O", "qcow2", "-o", "compression_type=zstd"];
         run(&[["qemu-img", "convert"].as_slice(), &packed, &["a", "out"]].concat());
         run(&["qemu-img", "convert", "-O", "raw", "b", "wanted"]);
-        // In a store no header names what lies below.
+        // In the store, headers name no backing file.
         for name in ["a", "b"] {
             run(&["qemu-img", "rebase", "-u", "-b", "", name]);
         }
@@ -172,11 +174,11 @@ mod tests {
         };
         let noise = |one: &Altered| is_noise(one, [&(100..110), &(200..210)]);
         assert!(noise(&one(100, 209)));
-        // Chosen, and left as it was below.
+        // A chosen time, and a time from below.
         assert!(!noise(&one(50, 205)) && !noise(&one(105, 50)) && !noise(&one(205, 105)));
         assert!(!noise(&Altered { content: Some(vec![1]), ..one(100, 209) }));
 
-        // Which of two is newer is no noise; that both are of one tick is.
+        // The order of two files counts; a common tick is noise.
         let ordered = |times: &[(i64, i64)]| {
             in_the_same_order(&times.iter().map(|(a, b)| one(*a, *b)).collect::<Vec<_>>())
         };

@@ -1,5 +1,5 @@
-//! A disk's partition table and BIOS boot code, written by ourselves: tools
-//! for it want block devices, and block devices want root.
+//! A disk's partition table and BIOS boot code, written without other tools:
+//! these need block devices, and block devices need root.
 //!
 //! Layout: GPT as in UEFI 2.10, chapter 5; where GRUB's `boot.img` and
 //! `core.img` keep their block lists, as in its `grub-core/boot/i386/pc/`.
@@ -7,32 +7,33 @@
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 
-/// Bytes of a sector.
+/// Size of a sector, in bytes.
 pub(super) const SECTOR: u64 = 512;
 /// The first sector of GRUB's core, in the BIOS boot partition.
 const CORE: u64 = 34;
 /// The first sector of the EFI system partition.
 pub(super) const ESP_START: u64 = 2048;
-/// Its sectors: 64 MiB.
+/// The sectors of the EFI system partition: 64 MiB.
 pub(super) const ESP_SECTORS: u64 = 131_072;
 /// The first sector of the root filesystem.
 pub(super) const ROOT_START: u64 = ESP_START + ESP_SECTORS;
 
-/// One past the last sector of the root filesystem on a disk of this size.
+/// One past the last sector of the root filesystem, on a disk of `disk` bytes.
 pub(super) fn root_end(disk: u64) -> u64 {
     // The last 33 sectors hold the second table.
     (disk / SECTOR - 34) / 2048 * 2048
 }
 
-/// Type GUIDs as they stand on disk, the first three fields little-endian.
+/// Partition type GUIDs as stored on disk, the first three fields
+/// little-endian.
 const BIOS_BOOT: [u8; 16] = *b"Hah!IdontNeedEFI";
 const ESP: [u8; 16] =
     [0x28, 0x73, 0x2A, 0xC1, 0x1F, 0xF8, 0xD2, 0x11, 0xBA, 0x4B, 0x00, 0xA0, 0xC9, 0x3E, 0xC9, 0x3B];
 const LINUX: [u8; 16] =
     [0xAF, 0x3D, 0xC6, 0x0F, 0x83, 0x84, 0x72, 0x47, 0x8E, 0x79, 0x3D, 0x69, 0xD8, 0x47, 0x7D, 0xE4];
 
-/// Writes boot code and both tables. `id` is the disk's GUID; those of the
-/// partitions differ from it in their last byte.
+/// Writes boot code and both tables. `id` is the disk's GUID; the GUIDs of the
+/// partitions differ from it in the last byte.
 pub(super) fn write(disk: &mut File, id: [u8; 16], boot: &[u8], core: &[u8]) -> io::Result<()> {
     let total = disk.metadata()?.len() / SECTOR;
     let core = patched_core(core)?;
@@ -85,15 +86,15 @@ fn header(own: u64, other: u64, table_at: u64, total: u64, id: [u8; 16], table: 
     h
 }
 
-/// GRUB's first sector with a protective partition table in it.
+/// GRUB's first sector, with a protective partition table.
 fn mbr(boot: &[u8], total: u64) -> io::Result<Vec<u8>> {
     if boot.len() < 440 {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "GRUB's boot.img is too short"));
     }
     let mut mbr = vec![0; SECTOR as usize];
     mbr[..440].copy_from_slice(&boot[..440]);
-    // Where the core begins; take the drive from the BIOS, skip the check
-    // for floppies. As grub-install does.
+    // As grub-install does: sets where the core begins, takes the drive from
+    // the BIOS, and skips the check for floppies.
     mbr[0x5c..0x64].copy_from_slice(&CORE.to_le_bytes());
     mbr[0x64] = 0xff;
     mbr[0x66..0x68].copy_from_slice(&[0x90, 0x90]);
@@ -107,7 +108,7 @@ fn mbr(boot: &[u8], total: u64) -> io::Result<Vec<u8>> {
     Ok(mbr)
 }
 
-/// GRUB's core with the place of its own second sector in its first.
+/// GRUB's core, whose first sector has the place of the second.
 fn patched_core(core: &[u8]) -> io::Result<Vec<u8>> {
     let mut core = core.to_vec();
     core.resize(core.len().next_multiple_of(SECTOR as usize), 0);

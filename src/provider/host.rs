@@ -1,5 +1,5 @@
-//! What this host offers: QEMU's machines and appliances, and containers where
-//! they are allowed. Chooses between them.
+//! Chooses between the runners of this host: QEMU's machines and appliances,
+//! and containers where they are allowed.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -15,15 +15,16 @@ use super::{
 };
 use crate::host::network::WayOut;
 
-/// How layers are applied that need no booted machine.
+/// How offline layers are applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
-    /// In QEMU where KVM works, otherwise in a container where that is
-    /// allowed, otherwise in QEMU.
+    /// In an appliance if KVM works, else in a container if allowed, else in an
+    /// emulated appliance.
     Auto,
     /// In an appliance under QEMU.
     Qemu,
-    /// In a container, but for disks that the host's kernel should not mount.
+    /// In a container, except for disks that the host's kernel should not
+    /// mount.
     Container,
 }
 
@@ -32,16 +33,16 @@ pub struct Host {
     choice: Choice,
     qemu: Qemu,
     notice: Lines,
-    /// Whether nobody else can write to the store: what its records say of
-    /// disks can be believed.
+    /// Whether only root can write to the store, so that its records can be
+    /// trusted.
     owned: bool,
-    /// What containers are run by, or why there are none.
+    /// What runs containers, or why they are not possible.
     engine: OnceCell<Result<Engine, ProviderError>>,
 }
 
 impl Host {
-    /// A provider that finds out what it needs when it is first used.
-    /// `store` is where disks and their records are.
+    /// Makes a provider that looks for programs when it is first used. `store`
+    /// is the directory with disks and records.
     pub fn new(choice: Choice, qemu: Qemu, store: &Path, notice: Lines) -> Self {
         Self { choice, qemu, notice, owned: owned(store), engine: OnceCell::new() }
     }
@@ -50,8 +51,8 @@ impl Host {
         self.engine.get_or_init(|| Engine::allowed(self.owned)).await.as_ref().map_err(Clone::clone)
     }
 
-    /// What runs a launch that needs no booted machine, if that is a
-    /// container.
+    /// Returns what runs the offline layers of a launch in a container; `None`
+    /// for an appliance.
     async fn contained(&self, launch: &Launch) -> Result<Option<&Engine>, ProviderError> {
         let Some(offline) = &launch.offline else { return Ok(None) };
         if self.choice == Choice::Qemu {
@@ -62,22 +63,21 @@ impl Host {
             Ok(engine) => engine,
             Err(e) if asked => {
                 let message = format!("containers don't work here: {}", e.message);
-                let help = e.help.unwrap_or_else(|| "`--provider auto` takes what works".into());
+                let help = e.help.unwrap_or_else(|| "use `--provider auto`".into());
                 return Err(ProviderError::new(message).help(help));
             }
             Err(_) => return Ok(None),
         };
-        // Only now is it worth knowing whether there is KVM.
+        // The probe of KVM takes time, so it comes last.
         let kernel = launch.boot.as_ref().or(offline.appliance.as_ref()).map(|(k, _)| k.as_path());
         let better = !asked && self.qemu.accel_quietly(kernel).await.is_ok_and(|accel| accel == Accel::Kvm);
         Ok((offline.ours && !better).then_some(engine))
     }
 }
 
-/// Whether only root can write to the store, or put another in its place. Below
-/// a directory of somebody else's it might be another one by the time that its
-/// disks are mounted. In a sticky one, such as `/tmp`, nobody moves what is
-/// root's.
+/// Whether only root can write to the store, or replace it. Another user who
+/// owns a directory above could replace the store before its disks are mounted.
+/// In a sticky directory such as `/tmp`, other users can't move what root owns.
 fn owned(store: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let Ok(store) = store.canonicalize() else { return false };
@@ -88,7 +88,7 @@ fn owned(store: &Path) -> bool {
     roots(&store, false) && store.ancestors().skip(1).all(|dir| roots(dir, true))
 }
 
-/// Says how layers will be applied, and why, without starting anything.
+/// Describes how layers will be applied, and why, without starting anything.
 pub async fn explain(choice: Choice, kvm: &Kvm, store: &Path) -> String {
     let engine = Engine::allowed(owned(store)).await;
     let container = |engine: &Engine| format!("in a {} ", engine.name());
@@ -103,8 +103,8 @@ pub async fn explain(choice: Choice, kvm: &Kvm, store: &Path) -> String {
     }
 }
 
-/// Says what stands between a container and the host; `None` if there are no
-/// containers here.
+/// Describes the isolation of containers; `None` if there are no containers on
+/// this host.
 pub async fn isolation(store: &Path) -> Option<String> {
     Engine::allowed(owned(store)).await.ok().map(|engine| engine.isolation())
 }
@@ -128,7 +128,7 @@ impl Provider for Host {
                 (Ok(instance), _) => return Ok(HostInstance::Container(Box::new(instance))),
                 (Err(error), Choice::Container) => return Err(error),
                 (Err(error), _) => {
-                    (self.notice)(&format!("{error}; an appliance is used instead"));
+                    (self.notice)(&format!("{error}; using an appliance instead"));
                     let _ = std::fs::remove_file(&launch.overlay);
                 }
             }

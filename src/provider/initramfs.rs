@@ -1,7 +1,7 @@
-//! A minimal initramfs: the agent as `/init` and a console to speak on.
-//! Format: the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`.
+//! A minimal initramfs: the agent as `/init`, and a console. Format: the
+//! kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`.
 
-/// A newc archive with `init` as its only program.
+/// Makes a newc archive with `init` as its only program.
 pub(super) fn with_init(init: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(init.len() + 1024);
     entry(&mut out, "dev", 0o40755, (0, 0), &[]);

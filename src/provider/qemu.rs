@@ -37,9 +37,9 @@ pub use probe::Kvm;
 use programs::Rig;
 pub use programs::{Accel, Programs};
 
-/// The provider.
+/// The QEMU provider.
 pub struct Qemu {
-    /// What the user asked for, if anything.
+    /// The accelerator that the user chose, if any.
     wanted: Option<Accel>,
     probes: PathBuf,
     appliances: PathBuf,
@@ -48,14 +48,14 @@ pub struct Qemu {
     access: Access,
     programs: OnceCell<Programs>,
     accel: OnceCell<Accel>,
-    /// Why it is not KVM, until somebody was told.
+    /// Why it is not KVM, until the user has been told.
     why: Mutex<Option<String>>,
 }
 
 impl Qemu {
-    /// A provider that finds out what it needs when it is first used.
-    /// `store` is where disks are, and what saves time; `notice` is told what
-    /// a person should know; `access` is what guests may reach.
+    /// Makes a provider that looks for programs when it is first used. `store`
+    /// is the directory with disks and with caches; `notice` prints to the
+    /// user; `access` is what guests may reach.
     pub fn new(wanted: Option<Accel>, store: &Path, access: Access, notice: Lines) -> Self {
         Self {
             wanted,
@@ -70,12 +70,13 @@ impl Qemu {
         }
     }
 
-    /// What guests may reach.
+    /// Returns what guests may reach.
     pub(super) fn access(&self) -> &Access {
         &self.access
     }
 
-    /// How the machine of a launch is run, and by what.
+    /// Returns programs, accelerator and network access for a machine with this
+    /// kernel.
     async fn rig(&self, kernel: Option<&Path>) -> Result<Rig<'_>, ProviderError> {
         let (programs, accel) = (self.programs().await?, self.accel(kernel).await?);
         Ok(Rig { programs, accel, access: &self.access })
@@ -85,7 +86,7 @@ impl Qemu {
         self.programs.get_or_try_init(|| Programs::find_knowing(&self.probes)).await
     }
 
-    /// How machines are run; says once why it is not by KVM.
+    /// Returns the accelerator. Prints once why it is not KVM.
     async fn accel(&self, kernel: Option<&Path>) -> Result<Accel, ProviderError> {
         let accel = self.accel_quietly(kernel).await?;
         if let Some(why) = self.why.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -98,7 +99,7 @@ impl Qemu {
         self.rig(launch.boot.as_ref().map(|(kernel, _)| kernel.as_path())).await
     }
 
-    /// The same, for who only wants to know.
+    /// Returns the accelerator without printing anything.
     pub(super) async fn accel_quietly(&self, kernel: Option<&Path>) -> Result<Accel, ProviderError> {
         let tell = |text: String| {
             *self.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
@@ -112,8 +113,9 @@ impl Qemu {
             None => probe::choose(programs, kernel, &self.probes, &tell).await?,
         };
         let Some(accel) = accel else {
-            // This machine is emulated; the next may bring a kernel to ask.
-            tell("KVM was not tried yet on this host, so this machine is emulated".into());
+            // Without a kernel KVM can't be tested. A later machine may have
+            // one.
+            tell("KVM was not tested yet on this host, so this machine is emulated".into());
             return Ok(Accel::Tcg);
         };
         let _ = self.accel.set(accel);
@@ -121,8 +123,8 @@ impl Qemu {
     }
 }
 
-/// What can be said about KVM without starting a machine, or what an earlier
-/// probe found; for `vimg doctor`.
+/// Reports what is known about KVM without starting a machine, for `vimg
+/// doctor`.
 pub fn kvm_report(programs: &Programs, probes: &Path) -> Kvm {
     probe::report(programs, probes)
 }
@@ -162,8 +164,8 @@ impl Provider for Qemu {
     }
 
     async fn launch(&self, launch: &Launch) -> Result<QemuInstance, ProviderError> {
-        // A disk whose machine need not run is worked on from an appliance. One
-        // from outside brings no kernel for that; its machine runs then.
+        // An offline layer uses an appliance. The kernel comes from the base;
+        // an imported disk has none, and its machine boots instead.
         if let Some(offline) = &launch.offline
             && let Some((kernel, _)) = &offline.appliance
         {
@@ -172,7 +174,8 @@ impl Provider for Qemu {
         }
         let rig = self.rig_of(launch).await?;
         if launch.offline.is_some() {
-            // The kernel went away. Its machine is as large as an appliance.
+            // The kernel is no longer in the store. The layer is applied in its
+            // machine, with the size of an appliance.
             let machine = Machine { cpus: 2, memory: OFFLINE_MEMORY, ..launch.machine };
             let launch = Launch { machine, memory: None, ..launch.clone() };
             return machine::start(rig, &launch, &self.snapshots, &self.notice).await;
@@ -193,7 +196,7 @@ impl Provider for Qemu {
     }
 
     async fn alike(&self, below: &[PathBuf], a: &Made, b: &Made) -> bool {
-        // Reading disks blocks.
+        // Reading disks blocks the thread.
         let (below, a, b) = (below.to_vec(), a.clone(), b.clone());
         let alike = tokio::task::spawn_blocking(move || difference::alike(&below, &a, &b)).await;
         matches!(alike, Ok(Ok(true)))
@@ -215,7 +218,7 @@ impl Provider for Qemu {
     }
 
     async fn revise(&self, chain: &[PathBuf], earlier: &Exported, copies: Vec<File>) -> Option<Vec<File>> {
-        // Reading disks blocks.
+        // Reading disks blocks the thread.
         let (chain, earlier) = (chain.to_vec(), earlier.clone());
         let revise = move || difference::revise(&chain, &earlier, &copies).map(|()| copies);
         tokio::task::spawn_blocking(revise).await.ok()?.ok()

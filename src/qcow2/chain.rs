@@ -10,39 +10,39 @@ use std::sync::Arc;
 
 use super::header::{be32, be64, read};
 
-/// Bits of an entry: the cluster is compressed, or reads as zeros.
+/// Flags of an L2 entry: the cluster is compressed, or reads as zeros.
 const COMPRESSED: u64 = 1 << 62;
 const ZERO: u64 = 1;
-/// Where the offset is in an entry of L1 or L2.
+/// Mask of the offset in an L1 or L2 entry.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-/// The most entries that L1 may have: a disk of 16 TiB in clusters of 64 KiB.
+/// Maximum number of L1 entries: enough for 16 TiB in clusters of 64 KiB.
 const L1: u64 = 32 << 10;
-/// How many tables of L2 are kept at most, of one file.
+/// Maximum number of cached L2 tables per file.
 const TABLES: usize = 64;
-/// A compressed cluster's kind, in byte 104 of the header: zstd.
+/// The compression type zstd, in byte 104 of the header.
 const ZSTD: u8 = 1;
 
 /// A disk.
 pub struct Chain {
-    /// The lowest first.
+    /// Its files, the lowest first.
     files: Vec<Qcow2>,
     size: u64,
 }
 
-/// One file of it.
+/// One file of a chain.
 pub(super) struct Qcow2 {
     file: File,
     pub(super) size: u64,
     /// The size of a cluster, as a power of two.
     pub(super) bits: u32,
-    /// Whether that is how clusters are compressed.
+    /// Whether clusters are compressed with zstd.
     pub(super) zstd: bool,
     l1: Vec<u64>,
-    /// Those of L2 that were read, by their place in L1.
+    /// Cached L2 tables, by index in L1.
     l2: BTreeMap<u64, Arc<[u8]>>,
 }
 
-/// Where a cluster is.
+/// The place of a cluster.
 pub(super) enum Cluster {
     /// In the file below.
     Below,
@@ -59,11 +59,11 @@ pub(super) fn odd(what: &str) -> io::Error {
 }
 
 impl Chain {
-    /// Opens it, the lowest file first.
+    /// Opens a chain, given with the lowest file first.
     ///
     /// # Errors
     ///
-    /// What the system says, and what is wrong with a file.
+    /// Errors of the system, and what is wrong with a file.
     pub fn open(paths: &[impl AsRef<Path>]) -> io::Result<Self> {
         let files: Vec<Qcow2> =
             paths.iter().map(|path| Qcow2::open(path.as_ref())).collect::<Result<_, _>>()?;
@@ -71,16 +71,16 @@ impl Chain {
         Ok(Self { files, size })
     }
 
-    /// The disk's size in bytes.
+    /// Returns the disk's size, in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Reads what stands at `at`, to the end of the buffer.
+    /// Fills the buffer from offset `at`.
     ///
     /// # Errors
     ///
-    /// What the system says, and what of a file makes no sense.
+    /// Errors of the system, and what is wrong with a file.
     pub fn read_at(&mut self, at: u64, buffer: &mut [u8]) -> io::Result<()> {
         if at.checked_add(buffer.len() as u64).is_none_or(|end| end > self.size) {
             return Err(odd("beyond the end of the disk"));
@@ -88,8 +88,8 @@ impl Chain {
         read_from(&mut self.files, at, buffer)
     }
 
-    /// Whether nothing is stored of `length` bytes at `at`: they are zeros.
-    /// `false` may mean that they are zeros all the same.
+    /// Whether `length` bytes at `at` are not stored, so that they read as
+    /// zeros. If it is `false`, they may be zeros all the same.
     pub(super) fn is_clear(&mut self, at: u64, length: u64) -> io::Result<bool> {
         for file in self.files.iter_mut().rev() {
             if at >> file.bits != (at + length - 1) >> file.bits {
@@ -104,11 +104,12 @@ impl Chain {
         Ok(true)
     }
 
-    /// What the files from the `from`th on have written, in ascending order.
+    /// Returns the ranges that the files from index `from` on have written, in
+    /// ascending order.
     ///
     /// # Errors
     ///
-    /// As for reading.
+    /// As for [`Self::read_at`].
     pub fn written(&mut self, from: usize) -> io::Result<Vec<Range<u64>>> {
         let mut ranges: Vec<Range<u64>> = Vec::new();
         for file in self.files.iter_mut().skip(from) {
@@ -118,7 +119,7 @@ impl Chain {
     }
 }
 
-/// Ranges in ascending order, those that touch each other made one.
+/// Sorts ranges, and joins those that overlap or touch.
 pub fn join(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     ranges.sort_by_key(|range| range.start);
     let mut joined: Vec<Range<u64>> = Vec::new();
@@ -165,13 +166,13 @@ impl Qcow2 {
         if header.version == 3 {
             file.read_exact_at(&mut head[72..], 72)?;
         }
-        // Entries of L2 that say more than a cluster's place.
+        // Extended L2 entries also describe parts of a cluster.
         if be64(&head, 72) & 1 << 4 != 0 {
-            return Err(odd("its tables are extended"));
+            return Err(odd("it has extended L2 entries"));
         }
         let entries = u64::from(be32(&head, 36));
         if entries > L1 {
-            return Err(odd("its table is too large"));
+            return Err(odd("its L1 table is too large"));
         }
         let mut l1 = vec![0; entries as usize * 8];
         file.read_exact_at(&mut l1, be64(&head, 40))?;
@@ -185,7 +186,8 @@ impl Qcow2 {
         })
     }
 
-    /// The table at a place of L1; none if nothing was written there.
+    /// Returns the L2 table at an index of L1; `None` if nothing was written
+    /// there.
     pub(super) fn table(&mut self, index: u64) -> io::Result<Option<Arc<[u8]>>> {
         let at = usize::try_from(index).ok().and_then(|n| self.l1.get(n)).copied().unwrap_or(0);
         if at == 0 {
@@ -211,7 +213,7 @@ impl Qcow2 {
         if entry & COMPRESSED != 0 {
             let bits = 62 - (self.bits - 8);
             let at = entry & ((1 << bits) - 1);
-            // It goes on to the end of the last of its sectors.
+            // It ends at the end of its last sector.
             let sectors = (entry & (COMPRESSED - 1)) >> bits;
             let most = (sectors + 1) * 512 - at % 512;
             return Ok(Cluster::Compressed { at, most: most as usize });
@@ -223,7 +225,7 @@ impl Qcow2 {
         })
     }
 
-    /// The sectors that hold a compressed cluster.
+    /// Reads the sectors of a compressed cluster.
     fn packed(&self, at: u64, most: usize) -> io::Result<Vec<u8>> {
         let mut packed = vec![0; most];
         // The file may end before the sector does.
@@ -240,7 +242,7 @@ impl Qcow2 {
 
     fn unpack(&self, at: u64, most: usize) -> io::Result<Vec<u8>> {
         if !self.zstd {
-            return Err(odd("it is compressed by another method than zstd"));
+            return Err(odd("its compression is not zstd"));
         }
         let packed = self.packed(at, most)?;
         let mut cluster = vec![0; 1 << self.bits];
@@ -291,8 +293,8 @@ mod tests {
         qemu(&[["qemu-io", "-f", "qcow2"].as_slice(), &write].concat(), dir.path());
         let mut chain = Chain::open(&["base.qcow2", "top.qcow2"].map(|name| dir.path().join(name))).unwrap();
         let mut wanted = raw;
-        // What the top had not written of its cluster it took from nowhere:
-        // its file names no file below.
+        // The rest of a cluster that the top has written is zeros, because its
+        // file names no backing file.
         wanted[64 << 10..128 << 10].fill(0);
         wanted[100 << 10..105 << 10].fill(9);
         wanted[1 << 20..(1 << 20) + (128 << 10)].fill(0);

@@ -4,16 +4,16 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// What a plain header says.
+/// The contents of a plain header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// 2 or 3.
     pub version: u32,
-    /// Size of the disk in bytes.
+    /// Size of the disk, in bytes.
     pub virtual_size: u64,
 }
 
-/// The largest disk that is taken, in bytes.
+/// Maximum size of a disk, in bytes.
 const MAX_SIZE: u64 = 16 << 40;
 /// Incompatible features that are harmless: a compression type other than
 /// deflate (bit 3) and extended L2 entries (bit 4). Bit 0 (dirty) and bit 1
@@ -33,7 +33,7 @@ pub fn read(path: &Path) -> Result<Header, String> {
         }
     }
     if filled < 72 || head[..4] != *b"QFI\xfb" {
-        return Err("it is no qcow2 file".into());
+        return Err("it is not a qcow2 file".into());
     }
     let header = check(&head, length)?;
     if header.version == 3 {
@@ -42,21 +42,20 @@ pub fn read(path: &Path) -> Result<Header, String> {
     Ok(header)
 }
 
-/// Whether a file calls itself qcow2.
+/// Whether a file begins like a qcow2 file.
 pub fn is_qcow2(path: &Path) -> bool {
     let mut magic = [0; 4];
     File::open(path).and_then(|mut f| f.read_exact(&mut magic)).is_ok() && magic == *b"QFI\xfb"
 }
 
-/// Where the compressed clusters of a disk begin in its file, in ascending
-/// order. What lies between two of them is one cluster, compressed, which gives
-/// the same bytes wherever it came to lie, and zeros where another one was given
-/// up. Empty for what is no
-/// plain qcow2 file. Only the tables are read, whose sizes a plain header
-/// bounds; what they say is compared with the file's length.
+/// Returns the offsets of compressed clusters in a file, in ascending order.
+/// The bytes between two offsets are one compressed cluster, the same wherever
+/// it is in the file, followed by zeros where another one was freed. Empty for
+/// a file that is not plain qcow2. Reads only tables, whose sizes a plain
+/// header limits, and compares their entries with the length of the file.
 pub fn compressed_clusters(path: &Path) -> std::io::Result<Vec<u64>> {
     use std::os::unix::fs::FileExt;
-    /// Set in an entry of L1 or L2 whose cluster is not shared.
+    /// Flag of an L1 or L2 entry: the cluster is not shared.
     const COPIED: u64 = 1 << 63;
     const COMPRESSED: u64 = 1 << 62;
     let mut found = Vec::new();
@@ -69,9 +68,9 @@ pub fn compressed_clusters(path: &Path) -> std::io::Result<Vec<u64>> {
     file.read_exact_at(&mut head, 0)?;
     let cluster_bits = be32(&head, 20);
     let cluster = 1_usize << cluster_bits;
-    // The offset has 62 bits less those that count the sectors.
+    // The offset has 62 bits, minus those that count the sectors.
     let offset_bits = 62 - (cluster_bits - 8);
-    // What is in a table may have been written by anybody.
+    // A hostile file may have any numbers here.
     let (at, size) = (be64(&head, 40), u64::from(be32(&head, 36)) * 8);
     if at.saturating_add(size) > length {
         return Ok(found);
@@ -83,7 +82,7 @@ pub fn compressed_clusters(path: &Path) -> std::io::Result<Vec<u64>> {
     tables.dedup();
     let mut table = vec![0; cluster];
     for entry in tables {
-        // No cluster, compressed or not, takes less than a sector.
+        // A cluster takes at least a sector, compressed or not.
         let too_many = found.len() as u64 > length / 512;
         if entry == 0 || too_many || entry.saturating_add(cluster as u64) > length {
             continue;
@@ -109,14 +108,14 @@ pub(super) fn be64(bytes: &[u8], at: usize) -> u64 {
 fn check(head: &[u8; 112], length: u64) -> Result<Header, String> {
     let version = be32(head, 4);
     if !(2..=3).contains(&version) {
-        return Err(format!("its version {version} is unknown"));
+        return Err(format!("its version {version} is not supported"));
     }
     if be64(head, 8) != 0 || be32(head, 16) != 0 {
         return Err("it names a backing file; flatten it with `qemu-img convert`".into());
     }
     let cluster_bits = be32(head, 20);
     if !(9..=21).contains(&cluster_bits) {
-        return Err(format!("its cluster size of 2^{cluster_bits} is not legal"));
+        return Err(format!("its cluster size of 2^{cluster_bits} is invalid"));
     }
     let virtual_size = be64(head, 24);
     if virtual_size == 0 || virtual_size > MAX_SIZE {
@@ -125,11 +124,11 @@ fn check(head: &[u8; 112], length: u64) -> Result<Header, String> {
     if be32(head, 32) != 0 {
         return Err("it is encrypted".into());
     }
-    // An entry of L1 is 8 bytes and points to one cluster of L2 entries.
+    // An L1 entry is 8 bytes and points to one cluster of L2 entries.
     let per_l1 = u128::from(1_u64 << cluster_bits) * u128::from(1_u64 << (cluster_bits - 3));
     let l1 = u128::from(be32(head, 36));
     if l1 > u128::from(virtual_size).div_ceil(per_l1) * 4 + 64 {
-        return Err(format!("its table of {l1} entries is larger than its size needs"));
+        return Err(format!("its L1 table of {l1} entries is too large for its size"));
     }
     let refcount_clusters = u64::from(be32(head, 56));
     if refcount_clusters << cluster_bits > 64 << 20 {
@@ -137,11 +136,11 @@ fn check(head: &[u8; 112], length: u64) -> Result<Header, String> {
     }
     for (what, offset) in [("L1 table", be64(head, 40)), ("refcount table", be64(head, 48))] {
         if offset >= length || offset % (1 << cluster_bits) != 0 {
-            return Err(format!("its {what} lies outside of the file"));
+            return Err(format!("its {what} is outside the file, or not aligned"));
         }
     }
     if be32(head, 60) != 0 {
-        return Err("it holds internal snapshots; flatten it with `qemu-img convert`".into());
+        return Err("it contains internal snapshots; flatten it with `qemu-img convert`".into());
     }
     if version == 3 {
         let incompatible = be64(head, 72);
@@ -156,13 +155,13 @@ fn check(head: &[u8; 112], length: u64) -> Result<Header, String> {
         }
         let length = be32(head, 100);
         if !(104..=1024).contains(&length) {
-            return Err(format!("its header of {length} bytes is not legal"));
+            return Err(format!("its header length of {length} bytes is invalid"));
         }
     }
     Ok(Header { version, virtual_size })
 }
 
-/// Header extensions that name files are refused.
+/// Refuses header extensions that name files.
 fn extensions(file: &mut File, header_length: u32) -> Result<(), String> {
     const END: u32 = 0;
     const BACKING_FORMAT: u32 = 0xE279_2ACA;
@@ -181,7 +180,7 @@ fn extensions(file: &mut File, header_length: u32) -> Result<(), String> {
             break;
         }
     }
-    Err("its header extensions do not come to an end".into())
+    Err("its header extensions do not end".into())
 }
 
 #[cfg(test)]
@@ -240,8 +239,8 @@ mod tests {
         refused(|h| h[56] = 0xff, "refcount");
         refused(|h| h[23] = 40, "cluster size");
         refused(|h| h[7] = 9, "version");
-        refused(|h| h.truncate(50), "no qcow2");
-        refused(|h| h[0] = 0, "no qcow2");
+        refused(|h| h.truncate(50), "not a qcow2");
+        refused(|h| h[0] = 0, "not a qcow2");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Has a compressed qcow2 file hold another disk, by what to write where:
-//! only what the two disks differ in is packed, and the rest stays as it is.
+//! Changes a compressed qcow2 file so that it holds another disk. Only the
+//! blocks in which the disks differ are compressed; the rest stays as it is.
 //! Format: QEMU's `docs/interop/qcow2.txt`.
 
 use std::collections::BTreeMap;
@@ -15,43 +15,43 @@ use super::header::{be32, be64};
 /// The size of a cluster, as a power of two: QEMU's default.
 const BITS: u32 = 16;
 const CLUSTER: u64 = 1 << BITS;
-/// Entries of a table in one cluster, and counts of references in one.
+/// Table entries in one cluster, and reference counts in one cluster.
 const ENTRIES: u64 = CLUSTER / 8;
 const COUNTS: u64 = CLUSTER / 2;
-/// The width of a count of references, as a power of two, in bits.
+/// The width of a reference count in bits, as a power of two.
 const COUNT: u32 = 4;
-/// Bits of an entry: nothing else refers to it, and it is compressed.
+/// Flags of an entry: nothing else refers to the cluster, and it is compressed.
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
-/// Below these bits of an entry of a compressed cluster its place begins.
+/// In the entry of a compressed cluster, the place is below this bit.
 const PLACE: u32 = 62 - (BITS - 8);
-/// Where a place is in an entry of L1 or of the table of counts.
+/// Mask of the offset in an L1 or refcount table entry.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const SECTOR: u64 = 512;
 
-/// The most that is packed beside what stays, in bytes of the disk. Many
-/// processors pack faster than one.
+/// Maximum amount of new data, in bytes of the disk. Beyond that a conversion
+/// is faster, because it uses all CPUs.
 const MOST_NEW: u64 = 256 << 20;
-/// The share of the file, one byte in so many, that may hold nothing, and what
-/// may in any case, in bytes.
+/// Limit of unused space: one byte in so many of the file, and the bytes that
+/// are allowed in any case.
 const MOST_CLEAR: u64 = 4;
 const SOME_CLEAR: u64 = 1 << 20;
 
-/// What it takes to have a file hold another disk.
+/// The writes that change a file so that it holds another disk.
 pub struct Revision {
-    /// In this order.
+    /// Offsets and bytes, in the order of writing.
     writes: Vec<(u64, Vec<u8>)>,
     length: u64,
 }
 
 impl Revision {
-    /// Of the file at `file`, to hold `disk`, which may differ from what the
-    /// file holds in `changed` (ascending).
+    /// Computes how to change `file` so that it holds `disk`, which may differ
+    /// from its contents in `changed` (ascending).
     ///
     /// # Errors
     ///
-    /// What the system says, what of the file makes no sense, and that a new
-    /// one is better than this would be.
+    /// Errors of the system, a file that vimg can't change, and changes so
+    /// large that a conversion is better.
     pub fn of(file: &Path, disk: &mut Chain, changed: &[Range<u64>]) -> io::Result<Self> {
         let mut old = Layout::read(file, disk.size())?;
         let (keep, go): (Vec<_>, Vec<_>) = old
@@ -60,14 +60,14 @@ impl Revision {
             .partition(|one| !touches(changed, one.number << BITS..(one.number + 1) << BITS));
         old.taken.extend(keep.into_iter().map(|one| one.place));
         if go.iter().map(|one| one.place.end - one.place.start).sum::<u64>() > MOST_NEW {
-            return Err(odd("too much of it is new"));
+            return Err(odd("too many clusters changed"));
         }
         let mut draft = Draft {
             free: gaps(&mut old.taken, old.end),
             end: old.end,
             taken: Vec::new(),
             tables: BTreeMap::new(),
-            // What is gone must not be found in the file any more.
+            // Old data must not stay in the file, so it is overwritten.
             writes: go.iter().map(|one| (one.place.start, vec![0; one.length()])).collect(),
         };
         for one in go {
@@ -81,21 +81,20 @@ impl Revision {
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// Errors of the system.
     pub fn make(&self, copy: &File) -> io::Result<()> {
         copy.set_len(self.length)?;
         self.writes.iter().try_for_each(|(at, bytes)| copy.write_all_at(bytes, *at))
     }
 }
 
-/// Whether one of ascending ranges that do not touch each other has part in
-/// `range`.
+/// Whether one of the ranges, ascending and disjoint, overlaps `range`.
 fn touches(ranges: &[Range<u64>], range: Range<u64>) -> bool {
     let next = ranges.partition_point(|one| one.end <= range.start);
     ranges.get(next).is_some_and(|one| one.start < range.end)
 }
 
-/// What lies between extents, up to `end`. They are sorted.
+/// Returns the gaps between extents, up to `end`. Sorts the extents.
 fn gaps(extents: &mut [Range<u64>], end: u64) -> Vec<Range<u64>> {
     extents.sort_by_key(|extent| extent.start);
     let ends = std::iter::once(0).chain(extents.iter().map(|extent| extent.end));
@@ -103,7 +102,7 @@ fn gaps(extents: &mut [Range<u64>], end: u64) -> Vec<Range<u64>> {
     ends.zip(starts).filter(|(from, to)| from < to).map(|(from, to)| from..to).collect()
 }
 
-/// A cluster of the disk that is in a file.
+/// A cluster of the disk that is stored in the file.
 struct Stored {
     number: u64,
     place: Range<u64>,
@@ -116,17 +115,17 @@ impl Stored {
     }
 }
 
-/// Where what is in a file.
+/// The layout of a file.
 struct Layout {
     file: Qcow2,
     clusters: Vec<Stored>,
-    /// All other places that are in use.
+    /// All other ranges that are in use.
     taken: Vec<Range<u64>>,
     /// The file's end, a multiple of a cluster.
     end: u64,
     l1_at: u64,
     l1: Vec<u64>,
-    /// Blocks of counts, by their order.
+    /// Offsets of the refcount blocks, in order.
     counts: Vec<u64>,
 }
 
@@ -137,19 +136,19 @@ impl Layout {
         let length = file.metadata()?.len();
         let mut head = [0; 112];
         file.read_exact_at(&mut head, 0)?;
-        // What may be cleared by who does not know it names places, too.
+        // Unknown autoclear features may use clusters, too.
         let plain = be32(&head, 96) == COUNT && be64(&head, 88) == 0;
         if (qcow2.size, qcow2.bits, qcow2.zstd) != (size, BITS, true) || !plain {
-            return Err(odd("the earlier file is of another kind"));
+            return Err(odd("the previous file has another format"));
         }
         let end = length.next_multiple_of(CLUSTER);
         let within = |at: u64, length: u64| match at.checked_add(length) {
             Some(last) if at >= CLUSTER && last <= end => Ok(at..last),
-            _ => Err(odd("something lies beyond its end")),
+            _ => Err(odd("a cluster is outside the file")),
         };
         let whole = |at: u64, length: u64| match at % CLUSTER {
             0 => within(at, length),
-            _ => Err(odd("something lies between two clusters")),
+            _ => Err(odd("a cluster is not aligned")),
         };
         let table = |at: u64, entries: u64| -> io::Result<(Range<u64>, Vec<u64>)> {
             let place = whole(at, (entries * 8).next_multiple_of(CLUSTER))?;
@@ -172,7 +171,7 @@ impl Layout {
                     Cluster::Below => continue,
                     Cluster::At(at) => (whole(at, CLUSTER)?, false),
                     Cluster::Compressed { at, most } => (within(at, most as u64)?, true),
-                    Cluster::Zero => return Err(odd("the earlier file is of another kind")),
+                    Cluster::Zero => return Err(odd("the previous file has another format")),
                 };
                 clusters.push(Stored { number, place, compressed });
             }
@@ -182,8 +181,8 @@ impl Layout {
         Ok(layout)
     }
 
-    /// A compressed cluster is said to go on to the end of a sector; what
-    /// begins there before that belongs to the next.
+    /// Cuts compressed clusters where the next one begins: their entries count
+    /// whole sectors, and the next cluster may begin in the last one.
     fn part(&mut self) -> io::Result<()> {
         let clusters = self.clusters.iter_mut().map(|one| (&mut one.place, one.compressed));
         let mut all: Vec<(&mut Range<u64>, bool)> =
@@ -194,7 +193,7 @@ impl Layout {
             let (before, compressed) = &mut all[n - 1];
             if before.end > start {
                 if !*compressed || before.end - start >= SECTOR || before.start == start {
-                    return Err(odd("two clusters lie in one place"));
+                    return Err(odd("two clusters overlap"));
                 }
                 before.end = start;
             }
@@ -203,20 +202,20 @@ impl Layout {
     }
 }
 
-/// A revision that is made.
+/// A revision in progress.
 struct Draft {
-    /// Places that hold nothing, in ascending order.
+    /// Free ranges, in ascending order.
     free: Vec<Range<u64>>,
     end: u64,
-    /// What is in use that was not before.
+    /// Newly used ranges.
     taken: Vec<Range<u64>>,
-    /// Tables of L2 with other entries, by their place in L1.
+    /// Changed L2 tables, by index in L1.
     tables: BTreeMap<u64, Box<[u64]>>,
     writes: Vec<(u64, Vec<u8>)>,
 }
 
 impl Draft {
-    /// Takes a place for so many bytes, which begins at a multiple of `step`.
+    /// Allocates `length` bytes at a multiple of `step`.
     fn take(&mut self, length: u64, step: u64) -> u64 {
         let fits = |gap: &Range<u64>| gap.start.next_multiple_of(step) + length <= gap.end;
         let at = match self.free.iter().position(fits) {
@@ -257,7 +256,7 @@ impl Draft {
         Ok(())
     }
 
-    /// Packs what may have changed.
+    /// Compresses and allocates the clusters that may have changed.
     fn pack(&mut self, old: &mut Layout, disk: &mut Chain, changed: &[Range<u64>]) -> io::Result<()> {
         let mut compressor = zstd::bulk::Compressor::new(zstd::DEFAULT_COMPRESSION_LEVEL)?;
         let mut left = MOST_NEW;
@@ -275,11 +274,11 @@ impl Draft {
                 if cluster.iter().all(|byte| *byte == 0) {
                     continue;
                 }
-                left = left.checked_sub(CLUSTER).ok_or_else(|| odd("too much of it is new"))?;
+                left = left.checked_sub(CLUSTER).ok_or_else(|| odd("too many clusters changed"))?;
                 let (at, entry, bytes) = match compressor.compress(&cluster)? {
                     packed if packed.len() < cluster.len() => {
                         let at = self.take(packed.len() as u64, 1);
-                        // How many sectors it goes on for after its first.
+                        // The number of sectors after the first.
                         let sectors = (at + packed.len() as u64 - 1) / SECTOR - at / SECTOR;
                         (at, at | sectors << PLACE | COMPRESSED, packed)
                     }
@@ -296,10 +295,11 @@ impl Draft {
         Ok(())
     }
 
-    /// Writes the tables, and counts what refers to which cluster.
+    /// Writes the tables and the reference counts.
     fn finish(mut self, mut old: Layout) -> io::Result<Revision> {
         for (index, table) in std::mem::take(&mut self.tables) {
-            let known = old.l1.get(index as usize).copied().ok_or_else(|| odd("its table is too small"))?;
+            let known =
+                old.l1.get(index as usize).copied().ok_or_else(|| odd("the L1 table is too small"))?;
             let at = if known == 0 { self.take(CLUSTER, CLUSTER) } else { known };
             old.l1[index as usize] = at;
             self.writes.push((at, table.iter().flat_map(|entry| entry.to_be_bytes()).collect()));
@@ -309,18 +309,18 @@ impl Draft {
         let end = self.end.next_multiple_of(CLUSTER);
         let clear: u64 = self.free.iter().map(|gap| gap.end - gap.start).sum();
         if clear > SOME_CLEAR.max(end / MOST_CLEAR) {
-            return Err(odd("too little of it is of use"));
+            return Err(odd("the file has too much unused space"));
         }
         let mut counts = vec![0_u16; (end >> BITS) as usize];
         for extent in old.taken.iter().chain(&self.taken) {
             for cluster in extent.start >> BITS..extent.end.div_ceil(CLUSTER) {
                 let count = &mut counts[cluster as usize];
-                *count = count.checked_add(1).ok_or_else(|| odd("too much is in one cluster"))?;
+                *count = count.checked_add(1).ok_or_else(|| odd("a reference count overflows"))?;
             }
         }
         for (n, block) in counts.chunks(COUNTS as usize).enumerate() {
             let at = old.counts.get(n).copied().filter(|at| *at != 0);
-            let at = at.ok_or_else(|| odd("it has outgrown its counts"))?;
+            let at = at.ok_or_else(|| odd("the refcount table is too small"))?;
             let mut bytes: Vec<u8> = block.iter().flat_map(|count| count.to_be_bytes()).collect();
             bytes.resize(CLUSTER as usize, 0);
             self.writes.push((at, bytes));
@@ -353,12 +353,12 @@ mod tests {
         let mut bytes: Vec<u8> = (0..3 << 20).map(|n: u32| if n % 7000 < 9 { n as u8 } else { 7 }).collect();
         bytes.iter_mut().skip(1 << 20).take(300_000).for_each(|byte| *byte = next());
         bytes[2 << 20..(2 << 20) + 500_000].fill(0);
-        // No whole number of clusters.
+        // Not a whole number of clusters.
         bytes.truncate((3 << 20) - 512);
         bytes
     }
 
-    /// What a file that holds `disk` and was revised is.
+    /// Revises a file so that it holds `disk`.
     fn revised(dir: &Path, name: &str, disk: &mut Chain, from: usize) -> io::Result<()> {
         let changed = disk.written(from)?;
         let revision = Revision::of(&dir.join(name), disk, &changed)?;
@@ -371,7 +371,7 @@ mod tests {
         assert!(output.status.success(), "{write}: {}", String::from_utf8_lossy(&output.stdout));
     }
 
-    /// The revised file is a sound one, and holds the disk.
+    /// The revised file is valid, and holds the disk.
     fn assert_holds(dir: &Path, disk: &mut Chain, when: &str) {
         let mut wanted = vec![0; disk.size() as usize];
         disk.read_at(0, &mut wanted).unwrap();
@@ -394,7 +394,7 @@ mod tests {
         let mut chain = vec![dir.join("base")];
         let cutoff = [
             vec!["write -P 9 100k 70k", "write -z 1M 128k", "write -P 0 2M 64k", "write -P 5 3145000 216"],
-            // What was zeros, what was packed, and what could not be.
+            // Zeros, compressed clusters, and incompressible ones.
             vec!["write -s raw 2M 300k", "write -P 3 0 3145216", "write -s raw 1200k 100k"],
             vec!["write -s raw 0 3145216"],
             vec![],
@@ -411,7 +411,7 @@ mod tests {
             revised(dir, "out", &mut disk, n + 1).unwrap();
             assert_holds(dir, &mut disk, &format!("round {n}"));
         }
-        // Places are taken again.
+        // Freed ranges are used again.
         assert!(size() < first + (1 << 20), "{} after {first}", size());
     }
 
@@ -441,7 +441,7 @@ mod tests {
                 }
                 chain.push(dir.join(&top));
                 let mut disk = Chain::open(&chain).unwrap();
-                // Two disks at once, sometimes.
+                // Sometimes skip a disk, so that the next revision covers two.
                 if below(4) > 0 {
                     revised(dir, "out", &mut disk, 1).unwrap();
                     assert_holds(dir, &mut disk, &format!("image {image}, round {n}"));
@@ -477,18 +477,18 @@ mod tests {
         for (name, options) in [("deflate", ""), ("large", "-o compression_type=zstd,cluster_size=128k ")] {
             qemu(dir, &format!("qemu-img convert -c -O qcow2 {options}raw {name}"));
             let error = Revision::of(&dir.join(name), &mut disk, &[]).err().unwrap();
-            assert_eq!(error.to_string(), "the earlier file is of another kind");
+            assert_eq!(error.to_string(), "the previous file has another format");
         }
         qemu(dir, "qemu-img convert -c -O qcow2 -o compression_type=zstd raw first");
         let good = std::fs::read(dir.join("first")).unwrap();
-        // Its header and tables, and anything.
+        // Damage in the header, in tables, and anywhere.
         let end = good.len();
         let places = (0..400).map(|n| n * 7919 % end).chain((0..600).map(|n| end - 1 - n * 331 % (5 << 16)));
         for (n, at) in places.enumerate() {
             let mut bad = good.clone();
             bad[at] ^= 1 << (n % 8);
             std::fs::write(dir.join("bad"), bad).unwrap();
-            // It may be noticed or not, and ends.
+            // The damage may be noticed or not, but it must end.
             let _ = revised(dir, "bad", &mut disk, 0);
         }
     }

@@ -1,5 +1,5 @@
-//! Diagnostics of the language and failures of builds, drawn by miette or as
-//! JSON.
+//! Diagnostics of the language and failures of builds, as text (drawn by miette)
+//! or as JSON.
 
 use std::fmt;
 
@@ -9,8 +9,8 @@ use vimg_lang::{Diagnostic, Sources, Span};
 
 use super::style::Style;
 
-/// A diagnostic with the texts that it points into. miette draws one source a
-/// diagnostic, so places in other files are diagnostics below it.
+/// A diagnostic with the texts that it points into. miette draws one source per
+/// diagnostic, so places in other files are related diagnostics.
 #[derive(Debug)]
 pub struct Shown {
     code: Option<String>,
@@ -23,7 +23,7 @@ pub struct Shown {
 }
 
 impl Shown {
-    /// A diagnostic of the language.
+    /// Creates it from a diagnostic of the language.
     pub fn new(sources: &Sources, diagnostic: &Diagnostic) -> Self {
         let severity = match diagnostic.severity {
             vimg_lang::Severity::Error => Severity::Error,
@@ -42,7 +42,7 @@ impl Shown {
         shown
     }
 
-    /// A message without a place.
+    /// Creates a message without a place.
     pub fn plain(message: &str) -> Self {
         Self {
             code: None,
@@ -60,7 +60,8 @@ impl Shown {
         let source = sources.get(span.source);
         let label = (!label.is_empty()).then(|| label.to_owned());
         if let Some((text, start, length)) = excerpt(span, &source.text) {
-            // The numbers that miette would show are those of the excerpt.
+            // The name has the position in the file, because miette would show
+            // that in the excerpt.
             let (line, column) = sources.position(span);
             let name = format!("{}, line {line}, column {column}, excerpt", source.name);
             self.source = Some(NamedSource::new(name, text));
@@ -71,7 +72,7 @@ impl Shown {
         self.labels.push(labelled(span, &source.text, label));
     }
 
-    /// Sets what to do about it.
+    /// Sets the help text.
     pub fn help(mut self, help: Option<String>) -> Self {
         self.help = help;
         self
@@ -92,7 +93,7 @@ impl Shown {
     }
 }
 
-/// A label over a span, never beyond the text and never inside a character.
+/// Creates a label for a span, clamped to the text and to whole characters.
 fn labelled(span: Span, text: &str, label: Option<String>) -> LabeledSpan {
     let floor = |mut at: usize| {
         at = at.min(text.len());
@@ -103,12 +104,14 @@ fn labelled(span: Span, text: &str, label: Option<String>) -> LabeledSpan {
     };
     let start = floor(span.start as usize);
     let end = floor(span.end as usize).max(start);
-    // What spans lines is shown by its first: the rest is far away.
+    // Marks only the first line of a span, because its end may be far away.
     let line_end = text[start..end].find('\n').map_or(end, |n| start + n);
     LabeledSpan::new(label, start, line_end - start)
 }
 
-/// A piece of a line that is too long to be shown whole, with the place in it.
+/// Cuts a piece out of a line that is too long to show; `None` if no line near the
+/// span is. Returns the piece, and the start and length of the span in it, in
+/// bytes.
 fn excerpt(span: Span, text: &str) -> Option<(String, usize, usize)> {
     const LONGEST: usize = 200;
     const BEFORE: usize = 30;
@@ -119,7 +122,7 @@ fn excerpt(span: Span, text: &str) -> Option<(String, usize, usize)> {
         *start += line.len();
         Some((*start - line.len(), line))
     });
-    // The line itself, and those beside it, which are shown as well.
+    // The span's line and the lines beside it, which miette shows as context.
     let around = lines.filter(|(start, line)| start + line.len() + LONGEST >= at && *start <= at + LONGEST);
     around.into_iter().find(|(_, line)| near(line))?;
     let line_start = text.get(..at)?.rfind('\n').map_or(0, |n| n + 1);
@@ -173,7 +176,7 @@ impl miette::Diagnostic for Shown {
     }
 }
 
-/// Draws a diagnostic for people.
+/// Draws a diagnostic as text, 80 columns wide.
 pub fn render(shown: &Shown, style: Style) -> String {
     let theme = if style.colour { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
     let handler =
@@ -185,7 +188,7 @@ pub fn render(shown: &Shown, style: Style) -> String {
     out
 }
 
-/// Diagnostics as one JSON value.
+/// Converts diagnostics to one JSON value.
 pub fn diagnostics_json(sources: &Sources, diagnostics: &[Diagnostic]) -> Value {
     let place = |span: Span| {
         let (line, column) = sources.position(span);

@@ -1,6 +1,6 @@
-//! The view on a terminal: a line for each node that is being made, with its
-//! phase, its time and what was printed last, and the totals; finished nodes
-//! above.
+//! The live view on a terminal: a line for each node in progress, with its time
+//! and its phase or last line of output, and a line with the totals. Finished
+//! nodes are above.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -21,7 +21,7 @@ pub(super) struct Live {
 #[derive(Default)]
 struct Lines {
     nodes: HashMap<String, ProgressBar>,
-    /// The last line, while there is something to do.
+    /// The line with the totals, if the build has something to do.
     totals: Option<ProgressBar>,
     built: usize,
     reused: usize,
@@ -97,7 +97,7 @@ impl Live {
         }
     }
 
-    /// A line for a node.
+    /// Adds a line for a node.
     fn begin(&self, lines: &mut Lines, node: &str) {
         let bar = ProgressBar::new_spinner();
         let bar = match &lines.totals {

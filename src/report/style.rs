@@ -1,17 +1,17 @@
-//! How things are shown.
+//! The style of output.
 
 use std::io::IsTerminal;
 
-/// How to show things.
+/// The style of output.
 #[derive(Debug, Clone, Copy)]
 pub struct Style {
-    /// With colours.
+    /// Use colours.
     pub colour: bool,
-    /// As JSON lines on standard output.
+    /// Print JSON lines on standard output.
     pub json: bool,
-    /// Only what went wrong.
+    /// Print only errors.
     pub quiet: bool,
-    /// Each line that programs print, even on a terminal.
+    /// Print each line that programs print, even on a terminal.
     pub verbose: bool,
 }
 

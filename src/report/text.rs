@@ -3,7 +3,7 @@
 use super::style::Style;
 use crate::event::Event;
 
-/// Bytes for people: `378 MiB`.
+/// Formats a number of bytes: `378 MiB`.
 pub fn bytes(n: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = n as f64;
@@ -19,7 +19,7 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
-/// Seconds for people: `0.4 s`, `2 min 5 s`.
+/// Formats a number of seconds: `0.4 s`, `2 min 5 s`.
 pub fn duration(seconds: f64) -> String {
     if seconds < 60.0 {
         return format!("{seconds:.1} s");
@@ -28,13 +28,13 @@ pub fn duration(seconds: f64) -> String {
     format!("{} min {} s", whole / 60, whole % 60)
 }
 
-/// What is on its way: `12 MiB of 40 MiB, 8.1 MiB/s`.
+/// Formats the progress of a transfer: `12 MiB of 40 MiB, 8.1 MiB/s`.
 pub(super) fn moving(done: u64, all: u64, seconds: f64) -> String {
     let rate = (done as f64 / seconds.max(0.001)) as u64;
     format!("{} of {}, {}/s", bytes(done), bytes(all), bytes(rate))
 }
 
-/// Colours of the terminal, if any.
+/// Colours text for a terminal, if that is wanted.
 pub(super) struct Paint(pub(super) bool);
 
 impl Paint {
@@ -59,12 +59,12 @@ impl Paint {
     }
 }
 
-/// What a screen is wide, in columns; most are not narrower.
+/// Width of output, in columns. Few terminals are narrower.
 const WIDTH: usize = 80;
-/// How far the text of a notice stands from the left.
+/// Indentation of the text of a notice, in columns.
 const INDENT: usize = 6;
 
-/// A line for each event that is worth one.
+/// Formats events as lines of text.
 pub(super) struct Plain {
     paint: Paint,
     quiet: bool,
@@ -86,7 +86,7 @@ impl Plain {
         }
     }
 
-    /// The line of an event that stays on a live screen, too.
+    /// Returns the line of an event, if it stays visible above a live view.
     pub(super) fn lasting(&self, event: &Event) -> Option<String> {
         let paint = &self.paint;
         Some(match event {
@@ -95,7 +95,7 @@ impl Plain {
                 format!("{} {node} in {}, {}", paint.green(" done"), duration(*seconds), bytes(*n))
             }
             Event::Same { node, .. } => {
-                format!("{} {node} holds what it held before", paint.dim(" same"))
+                format!("{} {node} is identical to the previous one", paint.dim(" same"))
             }
             Event::Failed { node, message } => {
                 let first = message.lines().next().unwrap_or("");
@@ -129,7 +129,7 @@ impl Plain {
                 let moved = format!("{} read, {} written, {requests} requests", bytes(*down), bytes(*up));
                 match sent {
                     0 if hits + misses > 0 => {
-                        format!("cache {cache}: {hits} taken, {misses} not there; {moved}")
+                        format!("cache {cache}: {hits} fetched, {misses} missing; {moved}")
                     }
                     sent => format!("cache {cache}: {sent} sent; {moved}"),
                 }

@@ -1,16 +1,16 @@
-//! Why the store can't be used.
+//! An error of the store.
 
 use std::io;
 use std::path::PathBuf;
 
-/// Why the store can't be used.
+/// An error of the store.
 #[derive(Debug)]
 pub struct StoreError {
-    /// Which file or directory.
+    /// The file or directory.
     pub path: PathBuf,
-    /// What was tried.
+    /// What vimg tried to do, as a verb.
     pub action: &'static str,
-    /// What the system said.
+    /// The error of the system.
     pub source: io::Error,
 }
 
@@ -33,8 +33,8 @@ impl std::fmt::Display for StoreError {
 
 impl std::error::Error for StoreError {}
 
-/// Whether an error says that a file is damaged, and not that it can't be read
-/// just now.
+/// Whether an error means that a file is damaged, and not just unreadable at
+/// the moment.
 pub(super) fn is_damage(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -1,4 +1,5 @@
-//! Locks between processes: held by an open file, so that death frees them.
+//! Locks between processes. An open file holds them, so the end of a process
+//! frees them.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -10,7 +11,7 @@ use rustix::fs::FlockOperation;
 
 use super::error::StoreError;
 
-/// The right to make a state; given back when dropped.
+/// The lock of a key; released when dropped.
 #[derive(Debug)]
 pub struct KeyLock {
     path: PathBuf,
@@ -19,7 +20,7 @@ pub struct KeyLock {
 
 impl Drop for KeyLock {
     fn drop(&mut self) {
-        // While we hold it, the file at the path is ours to remove.
+        // While this lock is held, the file at the path belongs to it.
         let _ = fs::remove_file(&self.path);
         let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
     }
@@ -35,7 +36,7 @@ pub fn try_lock(path: &Path) -> Result<Option<KeyLock>, StoreError> {
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
             Err(e) => return Err(fail(e.into())),
         }
-        // The holder before us may have removed the file that we locked.
+        // The previous holder may have removed the file that is locked now.
         let ours = file.metadata().map_err(fail)?;
         if fs::metadata(path).is_ok_and(|m| (m.dev(), m.ino()) == (ours.dev(), ours.ino())) {
             return Ok(Some(KeyLock { path: path.to_owned(), file }));
@@ -43,8 +44,8 @@ pub fn try_lock(path: &Path) -> Result<Option<KeyLock>, StoreError> {
     }
 }
 
-/// Waits for a lock. It is polled for: a wait for a state takes seconds to
-/// minutes, and a blocked thread could not be interrupted.
+/// Waits for a lock, by polling: it takes seconds to minutes until a state is
+/// built, and a blocked thread could not be interrupted.
 pub async fn lock(path: &Path) -> Result<KeyLock, StoreError> {
     let mut pause = Duration::from_millis(1);
     loop {

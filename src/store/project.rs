@@ -1,5 +1,5 @@
-//! What a project last built: disposable notes that explain and speed up the
-//! next build. Losing them costs reasons and time, never correctness.
+//! Notes of a project's last build. They explain and speed up the next build.
+//! Losing them costs reasons and time, never correctness.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -19,33 +19,35 @@ pub struct ProjectFiles {
     dir: PathBuf,
 }
 
-/// What is known of a project's last build.
+/// A project's last build.
 #[derive(Debug, Clone, Default)]
 pub struct Last {
-    /// The keys that its nodes had.
+    /// The keys of its nodes.
     pub nodes: BTreeMap<String, Key>,
-    /// Which of these are whole, as [`super::Store::whole`] notes it.
+    /// Which of these states are complete, as [`super::Store::whole`] returns
+    /// it.
     pub whole: HashMap<Key, Option<StateId>>,
 }
 
-/// An output file as it was written.
+/// An output file that was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WrittenOutput {
-    /// The state it came from.
+    /// The key of its state.
     pub key: Key,
-    /// What `stat` said of the file: inode, size, when it was modified and when
-    /// it was changed, each with its nanoseconds.
+    /// The metadata of the file: inode, size, modification and change time,
+    /// each with nanoseconds.
     pub stamp: [i64; 6],
 }
 
-/// What is known of a disk that was kept because its layer failed.
+/// The disk of a failed layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailedDisk {
-    /// The state that its layer is made from.
+    /// The state below the layer, as the recipe says.
     pub below: (Key, StateId),
-    /// The state that it lies on, which holds almost the same.
+    /// The state that the disk lies on: the same, or a near-identical one after
+    /// a retarget.
     pub on: (Key, StateId),
-    /// What failed, in a sentence.
+    /// What failed.
     pub why: String,
 }
 
@@ -54,7 +56,7 @@ impl ProjectFiles {
         Self { dir }
     }
 
-    /// The keys that the project's nodes had when they were last there.
+    /// Returns the keys of the project's nodes when they last existed.
     pub fn nodes(&self) -> BTreeMap<String, Key> {
         self.read("nodes")
     }
@@ -64,7 +66,7 @@ impl ProjectFiles {
         self.write("nodes", nodes)
     }
 
-    /// Outputs that were written, by absolute path.
+    /// Returns the written outputs, by absolute path.
     pub fn outputs(&self) -> BTreeMap<PathBuf, WrittenOutput> {
         self.read("outputs")
     }
@@ -74,7 +76,7 @@ impl ProjectFiles {
         self.write("outputs", outputs)
     }
 
-    /// Digests of files that did not change since.
+    /// Returns digests of unchanged files.
     pub fn stamps(&self) -> Stamps {
         fs::read(self.dir.join("stamps")).map_or_else(|_| Stamps::default(), |b| Stamps::from_bytes(&b))
     }
@@ -87,7 +89,7 @@ impl ProjectFiles {
         }
     }
 
-    /// What the last build that ended with nothing to build left to the next.
+    /// Returns the plan cache of the last build.
     pub fn standing<T: for<'a> Deserialize<'a>>(&self) -> Option<T> {
         postcard::from_bytes(&fs::read(self.dir.join("standing")).ok()?).ok()
     }
@@ -97,13 +99,12 @@ impl ProjectFiles {
         self.write("standing", standing)
     }
 
-    /// Where the log of a node's last failure is kept.
+    /// Returns the path of the log of a node's last failure.
     pub fn failed_log(&self, node: &str) -> PathBuf {
         self.of_failed(node, "zst")
     }
 
-    /// Keeps the disk of a node that failed, as it was then, in the place of
-    /// the one before.
+    /// Keeps the disk of a failed node, in the place of an earlier one.
     pub fn keep_failed(&self, node: &str, disk: &Path, failed: &FailedDisk) -> io::Result<()> {
         self.forget_failed(node);
         fs::create_dir_all(self.dir.join("failed"))?;
@@ -112,14 +113,14 @@ impl ProjectFiles {
         replace_note(&self.of_failed(node, "disk"), &bytes)
     }
 
-    /// The disk of a node that failed, and what is known of it.
+    /// Returns the disk of a failed node, and its description.
     pub fn failed(&self, node: &str) -> Option<(PathBuf, FailedDisk)> {
         let failed = postcard::from_bytes(&fs::read(self.of_failed(node, "disk")).ok()?).ok()?;
         let disk = self.of_failed(node, "qcow2");
         disk.exists().then_some((disk, failed))
     }
 
-    /// Removes the disk of a node that failed, if there is one.
+    /// Removes the disk of a failed node, if there is one.
     pub fn forget_failed(&self, node: &str) {
         for kind in ["disk", "qcow2"] {
             let _ = fs::remove_file(self.of_failed(node, kind));
@@ -127,7 +128,7 @@ impl ProjectFiles {
     }
 
     fn of_failed(&self, node: &str, kind: &str) -> PathBuf {
-        // `@`, `:` and `#` are fine in file names.
+        // `@`, `:` and `#` are allowed in file names.
         self.dir.join("failed").join(format!("{}.{kind}", node.replace('/', "+")))
     }
 

@@ -1,11 +1,11 @@
-//! What is known about a state: a JSON file in its directory.
+//! The record of a state: a JSON file in its directory.
 
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{Blob, Description, Key};
 
-/// The version of records and of what lies beside them. States of another
-/// version are not there, as far as this program is concerned.
+/// The version of records and of the files beside them. States of other
+/// versions are ignored.
 pub const SCHEMA: u32 = 3;
 
 /// A state's record.
@@ -15,64 +15,62 @@ pub struct Record {
     pub schema: u32,
     /// The state's key.
     pub key: Key,
-    /// Tells this state from another one that was made under the same key:
-    /// what is in a machine's filesystem is not the same to the last block
-    /// when it is made again, so what lies on top of one does not fit the
-    /// other.
+    /// Tells two builds of the same key apart. Their filesystems differ in some
+    /// blocks, so a disk on top of one does not fit the other.
     pub id: StateId,
-    /// What kind of node it came from: `base`, `layer`, `seal`, `output`.
+    /// The kind of its node: `base`, `layer`, `check`, `seal`, `output`.
     pub kind: String,
-    /// The node's name when it was made.
+    /// The node's name when it was built.
     pub name: String,
     /// Everything that entered the key.
     pub description: Description,
     /// Its disk.
     pub disk: Disk,
-    /// The kernel and initrd for a direct boot, if they are known.
+    /// The kernel and initrd for a direct boot, if known.
     pub boot: Option<Boot>,
-    /// A kernel and its modules, to work on the disk from outside: those of
-    /// the base, whatever kernel a layer brought.
+    /// The kernel and modules for an appliance: those of the base, even if a
+    /// layer installed another kernel.
     pub appliance: Option<Boot>,
-    /// Whether the disk's filesystem was made here, and nothing but the host's
-    /// own kernel has written to it since: no machine, and no appliance.
+    /// Whether the disk's filesystem was made here, and only the host's own
+    /// kernel has written to it since: no machine, and no appliance.
     pub ours: bool,
-    /// When it was made, in seconds since 1970.
+    /// When it was built, in seconds since 1970.
     pub made: u64,
-    /// How long it took, in seconds.
+    /// How long the build took, in seconds.
     pub seconds: f64,
-    /// What made it, for instance `qemu 7.2.22 tcg`.
+    /// Its runner, for instance `qemu 7.2.22 tcg`.
     pub provider: String,
-    /// What the disk file takes on this machine, in bytes.
+    /// Disk usage of its disk file on this machine, in bytes.
     pub bytes: u64,
-    /// The disk's file, or what stands in its place, as it was when the state
-    /// was made.
+    /// Digest and size of its disk, or of the file in its place, when it was
+    /// built.
     #[serde(default)]
     pub file: Option<Blob>,
-    /// Where it came from, if it was not made here.
+    /// Its origin, if it came from a cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
-    /// Of a state that was made here of others, and does not lie on them: where
-    /// those came from.
+    /// The origins of states that it was made from, if it was built here but is
+    /// not on top of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inherited: Vec<Origin>,
-    /// Of an output: the state that it was written from.
+    /// Of an output: the state that it was exported from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<(Key, StateId)>,
-    /// The state that was there before and holds the same: what is made from
-    /// this one has the key that it has when it is made from that one.
+    /// The earlier identical state (early cutoff). Nodes above have the same
+    /// key as on that one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub same: Option<(Key, StateId)>,
 }
 
 impl Record {
-    /// When it was made, in seconds since 1970, as far as its files' times may
-    /// tell: a machine's clock is the host's, more or less.
+    /// When it was built, in seconds since 1970, as far as the times of its
+    /// files can tell: the clock of a machine is nearly that of the host.
     pub fn during(&self) -> std::ops::Range<i64> {
         let end = self.made.cast_signed();
         end - self.seconds.ceil() as i64 - 2..end + 2
     }
 
-    /// A record of something that took no time.
+    /// Makes a record of something that took no time.
     pub fn new(key: Key, kind: &str, name: &str, description: Description, disk: Disk) -> Self {
         Self {
             schema: SCHEMA,
@@ -98,16 +96,16 @@ impl Record {
     }
 }
 
-/// The cache domain and the signing key of a state from a cache.
+/// The trust domain and the signing key of a state from a cache.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Origin {
     /// The trust domain that it was found in.
     pub domain: String,
-    /// The tag of the key that it was signed with.
+    /// The tag of the key that signed it.
     pub key: String,
 }
 
-/// A random number that a state gets when it is made.
+/// The ID of a state: a random number for each build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct StateId(u64);
@@ -119,21 +117,21 @@ impl std::fmt::Display for StateId {
 }
 
 impl StateId {
-    /// The number.
+    /// Returns the number.
     pub(super) fn number(self) -> u64 {
         self.0
     }
 
-    /// One that nothing else has.
+    /// Makes a new, unique ID.
     pub(crate) fn new() -> Self {
         use std::hash::{BuildHasher, Hasher};
         Self(std::collections::hash_map::RandomState::new().build_hasher().finish())
     }
 }
 
-/// What has to be read of a state to know whether it is whole. It is the text
-/// of a symbolic link beside the record: one system call reads it, so that a
-/// build of thousands of states that does nothing is quick.
+/// The identity of a state: what decides whether it is complete. It is the
+/// target of a symbolic link beside the record, so that one system call reads
+/// it. A build of thousands of states with nothing to do is then fast.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Identity {
     pub(super) id: StateId,
@@ -150,16 +148,16 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    /// Of a state whose record and disk have these sizes.
+    /// Makes the identity of a state whose record and disk have these sizes.
     pub(super) fn of(state: &Record, record: u64, size: u64) -> Self {
         let (kind, backing) = (state.disk.kind, state.disk.backing);
         let origins = state.origin.iter().chain(&state.inherited).cloned().collect();
         Self { id: state.id, kind, record, size, origins, backing, same: backing.and(state.same) }
     }
 
-    /// `SCHEMA:ID:KIND:RECORD:SIZE:ORIGINS[:BACKING KEY:BACKING ID[:SAME KEY:SAME
-    /// ID]]`; the origins are `-`, or a list with commas of domains, each with `=`
-    /// and a key's tag.
+    /// Encodes as `SCHEMA:ID:KIND:RECORD:SIZE:ORIGINS[:BACKING KEY:BACKING
+    /// ID[:SAME KEY:SAME ID]]`. ORIGINS is `-`, or a list of `DOMAIN=TAG` with
+    /// commas.
     pub(super) fn text(&self) -> String {
         let kind = match self.kind {
             DiskKind::Qcow2 => "qcow2",
@@ -174,7 +172,7 @@ impl Identity {
         format!("{SCHEMA}:{:x}:{kind}:{record}:{size}:{origins}{backing}{same}", self.id.0)
     }
 
-    /// Reads what [`Identity::text`] wrote in the same version.
+    /// Parses the output of [`Identity::text`] of the same version.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(':');
         let id = |part: &str| u64::from_str_radix(part, 16).ok().map(StateId);
@@ -210,16 +208,16 @@ impl Identity {
 /// A state's disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
-    /// What the file is.
+    /// The kind of the file.
     pub kind: DiskKind,
-    /// The state whose disk lies below it, if it does not stand alone. The
+    /// The state whose disk is below; `None` if it has no disk below. The
     /// header of the file does not name it.
     pub backing: Option<(Key, StateId)>,
-    /// How many disks lie below it.
+    /// The number of disks below.
     pub depth: u32,
 }
 
-/// What a disk file is.
+/// The kind of a disk file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DiskKind {
@@ -227,13 +225,13 @@ pub enum DiskKind {
     Qcow2,
     /// Raw and sparse.
     Raw,
-    /// None at all: what is known of the state is in its log.
+    /// No disk: the result of a check is in its log.
     None,
 }
 
 impl DiskKind {
-    /// The name of the file in the state's directory without which it is not
-    /// there: the disk, if it has one.
+    /// The file without which the state does not exist: the disk, or else the
+    /// log.
     pub fn file_name(self) -> &'static str {
         match self {
             Self::Qcow2 => "disk.qcow2",
@@ -243,7 +241,7 @@ impl DiskKind {
     }
 }
 
-/// What a direct boot needs.
+/// The files of a direct boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Boot {
     /// The kernel.

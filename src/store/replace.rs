@@ -1,4 +1,4 @@
-//! Files that are replaced as a whole, synced and removed.
+//! Replaces, syncs and removes files.
 
 use std::fs::{self, File};
 use std::io;
@@ -19,16 +19,16 @@ pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Replaces a small file in one step, so that it has the old content or the
-/// new one, also after a power cut. A link is followed; rights stay as they
-/// were, and are the user's alone where there was no file.
+/// Replaces a small file in one step. Even after a power cut it has the old or
+/// the new content. Follows a link. Keeps the mode; a new file is private to
+/// the user.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(dir)?;
-    // Another container may have a process of the same number.
+    // Another container may have a process with the same number.
     let (new, mut file) = loop {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let new = dir.join(format!(".{name}.{:x}", StateId::new().number()));
@@ -53,7 +53,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     written
 }
 
-/// Replaces a small file whose loss costs nothing but time: it is not synced.
+/// Replaces a small file without a sync: losing it only costs time.
 pub fn replace_note(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let new = path.with_extension(format!("new-{}-{:x}", std::process::id(), StateId::new().number()));
     if let Some(dir) = path.parent() {

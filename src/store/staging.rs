@@ -1,4 +1,4 @@
-//! Work in progress: a directory that goes away with its process.
+//! Staging: directories for work in progress, which end with their process.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -12,9 +12,9 @@ use rustix::fs::FlockOperation;
 use super::error::StoreError;
 use crate::host::namespaces::remove_tree;
 
-/// A directory of one process; removed when dropped, and reaped by the next
-/// process if this one dies. The lock stands beside it and not inside, so
-/// that it is held until the directory has become something else.
+/// A directory of one process. It is removed when dropped; if the process dies,
+/// the next one removes it. The lock is a file beside it, so that it stays held
+/// until the directory has become a state.
 #[derive(Debug)]
 pub struct Staging {
     path: PathBuf,
@@ -27,12 +27,12 @@ static COUNTER: AtomicU64 = AtomicU64::new(0);
 impl Staging {
     pub(super) fn new(parent: &Path) -> Result<Self, StoreError> {
         let fail = |e: io::Error| StoreError::new("stage in", parent, e);
-        // Whoever makes a directory holds this, so that nobody reaps it in
-        // the moment before its own lock is taken.
+        // Each process that makes a directory holds this lock, so that no other
+        // process removes the directory before its own lock is taken.
         let door = File::open(parent).map_err(fail)?;
         rustix::fs::flock(&door, FlockOperation::LockExclusive).map_err(|e| fail(e.into()))?;
         let abandoned = abandoned(parent);
-        // Another container may have a process of the same number.
+        // Another container may have a process with the same number.
         let (path, lock) = loop {
             let n = COUNTER.fetch_add(1, Ordering::Relaxed);
             let path = parent.join(format!("{}-{n}", std::process::id()));
@@ -47,14 +47,14 @@ impl Staging {
                 Ok(()) => break (path, lock),
                 Err(e) => {
                     let _ = fs::remove_file(lock_of(&path));
-                    // One whose removal failed is still there.
+                    // A directory that could not be removed still exists.
                     if !taken(&e) {
                         return Err(fail(e));
                     }
                 }
             }
         };
-        // It may take long, and neither others nor this one wait for it.
+        // Removing may take long, so it runs in a thread without the lock.
         drop(door);
         if !abandoned.is_empty() {
             let reaper = std::thread::spawn(|| reap(abandoned));
@@ -63,12 +63,12 @@ impl Staging {
         Ok(Self { path, _lock: lock, kept: false })
     }
 
-    /// The directory.
+    /// Returns the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The directory is something else now.
+    /// Keeps the directory, because it has become a state.
     pub(super) fn forget(mut self) {
         self.kept = true;
     }
@@ -90,17 +90,17 @@ fn lock_of(path: &Path) -> PathBuf {
 /// Threads that remove abandoned directories.
 static REAPERS: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
 
-/// Waits until what dead processes left is gone, as far as this process has
-/// come upon it.
+/// Waits until the directories of dead processes are removed, as far as this
+/// process has found them.
 pub fn settle() {
     let reapers = std::mem::take(&mut *REAPERS.lock().unwrap_or_else(PoisonError::into_inner));
-    // One that failed left what the next process removes.
+    // The next process removes what a failed thread left.
     reapers.into_iter().for_each(|reaper| drop(reaper.join()));
 }
 
-/// What dead processes left, with its locks. A lock is made first and removed
-/// last, so a directory without one has no owner. The caller holds the parent's
-/// lock.
+/// Finds the directories of dead processes, with their locks. A lock is made
+/// first and removed last, so a directory without one has no owner. The caller
+/// holds the parent's lock.
 fn abandoned(parent: &Path) -> Vec<(PathBuf, Option<File>)> {
     let Ok(entries) = fs::read_dir(parent) else { return Vec::new() };
     let mut found = Vec::new();
@@ -108,11 +108,11 @@ fn abandoned(parent: &Path) -> Vec<(PathBuf, Option<File>)> {
         let is_lock = path.extension().is_some_and(|e| e == "lock");
         let dir = if is_lock { path.with_extension("") } else { path };
         match File::open(lock_of(&dir)) {
-            // What has both is found at either, and locked once.
+            // Directory and lock are both listed; the pair is locked only once.
             Ok(lock) if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() => {
                 found.push((dir, Some(lock)));
             }
-            // Another error says nothing of who works there.
+            // Another error does not tell whether the owner lives.
             Err(e) if e.kind() == io::ErrorKind::NotFound => found.push((dir, None)),
             _ => {}
         }

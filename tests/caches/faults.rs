@@ -288,7 +288,7 @@ fn a_registry_that_does_not_end_is_cut_off() {
     let record = Object::Record { domain: "main".into(), key: Key(vimg::digest::Digest::of(b"x")) };
     for asked in [wait(remote.get(&record, 100)).err(), wait(keep::list(&remote)).err()] {
         let why = asked.map(|trouble| trouble.to_string()).unwrap_or_default();
-        assert!(why.contains("an answer is too long"), "{why}");
+        assert!(why.contains("a response is too long"), "{why}");
     }
     // Beside what was read, sockets hold some.
     let sent = sent.load(Ordering::SeqCst);

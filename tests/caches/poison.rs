@@ -109,7 +109,7 @@ fn valid_blobs_under_a_wrong_key_are_refused() {
     // A key that does not come from what is described.
     cache.resign(&base, &signer(), |entry| entry.state.key = output);
     std::fs::copy(cache.record(&base), cache.record(&output)).unwrap();
-    cache.refused(output, "its key is not that of what it describes");
+    cache.refused(output, "its key does not match its description");
     // Whoever has the states puts them right.
     assert_eq!(cache.push(), 2);
     cache.taken(output);
@@ -122,16 +122,16 @@ fn a_wrong_signer_is_not_believed() {
     let output = cache.keys[2];
     let stranger = Signer::generate().unwrap();
     cache.resign(&output, &stranger, |_| {});
-    cache.refused(output, &format!("signed by {}, who is not trusted for `main`", stranger.public()));
+    cache.refused(output, &format!("signed by {}, which is not trusted for `main`", stranger.public()));
     cache.push();
     // The right name over the wrong signature, another text below the right
     // one, and none at all.
     cache.edit(&output, |json| json["entries"][0]["signatures"][0]["sig"] = "AAAA".into());
-    cache.refused(output, "its signature does not hold");
+    cache.refused(output, "its signature is invalid");
     cache.push();
     cache.resign(&output, &signer(), |entry| entry.domain = "pr-1".into());
     // It is asked for in `main`, and `pr-1` is nobody's to sign for here.
-    cache.refused(output, "who is not trusted for `pr-1`");
+    cache.refused(output, "which is not trusted for `pr-1`");
     cache.push();
     cache.edit(&output, |json| json["entries"][0]["signatures"] = Value::Array(Vec::new()));
     cache.refused(output, "it is not signed");
@@ -201,7 +201,7 @@ fn an_old_record_that_is_put_back_is_refused() {
     cache.resign(&output, &signer(), |entry| entry.written -= 40 * 86_400);
     let other = Runner::new();
     let error = other.fetch(&other.with(&cache.remote(",max-age=30d"), None), output).unwrap_err();
-    assert!(error.contains("it is 40 days old, which is more than `max-age` allows"), "{error}");
+    assert!(error.contains("it is 40 days old, more than `max-age` allows"), "{error}");
     other.fetch(&other.with(&cache.remote(",max-age=60d"), None), output).unwrap();
 }
 
@@ -214,12 +214,12 @@ fn a_chain_that_does_not_fit_is_refused() {
     let other = std::fs::read(cache.record(&base)).unwrap();
     let other: Value = serde_json::from_slice(&zstd::decode_all(&*other).unwrap()).unwrap();
     cache.edit(&layer, |json| json["entries"][1] = other["entries"][0].clone());
-    cache.refused(layer, "it does not fit the disk below it");
+    cache.refused(layer, "it does not fit the disk below");
     cache.push();
     cache.edit(&layer, |json| {
         json["entries"].as_array_mut().unwrap().truncate(1);
     });
-    cache.refused(layer, "a disk below it is missing");
+    cache.refused(layer, "the entry of a disk below is missing");
     cache.push();
     cache.taken(layer);
 }
@@ -255,7 +255,7 @@ fn bytes_that_are_not_what_they_should_be_are_refused() {
         bytes[1000] ^= 1;
         std::fs::write(path, bytes).unwrap();
     };
-    damaged(&flip, "a piece is damaged");
+    damaged(&flip, "a chunk is damaged");
     let cut = |path: &Path| {
         let bytes = std::fs::read(path).unwrap();
         std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap();

@@ -119,15 +119,15 @@ fn checks_say_what_was_seen_and_hold_outputs_back() {
     let built = project.vimg(&["test", "--junit", "report.xml"]);
     assert_eq!(built.code, 1, "{}", built.stderr);
     for words in [
-        "http http://localhost:8000/x: status 404 where a 2xx status was due: hello /x",
-        "http http://localhost:8000/: `bye` is not in the answer: hello /",
+        "http http://localhost:8000/x: status 404, expected a 2xx status: hello /x",
+        "http http://localhost:8000/: `bye` is not in the response: hello /",
         "`no` is not in the header X-Test: yes",
         "127.0.0.1 port 81: Connection refused",
         "run: exit code 3",
         "seen",
         "it did not end within 1 s",
         "file /nothing: No such file",
-        "`other` is not in it: debian",
+        "`other` is not in the file: debian",
         "service nothing: there is no such service",
         "package nginx: it is not installed",
         "main.vimg:20:",
@@ -267,7 +267,7 @@ fn a_kept_machine_is_given_only_what_no_boot_depends_on() {
 
     // What the boot has read is read by a boot.
     project.edit("main.vimg", "read one", "read two");
-    tested(1, "the machine boots: /srv/read was opened while it booted");
+    tested(1, "the machine boots: /srv/read was opened during the boot");
     has(&["page number two\n", "read two\n"]);
 
     // Who watches would notice.
@@ -340,7 +340,7 @@ fn a_booted_layer_is_made_in_a_machine_that_was_carried_over() {
     let booted = project.vimg_in(&store, &["build", "--no-output"]);
     booted.succeeds();
     assert_eq!(booted.boots(), 1, "{}", booted.stdout);
-    let why = "was looked at while it booted, and has another time";
+    let why = "was opened during the boot, and its modification time differs";
     assert!(booted.stdout.contains(why), "{}", booted.stdout);
 }
 
@@ -402,6 +402,6 @@ fn people_get_into_forks() {
     project.vimg(&["build"]).succeeds();
     let repaired = project.vimg(&["shell", "--failed", "it"]);
     assert_eq!(repaired.code, 1);
-    repaired.says("nothing of it@broken has failed");
+    repaired.says("no layer of it@broken has failed");
     project.nothing_runs();
 }

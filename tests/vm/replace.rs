@@ -95,7 +95,7 @@ fn every_primitive_is_taken_back() {
     let over = project.vimg(&["build", "--no-output", "over"]);
     assert_eq!(over.code, 1, "{}", over.stderr);
     over.says("/srv/tree/sub/b was changed again by the layer `over`");
-    over.says("the layer that did");
+    over.says("this layer changed it");
     over.says("by=\"rebuild\"");
     project.vimg(&["build", "--no-output", "made-again"]).succeeds();
     let json = project.vimg(&["diff", "never", "made-again", "--format=json"]);

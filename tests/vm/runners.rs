@@ -48,7 +48,7 @@ fn a_second_runner_builds_only_what_nobody_built() {
     // Who has no key is told, also where there is nothing to build.
     let keyless = one.vimg(&["build", &to]);
     keyless.succeeds();
-    assert!(keyless.stdout.contains("there is no key to sign with"), "{}", keyless.stdout);
+    assert!(keyless.stdout.contains("there is no signing key"), "{}", keyless.stdout);
 
     // It is all there: nothing is built, nothing starts, and only the disk and
     // what was found out by asking come over.

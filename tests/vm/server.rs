@@ -100,7 +100,7 @@ fn servers_are_changed_while_they_run_and_found_again() {
     let swappiness = || says(&["exec", "staging", "--", "cat", "/proc/sys/vm/swappiness"]);
     assert_eq!(swappiness(), "7\n");
     assert!(says(&["ps"]).contains("staging  running  plain"));
-    project.vimg(&["up", "staging"]).says("runs already");
+    project.vimg(&["up", "staging"]).says("is already running");
 
     // What leads into it changes while it runs.
     let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -157,7 +157,7 @@ fn servers_are_changed_while_they_run_and_found_again() {
     // Killed, it is off, and boots from its own disk.
     let port_taken = project.vimg(&["up", "second"]);
     assert_eq!(port_taken.code, 4, "{}", port_taken.stderr);
-    port_taken.says(&format!("the port {port} of 127.0.0.1 can't be taken"));
+    port_taken.says(&format!("can't listen on port {port} of 127.0.0.1"));
     // Its command line is gone before its sockets are.
     project.sh("p=$(pgrep -f '[s]ervers/.*staging/disk'); kill -9 $p; \
          while [ -n \"$(ls /proc/$p/fd 2>/dev/null)\" ]; do sleep 0.1; done");
@@ -179,7 +179,7 @@ fn servers_are_changed_while_they_run_and_found_again() {
     assert_eq!(unit.stdout, "inactive\n", "{}", unit.stderr);
     assert_eq!(swappiness(), "60\n");
     let saved = says(&["save", "staging", "saved.qcow2"]);
-    assert!(saved.starts_with("saved.qcow2 holds the disk of staging."), "{saved}");
+    assert!(saved.starts_with("saved.qcow2 is the disk of staging."), "{saved}");
     assert!(says(&["restart", "staging"]).contains("staging is back"));
     // At first, after what failed, after it was killed, and now.
     assert_eq!(life(), format!("first\n{}", "boot\n".repeat(1 + faults.len() + 1 + 1 + 1)));

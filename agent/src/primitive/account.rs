@@ -103,7 +103,7 @@ pub(super) fn user(user: &User, context: &mut Context) -> Result<bool, Failure> 
         let mut useradd = command::command("useradd");
         match (&user.group, system::group(&user.name)) {
             (Some(_), _) => useradd.arg("--no-user-group"),
-            // A group of its name is there: it is the user's own.
+            // An existing group of this name becomes the user's own group.
             (None, Some(_)) => useradd.args(["--no-user-group", "--gid", &user.name]),
             (None, None) => useradd.arg("--user-group"),
         };
@@ -115,7 +115,7 @@ pub(super) fn user(user: &User, context: &mut Context) -> Result<bool, Failure> 
         useradd
     };
     for (option, value) in options {
-        // usermod has another name for it.
+        // usermod names this option differently.
         let option = if found.is_some() && option == "--home-dir" { "--home" } else { option };
         program.arg(option).arg(value);
     }
@@ -128,7 +128,7 @@ pub(super) fn user(user: &User, context: &mut Context) -> Result<bool, Failure> 
         groups: groups_of(&user.name),
         home: Some(home.clone()).filter(|home| std::fs::symlink_metadata(home).is_err()),
     })?;
-    // useradd leaves a home that is there as it is.
+    // useradd leaves an existing home directory unchanged.
     let takes = new && was_there && !user.system && system::is_home(&home);
     let first = if takes { first_files(Path::new(&home))? } else { Vec::new() };
     if takes {
@@ -142,20 +142,21 @@ pub(super) fn user(user: &User, context: &mut Context) -> Result<bool, Failure> 
     Ok(true)
 }
 
-/// What every home begins with (`/etc/skel`, useradd(8)), as far as this one has
-/// nothing in its place.
+/// Lists the first files of a home directory (`/etc/skel`, useradd(8)) that do not exist
+/// in this one.
 fn first_files(home: &Path) -> Result<Vec<lay::Piece>, Failure> {
     let skel = Path::new("/etc/skel");
     if !skel.is_dir() {
         return Ok(Vec::new());
     }
-    // The user's id is not known yet; entries that exist are left out anyway.
+    // The user's id is not known yet, but it only affects existing entries, and these are
+    // left out.
     let mut pieces = lay::differing(skel, home, (0, 0)).map_err(|e| Failure::at(skel, e))?;
     pieces.retain(|piece| std::fs::symlink_metadata(&piece.to).is_err());
     Ok(pieces)
 }
 
-/// Makes a directory that was there a new user's home.
+/// Makes an existing directory the home of a new user.
 fn take_home(account: &system::Account, first: &[lay::Piece]) -> Result<(), Failure> {
     let (home, owner) = (Path::new(&account.home), (account.uid, account.gid));
     let fail = |e| Failure::at(home, e);
@@ -164,13 +165,13 @@ fn take_home(account: &system::Account, first: &[lay::Piece]) -> Result<(), Fail
     lay::lay(first, owner, lay::By::Copying)
 }
 
-/// The groups that list a user as a member.
+/// Lists the groups that have a user as a member.
 fn groups_of(user: &str) -> Vec<String> {
     let member = |group: &system::Group| group.members.iter().any(|m| m == user);
     system::groups().into_iter().filter(member).map(|g| g.name).collect()
 }
 
-/// Makes a group what it was; one that was not there goes.
+/// Restores a group; deletes it if it did not exist.
 pub(super) fn revert_group(name: &str, was: Option<u32>, context: &Context) -> Result<(), Failure> {
     let now = system::group(name).map(|group| group.gid);
     match (was, now) {
@@ -188,8 +189,8 @@ pub(super) fn revert_group(name: &str, was: Option<u32>, context: &Context) -> R
     }
 }
 
-/// Makes a user what it was; one that was not there goes, with the home that
-/// was made for it.
+/// Restores a user; deletes it if it did not exist, with the home directory that was
+/// created for it.
 pub(super) fn revert_user(entry: &Entry, context: &Context) -> Result<(), Failure> {
     let Entry::User { name, was, groups, home } = entry else { return Ok(()) };
     if system::user(name).is_none() {

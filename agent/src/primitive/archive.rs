@@ -1,4 +1,4 @@
-//! `archive`: a tar archive, unpacked by the machine's own tar.
+//! `archive`: unpacks a tar archive with the machine's own tar.
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -20,14 +20,15 @@ pub(super) fn apply(
 ) -> Result<bool, Failure> {
     context.ledger.path(path)?;
     file::parents(&path.join("x"), owner)?;
-    // Its files are root's here, with their set-id bits: no user may reach them.
+    // No user may reach the unpacked files here: they belong to root, and may have set-id
+    // bits.
     let dir = Path::new(HOME).join("tmp").join("archive");
     let made =
         fs::create_dir_all(&dir).and_then(|()| fs::set_permissions(&dir, Permissions::from_mode(0o700)));
     made.map_err(|e| Failure::at(&dir, e))?;
     let archive = dir.join("packed");
     context.channel.request(&[content]).map_err(|e| Failure::at(&archive, e))?;
-    // What an archive holds is known only to tar: it is unpacked aside.
+    // Only tar knows the entries of an archive, so unpack it in a directory aside.
     let unpacked = File::create(&archive)
         .and_then(|mut f| context.channel.blob(content, &mut f))
         .map_err(|e| Failure::at(&archive, e))
@@ -36,8 +37,8 @@ pub(super) fn apply(
     unpacked
 }
 
-/// Unpacks into a directory of root's and then moves what differs. Existing files
-/// are noted before they are replaced; only the archive's files get the owner.
+/// Unpacks into a directory of root, and then moves entries that differ. Existing files
+/// are recorded before they are replaced; only the archive's files get the owner.
 fn unpack(
     archive: &Path,
     path: &Path,

@@ -1,4 +1,4 @@
-//! What a primitive works with.
+//! The context of a primitive: channel, ledger and the state of the current change.
 
 use super::pending::Switch;
 use crate::command::Output;
@@ -7,7 +7,7 @@ use crate::fetch::{Channel, Sender};
 use crate::ledger::Ledger;
 use crate::protocol::FromAgent;
 
-/// What a primitive works with.
+/// The context of a primitive.
 pub(crate) struct Context<'a> {
     pub(crate) channel: &'a mut Channel,
     pub(crate) sender: &'a Sender,
@@ -21,16 +21,16 @@ impl Context<'_> {
         Output { sender: self.sender, step: self.step, hidden: &[] }
     }
 
-    /// Opens the way out to the network, or closes it.
+    /// Enables or disables the network.
     pub(crate) fn network(&mut self, open: bool) -> Result<(), Failure> {
-        self.channel.network(open).map_err(|e| Failure::new(format!("the network: {e}")))
+        self.channel.network(open).map_err(|e| Failure::new(format!("can't change the network access: {e}")))
     }
 
-    /// Says something to the person who builds.
+    /// Adds a line to the output of the step.
     pub(crate) fn say(&self, line: &str) -> Result<(), Failure> {
         let text = format!("{line}\n");
         self.sender
             .send(&FromAgent::Output { step: self.step, text })
-            .map_err(|e| Failure::new(format!("the host does not listen: {e}")))
+            .map_err(|e| Failure::new(format!("can't send to the host: {e}")))
     }
 }

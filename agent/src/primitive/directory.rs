@@ -1,4 +1,4 @@
-//! `directory`: a directory, with a tree of files in it or not.
+//! `directory`: a directory, optionally with a tree of files.
 
 use std::fs;
 use std::io;
@@ -31,7 +31,7 @@ pub(super) fn apply(
     context.channel.request(&[tree]).map_err(|e| Failure::at(path, e))?;
     let bytes = context.channel.bytes(tree).map_err(|e| Failure::at(path, e))?;
     let manifest: Manifest = serde_json::from_slice(&bytes)
-        .map_err(|e| Failure::new(format!("a list of files that does not parse: {e}")))?;
+        .map_err(|e| Failure::new(format!("can't parse the list of files: {e}")))?;
 
     let mut differs: Vec<(PathBuf, Node)> = Vec::new();
     for entry in manifest.entries {
@@ -44,8 +44,8 @@ pub(super) fn apply(
             ("", node) => (path.to_owned(), node),
             (_, node) => (path.join(relative), node),
         };
-        // A tree is laid onto what is there: directories that are there stay as
-        // they are, but for one that the recipe says something of.
+        // A tree is merged into existing directories, which keep their mode and owner. The
+        // exception is the top, if the recipe sets its mode or owner.
         let said = target == path && (mode.is_some() || owner != (0, 0));
         if matches!(node, Node::Dir(_)) && target.is_dir() && !said {
             continue;
@@ -56,8 +56,8 @@ pub(super) fn apply(
     }
     context.ledger.paths(differs.iter().map(|(path, _)| path.as_path()))?;
     file::parents(path, owner)?;
-    // What differs is asked for together, so that ten thousand small files
-    // are a few round trips.
+    // Request all differing files together, so that ten thousand small files take only a
+    // few round trips.
     let changed = !differs.is_empty();
     let mut wanted = Vec::new();
     for (target, node) in differs {
@@ -79,7 +79,7 @@ pub(super) fn apply(
             }
         }
     }
-    // A part at a time: the host does not read while it sends.
+    // Limit the size of a request: the host does not read while it sends.
     for part in wanted.chunks(1024) {
         let blobs: Vec<Blob> = part.iter().map(|(_, _, blob, _)| *blob).collect();
         context.channel.request(&blobs).map_err(|e| Failure::at(path, e))?;
@@ -90,11 +90,11 @@ pub(super) fn apply(
     Ok(changed)
 }
 
-/// Whether something stands there as it is to be.
+/// Whether the entry at `path` is as declared.
 fn right(path: &Path, node: &Node, owner: (u32, u32)) -> bool {
     let meta = || fs::symlink_metadata(path);
     match node {
-        // A link to a directory is a directory, as `/bin` is.
+        // A link to a directory, such as `/bin`, counts as a directory.
         Node::Dir(_) if meta().is_ok_and(|m| m.is_symlink()) => path.is_dir(),
         Node::Dir(mode) => path.is_dir() && file::has(path, *mode, owner),
         Node::File(mode, content, attributes) => {
@@ -116,7 +116,7 @@ fn directory(path: &Path, mode: u32, owner: (u32, u32)) -> Result<bool, Failure>
         return place.set(mode, owner).map(|()| true).map_err(fail);
     }
     match fs::symlink_metadata(path).map_err(fail)? {
-        // A link to a directory is a directory, as `/bin` is.
+        // A link to a directory, such as `/bin`, counts as a directory.
         meta if meta.is_symlink() && path.is_dir() => Ok(false),
         meta if meta.is_dir() => file::attributes(path, mode, owner),
         _ => Err(fail(io::ErrorKind::AlreadyExists.into())),

@@ -1,4 +1,4 @@
-//! `file`: bytes at a path, put there in one step.
+//! `file`: a file, replaced atomically.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -34,7 +34,7 @@ pub(super) fn apply(
     Ok(true)
 }
 
-/// Writes a blob that was requested to `path`, by way of a new file beside it.
+/// Writes a requested blob to a temporary file, and renames it to `path`.
 pub(super) fn write(
     path: &Path,
     content: Blob,
@@ -70,12 +70,12 @@ fn digest(path: &Path) -> io::Result<Digest> {
     Ok(Blob::copy(File::open(path)?, &mut io::sink())?.digest)
 }
 
-/// Whether what stands at `path` has this mode and owner.
+/// Whether the entry at `path` has this mode and owner.
 pub(super) fn has(path: &Path, mode: u32, owner: (u32, u32)) -> bool {
     fs::symlink_metadata(path).is_ok_and(|m| m.mode() & 0o7777 == mode && (m.uid(), m.gid()) == owner)
 }
 
-/// Sets mode and owner where they differ; says whether they did.
+/// Sets mode and owner if they differ; returns whether they did.
 pub(super) fn attributes(path: &Path, mode: u32, owner: (u32, u32)) -> Result<bool, Failure> {
     let fail = |e| Failure::at(path, e);
     let meta = fs::symlink_metadata(path).map_err(fail)?;
@@ -86,7 +86,7 @@ pub(super) fn attributes(path: &Path, mode: u32, owner: (u32, u32)) -> Result<bo
     Ok(differs)
 }
 
-/// Makes a file of the agent's own hold `text`; says whether it did not.
+/// Writes `text` to a file of the agent if its content differs; returns whether it did.
 pub(super) fn text(path: &Path, text: &str, context: &mut Context) -> Result<bool, Failure> {
     if fs::read_to_string(path).ok().as_deref() == Some(text) {
         return Ok(false);
@@ -104,14 +104,14 @@ pub(super) fn text(path: &Path, text: &str, context: &mut Context) -> Result<boo
     written.map(|()| true).map_err(|e| Failure::at(path, e))
 }
 
-/// Makes the directories above a file of `owner`'s that are missing, with 0755:
-/// root's, or a user's below that user's home.
+/// Creates missing parent directories of a file of `owner`, with mode 0755. They belong to
+/// root, or to a user below that user's home.
 pub(super) fn parents(path: &Path, owner: (u32, u32)) -> Result<(), Failure> {
     let Some(parent) = path.parent() else { return Ok(()) };
     Place::make(path, owner).map(|_| ()).map_err(|e| Failure::at(parent, e))
 }
 
-/// Puts back what stood at a path.
+/// Restores what was at a path.
 pub(super) fn revert(path: &Path, was: &Was, context: &Context) -> Result<(), Failure> {
     let fail = |e| Failure::at(path, e);
     match was {
@@ -132,7 +132,7 @@ pub(super) fn revert(path: &Path, was: &Was, context: &Context) -> Result<(), Fa
                     return Err(io::Error::other("the saved copy is damaged"));
                 }
                 place::finish(&file, *mode, (*uid, *gid), &BTreeMap::new())?;
-                // A directory may give its new files an access list.
+                // The directory may have given the new file a default ACL.
                 place::replace_attributes(&file, xattrs)?;
                 place.put()
             };

@@ -1,6 +1,5 @@
-//! `on` and `operation`: scripts that the machine keeps and runs later; see
-//! [`crate::hooks`]. They are files of the agent's own, so they are taken back
-//! like files.
+//! `on` and `operation`: scripts that stay in the machine and run later; see
+//! [`crate::hooks`]. They are files of the agent, so they are reverted like files.
 
 use super::context::Context;
 use super::file;
@@ -14,7 +13,7 @@ pub(super) fn apply(when: &str, script: &Script, context: &mut Context) -> Resul
     if system::user(user).is_none() {
         return Err(Failure::new(format!("there is no user `{user}` in the machine")));
     }
-    // In the order of the layers, and of their steps.
+    // The names sort in the order of the layers and of their steps.
     let path = hooks::dir(when).join(format!("{}.{:05}", context.ledger.page(), context.step));
     let around = serde_json::to_string(&script.around).map_err(|e| Failure::new(e.to_string()))?;
     let changed = file::text(&hooks::around(&path), &around, context)?;

@@ -1,4 +1,4 @@
-//! `kernel-module`: a module, in a file for each boot and in the kernel now.
+//! `kernel-module`: loads a kernel module at each boot and, in a booted machine, now.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ pub(super) fn apply(name: &str, context: &mut Context) -> Result<bool, Failure> 
     let conf = PathBuf::from(format!("/etc/modules-load.d/90-vimg-{name}.conf"));
     let text = format!("{name}\n");
     let mut changed = file::text(&conf, &text, context)?;
-    // The kernel's own name for it has no dashes.
+    // The kernel's name of a module has `_` instead of `-`.
     let live = Path::new("/sys/module").join(name.replace('-', "_"));
     if !offline::is() && !live.exists() {
         let mut modprobe = command::command("modprobe");

@@ -1,5 +1,5 @@
-//! Lays a tree of files that only root can change onto directories that may be
-//! a user's.
+//! Merges a tree of files that only root can change into directories that may belong to a
+//! user.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
@@ -20,8 +20,8 @@ pub(super) struct Piece {
     meta: Metadata,
 }
 
-/// Lists what of the tree `top` is missing below `to` or differs there, each
-/// directory before its entries. Existing directories stay as they are.
+/// Lists the entries of the tree `top` that are missing below `to` or differ there, each
+/// directory before its entries. Existing directories stay unchanged.
 pub(super) fn differing(top: &Path, to: &Path, owner: (u32, u32)) -> io::Result<Vec<Piece>> {
     let mut pieces = Vec::new();
     list(top, to, owner, &mut pieces)?;
@@ -74,21 +74,21 @@ fn is_same(from: &Path, meta: &Metadata, to: &Path, owner: (u32, u32)) -> io::Re
     Ok(digest(from)? == digest(to)?)
 }
 
-/// How a tree is laid.
+/// How to merge a tree.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum By {
-    /// By renaming its files, within a filesystem. The tree is then of no use.
+    /// Rename its files, within a filesystem. The tree is then incomplete.
     Moving,
-    /// By copying its files.
+    /// Copy its files.
     Copying,
 }
 
-/// Puts all pieces in place; each gets the owner.
+/// Moves or copies all pieces to their target paths; each gets the owner.
 pub(super) fn lay(pieces: &[Piece], owner: (u32, u32), by: By) -> Result<(), Failure> {
     for piece in pieces {
         put(piece, owner, by).map_err(|e| Failure::at(&piece.to, e))?;
     }
-    // Adding files to a directory changes its time.
+    // Adding files to a directory changes its modification time: set it afterwards.
     for piece in pieces.iter().rev().filter(|piece| piece.meta.is_dir()) {
         Place::find(&piece.to)
             .and_then(|place| place.set_modified(&piece.meta))
@@ -116,20 +116,20 @@ fn put(Piece { from, to, meta }: &Piece, owner: (u32, u32), by: By) -> io::Resul
             let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
             rustix::fs::chownat(CWD, from, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
             if !meta.is_symlink() {
-                // A new owner takes set-id bits and capabilities away.
+                // chown clears set-id bits and capabilities.
                 fs::set_permissions(from, meta.permissions())?;
                 xattrs::set(from, &attributes)?;
             }
         }
         match place.receive(from) {
-            // It lies on another filesystem.
+            // The target is on another filesystem: copy instead.
             Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {}
             moved => return moved,
         }
     }
     let kind = meta.file_type();
     if kind.is_fifo() || kind.is_socket() || kind.is_char_device() || kind.is_block_device() {
-        return Err(io::Error::other("only files and links can be put on another filesystem"));
+        return Err(io::Error::other("can't move a device, FIFO or socket to another filesystem"));
     }
     let copied = if meta.is_symlink() {
         place

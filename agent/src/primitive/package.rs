@@ -1,4 +1,4 @@
-//! `package`: Debian packages, all of a layer in one transaction.
+//! `package`: installs Debian packages, all of a step in one transaction.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -18,10 +18,10 @@ use crate::protocol::Digest;
 
 /// How long the network may take to come up.
 const NETWORK: Duration = Duration::from_secs(60);
-/// How long one run of apt may take.
+/// Time limit of one call of apt.
 const TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// How dpkg is run: without questions, and without a sync for each file.
+/// Options for dpkg: no questions, and no sync for each file.
 const DPKG: [&str; 5] = [
     "--option=Dpkg::Options::=--force-confdef",
     "--option=Dpkg::Options::=--force-confold",
@@ -36,7 +36,7 @@ pub(super) fn apply(names: &[String], context: &mut Context) -> Result<bool, Fai
     let missing: Vec<&String> = names.iter().filter(|name| !installed(name, &there)).collect();
     let others: Vec<&String> = names.iter().filter(|name| is_automatic(name, &there)).collect();
     if missing.is_empty() && others.is_empty() {
-        // They came ahead; what they start is due now.
+        // If they were preinstalled, their services start at this step.
         return Ok(context.switch.wants(context.ledger.page()));
     }
     let before = context.ledger.keep(list.as_bytes())?;
@@ -47,7 +47,8 @@ pub(super) fn apply(names: &[String], context: &mut Context) -> Result<bool, Fai
         get(&missing, context)?;
     }
     if !others.is_empty() {
-        // They came because another needed them, and would go with it.
+        // They were installed as dependencies, and would be removed with the package that
+        // needs them.
         mark("manual", &others, context)?;
     }
     let list = packages::list();
@@ -61,7 +62,7 @@ fn get(missing: &[&String], context: &Context) -> Result<(), Failure> {
     refresh(context)?;
     install(missing, context)?;
     let there = packages::parse(&packages::list());
-    // What apt takes for done may be another version than was asked for.
+    // apt may succeed with another version than the requested one.
     let versioned = |name: &&&String| name.contains('=') && !installed(name, &there);
     if let Some(name) = missing.iter().find(versioned) {
         return Err(Failure::new(format!("apt-get did not install {name}: a pin may forbid it")));
@@ -70,12 +71,11 @@ fn get(missing: &[&String], context: &Context) -> Result<(), Failure> {
     apt(apt_get().arg("clean"), "apt-get clean", context)
 }
 
-/// How long lists are current that this agent has fetched. A server's agent may
-/// live for months.
+/// How long fetched lists count as current. The agent of a server may run for months.
 const CURRENT: Duration = Duration::from_secs(600);
 
-/// Fetches apt's lists, unless this agent has just done so from the same
-/// sources: what is installed must not depend on when a layer below was made.
+/// Fetches apt's lists, unless this agent has just fetched them from the same sources:
+/// which versions are installed must not depend on when a layer below was built.
 fn refresh(context: &Context) -> Result<(), Failure> {
     static FETCHED: Mutex<Option<(Digest, SystemTime)>> = Mutex::new(None);
     wait_for_network()?;
@@ -93,14 +93,14 @@ fn refresh(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Whether apt has lists of packages: scripts like to remove them.
+/// Whether apt has lists of packages. Scripts often delete them.
 fn has_lists() -> bool {
     let lists = fs::read_dir("/var/lib/apt/lists").into_iter().flatten().flatten();
     lists.map(|entry| entry.file_name()).any(|name| name.to_string_lossy().contains("_Packages"))
 }
 
-/// Everything that decides what apt's lists hold and which of them count:
-/// sources, keys, pins, settings.
+/// Computes a digest of everything that decides which packages apt offers: sources, keys,
+/// pins, settings.
 fn sources() -> Digest {
     const PLACES: [&str; 3] = ["/etc/apt", "/usr/share/keyrings", "/var/lib/dpkg/arch"];
     let mut hasher = blake3::Hasher::new();
@@ -124,9 +124,9 @@ fn sources() -> Digest {
     Digest(*hasher.finalize().as_bytes())
 }
 
-/// Installs packages of a layer that is to come before the `leaving` ones are
-/// taken back. What they would start waits for the layer. As far as it is
-/// noted, they find the machine without what the leaving layers brought.
+/// Preinstalls packages of a new layer, before the `leaving` layers are reverted. Their
+/// services start only with the new layer. The ledger records the packages as if the
+/// leaving layers had already been reverted.
 pub(super) fn ahead(names: &[String], leaving: &[String], context: &mut Context) -> Result<bool, Failure> {
     let there = packages::parse(&packages::list());
     let missing: Vec<&String> = names.iter().filter(|name| !installed(name, &there)).collect();
@@ -137,7 +137,7 @@ pub(super) fn ahead(names: &[String], leaving: &[String], context: &mut Context)
         context.network(true)?;
         refresh(context)?;
         if offline::Hold::is_taken() || would_remove(missing.iter().copied())? {
-            context.say("what comes can't be installed before what goes")?;
+            context.say("can't install the new packages before the old ones are removed")?;
             context.switch.ahead = Some(false);
             return Ok(false);
         }
@@ -170,7 +170,7 @@ pub(super) fn ahead(names: &[String], leaving: &[String], context: &mut Context)
     Ok(!missing.is_empty())
 }
 
-/// Takes out of `there` what made `after` of `before`.
+/// Reverts in the list `there` the changes from `before` to `after`.
 fn without(there: &mut Packages, before: &Packages, after: &Packages) {
     for (name, package) in after {
         match before.get(name) {
@@ -186,14 +186,14 @@ fn without(there: &mut Packages, before: &Packages, after: &Packages) {
 
 type Packages = BTreeMap<String, Package>;
 
-/// A list that was kept.
+/// Reads a stored list.
 fn kept(digest: &Digest, context: &Context) -> Result<Packages, Failure> {
     let bytes = context.ledger.kept(digest)?;
     Ok(packages::parse(&String::from_utf8_lossy(&bytes)))
 }
 
-/// What came with a layer, is there, and is asked for by no other: that which
-/// nothing else needs, and the rest.
+/// Finds the packages that came with a layer, are still installed, and are named by no
+/// other layer. Returns those that no other package needs, and the rest.
 fn idle_of(
     before: &Packages,
     after: &Packages,
@@ -217,8 +217,8 @@ fn asked(name: &str, others: &[String]) -> bool {
     others.iter().any(|other| bare(other) == bare(name))
 }
 
-/// Parts what a layer brought and is there: into what [`revert`] would purge,
-/// and the rest.
+/// Splits the installed packages that came with a layer into those that [`revert`] would
+/// purge, and the rest.
 pub(super) fn partition(
     before: &Digest,
     after: &Digest,
@@ -236,9 +236,8 @@ pub(super) fn partition(
     Ok(())
 }
 
-/// Takes packages back: what came and nothing else needs is purged, what was
-/// replaced or removed returns. `others` are the packages that other layers
-/// ask for.
+/// Reverts packages: purges new packages that nothing else needs, and installs replaced or
+/// removed packages again. `others` are the packages that other layers name.
 pub(super) fn revert(
     before: &Digest,
     after: Option<&Digest>,
@@ -251,7 +250,7 @@ pub(super) fn revert(
         None => packages::parse(&packages::list()),
     };
     let (gone, needed) = idle_of(&before, &after, others, context)?;
-    // What came in its place may well be what needs it.
+    // During a switch, the new layer often needs it, so this is not worth a message.
     for name in needed.iter().filter(|_| !context.switch.is_on()) {
         context.say(&format!("{name} stays: another package needs it"))?;
     }
@@ -273,7 +272,7 @@ pub(super) fn revert(
         let mut free = Vec::new();
         for spec in back {
             if would_remove([&spec])? {
-                context.say(&format!("{spec} does not return: what came has its place"))?;
+                context.say(&format!("{spec} is not restored: it conflicts with new packages"))?;
             } else {
                 free.push(spec);
             }
@@ -287,7 +286,7 @@ pub(super) fn revert(
         apt(install.args(&back), "apt-get install", context)?;
         apt(apt_get().arg("clean"), "apt-get clean", context)?;
     }
-    // What was asked for by name alone is again there for others only.
+    // Packages that only this layer named are automatic again.
     let now = packages::parse(&packages::list());
     let automatic: Vec<&String> = before
         .iter()
@@ -299,12 +298,12 @@ pub(super) fn revert(
     if automatic.is_empty() { Ok(()) } else { mark("auto", &automatic, context) }
 }
 
-/// A package's name without version, suite and architecture.
+/// Returns a package's name without version, suite and architecture.
 pub(super) fn bare(name: &str) -> &str {
     name.split(['=', '/', ':']).next().unwrap_or(name)
 }
 
-/// A package's name without version and suite, as apt-mark takes it.
+/// Returns a package's name without version and suite, in the form that apt-mark takes.
 fn unversioned(name: &str) -> &str {
     name.split(['=', '/']).next().unwrap_or(name)
 }
@@ -315,31 +314,32 @@ fn mark(how: &str, names: &[&String], context: &Context) -> Result<(), Failure> 
     apt(&mut mark, "apt-mark", context)
 }
 
-/// Packages that came for others which do not need them any more.
+/// Lists automatic packages that no other package needs.
 fn idle() -> Result<HashSet<String>, Failure> {
     let mut simulate = apt_get();
     let (done, text) =
         command::query(simulate.args(["--simulate", "--purge", "autoremove"]), command::QUESTION)?;
     if !done {
-        return Err(Failure::new("apt-get can't tell which packages are needed"));
+        return Err(Failure::new("apt-get can't list the packages that nothing needs"));
     }
-    // `Purg NAME [VERSION]`, and `Remv` for what it would keep the files of.
+    // `Purg NAME [VERSION]`, or `Remv` if it would keep configuration files.
     let words = text.lines().filter_map(|l| l.strip_prefix("Purg ").or_else(|| l.strip_prefix("Remv ")));
     Ok(words.filter_map(|l| Some(bare(l.split_whitespace().next()?).to_owned())).collect())
 }
 
-/// Whether something would have to go for these packages.
+/// Whether installing these packages would remove others.
 fn would_remove<'a>(names: impl IntoIterator<Item = &'a String>) -> Result<bool, Failure> {
     let mut simulate = apt_get();
     let names: Vec<&String> = names.into_iter().collect();
     simulate.args(["--simulate", "--yes", "--no-install-recommends"]).args(despite(&names));
     simulate.arg("install").arg("--").args(names);
     let (done, text) = command::query(&mut simulate, command::QUESTION)?;
-    // If it can't be told, whoever installs them will hear why.
+    // If the simulation fails, the real installation will report why.
     Ok(!done || text.lines().any(|line| line.starts_with("Remv ") || line.starts_with("Purg ")))
 }
 
-/// An explicit version or suite wins over holds and newer versions.
+/// Options for packages with an explicit version or suite, which takes precedence over
+/// holds and newer versions.
 fn despite(names: &[&String]) -> &'static [&'static str] {
     match names.iter().any(|name| name.contains(['=', '/'])) {
         true => &["--allow-downgrades", "--allow-change-held-packages"],
@@ -374,28 +374,28 @@ fn apt(command: &mut Command, what: &str, context: &Context) -> Result<(), Failu
     })
 }
 
-/// Whether a package is there in the version asked for, if one was. Which
-/// version a suite has is apt's to say.
+/// Whether a package is installed, in the requested version if there is one. Returns
+/// `false` for a package with a suite: only apt knows the versions of a suite.
 fn installed(spec: &str, there: &BTreeMap<String, Package>) -> bool {
     let version = spec.split_once('=').map(|(_, version)| version);
     let fits = |package: &Package| version.is_none_or(|version| version == package.version);
     !spec.contains('/') && find(spec, there).any(fits)
 }
 
-/// Whether a package is there only because another needs it.
+/// Whether a package is installed only as a dependency.
 fn is_automatic(spec: &str, there: &BTreeMap<String, Package>) -> bool {
     find(spec, there).any(|package| package.automatic)
 }
 
-/// The packages that a name, possibly with an architecture, stands for.
+/// Finds the packages with a name, optionally with an architecture.
 fn find<'a>(spec: &str, there: &'a BTreeMap<String, Package>) -> impl Iterator<Item = &'a Package> {
     let name = unversioned(spec).to_owned();
     let named = move |own: &String| *own == name || (!name.contains(':') && bare(own) == name);
     there.iter().filter(move |(own, _)| named(own)).map(|(_, package)| package)
 }
 
-/// Waits for a default route; without a network card there is nothing to wait
-/// for, and apt may still have local sources.
+/// Waits for a default route. Without a network card, it returns at once: apt may have
+/// local sources.
 fn wait_for_network() -> Result<(), Failure> {
     let cards = fs::read_dir("/sys/class/net").map(|d| d.flatten().filter(|e| e.file_name() != "lo").count());
     if cards.unwrap_or(0) == 0 {

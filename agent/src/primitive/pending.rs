@@ -1,42 +1,43 @@
-//! What waits while one functionality makes room for another.
+//! Pending work while an update replaces layers: services to start and units to restart.
 
 use std::collections::{BTreeSet, HashMap};
 
-/// What is known of a switch-over while the steps of one change are made true.
+/// The state of an update that replaces layers, while its steps are applied.
 #[derive(Debug, Default)]
 pub(crate) struct Switch {
-    /// Whether packages of what comes could be installed ahead. Once they
-    /// could not, none are.
+    /// Whether packages of the new layers could be preinstalled. After the first failure,
+    /// no more packages are preinstalled.
     pub(super) ahead: Option<bool>,
-    /// What packages that came ahead are to start, by the page of their layer.
+    /// Actions that preinstalled packages have postponed, by the page of their layer.
     pub(super) waiting: HashMap<String, Held>,
-    /// The same, once their layer is at the place where it wants them.
+    /// Postponed actions of layers whose `package` step was reached.
     pub(super) due: Vec<Held>,
-    /// Units that have to read their files again when all is there.
+    /// Units to restart at the end, so that they read their files again.
     pub(super) again: BTreeSet<String>,
 }
 
-/// What packages did not start, because they came ahead.
+/// Actions that preinstalled packages have postponed.
 #[derive(Debug)]
 pub(super) struct Held {
-    /// Packages that were not there.
+    /// Newly installed packages.
     pub(super) packages: Vec<String>,
-    /// What was asked of the machine's policy, a line each.
+    /// Actions that they asked for, one per line: see [`crate::offline::Hold`].
     pub(super) asked: String,
 }
 
 impl Switch {
-    /// Packages of what goes are to be purged when what comes is there.
+    /// Whether packages of the old layers are purged after the new layers are applied.
     pub(super) fn is_on(&self) -> bool {
         self.ahead == Some(true)
     }
 
-    /// A layer's packages have come; what they start waits.
+    /// Postpones the actions of a layer's preinstalled packages.
     pub(super) fn hold(&mut self, page: &str, held: Held) {
         self.waiting.insert(page.to_owned(), held);
     }
 
-    /// A layer is where it wants its packages; says whether they came ahead.
+    /// Makes the actions of a layer due, because its `package` step was reached. Returns
+    /// whether its packages were preinstalled.
     pub(super) fn wants(&mut self, page: &str) -> bool {
         let held = self.waiting.remove(page);
         let came = held.is_some();
@@ -44,7 +45,7 @@ impl Switch {
         came
     }
 
-    /// A unit was started anew.
+    /// Takes a unit off the list of restarts, because it was just started.
     pub(super) fn is_new(&mut self, unit: &str) {
         self.again.remove(unit);
     }

@@ -1,4 +1,4 @@
-//! Takes layers back: what they changed is as it was before.
+//! Reverts layers: restores what they changed.
 
 use std::collections::HashMap;
 
@@ -8,12 +8,11 @@ use crate::failure::Failure;
 use crate::ledger::{self, Entry, Page};
 use crate::protocol::Digest;
 
-/// Takes a layer back, the last change first. What is left of it halfway can
-/// be taken back again.
+/// Reverts a layer, the last change first. After a failure, the revert can be repeated.
 pub(super) fn revert(layer: &str, context: &mut Context) -> Result<(), Failure> {
     for going in Going::find(&[layer.to_owned()], context)? {
         going.take_back(0, context)?;
-        // What runs on has read what was taken back since.
+        // Services that keep running have read the reverted files.
         service::reread(&going.page.entries, context)?;
         for unit in service::running(&going.page.entries) {
             service::systemctl("try-restart", &unit, context)?;
@@ -23,16 +22,19 @@ pub(super) fn revert(layer: &str, context: &mut Context) -> Result<(), Failure> 
     Ok(())
 }
 
-/// A layer that is to be taken back.
+/// A layer to revert.
 pub(super) struct Going {
     pub(super) page: Page,
-    /// Packages that layers ask for which stay.
+    /// Packages that the other layers name.
     pub(super) others: Vec<String>,
 }
 
 impl Going {
-    /// Finds layers, in this order. What layers changed again that stay is
-    /// found, too.
+    /// Finds layers, in this order.
+    ///
+    /// # Errors
+    ///
+    /// A layer that stays has changed one of their paths later.
     pub(super) fn find(layers: &[String], context: &Context) -> Result<Vec<Self>, Failure> {
         let (going, staying): (Vec<Page>, Vec<Page>) =
             context.ledger.pages()?.into_iter().partition(|page| layers.contains(&page.layer));
@@ -59,19 +61,19 @@ impl Going {
         let mut found = Vec::new();
         for layer in layers {
             let Some(page) = going.remove(layer) else {
-                return Err(Failure::new(format!("the machine knows nothing of a layer `{layer}`")));
+                return Err(Failure::new(format!("the machine has no layer `{layer}`")));
             };
             found.push(Self { page, others: others.clone() });
         }
         Ok(found)
     }
 
-    /// Takes back what was noted from the entry `from` on, the last first.
+    /// Reverts the entries of the page from the index `from` on, the last first.
     pub(super) fn take_back(&self, from: usize, context: &mut Context) -> Result<(), Failure> {
         let entries = &self.page.entries;
         for (n, entry) in entries.iter().enumerate().skip(from).rev() {
             match entry {
-                // Noted before it was done; that it was, is noted as well.
+                // Recorded before the installation; a later entry records its result.
                 Entry::Packages { before, after: None, .. } if completed(before, &entries[n + 1..]) => {}
                 Entry::Path { path, was } => file::revert(&ledger::unescape(path), was, context)?,
                 Entry::Packages { before, after, .. } => {

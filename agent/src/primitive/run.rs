@@ -1,5 +1,5 @@
-//! `run`: a script. It can't be looked at, so it is run each time it is
-//! applied; that it is applied once is what the layer's key is for.
+//! `run`: a script. Its effects can't be inspected, so it runs each time that it is
+//! applied. The key of the layer ensures that it is applied only once.
 
 use std::fs;
 use std::io::Write;
@@ -33,17 +33,16 @@ pub(super) fn apply(run: &Run, context: &mut Context) -> Result<bool, Failure> {
     execute(&script, around, &user, &output).map(|()| true)
 }
 
-/// Where scripts find their secrets: in memory.
+/// The directory of secrets, in memory.
 const SECRETS: &str = "/run/secrets";
 
-/// Secrets shorter than this are not looked for in what a script prints: all
-/// kinds of words would be taken for them.
+/// Shorter secrets are not hidden in the output of a script: too many words would be
+/// hidden.
 const SHORTEST: usize = 4;
-/// The same of one of several lines: keys and certificates have lines that say
-/// nothing.
+/// Shorter lines of a secret are not hidden: keys and certificates have lines such as `}`.
 const LINE: usize = 8;
 
-/// Secrets that lie ready. Dropped, they are gone.
+/// The files of the secrets of a script. Drop removes them.
 struct Secrets {
     hidden: Vec<Vec<u8>>,
     laid: bool,
@@ -57,16 +56,16 @@ impl Secrets {
             return Ok(secrets);
         }
         let fail = |e| Failure::at(SECRETS, e);
-        // Never on a disk, whatever the machine has at /run.
+        // Secrets must never be on a disk: /run may be a plain directory.
         let found = rustix::fs::statfs("/run").map_err(|e| fail(e.into()))?;
         if found.f_type as i64 != TMPFS {
-            return Err(Failure::new("secrets need a /run that is in memory, and the machine's is not"));
+            return Err(Failure::new("secrets need a tmpfs at /run, and the machine has none"));
         }
-        // Root's own: nobody else puts anything in the way.
+        // The directory belongs to root, so that no user can create files in it.
         fs::DirBuilder::new().mode(0o711).create(SECRETS).map_err(fail)?;
         secrets.laid = true;
         if swaps() {
-            // What is in this is never written to a disk.
+            // A ramfs is never written to swap.
             let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
             rustix::mount::mount("ramfs", SECRETS, "ramfs", flags, c"mode=0711")
                 .map_err(|e| fail(e.into()))?;
@@ -84,15 +83,14 @@ impl Secrets {
             written.map_err(fail)?;
             secrets.hide(&value);
         }
-        // What holds another comes first.
+        // A secret that contains another must come before it.
         secrets.hidden.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
         Ok(secrets)
     }
 }
 
 impl Secrets {
-    /// Has a value hidden in what the script prints, as a whole and line by
-    /// line.
+    /// Hides a value in the output of the script, as a whole and line by line.
     fn hide(&mut self, value: &[u8]) {
         let whole = value.trim_ascii_end();
         let lines = whole.split(|b| *b == b'\n').map(<[u8]>::trim_ascii);
@@ -105,9 +103,9 @@ impl Secrets {
     }
 }
 
-/// Whether the machine may write its memory to a disk of its own.
+/// Whether the machine has swap.
 fn swaps() -> bool {
-    // The first line is the heading. Offline, what swaps is not the machine.
+    // The first line is the heading. Offline, this is the swap of another machine.
     !offline::is() && fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().nth(1).is_some())
 }
 
@@ -122,23 +120,23 @@ impl Drop for Secrets {
     }
 }
 
-/// The kernel's number for it (`TMPFS_MAGIC` in `linux/magic.h`).
+/// The kernel's number of tmpfs (`TMPFS_MAGIC` in `linux/magic.h`).
 const TMPFS: i64 = 0x0102_1994;
 
-/// Runs the script that takes back what another did.
+/// Runs the `undo` of a script.
 pub(super) fn revert(entry: &Entry, context: &mut Context) -> Result<(), Failure> {
     let Entry::Run { undo, around } = entry else { return Ok(()) };
     let Some(undo) = undo else {
-        return Err(Failure::new("a script of it has no `undo`"));
+        return Err(Failure::new("one of its scripts has no `undo`"));
     };
     let user = system::user(&around.user)
-        .ok_or_else(|| Failure::new(format!("there is no user `{}` in the machine any more", around.user)))?;
+        .ok_or_else(|| Failure::new(format!("there is no longer a user `{}` in the machine", around.user)))?;
     context.network(around.network)?;
     execute(undo.as_bytes(), around, &user, &context.output())
 }
 
 fn execute(script: &[u8], around: &Around, user: &system::Account, output: &Output) -> Result<(), Failure> {
-    // Not /run, which Debian mounts noexec.
+    // Not in /run, which Debian mounts with noexec.
     let dir = Path::new(HOME).join("tmp");
     let path = dir.join("script");
     let write = || {

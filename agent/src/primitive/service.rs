@@ -1,4 +1,5 @@
-//! `service`: a systemd unit, at boot and now.
+//! `service`: enables or disables a systemd unit and, in a booted machine, starts or stops
+//! it.
 
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ pub(super) fn apply(
         Some(enabled) if at_boot != enabled => Some(if enabled { "enable" } else { "disable" }),
         _ => None,
     };
-    // What runs is up to the next boot if nothing does now.
+    // Offline, nothing is started or stopped.
     let verb = match (state, active) {
         (Some(ServiceState::Running), Some(false)) => Some("start"),
         (Some(ServiceState::Stopped), Some(true)) => Some("stop"),
@@ -41,7 +42,7 @@ pub(super) fn apply(
     Ok(true)
 }
 
-/// Has a unit start at boot, and run, as it did.
+/// Restores whether a unit starts at boot, and whether it runs.
 pub(super) fn revert(
     unit: &str,
     enabled: &str,
@@ -52,7 +53,7 @@ pub(super) fn revert(
     let (_, now) = at_boot(unit)?;
     match (enabled, now.as_str()) {
         ("enabled", "disabled") => systemctl("enable", unit, context)?,
-        // It came with the layer, or was there and disabled.
+        // The unit came with the layer, or was disabled before.
         (was, "enabled") if was != "enabled" => systemctl("disable", unit, context)?,
         _ => {}
     }
@@ -62,15 +63,14 @@ pub(super) fn revert(
     Ok(())
 }
 
-/// Has systemd read its files anew if some of a layer that was taken back were
-/// among them.
+/// Reloads systemd if the reverted entries include its files.
 pub(super) fn reread(entries: &[Entry], context: &Context) -> Result<(), Failure> {
     let stale = |entry: &Entry| matches!(entry, Entry::Path { path, .. } if path.contains("/systemd/"));
     if offline::is() || !entries.iter().any(stale) { Ok(()) } else { reload(context) }
 }
 
-/// Units that a layer found running. Once it was taken back they have to read
-/// their files anew: now those of before are there.
+/// Lists units that were running before a layer was applied. After its revert they must
+/// read the restored files.
 pub(super) fn running(entries: &[Entry]) -> Vec<String> {
     let unit = |entry: &Entry| match entry {
         Entry::Service { unit, active: Some(true), .. } if !offline::is() => Some(unit.clone()),
@@ -79,7 +79,7 @@ pub(super) fn running(entries: &[Entry]) -> Vec<String> {
     entries.iter().filter_map(unit).collect()
 }
 
-/// Stops units, as far as they run.
+/// Stops units; those that do not run are no error.
 pub(super) fn stop_all(units: &[String], context: &Context) -> Result<(), Failure> {
     if units.is_empty() {
         return Ok(());
@@ -92,8 +92,8 @@ pub(super) fn stop_all(units: &[String], context: &Context) -> Result<(), Failur
     })
 }
 
-/// Whether a unit starts at boot, and what `systemctl is-enabled` says of it;
-/// nothing if there is none.
+/// Returns whether a unit starts at boot, and the output of `systemctl is-enabled`, which
+/// is empty if there is no such unit.
 pub(super) fn at_boot(unit: &str) -> Result<(bool, String), Failure> {
     let mut systemctl = command::command("systemctl");
     systemctl.args(["is-enabled", "--", unit]);
@@ -101,8 +101,8 @@ pub(super) fn at_boot(unit: &str) -> Result<(bool, String), Failure> {
     Ok((enabled, text.trim().to_owned()))
 }
 
-/// Whether a unit runs. One whose file changed is read again, or its old form
-/// would run until the next boot.
+/// Whether a unit runs. Reloads systemd first if the file of the unit has changed:
+/// otherwise the old version would be used until the next boot.
 pub(super) fn runs(unit: &str, context: &Context) -> Result<bool, Failure> {
     let mut show = command::command("systemctl");
     show.args(["show", "--property=NeedDaemonReload,ActiveState", "--", unit]);
@@ -113,7 +113,7 @@ pub(super) fn runs(unit: &str, context: &Context) -> Result<bool, Failure> {
     Ok(text.lines().any(|line| ["ActiveState=active", "ActiveState=reloading"].contains(&line)))
 }
 
-/// Has systemd read its files again.
+/// Makes systemd read its files again.
 fn reload(context: &Context) -> Result<(), Failure> {
     let mut reload = command::command("systemctl");
     reload.arg("daemon-reload");
@@ -130,7 +130,7 @@ pub(super) fn systemctl(verb: &str, unit: &str, context: &Context) -> Result<(),
     let mut systemctl = command::command("systemctl");
     systemctl.args([verb, "--", unit]);
     command::run(&mut systemctl, Duration::from_secs(600), &context.output()).map_err(|mut failure| {
-        // systemctl says to look at the journal; so do it.
+        // Print the journal, because systemctl refers to it.
         let mut journal = command::command("journalctl");
         journal.args(["--no-pager", "--lines=20", "--output=cat", "--unit", unit]);
         let _ = command::run(&mut journal, Duration::from_secs(60), &context.output());

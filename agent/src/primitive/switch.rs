@@ -1,7 +1,6 @@
-//! One functionality makes room for another in a machine that runs, so that
-//! somebody serves for as long as can be: packages of what comes are installed
-//! ahead, what goes is stopped, what comes is started, and only then packages
-//! of what went are purged.
+//! Replaces layers in a running machine, so that the old service keeps running as long as
+//! possible: preinstalls the packages of the new layers, stops the old services, starts
+//! the new ones, and only then purges the old packages.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -15,8 +14,7 @@ use crate::failure::Failure;
 use crate::ledger::Entry;
 use crate::protocol::Primitive;
 
-/// Does what was put off until a layer's files are there, where `next` could
-/// not come before it.
+/// Does the postponed work of a layer, if it must be done before the step `next`.
 pub(crate) fn settle(next: Option<&Primitive>, context: &mut Context) -> Result<(), Failure> {
     use crate::protocol::ServiceState::Stopped;
     let ends = matches!(next, None | Some(Primitive::Revert { .. }));
@@ -38,10 +36,9 @@ pub(crate) fn settle(next: Option<&Primitive>, context: &mut Context) -> Result<
     Ok(())
 }
 
-/// Starts what packages start once they are installed, as far as a step of the
-/// layer has not done so, and has units that run take notice of what came
-/// (deb-systemd-invoke(1p), invoke-rc.d(8)). What can't be started is no
-/// failure of the package.
+/// Does the postponed actions of preinstalled packages: starts their services, unless a
+/// step has done so, and restarts or reloads running units (deb-systemd-invoke(1p),
+/// invoke-rc.d(8)). A service that can't be started is not a failure of the package.
 fn release(held: &Held, context: &Context) -> Result<(), Failure> {
     for unit in units_of(&held.packages)?.iter().filter(|unit| !unit.contains('@')) {
         if service::at_boot(unit)?.1.starts_with("enabled") && !service::runs(unit, context)? {
@@ -70,9 +67,9 @@ fn try_to(verb: &str, unit: &str, context: &Context) -> Result<(), Failure> {
     }
 }
 
-/// Takes layers back up to the packages that they began with, and stops what
-/// those run: by then what comes in their place only has to be started. It will
-/// stand at `paths`. Whatever takes long is done before anything is touched.
+/// Reverts layers except for the packages at their beginning, and stops the services of
+/// these packages. Then the new layers, whose files will be at `paths`, only have to be
+/// started. Does slow work before any change.
 pub(super) fn leave(layers: &[String], paths: &[String], context: &mut Context) -> Result<(), Failure> {
     let (mut all, mut stop, mut again) = (Vec::new(), Vec::new(), Vec::new());
     for going in Going::find(layers, context)? {
@@ -84,7 +81,7 @@ pub(super) fn leave(layers: &[String], paths: &[String], context: &mut Context) 
             }
         }
         if would_take(&gone, paths)? {
-            // All of it goes before the next comes.
+            // Revert all of the layer before the new one is applied.
             stay = 0;
         } else {
             stop.extend(units_of(&gone)?);
@@ -104,8 +101,8 @@ pub(super) fn leave(layers: &[String], paths: &[String], context: &mut Context) 
     all.iter().try_for_each(|(going, stay)| context.ledger.shorten(&going.page, *stay))
 }
 
-/// How many entries a page begins with that are about packages, if all are
-/// that are: what came before packages goes after them.
+/// Counts the entries about packages at the beginning of a page. Returns 0 if there are
+/// later ones: entries before packages must be reverted after them.
 fn leading_packages(entries: &[Entry]) -> usize {
     let packages = |entry: &Entry| matches!(entry, Entry::Packages { .. });
     let first = entries.iter().take_while(|entry| packages(entry)).count();
@@ -120,7 +117,7 @@ fn files_of(packages: &[String]) -> Result<String, Failure> {
     Ok(command::query(list.args(["--listfiles", "--"]).args(packages), command::QUESTION)?.1)
 }
 
-/// The units that packages bring; of a template all that run.
+/// Lists the units of packages; for a template, a pattern that matches all its instances.
 fn units_of(packages: &[String]) -> Result<Vec<String>, Failure> {
     let files = files_of(packages)?;
     let units =
@@ -130,8 +127,8 @@ fn units_of(packages: &[String]) -> Result<Vec<String>, Failure> {
     Ok(names.filter(run).map(|name| name.replace("@.", "@*.")).collect())
 }
 
-/// Whether a purge of packages may take away what is to stand at `paths`: it
-/// takes their files, and directories that are nobody else's.
+/// Whether a purge of packages may remove something at `paths`: it removes the files of
+/// the packages, and directories that no other package has.
 fn would_take(packages: &[String], paths: &[String]) -> Result<bool, Failure> {
     let files = files_of(packages)?;
     let files: BTreeSet<&str> = files.lines().collect();
@@ -150,7 +147,7 @@ fn would_take(packages: &[String], paths: &[String]) -> Result<bool, Failure> {
     Ok(theirs.iter().any(|path| owners.get(path).is_none_or(|names| names.iter().all(purged))))
 }
 
-/// Paths, and the packages that have them, as `dpkg-query --search` tells.
+/// Parses the output of `dpkg-query --search`: paths, and the packages that contain them.
 fn owners(text: &str) -> BTreeMap<&str, Vec<&str>> {
     let mut owners: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for line in text.lines().filter(|line| !line.starts_with("diversion by ")) {

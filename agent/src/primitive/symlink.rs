@@ -1,4 +1,4 @@
-//! `symlink`: a link, put in place of a file or link that was there.
+//! `symlink`: a symbolic link, which replaces an existing file or link.
 
 use std::fs;
 use std::path::Path;
@@ -19,12 +19,12 @@ pub(super) fn apply(path: &Path, target: &str, context: &mut Context) -> Result<
     Ok(true)
 }
 
-/// Whether there is a link to `target`.
+/// Whether `path` is a link to `target`.
 pub(super) fn leads(path: &Path, target: &str) -> bool {
     fs::read_link(path).is_ok_and(|t| t == Path::new(target))
 }
 
-/// Puts a link in place of what is no directory, in one step.
+/// Creates a link atomically; replaces anything except a directory.
 pub(super) fn put(path: &Path, target: &Path, owner: (u32, u32)) -> Result<(), Failure> {
     let put = Place::make(path, owner).and_then(|place| {
         place.draft_link(target)?;

@@ -1,4 +1,4 @@
-//! `sysctl`: a kernel setting, in a file for each boot and in the kernel now.
+//! `sysctl`: sets a kernel setting for each boot and, in a booted machine, now.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use crate::ledger::Entry;
 use crate::offline;
 
 pub(super) fn apply(key: &str, value: &str, context: &mut Context) -> Result<bool, Failure> {
-    // As sysctl(8): the first separator in a key says which one it uses.
+    // As in sysctl(8), the first separator in a key decides which one the key uses.
     let slashed = key.find(['.', '/']).is_none_or(|at| key[at..].starts_with('/'));
     let path = if slashed { key.to_owned() } else { swap(key) };
     let name = path.replace('/', ".");
@@ -18,12 +18,12 @@ pub(super) fn apply(key: &str, value: &str, context: &mut Context) -> Result<boo
     let text = format!("{key} = {value}\n");
     let mut changed = file::text(&conf, &text, context)?;
     if offline::is() {
-        // This kernel is not the machine's.
+        // The running kernel is not that of the machine.
         return Ok(changed);
     }
     let live = PathBuf::from("/proc/sys").join(&path);
     let now = fs::read_to_string(&live)
-        .map_err(|e| Failure::new(format!("this kernel has no setting `{key}` ({}: {e})", live.display())))?;
+        .map_err(|e| Failure::new(format!("the kernel has no setting `{key}` ({}: {e})", live.display())))?;
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     if words(&now) != words(value) {
         context.ledger.note(&Entry::Setting { path: path.clone(), value: now.trim().to_owned() })?;
@@ -33,7 +33,7 @@ pub(super) fn apply(key: &str, value: &str, context: &mut Context) -> Result<boo
     Ok(changed)
 }
 
-/// Gives the running kernel its setting back.
+/// Restores the setting of the running kernel.
 pub(super) fn revert(path: &str, value: &str) -> Result<(), Failure> {
     let live = PathBuf::from("/proc/sys").join(path);
     if offline::is() { Ok(()) } else { fs::write(&live, value).map_err(|e| Failure::at(&live, e)) }

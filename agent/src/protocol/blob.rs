@@ -1,10 +1,10 @@
-//! Bytes, known by their digest.
+//! Blobs: bytes that are known by their digest.
 
 use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize};
 
-/// The largest piece of a file in one frame.
+/// The most bytes of a file in one frame.
 pub const CHUNK: usize = 256 << 10;
 
 /// A BLAKE3 digest.
@@ -13,7 +13,7 @@ pub const CHUNK: usize = 256 << 10;
 pub struct Digest(pub [u8; 32]);
 
 impl Digest {
-    /// The digest of `bytes`.
+    /// Computes the digest of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
     }
@@ -51,26 +51,26 @@ impl std::str::FromStr for Digest {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         blake3::Hash::from_hex(text)
             .map(|hash| Self(*hash.as_bytes()))
-            .map_err(|_| "a digest is 64 hexadecimal digits")
+            .map_err(|_| "expected 64 hexadecimal digits")
     }
 }
 
-/// Bytes that the host holds ready.
+/// A blob that the host can send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Blob {
-    /// Their digest.
+    /// Its digest.
     pub digest: Digest,
-    /// Their number.
+    /// Its size in bytes.
     pub size: u64,
 }
 
 impl Blob {
-    /// The blob that `bytes` are.
+    /// Describes `bytes` as a blob.
     pub fn of(bytes: &[u8]) -> Self {
         Self { digest: Digest::of(bytes), size: bytes.len() as u64 }
     }
 
-    /// The blob that `reader` yields, while it is copied to `out`.
+    /// Copies `reader` to `out`, and describes the bytes as a blob.
     pub fn copy(mut reader: impl Read, out: &mut dyn Write) -> io::Result<Self> {
         let mut hasher = blake3::Hasher::new();
         let mut buffer = vec![0; CHUNK];

@@ -1,46 +1,45 @@
-//! What a machine that has booted is given of another disk.
+//! Changes of files that retarget a memory snapshot to another disk.
 
 use serde::{Deserialize, Serialize};
 
-/// The most that changed files may hold together, in bytes.
+/// The largest total size of changed files, in bytes.
 pub const MAX_RETARGETED: u64 = 8 << 20;
 
-/// A file of a filesystem, or what else has an inode. The number is used
-/// again when a file is gone, with another generation.
+/// An inode. When a file is deleted, its number is used again, with another generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Inode {
     /// Its number.
     pub number: u32,
-    /// Which of those that had the number.
+    /// Tells inodes of the same number apart.
     pub generation: u32,
 }
 
 /// A time in a filesystem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Time {
-    /// Since 1970.
+    /// Seconds since 1970.
     pub seconds: i64,
-    /// Less than a thousand million.
+    /// Nanoseconds, less than 1,000,000,000.
     pub nanoseconds: u32,
 }
 
-/// A file or a directory that is otherwise on another disk.
+/// A file or directory that differs between two disks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
-    /// Which, on the machine's own disk.
+    /// Its inode on the disk that the machine booted from.
     pub inode: Inode,
-    /// How many bytes it has on the disk that the machine booted from.
+    /// Its size in bytes on that disk.
     pub size: u64,
-    /// When it was changed last, there.
+    /// Its modification time on that disk.
     pub modified: Time,
-    /// When it was changed last, on the other disk.
+    /// Its modification time on the other disk.
     pub to: Time,
-    /// The time is none at which it just happened to be made: who can't set it
-    /// is not to go on without.
+    /// Whether the modification time was set on purpose, and is not just the time at which
+    /// the file was written. If it can't be set, the change fails.
     pub chosen: bool,
-    /// How many bytes it is to hold, which follow as data; none if they are
-    /// the same.
+    /// The size of its new content in bytes, which follows as data; `None` if the content
+    /// is the same.
     pub content: Option<u64>,
-    /// Its path, for people.
+    /// Its path, for messages.
     pub path: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! What a machine is to have, and what it is asked: the steps of a layer.
+//! The steps of layers and the probes of checks.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::blob::Blob;
 
-/// Who owns a file, by names of the machine.
+/// The owner of a file, by names in the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// A user.
@@ -15,10 +15,10 @@ pub struct Owner {
     pub group: String,
 }
 
-/// A tree of files, sorted by path; parents come before what is in them.
+/// A tree of files, sorted by path: a directory comes before its entries.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Its entries. The first has an empty path and is the top itself.
+    /// Its entries. The first one has an empty path and is the top directory.
     pub entries: Vec<Entry>,
 }
 
@@ -27,24 +27,24 @@ pub struct Manifest {
 pub struct Entry {
     /// Relative to the top, without `..`.
     pub path: String,
-    /// What it is.
+    /// Its kind and content.
     pub node: Node,
 }
 
-/// What stands at a path of a tree.
+/// The kind and content of an entry of a tree.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Node {
     /// A directory with its permission bits.
     Dir(u32),
-    /// A file with its permission bits, its content and its extended
-    /// attributes, in hexadecimal.
+    /// A file with its permission bits, content and extended attributes, whose values are
+    /// in hexadecimal.
     File(u32, Blob, BTreeMap<String, String>),
-    /// A symbolic link and what it points to.
+    /// A symbolic link with its target.
     Link(String),
 }
 
-/// A resource, as the agent makes it true. The fields are those of the
-/// recipe language; contents are blobs that the agent asks for.
+/// A primitive: a step that the agent applies. The fields are those of the recipe
+/// language; contents are blobs that the agent requests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "the fields are those of the recipe language")]
@@ -94,40 +94,38 @@ pub enum Primitive {
     },
     Reboot,
     Run(Run),
-    /// A script that the machine keeps, for a time of its life or for whoever
-    /// asks.
+    /// A hook or operation: a script that stays in the machine and runs later.
     Hook {
         /// `first-boot`, `each-boot`, `decommission` or `operation/NAME`.
         when: String,
         script: Script,
     },
-    /// No resource: installs packages of the layer that was named, which is to
-    /// come, while those that are to go still work. What they bring starts
-    /// with the layer's own `Package`. Where anything would have to go for
-    /// them, nothing is done.
+    /// No resource: installs packages of the current layer, a new one, while the leaving
+    /// layers still work. Their services start with the layer's own `Package`. Does
+    /// nothing if the installation would remove other packages.
     Preinstall {
         names: Vec<String>,
         leaving: Vec<String>,
     },
-    /// No resource: takes layers back, in this order, up to their packages,
-    /// whose services are stopped; `Revert` does the rest. If packages could
-    /// not be installed ahead it takes all of them back.
+    /// No resource: reverts layers, in this order, except for their packages, and stops
+    /// the services of these packages; `Revert` does the rest. If packages could not be
+    /// preinstalled, it reverts the layers completely.
     Leave {
         layers: Vec<String>,
-        /// Where what comes will stand.
+        /// The paths of the new layers.
         paths: Vec<String>,
     },
-    /// No resource: takes a layer back, by what the machine has noted of it.
+    /// No resource: reverts a layer with its page of the ledger.
     Revert {
         layer: String,
     },
-    /// No resource: what follows is another layer's.
+    /// No resource: names the layer of the steps that follow.
     Layer {
         name: String,
     },
 }
 
-/// See the recipe language.
+/// A user. See the recipe language.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields are those of the recipe language")]
 pub struct User {
@@ -141,33 +139,33 @@ pub struct User {
     pub system: bool,
 }
 
-/// A script, who runs it and where.
+/// A script and its environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Script {
     /// The script itself.
     pub content: Blob,
-    /// What it finds around it.
+    /// Its environment.
     #[serde(flatten)]
     pub around: Around,
 }
 
-/// What a script finds around it. See the recipe language.
+/// The environment of a script. See the recipe language.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Around {
-    /// Variables of its environment.
+    /// Environment variables.
     pub env: BTreeMap<String, String>,
-    /// Who runs it.
+    /// Name of the user that runs it.
     pub user: String,
-    /// Where it runs.
+    /// Working directory.
     pub workdir: String,
-    /// How long it may take, in seconds.
+    /// Time limit in seconds.
     pub timeout: u64,
     /// Whether it may use the network.
     #[serde(default)]
     pub network: bool,
 }
 
-/// A script that is run once. See the recipe language.
+/// A script that runs once, when its layer is applied. See the recipe language.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields are those of the recipe language")]
 pub struct Run {
@@ -176,8 +174,7 @@ pub struct Run {
     pub secrets: Vec<String>,
 }
 
-/// A question to a machine that runs. See the recipe language; times are in
-/// seconds.
+/// A probe of a check. See the recipe language; times are in seconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "the fields are those of the recipe language")]
@@ -210,14 +207,14 @@ pub enum Probe {
     },
 }
 
-/// What a service is to be.
+/// The state of a service after the step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ServiceState {
-    /// Started if it is not.
+    /// Start the service if it does not run.
     Running,
-    /// Stopped if it is not.
+    /// Stop the service if it runs.
     Stopped,
-    /// Restarted in any case.
+    /// Restart the service in any case.
     Restarted,
 }

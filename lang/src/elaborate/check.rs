@@ -1,4 +1,4 @@
-//! Checks: what must be true of the booted machine.
+//! Checks: conditions that the booted machine must meet.
 
 use super::context::Elaborator;
 use crate::model::{Check, Probe};
@@ -6,9 +6,9 @@ use crate::resolve::At;
 use crate::template::Scope;
 use crate::value;
 
-/// How many seconds a machine is given to come to what is asked of it.
+/// Default of `within`, in seconds.
 const WITHIN: u64 = 30;
-/// How many seconds a script may take.
+/// Default time limit of a script, in seconds.
 const TIMEOUT: u64 = 300;
 
 impl Elaborator<'_> {

@@ -1,4 +1,4 @@
-//! What all parts of the elaboration share.
+//! Types that all modules of the elaboration share.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -7,22 +7,22 @@ use crate::source::{FileRef, Files, SourceId, Sources};
 use crate::template::Renderer;
 use crate::value::Value;
 
-/// What to compile.
+/// What to compile, and with which parameters.
 pub struct Request<'a> {
     /// Reads the project.
     pub files: &'a dyn Files,
     /// The main recipe.
     pub entry: FileRef,
-    /// Parameters from the command line, as `name` and text.
+    /// Parameters from the command line: names and values.
     pub set: &'a [(String, String)],
     /// A values file: its name and its text.
     pub values: Option<(String, String)>,
-    /// An image that is wanted a second time, made without taking anything
-    /// back; its name is then [`rebuilt_name`].
+    /// The name of an image for which the model also gets a clean rebuild, named
+    /// [`rebuilt_name`].
     pub rebuilt: Option<&'a str>,
 }
 
-/// What an image is called that is made a second time.
+/// The name of the clean rebuild of an image.
 pub fn rebuilt_name(image: &str) -> String {
     format!("{image}:rebuilt")
 }
@@ -30,7 +30,7 @@ pub fn rebuilt_name(image: &str) -> String {
 /// Values by name.
 pub(super) type Vars = BTreeMap<String, Value>;
 
-/// Turns declarations into the model.
+/// Converts declarations to the model.
 pub(super) struct Elaborator<'a> {
     pub(super) files: &'a dyn Files,
     pub(super) sources: &'a mut Sources,

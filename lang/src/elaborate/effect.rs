@@ -1,4 +1,4 @@
-//! What is in effect in an image: the configurations that are applied to it.
+//! The parts that are in effect in an image, and the capabilities that they provide.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,39 +8,39 @@ use crate::model::Part;
 use crate::resolve::{At, Configuration};
 use crate::source::Span;
 
-/// Who provides a capability in an image, and with which values.
+/// The provider of a capability in an image, and its values.
 #[derive(Clone)]
 pub(super) struct Provider {
     pub(super) configuration: String,
-    /// The part's name in the machine.
+    /// The id of the part.
     pub(super) id: String,
     pub(super) span: Span,
     pub(super) values: Vars,
-    /// Its layer has a mistake: nothing is known of its inputs.
+    /// Whether its layer has a mistake. The values are then unknown.
     pub(super) broken: bool,
 }
 
-/// A configuration that is to be applied.
+/// A configuration to apply.
 #[derive(Clone)]
 pub(super) struct Use<'d> {
-    /// Where its inputs are given.
+    /// The `layer` or `replace` with its inputs.
     pub(super) at: At<'d>,
     pub(super) configuration: &'d Configuration<'d>,
-    /// Inputs that stay as they were unless they are given.
+    /// Values of the replaced provider, for inputs that the recipe does not set.
     pub(super) were: Vars,
 }
 
-/// A configuration that was applied.
+/// An applied configuration.
 pub(super) struct Applied<'d> {
     pub(super) wanted: Use<'d>,
     pub(super) part: Arc<Part>,
     pub(super) provides: Vec<(&'d str, Provider)>,
-    /// How often the configuration had been applied by then.
+    /// How often the configuration has been applied so far, including this time.
     pub(super) times: u32,
 }
 
-/// All that is applied to a machine: a list that shares what is below with
-/// others, so that each layer has its own at no cost.
+/// All parts that are in effect in a machine: a list that shares its tail with other
+/// lists, so that each layer has its own list at no cost.
 #[derive(Clone, Default)]
 pub(super) struct Effect<'d>(Option<Rc<Link<'d>>>);
 
@@ -50,14 +50,14 @@ struct Link<'d> {
 }
 
 impl<'d> Effect<'d> {
-    /// What is applied, in its order.
+    /// Lists the applied configurations, the first one first.
     pub(super) fn list(&self) -> Vec<Rc<Applied<'d>>> {
         let mut list: Vec<_> = self.links().map(|link| link.applied.clone()).collect();
         list.reverse();
         list
     }
 
-    /// Adds what is applied on top.
+    /// Adds an applied configuration on top.
     pub(super) fn push(&mut self, applied: Rc<Applied<'d>>) {
         let below = std::mem::take(self);
         self.0 = Some(Rc::new(Link { applied, below }));
@@ -70,8 +70,8 @@ impl<'d> Effect<'d> {
 
 impl Drop for Link<'_> {
     fn drop(&mut self) {
-        // One after the other: a list of thousands must not be dropped by
-        // recursion.
+        // Drop the links in a loop: recursion over thousands of them would overflow
+        // the stack.
         let mut next = self.below.0.take();
         while let Some(link) = next.and_then(Rc::into_inner) {
             let mut link = link;

@@ -1,4 +1,4 @@
-//! An image while it is made, and all that stands below it.
+//! An image while vimg elaborates it, and the images before it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -8,27 +8,27 @@ use super::effect::{Effect, Provider};
 use crate::model::{Image, Layer, Machine, Part};
 use crate::resolve::Declarations;
 
-/// What an image hands on to those made from it.
+/// What an image passes on to images that start from it.
 #[derive(Clone, Default)]
 pub(super) struct Inherited<'d> {
     pub(super) machine: Machine,
     pub(super) providers: BTreeMap<&'d str, Provider>,
-    /// What is applied to the machine.
+    /// The parts in effect.
     pub(super) effect: Effect<'d>,
-    /// How often a configuration was applied to it.
+    /// How often each configuration was applied.
     pub(super) times: HashMap<&'d str, u32>,
 }
 
-/// What is known of an image once it is made.
+/// The results of the elaboration of an image, besides its model.
 pub(super) struct Made<'d> {
     pub(super) inherited: Inherited<'d>,
-    /// What is applied below its first layer.
+    /// The parts in effect below its first layer.
     pub(super) below: Effect<'d>,
-    /// What is applied after each of its layers.
+    /// The parts in effect after each of its layers.
     pub(super) after: Vec<Effect<'d>>,
 }
 
-/// An image that is being made.
+/// An image during its elaboration.
 pub(super) struct Growing<'d> {
     pub(super) image: Image,
     pub(super) made: Made<'d>,
@@ -40,7 +40,7 @@ impl Growing<'_> {
         self.made.after.push(self.made.inherited.effect.clone());
     }
 
-    /// Adds a layer that is one part.
+    /// Adds a layer that applies one part and reverts nothing.
     pub(super) fn push_plain(&mut self, part: Arc<Part>) {
         self.push(Layer {
             name: part.configuration.clone(),
@@ -52,7 +52,7 @@ impl Growing<'_> {
     }
 }
 
-/// All that stands below an image.
+/// The images before an image, the declarations and the parameters.
 pub(super) struct Below<'m, 'd> {
     pub(super) images: &'m [Image],
     pub(super) made: &'m [Made<'d>],

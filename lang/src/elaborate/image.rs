@@ -1,4 +1,4 @@
-//! Images: where they start, what is applied to them, and what comes out.
+//! Images: their origin, machine, layers and outputs.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -25,7 +25,7 @@ impl Elaborator<'_> {
         let mut placed: HashMap<usize, usize> = HashMap::new();
         let mut made: Vec<Made<'d>> = Vec::new();
         for &index in &declarations.order {
-            // Each mistake may stand here many times, for as many layers.
+            // A mistake is repeated for each layer that applies its configuration.
             if self.out.len() >= 10 * MOST {
                 break;
             }
@@ -52,8 +52,7 @@ impl Elaborator<'_> {
         model
     }
 
-    /// Outputs must not be written over each other, nor over what the recipe
-    /// reads.
+    /// Reports outputs that would overwrite each other or a file that the recipe reads.
     pub(super) fn output_paths(&mut self, model: &Model) {
         let mut paths: BTreeMap<&str, Span> = BTreeMap::new();
         for output in model.images.iter().flat_map(|i| &i.outputs) {
@@ -61,15 +60,16 @@ impl Elaborator<'_> {
                 self.out.push(
                     Diagnostic::error(Code::Conflict, output.span, "two outputs have the same path")
                         .related(first, "the other one")
-                        .help("give each its own path"),
+                        .help("give each output its own path"),
                 );
             }
             let file = FileRef::project(output.path.clone());
-            // In a tree that holds it, it is left out.
+            // An output inside a copied directory is no conflict: vimg leaves it out of
+            // the copy.
             let read = self.used.contains(&file);
             if read || self.sources.iter().any(|s| s.name == file.to_string()) {
                 self.out.push(
-                    Diagnostic::error(Code::Conflict, output.span, format!("`{file}` is read by the recipe"))
+                    Diagnostic::error(Code::Conflict, output.span, format!("the recipe reads `{file}`"))
                         .help("write the output elsewhere"),
                 );
             }
@@ -139,8 +139,12 @@ impl Elaborator<'_> {
             if sha256.len() != 64 || !sha256.bytes().all(|b| b.is_ascii_hexdigit()) {
                 let span = disk.node.prop("sha256").map_or_else(|| disk.head(), |a| disk.span(&a.range));
                 self.out.push(
-                    Diagnostic::error(Code::InvalidValue, span, "`sha256` takes 64 hexadecimal digits")
-                        .help("`sha256sum FILE` prints them"),
+                    Diagnostic::error(
+                        Code::InvalidValue,
+                        span,
+                        "invalid digest: expected 64 hexadecimal digits",
+                    )
+                    .help("`sha256sum FILE` prints the digest"),
                 );
             }
             let origin = Origin::Disk {
@@ -182,7 +186,8 @@ impl Elaborator<'_> {
             match self.int(arg, at, scope) {
                 Some(n @ 1..=64) => machine.cpus = n as u32,
                 Some(_) => {
-                    self.out.push(refuse(at, arg, "a machine has 1 to 64 processors", "2 will do for most"))
+                    let message = "invalid number of CPUs: expected 1 to 64";
+                    self.out.push(refuse(at, arg, message, "2 are enough for most machines"))
                 }
                 None => {}
             }
@@ -193,8 +198,8 @@ impl Elaborator<'_> {
                 Some(_) => self.out.push(refuse(
                     at,
                     arg,
-                    "a machine has 128 MiB to 1 TiB of memory",
-                    "1GiB will do for most",
+                    "invalid memory size: expected 128 MiB to 1 TiB",
+                    "1GiB is enough for most machines",
                 )),
                 None => {}
             }
@@ -205,13 +210,14 @@ impl Elaborator<'_> {
                     Diagnostic::error(
                         Code::Conflict,
                         at.span(&arg.range),
-                        "the disk is as large as that of the image below",
+                        "the disk size differs from that of the image below",
                     )
-                    .help("set `disk` where the disk is made: beside `bootstrap`"),
+                    .help("set `disk` only in the image with `bootstrap`"),
                 ),
                 Some(n) if (1 << 30..=16 << 40).contains(&n) => machine.disk = n,
                 Some(_) => {
-                    self.out.push(refuse(at, arg, "a disk has 1 GiB to 16 TiB", "8GiB will do for most"))
+                    let message = "invalid disk size: expected 1 GiB to 16 TiB";
+                    self.out.push(refuse(at, arg, message, "8GiB is enough for most machines"))
                 }
                 None => {}
             }
@@ -222,14 +228,16 @@ impl Elaborator<'_> {
         let arg = at.node.prop("path")?;
         let path = self.text(arg, at, scope)?;
         let span = at.span(&arg.range);
-        // A plain path: `std/` has no meaning here.
+        // In the path of an output, `std/` is a plain directory.
         let normal = FileRef::project("")
             .join(&format!("./{path}"))
             .filter(|f| !path.starts_with('/') && !f.path.is_empty());
         let Some(file) = normal else {
             self.out.push(
-                Diagnostic::error(Code::InvalidValue, span, "an output stays below the output directory")
-                    .help("a relative path such as \"web.qcow2\"; `--output DIR` says below what"),
+                Diagnostic::error(Code::InvalidValue, span, "an output must be below the output directory")
+                    .help(
+                        "expected a relative path such as \"web.qcow2\"; `--output DIR` sets the directory",
+                    ),
             );
             return None;
         };
@@ -239,7 +247,7 @@ impl Elaborator<'_> {
 }
 
 impl Image {
-    /// Gives layers of the same name a number.
+    /// Numbers layers of the same name.
     pub(super) fn name_layers(&mut self) {
         let mut times: HashMap<String, usize> = HashMap::new();
         for layer in &mut self.layers {

@@ -1,4 +1,4 @@
-//! Parameters and inputs: what was given, what is the default, what is missing.
+//! Parameters and inputs: takes given values, or defaults, and reports missing ones.
 
 use std::collections::BTreeMap;
 
@@ -28,7 +28,7 @@ impl Elaborator<'_> {
                                 Diagnostic::error(
                                     Code::UnknownParam,
                                     span(&node.name_range),
-                                    format!("no recipe has a parameter `{}`", node.name),
+                                    format!("there is no parameter `{}`", node.name),
                                 )
                                 .suggest(&node.name, names()),
                             );
@@ -59,7 +59,7 @@ impl Elaborator<'_> {
         for (name, text) in request.set {
             let Some(param) = find(name) else {
                 self.out.push(
-                    Diagnostic::global(Code::UnknownParam, format!("no recipe has a parameter `{name}`"))
+                    Diagnostic::global(Code::UnknownParam, format!("there is no parameter `{name}`"))
                         .suggest(name, names())
                         .help_if_none("declare it with `param`"),
                 );
@@ -73,7 +73,7 @@ impl Elaborator<'_> {
                     Diagnostic::error(
                         Code::InvalidValue,
                         param.at.head(),
-                        format!("`{text}` can't be the parameter `{name}`"),
+                        format!("invalid value `{text}` for the parameter `{name}`"),
                     )
                     .help(why),
                 ),
@@ -93,7 +93,7 @@ impl Elaborator<'_> {
                         param.at.head(),
                         format!("the parameter `{}` has no value", param.at.name()),
                     )
-                    .help(format!("give it a default, or `--set {}=...`", param.at.name())),
+                    .help(format!("set it with `--set {}=...`, or add a default", param.at.name())),
                 ),
             }
         }
@@ -107,8 +107,8 @@ impl Elaborator<'_> {
         self.value(args, input.ty, &place, &Scope::new(vars.clone()))
     }
 
-    /// The inputs of a layer: given, as they were, or by default. `None` after
-    /// a mistake.
+    /// The inputs of a layer: given values, else those of the replaced provider (`were`),
+    /// else defaults. `None` after a mistake.
     pub(super) fn inputs(
         &mut self,
         at: At,
@@ -119,7 +119,7 @@ impl Elaborator<'_> {
         let before = self.out.len();
         let scope = Scope::new(params.clone());
         let mut given: BTreeMap<&str, Value> = BTreeMap::new();
-        // These say how it is applied.
+        // `with` and `by` are properties of `replace` itself, not inputs.
         let own = |name: &str| at.node.name == "replace" && matches!(name, "with" | "by");
         let props = at.node.props.iter().filter(|p| !own(&p.name));
         let props = props.map(|p| (p.name.as_str(), &p.name_range, std::slice::from_ref(&p.arg)));
@@ -133,7 +133,7 @@ impl Elaborator<'_> {
                         format!("`{}` has no input `{name}`", configuration.at.name()),
                     )
                     .suggest(name, configuration.inputs.iter().map(|i| i.at.name()))
-                    .help_if_none("it takes no input at all"),
+                    .help_if_none("it has no inputs"),
                 );
                 continue;
             };
@@ -143,7 +143,7 @@ impl Elaborator<'_> {
             {
                 self.out.push(
                     Diagnostic::error(Code::Duplicate, at.span(range), format!("`{name}` is given twice"))
-                        .help("as a property or as a child, not both"),
+                        .help("set it as a property or as a child, not both"),
                 );
             }
         }
@@ -151,7 +151,7 @@ impl Elaborator<'_> {
             let below = child.children().next().map(|n| &n.name_range);
             if let Some(range) = child.props.first().map(|p| &p.name_range).or(below) {
                 self.out.push(
-                    Diagnostic::error(Code::UnknownProperty, at.span(range), "an input takes arguments only")
+                    Diagnostic::error(Code::UnknownProperty, at.span(range), "an input takes only arguments")
                         .help(format!("write `{} VALUE`", child.name)),
                 );
             }
@@ -184,7 +184,7 @@ impl Elaborator<'_> {
         (self.out.len() == before).then_some(own)
     }
 
-    /// A typed value from arguments.
+    /// Converts arguments to a typed value; reports a mistake.
     fn value(&mut self, args: &[Arg], ty: InputType, place: &ValuePlace, scope: &Scope) -> Option<Value> {
         if ty == InputType::List {
             let mut items = Vec::new();
@@ -202,9 +202,9 @@ impl Elaborator<'_> {
                 Diagnostic::error(
                     Code::WrongType,
                     place.span,
-                    format!("this takes one value, {}", article(ty)),
+                    format!("expected one value: {}", article(ty)),
                 )
-                .help("only an input of type `list` takes several"),
+                .help("only the type `list` takes several values"),
             );
             return None;
         };
@@ -231,7 +231,7 @@ impl Elaborator<'_> {
                                 Diagnostic::error(
                                     Code::InvalidValue,
                                     place.arg(arg),
-                                    format!("this is to be {}", article(ty)),
+                                    format!("invalid value `{rendered}`: expected {}", article(ty)),
                                 )
                                 .help(help),
                             );
@@ -261,15 +261,15 @@ impl Elaborator<'_> {
             Diagnostic::error(
                 Code::WrongType,
                 place.arg(arg),
-                format!("this is to be {}, not {what}", article(ty)),
+                format!("expected {}, not {what}", article(ty)),
             )
-            .help(format!("the input has the type `{}`", ty.name())),
+            .help(format!("the declared type is `{}`", ty.name())),
         );
         None
     }
 }
 
-/// Where a value is written, and what its paths are relative to.
+/// The place of a value, and the file that its paths are relative to.
 struct ValuePlace<'a> {
     source: SourceId,
     base: &'a FileRef,
@@ -284,12 +284,12 @@ impl ValuePlace<'_> {
 
 fn article(ty: InputType) -> &'static str {
     match ty {
-        InputType::String => "text",
-        InputType::Int => "a whole number",
+        InputType::String => "a string",
+        InputType::Int => "an integer",
         InputType::Bool => "`#true` or `#false`",
         InputType::Size => "a size such as \"512MiB\"",
         InputType::Duration => "a duration such as \"90s\"",
         InputType::Path => "a path in the project",
-        InputType::List => "a list of texts",
+        InputType::List => "a list of strings",
     }
 }

@@ -1,4 +1,4 @@
-//! One application of a configuration, and what is in effect after it.
+//! Parts: one application of a configuration, and the capabilities that it provides.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::source::Span;
 use crate::template::Scope;
 
 impl Elaborator<'_> {
-    /// Applies a configuration to what is inherited.
+    /// Applies a configuration, and adds the part to what is inherited.
     pub(super) fn part<'d>(
         &mut self,
         wanted: &Use<'d>,
@@ -28,8 +28,8 @@ impl Elaborator<'_> {
         let id = if times == 1 { name.to_owned() } else { format!("{name}#{times}") };
         let mut provides = Vec::new();
         let part = self.fill(wanted, &id, inherited, below, &mut provides).unwrap_or_else(|| {
-            // So that those who require what it provides are not reported as
-            // well.
+            // Add broken providers, so that layers that require their capabilities are
+            // not reported as well.
             for (name, _) in &configuration.provides {
                 let configuration = configuration.at.name().to_owned();
                 let (id, span, values) = (id.clone(), at.head(), Vars::new());
@@ -55,8 +55,8 @@ impl Elaborator<'_> {
         part
     }
 
-    /// The part, if nothing is wrong with it; what it provides is added to
-    /// `provides`.
+    /// Elaborates the part and adds its capabilities to `provides`. Returns `None` after
+    /// a mistake.
     fn fill<'d>(
         &mut self,
         wanted: &Use<'d>,
@@ -120,7 +120,7 @@ impl Elaborator<'_> {
             .map(|c| format!("`layer \"{}\"`", c.at.name()))
             .collect();
         let help = if providers.is_empty() {
-            "no configuration provides it; declare one".to_owned()
+            "no configuration provides this capability; declare one".to_owned()
         } else {
             let mut providers = providers;
             providers.sort();
@@ -130,7 +130,7 @@ impl Elaborator<'_> {
             Diagnostic::error(
                 Code::UnmetRequirement,
                 at.head(),
-                format!("nothing below `{}` provides `{name}`", configuration.at.name()),
+                format!("no layer below `{}` provides `{name}`", configuration.at.name()),
             )
             .related(span, "required here")
             .help(help),
@@ -155,7 +155,7 @@ impl Elaborator<'_> {
                 )
                 .related(other.span, "by this layer")
                 .help(format!(
-                    "an image has one provider of a capability; drop one of the layers, or write \
+                    "an image has one provider of a capability; delete one of the layers, or write \
                      `replace \"{name}\" with=\"{}\"`",
                     configuration.at.name()
                 )),
@@ -175,8 +175,8 @@ impl Elaborator<'_> {
     }
 }
 
-/// Whether a configuration, or a script of it, says that it needs the machine
-/// to run, or can't be meant otherwise.
+/// Whether a configuration or one of its scripts says `needs "booted"`, or contains
+/// `reboot`, which only a booted machine can do.
 fn needs_booted(configuration: At) -> bool {
     configuration.child("needs").is_some()
         || configuration.child("reboot").is_some()

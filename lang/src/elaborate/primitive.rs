@@ -11,13 +11,13 @@ use crate::syntax::Scalar;
 use crate::template::Scope;
 use crate::value;
 
-/// How long a script may take unless the recipe says so, in seconds.
+/// Default time limit of a script, in seconds.
 const RUN_TIMEOUT: u64 = 30 * 60;
 
 impl Elaborator<'_> {
-    /// All primitives of a configuration in their order. Its packages are joined
-    /// where the first of them stands, up to a step after which there may be
-    /// other packages.
+    /// All steps of a configuration, in order. Its packages are joined at the place of
+    /// the first `package`; a step that may change the package sources starts a new
+    /// group of packages.
     pub(super) fn steps(&mut self, at: At, scope: &Scope) -> Vec<Step> {
         let mut steps: Vec<Step> = Vec::new();
         let mut packages: Option<usize> = None;
@@ -33,7 +33,7 @@ impl Elaborator<'_> {
                 self.out.push(
                     Diagnostic::error(Code::Conflict, node.head(), format!("{resource} is declared twice"))
                         .related(first, "the other one")
-                        .help("a configuration declares a resource once"),
+                        .help("declare each resource once in a configuration"),
                 );
             }
             match (primitive, packages) {
@@ -102,13 +102,13 @@ impl Elaborator<'_> {
             [_] => self.host_path(at.node.prop("from")?, at, scope, FileKind::File).map(Content::File),
             [] => {
                 self.out.push(
-                    Diagnostic::error(Code::Missing, at.head(), "nothing says what is in this file")
+                    Diagnostic::error(Code::Missing, at.head(), "this file has no content")
                         .help("add one of `content=`, `template=` and `from=`"),
                 );
                 None
             }
             [first, second, ..] => {
-                let message = format!("`{first}` and `{second}` can't both say what is in a file");
+                let message = format!("`{first}` and `{second}` can't be combined");
                 self.out.push(Diagnostic::error(Code::Conflict, at.head(), message).help("keep one of them"));
                 None
             }
@@ -163,7 +163,7 @@ impl Elaborator<'_> {
             Some(other) => {
                 let span = at.node.prop("state").map_or_else(|| at.head(), |a| at.span(&a.range));
                 self.out.push(
-                    Diagnostic::error(Code::InvalidValue, span, format!("a service can't be `{other}`"))
+                    Diagnostic::error(Code::InvalidValue, span, format!("invalid state `{other}`"))
                         .suggest(other, ["running", "stopped", "restarted"]),
                 );
                 return None;
@@ -176,14 +176,15 @@ impl Elaborator<'_> {
     fn sysctl(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
         let key = self.parsed(at.node.args.first()?, at, scope, |t| {
             let good = !t.is_empty() && t.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c));
-            if good { Ok(t.to_owned()) } else { Err("a key is made of words with dots between them".into()) }
+            let help = "expected words with dots between them, such as `vm.swappiness`";
+            if good { Ok(t.to_owned()) } else { Err(help.into()) }
         })?;
         let arg = at.node.prop("value")?;
         let value = match &arg.value {
             Scalar::Int(n) => n.to_string(),
             Scalar::Bool(b) => u8::from(*b).to_string(),
             _ => self.parsed(arg, at, scope, |t| {
-                if t.contains('\n') { Err("a setting is one line".into()) } else { Ok(t.to_owned()) }
+                if t.contains('\n') { Err("expected a single line".into()) } else { Ok(t.to_owned()) }
             })?,
         };
         Some(Primitive::Sysctl { key, value })
@@ -192,7 +193,7 @@ impl Elaborator<'_> {
     fn kernel_module(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
         let name = self.parsed(at.node.args.first()?, at, scope, |t| {
             let good = !t.is_empty() && t.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c));
-            if good { Ok(t.to_owned()) } else { Err("letters, digits, `-` and `_`".into()) }
+            if good { Ok(t.to_owned()) } else { Err("expected letters, digits, `-` and `_`".into()) }
         })?;
         Some(Primitive::KernelModule { name })
     }
@@ -206,7 +207,7 @@ impl Elaborator<'_> {
         Some(Primitive::Run { script, undo, secrets: self.handed(at) })
     }
 
-    /// A step for each script that the machine keeps for one purpose.
+    /// Adds a step for each script of an `on` or `operation`.
     fn hooks(&mut self, at: At, scope: &Scope, steps: &mut Vec<Step>) {
         let when = match (at.node.name.as_str(), at.name()) {
             ("operation", name) => When::Operation(name.to_owned()),
@@ -215,10 +216,10 @@ impl Elaborator<'_> {
             _ => When::Decommission,
         };
         if at.children().next().is_none() {
-            let message = "nothing says what to run";
+            let message = "there is nothing to run";
             self.out.push(
                 Diagnostic::error(Code::Missing, at.head(), message)
-                    .help("give it a `run`: `run \"FILE\"` or `run { script \"...\" }`"),
+                    .help("add a `run`: `run \"FILE\"` or `run { script \"...\" }`"),
             );
         }
         for run in at.children_named("run") {
@@ -236,13 +237,13 @@ impl Elaborator<'_> {
             + usize::from(inline.is_some());
         if given != 1 {
             let (code, message) = if given == 0 {
-                (Code::Missing, "nothing says what to run")
+                (Code::Missing, "this `run` has no script")
             } else {
-                (Code::Conflict, "a `run` has one script")
+                (Code::Conflict, "this `run` has more than one script")
             };
             self.out.push(
                 Diagnostic::error(code, at.head(), message)
-                    .help("give one of: a script file, `template=`, a `script \"...\"` child"),
+                    .help("give exactly one of: a script file, `template=`, a `script \"...\"` child"),
             );
             return None;
         }
@@ -264,7 +265,7 @@ impl Elaborator<'_> {
                     Scalar::Null => String::new(),
                 };
                 if let Err(help) = variable(&prop.name, &value) {
-                    let message = format!("`{}` can't be a variable", prop.name);
+                    let message = format!("invalid environment variable `{}`", prop.name);
                     self.out.push(
                         Diagnostic::error(Code::InvalidValue, node.span(&prop.name_range), message)
                             .help(help),
@@ -292,7 +293,7 @@ impl Elaborator<'_> {
                 && t.len() <= 32
                 && t.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
                 && t.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-".contains(c));
-            let help = "lower-case letters, digits, `-` and `_`, at most 32 of them";
+            let help = "expected 1 to 32 lower-case letters, digits, `-` and `_`, with no digit first";
             if good { Ok(t.to_owned()) } else { Err(help.into()) }
         })
     }
@@ -319,11 +320,11 @@ impl Elaborator<'_> {
     }
 }
 
-/// Whether there may be other packages after a step than before it: where
-/// package managers keep their sources, keys and pins, and what scripts do.
+/// Whether a step may change which packages are available: it is a script, or changes a
+/// place where package managers keep sources, keys or pins.
 fn changes_sources(primitive: &Primitive) -> bool {
     const PLACES: [&str; 3] = ["/etc/apt", "/usr/share/keyrings", "/var/lib/dpkg"];
-    // A tree may hold such a place, or lie in one.
+    // A directory may contain such a place, or be inside one.
     let near = |path: &str| {
         let inside = |a: &str, b: &str| a == b || a.strip_prefix(b).is_some_and(|rest| rest.starts_with('/'));
         path == "/" || PLACES.iter().any(|place| inside(path, place) || inside(place, path))
@@ -345,7 +346,7 @@ fn changes_sources(primitive: &Primitive) -> bool {
     }
 }
 
-/// Names what a primitive owns, if a configuration may own it only once.
+/// Names the resource of a primitive, if a configuration may declare it only once.
 pub(super) fn resource(primitive: &Primitive) -> Option<String> {
     Some(match primitive {
         Primitive::File { path, .. } | Primitive::Symlink { path, .. } => format!("`{path}`"),
@@ -359,16 +360,17 @@ pub(super) fn resource(primitive: &Primitive) -> Option<String> {
     })
 }
 
-/// `name`, `name:arch`, `name=version` or `name/suite`; never an option.
+/// Checks a package name: `name`, `name:arch`, `name=version` or `name/suite`, and never
+/// an option of apt-get.
 pub(super) fn package_name(text: &str) -> Result<String, String> {
-    // apt takes a `-` or `+` at the end of a name as an order.
+    // For apt, `-` or `+` after a name means: remove or install this package.
     let ordered = text.ends_with(['-', '+']) && !text.ends_with("++");
     let good = text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.len() <= 200 && !ordered;
     let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "+-.:=~/_".contains(c));
     if good && plain {
         Ok(text.to_owned())
     } else {
-        Err("a package's name, possibly with `=VERSION`, `/SUITE` or `:ARCH`".into())
+        Err("expected a package name, optionally with `=VERSION`, `/SUITE` or `:ARCH`".into())
     }
 }
 
@@ -377,7 +379,7 @@ fn unit_name(text: &str) -> Result<String, String> {
     let good = text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c));
     if !good {
-        return Err("a unit's name has letters, digits and `:-_.\\@`".into());
+        return Err("expected a unit name: letters, digits and `:-_.\\@`".into());
     }
     let whole = SUFFIXES.iter().any(|s| text.ends_with(s));
     Ok(if whole { text.to_owned() } else { format!("{text}.service") })

@@ -1,5 +1,5 @@
-//! `replace` and `remove`: what is taken back, what is applied again, and
-//! whether that can be done.
+//! `replace` and `remove`: which parts are reverted, which are applied again, and
+//! whether that is possible.
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -15,12 +15,12 @@ use crate::source::Span;
 use crate::syntax::Scalar;
 
 impl Elaborator<'_> {
-    /// Puts another provider of a capability in the place of one.
+    /// Replaces the provider of a capability by another.
     pub(super) fn replace<'d>(&mut self, at: At<'d>, growing: &mut Growing<'d>, below: &Below<'_, 'd>) {
         let Some((name, _)) = resolve::with(at) else { return };
         let Some(configuration) = below.declarations.configurations.get(name) else { return };
         let Some((list, place)) = self.provider(at, growing, below) else { return };
-        // The contract stays as it was agreed on.
+        // Inputs of the capability keep their values, unless the recipe sets them.
         let were = growing.made.inherited.providers.get(at.name()).map(|p| p.values.clone());
         let wanted = Use { at, configuration, were: were.unwrap_or_default() };
         if by_rebuild(at) {
@@ -36,17 +36,18 @@ impl Elaborator<'_> {
         self.exchange(at, name.to_owned(), (&list, &taken), apply, growing, below);
     }
 
-    /// Takes a provider of a capability away.
+    /// Removes the provider of a capability.
     pub(super) fn remove<'d>(&mut self, at: At<'d>, growing: &mut Growing<'d>, below: &Below<'_, 'd>) {
         let Some((list, place)) = self.provider(at, growing, below) else { return };
         let taken = dependents(&list, place);
         if let Some(needs) = taken.iter().find(|n| **n != place).map(|n| &list[*n]) {
             let name = &needs.part.configuration;
-            let message = format!("`{name}` requires what `{}` provides", list[place].part.configuration);
+            let provider = &list[place].part.configuration;
+            let message = format!("`{name}` requires a capability that `{provider}` provides");
             self.out.push(
                 Diagnostic::error(Code::UnmetRequirement, at.head(), message)
                     .related(needs.part.span, "applied here")
-                    .help("replace it by another provider, or remove what requires it first"),
+                    .help("use `replace`, or first remove what requires the capability"),
             );
             return;
         }
@@ -60,7 +61,7 @@ impl Elaborator<'_> {
         self.exchange(at, name, (&list, &taken), Vec::new(), growing, below);
     }
 
-    /// What is in effect, and which of it provides the capability.
+    /// All parts in effect, and the index of the one that provides the capability.
     fn provider<'d>(
         &mut self,
         at: At<'d>,
@@ -72,10 +73,10 @@ impl Elaborator<'_> {
         let Some(provider) = inherited.providers.get(at.name()) else {
             let known: Vec<&str> = inherited.providers.keys().copied().collect();
             let help = match known.as_slice() {
-                [] => "nothing is provided here; is it to be a `layer`?".to_owned(),
+                [] => "no capability has a provider here; did you mean `layer`?".to_owned(),
                 known => format!("provided here: `{}`", known.join("`, `")),
             };
-            let message = format!("nothing below provides `{}`", at.name());
+            let message = format!("no layer below provides `{}`", at.name());
             self.out.push(Diagnostic::error(Code::UnmetRequirement, at.arg_span(), message).help(help));
             return None;
         };
@@ -84,7 +85,8 @@ impl Elaborator<'_> {
         Some((list, place))
     }
 
-    /// What is taken back must say how, and must not lie below what stays.
+    /// Reports parts that vimg can't revert: a script has no `undo`, or a part that
+    /// stays has changed the same resource later.
     fn can_be_taken_back(&mut self, at: At, list: &[Rc<Applied>], taken: &[usize]) {
         let mut owned: HashMap<String, Span> = HashMap::new();
         for (n, applied) in list.iter().enumerate() {
@@ -96,10 +98,10 @@ impl Elaborator<'_> {
                         Diagnostic::error(
                             Code::NoUndo,
                             at.head(),
-                            format!("a script of `{configuration}` can't be taken back"),
+                            format!("a script of `{configuration}` can't be reverted"),
                         )
                         .related(step.span, "it has no `undo`")
-                        .help("add an `undo` to it, or write `by=\"rebuild\"`"),
+                        .help("add an `undo`, or write `by=\"rebuild\"`"),
                     );
                 }
                 let Some(resource) = primitive::resource(&step.primitive) else { continue };
@@ -111,10 +113,10 @@ impl Elaborator<'_> {
                         Diagnostic::error(
                             Code::Conflict,
                             step.span,
-                            format!("{resource} is changed again by `{configuration}`, which stays"),
+                            format!("`{configuration}` also changes {resource}, but is not reverted"),
                         )
-                        .related(*span, "this is to be taken back")
-                        .related(at.head(), "by this")
+                        .related(*span, "this would be reverted")
+                        .related(at.head(), "because of this")
                         .help(format!(
                             "let `{configuration}` require the capability, or write `by=\"rebuild\"`"
                         )),
@@ -124,8 +126,7 @@ impl Elaborator<'_> {
         }
     }
 
-    /// One step that takes some parts back, the last first, and applies
-    /// others.
+    /// Adds one layer that reverts some parts, the last first, and applies others.
     fn exchange<'d>(
         &mut self,
         at: At<'d>,
@@ -138,8 +139,7 @@ impl Elaborator<'_> {
         let stays = list.iter().enumerate().filter(|(n, _)| !taken.contains(n)).map(|(_, a)| a.clone());
         let times = std::mem::take(&mut growing.made.inherited.times);
         in_effect(stays, &mut growing.made.inherited);
-        // A name is not given twice, so that nobody takes the one for the
-        // other.
+        // Ids stay unique: an id of a reverted part is not used again.
         growing.made.inherited.times = times;
         let reverts: Vec<String> = taken.iter().rev().map(|n| list[*n].part.id.clone()).collect();
         let mut booted = taken.iter().any(|n| list[*n].part.booted);
@@ -152,8 +152,8 @@ impl Elaborator<'_> {
         growing.push(Layer { name, span: at.head(), reverts, parts, booted });
     }
 
-    /// Goes back to the highest state that has nothing of what changes, and
-    /// applies `rest` there.
+    /// Goes back to the highest state that has only parts before `place`. Applies the
+    /// other parts before `place`, and then `rest`, there.
     fn rebuild<'d>(
         &mut self,
         list: &[Rc<Applied<'d>>],
@@ -214,7 +214,7 @@ impl Elaborator<'_> {
 }
 
 impl Elaborator<'_> {
-    /// An image with the same in effect, made without taking anything back.
+    /// Builds a clean rebuild: an image with the same parts, and without any revert.
     pub(super) fn rebuilt<'d>(&mut self, index: usize, below: &Below<'_, 'd>) -> Image {
         let (image, made) = (&below.images[index], &below.made[index]);
         let list = made.inherited.effect.list();
@@ -224,8 +224,7 @@ impl Elaborator<'_> {
         {
             chain.push((image, layers));
         }
-        // The highest state that has nothing but what is wanted, and in which
-        // nothing was taken back.
+        // The highest state that has only parts of the image, and no revert below.
         let (mut origin, mut kept) = ((chain[chain.len() - 1].0, 0), 0);
         let clean = chain.iter().rev().flat_map(|(image, layers)| (0..=*layers).map(move |n| (*image, n)));
         for (image, layers) in clean {
@@ -261,12 +260,12 @@ impl Elaborator<'_> {
     }
 }
 
-/// Whether what stands on it is to be made again.
+/// Whether a `replace` or `remove` says `by="rebuild"`.
 fn by_rebuild(at: At) -> bool {
     at.node.prop("by").is_some_and(|arg| arg.value == Scalar::String("rebuild".into()))
 }
 
-/// A part, and all that requires what it, or one of those, provides.
+/// Indexes of a part and of all parts that depend on it, directly or indirectly.
 fn dependents(list: &[Rc<Applied>], place: usize) -> Vec<usize> {
     let mut taken = vec![place];
     let offers = |applied: &Applied| -> Vec<String> {
@@ -282,7 +281,7 @@ fn dependents(list: &[Rc<Applied>], place: usize) -> Vec<usize> {
     taken
 }
 
-/// Has exactly these in effect.
+/// Resets what is inherited: exactly these parts are in effect.
 fn in_effect<'d>(list: impl Iterator<Item = Rc<Applied<'d>>>, inherited: &mut Inherited<'d>) {
     let machine = inherited.machine;
     *inherited = Inherited { machine, ..Inherited::default() };

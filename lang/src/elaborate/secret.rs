@@ -1,4 +1,4 @@
-//! `secret`: declared for the recipe, named by scripts.
+//! Secrets: declared in the recipe, and used by scripts.
 
 use std::collections::BTreeMap;
 
@@ -9,8 +9,8 @@ use crate::resolve::{At, Declarations};
 use crate::syntax::Scalar;
 use crate::template::Scope;
 
-/// A variable that a recipe may ask for: not one that is vimg's own, nor one
-/// by which a CI system knows its job.
+/// Checks the name of an environment variable that a secret may read. Variables of vimg
+/// and of GitHub Actions are not allowed: they contain credentials of the job.
 fn variable(text: &str) -> Result<String, String> {
     let named = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
@@ -26,7 +26,7 @@ fn variable(text: &str) -> Result<String, String> {
 }
 
 impl Elaborator<'_> {
-    /// All secrets of the recipe; notes their versions.
+    /// Reads all secrets of the recipe, and stores their versions.
     pub(super) fn all_secrets(&mut self, declarations: &Declarations, params: &Vars) -> Vec<Secret> {
         let scope = Scope::new(params.clone());
         let secrets: Vec<Secret> =
@@ -37,16 +37,15 @@ impl Elaborator<'_> {
 
     fn secret(&mut self, at: At, scope: &Scope) -> Option<Secret> {
         let name = at.name().to_owned();
-        // Known by name, whatever else is wrong with it.
         let source = match (at.node.prop("env"), at.node.prop("file")) {
             (Some(env), None) => SecretSource::Env(self.parsed(env, at, scope, variable)?),
             (None, Some(file)) => SecretSource::File(self.text(file, at, scope)?),
             (given, _) => {
                 let (code, message) = match given {
-                    None => (Code::Missing, format!("nothing says where the secret `{name}` comes from")),
-                    Some(_) => (Code::Conflict, format!("the secret `{name}` comes from two places")),
+                    None => (Code::Missing, format!("the secret `{name}` has no source")),
+                    Some(_) => (Code::Conflict, format!("the secret `{name}` has two sources")),
                 };
-                let help = "give one of `env=` and `file=`";
+                let help = "give exactly one of `env=` and `file=`";
                 self.out.push(Diagnostic::error(code, at.head(), message).help(help));
                 return None;
             }
@@ -65,7 +64,7 @@ impl Elaborator<'_> {
         Some(Secret { name, source, version, cache })
     }
 
-    /// The secrets that a script is handed, with their versions.
+    /// The secrets of a script, with their versions; reports unknown ones.
     pub(super) fn handed(&mut self, run: At) -> BTreeMap<String, String> {
         let mut handed = BTreeMap::new();
         for at in run.children_named("secret") {

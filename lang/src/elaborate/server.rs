@@ -1,4 +1,4 @@
-//! A `server`: an image's machine, what is applied to it, and what leads in.
+//! Servers: their image, forwarded ports, and the parts that are applied to them.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,7 @@ impl Elaborator<'_> {
     pub(super) fn server<'d>(&mut self, at: At<'d>, image: usize, below: &Below<'_, 'd>) -> Server {
         let inherited = below.made[image].inherited.clone();
         let start = inherited.effect.clone();
-        // It grows as an image would that is made from this one.
+        // A server applies layers like an image that starts from the same image.
         let grown = Image {
             name: at.name().to_owned(),
             span: at.arg_span(),
@@ -36,11 +36,11 @@ impl Elaborator<'_> {
         let mut taken: HashMap<(String, u16), Span> = HashMap::new();
         for (forward, span) in &forwards {
             if let Some(first) = taken.insert((forward.address.clone(), forward.host), *span) {
-                let message = format!("the port {} of the host leads to two places", forward.host);
+                let message = format!("port {} of the host is forwarded twice", forward.host);
                 self.out.push(
                     Diagnostic::error(Code::Conflict, *span, message)
                         .related(first, "the other one")
-                        .help("give each its own `host=`"),
+                        .help("give each `forward` its own `host=`"),
                 );
             }
         }
@@ -62,7 +62,7 @@ impl Elaborator<'_> {
             Some(arg) => self.parsed(arg, at, scope, |text| {
                 text.parse::<std::net::Ipv4Addr>()
                     .map(|address| address.to_string())
-                    .map_err(|_| "an address such as `127.0.0.1` or `0.0.0.0`".to_owned())
+                    .map_err(|_| "expected an IPv4 address such as `127.0.0.1` or `0.0.0.0`".to_owned())
             })?,
             None => "127.0.0.1".into(),
         };

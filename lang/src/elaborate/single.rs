@@ -1,4 +1,4 @@
-//! Single values: a rendered text, a number, a path that is there.
+//! Single values: rendered text, numbers, sizes, existing paths of the project.
 
 use super::context::Elaborator;
 use crate::diagnostic::{Code, Diagnostic};
@@ -32,7 +32,7 @@ impl Elaborator<'_> {
         self.render(arg, at.loaded.source, scope)
     }
 
-    /// Renders a string and reads it, reporting what can't be read.
+    /// Renders a string and parses it; reports an invalid value.
     pub(super) fn parsed<T>(
         &mut self,
         arg: &Arg,
@@ -48,7 +48,7 @@ impl Elaborator<'_> {
                     Diagnostic::error(
                         Code::InvalidValue,
                         at.span(&arg.range),
-                        format!("`{text}` can't stand here"),
+                        format!("invalid value `{text}`"),
                     )
                     .help(help),
                 );
@@ -60,9 +60,7 @@ impl Elaborator<'_> {
     pub(super) fn int(&mut self, arg: &Arg, at: At, scope: &Scope) -> Option<i64> {
         match arg.value {
             Scalar::Int(n) => i64::try_from(n).ok(),
-            _ => self.parsed(arg, at, scope, |t| {
-                t.trim().parse().map_err(|_| "it is to be a whole number".into())
-            }),
+            _ => self.parsed(arg, at, scope, |t| t.trim().parse().map_err(|_| "expected an integer".into())),
         }
     }
 
@@ -72,8 +70,8 @@ impl Elaborator<'_> {
             return Some(n);
         }
         self.out.push(
-            Diagnostic::error(Code::InvalidValue, at.span(&arg.range), format!("{n} can't stand here"))
-                .help(format!("a number from {low} to {high}")),
+            Diagnostic::error(Code::InvalidValue, at.span(&arg.range), format!("invalid value `{n}`"))
+                .help(format!("expected a number from {low} to {high}")),
         );
         None
     }
@@ -82,7 +80,7 @@ impl Elaborator<'_> {
         match arg.value {
             Scalar::Bool(b) => Some(b),
             _ => self.parsed(arg, at, scope, |t| {
-                t.trim().parse().map_err(|_| "it is to be `true` or `false`".into())
+                t.trim().parse().map_err(|_| "expected `true` or `false`".into())
             }),
         }
     }
@@ -102,7 +100,7 @@ impl Elaborator<'_> {
         self.parsed(arg, at, scope, value::guest_path)
     }
 
-    /// A file or directory of the project that is there.
+    /// Reads the path of a file or directory of the project; reports a missing one.
     pub(super) fn host_path(&mut self, arg: &Arg, at: At, scope: &Scope, kind: FileKind) -> Option<FileRef> {
         let text = self.text(arg, at, scope)?;
         let span = at.span(&arg.range);

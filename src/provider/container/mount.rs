@@ -1,5 +1,6 @@
-//! Mounts a root filesystem out of a disk's file, seen by nobody: neither the
-//! loop device nor the mount has a name that outlives its descriptor.
+//! Mounts the root filesystem of a disk file, invisible to other processes:
+//! neither the loop device nor the mount has a name that outlives its
+//! descriptor.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -20,7 +21,7 @@ use vimg_agent::fsctl;
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
 const LOOP_CONFIGURE: Opcode = 0x4C0A;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
-/// How long processes that were killed may hold a mount.
+/// How long killed processes may hold a mount.
 const RELEASE: Duration = Duration::from_secs(5);
 
 /// `struct loop_config` of linux/loop.h.
@@ -52,7 +53,7 @@ struct LoopInfo {
 
 /// A mounted filesystem.
 pub(super) struct Mounted {
-    /// The mount itself, to be put somewhere.
+    /// The detached mount.
     pub(super) mount: OwnedFd,
     root: File,
     /// The loop device's name.
@@ -61,11 +62,12 @@ pub(super) struct Mounted {
 
 impl Mounted {
     /// Mounts the ext4 filesystem at `offset` in `disk`, both in bytes. With a
-    /// user namespace its ids on disk are those inside.
+    /// user namespace, the ids on disk are those inside it.
     ///
     /// # Errors
     ///
-    /// `Unsupported` if the kernel can't map the ids; otherwise the system's.
+    /// `Unsupported` if the kernel can't map the ids; otherwise errors of the
+    /// system.
     pub(super) fn new(
         disk: &File,
         offset: u64,
@@ -75,12 +77,13 @@ impl Mounted {
         let (path, device) = attach(disk, offset, size)?;
         let context = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_set_string(context.as_fd(), "source", format!("/dev/{path}"))?;
-        // What is deleted becomes holes in the disk.
+        // Deleted blocks become holes in the disk.
         fsconfig_set_flag(context.as_fd(), "discard")?;
-        // Whatever its superblock says: it is not to stop the host.
+        // An error must not panic the host, whatever the superblock says.
         fsconfig_set_string(context.as_fd(), "errors", "remount-ro")?;
         fsconfig_create(context.as_fd())?;
-        // The filesystem holds the device now; with it the device goes.
+        // The filesystem holds the device now; the device goes when it is
+        // unmounted.
         drop(device);
         let flags = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOATIME;
         let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, flags)?;
@@ -101,9 +104,8 @@ impl Mounted {
         Ok(Self { mount, root: root.into(), device: path })
     }
 
-    /// Unmounts, and waits until the filesystem is written out and its disk
-    /// is let go. Nobody else may use the mount any more, but processes that
-    /// are being killed may take a moment to be gone.
+    /// Unmounts, and waits until the filesystem is written and its disk is
+    /// released. Killed processes may still hold the mount for a moment.
     pub(super) fn release(self) {
         let bound = format!("/sys/block/{}/loop", self.device);
         drop(self);
@@ -113,32 +115,31 @@ impl Mounted {
         }
     }
 
-    /// Writes everything out. Errors of earlier writes show here.
+    /// Writes all data to the disk. Reports errors of earlier writes.
     pub(super) fn sync(&self) -> io::Result<()> {
         Ok(rustix::fs::syncfs(&self.root)?)
     }
 
-    /// Freezes the filesystem until the value that is returned is dropped, or
-    /// this process is killed.
+    /// Freezes the filesystem until the returned value is dropped or this
+    /// process is killed.
     pub(super) fn hold(&self) -> io::Result<Held<'_>> {
         let thaw = Thaw::start(&self.root)?;
         fsctl::freeze(&self.root, true)?;
         Ok(Held { mounted: self, _thaw: thaw })
     }
 
-    /// Tells the disk what the filesystem does not use. One that can't be
-    /// told so is only larger.
+    /// Discards unused blocks. A failure only makes the disk larger.
     pub(super) fn trim(&self) {
         fsctl::trim(&self.root);
     }
 
-    /// Whether there is something at `path`.
+    /// Whether `path` exists.
     pub(super) fn has(&self, path: &str) -> bool {
         rustix::fs::statat(&self.root, path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
-    /// A small file of the filesystem. Links are not followed: they are the
-    /// image's.
+    /// Reads a small file of the filesystem. Does not follow links, because the
+    /// image controls them.
     pub(super) fn read(&self, path: &str) -> Option<String> {
         use std::io::Read;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
@@ -162,12 +163,12 @@ struct MountAttr {
 /// linux/mount.h
 const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
 
-/// Has the ids of a mount, which is nowhere yet, mean those of a namespace
+/// Maps the ids of a detached mount to those of a user namespace
 /// (mount_setattr(2); ext4 can since Linux 5.12).
 fn map_ids(mount: &OwnedFd, users: BorrowedFd<'_>) -> io::Result<()> {
     let attr = MountAttr { set: MOUNT_ATTR_IDMAP, clear: 0, propagation: 0, users: users.as_raw_fd() as u64 };
-    // SAFETY: the call reads a path that is empty, and the structure, both of
-    // which live through it.
+    // SAFETY: the call reads an empty path and the structure, and both outlive
+    // it.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -181,7 +182,7 @@ fn map_ids(mount: &OwnedFd, users: BorrowedFd<'_>) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The filesystem is frozen as long as this lives.
+/// Keeps the filesystem frozen until it is dropped.
 pub(super) struct Held<'a> {
     mounted: &'a Mounted,
     _thaw: Thaw,
@@ -194,11 +195,11 @@ impl Drop for Held<'_> {
 }
 
 /// A process that thaws a filesystem when this one ends, even by kill -9. A
-/// frozen filesystem that is mounted nowhere would keep its loop device until
-/// the host boots again.
+/// frozen filesystem without a mount would keep its loop device until the host
+/// reboots.
 struct Thaw {
     process: libc::pid_t,
-    /// The other process reads end-of-file when it is closed.
+    /// The other process reads end-of-file when this is closed.
     life: Option<OwnedFd>,
 }
 
@@ -214,7 +215,7 @@ impl Thaw {
                 libc::setsid();
                 libc::dup2(end.as_raw_fd(), 0);
                 libc::dup2(root.as_raw_fd(), 1);
-                // The write end of the pipe among them.
+                // This also closes the write end of the pipe.
                 libc::close_range(2, libc::c_uint::MAX, 0);
                 let mut byte = 0_u8;
                 while libc::read(0, (&raw mut byte).cast(), 1) == -1
@@ -239,7 +240,8 @@ impl Drop for Thaw {
     }
 }
 
-/// Makes a part of a file a block device, until nobody uses it.
+/// Attaches a range of a file to a loop device, which is released with its last
+/// user.
 fn attach(disk: &File, offset: u64, size: u64) -> io::Result<(String, File)> {
     let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
     loop {
@@ -273,7 +275,7 @@ fn attach(disk: &File, offset: u64, size: u64) -> io::Result<(String, File)> {
         // SAFETY: the opcode takes a `struct loop_config`, which this is.
         match unsafe { ioctl(device.as_fd(), Setter::<LOOP_CONFIGURE, LoopConfig>::new(config)) } {
             Ok(()) => return Ok((name, device)),
-            // Somebody else was faster.
+            // Another process took this number first.
             Err(rustix::io::Errno::BUSY) => {}
             Err(error) => return Err(error.into()),
         }
@@ -287,7 +289,8 @@ mod tests {
 
     use super::*;
 
-    /// For the test's own process: the disk that it is to freeze.
+    /// Environment variable for the test's own child process: the disk to
+    /// freeze.
     const DISK: &str = "VIMG_TEST_FROZEN_DISK";
 
     #[test]
@@ -302,7 +305,7 @@ mod tests {
             return;
         }
         if !rustix::process::geteuid().is_root() {
-            // Only root mounts, so containers are only root's.
+            // Only root can mount, so only root has containers.
             return;
         }
         let dir = tempfile::tempdir().unwrap();

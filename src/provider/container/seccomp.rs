@@ -1,10 +1,10 @@
-//! Which system calls a container may not make: those that reach the kernel
-//! itself or other processes, and those that make new namespaces, from which
-//! more of the kernel can be reached. They fail with EPERM, as if the caller
-//! lacked the right.
+//! The system calls that a container may not make: those that reach the kernel
+//! itself or other processes, and those that make new namespaces, which would
+//! expose more of the kernel. They fail with EPERM, as if the caller lacked the
+//! right.
 //!
-//! The list is what container engines deny by default and package managers
-//! do without; `docs/explanation/isolation.md` says the same.
+//! The list is what container engines deny by default and package managers do
+//! without; `docs/explanation/isolation.md` says the same.
 
 use std::collections::BTreeMap;
 
@@ -66,7 +66,7 @@ const DENIED: &[i64] = &[
     libc::SYS_vhangup,
 ];
 
-/// `clone` with one of these makes a namespace.
+/// Flags with which `clone` makes a namespace.
 const NAMESPACES: [i32; 7] = [
     libc::CLONE_NEWCGROUP,
     libc::CLONE_NEWIPC,
@@ -77,13 +77,13 @@ const NAMESPACES: [i32; 7] = [
     libc::CLONE_NEWUTS,
 ];
 
-/// Families of sockets that may be made.
+/// Socket families that are allowed.
 const SOCKETS: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
 /// linux/audit.h
 const AUDIT_ARCH_X86_64: u32 = 0xC000_003E;
 
-/// The filter as the kernel takes it.
+/// Makes the filter as the kernel expects it.
 pub(super) fn filter() -> Result<Vec<u8>, seccompiler::BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = DENIED.iter().map(|call| (*call, Vec::new())).collect();
     let clone = NAMESPACES
@@ -95,13 +95,13 @@ pub(super) fn filter() -> Result<Vec<u8>, seccompiler::BackendError> {
         })
         .collect::<Result<Vec<_>, _>>()?;
     rules.insert(libc::SYS_clone, clone);
-    // Pushing characters into a terminal's input.
+    // These inject characters into a terminal's input.
     let inject = |command: u64| {
         SeccompRule::new(vec![SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, command)?])
     };
     rules.insert(libc::SYS_ioctl, vec![inject(libc::TIOCSTI)?, inject(libc::TIOCLINUX)?]);
-    // Sockets of other families reach the hypervisor, drivers and protocols
-    // that nothing in a layer speaks.
+    // Sockets of other families reach the hypervisor, drivers and unusual
+    // protocols, which no layer needs.
     let foreign = SOCKETS
         .iter()
         .map(|family| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, *family as u64))
@@ -114,13 +114,13 @@ pub(super) fn filter() -> Result<Vec<u8>, seccompiler::BackendError> {
         TargetArch::x86_64,
     )?
     .try_into()?;
-    // Two things that a filter of rules can't say come first: calls of the
-    // x32 ABI have other numbers, and `clone3` hides its flags in memory.
-    // Without it the C library uses `clone`.
+    // Two rules that seccompiler can't express come first: calls of the x32 ABI
+    // have other numbers, and `clone3` hides its flags in memory. Without it
+    // the C library uses `clone`.
     let (load, equal, not_less, answer) = (0x20, 0x15, 0x35, 0x06);
     let error = |number: i32| 0x0005_0000 | number as u32;
-    // A program of another architecture finds a kernel that lacks its calls:
-    // `struct seccomp_data` has the number first, the architecture next.
+    // A program of another architecture finds a kernel without its calls:
+    // `struct seccomp_data` begins with the number, then the architecture.
     let mut program = vec![
         statement(load, 0, 0, 4),
         statement(equal, 1, 0, AUDIT_ARCH_X86_64),

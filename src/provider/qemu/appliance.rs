@@ -1,11 +1,10 @@
-//! A small machine that works on the disks of others: the base's kernel and an
-//! initramfs with nothing but the agent. It is booted once; its memory, in a
-//! file, and the state of its devices are kept, and each use of it is a fork
-//! that writes to a copy of its own.
+//! Appliances: small machines that work on the disks of other machines, with
+//! the base's kernel and an initramfs that holds only the agent. vimg boots an
+//! appliance once and saves a memory snapshot. Each use is a fork.
 //!
-//! What is kept only saves time. It fits one QEMU, one accelerator, one kernel
-//! and one agent, all of which name its directory; without it, or if it does
-//! not start, an appliance boots anew.
+//! A snapshot only saves time. The name of its directory contains QEMU,
+//! accelerator, kernel and agent. Without it, or if it does not start, an
+//! appliance boots.
 
 use std::path::Path;
 use std::time::Duration;
@@ -21,14 +20,16 @@ use crate::host::network::WayOut;
 use crate::provider::ProviderError;
 use crate::provider::{AGENT, Instance, Launch, Lines, Offline, Place, initramfs};
 
-/// How long an appliance may take to boot; emulated it takes about three
+/// Timeout for the boot of an appliance; under emulation it takes about three
 /// seconds.
 const BOOT: Duration = Duration::from_secs(180);
 
-/// What kept appliances may take on disk, in bytes; one takes about 130 MB.
+/// Size limit of all snapshots of appliances on disk, in bytes; one takes about
+/// 130 MB.
 const MOST: u64 = 600 << 20;
 
-/// Starts an appliance on a disk. `appliances` is where they are kept.
+/// Starts an appliance on a disk. `appliances` is the directory of their
+/// snapshots.
 pub(super) async fn start(
     rig: Rig<'_>,
     launch: &Launch,
@@ -45,11 +46,11 @@ pub(super) async fn start(
     let dir = appliances.join(name(rig, kernel, modules));
     let snapshot = Snapshot::at(&dir);
     let place = Place::Outside(network);
-    // Without it, booting would be of no use either.
+    // Without a way out, booting would not help either.
     let way_out = way_out(rig.access, launch, launch.network).await?;
     let forked = async {
         if !snapshot.is_there() {
-            // One process, and one run of it, makes it; the others wait.
+            // One task of one process makes the snapshot; the others wait.
             std::fs::create_dir_all(appliances)
                 .map_err(|e| ProviderError::new(format!("{}: {e}", appliances.display())))?;
             let _lock = snapshot::exclusive(&dir.with_extension("lock"))
@@ -67,15 +68,15 @@ pub(super) async fn start(
             Ok(instance)
         }
         Err(error) => {
-            // Memory is only a shortcut. It is created again next time.
+            // The snapshot only saves time. The next use makes a new one.
             snapshot.remove();
-            notice(&format!("{error}; the appliance boots"));
+            notice(&format!("{error}; the appliance boots instead"));
             cold(rig, launch, (kernel, modules), way(" (cold boot)"), place, way_out).await
         }
     }
 }
 
-/// Everything that a kept appliance depends on.
+/// Names the snapshot by everything that it depends on.
 fn name(rig: Rig<'_>, kernel: &Path, modules: &Path) -> String {
     let mut d = snapshot::facts(rig);
     // Files of the store are named by their digests.
@@ -96,7 +97,7 @@ fn arguments(accel: Accel, memory: &Path, fork: bool, network: bool) -> Vec<Stri
     all
 }
 
-/// Boots an appliance and keeps it.
+/// Boots an appliance and saves a snapshot of it.
 async fn make(
     rig: Rig<'_>,
     kernel: &Path,
@@ -104,7 +105,7 @@ async fn make(
     dir: &Path,
     scratch: &Path,
 ) -> Result<(), ProviderError> {
-    let fail = |e: std::io::Error| ProviderError::new(format!("the appliance can't be kept: {e}"));
+    let fail = |e: std::io::Error| ProviderError::new(format!("can't save the appliance: {e}"));
     let new = Snapshot::new(scratch.join("snapshot")).map_err(fail)?;
     let initrd = scratch.join("appliance.cpio");
     std::fs::write(&initrd, initrd_of(modules).map_err(fail)?).map_err(fail)?;
@@ -121,7 +122,7 @@ async fn make(
     };
     let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
     tokio::time::timeout(BOOT, instance.agent_opens()).await.map_err(|_| {
-        ProviderError::new(format!("the appliance did not come up within {} s", BOOT.as_secs()))
+        ProviderError::new(format!("the appliance did not start within {} s", BOOT.as_secs()))
     })??;
     new.save(&mut instance, scratch).await?;
     instance.stop().await;
@@ -131,7 +132,7 @@ async fn make(
     new.rename(dir).map_err(fail)
 }
 
-/// Forks a kept appliance.
+/// Forks the snapshot of an appliance.
 async fn fork(
     rig: Rig<'_>,
     launch: &Launch,
@@ -149,14 +150,14 @@ async fn fork(
     match snapshot.resume(&mut instance, &launch.scratch).await {
         Ok(()) => Ok(instance),
         Err(error) => {
-            // It holds the disk.
+            // It has the disk open.
             instance.stop().await;
             Err(error)
         }
     }
 }
 
-/// Boots an appliance for one use.
+/// Boots an appliance for one use, without a snapshot.
 async fn cold(
     rig: Rig<'_>,
     launch: &Launch,
@@ -165,25 +166,25 @@ async fn cold(
     place: Place,
     way_out: WayOut,
 ) -> Result<QemuInstance, ProviderError> {
-    let fail = |e: std::io::Error| ProviderError::new(format!("the appliance can't be started: {e}"));
+    let fail = |e: std::io::Error| ProviderError::new(format!("can't start the appliance: {e}"));
     let initrd = launch.scratch.join("appliance.cpio");
     std::fs::write(&initrd, initrd_of(modules).map_err(fail)?).map_err(fail)?;
     let memory = launch.scratch.join("memory");
     let disks = Disks::new(rig.programs, launch).await?;
-    // A private copy: what a layer has in memory goes to no disk.
+    // A private mapping: the memory of a layer is never written to disk.
     let mut all = arguments(rig.accel, &memory, true, launch.network);
     all.extend(args::disks(&disks.nodes(launch)));
     all.extend(args::direct(rig.accel, kernel, &initrd));
     let start = Start { scratch: &launch.scratch, disks, way, place, yields: false, way_out, keeper: None };
     let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
     tokio::time::timeout(BOOT, instance.agent_opens()).await.map_err(|_| {
-        ProviderError::new(format!("the appliance did not come up within {} s", BOOT.as_secs()))
+        ProviderError::new(format!("the appliance did not start within {} s", BOOT.as_secs()))
     })??;
     Ok(instance)
 }
 
-/// The agent as `/init` and the modules: the kernel takes several archives
-/// one after the other.
+/// Makes an initramfs of the agent as `/init` and the modules. The kernel
+/// accepts several archives, one after the other.
 fn initrd_of(modules: &Path) -> std::io::Result<Vec<u8>> {
     let mut initrd = initramfs::with_init(AGENT);
     initrd.extend(std::fs::read(modules)?);

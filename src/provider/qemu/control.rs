@@ -1,4 +1,4 @@
-//! What a provider's instance can do, done by QEMU.
+//! The operations of an instance under QEMU.
 
 use std::path::Path;
 
@@ -110,7 +110,8 @@ impl Instance for QemuInstance {
         let Some(keeper) = &self.keeper else { return Err(unkept(keeper::lost("it has ended"))) };
         let apart = keeper.namespaces().is_some();
         keeper.lead(&inward(after)).await.map_err(unkept)?;
-        // QEMU stands where only its keeper leads, or leads in itself.
+        // In a namespace of its own, QEMU is reached only through the server's
+        // companion process. Otherwise QEMU listens on the host's ports itself.
         let rules = |forwards: &[Forward]| -> Vec<(String, Forward)> {
             let rule = |(inside, f): (u16, &Forward)| match apart {
                 true => (format!("tcp::{inside}"), f.clone()),
@@ -134,20 +135,20 @@ impl Instance for QemuInstance {
 
     fn leave(self) {
         if let Process::Own(child) = self.process {
-            // Dropped, it would be killed.
+            // Dropping the handle would kill it.
             std::mem::forget(child);
         }
     }
 
     async fn stop(mut self) {
         match &mut self.process {
-            // A kill is enough: what matters of the disk was settled before.
+            // A kill is enough: the disk was synced before, if it matters.
             Process::Own(child) => {
                 let _ = child.kill().await;
             }
             Process::Found => {
                 let _ = self.monitor.execute("quit", json!({})).await;
-                // Its monitor closes with it.
+                // Its monitor closes when it ends.
                 let gone = async { while self.events.recv().await.is_some() {} };
                 let _ = tokio::time::timeout(OPENING, gone).await;
             }

@@ -1,5 +1,5 @@
-//! A chain of disks with one that takes the writes on top, and the switch to a
-//! new top: the same under a machine and under `qemu-storage-daemon`.
+//! A chain of disks with one on top that takes the writes, and the switch to a
+//! new top. It works under a machine and under `qemu-storage-daemon`.
 
 use std::path::Path;
 
@@ -20,12 +20,12 @@ pub(in crate::provider) struct Disks {
     size: u64,
     top: String,
     switches: u32,
-    /// They outlive this program.
+    /// Whether they belong to a server, which outlives vimg.
     lasting: bool,
 }
 
 impl Disks {
-    /// Makes the overlay that a launch asks for.
+    /// Creates the overlay of a launch.
     pub(in crate::provider) async fn new(
         programs: &Programs,
         launch: &Launch,
@@ -35,7 +35,7 @@ impl Disks {
         Ok(disks)
     }
 
-    /// Takes an overlay that is there already.
+    /// Uses an existing overlay.
     pub(super) fn on(programs: &Programs, launch: &Launch) -> Result<Self, ProviderError> {
         let parent =
             launch.chain.last().ok_or_else(|| ProviderError::new("there is no disk to start from"))?;
@@ -51,7 +51,7 @@ impl Disks {
         })
     }
 
-    /// Those of a machine that was found again.
+    /// The disks of a running server, from QEMU's answer to `query-block`.
     pub(super) fn found(programs: &Programs, drive: &Value) -> Option<Self> {
         let drive = &drive.as_array()?.first()?["inserted"];
         let top = drive["node-name"].as_str()?.to_owned();
@@ -60,17 +60,17 @@ impl Disks {
         Some(Self { programs: programs.clone(), size, top, switches, lasting: true })
     }
 
-    /// No disks at all.
+    /// Makes an empty set of disks.
     pub(super) fn none(programs: &Programs) -> Self {
         Self { programs: programs.clone(), size: 0, top: args::TOP.to_owned(), switches: 0, lasting: false }
     }
 
-    /// Whether they, and what runs on them, outlive this program.
+    /// Whether they belong to a server, which outlives vimg.
     pub(super) fn lasting(&self) -> bool {
         self.lasting
     }
 
-    /// The size of the disk in bytes.
+    /// The size of the disk, in bytes.
     pub(in crate::provider) fn size(&self) -> u64 {
         self.size
     }
@@ -85,7 +85,7 @@ impl Disks {
         args::nodes(&launch.chain, &launch.overlay, self.lasting)
     }
 
-    /// Makes a new top at `next`, to be switched to.
+    /// Creates a new top at `next`, to be used by [`Self::switch`].
     pub(in crate::provider) async fn add(
         &mut self,
         monitor: &mut Monitor,
@@ -100,7 +100,7 @@ impl Disks {
             .map(|_| ())
     }
 
-    /// Leaves the top as it is and goes on with the one that was added.
+    /// Switches to the top that was added. The previous one stays as it is.
     pub(in crate::provider) async fn switch(&mut self, monitor: &mut Monitor) -> Result<(), ProviderError> {
         let node = format!("top{}", self.switches);
         monitor.execute("blockdev-snapshot", json!({ "node": self.top, "overlay": node })).await?;
@@ -109,8 +109,7 @@ impl Disks {
     }
 }
 
-/// A connection to a monitor whose events are of no interest, or are waited
-/// for elsewhere.
+/// A connection to a monitor. Its events are ignored or handled elsewhere.
 pub(in crate::provider) struct Monitor(Qmp);
 
 impl Monitor {
@@ -129,7 +128,7 @@ impl Monitor {
         Some(Qmp::new(stream, &[]).await.map(|(qmp, _)| Self(qmp)))
     }
 
-    /// Asks.
+    /// Executes a command.
     pub(in crate::provider) async fn execute(
         &mut self,
         command: &str,

@@ -1,5 +1,5 @@
-//! Disks as files: made and converted by `qemu-img`, always by an explicit
-//! graph, so that no header is asked what lies below.
+//! Creates and converts disk files with `qemu-img`. The graph of files is
+//! always explicit, so that no header decides which files are read.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::qcow2;
 pub(super) enum Compress {
     /// With zstd, if the format can.
     Yes,
-    /// For speed.
+    /// Not at all, for speed.
     No,
 }
 
@@ -27,7 +27,7 @@ pub(super) fn raw(path: &Path) -> Value {
     json!({ "driver": "raw", "file": { "driver": "file", "filename": path } })
 }
 
-/// A qcow2 disk that stands alone, for [`convert`].
+/// A qcow2 disk without a backing file, for [`convert`].
 pub(super) fn standalone(path: &Path) -> Value {
     json!({ "driver": "qcow2", "backing": null, "file": { "driver": "file", "filename": path } })
 }
@@ -37,14 +37,14 @@ pub(super) fn qcow2s(chain: &[PathBuf]) -> Vec<Value> {
     chain.iter().map(|path| standalone(path)).collect()
 }
 
-/// Makes an empty qcow2 disk whose header names nothing. All of one size are
-/// alike, so that `qemu-img` is asked once: starting it takes as long as a
-/// fiftieth of a small layer, and a layer takes two disks.
+/// Creates an empty qcow2 disk without a backing file. All empty disks of one
+/// size are equal, so `qemu-img` makes one and the others are copies: starting
+/// it takes a fiftieth of the time of a small layer, which needs two disks.
 pub(super) async fn create(programs: &Programs, path: &Path, size: u64) -> Result<(), ProviderError> {
     let blank = programs.blanks.as_ref().map(|dir| dir.join(format!("blank-{}-{size}", programs.version)));
     if let Some(blank) = &blank
         && std::fs::copy(blank, path).is_ok()
-        // A power cut may have left less than was written.
+        // A power cut may have left a part of it.
         && qcow2::read(path).is_ok_and(|header| header.virtual_size == size)
     {
         return Ok(());
@@ -53,14 +53,15 @@ pub(super) async fn create(programs: &Programs, path: &Path, size: u64) -> Resul
     command.args(["create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=off"]).arg(path).arg(size.to_string());
     run(command, "qemu-img create").await?;
     if let Some(blank) = blank {
-        // It appears whole or not at all; without it the next is made anew.
+        // The rename makes it appear whole or not at all. Without it the next
+        // disk is made by `qemu-img`.
         let new = path.with_extension("blank");
         let _ = std::fs::copy(path, &new).and_then(|_| std::fs::rename(&new, blank));
     }
     Ok(())
 }
 
-/// Writes a chain of disks as one.
+/// Converts a chain of disks to one.
 pub(super) async fn convert(
     programs: &Programs,
     chain: &[Value],
@@ -109,29 +110,28 @@ async fn run(mut command: tokio::process::Command, what: &str) -> Result<(), Pro
     })
 }
 
-/// Refuses a disk from outside whose header is not plain or whose digest is
-/// another one.
+/// Checks an imported disk: a plain header, and the expected SHA-256.
 pub(super) async fn check_import(path: &Path, sha256: &str) -> Result<(), ProviderError> {
     if let Some(format) = other_format(path) {
-        return Err(ProviderError::new(format!("the disk is {format}"))
+        return Err(ProviderError::new(format!("the disk has the format {format}"))
             .help("convert it first: qemu-img convert -O qcow2 DISK disk.qcow2"));
     }
     if qcow2::is_qcow2(path) {
-        qcow2::read(path).map_err(|e| ProviderError::new(format!("the disk can't be imported: {e}")))?;
+        qcow2::read(path).map_err(|e| ProviderError::new(format!("can't import the disk: {e}")))?;
     }
     let (file, expected) = (path.to_owned(), sha256.to_owned());
     let found = tokio::task::spawn_blocking(move || sha256_of(&file))
         .await
         .map_err(|e| ProviderError::new(e.to_string()))?
-        .map_err(|e| ProviderError::new(format!("the disk can't be read: {e}")))?;
+        .map_err(|e| ProviderError::new(format!("can't read the disk: {e}")))?;
     if found == expected {
         return Ok(());
     }
     Err(ProviderError::new(format!("the disk has the SHA-256 {found}"))
-        .help("the recipe says another one: was the file changed, or is the recipe out of date?"))
+        .help("the recipe expects another one: check the file, or update the recipe"))
 }
 
-/// Names a format that would be taken for raw bytes.
+/// Detects a format that would be mistaken for a raw disk.
 fn other_format(path: &Path) -> Option<&'static str> {
     let mut magic = [0; 8];
     std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut magic)).ok()?;
@@ -144,7 +144,7 @@ fn other_format(path: &Path) -> Option<&'static str> {
     }
 }
 
-/// A file's SHA-256 in hexadecimal.
+/// Computes a file's SHA-256, in hexadecimal.
 pub fn sha256_of(path: &Path) -> std::io::Result<String> {
     let mut file = std::fs::File::open(path)?;
     let mut hasher = Sha256::new();

@@ -26,14 +26,15 @@ use crate::provider::{Ended, Launch, Place, ProviderError};
 
 /// How much of the console is remembered, in bytes.
 const CONSOLE: usize = 32 << 10;
-/// How long QEMU may take to open its sockets. It is busy with nothing else,
-/// but the host may be.
+/// Timeout for QEMU to open its sockets. QEMU does nothing else then, but the
+/// host may be busy.
 pub(super) const OPENING: Duration = Duration::from_secs(60);
-/// How long a monitor may take to answer.
+/// Timeout for a monitor to answer.
 const FINDING: Duration = Duration::from_secs(10);
 const EVENTS: &[&str] = &["SHUTDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR", "VSERPORT_CHANGE", "RESUME"];
 
-/// A machine that runs; killed when dropped, and by the kernel if vimg dies.
+/// A running machine or appliance; killed when dropped, and by the kernel if
+/// vimg dies. Servers are not killed.
 pub struct QemuInstance {
     pub(super) process: Process,
     pub(super) monitor: Monitor,
@@ -45,21 +46,22 @@ pub struct QemuInstance {
     pub(super) panicked: bool,
     pub(super) way: String,
     pub(super) place: Place,
-    /// The appliance that it was forked from.
+    /// The appliance snapshot that it was forked from.
     pub(super) snapshot: Option<std::path::PathBuf>,
-    /// The machine that it was forked from.
+    /// The machine snapshot that it was forked from.
     pub(super) origin: Option<Origin>,
-    /// What it takes to keep it, once it has booted.
+    /// What is needed to save its memory after it has booted.
     pub(super) pending: Option<PendingSnapshot>,
     pub(super) way_out: WayOut,
-    /// What keeps its network, if it goes on.
+    /// The companion process, if it is a server.
     pub(super) keeper: Option<Keeper>,
 }
 
-/// The program that runs a machine.
+/// The QEMU process of a machine.
 pub(super) enum Process {
     Own(Child),
-    /// Started by somebody who has left. Its monitor closes when it ends.
+    /// Started by another process of vimg, which has ended. Its monitor closes
+    /// when it ends.
     Found,
 }
 
@@ -79,18 +81,18 @@ pub(super) struct Start<'a> {
     /// QEMU's working directory, where its sockets are.
     pub(super) scratch: &'a Path,
     pub(super) disks: Disks,
-    /// How it runs, for records.
+    /// Its runner, for records.
     pub(super) way: String,
     pub(super) place: Place,
-    /// Whether others that want the processors go before it until it goes on.
+    /// Whether it runs at idle priority until it is resumed.
     pub(super) yields: bool,
-    /// Its way out, if it has one that is not the host's.
+    /// Its way out to the network.
     pub(super) way_out: WayOut,
-    /// What keeps its network, if it goes on.
+    /// The companion process, if it is a server.
     pub(super) keeper: Option<Keeper>,
 }
 
-/// What keeps the network of a launch that is to last.
+/// Starts the companion process of a server; `None` for other launches.
 pub(super) async fn keeper(access: &Access, launch: &Launch) -> Result<Option<Keeper>, ProviderError> {
     let Some(lasting) = &launch.lasting else { return Ok(None) };
     let started = Keeper::start(&launch.scratch, access, &inward(&lasting.forwards)).await;
@@ -102,20 +104,20 @@ pub(super) fn unkept(why: Unreachable) -> ProviderError {
     ProviderError::new(why.message).help(why.help)
 }
 
-/// Ports in the server's namespace, one for each forward. They are below those that
-/// the kernel gives out (`ip_local_port_range`).
+/// Pairs each forward with a port in the server's namespace. These ports are
+/// below those that the kernel gives out (`ip_local_port_range`).
 pub(super) fn inside(forwards: &[Forward]) -> impl Iterator<Item = (u16, &Forward)> {
     (20_000..).zip(forwards)
 }
 
-/// How ports of the host lead to those.
+/// Maps ports of the host to those ports.
 pub(super) fn inward(forwards: &[Forward]) -> Vec<Inward> {
     let way = |(inside, f): (u16, &Forward)| Inward { address: f.address.clone(), host: f.host, inside };
     inside(forwards).map(way).collect()
 }
 
-/// The way out of a machine: closed at first, and `None` for a server, whose
-/// companion process has it.
+/// Makes the way out of a machine, closed at first. A server gets none here:
+/// its companion process has it.
 pub(super) async fn way_out(
     access: &Access,
     launch: &Launch,
@@ -128,14 +130,13 @@ pub(super) async fn way_out(
     Ok(access.way_out(gateway, &nat()))
 }
 
-/// The address at which QEMU's own NAT has the loopback that it sees: its
-/// gateway's.
+/// The guest's address for the host's loopback, in QEMU's own NAT: the gateway.
 fn nat() -> String {
     let [a, b, c, d] = card::GATEWAY;
     format!("{a}.{b}.{c}.{d}")
 }
 
-/// Has QEMU resolve names as `file` says.
+/// Replaces QEMU's `/etc/resolv.conf` with `file`.
 fn resolve_by(command: &mut Command, file: &Path) -> std::io::Result<()> {
     let file = CString::new(file.as_os_str().as_encoded_bytes())?;
     // SAFETY: the closure makes system calls only.
@@ -153,7 +154,7 @@ fn resolve_by(command: &mut Command, file: &Path) -> std::io::Result<()> {
 }
 
 impl QemuInstance {
-    /// Starts QEMU with `all` its arguments and connects to it.
+    /// Starts QEMU with the arguments `all` and connects to it.
     pub(super) async fn start(
         programs: &Programs,
         all: &[String],
@@ -164,7 +165,7 @@ impl QemuInstance {
             let _ = std::fs::remove_file(scratch.join(socket));
         }
         let log = scratch.join("qemu.log");
-        let fail = |e| ProviderError::new(format!("`{}` can't be run: {e}", programs.system.display()));
+        let fail = |e| ProviderError::new(format!("can't run `{}`: {e}", programs.system.display()));
         let mut command = child::daemon(&programs.system, scratch, &log, disks.lasting()).map_err(fail)?;
         if yields {
             child::yields(&mut command);
@@ -212,7 +213,7 @@ impl QemuInstance {
         })
     }
 
-    /// Connects to one that goes on, whose directory this is; `None` if it
+    /// Connects to a running server in the directory `scratch`; `None` if it
     /// does not run.
     pub(super) async fn find(
         programs: &Programs,
@@ -228,10 +229,11 @@ impl QemuInstance {
         let busy = || ProviderError::new("the machine's monitor does not answer");
         let (qmp, events, drives) = connected.await.map_err(|_| busy())??;
         let disks = Disks::found(programs, &drives).ok_or_else(busy)?;
-        let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be reached: {e}"));
+        let fail = |e: std::io::Error| ProviderError::new(format!("can't connect to the machine: {e}"));
         let console = Tail::of(connect(scratch, "console").await.map_err(fail)?, CONSOLE);
         let agent = connect(scratch, "agent").await.map_err(fail)?;
-        // Without it the machine still listens; it is missed where it is needed.
+        // Without the companion, the machine still answers. Only changes of
+        // forwarded ports fail.
         let keeper = Keeper::find(scratch).await.ok();
         Ok(Some(Self {
             process: Process::Found,
@@ -253,28 +255,28 @@ impl QemuInstance {
         }))
     }
 
-    /// Says something to the monitor for people; returns its answer.
+    /// Executes a command of the human monitor; returns its output.
     pub(super) async fn tell(&mut self, line: &str) -> Result<String, ProviderError> {
         let answer = self.execute("human-monitor-command", json!({ "command-line": line })).await?;
         Ok(answer.as_str().unwrap_or_default().to_owned())
     }
 
-    /// Notes the appliance that it was forked from.
+    /// Notes the appliance snapshot that it was forked from.
     pub(super) fn forked_from(&mut self, snapshot: &Path) {
         self.snapshot = Some(snapshot.to_owned());
     }
 
-    /// Asks the monitor.
+    /// Executes a command of the monitor.
     pub(super) async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, ProviderError> {
         self.monitor.execute(command, arguments).await
     }
 
-    /// Waits until an agent listens.
+    /// Waits until the agent has opened its port.
     pub(super) async fn agent_opens(&mut self) -> Result<(), ProviderError> {
         self.event(|e| e["event"] == "VSERPORT_CHANGE" && e["data"]["open"] == true).await
     }
 
-    /// Waits until a machine that was loaded runs.
+    /// Waits until a resumed machine runs.
     pub(super) async fn resumed(&mut self) -> Result<(), ProviderError> {
         self.event(|e| e["event"] == "RESUME").await
     }

@@ -1,12 +1,13 @@
-//! Machines that boot, and forks of them.
+//! Boots machines, saves memory snapshots of them, and forks these.
 //!
-//! A machine whose memory may be kept has it in a file. When it has booted it
-//! is kept under a name that says what it depends on: the disk below, QEMU,
-//! accelerator, devices, and this boot of the host, because nothing of it is
-//! synced. Whoever then wants that machine forks it.
+//! A machine that may become a snapshot has its memory in a file. The name of
+//! the snapshot contains everything that it depends on: the disk below, QEMU,
+//! accelerator, devices, and this boot of the host, because the files are not
+//! synced.
 //!
-//! What a layer leaves running is never kept: a fork of that would answer for
-//! programs that nobody starts when the disk boots by itself.
+//! A snapshot is always of a machine that has just booted, never of one in
+//! which a layer left programs running. A check in a fork of that could pass
+//! for a program that does not start when the disk boots.
 
 use std::fs::File;
 use std::path::Path;
@@ -25,7 +26,7 @@ use crate::host::network::{Tools, WayOut};
 use crate::provider::{Instance, Launch, Lines, Place, ProviderError, Retarget, Retargeted};
 use crate::sparse;
 
-/// Starts a machine: forks it if it was kept, otherwise boots it.
+/// Starts a machine: forks its snapshot if there is one, otherwise boots it.
 pub(super) async fn start(
     rig: Rig<'_>,
     launch: &Launch,
@@ -54,7 +55,7 @@ pub(super) async fn start(
                 }
                 Err(error) => {
                     snapshots.failed(&dir);
-                    notice(&format!("{error}; the machine boots"));
+                    notice(&format!("{error}; the machine boots instead"));
                     let _ = std::fs::remove_file(&launch.overlay);
                 }
             }
@@ -62,7 +63,7 @@ pub(super) async fn start(
         if lock.is_some() {
             break;
         }
-        // Only a direct boot notes what it reads.
+        // Only a direct boot records which files it opens.
         if launch.retarget != Retarget::Never && launch.boot.is_some() {
             match retargeted(rig, launch, &origin, snapshots, notice).await {
                 Ok(Some(instance)) => return Ok(instance),
@@ -70,7 +71,7 @@ pub(super) async fn start(
                 Err(unlike) => why = Some(unlike),
             }
         }
-        // One boots it, the others wait and fork.
+        // One process boots the machine; the others wait, then fork it.
         lock = Some(snapshot::exclusive(&dir.with_extension("lock")).await.map_err(fail)?);
     }
     let memory = launch.scratch.join("memory");
@@ -78,7 +79,7 @@ pub(super) async fn start(
     else {
         return boot(rig, launch, None).await;
     };
-    // Only what is forked from it goes on.
+    // This machine becomes a snapshot. The server is a fork of it.
     let first = Launch { lasting: None, ..launch.clone() };
     let mut instance = boot(rig, &first, Some(&memory)).await?;
     let (scratch, overlay) = (launch.scratch.clone(), launch.overlay.clone());
@@ -87,18 +88,18 @@ pub(super) async fn start(
     Ok(instance)
 }
 
-/// Forks the kept machine that would do for the disk of `launch`, for a disk
-/// that is not there yet.
+/// Prewarms: forks the snapshot that fits `launch` best, for a disk that is not
+/// ready yet.
 pub(super) async fn prewarm(
     rig: Rig<'_>,
     launch: &Launch,
     snapshots: &Arc<Snapshots>,
 ) -> Option<QemuInstance> {
-    // Only a direct boot notes what it reads.
+    // Only a direct boot records which files it opens.
     let of_use = snapshots.are_of_use() && launch.boot.is_some();
     let like = origin(rig, launch).filter(|_| of_use)?;
     let home = snapshots.home.clone();
-    // Reading disks blocks.
+    // Reading disks blocks the thread.
     let found = tokio::task::spawn_blocking(move || retarget::find(&home, &like, Retarget::Discarded)).await;
     let near = found.ok().flatten()?.ok()?;
     let other = Launch { chain: near.retargeted.chain.clone(), ..launch.clone() };
@@ -109,22 +110,22 @@ pub(super) async fn prewarm(
     Some(instance)
 }
 
-/// How a fork that was made ahead is carried over to the disk of `launch`, if
-/// it may be.
+/// Compares the disk of a prewarmed fork with that of `launch`; `None` if the
+/// fork can't be retargeted.
 pub(super) async fn retarget_fork(rig: Rig<'_>, launch: &Launch, fork: &QemuInstance) -> Option<Retargeted> {
     let wanted = origin(rig, launch)?;
     let snapshot = fork.origin.as_ref()?.dir.clone();
-    // Reading disks blocks.
+    // Reading disks blocks the thread.
     tokio::task::spawn_blocking(move || retarget::over(snapshot, &wanted)).await.ok().flatten()
 }
 
-/// What a machine of `launch` would be kept of.
+/// Describes the machine and disk of `launch`, for comparison with snapshots.
 fn origin(rig: Rig<'_>, launch: &Launch) -> Option<retarget::Origin> {
     retarget::Origin::of(facts(rig, launch).key().to_string(), &launch.chain).ok()
 }
 
-/// Forks a machine that was kept of a disk that is almost the same; a sentence
-/// says in what none is. What fails of that is no loss.
+/// Forks a snapshot of a near-identical disk. `Err` says why none fits. Best
+/// effort: other failures give `None`.
 async fn retargeted(
     rig: Rig<'_>,
     launch: &Launch,
@@ -132,13 +133,13 @@ async fn retargeted(
     snapshots: &Arc<Snapshots>,
     notice: &Lines,
 ) -> Result<Option<QemuInstance>, String> {
-    // Reading disks blocks.
+    // Reading disks blocks the thread.
     let (home, wanted, retarget) = (snapshots.home.clone(), origin.clone(), launch.retarget);
     let found = tokio::task::spawn_blocking(move || retarget::find(&home, &wanted, retarget)).await;
     let Ok(Some(near)) = found else { return Ok(None) };
     let near = near?;
     let other = Launch { chain: near.retargeted.chain.clone(), ..launch.clone() };
-    // Without a network there is none for a machine that boots either.
+    // If there is no network, a boot would not have one either.
     let Ok(network) = network(rig, &other).await else { return Ok(None) };
     match fork(rig, &other, &Snapshot::at(&near.snapshot), Place::Retargeted(near.retargeted), false, network)
         .await
@@ -148,7 +149,7 @@ async fn retargeted(
             Ok(Some(instance))
         }
         Err(error) => {
-            notice(&format!("{error}; the machine boots"));
+            notice(&format!("{error}; the machine boots instead"));
             snapshots.failed(&near.snapshot);
             let _ = std::fs::remove_file(&launch.overlay);
             Ok(None)
@@ -156,7 +157,7 @@ async fn retargeted(
     }
 }
 
-/// Everything that a kept machine depends on besides its disk.
+/// Everything that a machine snapshot depends on, besides its disk.
 fn facts(rig: Rig<'_>, launch: &Launch) -> Description {
     let mut facts = snapshot::facts(rig);
     let memory = Some((Path::new("memory"), true));
@@ -167,20 +168,20 @@ fn facts(rig: Rig<'_>, launch: &Launch) -> Description {
     facts
 }
 
-/// Whether a machine that is kept boots with a restricted network interface.
-/// QEMU then tells it of no gateway and no resolver, so that its forks could not
-/// be given a network either. Others have a gateway that is closed.
+/// Whether a machine that becomes a snapshot boots with a restricted network
+/// card. QEMU then tells it no gateway and no resolver, so its forks can't have
+/// a network either. Other machines have a gateway that is closed.
 fn cut_off(rig: Rig<'_>, launch: &Launch) -> bool {
     !launch.network && (rig.access.reach.all || Tools::find().is_err())
 }
 
-/// Names a kept machine by everything that it depends on.
+/// Names a snapshot by everything that it depends on.
 fn name(mut facts: Description, disk: &str) -> String {
     facts.value("disk", disk);
     facts.key().short()
 }
 
-/// Everything but disks, and where the kernel comes from.
+/// The arguments without disks and kernel.
 fn arguments(accel: Accel, launch: &Launch, memory: Option<(&Path, bool)>, cut_off: bool) -> Vec<String> {
     let mut all = args::base();
     all.extend(args::machine(accel, &launch.machine, memory));
@@ -212,7 +213,7 @@ async fn boot(rig: Rig<'_>, launch: &Launch, memory: Option<&Path>) -> Result<Qe
     Ok(instance)
 }
 
-/// Has ports of the host lead into a machine that goes on.
+/// Forwards ports of the host into a server.
 async fn lead(instance: &mut QemuInstance, launch: &Launch) -> Result<(), ProviderError> {
     match &launch.lasting {
         Some(lasting) => instance.forward(&[], &lasting.forwards).await,
@@ -220,7 +221,8 @@ async fn lead(instance: &mut QemuInstance, launch: &Launch) -> Result<(), Provid
     }
 }
 
-/// The network of a fork. That it can't be had says nothing of what is forked.
+/// Makes the network of a fork. A failure here does not mean that the snapshot
+/// is bad.
 async fn network(rig: Rig<'_>, launch: &Launch) -> Result<(WayOut, Option<Keeper>), ProviderError> {
     Ok((way_out(rig.access, launch, launch.network).await?, keeper(rig.access, launch).await?))
 }
@@ -233,8 +235,8 @@ async fn fork(
     yields: bool,
     (way_out, keeper): (WayOut, Option<Keeper>),
 ) -> Result<QemuInstance, ProviderError> {
-    let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be forked: {e}"));
-    // What it wrote before it was kept is not in the disks below.
+    let fail = |e: std::io::Error| ProviderError::new(format!("can't fork the machine: {e}"));
+    // What it wrote before the snapshot is not in the disks below.
     sparse::copy(&File::open(snapshot.disk()).map_err(fail)?, &File::create(&launch.overlay).map_err(fail)?)
         .map_err(fail)?;
     let disks = Disks::on(rig.programs, launch)?;
@@ -253,7 +255,7 @@ async fn fork(
             Ok(instance)
         }
         Err(error) => {
-            // It holds the disk.
+            // It has the disk open.
             instance.stop().await;
             Err(error)
         }

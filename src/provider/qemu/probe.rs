@@ -1,7 +1,7 @@
-//! Does KVM work here? `/dev/kvm` being there proves nothing: on some hosts it
-//! opens and makes machines in which Linux hangs. So a tiny machine is booted
-//! to its first word, once for each host, kernel and QEMU, and the answer is
-//! kept.
+//! Tests whether KVM works. `/dev/kvm` proves nothing: on some hosts it opens,
+//! but Linux hangs in its machines. So vimg boots a tiny machine until it
+//! prints its first word, once for each host, kernel and QEMU, and stores the
+//! result.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -17,7 +17,7 @@ use crate::host::{self, child};
 use crate::provider::ProviderError;
 use crate::provider::{AGENT, initramfs};
 
-/// Under a KVM that works the machine speaks within a second.
+/// Timeout of the test machine. Under a working KVM it prints within a second.
 const DEADLINE: Duration = Duration::from_secs(15);
 const HELLO: &str = "vimg-probe-hello";
 
@@ -25,19 +25,19 @@ const HELLO: &str = "vimg-probe-hello";
 struct Answer {
     works: bool,
     why: String,
-    /// When it was found, in seconds since 1970.
+    /// When it was tested, in seconds since 1970.
     #[serde(default)]
     at: u64,
 }
 
-/// How long an answer is believed, in seconds. After a `no` the host may only
-/// have been busy; a `yes` may be of before its hypervisor was changed.
+/// How long a result is valid, in seconds. After a failure the host may only
+/// have been busy; after a success its hypervisor may have changed.
 const LASTS: u64 = 24 * 3600;
-/// The most that a machine may say before its word, in bytes.
+/// Maximum output before the expected word, in bytes.
 const CHATTER: usize = 1 << 20;
 
-/// Chooses how to run machines, and says so where it is not by KVM. `None`
-/// if that can't be found out without a kernel.
+/// Chooses the accelerator, and reports the reason if it is not KVM. `None` if
+/// a test needs a kernel and there is none.
 pub(super) async fn choose(
     programs: &Programs,
     kernel: Option<&Path>,
@@ -60,7 +60,7 @@ pub(super) async fn choose(
             if answer.works {
                 return Ok(Some(Accel::Kvm));
             }
-            format!("{}; asked again tomorrow, or if {} is removed", answer.why, file.display())
+            format!("{}; vimg tests it again after 24 hours, or if you delete {}", answer.why, file.display())
         }
     };
     tell(format!("KVM is not used ({why}); machines are emulated, which is many times slower"));
@@ -74,7 +74,7 @@ pub enum Kvm {
     Works,
     /// It can't be used, and why.
     Fails(String),
-    /// Nobody has tried yet; the first machine will.
+    /// It was not tested yet; the first machine will test it.
     Unknown,
 }
 
@@ -83,12 +83,12 @@ impl std::fmt::Display for Kvm {
         match self {
             Self::Works => f.write_str("works: a machine has booted with it"),
             Self::Fails(why) => write!(f, "does not work: {why}"),
-            Self::Unknown => f.write_str("can be opened; the first build tries whether it works"),
+            Self::Unknown => f.write_str("can be opened; the first build tests whether it works"),
         }
     }
 }
 
-/// What is known.
+/// Returns what is known, without a test.
 pub(super) fn report(programs: &Programs, probes: &Path) -> Kvm {
     match usable() {
         Err(why) => Kvm::Fails(why),
@@ -111,7 +111,7 @@ fn usable() -> Result<(), String> {
     }
 }
 
-/// One answer for each QEMU, host kernel and processor.
+/// One result for each QEMU, host kernel and processor.
 fn answer_file(programs: &Programs, probes: &Path) -> PathBuf {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -131,14 +131,14 @@ fn now() -> u64 {
 }
 
 fn keep(file: &Path, answer: &Answer) {
-    // An answer that can't be kept is found again next time.
+    // If the result can't be stored, the next build tests again.
     if let Ok(bytes) = serde_json::to_vec(answer) {
         let _ = std::fs::write(file, bytes);
     }
 }
 
 async fn run(programs: &Programs, kernel: &Path, probes: &Path) -> Result<Answer, ProviderError> {
-    let fail = |e: std::io::Error| ProviderError::new(format!("the KVM probe can't be run: {e}"));
+    let fail = |e: std::io::Error| ProviderError::new(format!("can't run the KVM probe: {e}"));
     let initrd = temporary(probes, &initramfs::with_init(AGENT)).map_err(fail)?;
     let mut command = host::command(&programs.system);
     command
@@ -183,16 +183,16 @@ async fn run(programs: &Programs, kernel: &Path, probes: &Path) -> Result<Answer
         Ok(true) => Answer { works: true, why: String::new(), at: now() },
         Ok(false) => {
             let why = words.lines().find(|l| !l.trim().is_empty()).unwrap_or("no message").trim();
-            Answer { works: false, why: format!("QEMU gave up: {why}"), at: now() }
+            Answer { works: false, why: format!("QEMU failed: {why}"), at: now() }
         }
         Err(_) => {
-            let why = format!("a machine hung: it said nothing for {} s", DEADLINE.as_secs());
+            let why = format!("a test machine hung: no output for {} s", DEADLINE.as_secs());
             Answer { works: false, why, at: now() }
         }
     })
 }
 
-/// A file that goes away.
+/// A file that is removed when dropped.
 struct Temporary(PathBuf);
 
 impl Drop for Temporary {
@@ -201,7 +201,8 @@ impl Drop for Temporary {
     }
 }
 
-/// In the store: other users can't replace it by a link there.
+/// Creates a temporary file in the store, where other users can't replace it by
+/// a link.
 fn temporary(probes: &Path, bytes: &[u8]) -> std::io::Result<Temporary> {
     let path = probes.join(format!("hello-{}.cpio", std::process::id()));
     std::fs::write(&path, bytes)?;

@@ -1,4 +1,4 @@
-//! QEMU's programs on this host, and how they run machines.
+//! QEMU's programs on this host, and the accelerators.
 
 use std::path::{Path, PathBuf};
 
@@ -6,16 +6,16 @@ use crate::host;
 use crate::host::network::Access;
 use crate::provider::ProviderError;
 
-/// The oldest version that has what is used here: `blockdev-snapshot` on an
-/// explicit graph, `-action`, `detect-zeroes` with `discard`.
+/// The oldest supported version: it has `blockdev-snapshot` on an explicit
+/// graph, `-action`, and `detect-zeroes` with `discard`.
 const OLDEST: (u32, u32) = (6, 2);
 
-/// How machines are run.
+/// The accelerator of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accel {
-    /// By the processor.
+    /// Hardware virtualization.
     Kvm,
-    /// By emulation.
+    /// Emulation.
     Tcg,
 }
 
@@ -38,14 +38,14 @@ pub struct Programs {
     pub img: PathBuf,
     /// For instance `7.2.22`.
     pub version: String,
-    /// Where empty disks may be kept, to be copied.
+    /// A directory for empty disks that are copied.
     pub(super) blanks: Option<PathBuf>,
 }
 
 impl Programs {
-    /// Finds QEMU in PATH. Its version is asked for once, and kept in `probes`
-    /// under what `stat` says of its file: the answer takes as long as a tenth
-    /// of a small layer.
+    /// Finds QEMU in PATH. Its version is stored in `probes`, under the
+    /// metadata of its file, because asking for it takes a tenth of the time of
+    /// a small layer.
     pub(super) async fn find_knowing(probes: &Path) -> Result<Self, ProviderError> {
         use std::os::unix::fs::MetadataExt;
         let known = host::find("qemu-system-x86_64").and_then(|system| {
@@ -62,7 +62,7 @@ impl Programs {
         }
         let found = Self { blanks: Some(probes.to_owned()), ..Self::find().await? };
         if let Some((_, file)) = known {
-            // One that can't be kept is asked for again.
+            // If the version can't be stored, the next run asks again.
             let _ = std::fs::write(file, &found.version);
         }
         Ok(found)
@@ -76,9 +76,10 @@ impl Programs {
                 .ok_or_else(|| ProviderError::new(format!("`{name}` is not installed")).help(help))
         };
         let (system, img) = (find("qemu-system-x86_64")?, find("qemu-img")?);
-        let output = host::command(&system).arg("--version").output().await.map_err(|e| {
-            ProviderError::new(format!("`{}` can't be run: {e}", system.display())).help(help)
-        })?;
+        let output =
+            host::command(&system).arg("--version").output().await.map_err(|e| {
+                ProviderError::new(format!("can't run `{}`: {e}", system.display())).help(help)
+            })?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let version =
             text.split_whitespace().skip_while(|w| *w != "version").nth(1).unwrap_or("unknown").to_owned();

@@ -1,5 +1,5 @@
-//! The monitor protocol: requests with answers, and events on the side.
-//! Protocol: QEMU's `docs/interop/qmp-spec.txt`.
+//! The monitor protocol: requests with answers, and events. Protocol: QEMU's
+//! `docs/interop/qmp-spec.txt`.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,9 +13,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::provider::ProviderError;
 
-/// Longest line that is read; QMP's answers to what is asked here are short.
+/// Maximum length of a line, in bytes; the answers here are short.
 const MAX_LINE: u64 = 1 << 20;
-/// How long an answer may take.
+/// Timeout of a command.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Value, String>>>>>;
@@ -28,8 +28,8 @@ pub(super) struct Qmp {
 }
 
 impl Qmp {
-    /// Shakes hands. Events of the given names are sent on; others are of no
-    /// interest. Events that nobody takes in time are dropped.
+    /// Does the handshake. Events named in `wanted` are sent to the receiver,
+    /// and dropped if it is full.
     pub(super) async fn new(
         stream: UnixStream,
         wanted: &'static [&'static str],
@@ -63,7 +63,7 @@ impl Qmp {
                     let _ = waiter.send(answer);
                 }
             }
-            // Whoever still waits learns that nothing will come.
+            // Fails all commands that still wait.
             answers.lock().unwrap_or_else(PoisonError::into_inner).clear();
         });
         let mut qmp = Self { out, waiting, next: 0 };
@@ -79,13 +79,13 @@ impl Qmp {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id, sender);
         let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
         line.push('\n');
-        let gone = || ProviderError::new(format!("QEMU went away during `{command}`"));
+        let gone = || ProviderError::new(format!("QEMU ended during `{command}`"));
         self.out.write_all(line.as_bytes()).await.map_err(|_| gone())?;
         match tokio::time::timeout(PATIENCE, receiver).await {
             Ok(Ok(Ok(value))) => Ok(value),
-            Ok(Ok(Err(error))) => Err(ProviderError::new(format!("QEMU refuses `{command}`: {error}"))),
+            Ok(Ok(Err(error))) => Err(ProviderError::new(format!("QEMU refused `{command}`: {error}"))),
             Ok(Err(_)) => Err(gone()),
-            Err(_) => Err(ProviderError::new(format!("QEMU does not answer to `{command}`"))),
+            Err(_) => Err(ProviderError::new(format!("QEMU did not answer `{command}`"))),
         }
     }
 }

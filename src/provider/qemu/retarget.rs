@@ -1,9 +1,9 @@
-//! Finds a kept machine whose disk is almost the one that is wanted, and what
-//! of it has to be changed: files that hold something else.
+//! Finds a snapshot of a near-identical disk, and the files that must change in
+//! a fork of it.
 //!
-//! Whether that comes to the same as a boot, the machine's agent says, which
-//! knows what the boot has read (`agent/src/retarget.rs`). Whatever is unclear
-//! before, or fails, is a reason to boot.
+//! The agent in the fork decides whether the result equals a boot: it knows
+//! what the boot has read (`agent/src/retarget.rs`). If anything is unclear or
+//! fails, the machine boots.
 
 use std::fs;
 use std::io;
@@ -18,26 +18,26 @@ use crate::files;
 use crate::provider::difference::{NOTES, compare};
 use crate::provider::{Retarget, Retargeted};
 
-/// What the kernel itself opens, unseen.
+/// Directories whose files the kernel itself opens, without fanotify events.
 const KERNELS: [&str; 2] = ["/usr/lib/firmware", "/lib/firmware"];
-/// How many kept machines are compared at most, the nearest first.
+/// Maximum number of snapshots that are compared, the nearest first.
 const TRIED: usize = 6;
 
-/// What a machine was kept of, beside it.
+/// The machine and the disk of a snapshot, stored beside it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Origin {
-    /// Names everything but the disk.
+    /// Identifies everything but the disk.
     machine: String,
     /// Its disk, the lowest file first.
     chain: Vec<File>,
 }
 
-/// A file of the store, which never changes, but may go and come again.
+/// A file of the store. It never changes, but may be removed and made again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct File {
     path: PathBuf,
-    /// Device, inode, size and time of the last change of its content. A server's
-    /// link to it changes the time of its inode, which is none of these.
+    /// Device, inode, size and modification time. A server's hard link to the
+    /// file changes only the inode's change time, which is left out.
     stamp: [u64; 5],
 }
 
@@ -66,15 +66,15 @@ impl Origin {
     }
 }
 
-/// A machine that booted from almost the same disk.
+/// A snapshot of a near-identical disk.
 pub(super) struct Near {
     pub(super) snapshot: PathBuf,
     pub(super) retargeted: Retargeted,
 }
 
-/// A machine that may do, and what it was kept of.
+/// A snapshot that may fit.
 struct Candidate {
-    /// How many of its disks are wanted, too: the lowest.
+    /// How many of its lowest disks are also the lowest wanted disks.
     shared: usize,
     used: std::time::SystemTime,
     snapshot: PathBuf,
@@ -93,15 +93,15 @@ impl Candidate {
         of_use.then(|| Some(Self { shared, used: snapshot.used()?, snapshot: dir, origin }))?
     }
 
-    /// In what the disk that is wanted differs from its own; if that is to be
-    /// told, `named`.
+    /// Compares its disk with the wanted one. With `named`, the result names a
+    /// file.
     fn against(&self, wanted: &Origin, retarget: Retarget, named: bool) -> io::Result<Difference> {
         let apart: &[&str] = if retarget == Retarget::Discarded { &NOTES } else { &[] };
         let special = Special { apart, fixed: &KERNELS, most: MAX_RETARGETED, named };
         compare(&paths(&self.origin), &paths(wanted), self.shared, special)
     }
 
-    /// How it is carried over to the disk that is wanted, if it may be.
+    /// Returns the files to change; `None` if it can't be retargeted.
     fn retargeted(&self, wanted: &Origin, retarget: Retarget) -> Option<Retargeted> {
         match self.against(wanted, retarget, false) {
             Ok(Difference::Files(altered)) => {
@@ -112,13 +112,13 @@ impl Candidate {
     }
 }
 
-/// Those in `home` that may do, the nearest first.
+/// Lists the snapshots in `home` that may fit, the nearest first.
 fn candidates(home: &Path, wanted: &Origin) -> Vec<Candidate> {
     let mut near: Vec<Candidate> = fs::read_dir(home)
         .into_iter()
         .flatten()
         .flatten()
-        // What is being removed has such a name.
+        // Names of snapshots that are being removed begin with a dot.
         .filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
         .filter_map(|entry| Candidate::at(entry.path(), wanted))
         .collect();
@@ -128,8 +128,8 @@ fn candidates(home: &Path, wanted: &Origin) -> Vec<Candidate> {
     near
 }
 
-/// Finds one among those in `home`; a sentence says why there is none, if
-/// there is a machine that comes close.
+/// Finds a snapshot in `home` that can be retargeted. `Err` says why the
+/// nearest one can't; `None` if there is none that comes close.
 pub(super) fn find(home: &Path, wanted: &Origin, retarget: Retarget) -> Option<Result<Near, String>> {
     let mut near = candidates(home, wanted);
     near.truncate(TRIED);
@@ -138,16 +138,16 @@ pub(super) fn find(home: &Path, wanted: &Origin, retarget: Retarget) -> Option<R
             return Some(Ok(Near { snapshot: one.snapshot.clone(), retargeted }));
         }
     }
-    // The machine boots, and to find a name takes little time beside that.
+    // The machine boots now, so the time to find a name does not matter.
     Some(Err(match near.first()?.against(wanted, retarget, true) {
         Ok(Difference::More(what)) => what,
         Ok(Difference::Files(_)) => return None,
-        Err(error) => format!("its disk can't be compared: {error}"),
+        Err(error) => format!("the disk of the snapshot can't be compared: {error}"),
     }))
 }
 
-/// How a machine that is thrown away, and was kept at `snapshot`, is carried over
-/// to a disk, if it may be.
+/// Compares the snapshot at `snapshot` with a disk, for a fork that is thrown
+/// away; `None` if it can't be retargeted.
 pub(super) fn over(snapshot: PathBuf, wanted: &Origin) -> Option<Retargeted> {
     Candidate::at(snapshot, wanted)?.retargeted(wanted, Retarget::Discarded)
 }
@@ -168,7 +168,7 @@ mod tests {
         let file = File::of(&path).unwrap();
         fs::hard_link(&path, dir.path().join("link")).unwrap();
         assert!(file.is_there());
-        // Made again, it is another one.
+        // A new file with the same name is another one.
         fs::remove_file(&path).unwrap();
         fs::write(&path, "a disk").unwrap();
         assert!(!file.is_there());

@@ -1,4 +1,5 @@
-//! Saves the memory and the devices of a machine, and resumes them in another QEMU.
+//! Saves the memory and the devices of a machine, and resumes them in another
+//! QEMU.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,26 +13,26 @@ use super::snapshots::{SHARE, free};
 use crate::host::sockets;
 use crate::provider::{Instance, ProviderError};
 
-/// How long saving the devices may take.
+/// Timeout for saving the devices.
 const SAVE: Duration = Duration::from_secs(60);
-/// How long a fork may take to run.
+/// Timeout for a fork to resume.
 const RESUME: Duration = Duration::from_secs(30);
 
 impl Snapshot {
-    /// Saves the devices of a machine whose memory is here. QEMU stops it
-    /// itself, and notes that it ran: whoever takes it over from here has it
-    /// running at once. `scratch` is QEMU's directory.
+    /// Saves the devices of a machine whose memory is already in this snapshot.
+    /// QEMU pauses the machine itself and records that it ran, so that a fork
+    /// runs at once. `scratch` is QEMU's directory.
     pub(super) async fn save(
         &self,
         instance: &mut QemuInstance,
         scratch: &Path,
     ) -> Result<(), ProviderError> {
-        let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be kept: {e}"));
+        let fail = |e: std::io::Error| ProviderError::new(format!("can't save the machine: {e}"));
         let listener = sockets::listen(scratch, "devices").map_err(fail)?;
         let receive = async {
             let (mut stream, _) = listener.accept().await?;
             let mut bytes = Vec::new();
-            // Devices only: a megabyte. The memory stays where it is.
+            // Only the devices, about a megabyte. The memory stays in its file.
             (&mut stream).take(64 << 20).read_to_end(&mut bytes).await?;
             Ok::<_, std::io::Error>(bytes)
         };
@@ -55,19 +56,20 @@ impl Snapshot {
         let receive = async { receive.await.map_err(fail) };
         let (bytes, ()) = tokio::time::timeout(SAVE, async { tokio::try_join!(receive, send) })
             .await
-            .map_err(|_| ProviderError::new("QEMU does not save the machine"))??;
+            .map_err(|_| ProviderError::new("QEMU did not save the machine in time"))??;
         let _ = std::fs::remove_file(scratch.join("devices"));
         std::fs::write(self.devices(), bytes).map_err(fail)
     }
 
-    /// Has a QEMU that waits for it take the machine over.
+    /// Loads the devices into a QEMU that was started with [`incoming`], and
+    /// waits until the machine runs.
     pub(super) async fn resume(
         &self,
         instance: &mut QemuInstance,
         scratch: &Path,
     ) -> Result<(), ProviderError> {
         share_memory(instance).await?;
-        let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be resumed: {e}"));
+        let fail = |e: std::io::Error| ProviderError::new(format!("can't resume the machine: {e}"));
         let devices = std::fs::read(self.devices()).map_err(fail)?;
         instance.execute("migrate-incoming", json!({ "uri": "unix:devices" })).await?;
         let mut stream = sockets::connect(scratch, "devices").await.map_err(fail)?;
@@ -76,24 +78,24 @@ impl Snapshot {
         stream.shutdown().await.map_err(fail)?;
         tokio::time::timeout(RESUME, instance.resumed())
             .await
-            .map_err(|_| ProviderError::new("the machine does not resume"))?
+            .map_err(|_| ProviderError::new("the machine did not resume in time"))?
     }
 }
 
-/// What has QEMU wait for a machine that it is to take over.
+/// Arguments that make QEMU wait for the state of a machine.
 pub(super) fn incoming() -> [String; 2] {
     ["-incoming".into(), "defer".into()]
 }
 
-/// Memory is shared with its file, and no part of the stream.
+/// Leaves the memory out of the stream: it is shared with its file.
 async fn share_memory(instance: &mut QemuInstance) -> Result<(), ProviderError> {
     let capabilities = json!({ "capabilities": [{ "capability": "x-ignore-shared", "state": true }] });
     instance.execute("migrate-set-capabilities", capabilities).await.map(|_| ())
 }
 
-/// Keeps a machine that has booted, and ends it.
+/// Saves a snapshot of a booted machine, and stops it.
 pub(super) async fn save(mut instance: QemuInstance) -> Result<(), ProviderError> {
-    let fail = |e: std::io::Error| ProviderError::new(format!("the machine can't be kept: {e}"));
+    let fail = |e: std::io::Error| ProviderError::new(format!("can't save the machine: {e}"));
     let Some(pending) = instance.pending.take() else {
         instance.stop().await;
         return Err(ProviderError::new("the machine's memory has no file"));
@@ -103,7 +105,7 @@ pub(super) async fn save(mut instance: QemuInstance) -> Result<(), ProviderError
         new.save(&mut instance, &pending.scratch).await.map(|()| new)
     };
     let saved = saved.await;
-    // Whatever came of it: it is to let go of its disk.
+    // The machine must close its disk, whether it was saved or not.
     instance.stop().await;
     let new = saved?;
     std::fs::rename(pending.scratch.join("memory"), new.memory()).map_err(fail)?;

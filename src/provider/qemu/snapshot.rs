@@ -1,10 +1,10 @@
-//! The memory of a machine that ran, kept in files, and forks of it.
+//! Memory snapshots: files of a machine that ran, and how to handle them.
 //!
-//! Main memory is a file that the machine wrote to; the state of its devices
-//! is what QEMU sends to whom it migrates. A fork maps the file privately and
-//! takes the devices over, and runs where the machine stood. What is kept only
-//! saves time: whatever does not fit or does not start is removed, and a
-//! machine boots instead.
+//! Main memory is a file that the machine wrote to. The state of the devices is
+//! QEMU's migration stream. A fork maps the memory privately, loads the
+//! devices, and continues where the machine stopped. A snapshot only saves
+//! time: one that does not fit or does not start is removed, and a machine
+//! boots instead.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -15,10 +15,10 @@ use super::programs::{Accel, Rig};
 use crate::digest::Description;
 use crate::sparse;
 
-/// How the directories begin that are being removed.
+/// Prefix of directories that are being removed.
 const GONE_PREFIX: &str = ".gone-";
 
-/// The files of a kept machine, in a directory of their own.
+/// A snapshot: a directory with the files of a machine.
 pub(super) struct Snapshot {
     dir: PathBuf,
 }
@@ -28,18 +28,19 @@ impl Snapshot {
         Self { dir: dir.to_owned() }
     }
 
-    /// Makes the directory that it is to be in.
+    /// Creates the directory of a new snapshot.
     pub(super) fn new(dir: PathBuf) -> std::io::Result<Self> {
         std::fs::create_dir(&dir)?;
         Ok(Self { dir })
     }
 
-    /// Main memory.
+    /// The main memory.
     pub(super) fn memory(&self) -> PathBuf {
         self.dir.join("memory")
     }
 
-    /// What the machine wrote to its disk before it was kept, if it had one.
+    /// What the machine wrote to its disk before the snapshot, if it had a
+    /// disk.
     pub(super) fn disk(&self) -> PathBuf {
         self.dir.join("disk.qcow2")
     }
@@ -48,29 +49,29 @@ impl Snapshot {
         self.dir.join("devices")
     }
 
-    /// What it was kept of.
+    /// The description of its machine and disk.
     pub(super) fn origin(&self) -> PathBuf {
         self.dir.join("origin.json")
     }
 
-    /// When it was of use last.
+    /// When it was last used.
     pub(super) fn used(&self) -> Option<std::time::SystemTime> {
         self.devices().metadata().and_then(|m| m.modified()).ok()
     }
 
-    /// Whether there is one.
+    /// Whether the snapshot exists.
     pub(super) fn is_there(&self) -> bool {
         self.devices().exists()
     }
 
-    /// Notes that it was of use.
+    /// Notes that it was used.
     pub(super) fn touch(&self) {
         if let Ok(file) = std::fs::File::open(self.devices()) {
             let _ = file.set_modified(std::time::SystemTime::now());
         }
     }
 
-    /// Removes it, at once: nobody finds a part of it.
+    /// Removes it. The rename makes sure that no process finds a part of it.
     pub(super) fn remove(&self) {
         static GONE: AtomicU32 = AtomicU32::new(0);
         let n = GONE.fetch_add(1, Ordering::Relaxed);
@@ -80,28 +81,28 @@ impl Snapshot {
         }
     }
 
-    /// Takes its name, whole. If there is one of that name already, it stays.
+    /// Renames it to its final name. If there is a snapshot of that name
+    /// already, that one stays.
     pub(super) fn rename(self, to: &Path) -> std::io::Result<()> {
         let there = Self::at(to);
         if there.is_there() {
             self.remove();
             return Ok(());
         }
-        // What is not whole is of no use to anybody.
+        // An incomplete snapshot is useless.
         there.remove();
         std::fs::rename(&self.dir, to)
     }
 
-    /// Makes holes of what the machine left clear, once nobody uses it. What
-    /// fails of that costs room, and nothing else.
+    /// Makes holes where the memory is zero. No process may use it. A failure
+    /// only costs space.
     pub(super) async fn shrink(&self) {
         let path = self.memory();
         let punch = move || sparse::punch(&std::fs::File::options().read(true).write(true).open(path)?);
         let _ = tokio::task::spawn_blocking(punch).await;
     }
 
-    /// Makes it outlive a power cut: what is only half on disk must not be
-    /// taken for whole.
+    /// Syncs it, so that a power cut can't leave a part of it that looks whole.
     pub(super) fn sync(&self) -> std::io::Result<()> {
         for file in [self.memory(), self.devices()] {
             std::fs::File::open(file)?.sync_all()?;
@@ -110,7 +111,7 @@ impl Snapshot {
     }
 }
 
-/// What any kept machine depends on: QEMU, and under KVM the host itself.
+/// What every snapshot depends on: QEMU, and under KVM the host itself.
 pub(super) fn facts(Rig { programs, accel, .. }: Rig<'_>) -> Description {
     let mut d = Description::default();
     d.value("qemu", &programs.version);
@@ -118,7 +119,7 @@ pub(super) fn facts(Rig { programs, accel, .. }: Rig<'_>) -> Description {
         d.value("qemu file", format_args!("{}:{}:{}", meta.len(), meta.mtime(), meta.ino()));
     }
     if accel == Accel::Kvm {
-        // The guest has seen this processor and this kernel's idea of it.
+        // The guest has seen this processor and this kernel.
         d.value("host", std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default());
         let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let same = |line: &&str| !line.contains("MHz") && !line.contains("bogomips");
@@ -127,8 +128,8 @@ pub(super) fn facts(Rig { programs, accel, .. }: Rig<'_>) -> Description {
     d
 }
 
-/// Waits until nobody else has the lock. It is let go with the file, whatever
-/// becomes of its holder.
+/// Waits for an exclusive lock. It is released with the file, even if its
+/// holder dies.
 pub(super) async fn exclusive(path: &Path) -> std::io::Result<std::fs::File> {
     let file = std::fs::File::create(path)?;
     loop {
@@ -139,8 +140,8 @@ pub(super) async fn exclusive(path: &Path) -> std::io::Result<std::fs::File> {
     }
 }
 
-/// Removes the oldest of what is kept in `home`, as long as it is more than
-/// `most` bytes. Who runs a fork of one has its files open.
+/// Removes the least recently used snapshots in `home` until they take at most
+/// `most` bytes. A running fork has the files open.
 pub(super) fn forget_old(home: &Path, most: u64) {
     let Ok(entries) = std::fs::read_dir(home) else { return };
     let size = |dir: &Path| -> u64 {
@@ -152,7 +153,7 @@ pub(super) fn forget_old(home: &Path, most: u64) {
         .map(|entry| entry.path())
         .filter(|path| path.is_dir())
         .filter(|path| {
-            // Somebody died while he removed it.
+            // A process died while it removed this.
             let gone = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(GONE_PREFIX));
             if gone {
                 let _ = std::fs::remove_dir_all(path);

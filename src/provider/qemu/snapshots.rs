@@ -1,4 +1,4 @@
-//! Where machines are kept, and which of them are of use.
+//! The snapshot store.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -9,17 +9,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::retarget;
 use super::snapshot::Snapshot;
 
-/// The share of the free disk, one in so many, that kept machines may take.
+/// Snapshots may take one part in this many of the free disk.
 pub(super) const SHARE: u64 = 4;
-/// How much of a disk must stay free, in bytes.
+/// Space that must stay free on the disk, in bytes.
 pub(super) const FREE: u64 = 2 << 30;
 
-/// Where machines are kept, and whether that is of use here.
+/// The snapshot store, and whether snapshots work on this host.
 pub(super) struct Snapshots {
     pub(super) home: PathBuf,
-    /// What this process has kept.
+    /// Snapshots that this process has saved.
     own: Mutex<HashSet<PathBuf>>,
-    /// Not even that goes on: this host, or this QEMU, can't do it.
+    /// Set when one of these did not resume: this host or QEMU can't do it.
     useless: AtomicBool,
 }
 
@@ -36,7 +36,7 @@ impl Snapshots {
         self.own.lock().unwrap_or_else(PoisonError::into_inner).insert(dir.to_owned());
     }
 
-    /// Removes a machine that does not go on.
+    /// Removes a snapshot that does not resume.
     pub(super) fn failed(&self, dir: &Path) {
         Snapshot::at(dir).remove();
         if self.own.lock().unwrap_or_else(PoisonError::into_inner).contains(dir) {
@@ -45,34 +45,34 @@ impl Snapshots {
     }
 }
 
-/// A kept machine that was forked.
+/// The snapshot of a fork.
 pub(super) struct Origin {
     pub(super) snapshots: Arc<Snapshots>,
     pub(super) dir: PathBuf,
 }
 
 impl Origin {
-    /// It did not come up.
+    /// Removes the snapshot, because the fork did not start.
     pub(super) fn distrust(&self) {
         self.snapshots.failed(&self.dir);
     }
 }
 
-/// What it takes to keep a machine that boots.
+/// What is needed to save a machine that is booting.
 pub(super) struct PendingSnapshot {
     pub(super) snapshots: Arc<Snapshots>,
-    /// Where it is to be.
+    /// The directory for the snapshot.
     pub(super) dir: PathBuf,
     pub(super) scratch: PathBuf,
     pub(super) overlay: PathBuf,
     pub(super) origin: retarget::Origin,
-    /// Why none goes on that was kept of another disk.
+    /// Why no other snapshot could be retargeted.
     pub(super) why: Option<String>,
-    /// Held by who boots what others want to fork.
+    /// Held while this process boots what others wait to fork.
     pub(super) _lock: File,
 }
 
-/// What is free of the disk, in bytes.
+/// Returns the free space of a disk, in bytes.
 pub(super) fn free(home: &Path) -> u64 {
     rustix::fs::statvfs(home).map_or(0, |s| s.f_bavail * s.f_frsize)
 }
