@@ -454,7 +454,7 @@ fn sequence(seed: u64, edits: usize, leak: bool) -> Result<[usize; 3], String> {
 
 /// How many sequences: all of them in CI, fewer where VIMG_SEQUENCES says so.
 fn sequences() -> u64 {
-    std::env::var("VIMG_SEQUENCES").ok().and_then(|n| n.parse().ok()).unwrap_or(2000)
+    std::env::var("VIMG_SEQUENCES").ok().and_then(|n| n.parse().ok()).unwrap_or(1000)
 }
 
 #[test]
