@@ -1,4 +1,4 @@
-//! Builds the agent as a static program, for `vimg` to carry inside itself.
+//! Builds the agent as a static program, which `vimg` contains.
 
 use std::env;
 use std::hash::{DefaultHasher, Hasher};
@@ -24,7 +24,8 @@ fn main() {
         .args(["--target", TARGET])
         .arg("--target-dir")
         .arg(&target_dir);
-    // What cargo set for this build does not hold for that one.
+    // Cargo set these variables for the build of vimg, not for that of the
+    // agent.
     for (name, _) in env::vars_os() {
         let name = name.to_string_lossy().into_owned();
         if name.starts_with("CARGO_ENCODED_")
@@ -42,7 +43,7 @@ fn main() {
     println!("cargo::rustc-env=VIMG_AGENT={}", agent.display());
 }
 
-/// Tells one version of sources from another.
+/// Returns a hash of all files below a directory and of `Cargo.lock`.
 fn digest(dir: &Path) -> u64 {
     let mut files: Vec<PathBuf> = Vec::new();
     let mut open = vec![dir.to_owned()];

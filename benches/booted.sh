@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The cost of N booted layers in a row, with memory snapshots and without. Each
-# layer runs one trivial script, so the time is that of starting machines. The
-# layers of the first rows add a file each, those of the others change one that
-# is there: a snapshot can be carried over the second kind only. Each build
-# starts from its own copy of a store that holds the base and no snapshot.
+# layer runs one trivial script, so the time is that of starting machines. Each
+# layer of the first rows adds a file, and each layer of the others changes an
+# existing file: only then can vimg retarget a snapshot. Each build starts from
+# its own copy of a store that has the base and no snapshot.
 # Usage: benches/booted.sh [VIMG]; LAYERS="1 2 4 8" by default.
 set -euo pipefail
 vimg=$(realpath "${1:-target/release/vimg}")

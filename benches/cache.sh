@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What a cache spares: building examples/web beside taking it over, and
-# sending and taking a state beside copying the same bytes. The cache is S3 by
-# moto on this machine; as root, layers run in a container.
+# What a cache saves: compares building examples/web with fetching it, and
+# transferring states with copying the same bytes. The cache is moto, an S3
+# server, on this machine. As root, layers run in a container.
 # Usage: benches/cache.sh [VIMG]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -32,16 +32,16 @@ row "send it again, $(timed "$vimg" --store "$dir/one" cache push --cache-to "$s
 cd "$dir/b/web"
 take=$(timed "$vimg" --store "$dir/two" build --cache-from "$spec")
 row "build on another runner, $(summary)" "$take s"
-row "  building / taking over" "$(ratio "$build" "$take")"
+row "  building / fetching" "$(ratio "$build" "$take")"
 states=$(timed "$vimg" --store "$dir/three" build --no-output --cache-from "$spec")
-row "take over all states to build on, $(summary)" "$states s"
-row "  building / taking over" "$(ratio "$build" "$states")"
+row "fetch all states to build on, $(summary)" "$states s"
+row "  building / fetching" "$(ratio "$build" "$states")"
 # The same bytes, as files.
 copied() { mkdir "$dir/copy" && cp -r --sparse=always "$dir/three/states" "$dir/three/blobs" "$dir/copy" && sync -f "$dir"; }
 copy=$(timed copied)
 row "copy their files with cp, and sync" "$copy s"
-row "  taking over / copying" "$(ratio "$states" "$copy")"
+row "  fetching / copying" "$(ratio "$states" "$copy")"
 echo '/* one line */' >>site/robots.txt
 edit=$(timed "$vimg" --store "$dir/two" build --cache-from "$spec" --cache-to "$spec")
-row "a line of one page on that runner, checks and disk with it" "$edit s"
-row "  of the cache: $(summary)" ""
+row "edit one line of a page on that runner, with checks and disk" "$edit s"
+row "  cache traffic: $(summary)" ""

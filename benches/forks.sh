@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Machines that boot once, side by side in one run: boots and forks, a changed
-# byte with all checks, twenty checks beside one, what memory costs, and, where
-# it is installed, Packer with the same base and the same layers.
+# The effect of memory snapshots, measured in one run: boots and forks, a
+# changed byte with all checks, one check and twenty, the cost of a snapshot,
+# and, if it is installed, Packer with the same base and the same layers.
 # Usage: benches/forks.sh [VIMG]; RUNS=5 for medians of five.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,7 +13,7 @@ trap 'rm -rf "$dir"' EXIT
 export VIMG_STORE=$dir/store VIMG_ACCEL=${VIMG_ACCEL:-tcg}
 
 now() { date +%s.%N; }
-# Seconds that a command takes; what it says only if it fails.
+# Prints the seconds that a command takes, and its output only if it fails.
 took() {
     local start
     start=$(now)
@@ -23,11 +23,12 @@ took() {
 median() { sort -n | awk '{a[NR] = $1} END {printf "%.2f s", a[int((NR + 1) / 2)]}'; }
 row() { printf '%-58s %s\n' "$1" "$2"; }
 vimg_in() { (cd "$dir/$1" && "$vimg" "${@:2}" --quiet); }
-# A byte of what the last layer writes, and one that is only in its script.
+# Edits that change a byte of the last layer's result, and only a comment in its
+# script.
 edit() { sed -i "s|^echo .*tuned|echo $RANDOM$RANDOM >/srv/www/tuned|" "$dir/$1/tune.sh"; }
 comment() { echo "# $RANDOM" >>"$dir/$1/tune.sh"; }
 
-# The example, whose last layer writes a page as well, and the same with that
+# The example with a last layer that also writes a page, and the same with this
 # layer in a booted machine.
 cp -r examples/web "$dir/offline"
 echo 'echo 0 >/srv/www/tuned' >>"$dir/offline/tune.sh"
@@ -35,7 +36,7 @@ cp -r "$dir/offline" "$dir/booted"
 sed -i 's/^configuration "tuning" {$/&\n    needs "booted"/' "$dir/booted/main.vimg"
 for project in offline booted; do vimg_in $project build; done
 
-# From the start of QEMU to the agent's answer, by the order of events.
+# The time from the start of QEMU to the agent's answer, from the events.
 ready() { # ARGUMENTS of vimg test
     sed -i "s/contains=\"{{ greeting }}[^\"]*\"/contains=\"{{ greeting }}\" within=\"$((RANDOM + 1))s\"/; s/ within=\"[0-9]*s\" within=\"[0-9]*s\"/ within=\"$((RANDOM + 1))s\"/" \
         "$dir/booted/main.vimg"
@@ -76,9 +77,9 @@ for project in booted offline; do
     for _ in 1 2 3; do edit $project; took vimg_in $project build; done | median >"$dir/m"
     row "  $what, checks, sealed and converted" "$(cat "$dir/m")"
     for _ in $(seq "$runs"); do comment $project; took vimg_in $project build; done | median >"$dir/m"
-    row "  a comment in the $what: checks and disk stand" "$(cat "$dir/m")"
+    row "  a comment in the $what: checks and disk are reused" "$(cat "$dir/m")"
     for _ in 1 2; do edit $project; took vimg_in $project test --no-memory; done | median >"$dir/m"
-    row "  $what and checks, without memory" "$(cat "$dir/m")"
+    row "  $what and checks, without snapshots" "$(cat "$dir/m")"
 done
 
 if command -v packer >/dev/null; then
@@ -123,7 +124,7 @@ END
 fi
 
 echo
-echo "checks of one state, whose machine was kept"
+echo "checks of one state, whose machine has a snapshot"
 mkdir "$dir/many"
 many() { # N
     {
@@ -142,14 +143,14 @@ for n in 1 20; do
 done
 
 echo
-echo "what memory costs: the booted layer, once built, and its checks"
+echo "the cost of snapshots: building the booted layer once, and its checks"
 fresh() {
     grep -l '"name": "web@tuning"\|"kind": "check"' "$VIMG_STORE"/states/*/record.json | xargs -r dirname | xargs -r rm -rf
     rm -rf "$VIMG_STORE/memories"
     took vimg_in booted test "$@"
 }
-row "  from the layer below, nothing kept before" "$(fresh) s"
-row "  the same without memory" "$(fresh --no-memory) s"
+row "  from the layer below, no snapshot at first" "$(fresh) s"
+row "  the same without snapshots" "$(fresh --no-memory) s"
 fresh >/dev/null
 for kept in "$VIMG_STORE"/memories/*/; do
     row "  on disk: $([ -e "$kept/disk.qcow2" ] && echo "as booted" || echo "as the layer left it")" "$(du -sh "$kept" | cut -f1)"

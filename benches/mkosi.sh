@@ -1,6 +1,6 @@
 #!/bin/sh
-# What mkosi is compared on: a project for mkosi 14 (Debian 12) with the same
-# packages and files as examples/web. Its image boots by UEFI only.
+# Creates a project for mkosi 14 (Debian 12) with the same packages and files as
+# examples/web, to compare mkosi with vimg. Its image boots by UEFI only.
 # Usage: benches/mkosi.sh DIR EXAMPLE; DIR must not exist, or be such a project.
 # ROOTSIZE in the environment is the size of the root filesystem (mkosi: 3G).
 set -eu
@@ -26,7 +26,7 @@ OutputDirectory=mkosi.output
 Output=web.qcow2
 Hostname=debian
 KernelCommandLine=console=tty0 console=ttyS0,115200 net.ifnames=0
-# Only with -i: the initrd is made once, with the cached image.
+# Only with -i: the initrd is built once, with the cached image.
 CacheInitrd=yes
 
 [Content]
@@ -54,7 +54,7 @@ RootSize=${ROOTSIZE:-3G}
 
 [Host]
 EOF
-# For a host that systemd does not run.
+# For a host without systemd.
 [ -d /run/systemd/system ] || echo NspawnKeepUnit=yes >>mkosi.conf
 # Wrappers, for a kernel without vfat.
 grep -qw vfat /proc/filesystems || modprobe -q vfat 2>/dev/null || echo "ExtraSearchPaths=$dir/tools" >>mkosi.conf
@@ -103,8 +103,8 @@ EOF
 chmod +x mkosi.postinst
 
 # The wrappers: mkosi mounts the ESP, which needs vfat in the running kernel.
-# Without it, the ESP's files are copied out by mtools, bind mounted, and
-# copied back on umount if something changed.
+# Without vfat, mtools copies the files of the ESP to a directory, which is bind
+# mounted. On umount, mtools copies them back if something has changed.
 cat >tools/mount <<'EOF'
 #!/bin/bash
 where=${!#} dev=
@@ -141,7 +141,7 @@ if [ -d "$d" ]; then
     rm -rf "$d"
 fi
 EOF
-# bootctl wants to see a FAT.
+# bootctl expects a FAT filesystem.
 cat >tools/systemd-nspawn <<'EOF'
 #!/bin/sh
 exec /usr/bin/systemd-nspawn --setenv=SYSTEMD_RELAX_ESP_CHECKS=1 "$@"

@@ -1,14 +1,14 @@
-//! What a build costs that has nothing to do: `vimg plan` and `vimg build`
-//! of chains of 10 to 10,000 layers, beside `ninja` on the same graph.
+//! The cost of a build with nothing to do: `vimg plan` and `vimg build` of
+//! chains of 10 to 10,000 layers, compared with `ninja` on the same graph.
 //!
 //! `cargo bench --bench noop` prints a table. Each layer reads a file of its
-//! own. States are made by the tests' fake provider; what is measured is the
+//! own. The tests' fake provider builds the states. The benchmark measures the
 //! program as users run it, from start to exit.
 
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a benchmark prints, and stops where it can't go on"
+    reason = "a benchmark prints, and panics if it can't continue"
 )]
 
 #[path = "../tests/common/mod.rs"]
@@ -31,7 +31,7 @@ use vimg_lang::{FileRef, Request, Sources, compile};
 const SIZES: [usize; 4] = [10, 100, 1_000, 10_000];
 
 fn main() {
-    // Sizes may be named: `cargo bench --bench noop -- 1000`.
+    // Arguments are sizes: `cargo bench --bench noop -- 1000`.
     let named: Vec<usize> = std::env::args().filter_map(|a| a.parse().ok()).collect();
     let sizes = if named.is_empty() { SIZES.to_vec() } else { named };
     let rows: Vec<String> = sizes.iter().map(|n| measure(*n)).collect();
@@ -46,7 +46,7 @@ fn measure(n: usize) -> String {
     let (project, store) = (dir.path().join("project"), dir.path().join("store"));
     write_project(&project, n);
     fill(&project, &store);
-    // Files younger than two seconds are hashed each time.
+    // vimg hashes files younger than two seconds each time.
     std::thread::sleep(Duration::from_secs(3));
     let vimg = |command: &str| {
         let mut c = Command::new(env!("CARGO_BIN_EXE_vimg"));
@@ -58,12 +58,12 @@ fn measure(n: usize) -> String {
         c.arg("--quiet").current_dir(&project);
         c
     };
-    // The first run of each fills its caches, and makes ninja's outputs.
+    // The first run of each fills its caches, and creates ninja's outputs.
     for mut first in [vimg("build"), ninja()] {
         run(&mut first);
     }
     let times = if n > 1_000 { 7 } else { 21 };
-    // In turns, so that all see the same machine.
+    // The programs take turns, so that they meet the same load.
     let mut samples: [Vec<Duration>; 3] = Default::default();
     for _ in 0..times {
         samples[0].push(run(&mut vimg("plan")));

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A web server takes another's place in a machine that runs: how long `apply`
-# takes, how long a client has no answer meanwhile, and how long the two daemons
-# take to stop and to start. Then the same for a changed setting of one of them.
+# Replaces one web server by another in a running machine: how long `apply`
+# takes, how long a client gets no answer, and how long the two daemons take to
+# stop and to start. Then the same for a changed setting of one of them.
 # Usage: benches/replace.sh [VIMG]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,13 +21,13 @@ sed -i "s/host=8080/host=$port/" main.vimg
 
 row() { printf '%-58s %s\n' "$1" "$2"; }
 inside() { "$vimg" exec staging -- sh -c "$1"; }
-# The longest time in which nobody answered, in seconds, from lines of the
-# time and whether anybody did.
+# Prints the longest time without an answer, in seconds. Each line of its input
+# has a time, and whether there was an answer.
 outage() {
     awk '$2 == 1 { if (failed && last && $1 - last > most) most = $1 - last; last = $1; failed = 0 } $2 == 0 { failed = 1 }
         END { printf "%.2f s", most }' poll
 }
-# Asks twenty times a second and more until it is ended.
+# Sends more than twenty requests a second until it is killed.
 ask() {
     perl -MTime::HiRes=time,sleep -MIO::Socket::INET -e '
         $| = 1;
@@ -55,7 +55,7 @@ measure() { # WHAT
     kill "$poll"
     wait "$poll" 2>/dev/null || :
     row "$1: apply" "$(echo "$end $start" | awk '{printf "%.2f s", $1 - $2}')"
-    row "  nobody answers for" "$(outage)"
+    row "  no answer for" "$(outage)"
 }
 seconds='t() { s=$(date +%s.%N); "$@"; e=$(date +%s.%N); echo "$e $s" | awk "{printf \"%.2f s\", \$1 - \$2}"; }'
 
@@ -66,7 +66,7 @@ until perl -MIO::Socket::INET -e 'my $s = IO::Socket::INET->new(PeerAddr => "127
 row "nginx stops in" "$(inside "$seconds; t systemctl stop nginx; systemctl start nginx")"
 sed -i 's,// replace,replace,' main.vimg
 measure "nginx -> lighttpd"
-row "  from the one's stop to the other's start (journal)" "$(inside '
+row "  from nginx's stop to lighttpd's start (journal)" "$(inside '
     journal() { journalctl --unit "$1" --output short-unix | grep "$2" | tail -n 1 | cut -d " " -f 1; }
     echo "$(journal lighttpd Started) $(journal nginx Stopping)"' | awk '{printf "%.2f s", $1 - $2}')"
 row "lighttpd starts in" "$(inside "systemctl stop lighttpd; $seconds; t systemctl start lighttpd")"

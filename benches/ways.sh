@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The ways to apply a layer, side by side in one run on this machine: an
-# appliance, a container, a booted machine, and, where they are installed,
-# mkosi and a plain chroot into the mounted disk. As root; Debian 12 needs
-# mkosi bubblewrap qemu-utils for all of it.
+# Compares the runners of layers in one run on this machine: an appliance, a
+# container, a booted machine, a plain chroot into the mounted disk, and mkosi,
+# if it is installed. Needs root. On Debian 12, install mkosi, bubblewrap and
+# qemu-utils for everything.
 # Usage: benches/ways.sh [VIMG]; RUNS=5 for medians of five.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,7 +15,7 @@ trap '[ -z "$mounted" ] || umount "$mounted" || :; rm -rf "$dir"' EXIT
 export VIMG_STORE=$dir/store VIMG_ACCEL=tcg
 
 now() { date +%s.%N; }
-# Seconds that a command takes; what it says only if it fails.
+# Prints the seconds that a command takes, and its output only if it fails.
 took() {
     local start
     start=$(now)
@@ -34,7 +34,7 @@ sed -i 's/^configuration .*{$/&\n    needs "booted"/; s,"std/nginx.vimg","nginx.
 
 build() { (cd "$dir/$1" && "$vimg" build --quiet --no-output "${@:2}"); }
 forget() {
-    # All that is no base.
+    # Delete all states except bases.
     grep -L '"kind": "base"' "$VIMG_STORE"/states/*/record.json | xargs -r dirname | xargs -r rm -rf
 }
 
@@ -50,7 +50,7 @@ echo
 echo "all layers on a finished base"
 build web --provider qemu debian-12
 forget
-build web --provider qemu # an appliance is made, and lists of packages are warm on the mirror
+build web --provider qemu # makes the appliance's snapshot, and warms the mirror's package lists
 for way in qemu container; do
     for _ in $(seq 3); do forget; took build web --provider $way; done | median >"$dir/m"
     row "  vimg, $way" "$(cat "$dir/m")"
@@ -99,13 +99,13 @@ change() { # what, directory, file, command...
     done | median >"$dir/m"
     row "  $what" "$(cat "$dir/m")"
 }
-script() { # the last layer's work, in the mounted disk
+script() { # does the work of the last layer in the mounted disk
     enter "$dir/chroot.raw"
     cp "$dir/web/tune.sh" "$dir/root/tmp/tune.sh"
     chroot "$dir/root" env MIN_LENGTH=256 sh /tmp/tune.sh
     leave
 }
-page() { # the middle layer's, and the last one's
+page() { # does the work of the middle layer and the last one
     enter "$dir/chroot.raw"
     cp -r "$dir/web/site/." "$dir/root/srv/www"
     chroot "$dir/root" env MIN_LENGTH=256 sh /tmp/tune.sh
@@ -123,7 +123,7 @@ for layer in last middle; do
     build booted
     runs=2 change "vimg, booted each time" "$dir/booted/$file" build booted --no-memory
     build booted
-    change "vimg, forked from a machine that booted" "$dir/booted/$file" build booted
+    change "vimg, forked from a snapshot" "$dir/booted/$file" build booted
     if command -v mkosi >/dev/null; then
         [ $layer = last ] && mfile=mkosi.postinst || mfile=mkosi.extra/srv/www/404.html
         runs=3 change "mkosi -i" "$dir/mkosi/$mfile" mk -i

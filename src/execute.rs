@@ -1,17 +1,17 @@
-//! Makes what the plan says is missing: the only module that touches both a
-//! provider and the store.
+//! Builds the nodes that the plan says are missing. This is the only module
+//! that uses both a provider and the store.
 //!
-//! Nodes are made in *runs*. A run is a chain of nodes that one machine makes
-//! one after the other, its disk switched between them, so that ten layers
-//! boot once; each of them is a state of its own. Where a chain forks, one
-//! branch goes on in the machine and the others start from the state that was
-//! kept. Runs whose first parent is there are made in parallel, as far as
-//! processors and memory go. `runs` cuts the plan into runs, `run` makes one,
-//! `session` speaks with an agent, `log` keeps what it says.
+//! `batches` cuts the plan into batches: chains of nodes that one instance
+//! builds one after the other, each on a new disk file, so that ten layers boot
+//! once. Each node becomes a state of its own. Where a chain forks, one branch
+//! continues in the instance, and the others start from the stored state.
+//! Batches whose first parent exists run in parallel, as far as processors and
+//! memory allow. `schedule` starts batches, `batch` builds one, `session` talks
+//! to an agent, and `log` stores the output of programs.
 //!
-//! A layer that was made anew may hold what it held before. What is made from
-//! it is then known by another key, and is mostly there already: `cutoff` plans
-//! again and goes on.
+//! A rebuilt layer may be identical to the previous one. Then the nodes above
+//! it have other keys than the plan assumed, and most of them exist. `cutoff`
+//! plans again and continues.
 
 mod batches;
 mod staged;

@@ -1,6 +1,6 @@
-//! The program, bottom to top. The order of the modules is the order of the
-//! layers: each imports only from those above it in this list, which a test
-//! enforces (`tests/tidy.rs`). `docs/architecture.md` is the map.
+//! The modules of the program, bottom to top: each imports only from those
+//! above it in this list, which `tests/tidy.rs` enforces.
+//! `docs/architecture.md` is the map.
 
 pub mod digest;
 pub mod event;

@@ -11,7 +11,8 @@ fn action() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("action")
 }
 
-/// What a step left: its exit code, what it printed, its outputs, its summary.
+/// The results of a step: its exit code, what it printed, its outputs, its
+/// summary.
 struct Done {
     code: i32,
     printed: String,
@@ -64,8 +65,8 @@ fn a_mistake_in_a_recipe_is_annotated_where_it_is() {
     assert!(done.outputs.contains("cache-hit=false"), "{}", done.outputs);
 }
 
-/// What the program would tell, told by a script: the steps are what is
-/// tested here. `tests/vm/runners.rs` has the real one.
+/// A script prints the events that vimg would print, because this tests the
+/// steps. `tests/vm/runners.rs` uses the real program.
 #[test]
 fn the_summary_says_what_came_from_where_and_why() {
     let (_dir, project) = project();
@@ -74,7 +75,7 @@ fn the_summary_says_what_came_from_where_and_why() {
         r#"{"event":"fetched","node":"web@nginx","key":"k","from":"s3 b","seconds":0.8,"bytes":2097152}"#,
         r#"{"event":"started","node":"web@site","key":"k","reason":"differs from the cached one in: file a|b"}"#,
         r#"{"event":"built","node":"web@site","key":"k","seconds":0.2,"bytes":1}"#,
-        r#"{"event":"notice","text":"s3 b: asked again once"}"#,
+        r#"{"event":"notice","text":"s3 b: retried once"}"#,
         r#"{"event":"finished","built":1,"reused":1,"failed":0,"seconds":1.5,"boots":0}"#,
         r#"{"event":"cache","cache":"s3 b","hits":1,"misses":1,"sent":0,"down":2097152,"up":0,"requests":3}"#,
     ];
@@ -105,7 +106,7 @@ fn the_summary_says_what_came_from_where_and_why() {
     assert_eq!(arguments.split_whitespace().collect::<Vec<_>>().join(" "), expected);
 }
 
-/// What a guest or a recipe says reaches the runner as text, not as a command.
+/// The runner treats what a guest or a recipe prints as text, not as a command.
 #[test]
 fn nothing_foreign_is_a_command_to_the_runner() {
     let (_dir, project) = project();
@@ -121,7 +122,7 @@ fn nothing_foreign_is_a_command_to_the_runner() {
     let arguments = std::fs::read_to_string(project.join("arguments")).unwrap();
     let arguments: Vec<&str> = arguments.lines().collect();
     assert_eq!(arguments[3..], ["--", "--cache-to=type=local", "dest=x", "web"]);
-    // The runner reads lines so: between the two words, nothing is a command.
+    // The runner executes no commands between `stop-commands` and its token.
     let (mut stopped, mut commands) = (None, Vec::new());
     for line in done.printed.lines().map(str::trim).filter(|line| line.starts_with("::")) {
         match &stopped {
@@ -187,7 +188,7 @@ fn actions_and_their_steps_fit() {
             yaml.split("../steps/").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
         assert_eq!(named, step.iter().copied().collect());
         assert_eq!(parsed["runs"]["using"], "composite");
-        // Every input is handed on, and nothing else is.
+        // Every input is passed on, and nothing else is.
         let inputs: BTreeSet<String> = parsed["inputs"].as_object().unwrap().keys().cloned().collect();
         for input in parsed["inputs"].as_object().unwrap().values() {
             assert!(input["description"].is_string() && input["default"].is_string(), "{input}");

@@ -1,5 +1,5 @@
-//! Caches: one set of demands on all of them, in memory and real servers; what
-//! a server or its writer may do wrong; and a proxy that does all of it.
+//! Caches: one conformance test for all of them, in memory and on real servers;
+//! what a server or a writer may do wrong; and a proxy that does all of that.
 
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
@@ -25,15 +25,15 @@ use vimg::cache::object::Object;
 use vimg::cache::remote::Remote;
 use vimg::cache::spec::Spec;
 
-/// What a cache can't do, for it is not made for it.
+/// What a kind of cache can't do.
 #[derive(Default, Clone, Copy)]
 struct Lacks {
-    /// It cleans up by its own rules.
+    /// vimg can't delete from it, because it cleans up by its own rules.
     deletion: bool,
 }
 
-/// What is demanded of every cache. `spec` names it without the words that
-/// tell reading from writing apart.
+/// Tests what every cache must do. `spec` describes the cache, without its
+/// domain.
 fn behaves(spec: &str, lacks: Lacks) {
     let open =
         |to: bool| Arc::new(Remote::open(Spec::parse(&format!("{spec},domain=main"), to).unwrap()).unwrap());
@@ -41,11 +41,11 @@ fn behaves(spec: &str, lacks: Lacks) {
     let (base, layer, output) = first.project(1);
     let all = [base, layer, output];
 
-    // It is empty, and says so.
+    // An empty cache finds nothing.
     let reader = open(false);
     assert!(wait(first.with(&reader, None).find(&first.names(&all), &first.sink())).is_empty());
 
-    // Everything is sent once, and not again.
+    // Everything is sent once, and not a second time.
     let writer = open(true);
     let caches = first.with(&reader, Some(&writer));
     let pushed = first.push(&caches, &writer, &all);
@@ -54,13 +54,14 @@ fn behaves(spec: &str, lacks: Lacks) {
     let again = first.push(&caches, &writer, &all);
     assert_eq!((again.sent, again.there, again.bytes), (0, 3, 0));
 
-    // Of two who write what was not there, one is the first.
+    // Of two writers of a new object, only the first succeeds.
     let note = Object::Build { domain: "main".into(), name: "note".into() };
     assert!(wait(writer.put_new(&note, &b"first"[..], &[])).unwrap());
     assert!(!wait(writer.put_new(&note, &b"second"[..], &[])).unwrap());
     assert_eq!(wait(reader.get(&note, 100)).unwrap().unwrap(), b"first");
 
-    // Another runner has nothing. It gets an output without what is below.
+    // Another runner has nothing. It fetches an output without the states
+    // below.
     let second = Runner::new();
     let reader = open(false);
     let caches = second.with(&reader, None);
@@ -70,11 +71,11 @@ fn behaves(spec: &str, lacks: Lacks) {
     let (down, up, _) = reader.moved();
     assert!(down < 1_100_000 && up == 0, "{down} read, {up} written");
 
-    // A layer comes with what it lies on.
+    // A layer comes with the disks below it.
     second.fetch(&caches, layer).unwrap();
     assert!(second.same(&first, layer) && second.same(&first, base));
     assert_eq!(second.store.chain(&layer).unwrap().len(), 2);
-    // What came is not sent back, and what is built on it is.
+    // A fetched state is not sent back, but a layer built on it is sent.
     let writer = open(true);
     let caches = second.with(&reader, Some(&writer));
     let mut second = second;
@@ -83,7 +84,7 @@ fn behaves(spec: &str, lacks: Lacks) {
     assert_eq!((pushed.sent, pushed.there), (1, 2));
     assert!(pushed.bytes < 500_000, "{}", pushed.bytes);
 
-    // One byte of an output changes: that is what is sent.
+    // One byte of an output changes, and only that change is sent.
     let changed = second.changed_output(output);
     let pushed = second.push(&caches, &writer, &[changed]);
     assert_eq!(pushed.sent, 1);
@@ -93,13 +94,13 @@ fn behaves(spec: &str, lacks: Lacks) {
     third.fetch(&third.with(&reader, None), changed).unwrap();
     assert!(third.same(&second, changed) && !third.same_files(&first, changed, output));
 
-    // What it holds is listed, and good.
+    // All its states are listed, and good.
     let listing = wait(keep::list(&reader)).unwrap();
     assert_eq!(listed(&listing).len(), 5);
     let caches = first.with(&reader, None);
     let verified = wait(caches.verify(&reader, true)).unwrap();
     assert_eq!((verified.good, verified.wrong.len()), (5, 0), "{:?}", verified.wrong);
-    // All of it can be copied elsewhere, and used there.
+    // Everything can be copied to another cache, and used there.
     let id = vimg::digest::Digest::of(spec.as_bytes());
     let copy = Spec::parse(&format!("type=memory,id={id},domain=main"), true).unwrap();
     let copy = Arc::new(Remote::open(copy).unwrap());
@@ -111,7 +112,7 @@ fn behaves(spec: &str, lacks: Lacks) {
         return;
     }
 
-    // Nothing is old: nothing goes.
+    // Nothing is old, so nothing is deleted.
     let keep = |age: Option<u64>, size: Option<u64>, grace: u64| Keep {
         age: age.map(Duration::from_secs),
         size,
@@ -121,8 +122,9 @@ fn behaves(spec: &str, lacks: Lacks) {
     let clean = |keep: &Keep| wait(keep::clean(&reader, keep)).unwrap();
     let cleaned = clean(&keep(Some(3600), None, 0));
     assert_eq!((cleaned.records, cleaned.packs, cleaned.condemned), (0, 0, 0));
-    // Too much of it: records go first, and packs only the time after, so that
-    // a build that is under way finds what it has seen.
+    // The cache is too large. Records are deleted first, and packs only at the
+    // next collection, so that a running build still finds the packs of records
+    // that it has read.
     let cleaned = clean(&keep(None, Some(0), 3600));
     assert_eq!((cleaned.records, cleaned.packs), (5, 0));
     assert!(cleaned.condemned > 3);

@@ -1,5 +1,5 @@
-//! A stranger's checkout: what it asks for beyond its rights is not done, and
-//! is told. No machine is started.
+//! The checkout of an untrusted project: vimg does not do what the project may
+//! not ask for, and says so. No machine is started.
 
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A user and a checkout of theirs.
+/// A user and a checkout.
 struct User {
     home: tempfile::TempDir,
 }
@@ -120,7 +120,7 @@ fn a_checkouts_settings_send_no_credentials_anywhere() {
     says(&output, 0, "ignored `cache-from type=gha");
     assert!(text(&output).contains("and 1 more: you have not allowed it"), "{}", text(&output));
     let seen = asked.load(Ordering::SeqCst);
-    // With the user's consent it is asked.
+    // With the user's consent, vimg uses the cache.
     plan("1");
     ended.store(true, Ordering::SeqCst);
     let told = told.join().unwrap();
@@ -139,10 +139,10 @@ fn what_was_allowed_holds_to_the_letter_and_can_be_taken_back() {
     assert!(!text(&user.vimg(&["plan"])).contains("not allowed"));
     says(&user.vimg(&["trust"]), 0, "everything it asks for is already allowed");
     says(&user.vimg(&["trust", "--list"]), 0, "cache-from type=local,src=/nowhere");
-    // What it asks for later is another thing.
+    // A request that is added later is not part of the consent.
     user.write("vimg.kdl", &format!("{cache}cache-to \"type=local,dest=/elsewhere\"\n"));
     says(&user.vimg(&["plan"]), 0, "ignored `cache-to type=local,dest=/elsewhere` of");
-    // In CI the job says so, for one run.
+    // In CI, the job gives its consent for one run.
     let output = user.command(&user.checkout(), &["plan"]).env("VIMG_TRUST", "1").output().unwrap();
     assert!(!text(&output).contains("not allowed"), "{}", text(&output));
     says(&user.vimg(&["trust", "--list"]), 0, "asks for, and you have not allowed: cache-to type=local");
@@ -150,7 +150,7 @@ fn what_was_allowed_holds_to_the_letter_and_can_be_taken_back() {
     says(&user.vimg(&["trust", "--revoke"]), 0, "revoked 1 permission");
     says(&user.vimg(&["trust", "--list"]), 0, "no project has any permissions");
     says(&user.vimg(&["plan"]), 0, "and 1 more: you have not allowed it");
-    // Another checkout has its own.
+    // Another checkout needs its own consent.
     says(&user.vimg(&["trust"]), 0, "allowed for");
     let other = user.home.path().join("other");
     fs::create_dir(&other).unwrap();
@@ -187,8 +187,8 @@ fn secrets_that_are_not_declared_are_a_mistake() {
     says(&user.vimg(&["plan", "--secret", "k=env:HOME"]), 0, "");
 }
 
-/// Neither does what a checkout names hide itself on a terminal, nor do odd names
-/// make the user's own notes unreadable.
+/// Text of a checkout can't hide itself on a terminal, and odd names do not
+/// make the user's own files unreadable.
 #[test]
 fn what_a_checkout_asks_for_is_shown_as_it_is() {
     let user = User::with(&format!("{IMAGE}secret \"k\" file=\"/nowhere/\\u{{202e}}x\"\n"));
@@ -219,7 +219,7 @@ fn the_search_for_a_recipe_stops_at_what_is_not_the_users_own() {
     let deep = user.checkout().join("a/b");
     fs::create_dir_all(&deep).unwrap();
     says(&user.command(&deep, &["check"]).output().unwrap(), 0, "no mistakes");
-    // Above the user's home there is nothing of theirs.
+    // Directories above the home are not the user's.
     let home = user.home.path().join("home/me/work");
     fs::create_dir_all(&home).unwrap();
     fs::write(user.home.path().join("home/main.vimg"), IMAGE).unwrap();
@@ -230,7 +230,8 @@ fn the_search_for_a_recipe_stops_at_what_is_not_the_users_own() {
     says(&at_home(&home), 3, "there is no `main.vimg` here");
     fs::write(user.home.path().join("home/me/main.vimg"), IMAGE).unwrap();
     says(&at_home(&home), 0, "no mistakes");
-    // Another user's file further up is none of theirs, where they stand it is.
+    // Another user's file further up is ignored; in the current directory it
+    // counts.
     if rustix::process::geteuid().is_root() {
         let other = Some(rustix::fs::Uid::from_raw(12345));
         rustix::fs::chown(user.checkout().join("main.vimg"), other, None).unwrap();

@@ -1,5 +1,5 @@
-//! The program as a process: exit codes, what it prints, and recipes that
-//! mean no good. No machine is started.
+//! The program as a process: exit codes, its output, and malicious recipes. No
+//! machine is started.
 
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
@@ -7,8 +7,8 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// Runs vimg in `dir` with a clean environment and bounded memory: more than
-/// 100 MB of data, or more than 20 s, and it is killed.
+/// Runs vimg in `dir` with a clean environment. Kills it after 20 s, or if it
+/// uses more than 100 MB of data.
 fn vimg(dir: &Path, args: &[&str]) -> Output {
     Command::new("timeout")
         .args(["20", "prlimit", "--data=100000000", "--"])
@@ -126,10 +126,10 @@ fn a_cache_that_can_not_be_used_is_a_note() {
     let made = String::from_utf8(made.stdout).unwrap();
     let public = made.split_whitespace().find(|word| word.starts_with("ed25519:")).unwrap();
     assert!(vimg(dir.path(), &["cache", "trust", "--project", public]).status.success());
-    // There is no cache of GitHub's outside of its actions.
+    // GitHub's cache exists only in its actions.
     says(&vimg(dir.path(), &["plan", "--cache-from", "type=gha"]), 0, "gha is ignored");
     says(&vimg(dir.path(), &["plan", "--cache-from", "type=s4"]), 2, "unknown type `s4`");
-    // Nothing is made where a name was mistyped.
+    // vimg creates no directory for a mistyped name.
     says(&vimg(dir.path(), &["plan", "--cache-from", "type=local,src=cahce"]), 0, "cahce does not exist");
     assert!(!dir.path().join("cahce").exists());
 }
@@ -137,7 +137,7 @@ fn a_cache_that_can_not_be_used_is_a_note() {
 #[test]
 fn the_choice_of_a_way_is_shown_and_explained() {
     let dir = small();
-    // The flag first, then the settings, then what the host offers.
+    // The flag counts first, then the settings, then the host's tools.
     says(
         &vimg(dir.path(), &["plan", "--provider", "qemu"]),
         0,
@@ -200,10 +200,10 @@ fn keys_do_not_depend_on_where_a_checkout_is() {
     recipe(&SMALL.replace("port=80", "port=81"));
     assert_ne!(key(a.path()), key(b.path()), "an input that is read");
     recipe(&SMALL.replace("image \"it\"", "param \"unused\" default=\"x\"\nimage \"it\""));
-    assert_eq!(key(a.path()), key(b.path()), "a parameter that nobody reads");
+    assert_eq!(key(a.path()), key(b.path()), "a parameter that no template reads");
 }
 
-/// Each is answered with a diagnostic, within the bounds that `vimg` sets.
+/// Each recipe gets a diagnostic, within the limits that `vimg` sets.
 #[test]
 fn hostile_recipes_get_a_diagnostic() {
     let cases: [(&str, Vec<u8>, &str); 8] = [
@@ -245,7 +245,7 @@ fn what_is_no_file_of_the_project_is_refused() {
     says(&vimg(&root, &["check"]), 3, "`dir.vimg` is a directory");
     main("use \"../outside.vimg\"");
     says(&vimg(&root, &["check"]), 3, "is outside the project");
-    // A tree may hold links that lead anywhere: they are copied as links.
+    // A tree may contain links to anywhere. They are copied as links.
     std::fs::create_dir(root.join("tree")).unwrap();
     symlink("/etc/shadow", root.join("tree/link")).unwrap();
     main(

@@ -1,5 +1,5 @@
-//! The documents say what the code does: references are generated, tables
-//! are complete, recipes in them compile.
+//! Checks the documents against the code: references are generated, tables are
+//! complete, and recipes compile.
 
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
@@ -19,7 +19,7 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(root().join(name)).unwrap()
 }
 
-/// Replaces what stands between two markers, or demands that it is the same.
+/// Replaces the text between two markers, or checks that it is up to date.
 fn generated(document: &str, marker: &str, text: &str) {
     let old = read(document);
     let (open, close) = (format!("<!-- {marker} -->\n"), format!("<!-- /{marker} -->"));
@@ -54,7 +54,7 @@ fn the_language_reference_is_generated() {
     );
 }
 
-/// A command's help, and that of the commands below it.
+/// Adds the help of a command and of its subcommands to `out`.
 fn help(command: &clap::Command, path: &str, out: &mut String) {
     let mut shown = command
         .clone()
@@ -139,7 +139,7 @@ fn links_lead_somewhere() {
     assert!(count > 20);
 }
 
-/// A heading's anchor, as forges make it.
+/// Returns the anchor that forges make of a heading.
 fn anchor_of(heading: &str) -> String {
     let kept = |c: char| match c {
         ' ' => Some('-'),
@@ -149,7 +149,7 @@ fn anchor_of(heading: &str) -> String {
     heading.trim_start_matches('#').trim().chars().filter_map(kept).collect()
 }
 
-/// A recipe with every kind of node and primitive; names are those of the
+/// A recipe with every kind of node and primitive. Its names are the
 /// placeholders in `docs/reference/keys.md`.
 const EVERYTHING: &str = r#"
 param "NAME" default="x"
@@ -229,7 +229,8 @@ fn every_field_of_a_key_is_documented() {
     assert!(missing.is_empty(), "docs/reference/keys.md does not name {missing:?}");
 }
 
-/// One of each. A new kind of event does not compile without a line here.
+/// Returns one event of each kind. A new kind does not compile without a line
+/// here.
 fn every_event() -> Vec<Event> {
     let s = String::new;
     let all = vec![

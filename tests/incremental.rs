@@ -1,6 +1,6 @@
-//! Random edits of random projects: after each, what an incremental build
-//! makes equals what a clean build makes, and a second build runs nothing.
-//! Machines are maps in memory (`common`); everything above is the real thing.
+//! Random edits of random projects. After each edit, an incremental build has
+//! the same result as a clean build, and a second build starts nothing.
+//! Machines are maps in memory (`common`); everything above them is real.
 
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
@@ -51,7 +51,7 @@ enum Item {
     Link(String),
 }
 
-/// A project as data; it can be written out, edited and brought back.
+/// A project as data. It can be written to files, edited and restored.
 #[derive(Clone, PartialEq)]
 struct Recipe {
     files: BTreeMap<String, Item>,
@@ -62,19 +62,19 @@ struct Recipe {
     comment: String,
 }
 
-/// Its parent, its layers (configuration and input), its processors,
-/// whether it has an output, and what it does about a capability.
+/// An image: its parent, its layers (configuration and input), its processors,
+/// whether it has an output, and what it does with a capability.
 type RandomImage = (Option<usize>, Vec<(usize, u32)>, u32, bool, usize);
 
-/// What is provided: two providers, and who requires one.
+/// A capability with two providers, and a configuration that requires it.
 const CAPABILITY: &str = "capability \"k\" { input \"port\" type=\"int\" }
 configuration \"p0\" provides=\"k\" { input \"port\" type=\"int\" default=5; file \"/p\" content=\"{{ port }}\"; directory \"/tree\" from=\"site\" }
 configuration \"p1\" provides=\"k\" { input \"port\" type=\"int\"; file \"/p\" content=\"{{ port }} {{ greeting }}\" mode=\"0600\" }
 configuration \"u\" { requires \"k\"; file \"/u\" content=\"{{ port }}\"; file \"/tree/a\" content=\"mine\" }
 ";
 
-/// Lines of an image about the capability, if they make sense there; `known`
-/// is whether it is provided and required so far.
+/// Returns lines of an image about the capability, if they make sense there.
+/// `known` says whether it is provided and required so far.
 fn about(what: usize, known: &mut (bool, bool)) -> &'static str {
     let (line, after) = match (what, *known) {
         (0, (false, _)) => ("layer \"p0\"; layer \"u\"", (true, true)),
@@ -185,7 +185,7 @@ impl Recipe {
         let movable: Vec<&String> = names.iter().filter(|n| n.contains('/') && !n.ends_with("/a")).collect();
         match rng.below(13) {
             0 | 1 => {
-                // Some edits change nothing, or go back to an older content.
+                // Some edits change nothing, or restore an older content.
                 if let Some(Item::File(text, _)) = self.files.get_mut(&name) {
                     let base = text.split(" #").next().unwrap_or("").to_owned();
                     *text = format!("{base} #{}", rng.below(4));
@@ -265,7 +265,8 @@ impl Recipe {
         }
     }
 
-    /// Brings a project from what it was to this, and leaves the rest alone.
+    /// Changes the files of a project from `was` to this, and leaves the rest
+    /// alone.
     fn write(&self, dir: &Path, was: Option<&Self>) {
         std::fs::create_dir_all(dir).unwrap();
         if was.is_none_or(|was| was.text() != self.text()) {
@@ -294,17 +295,17 @@ struct Built {
     outcome: Outcome,
     launches: usize,
     states: BTreeMap<String, State>,
-    /// How often a state was found to hold the same as before.
+    /// How often a rebuilt state was identical to the previous one.
     same: usize,
-    /// How often an output was made from what it was before.
+    /// How often an output was made from the previous one.
     revised: usize,
     standing: PlanCache,
 }
 
-/// What the command line asks for, which is always the same here.
+/// The digest of the command line, which is always the same here.
 const REQUEST: Digest = Digest([7; 32]);
 
-/// Whether what an earlier build left behind says that nothing changed.
+/// Whether the plan cache of an earlier build says that nothing has changed.
 fn stands(standing: &PlanCache, project: &Path, store: &Path) -> bool {
     standing.holds(
         &REQUEST,
@@ -318,7 +319,7 @@ fn run(project: &Path, store: &Path, leak: Option<PathBuf>) -> Built {
     run_with(project, store, leak, &Caches::default())
 }
 
-/// The same with caches.
+/// Builds everything with a fake provider and with caches.
 fn run_with(project: &Path, store: &Path, leak: Option<PathBuf>, caches: &Caches) -> Built {
     let project = Arc::new(Project::open(project).unwrap().later(1000));
     let mut sources = Sources::default();
@@ -374,19 +375,20 @@ fn run_with(project: &Path, store: &Path, leak: Option<PathBuf>, caches: &Caches
     Built { outcome, launches, states, same, revised, standing }
 }
 
-/// A directory in memory for stores: what is tested here is not the disk.
+/// A directory in memory for stores. These tests do not test the disk.
 fn scratch() -> tempfile::TempDir {
     let shm = Path::new("/dev/shm");
     if shm.is_dir() { tempfile::tempdir_in(shm).unwrap() } else { tempfile::tempdir().unwrap() }
 }
 
-/// One on a disk for projects: files in memory may change unseen, and nothing is
-/// remembered of them.
+/// A directory on a disk for projects. Files in memory may change unseen, so
+/// vimg remembers no digests of them.
 fn checkout() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
-/// Runs one sequence of edits; says where the incremental result differs.
+/// Runs one sequence of edits. The error says where the incremental result
+/// differs.
 fn sequence(seed: u64, edits: usize, leak: bool) -> Result<[usize; 3], String> {
     let mut rng = Rng(seed);
     let (dir, files) = (scratch(), checkout());
@@ -401,7 +403,7 @@ fn sequence(seed: u64, edits: usize, leak: bool) -> Result<[usize; 3], String> {
         let mut back = false;
         if edit > 0 {
             if leak && edit == 2 {
-                // What nobody declares changes, so nothing is to be rebuilt.
+                // An undeclared file changes, so nothing must be rebuilt.
                 recipe.files.insert("unused".into(), Item::File(format!("edit {seed}"), 0o644));
                 what = "undeclared";
             } else if rng.below(6) == 0 {
@@ -417,26 +419,26 @@ fn sequence(seed: u64, edits: usize, leak: bool) -> Result<[usize; 3], String> {
         let stood = standing.as_ref().is_some_and(|s| stands(s, &project, &store));
         let incremental = run(&project, &store, leaked.clone());
         if stood && incremental.outcome.built > 0 {
-            return Err(format!(
-                "seed {seed}, edit {edit} ({what}): not noticed by what the last build left"
-            ));
+            return Err(format!("seed {seed}, edit {edit} ({what}): the plan cache did not notice it"));
         }
         reused += incremental.outcome.reused;
         same += incremental.same;
         revised += incremental.revised;
         if back && incremental.outcome.built > 0 {
-            return Err(format!("seed {seed}, edit {edit} ({what}): what was built before is built again"));
+            return Err(format!("seed {seed}, edit {edit} ({what}): an earlier state is built again"));
         }
         let again = run(&project, &store, leaked.clone());
         if again.outcome.built > 0 || again.launches > 0 {
             return Err(format!("seed {seed}, edit {edit} ({what}): a second build runs something"));
         }
-        // Stamps of files show a change only once the clock's tick is over.
+        // Stamps of files show a change only after the next tick of the clock.
         standing = None;
         if seed.is_multiple_of(8) {
             std::thread::sleep(std::time::Duration::from_millis(10));
             if !stands(&again.standing, &project, &store) {
-                return Err(format!("seed {seed}, edit {edit} ({what}): what did not change does not stand"));
+                return Err(format!(
+                    "seed {seed}, edit {edit} ({what}): nothing changed, but the plan cache is not valid"
+                ));
             }
             standing = Some(again.standing);
         }
@@ -452,7 +454,7 @@ fn sequence(seed: u64, edits: usize, leak: bool) -> Result<[usize; 3], String> {
     Ok([reused, same, revised])
 }
 
-/// How many sequences: all of them in CI, fewer where VIMG_SEQUENCES says so.
+/// How many sequences to run: VIMG_SEQUENCES, or 1,000.
 fn sequences() -> u64 {
     std::env::var("VIMG_SEQUENCES").ok().and_then(|n| n.parse().ok()).unwrap_or(1000)
 }
@@ -477,13 +479,13 @@ fn incremental_builds_equal_clean_ones() {
             .collect();
         workers.into_iter().map(|w| w.join().unwrap()).fold([0; 3], add)
     });
-    assert!(revised > total as usize / 20, "too few outputs are made from what they were before: {revised}");
-    assert!(same > total as usize / 40, "too little turns out to be the same to prove anything: {same}");
+    assert!(revised > total as usize / 20, "too few outputs are made from previous ones: {revised}");
+    assert!(same > total as usize / 40, "too few early cutoffs to prove anything: {same}");
     assert!(reused > total as usize, "the sequences reuse too little to prove anything: {reused}");
 }
 
-/// Runners that share nothing but a cache, some of them new: what each has in
-/// the end is what a clean build makes, and what one built is built by no other.
+/// Runners that share only a cache, some of them new. Each has the result of a
+/// clean build in the end, and no runner builds what another one built.
 #[test]
 fn runners_that_share_a_cache_have_what_clean_builds_make() {
     let mut taken = 0;
@@ -532,15 +534,15 @@ fn runners_that_share_a_cache_have_what_clean_builds_make() {
     assert!(taken as u64 > total, "only {taken} builds had nothing to build");
 }
 
-/// The tests above must be able to fail: a machine that reads what no recipe
-/// declares is found out.
+/// The tests above must be able to fail: they notice a machine that reads an
+/// undeclared file.
 #[test]
 fn an_undeclared_read_is_found_out() {
     let found = (0..60).filter(|seed| sequence(1_000_000 + seed, 6, true).is_err()).count();
     assert!(found > 20, "only {found} of 60 sequences noticed");
 }
 
-/// What a replace leaves is what a rebuild makes, but for the machine's own
+/// A replace gives the same machine as a rebuild, except for the machine's own
 /// record of it.
 #[test]
 fn a_replace_leaves_what_a_rebuild_makes() {
@@ -575,11 +577,12 @@ fn a_replace_leaves_what_a_rebuild_makes() {
     );
     assert_eq!(state("back@p0"), state("web@above"));
     assert_eq!(state("bare@remove-k"), state("never@above"));
-    // What stands below is not made again.
+    // The layers below are not rebuilt.
     assert!(built.states.contains_key("rebuilt@p1") && !built.states.contains_key("rebuilt@below"));
 }
 
-/// Files, links and settings of a configuration: their names from `pools`.
+/// Returns files, links and settings of a configuration, with names from
+/// `pools`.
 fn resources(rng: &mut Rng, pools: &[&str]) -> String {
     let mut lines = BTreeMap::new();
     for _ in 0..1 + rng.below(5) {
@@ -599,12 +602,12 @@ fn resources(rng: &mut Rng, pools: &[&str]) -> String {
     lines.into_values().collect::<Vec<_>>().join("; ")
 }
 
-/// Random stacks of layers, and random replaces and removals on them: each
-/// leaves in a machine what a rebuild without the old one would.
+/// Random stacks of layers, and random replaces and removals on them. Each
+/// gives the same machine as a rebuild without the old provider.
 #[test]
 fn random_replaces_leave_what_rebuilds_make() {
     let (mut replaced, mut removed) = (0, 0);
-    // Fewer than this would not have all that can happen.
+    // Fewer sequences would not cover all cases.
     for seed in 0..sequences().div_ceil(10).max(50) {
         let mut rng = Rng(7_000_000 + seed);
         let mut text = "image \"base\" { bootstrap \"debian\" suite=\"bookworm\" }\n\
@@ -612,7 +615,7 @@ fn random_replaces_leave_what_rebuilds_make() {
             .to_owned();
         let mut stack = Vec::new();
         for n in 0..rng.below(3) {
-            // What was there before may be what a provider changes.
+            // A provider may change files of the layers below it.
             writeln!(text, "configuration \"b{n}\" {{ {} }}", resources(&mut rng, &["r", "u"])).unwrap();
             stack.push(format!("layer \"b{n}\""));
         }
@@ -633,7 +636,7 @@ fn random_replaces_leave_what_rebuilds_make() {
                 false => (format!("a{n}"), "", &["a"]),
             };
             writeln!(text, "configuration \"{name}\" {{ {needs}{} }}", resources(&mut rng, pools)).unwrap();
-            // Among those that it does not depend on, in any order.
+            // Among layers that it does not depend on, in any order.
             let above = stack.len() - rng.below(n + 1);
             stack.insert(above, format!("layer \"{name}\""));
         }
@@ -660,7 +663,7 @@ fn random_replaces_leave_what_rebuilds_make() {
         std::fs::write(project.join("main.vimg"), &text).unwrap();
         let built = run(&project, &store, None);
         let state = |image: &str| -> State {
-            // Where nothing is left to apply, a rebuild starts no machine.
+            // If no layer is left to apply, a rebuild starts no machine.
             let own = |key: &String| !key.starts_with("was ") && key != "machine";
             let state = built.states[&format!("{image}:seal")].iter();
             state.filter(|(key, _)| own(key)).map(|(k, v)| (k.clone(), v.clone())).collect()

@@ -1,5 +1,6 @@
-//! Keeps the house in order: layers point down, files stay readable, the
-//! environment is read in one place, and the agent's behaviour has a version.
+//! Checks the structure of the sources: imports point down, files stay
+//! readable, the environment is read in one place, and the agent's behaviour
+//! has a version.
 
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
@@ -26,7 +27,7 @@ fn sources(dir: &str) -> Vec<(PathBuf, String)> {
     found
 }
 
-/// The modules of a crate in the order of its `lib.rs`.
+/// Returns the modules of a crate in the order of its `lib.rs`.
 fn layers(crate_dir: &str) -> Vec<String> {
     let text = std::fs::read_to_string(root().join(crate_dir).join("lib.rs")).unwrap();
     text.lines()
@@ -35,7 +36,7 @@ fn layers(crate_dir: &str) -> Vec<String> {
         .collect()
 }
 
-/// The module that a file belongs to: `src/store/lock.rs` is of `store`.
+/// Returns the module of a file: `store` for `src/store/lock.rs`.
 fn module(path: &Path, crate_dir: &str) -> String {
     let inner = path.strip_prefix(crate_dir).unwrap();
     inner.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs").to_owned()
@@ -73,22 +74,22 @@ fn files_are_a_few_screenfuls() {
     for dir in ["src", "lang/src", "agent/src", "tests"] {
         for (path, text) in sources(dir) {
             let code = text.split("#[cfg(test)]\nmod tests").next().unwrap().lines().count();
-            assert!(code <= 720, "{} has {code} lines: what of it is a thing of its own?", path.display());
+            assert!(code <= 720, "{} has {code} lines, more than 720: split it", path.display());
             let first = text.lines().next().unwrap_or("");
             assert!(first.starts_with("//!"), "{} does not say what it is for", path.display());
         }
     }
 }
 
-/// Only the command line reads the environment and ends the process; the
-/// search for programs, which is PATH's meaning, is in one file.
+/// Only the command line reads the environment and ends the process. Only one
+/// file reads PATH, to search for programs.
 #[test]
 fn the_environment_is_read_in_one_place() {
     for (path, text) in sources("src") {
         if path.starts_with("src/cli") || path == Path::new("src/cli.rs") {
             continue;
         }
-        // Tests may start themselves again.
+        // Tests may start their own program again.
         let product = text.split("#[cfg(test)]\nmod tests").next().unwrap();
         for (n, line) in product.lines().enumerate() {
             let code = line.split("//").next().unwrap();
@@ -105,7 +106,7 @@ fn the_environment_is_read_in_one_place() {
     }
 }
 
-/// What a file names of a trait or a module, in `use` or in a path.
+/// Whether a file names a trait or a module, in `use` or in a path.
 fn names(code: &str, word: &str) -> bool {
     code.match_indices(word).any(|(at, _)| {
         let is_part = |c: char| c.is_alphanumeric() || c == '_';
@@ -115,8 +116,8 @@ fn names(code: &str, word: &str) -> bool {
     })
 }
 
-/// Only the executor asks providers for anything, and only it knows both a
-/// provider and the states of the store.
+/// Only the executor calls providers, and only it knows both a provider and the
+/// states of the store.
 #[test]
 fn providers_and_the_store_meet_in_the_executor() {
     for (path, text) in sources("src") {
@@ -143,8 +144,8 @@ fn providers_and_the_store_meet_in_the_executor() {
     }
 }
 
-/// An answer of an agent is always awaited together with the end of its
-/// machine: in one place, so that none can forget it.
+/// Code that waits for an agent's answer must also wait for the end of its
+/// machine. One place does that for all.
 #[test]
 fn only_a_guest_waits_for_the_end_of_its_instance() {
     let allowed = ["src/execute/guest.rs", "src/execute/explain.rs", "src/execute/interact.rs"];
@@ -154,12 +155,12 @@ fn only_a_guest_waits_for_the_end_of_its_instance() {
     }
 }
 
-/// What the agent does to a machine enters every key as a number. When its
-/// sources change, somebody has to decide whether that number must.
+/// The behaviour version of the agent enters every key. When the agent's
+/// sources change, a person must decide whether to raise that number.
 #[test]
 fn the_agents_behaviour_was_looked_at() {
     let mut hasher = blake3::Hasher::new();
-    // How a base is made has a version of its own, in the same file.
+    // The way a base is built has its own version, in the same file.
     for name in [
         "debian.rs",
         "gpt.rs",
@@ -179,7 +180,7 @@ fn the_agents_behaviour_was_looked_at() {
     }
     for (path, text) in sources("agent/src") {
         hasher.update(path.as_os_str().as_encoded_bytes());
-        // Comments and tests do nothing to a machine.
+        // Comments and tests do not change machines.
         let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
         for line in code.lines().map(str::trim).filter(|l| !l.starts_with("//") && !l.is_empty()) {
             hasher.update(line.as_bytes());
@@ -200,7 +201,7 @@ fn the_agents_behaviour_was_looked_at() {
     );
 }
 
-/// What is left to do names its issue.
+/// Each open task in the sources names its issue.
 #[test]
 fn nothing_is_left_to_do_in_secret() {
     for dir in ["src", "lang/src", "agent/src", "tests"] {
@@ -214,7 +215,7 @@ fn nothing_is_left_to_do_in_secret() {
     }
 }
 
-/// Licences that go together with ours.
+/// Licences that are compatible with ours.
 const LICENCES: [&str; 9] = [
     "Apache-2.0",
     "MIT",

@@ -2,8 +2,8 @@
 //! themselves. One base serves most of the tests, in a store that is new in
 //! each run; each test has its own project.
 //!
-//! Nothing of vimg runs as root here: if the tests do, they run the program as
-//! the user `vimg-test`, whom `.ci/run` makes.
+//! vimg does not run as root here. If the tests do, they run the program as the
+//! user `vimg-test`, which `.ci/run` creates.
 
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
@@ -39,7 +39,7 @@ fn the_web_example_is_built_served_and_rebuilt_only_where_it_changed() {
     let states = project.vimg(&["build", "--no-output"]);
     states.succeeds();
     assert_eq!(states.boots(), 0, "no layer needs a booted machine");
-    // Checks ask the machine that ships: booted once, forked for each.
+    // Checks run in the machine of the image: it boots once, and they fork it.
     let first = project.vimg(&["build"]);
     first.succeeds();
     assert!(first.boots() <= 1, "{}", first.stdout);
@@ -57,13 +57,14 @@ fn the_web_example_is_built_served_and_rebuilt_only_where_it_changed() {
         assert!(page.contains("/posts/layers.html"), "{page}");
     }
 
-    // A container makes the same files, sealed ones as well. That its disk
-    // boots is seen in `replace.rs`.
+    // A container gives the same files, also sealed ones. `replace.rs` tests
+    // that its disk boots.
     let apart = project.path("made-in-a-container");
     let build = ["build", "--output", apart.to_str().unwrap()];
     offline::a_container_makes_the_same(&project, &build, &["web:seal"]);
 
-    // A comment changes nothing; a file of the site, all from there on.
+    // A comment changes nothing. A file of the site changes its layer and all
+    // above.
     project.edit("main.vimg", "// The pages:", "//   These are the pages:");
     let comment = project.vimg(&["build"]);
     assert_eq!((comment.boots(), comment.built()), (0, vec![]));
@@ -92,8 +93,8 @@ fn the_web_example_is_built_served_and_rebuilt_only_where_it_changed() {
     let said = format!("{}{}", edited.stdout, edited.stderr);
     assert_eq!(edited.boots(), 0, "no program reads the page before the check: {said}");
 
-    // A script that fails stops the build at its layer, and its repair goes
-    // on from there.
+    // A script that fails stops the build at its layer. After its repair, the
+    // build continues there.
     project.edit("tune.sh", "nginx -t", "echo on the way; nginx -t; exit 7");
     let broken = project.vimg(&["build"]);
     assert_eq!(broken.code, 1);
@@ -110,14 +111,16 @@ fn the_web_example_is_built_served_and_rebuilt_only_where_it_changed() {
 }
 
 #[test]
-// The longest, so that it begins first: tests run in the order of their names.
+// The longest test. Its name makes it start first, because tests run in the
+// order of their names.
 fn a_fleet_shares_what_is_the_same() {
     let project = Project::copy_of("fleet", "examples/fleet");
     project.vimg(&["build", "debian-12"]).succeeds();
     let built = project.vimg(&["build", "--no-output"]);
     built.succeeds();
-    // Six images of two shared layers and ten of their own. One machine makes
-    // the shared ones and goes on with a branch; the others start from there.
+    // Six images of two shared layers and ten layers of their own. One instance
+    // builds the shared layers and continues with one branch; the others start
+    // from there.
     let mut nodes = built.built();
     nodes.sort();
     assert_eq!(
@@ -142,7 +145,7 @@ fn a_fleet_shares_what_is_the_same() {
         &[&["build", "--no-output"], &images[..]].concat(),
         &["common@operators", "bastion@motd", "static@site", "web@site", "web-canary@motd"],
     );
-    // What only one of them reads rebuilds only that one.
+    // A parameter that only some images read rebuilds only those.
     let canary = project.vimg(&["build", "--no-output", "--set", "domain=example.net"]);
     canary.succeeds();
     let mut nodes = canary.built();
@@ -150,7 +153,7 @@ fn a_fleet_shares_what_is_the_same() {
     assert_eq!(nodes, ["bastion@motd", "database@motd", "web-canary@motd"]);
     let again = project.vimg(&["build", "--no-output"]);
     assert_eq!((again.boots(), again.built()), (0, vec![]), "going back costs nothing");
-    // Images keep what their layers promise. Each boots once.
+    // The checks of the layers pass in the images. Each image boots once.
     let tested = project.vimg(&["test", "database", "static"]);
     tested.succeeds();
     assert_eq!(tested.boots(), 2);
@@ -236,15 +239,14 @@ fn every_primitive_is_applied_and_idempotent() {
     assert!(tar.unwrap().success());
     project.give_away();
     project.vimg(&["build"]).succeeds();
-    // The second time nothing changes.
+    // The second time, nothing changes.
     let log = project.vimg(&["log", "it@all#2"]).stdout;
     let so = log.lines().filter(|l| l.ends_with(": unchanged")).count();
     assert_eq!(so, 16, "{log}");
 }
 
-/// Each of these fails in its own way: the right words, nothing kept, the
-/// program still well. They are images of one project, so that they boot side
-/// by side.
+/// Each of these faults gives its own message. No state is stored, and vimg
+/// survives. They are images of one project, so that they boot in parallel.
 #[test]
 fn faults_have_names_and_leave_nothing() {
     let faults = [
@@ -269,7 +271,7 @@ fn faults_have_names_and_leave_nothing() {
     ];
     let (project, built) = all_fail("faults", "needs \"booted\"", &faults);
     built.says("the end");
-    // What a gigabyte of output left of itself: its head and its tail.
+    // The log of a gigabyte of output has its head and its tail.
     let log = project.vimg(&["log", "chatty"]).stdout;
     assert!(log.contains("bytes of output left out") && log.len() < 10 << 20, "{} bytes", log.len());
     assert!(built.peak_memory < 200 << 20, "vimg itself took {} bytes", built.peak_memory);
@@ -283,20 +285,20 @@ fn killed_programs_leave_nothing_and_the_next_build_goes_on() {
         "needs \"booted\"\nrun { script \"echo work begins; sleep 5\" }\nrun { script \"echo done\" }",
     );
     project.vimg(&["build", "debian-12"]).succeeds();
-    // QEMU is killed: a named error. Not while a machine that was kept goes on:
-    // it would boot instead.
+    // QEMU is killed: an error says so. The test waits until the fork has
+    // resumed, because before that vimg would boot a machine instead.
     let mut running = project.start(&["build"]);
     let qemu = running.machine_that_said("work begins");
     rustix::process::kill_process(qemu, rustix::process::Signal::KILL).unwrap();
     let killed: Tested = running.finish();
     assert_eq!(killed.code, 4, "{}", killed.stderr);
     killed.says("QEMU was killed or crashed");
-    // vimg is killed: its machine goes with it.
+    // vimg is killed: its machine ends with it.
     let mut running = project.start(&["build"]);
     running.machine_that_said("work begins");
     running.kill();
     project.nothing_runs();
-    // Ctrl-C: told, and clean.
+    // Ctrl-C: vimg says so and cleans up.
     let mut running = project.start(&["build"]);
     running.machine_that_said("work begins");
     running.interrupt();
@@ -313,7 +315,7 @@ fn killed_programs_leave_nothing_and_the_next_build_goes_on() {
 fn two_builds_of_one_store_make_a_state_once() {
     let project = with_layer("twice", "needs \"booted\"\nrun { script \"sleep 3; date +%s%N >/stamp\" }");
     project.vimg(&["build", "debian-12"]).succeeds();
-    // Without kept machines, so that each start is a boot and counted.
+    // Without memory snapshots, so that each start counts as a boot.
     let start = || project.start(&["build", "--no-memory"]);
     let (a, b) = (start(), start());
     let (a, b) = (a.finish(), b.finish());
@@ -346,7 +348,7 @@ fn a_long_chain_is_joined_and_a_big_tree_arrives() {
     let built = project.vimg(&["build"]);
     built.succeeds();
     assert_eq!(built.boots(), 0);
-    // And a machine can be started from such a state.
+    // A machine can start from such a state, too.
     project.edit("main.vimg", "{ run { script \"test $(ls", "{ needs \"booted\"; run { script \"test $(ls");
     let again = project.vimg(&["build"]);
     again.succeeds();
@@ -367,7 +369,7 @@ fn trixie_is_bootstrapped_and_a_disk_can_be_imported() {
     use std::os::unix::fs::MetadataExt;
     assert!(raw.len() == 3 << 30 && raw.blocks() * 512 < 2 << 30, "the raw disk is not sparse");
 
-    // What was exported is a disk with an agent, so it can be a base again.
+    // An exported disk contains the agent, so it can be imported as a base.
     let sha256 = machines::sha256(&project.path("it.qcow2"));
     let import = Project::new("import");
     import.take(&project.path("it.qcow2"), "it.qcow2");
@@ -412,16 +414,16 @@ fn a_layer_boots_its_machine_again_where_it_says_so() {
     let store = project.own_store();
     let built = project.vimg_in(&store, &["build"]);
     built.succeeds();
-    assert_eq!(built.boots(), 3, "what is applied boots first, and twice more");
+    assert_eq!(built.boots(), 3, "one boot before the layer, and two in it");
     let log = project.vimg_in(&store, &["log", "it@it"]).stdout;
     assert_eq!(log.matches("== reboot").count(), 2, "{log}");
-    // The layer is one, and what it left is what boots.
+    // It is one layer, and its result boots.
     let asked = project.vimg_in(
         &store,
         &["run", "it", "--", "sh", "-c", "ls /var/lib/vimg/ledger | grep -c it$; cat /times"],
     );
     assert_eq!((asked.code, asked.stdout.as_str()), (0, "1\nonce\n"), "{}", asked.stderr);
-    // A script that reboots by itself is told of the step.
+    // If a script reboots by itself, the error mentions the step.
     project.edit("main.vimg", "touch /initrd.img", "systemctl reboot; sleep 100");
     let failed = project.vimg_in(&store, &["build"]);
     assert_eq!(failed.code, 1);

@@ -1,4 +1,5 @@
-//! Makes one run: locks, a machine, layer after layer, a state after each.
+//! Builds one batch: locks the keys, starts an instance, and commits a state
+//! after each node.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,8 +21,8 @@ use crate::graph::{NodeId, Work};
 use crate::provider::{self, Exported, Provider, Retarget};
 use crate::store::{Boot, Disk, DiskKind, KeyLock, Record};
 
-/// Makes the nodes of a run in order. What is left when another process is
-/// found to make one of them is returned, to be tried again as a run.
+/// Builds the nodes of a batch in order. If another process builds one of them,
+/// returns that node and those after it, as a batch to try again.
 pub(super) async fn make<P: Provider>(
     shared: Arc<BuildState<P>>,
     nodes: Batch,
@@ -41,7 +42,8 @@ pub(super) async fn make<P: Provider>(
         if !shared.store.has(&node.key) {
             return start(&shared, rest, lock).await;
         }
-        // It was made while we waited, or stands twice in the graph.
+        // Another process built it while we waited, or it is in the graph
+        // twice.
         if shared.has_moved(node) {
             shared.states.set(*first, Step::Supersede(None));
             break;
@@ -87,7 +89,8 @@ async fn base<P: Provider>(shared: &BuildState<P>, id: NodeId, lock: Arc<KeyLock
     let source = match &node.work {
         Work::Import { file, sha256 } => {
             build.phase("copy");
-            // What is checked and converted is a copy that nobody changes.
+            // Check and convert a copy: the file of the project may change
+            // meanwhile.
             let copy = staging.path().join("import");
             let (project, path, to) = (shared.project.clone(), file.path.clone(), copy.clone());
             let copied = tokio::task::spawn_blocking(move || {
@@ -103,7 +106,7 @@ async fn base<P: Provider>(shared: &BuildState<P>, id: NodeId, lock: Arc<KeyLock
             build.phase("bootstrap");
             provider::Source::Bootstrap(bootstrap.clone(), node.machine.disk)
         }
-        _ => return Err(build.failure(FailureKind::Recipe, "this is no base")),
+        _ => return Err(build.failure(FailureKind::Recipe, "the node is not a base")),
     };
     let (sink, name) = (shared.sink.clone(), node.name.clone());
     let lines: provider::Lines =
@@ -175,7 +178,8 @@ async fn export<P: Provider>(
     build.commit(staging, made).await.map(|(_, built)| built)
 }
 
-/// Begins to copy what an output was before, if that may hold most of it.
+/// Begins to copy the previous output, if most of the new one is probably in
+/// it.
 pub(super) fn copy_earlier<P>(shared: &BuildState<P>, id: NodeId) {
     let (node, store) = (shared.graph.node(id), &shared.store);
     if !matches!(node.work, Work::Export(DiskFormat::Qcow2)) || shared.staged.has_earlier(id) {
@@ -187,7 +191,7 @@ pub(super) fn copy_earlier<P>(shared: &BuildState<P>, id: NodeId) {
         fields(&record.description) == fields(&node.description)
     };
     let earlier = shared.notes.nodes().get(&node.name).and_then(|key| store.record(key)).filter(same_way);
-    // What lies on another base is another disk.
+    // On another base, hardly a block would be the same.
     let lowest = |chain: &[PathBuf]| chain.first().cloned();
     let below = |id: NodeId| shared.graph.node(id).parent;
     let layer = below(id).map(|seal| below(seal).unwrap_or(seal)).map(|id| shared.graph.node(id).key);
@@ -210,7 +214,8 @@ async fn machine<P: Provider>(
     job: &mut Option<SemaphorePermit<'_>>,
 ) -> Batch {
     let mut build = NodeBuild::begin(shared, rest[0], first_lock);
-    // The instance's own files outlive the states that it makes.
+    // The instance's own files must outlive the staging directories of its
+    // states.
     let (scratch, mut staging) = match (build.staging(), build.staging()) {
         (Ok(scratch), Ok(staging)) => (scratch, staging),
         (Err(failure), _) | (_, Err(failure)) => return fail(shared, rest[0], *failure),
@@ -237,8 +242,9 @@ async fn machine<P: Provider>(
     for (n, id) in rest.iter().enumerate() {
         let node = shared.graph.node(*id);
         if n > 0 {
-            // The machine stands at this node's parent. Who else makes the
-            // node is not waited for while a machine is held.
+            // The machine's disk is this node's parent now. Do not wait for
+            // another process that builds the node: this one would hold a
+            // machine meanwhile.
             let lock = match shared.store.try_lock(&node.key) {
                 Ok(Some(lock)) if !shared.store.has(&node.key) => Arc::new(lock),
                 Ok(_) => {
@@ -274,7 +280,7 @@ async fn machine<P: Provider>(
     Vec::new()
 }
 
-/// Whether a layer may want to fetch something.
+/// Whether a layer may need the network.
 fn wants_network(work: &Work) -> bool {
     match work {
         Work::Layer(work) => work.steps.iter().any(session::wants_network),

@@ -1,4 +1,4 @@
-//! Cuts a plan into runs.
+//! Cuts a plan into batches.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,17 +12,17 @@ use crate::store::Store;
 /// Nodes that one instance builds one after the other.
 pub(super) type Batch = Vec<NodeId>;
 
-/// What a node takes that was never made, in seconds.
+/// The estimated time of a node that was never built, in seconds.
 const GUESS: f64 = 10.0;
 
-/// Chains of nodes that one instance can make. Where several nodes are made
-/// from the same one, the machine goes on with the one that has most above
-/// it.
+/// Cuts the nodes to build into chains that one instance can build. If several
+/// nodes have the same parent, the instance continues with the one that has the
+/// longest chain above it.
 pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Batch> {
     let build: Vec<NodeId> = plan.to_build().map(|(id, _)| id).collect();
     let is_check = |id: NodeId| matches!(graph.node(id).work, Work::Check(_));
-    // How many machine-made nodes stand above, in the longest chain. Ids grow
-    // upwards, so children come later.
+    // How many nodes need an instance, in the longest chain upwards from each.
+    // Ids grow upwards, so children come later.
     let mut height: HashMap<NodeId, u32> = HashMap::new();
     for id in build.iter().rev() {
         let made = graph.node(*id).needs != Needs::Nothing && !is_check(*id);
@@ -33,7 +33,7 @@ pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Batch> {
             *above = own.max(*above);
         }
     }
-    // For each node, the child that its machine goes on with.
+    // For each node, the child that its instance continues with.
     let mut next: HashMap<NodeId, NodeId> = HashMap::new();
     for id in &build {
         let Some(parent) = graph.node(*id).parent else { continue };
@@ -51,7 +51,7 @@ pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Batch> {
     for id in build {
         let node = graph.node(id);
         if is_check(id) {
-            // All questions to one machine are one run.
+            // All checks of one machine are one batch.
             let machine = (node.parent, node.machine.cpus, node.machine.memory);
             let first = *asked.entry(machine).or_insert(id);
             runs.entry(first).or_default().push(id);
@@ -75,9 +75,9 @@ pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Batch> {
     runs.into_values().collect()
 }
 
-/// Whether it makes no difference to a node if it is made in the machine of the
-/// one below, with what that left running and in memory, or in one that has
-/// booted from its disk. Only what writes files by itself can't tell.
+/// Whether a layer gives the same result in the machine of the layer below,
+/// with what that left running and in memory, as after a boot. That is certain
+/// only for steps in which the agent itself writes files.
 fn is_quiet(work: &Work) -> bool {
     let Work::Layer(layer) = work else { return false };
     layer.steps.iter().all(|step| match step {
@@ -101,8 +101,8 @@ fn is_quiet(work: &Work) -> bool {
     })
 }
 
-/// How long, in seconds, it takes from a node to the end of what is built on
-/// it, by what it took the last time: the longest way is gone first.
+/// Returns how long the longest path from each node to the end of the build
+/// takes, in seconds, estimated from the last build.
 pub(super) fn critical_path(
     graph: &Graph,
     plan: &Plan,

@@ -1,4 +1,4 @@
-//! What a build has of caches, and what it gives them.
+//! Fetches states from caches before a build, and sends states after it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,22 +14,22 @@ use crate::graph::{Graph, NodeId, Work};
 use crate::plan::{Plan, Reason};
 use crate::store::{Last, Store};
 
-/// How many states are taken over at once.
+/// How many states are fetched in parallel.
 const AT_ONCE: usize = 3;
 
-/// Where a build looks for states and sends them, and what came of it.
+/// The caches of a build, and what it needs to use them.
 pub struct Caching<'a> {
     /// The caches.
     pub caches: &'a Caches,
     /// The store of this machine.
     pub store: &'a Store,
-    /// Who is told.
+    /// Receives events.
     pub sink: &'a Sink,
-    /// Whether what is handed this secret may leave the machine.
+    /// Whether a state that received this secret may be sent (`cache=#true`).
     pub may_leave: &'a (dyn Fn(&str) -> bool + Sync),
 }
 
-/// What was looked for in caches.
+/// The keys that a build has looked up in caches.
 #[derive(Debug, Default)]
 pub struct Looked {
     asked: BTreeSet<Key>,
@@ -45,9 +45,10 @@ impl Looked {
 }
 
 impl Caching<'_> {
-    /// Takes what is needed and missing over from caches, from above: below
-    /// what is there nothing is asked for. Says what is left to build; `looked`
-    /// is added to, and what was asked for before is not asked for again.
+    /// Fetches missing states from caches, beginning with the wanted ones:
+    /// below a state that exists, it looks up nothing. Returns the plan for the
+    /// rest. Adds the keys that it looks up to `looked`, and skips those that
+    /// are in it.
     pub async fn obtain(&self, graph: &Graph, last: &Last, wanted: &[NodeId], looked: &mut Looked) -> Plan {
         let none = BTreeMap::new();
         let mut last = last.clone();
@@ -71,12 +72,12 @@ impl Caching<'_> {
                     looked.asked.remove(&key);
                 }
             }
-            // What lies below came along.
+            // The states below came with it.
             last.whole.retain(|_, id| id.is_some());
         }
     }
 
-    /// What would be taken over, without doing so.
+    /// Plans a build with the states that caches have, and fetches none.
     pub async fn preview(&self, graph: &Graph, last: &Last, wanted: &[NodeId]) -> Plan {
         let mut asked = BTreeSet::new();
         let mut cached = BTreeMap::new();
@@ -107,14 +108,14 @@ impl Caching<'_> {
                 true
             }
             Err(why) => {
-                (self.sink)(Event::Notice { text: format!("{from}: {name} is not taken over: {why}") });
+                (self.sink)(Event::Notice { text: format!("{from}: can't fetch {name}: {why}") });
                 false
             }
         }
     }
 
-    /// Says what is different from what a cache has, where that is not known
-    /// from here.
+    /// Adds how a node differs from the one in a cache, if this machine has no
+    /// previous build of it.
     async fn explained(&self, graph: &Graph, mut plan: Plan) -> Plan {
         let unknown = |reason: &Reason| matches!(reason, Reason::New | Reason::Parent(_));
         let names: Vec<&str> = plan
@@ -128,8 +129,8 @@ impl Caching<'_> {
         plan
     }
 
-    /// Sends what is there to each cache that is written. The error names the
-    /// first that insisted on getting it.
+    /// Sends states to each cache that is written. The error is that of the
+    /// first cache with `ignore-error=false` that did not get all of them.
     pub async fn send(&self, graph: &Graph, wanted: &[NodeId]) -> Result<(), String> {
         let mut failed = None;
         for remote in &self.caches.to {
@@ -144,28 +145,29 @@ impl Caching<'_> {
                 Ok(pushed) => {
                     if let Some(first) = pushed.foreign.first() {
                         let text = format!(
-                            "{}: another build of {first} is there; what lies on the one that is here is not sent",
+                            "{}: the cache has another build of {first}; states built on the local one \
+                             are not sent",
                             remote.spec.label
                         );
                         (self.sink)(Event::Notice { text });
                     }
                     if let Some(first) = pushed.withheld.first() {
                         let text = format!(
-                            "{}: {first} came from a cache of another domain and is not sent; nor is what lies on it",
+                            "{}: {first} came from another trust domain; it and states built on it are not \
+                             sent",
                             remote.spec.label
                         );
                         (self.sink)(Event::Notice { text });
                     }
                     for name in &pushed.damaged {
-                        let text = format!(
-                            "the disk of {name} was damaged; it is not sent, and will be built again"
-                        );
+                        let text =
+                            format!("the disk of {name} is damaged; it is not sent, and will be rebuilt");
                         (self.sink)(Event::Notice { text });
                     }
                     self.summary(remote, 0, 0, pushed.sent);
                 }
                 Err(why) => {
-                    let text = format!("{}: not all was sent: {why}", remote.spec.label);
+                    let text = format!("{}: not all states were sent: {why}", remote.spec.label);
                     if remote.spec.ignore_error {
                         (self.sink)(Event::Notice { text });
                     } else {
@@ -178,7 +180,7 @@ impl Caching<'_> {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Says what the caches that are read gave.
+    /// Sends the totals of the caches that were read.
     pub fn tell(&self, looked: &Looked) {
         let misses = looked.asked.len().saturating_sub(looked.hits.values().sum());
         for remote in &self.caches.from {
@@ -190,14 +192,14 @@ impl Caching<'_> {
     fn summary(&self, remote: &Arc<crate::cache::remote::Remote>, hits: usize, misses: usize, sent: usize) {
         for (why, count) in remote.faults() {
             let times = if count == 1 { "once".to_owned() } else { format!("{count} times") };
-            (self.sink)(Event::Notice { text: format!("{}: asked again {times}: {why}", remote.spec.label) });
+            (self.sink)(Event::Notice { text: format!("{}: retried {times}: {why}", remote.spec.label) });
         }
         let (down, up, requests) = remote.moved();
         let cache = remote.spec.label.clone();
         (self.sink)(Event::Cache { cache, hits, misses, sent, down, up, requests });
     }
 
-    /// The states that a cache is to have, those below first.
+    /// Returns the states to send to a cache, the lowest first.
     fn to_send(&self, graph: &Graph, wanted: &[NodeId], mode: Mode) -> Vec<State> {
         let mut all = BTreeSet::new();
         for id in wanted {
@@ -221,15 +223,15 @@ impl Caching<'_> {
         }
         if let Some((node, name)) = secret {
             let text = format!(
-                "{node} and what is built on it stay here: it is handed the secret `{name}`, \
-                 which does not say `cache=#true`"
+                "{node} and states built on it are not sent: it receives the secret `{name}`, \
+                 which is declared without `cache=#true`"
             );
             (self.sink)(Event::Notice { text });
         }
         states
     }
 
-    /// A secret that a layer is handed and that may not leave.
+    /// Returns a secret that a layer receives and that must not reach a cache.
     fn keeps_secret(&self, work: &Work) -> Option<String> {
         let Work::Layer(work) = work else { return None };
         let handed = work.steps.iter().filter_map(|step| match step {
@@ -240,8 +242,8 @@ impl Caching<'_> {
     }
 }
 
-/// The nodes to ask for next: those that are to be built and were not
-/// asked for, but none below one that may still be found.
+/// Returns the nodes to look up next: those that the plan builds and that were
+/// not looked up, but none below a node that a cache may still have.
 fn next(graph: &Graph, plan: &Plan, asked: &BTreeSet<Key>, wanted: &[NodeId]) -> Vec<(Key, String)> {
     let mut open: BTreeSet<NodeId> = wanted.iter().copied().collect();
     for (id, _) in plan.to_build() {

@@ -1,5 +1,5 @@
-//! Brings a machine that goes on running from what is in effect in it to what
-//! a recipe says, and asks it whether that holds.
+//! Changes a running server to match its recipe: reverts and applies parts,
+//! then runs their checks in the server.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,10 +18,10 @@ use crate::graph::{CheckWork, Difference, LayerWork, ServerPart, ServerPlan, Ser
 use crate::provider::{Instance, Provider};
 use crate::store::Staging;
 
-/// The most lines that are shown of what has failed.
+/// The most lines of output that are shown for a failed step.
 pub(super) const TAIL: usize = 20;
 
-/// A change that is ready to be made: nothing of it has to be read any more.
+/// A prepared change: all files that it needs are read.
 pub(super) struct Change {
     work: Arc<LayerWork>,
     checks: CheckWork,
@@ -30,7 +30,7 @@ pub(super) struct Change {
     _staging: Staging,
 }
 
-/// Reads all that it takes to do what a difference says.
+/// Prepares the change that a difference asks for, and reads all its files.
 pub(super) async fn prepare<P: Provider>(
     site: &NodeContext<'_, P>,
     plan: &ServerPlan,
@@ -46,7 +46,8 @@ pub(super) async fn prepare<P: Provider>(
     Ok(Change { work, checks, after, blobs, _staging: staging })
 }
 
-/// Makes a change, if it has any steps; returns what is in effect then.
+/// Applies a change, if it has any steps, and runs its checks. Returns the
+/// parts that are in effect then.
 pub(super) async fn make<P: Provider>(
     site: &NodeContext<'_, P>,
     plan: &ServerPlan,
@@ -69,12 +70,13 @@ pub(super) async fn make<P: Provider>(
             return Err(at(
                 plan,
                 FailureKind::Recipe,
-                "a server is not booted again by a step `reboot`".into(),
+                "a layer with a `reboot` step can't be applied to a server".into(),
             ));
         }
         Err(stopped) => return Err(told.failure(plan, &mut guest.instance, stopped).await),
     }
-    // What was applied is asked where it is to hold: in this machine.
+    // The checks run in the server itself, not in a fork: the change must work
+    // there.
     let mut told = Told { site, places: &checks.places, tail: VecDeque::new() };
     let mut hear = |progress: Progress<'_>| told.hear(progress);
     let variables = &way_out.variables;
@@ -84,7 +86,7 @@ pub(super) async fn make<P: Provider>(
     }
 }
 
-/// Who tells what steps say, and remembers the end of it.
+/// Sends the output of steps as events, and keeps its last lines.
 struct Told<'a, P> {
     site: &'a NodeContext<'a, P>,
     places: &'a [(Span, String)],
@@ -124,7 +126,7 @@ impl<P: Provider> Told<'_, P> {
     }
 }
 
-/// A failure of a server that no step is to blame for.
+/// Makes a failure of a server that no step has caused.
 pub(super) fn at(plan: &ServerPlan, kind: FailureKind, why: String) -> Box<Failure> {
     Box::new(Failure::new(&plan.name, plan.span, kind, format!("server `{}`: {why}", plan.name)))
 }

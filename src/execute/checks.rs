@@ -1,11 +1,11 @@
-//! Makes checks: each asks a fork of its image's machine, which is thrown
-//! away. What comes of one is a record without a disk.
+//! Runs checks in forks of their image's machine, which are thrown away. The
+//! state of a check has no disk.
 //!
-//! Checks that only look share a fork: making one takes many times as long as
-//! asking it. Those that ask the network come last, because a request may wake
-//! what answers it. One that runs a script, or asks both, has a fork of its
-//! own, and so has one that fails in company: no other is to blame for what is
-//! reported.
+//! Checks that only read share a fork, because making a fork takes many times
+//! as long as asking it. Checks that send requests use it after them, because a
+//! request may start the service that answers it. A check that does both, or
+//! that runs a script, has its own fork. A check that fails in a shared fork
+//! runs again alone, so that no other check can be the cause.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -27,7 +27,7 @@ use crate::graph::{NodeId, Work};
 use crate::provider::{Instance, Provider};
 use crate::store::{DiskKind, Staging};
 
-/// Makes all checks of a machine, side by side as far as processors go.
+/// Runs all checks of a machine, in parallel as far as processors allow.
 pub(super) async fn make<P: Provider>(
     shared: Arc<BuildState<P>>,
     nodes: Vec<NodeId>,
@@ -50,7 +50,7 @@ pub(super) async fn make<P: Provider>(
     }
 }
 
-/// Which checks are asked in one fork, in which order.
+/// Groups checks by fork, each group in the order in which it runs.
 fn parties<P>(shared: &BuildState<P>, nodes: Vec<NodeId>) -> Vec<Vec<NodeId>> {
     let (mut looking, mut calling, mut alone) = (Vec::new(), Vec::new(), Vec::new());
     for id in nodes {
@@ -66,11 +66,12 @@ fn parties<P>(shared: &BuildState<P>, nodes: Vec<NodeId>) -> Vec<Vec<NodeId>> {
     together.into_iter().chain(alone).collect()
 }
 
-/// What a question may do to a machine.
+/// What a probe may do to a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
+    /// Nothing.
     Looks,
-    /// A request may start what answers it.
+    /// Start the service that answers its request.
     Calls,
     /// Anything.
     Alone,
@@ -84,23 +85,23 @@ fn way(probe: &Probe) -> Way {
     }
 }
 
-/// What is known of the machine that is asked.
+/// What the checks of one machine share.
 struct Machine<P: Provider> {
-    /// A fork that was begun before its disk was there.
+    /// A prewarmed fork, until a check takes it.
     prewarmed: Mutex<Option<Prewarm<P>>>,
-    /// Why it does not come up, once one of them has found that out.
+    /// Why the machine does not start, once a check has found that out.
     broken: Mutex<Option<Failure>>,
 }
 
-/// Makes checks in one fork. Those after one that fails are left, to be asked
-/// side by side: each may take its time to fail as well. So is one that
-/// somebody else is making.
+/// Runs checks in one fork. Returns the checks that are left: those after one
+/// that fails, because each may fail as slowly and they can run in parallel;
+/// and one that another process runs, with those after it.
 async fn together<P: Provider>(
     shared: &BuildState<P>,
     party: Vec<NodeId>,
     machine: &Machine<P>,
 ) -> Vec<NodeId> {
-    // A semaphore that is never closed always gives its permits. They come
+    // A semaphore that is never closed always gives its permits. They are taken
     // before the lock, so that few files are open at once. A fork keeps one
     // processor busy, a machine that boots more.
     let job = if shared.use_snapshots { 1 } else { JOB };
@@ -126,7 +127,7 @@ async fn together<P: Provider>(
     Vec::new()
 }
 
-/// A machine that is asked, and what it takes.
+/// A machine that runs checks, with its files and its memory permit.
 struct Fork<'a, I: Instance> {
     up: Up<I>,
     _scratch: Staging,
@@ -139,16 +140,16 @@ async fn leave<I: Instance>(fork: Option<Fork<'_, I>>) {
     }
 }
 
-/// What became of a check.
+/// The result of a check.
 enum Asked {
     Passed(Built),
-    /// Somebody else has made it meanwhile.
+    /// Another process has run it meanwhile.
     There,
-    /// Somebody else is making it.
+    /// Another process runs it now.
     Left,
 }
 
-/// Makes one check, in the fork that there is or in a new one.
+/// Runs one check, in the given fork or in a new one.
 async fn one<'a, P: Provider>(
     shared: &'a BuildState<P>,
     id: NodeId,
@@ -158,7 +159,7 @@ async fn one<'a, P: Provider>(
     let node = shared.graph.node(id);
     let lock = match fork {
         None => shared.store.lock(&node.key).await.map(Some),
-        // Nobody is waited for while a machine is held.
+        // Do not wait for another process while this one holds a machine.
         Some(_) => shared.store.try_lock(&node.key),
     };
     let lock = lock.map_err(|error| Box::new(Failure::store(&node.name, node.span, &error)))?;
@@ -197,7 +198,7 @@ async fn one<'a, P: Provider>(
     }
 }
 
-/// Gets a fork up for a check.
+/// Starts a fork for a check.
 async fn start<'a, P: Provider>(
     build: &NodeBuild<'a, P>,
     machine: &Machine<P>,

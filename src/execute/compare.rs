@@ -1,5 +1,4 @@
-//! What differs between two states: read from their disks, without booting
-//! where that can be done.
+//! Compares the disks of two states, without a boot if possible.
 
 use std::collections::BTreeMap;
 
@@ -18,37 +17,37 @@ use crate::plan::Plan;
 use crate::provider::{Provider, Retarget};
 use crate::store::{DiskKind, Staging};
 
-/// How many digests are asked for at once.
+/// How many digests one request asks for.
 const AT_ONCE: usize = 1000;
 
-/// Where vimg notes what it did.
+/// The agent's own files, which are not compared.
 const OWN: &str = "/var/lib/vimg";
 
-/// Directories whose links say what starts at boot.
+/// The directory of the links that say what starts at boot.
 const UNITS: &str = "/etc/systemd/system/";
 
-/// What differs.
+/// The differences between two states.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Comparison {
     /// By path.
     pub files: Vec<Change>,
     /// By name and architecture.
     pub packages: Vec<Change>,
-    /// What is started at boot, by what: `nginx.service` in
-    /// `multi-user.target.wants`.
+    /// Units that start at boot, with the unit that starts them:
+    /// `nginx.service` in `multi-user.target.wants`.
     pub units: Vec<Change>,
 }
 
-/// A difference of one thing.
+/// A difference in one file, package or unit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Change {
-    /// What it is of.
+    /// The path or name.
     pub name: String,
-    /// What there is to it.
+    /// How it differs.
     pub how: How,
 }
 
-/// How something differs.
+/// How a file, package or unit differs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum How {
@@ -60,7 +59,7 @@ pub enum How {
     Changed(Vec<(&'static str, String, String)>),
 }
 
-/// Compares two states that are there.
+/// Compares two existing states.
 pub async fn compare<P: Provider>(
     context: &BuildContext<P>,
     states: [NodeId; 2],
@@ -73,8 +72,8 @@ pub async fn compare<P: Provider>(
     let (mut first, mut second) =
         tokio::try_join!(Reader::open(&shared, states[0]), Reader::open(&shared, states[1]))?;
     let ((packages_a, files_a), (packages_b, files_b)) = tokio::try_join!(first.list(), second.list())?;
-    // Only what may differ is read. On two disks that have grown from one, a
-    // file of the same number and times is the same file.
+    // Read only files that may differ. On two disks with the same base, files
+    // with equal inode numbers and times are identical.
     let root = |id: NodeId| context.graph.node(context.graph.chain(id)[0]).key;
     let kin = root(states[0]) == root(states[1]);
     let open: Vec<String> = files_a
@@ -113,7 +112,7 @@ pub async fn compare<P: Provider>(
     Ok(Comparison { files, packages, units })
 }
 
-/// Goes through two maps side by side.
+/// Adds the differences between two maps to `out`.
 fn differences<T>(
     a: &BTreeMap<String, T>,
     b: &BTreeMap<String, T>,
@@ -149,8 +148,8 @@ fn version(package: &str) -> String {
     package.split(' ').next().unwrap_or_default().to_owned()
 }
 
-/// How two things of one path differ. Times are not looked at: what was taken
-/// back and made again has others.
+/// Returns how two files of one path differ. Does not compare times, because a
+/// file that was reverted and created again has others.
 fn properties(
     path: &String,
     a: &Listed,
@@ -180,7 +179,7 @@ fn properties(
     all
 }
 
-/// What is started at boot, as links say it.
+/// Returns the units that links start at boot, with the unit that starts each.
 fn enabled(files: &BTreeMap<String, Listed>) -> BTreeMap<String, String> {
     let units = files.iter().filter_map(|(path, listed)| {
         let (by, unit) = path.strip_prefix(UNITS)?.split_once('/')?;
@@ -190,7 +189,7 @@ fn enabled(files: &BTreeMap<String, Listed>) -> BTreeMap<String, String> {
     units.collect()
 }
 
-/// The disk of a state, to be read.
+/// An instance that reads the disk of a state.
 struct Reader<'a, P: Provider> {
     site: NodeContext<'a, P>,
     up: Up<P::Instance>,
@@ -206,7 +205,7 @@ impl<'a, P: Provider> Reader<'a, P> {
         let site = NodeContext { shared, node };
         let scratch = site.staging()?;
         let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
-        // A disk from outside brings no kernel for an appliance.
+        // An imported disk has no kernel for an appliance.
         let chain = shared.graph.chain(id);
         let imported = matches!(shared.graph.node(chain[0]).work, Work::Import { .. });
         let needs = if imported { Needs::Machine } else { Needs::Disk };

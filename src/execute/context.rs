@@ -1,4 +1,4 @@
-//! What a build is given, and what all of its nodes share.
+//! The context of a build: what the caller gives, and what all nodes share.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,24 +18,25 @@ use crate::store::{ProjectFiles, Store};
 /// How much of the host a build may use.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
-    /// Machines and conversions at once.
+    /// Machines and conversions in parallel.
     pub jobs: usize,
     /// Memory of all machines together, in bytes.
     pub memory: u64,
-    /// Go on with what does not depend on a failed node.
+    /// Continue with nodes that do not depend on a failed one.
     pub keep_going: bool,
-    /// Keep the memory of machines that booted, to fork them.
+    /// Store memory snapshots of booted machines, and fork them.
     pub use_snapshots: bool,
 }
 
-/// Secrets by name, each with its value or why there is none.
+/// Secrets by name, each with its value or the reason why it has none.
 pub type Secrets = BTreeMap<String, Result<Arc<[u8]>, String>>;
 
-/// A job is for two processors. A machine that comes up keeps both busy; one
-/// that is up, a fork that is asked and a conversion are half a job.
+/// The parts of a job. A job is for two processors: a machine that starts keeps
+/// both busy. A running machine, a fork for checks and a conversion take half a
+/// job.
 pub(super) const JOB: u32 = 2;
 
-/// What all runs of a build share.
+/// What all batches of a build share.
 pub(super) struct BuildState<P> {
     pub(super) graph: Arc<Graph>,
     pub(super) store: Store,
@@ -44,15 +45,16 @@ pub(super) struct BuildState<P> {
     pub(super) provider: Arc<P>,
     pub(super) sink: Sink,
     pub(super) states: States,
-    /// In parts of a job.
+    /// Free jobs, in parts of a job.
     pub(super) jobs: Semaphore,
-    /// In MiB.
+    /// Free memory for instances, in MiB.
     pub(super) memory: Semaphore,
     pub(super) memory_mib: u32,
     pub(super) use_snapshots: bool,
     pub(super) staged: Arc<StagedOutputs>,
     pub(super) boots: AtomicUsize,
-    /// The project's notes: where logs and disks of failures go.
+    /// The notes of the project, which also hold the logs and disks of failed
+    /// layers.
     pub(super) notes: ProjectFiles,
 }
 
@@ -61,8 +63,8 @@ impl<P> BuildState<P> {
         (self.sink)(event);
     }
 
-    /// Whether a state that is there is known by another key than the plan
-    /// thought.
+    /// Whether a state exists under another key than the plan assumed (early
+    /// cutoff).
     pub(super) fn has_moved(&self, node: &Node) -> bool {
         matches!(node.work, Work::Layer(_)) && self.store.stands_for(&node.key) != node.stands_for
     }
@@ -70,7 +72,7 @@ impl<P> BuildState<P> {
     /// The memory that an instance for a node may take, in MiB.
     pub(super) fn memory_of(&self, node: &Node) -> u32 {
         let memory = match node.needs {
-            // A fork for questions writes to little of what it maps.
+            // A fork for checks writes to little of the memory that it maps.
             Needs::Machine if self.use_snapshots && matches!(node.work, Work::Check(_)) => {
                 node.machine.memory / 4
             }
@@ -80,36 +82,36 @@ impl<P> BuildState<P> {
         ((memory >> 20) as u32).min(self.memory_mib)
     }
 
-    /// Waits for it.
+    /// Waits for the memory of an instance for a node.
     pub(super) async fn reserve(&self, node: &Node) -> Option<SemaphorePermit<'_>> {
         // A semaphore that is never closed always gives its permits.
         self.memory.acquire_many(self.memory_of(node)).await.ok()
     }
 }
 
-/// Where and with what a build is done.
+/// What a build needs.
 pub struct BuildContext<P> {
     /// All nodes.
     pub graph: Arc<Graph>,
-    /// Where states are.
+    /// The store of the states.
     pub store: Store,
-    /// Where files are read from.
+    /// The project, with its files.
     pub project: Arc<Project>,
-    /// What scripts may be handed.
+    /// Secrets for scripts.
     pub secrets: Arc<Secrets>,
-    /// What runs machines.
+    /// Runs machines, appliances and containers.
     pub provider: Arc<P>,
-    /// Who is told.
+    /// Receives events.
     pub sink: Sink,
     /// How much of the host may be used.
     pub budget: Budget,
-    /// What is copied to where it is wanted while the build goes on.
+    /// Copies of outputs that are made during the build.
     pub staged: Arc<StagedOutputs>,
 }
 
 impl<P> BuildContext<P> {
-    /// Takes notice of which states hold the same as others. Says whether
-    /// anything has another key now.
+    /// Gives nodes above states that are identical to earlier ones their old
+    /// keys (early cutoff). Returns whether a key has changed.
     pub(super) fn resolve(&mut self) -> bool {
         let mut graph = Graph::clone(&self.graph);
         let changed = graph.resolve(|key| self.store.stands_for(key));

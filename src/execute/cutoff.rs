@@ -1,5 +1,6 @@
-//! Makes what is wanted in rounds: what is found to hold the same as before
-//! gives other keys to what is made from it, for which a new plan is made.
+//! Builds in rounds: a rebuilt layer that is identical to the previous one
+//! gives the nodes above it other keys (early cutoff), so the next round begins
+//! with a new plan.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -15,8 +16,8 @@ use crate::plan::{Plan, Step};
 use crate::provider::Provider;
 use crate::store::{Last, ProjectFiles, Store};
 
-/// Takes over what caches have and makes the rest. The plan is that of the
-/// last round, for the workshop's graph as it is then.
+/// Fetches what caches have and builds the rest. Returns the plan of the last
+/// round, for the graph of `context` as it is then.
 pub async fn make<P: Provider>(
     context: &mut BuildContext<P>,
     caching: &Caching<'_>,
@@ -30,7 +31,7 @@ pub async fn make<P: Provider>(
     let mut damaged = BTreeSet::new();
     let plan = loop {
         let mut plan = caching.obtain(&context.graph, &now, wanted, &mut looked).await;
-        // What was missing before may be there by now.
+        // A state that was missing before may exist now.
         now.whole.retain(|_, id| id.is_some());
         if looked.has_taken() && context.resolve() {
             continue;
@@ -55,7 +56,8 @@ pub async fn make<P: Provider>(
         }
         context.resolve();
         if failed && !context.budget.keep_going {
-            // What is there is there, by the keys that it has now.
+            // No round follows, but the states that exist count under their new
+            // keys.
             break Plan::new(&context.graph, &context.store, &now, &BTreeMap::new(), wanted);
         }
     };
@@ -73,8 +75,9 @@ pub async fn make<P: Provider>(
     (plan, all)
 }
 
-/// Looks at the states that something is to be made from; those that can't be
-/// read are set aside, to be made again, once each. Says whether there were any.
+/// Checks that the states which nodes will be built from can be read. Sets
+/// damaged ones aside, so that they are built again, each only once. Returns
+/// whether there were any.
 fn set_damaged_aside<P>(context: &BuildContext<P>, plan: &Plan, before: &mut BTreeSet<Key>) -> bool {
     let graph = &context.graph;
     let below = plan.to_build().filter_map(|(id, _)| graph.node(id).parent);
@@ -82,8 +85,7 @@ fn set_damaged_aside<P>(context: &BuildContext<P>, plan: &Plan, before: &mut BTr
     let mut any = false;
     for id in below {
         if let Some(key) = context.store.unreadable(&graph.node(id).key) {
-            let text =
-                format!("a state below {} is damaged and will be built again: {key}", graph.node(id).name);
+            let text = format!("a state below {} is damaged and will be rebuilt: {key}", graph.node(id).name);
             (context.sink)(Event::Notice { text });
             any |= before.insert(key);
         }
@@ -91,7 +93,7 @@ fn set_damaged_aside<P>(context: &BuildContext<P>, plan: &Plan, before: &mut BTr
     any
 }
 
-/// Leaves out what failed in an earlier round, and what is made from that.
+/// Leaves out nodes that failed in an earlier round, and the nodes above them.
 fn leave_out(plan: &mut Plan, graph: &Graph, so_far: &Outcome) {
     let failed: BTreeSet<NodeId> = so_far.failures.iter().filter_map(|f| graph.find(&f.node)).collect();
     if !failed.is_empty() {
@@ -99,7 +101,7 @@ fn leave_out(plan: &mut Plan, graph: &Graph, so_far: &Outcome) {
     }
 }
 
-/// Notes which keys the project's nodes have now, to explain the next build.
+/// Stores which keys the project's nodes have now, to explain the next build.
 pub fn remember(
     graph: &Graph,
     plan: &Plan,

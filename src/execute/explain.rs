@@ -1,4 +1,4 @@
-//! Explains why a machine stopped: turns its trouble into a failure that says what
+//! Explains why a guest stopped: turns the reason into a failure that says what
 //! happened, where, and what to do.
 
 use std::time::Duration;
@@ -17,8 +17,8 @@ use crate::provider::{Ended, Instance, Provider};
 /// tells the cause, such as a panic.
 const LAST_WORDS: Duration = Duration::from_secs(20);
 
-/// Turns trouble into a failure that says what happened, where, and what to do.
-/// `tail` has the last lines of output; `None` if no step has run.
+/// Makes a failure that says what happened, where, and what to do. `tail` has
+/// the last lines of output; `None` if no step has run.
 pub(super) async fn explain<P: Provider>(
     site: &NodeContext<'_, P>,
     instance: &mut P::Instance,

@@ -1,4 +1,4 @@
-//! Why a node could not be made, in words for a person.
+//! Failures of nodes, in words for a person.
 
 use std::path::PathBuf;
 
@@ -7,24 +7,24 @@ use vimg_lang::Span;
 use crate::provider::ProviderError;
 use crate::store::StoreError;
 
-/// Why a node could not be made.
+/// Why a node could not be built.
 #[derive(Debug, Clone)]
 pub struct Failure {
     /// The node's name.
     pub node: String,
-    /// Where to look in the recipe.
+    /// Its place in the recipe.
     pub span: Span,
     /// What kind of failure it is.
     pub kind: FailureKind,
     /// What happened, in a sentence.
     pub message: String,
-    /// Another place, and what it has to do with it.
+    /// Another place in the recipe, and how it is involved.
     pub related: Option<(Span, String)>,
     /// What to do about it.
     pub help: Option<String>,
-    /// The last lines that were printed before.
+    /// The last lines of output before it.
     pub tail: Vec<String>,
-    /// Where the whole log is.
+    /// The file with the whole log.
     pub log: Option<PathBuf>,
 }
 

@@ -1,5 +1,5 @@
-//! A program that a person runs in a fork of a state's machine, which is
-//! thrown away.
+//! Runs a person's program in a fork of a state's machine, which is thrown
+//! away.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,14 +20,14 @@ use crate::plan::Plan;
 use crate::provider::{self, Instance, Launch, Provider, Retarget};
 use crate::store::DiskKind;
 
-/// What a shell answers for a command that it can't run.
+/// The exit code of a shell for a command that it can't run.
 const NOT_FOUND: i32 = 127;
 
-/// How often a console is looked at.
+/// The time between two reads of a console.
 const LOOK: Duration = Duration::from_millis(30);
 
-/// Runs a program in the machine of a state that is there, or in the machine
-/// of `failed`: the disks that a layer left when it failed.
+/// Runs a program in the machine of an existing state, or in a machine with the
+/// disks `failed`, which a failed layer left.
 pub async fn interact<P: Provider>(
     context: &BuildContext<P>,
     id: NodeId,
@@ -43,11 +43,11 @@ pub async fn interact<P: Provider>(
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
     let stand = Stand { chain: failed, ..Stand::of_person(node, Retarget::Discarded) };
     let mut up = up::up(&site, &stand, scratch.path(), &overlay).await?;
-    // Until now Ctrl-C was for us.
+    // Until now, Ctrl-C stopped vimg. From now on, it goes to the program.
     let input = listen();
     let ended = up.guest.ask(async |session| session.exec(exec, input, &mut output).await).await;
     match ended {
-        // It could not be started; what there is of it is a name.
+        // The program could not be started.
         Err(Stopped::Session(SessionError::Refused(why))) => {
             up.guest.stop().await;
             output(Stream::Error, format!("{}\n", clean(&why)).as_bytes());
@@ -65,8 +65,8 @@ pub async fn interact<P: Provider>(
     }
 }
 
-/// Boots the machine of a state that is there and passes on what its console
-/// says, until it is switched off.
+/// Boots the machine of an existing state and passes on its console output,
+/// until the machine is switched off.
 pub async fn watch<P: Provider>(
     context: &BuildContext<P>,
     id: NodeId,
@@ -79,10 +79,10 @@ pub async fn watch<P: Provider>(
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
     let stand = Stand::of_person(node, Retarget::Never);
     let (launch, _) = up::prepare(&site, &stand, scratch.path(), &overlay)?;
-    // It is the boot that is to be seen.
+    // The user wants to see the boot, so do not fork.
     let launch = Launch { memory: None, ..launch };
     let mut instance = shared.provider.launch(&launch).await.map_err(|e| site.provider_failure(e))?;
-    // The agent's stream stays open: without it the agent would wait.
+    // The agent's channel stays open: without it, the agent would wait.
     let _channel = instance.channel();
     let mut seen = 0;
     let ended = loop {
@@ -91,12 +91,12 @@ pub async fn watch<P: Provider>(
         seen = total;
         output(&bytes);
         match ended {
-            // It stops before the machine does.
+            // The agent ends before the machine does.
             Ok(provider::Ended::AgentGone) | Err(_) => {}
             Ok(ended) => break ended,
         }
     };
-    // Its last words may still be on their way.
+    // The last output may still be on its way.
     tokio::time::sleep(LOOK).await;
     output(&instance.console_since(seen).1);
     let result = match ended {

@@ -1,5 +1,5 @@
-//! Makes one layer in a running machine: applies it, brings the disk to rest
-//! and commits it.
+//! Builds one layer in a running instance: applies it, freezes the disk and
+//! commits it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,24 +24,23 @@ use crate::graph::{BlobSource, LayerWork, Needs, Work};
 use crate::provider::{Instance, Launch, Provider};
 use crate::store::{Disk, DiskKind, FailedDisk, Staging};
 
-/// A chain of disks is joined when it would grow beyond this. Opening and
-/// reading a chain of 16 costs nothing that can be measured, one of 128 twice
-/// as much, and at 1,000 qemu-img crashes.
+/// A chain of disks is flattened when it would become longer than this. Opening
+/// and reading a chain of 16 takes no measurable time, one of 128 takes twice
+/// as long, and at 1,000 qemu-img crashes.
 const MAX_DEPTH: u32 = 16;
 
-/// How long the disk of a layer that failed may take to come to rest.
+/// How long it may take to freeze the disk of a layer that failed.
 const LAST_REST: Duration = Duration::from_secs(60);
 
-/// A run's machine and where its disk stands.
+/// The instance of a batch, and what is known of its disk.
 pub(super) struct Running<'a, I: Instance> {
     pub(super) guest: Guest<I>,
-    /// What it was launched as, with the disks below the one that takes the
-    /// writes.
+    /// How it was launched, with the disks below the one that takes the writes.
     launch: Launch,
     made: Facts,
-    /// The part of its job that it gives up with its first step: what has come
-    /// up goes on to settle for a moment, and from there on it mostly does one
-    /// thing after the other.
+    /// The part of its job that it gives up with its first step. Before that, a
+    /// machine that has just started still has several things to do at once.
+    /// Afterwards it mostly does one after the other.
     spare: Option<SemaphorePermit<'a>>,
 }
 
@@ -62,7 +61,7 @@ impl<'a, I: Instance> Running<'a, I> {
     }
 }
 
-/// Makes one node in a running machine and commits it.
+/// Builds one node in a running instance and commits it.
 pub(super) async fn make<P: Provider>(
     build: &NodeBuild<'_, P>,
     running: &mut Running<'_, P::Instance>,
@@ -110,16 +109,17 @@ pub(super) async fn make<P: Provider>(
     }
 }
 
-/// Why a layer's making stops.
+/// Why the build of a layer stops.
 enum Stop {
-    /// It is clear why.
+    /// The reason is known.
     Failure(Box<Failure>),
     /// The machine's console or its end may say why.
     Stopped(Stopped),
 }
 
-/// Applies a layer, booting its machine again where it says so. Says whether
-/// what it would boot now is not known yet.
+/// Applies a layer, and boots its machine again at each step `reboot`. Returns
+/// whether the files that the machine boots have changed since they were last
+/// fetched.
 async fn apply<P: Provider>(
     build: &NodeBuild<'_, P>,
     running: &mut Running<'_, P::Instance>,
@@ -154,7 +154,7 @@ async fn apply<P: Provider>(
             }
         };
         let applied = guest.ask(async |session| session.apply(&what, blobs, &way_out, &mut hear).await).await;
-        // The next layer must not find it open.
+        // The next layer must not find the network open.
         let closed = way_out.set(false).await;
         let applied = applied.map_err(Stop::Stopped)?;
         closed.map_err(|e| {
@@ -169,8 +169,7 @@ async fn apply<P: Provider>(
     }
 }
 
-/// Switches the machine off in order and boots it again, on the disk that it
-/// had.
+/// Shuts the machine down in order and boots it again on the same disk.
 async fn reboot<P: Provider>(
     build: &NodeBuild<'_, P>,
     running: &mut Running<'_, P::Instance>,
@@ -189,9 +188,9 @@ async fn reboot<P: Provider>(
     Ok(())
 }
 
-/// Takes what the machine would now boot into the store. A machine without a
-/// kernel of its own boots by its loader, if at all; a disk that boots by its
-/// own loader goes on doing so.
+/// Commits to the store the kernel and initrd that the machine would boot now.
+/// Without a kernel, the machine boots with its own loader, if it has one. A
+/// disk that boots with its own loader continues to do so.
 async fn take_boot<P: Provider>(
     build: &NodeBuild<'_, P>,
     running: &mut Running<'_, P::Instance>,
@@ -211,8 +210,8 @@ async fn take_boot<P: Provider>(
     Ok(())
 }
 
-/// Keeps the disk of a layer that failed, for `vimg shell --failed`. That it
-/// can't be kept is no further trouble.
+/// Keeps the disk of a layer that failed, for `vimg shell --failed`. Best
+/// effort.
 async fn keep_failed<P: Provider>(
     build: &NodeBuild<'_, P>,
     running: &mut Running<'_, P::Instance>,
@@ -237,7 +236,7 @@ async fn keep_failed<P: Provider>(
     }
 }
 
-/// Brings the machine's disk to rest and goes on with a new one.
+/// Freezes the machine's disk and continues on a new one.
 async fn settle<P: Provider>(
     build: &NodeBuild<'_, P>,
     running: &mut Running<'_, P::Instance>,
@@ -259,7 +258,7 @@ async fn settle<P: Provider>(
     guest.ask(async |session| session.thaw().await).await.map_err(Stop::Stopped)
 }
 
-/// Commits a disk that is at rest.
+/// Commits a disk that is no longer written to.
 async fn keep<P: Provider>(
     build: &NodeBuild<'_, P>,
     running: &mut Running<'_, P::Instance>,
@@ -274,9 +273,9 @@ async fn keep<P: Provider>(
         chain.push(own.clone());
         let flat = staging.path().join("flat.qcow2");
         shared.provider.flatten(&chain, &flat).await.map_err(|e| build.provider_failure(e))?;
-        // The running machine keeps the file that it has open.
+        // The running machine still has the old file open.
         std::fs::rename(&flat, &own).map_err(|e| build.io_failure(&own, e))?;
-        // Its machine may have booted from other disks than those of its parent.
+        // A retargeted machine has booted from other disks than its parent's.
         let owners = running.launch.chain.iter().filter_map(|disk| shared.store.owner(disk));
         made.inherited = owners.flat_map(|owner| shared.store.origins(&owner.key)).collect();
         made.disk = Disk { kind: DiskKind::Qcow2, backing: None, depth: 0 };
@@ -286,7 +285,8 @@ async fn keep<P: Provider>(
     let depth = made.disk.depth;
     let (id, built) = build.commit(staging, made).await?;
     let Some(id) = id else {
-        // The machine's disk and the one in the store are two.
+        // The store has another build of this state, which is not the machine's
+        // disk.
         return Err(build.gone());
     };
     running.made.disk = Disk { kind: DiskKind::Qcow2, backing: Some((node.key, id)), depth: depth + 1 };
@@ -294,7 +294,7 @@ async fn keep<P: Provider>(
     Ok(built)
 }
 
-/// The blobs of a layer, copied where nobody changes them any more.
+/// The blobs of a layer, copied so that no other program can change them.
 pub(super) struct Staged {
     blobs: BTreeMap<Digest, StagedBlob>,
     secrets: BTreeMap<String, Arc<[u8]>>,
@@ -330,10 +330,9 @@ pub(super) async fn stage_blobs<P: Provider>(
             match site.shared.secrets.get(name) {
                 Some(Ok(value)) => secrets.insert(name.clone(), value.clone()),
                 unknown => {
-                    let why =
-                        unknown.and_then(|u| u.as_ref().err()).map_or("it is not known", String::as_str);
-                    let mut failure =
-                        site.failure(FailureKind::Recipe, format!("the secret `{name}` is not there: {why}"));
+                    let why = unknown.and_then(|u| u.as_ref().err()).map_or("it is unknown", String::as_str);
+                    let mut failure = site
+                        .failure(FailureKind::Recipe, format!("the secret `{name}` is not available: {why}"));
                     failure.span = *span;
                     return Err(failure);
                 }

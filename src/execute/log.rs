@@ -1,4 +1,4 @@
-//! What a layer's programs print: kept whole in a compressed file, its last
+//! The output of a layer's programs: all of it in a compressed file, its last
 //! lines in memory for the diagnostic, each line as an event.
 
 use std::collections::VecDeque;
@@ -12,8 +12,8 @@ use crate::event::stripped;
 const TAIL: usize = 12;
 /// Longest line that is shown, in bytes. The log has it whole.
 const LINE: usize = 400;
-/// How many lines a step may send as events each second of the reader's time
-/// is the reporter's matter; this is the most a log may hold, uncompressed.
+/// The largest log, uncompressed, in bytes. The number of events has no limit
+/// here; the report limits what it shows.
 const MAX_LOG: u64 = 256 << 20;
 
 /// A log that is being written.
@@ -33,7 +33,7 @@ impl Log {
         Ok(Self { out, written: 0, partial: String::new(), tail: VecDeque::new() })
     }
 
-    /// Adds a line of our own.
+    /// Adds a heading, such as the name of a step.
     pub(super) fn heading(&mut self, text: &str) {
         self.write(format!("== {text}\n").as_bytes());
     }
@@ -81,8 +81,8 @@ impl Log {
     }
 }
 
-/// A line as it can be shown: what a terminal would show of it, without
-/// control characters, not endless.
+/// Returns a line as a terminal would show it, without control characters, cut
+/// to a reasonable length.
 pub(super) fn clean(line: &str) -> String {
     let line = line.trim_end();
     // Progress bars return to the line's start and write over it.
@@ -95,9 +95,9 @@ pub(super) fn clean(line: &str) -> String {
     out
 }
 
-/// Reads a log that [`Log`] wrote, and says why that ends before its end, if
-/// it does: a process that was killed leaves it open, and a file may be
-/// damaged. What can be read is shown.
+/// Reads a log that [`Log`] wrote, as far as possible. Also returns why the
+/// rest can't be read, if that is so: vimg was killed before it had written the
+/// end, or the file is damaged.
 ///
 /// # Errors
 ///
@@ -136,7 +136,7 @@ mod tests {
         let (text, broken) = read(&path).unwrap();
         assert!(text.starts_with("one\ntwo\n10%") && broken.is_none());
 
-        // Part of a log is shown, and that it is no more than a part.
+        // A part of a log is returned, with the reason why it is only a part.
         let mut log = Log::create(&path).unwrap();
         (0..100_000_u64).for_each(|n| log.text(&format!("{}\n", n * n), |_| {}));
         log.finish();

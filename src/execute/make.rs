@@ -1,4 +1,4 @@
-//! The making of one node: its lock, its time, and the state that it becomes.
+//! Builds one node: holds its lock, takes its time, and commits its state.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,11 +16,12 @@ use crate::store::{Boot, Disk, DiskKind, KeyLock, Origin, Record, Staging, State
 
 pub(super) type Made = Result<Built, Box<Failure>>;
 
-/// What a node's making has in common with all others.
+/// The build of one node, whatever its kind.
 pub(super) struct NodeBuild<'a, P> {
     site: NodeContext<'a, P>,
     start: Instant,
-    /// Held until the node's state is there, or will never be.
+    /// Held until the node's state is committed, or the build of the node has
+    /// failed.
     lock: Arc<KeyLock>,
 }
 
@@ -39,7 +40,7 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
         Self { site, start: Instant::now(), lock }
     }
 
-    /// What is known of a state that is made now.
+    /// Makes the record of a state that is built now.
     fn record(&self, made: &Facts) -> Record {
         let (kind, description) = (self.node.work.kind(), self.node.description.clone());
         let mut record = Record::new(self.node.key, kind, &self.node.name, description, made.disk.clone());
@@ -55,17 +56,19 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
         record
     }
 
-    /// Makes a staging directory the node's state. Writing to disk blocks, so
-    /// it is done on another thread, which holds the lock as well: it goes on
-    /// when the build is stopped. `None` if a state of this key was there,
-    /// against all expectation; it stays.
+    /// Commits a staging directory as the node's state. Writing to disk blocks,
+    /// so another thread does it. That thread holds the lock as well, because
+    /// it continues when the build is stopped. The ID is `None` if there was
+    /// already a state with this key, although the lock should prevent that;
+    /// the old state stays.
     pub(super) async fn commit(
         &self,
         staging: Staging,
         made: Facts,
     ) -> Result<(Option<StateId>, Built), Box<Failure>> {
         let mut record = self.record(&made);
-        // What lies on no other state is asked for its own origins only.
+        // For a disk with no disk below it, the store checks only the origins
+        // in its own record.
         if record.disk.backing.is_none()
             && let Some(parent) = self.node.parent.map(|parent| self.shared.graph.node(parent))
         {
@@ -92,8 +95,8 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
         Ok((ours.then_some(id), built))
     }
 
-    /// The state that holds the same as a disk that is at rest, if that is what
-    /// this node's state was before.
+    /// Returns the previous state of this node, if a new disk that is no longer
+    /// written to is identical to it (early cutoff).
     pub(super) async fn same(&self, below: &[PathBuf], disk: &Path, made: &Facts) -> Option<(Key, StateId)> {
         let (node, store) = (self.node, &self.shared.store);
         let Work::Layer(_) = node.work else { return None };
@@ -117,12 +120,13 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
         let before = provider::Made { disk: chain.pop()?, during: was.during(), booted };
         let after = provider::Made { disk: disk.to_owned(), during: now.during(), booted };
         let alike = chain == below && self.shared.provider.alike(below, &before, &after).await;
-        // What that one holds the same as, if that still counts.
+        // The state that the previous one was identical to, if that still
+        // counts.
         let known = was.same.filter(|(other, _)| *other != node.key && store.stands_for(&key) == *other);
         alike.then(|| known.unwrap_or((key, was.id)))
     }
 
-    /// Takes a file into the store.
+    /// Commits a file to the store as a blob.
     pub(super) fn keep_file(&self, path: &Path) -> Result<Blob, Box<Failure>> {
         let file = std::fs::File::open(path).map_err(|e| self.io_failure(path, e))?;
         let blob = Blob::copy(file, &mut std::io::sink()).map_err(|e| self.io_failure(path, e))?;
@@ -130,31 +134,33 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
         Ok(blob)
     }
 
-    /// Takes kernel and initrd into the store.
+    /// Commits kernel and initrd to the store.
     pub(super) fn keep_boot(&self, files: &(PathBuf, PathBuf)) -> Result<Boot, Box<Failure>> {
         Ok(Boot { kernel: self.keep_file(&files.0)?, initrd: self.keep_file(&files.1)? })
     }
 }
 
-/// What is noted of a state besides what its node says.
+/// What the record of a state says beyond its node.
 #[derive(Debug, Clone)]
 pub(super) struct Facts {
     pub(super) disk: Disk,
     pub(super) boot: Option<Boot>,
     pub(super) appliance: Option<Boot>,
     pub(super) ours: bool,
-    /// How it was made, for people.
+    /// The runner, for people.
     pub(super) way: String,
     /// Of an output: the state that it was written from.
     pub(super) source: Option<(Key, StateId)>,
-    /// Where the states came from that it was made of, besides its parent.
+    /// The origins of the states that it was made from, besides those of its
+    /// parent.
     pub(super) inherited: Vec<Origin>,
-    /// The state that holds the same.
+    /// The identical earlier state.
     pub(super) same: Option<(Key, StateId)>,
 }
 
 impl Facts {
-    /// Of what does not boot and has nothing above it.
+    /// Returns the facts of a state that does not boot and has no states above
+    /// it.
     pub(super) fn of(kind: DiskKind, way: String) -> Self {
         let disk = Disk { kind, backing: None, depth: 0 };
         Self {
@@ -170,9 +176,9 @@ impl Facts {
     }
 }
 
-/// What a file takes on disk, in bytes.
+/// Returns the size of a file on disk, in bytes.
 fn on_disk(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
-    // st_blocks counts units of 512 bytes, whatever the filesystem's.
+    // st_blocks counts units of 512 bytes, on every filesystem.
     std::fs::metadata(path).map_or(0, |m| m.blocks() * 512)
 }

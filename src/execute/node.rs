@@ -1,4 +1,4 @@
-//! A node at work: what it tells, and how its troubles are named.
+//! The context of a node: sends its events and makes its failures.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use crate::graph::Node;
 use crate::provider::ProviderError;
 use crate::store::{Boot, Staging, StoreError};
 
-/// A node at work.
+/// A node that is built, and the state of its build.
 pub(super) struct NodeContext<'a, P> {
     pub(super) shared: &'a BuildState<P>,
     pub(super) node: &'a Node,
@@ -44,9 +44,9 @@ impl<P> NodeContext<'_, P> {
         self.failure(FailureKind::Store, format!("{}: {error}", path.display()))
     }
 
-    /// A state that was there is not there any more.
+    /// Makes the failure for a state that has disappeared.
     pub(super) fn gone(&self) -> Box<Failure> {
-        let mut failure = self.failure(FailureKind::Store, "the state below went away during the build");
+        let mut failure = self.failure(FailureKind::Store, "the state below was removed during the build");
         failure.help = Some("build again".into());
         failure
     }
@@ -55,14 +55,14 @@ impl<P> NodeContext<'_, P> {
         self.shared.store.staging().map_err(|e| self.store_failure(&e))
     }
 
-    /// Kernel and initrd, if they are still in the store.
+    /// Returns kernel and initrd, if they are still in the store.
     pub(super) fn boot_paths(&self, boot: &Option<Boot>) -> Option<(PathBuf, PathBuf)> {
         let store = &self.shared.store;
         let boot = boot.filter(|b| store.has_blob(&b.kernel) && store.has_blob(&b.initrd))?;
         Some((store.blob(&boot.kernel.digest), store.blob(&boot.initrd.digest)))
     }
 
-    /// Keeps the log of what failed.
+    /// Keeps the log of a failed node. Returns its path.
     pub(super) fn keep_log(&self, log: &Path) -> Option<PathBuf> {
         let kept = self.shared.notes.failed_log(&self.node.name);
         if let Some(dir) = kept.parent() {

@@ -1,5 +1,5 @@
-//! Writes finished disks to where the recipe wants them, if they are not
-//! there already and their images have passed.
+//! Writes outputs to the paths that the recipe names, unless the file there is
+//! up to date.
 
 use std::fs::File;
 use std::io;
@@ -12,8 +12,9 @@ use crate::plan::Wanted;
 use crate::sparse;
 use crate::store::{ProjectFiles, Store, WrittenOutput};
 
-/// Writes the files that are wanted, and whose states are there, below a
-/// directory.
+/// Writes the wanted outputs whose states exist, below a directory. The caller
+/// leaves out images whose checks have not passed. The error names the path
+/// that can't be written.
 pub fn write_outputs(
     wanted: &[Wanted],
     store: &Store,
@@ -53,23 +54,22 @@ pub fn write_outputs(
         sink(told(false));
     }
     if changed {
-        // Losing these notes costs a copy.
+        // Without these notes, the next build copies once more.
         let _ = notes.set_outputs(&known);
     }
     Ok(())
 }
 
-/// Everything of a file that changes when it is written to. Its change time
-/// can't be set back.
+/// Returns what changes of a file when it is written. Its change time is part
+/// of that, because no program can set it back.
 fn stamp(place: &Place) -> Option<[i64; 6]> {
     let stat = place.stat()?;
     let (mtime, ctime) = (stat.st_mtime_nsec as i64, stat.st_ctime_nsec as i64);
     Some([stat.st_ino as i64, stat.st_size, stat.st_mtime, mtime, stat.st_ctime, ctime])
 }
 
-/// Copies a disk, sharing its blocks where the filesystem can and keeping its
-/// holes where it can't; the place has the old or the new content, never a
-/// part.
+/// Copies a disk. Shares its blocks if the filesystem can, and otherwise keeps
+/// its holes. The place has the old or the new content, never a part of it.
 fn copy(from: &Path, to: &Place) -> io::Result<()> {
     let written = File::open(from).and_then(|source| {
         let target = to.draft()?;
@@ -95,7 +95,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let to = dir.path().join("it.img");
         fs::write(&to, "old").unwrap();
-        // Somebody was killed.
+        // A vimg that was killed left this.
         fs::write(dir.path().join(".it.img.vimg-new"), "half a di").unwrap();
         let place = Places::open(dir.path()).unwrap().at("it.img", false).unwrap();
         let copy = place.nameless().unwrap();

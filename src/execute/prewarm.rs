@@ -1,6 +1,6 @@
-//! Gets a fork up for checks while the layer below them is still made: of the
-//! machine that will most likely do, carried over once it is known what the
-//! layer has changed. What fails of that is made up for by the usual way.
+//! Prewarms a fork for checks while the layer below them is still built: forks
+//! the snapshot that will probably fit, and retargets the fork when the layer
+//! is done. Best effort: if it fails, the checks start their own fork.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,13 +17,14 @@ use crate::graph::{Node, NodeId};
 use crate::provider::{Instance, Place, Provider};
 use crate::store::{Disk, DiskKind, Staging};
 
-/// How long a fork waits for its checks. A new one is made in much less than
-/// what takes longer.
+/// How long a fork waits for its checks. After that, the time for a new one
+/// hardly counts.
 const AGE: Duration = Duration::from_secs(30);
-/// How long it is waited for by who needs it now.
+/// How long a check waits for the fork.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A fork that comes up, and goes when nobody wants it. Dropped, it is gone.
+/// A fork that is being started. It ends when no check takes it in time, or
+/// when this is dropped.
 pub(super) struct Prewarm<P: Provider> {
     tasks: JoinSet<Option<PrewarmedFork<P>>>,
     task: AbortHandle,
@@ -31,7 +32,7 @@ pub(super) struct Prewarm<P: Provider> {
 }
 
 impl<P: Provider> Prewarm<P> {
-    /// Begins to fork a machine for a check whose image is not there yet.
+    /// Begins to start a fork for a check whose image does not exist yet.
     pub(super) fn begin(shared: Arc<BuildState<P>>, check: NodeId) -> Self {
         let (mut tasks, wanted) = (JoinSet::new(), Arc::new(Notify::new()));
         let called = wanted.clone();
@@ -48,31 +49,32 @@ impl<P: Provider> Prewarm<P> {
         Self { tasks, task, wanted }
     }
 
-    /// Nothing comes any more.
+    /// Whether the fork has failed or was given up.
     pub(super) fn is_over(&self) -> bool {
         self.task.is_finished()
     }
 
-    /// Waits until it is up.
+    /// Waits until the fork is ready.
     pub(super) async fn up(mut self) -> Option<PrewarmedFork<P>> {
         self.wanted.notify_one();
         tokio::time::timeout(PATIENCE, self.tasks.join_next()).await.ok()??.ok()?
     }
 }
 
-/// A fork that answers, of a machine that was kept of another disk.
+/// A fork whose agent answers, from the snapshot of another disk.
 pub(super) struct PrewarmedFork<P: Provider> {
     guest: Guest<P::Instance>,
-    /// Units that failed when it booted.
+    /// Units that failed at its boot.
     failed: Vec<String>,
-    /// Where its files are.
+    /// The directory of its files.
     scratch: Staging,
 }
 
 async fn fork<P: Provider>(shared: &BuildState<P>, check: NodeId) -> Option<PrewarmedFork<P>> {
     let node = shared.graph.node(check);
-    // What waits holds nothing that a layer may want: a processor only until
-    // it is up, and no memory, of which it takes little for a short time.
+    // A fork that waits must hold nothing that a layer needs. It holds a part
+    // of a job only until it is up. It reserves no memory, because it takes
+    // little for a short time.
     let _job = shared.jobs.acquire().await.ok()?;
     if shared.memory.available_permits() < shared.memory_of(node) as usize {
         return None;
@@ -83,7 +85,7 @@ async fn fork<P: Provider>(shared: &BuildState<P>, check: NodeId) -> Option<Prew
         std::iter::successors(Some(image), |node| below(node)).find(|node| shared.store.has(&node.key))?;
     let site = NodeContext { shared, node };
     let scratch = site.staging().ok()?;
-    // What the image was before is what it will be like.
+    // The new image is probably almost like the previous one.
     let before = shared.notes.nodes().get(&image.name).copied();
     let chain = before.and_then(|key| shared.store.chain(&key));
     // A check with a network starts its own fork.
@@ -96,13 +98,14 @@ async fn fork<P: Provider>(shared: &BuildState<P>, check: NodeId) -> Option<Prew
     let place = guest.instance.place();
     let ready = guest.ask(async |session| {
         let failed = session.ready(false).await?;
-        // What was to be changed for the image before is what will be.
+        // The new image will probably need the changes that the previous one
+        // needed.
         if let Place::Retargeted(retargeted) = place {
             session.rehearse(&retargeted.altered).await?;
         }
         Ok(failed)
     });
-    // What its machine goes on to do by itself is nothing that anybody waits for.
+    // Pause the machine: no check needs what it does by itself.
     let still = match ready.await {
         Ok(failed) => guest.instance.pause().await.ok().map(|()| failed),
         Err(_) => None,
@@ -116,14 +119,14 @@ async fn fork<P: Provider>(shared: &BuildState<P>, check: NodeId) -> Option<Prew
     }
 }
 
-/// Where a fork's writes go.
+/// Returns the path of the disk that takes a fork's writes.
 pub(super) fn overlay(scratch: &Staging) -> PathBuf {
     scratch.path().join(DiskKind::Qcow2.file_name())
 }
 
 impl<P: Provider> PrewarmedFork<P> {
-    /// Carries it over to a state that is there now. If that can't be, another
-    /// one may do: this one has gone on for a while.
+    /// Retargets the fork to a state that exists now. Returns `None` if that
+    /// fails. A new fork may still fit, because this one has run for a while.
     pub(super) async fn adopt(
         self,
         site: &NodeContext<'_, P>,

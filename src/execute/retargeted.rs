@@ -1,5 +1,4 @@
-//! Whether what is made in a machine may be kept that booted from other disks
-//! than it is to stand on.
+//! Decides whether a layer built in a retargeted snapshot may be stored.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -11,11 +10,12 @@ use crate::graph::SECRET;
 use crate::provider::Retargeted;
 use crate::store::{Record, Store};
 
-/// The most layers whose times are looked at.
+/// The most layers whose times are compared.
 const MOST_LAYERS: usize = 256;
 
-/// The state whose disk it stands on, and what is to be changed of it for one
-/// that is made on `wanted`. A sentence says why it may not be kept.
+/// Returns the state whose disk the snapshot booted from, and the files to
+/// change for a layer on `wanted`. The error says why the layer may not be
+/// stored.
 pub(super) fn vet(
     store: &Store,
     wanted: &[PathBuf],
@@ -23,13 +23,14 @@ pub(super) fn vet(
 ) -> Result<(Record, Arc<[Altered]>), String> {
     let owners = |chain: &[PathBuf]| chain.iter().map(|disk| store.owner(disk)).collect::<Option<Vec<_>>>();
     let (Some(there), Some(here)) = (owners(&retargeted.chain), owners(wanted)) else {
-        return Err("the disk that a kept one booted from went away".into());
+        return Err("a disk of the snapshot was removed".into());
     };
     let [gone, come] = [foreign(&there, &here), foreign(&here, &there)];
-    // Who sends what lies on it to a cache sends the disk below as well, and no
-    // record would tell what was written from the other one.
+    // A layer goes to a cache together with the disks below it, so a secret of
+    // the snapshot's disk would go along. A secret of the wanted disk would be
+    // written into the layer, and no record would say so.
     if let Some(record) = gone.iter().chain(&come).find(|record| hands_secrets(record)) {
-        return Err(format!("{} was handed a secret, which a kept one must not share", record.name));
+        return Err(format!("only one of the disks has {}, which received a secret", record.name));
     }
     let [gone, come] = [gone, come].map(|records| times(store, &records, &[&there, &here]));
     let during = |times: &[Range<i64>], seconds: i64| times.iter().any(|range| range.contains(&seconds));
@@ -39,17 +40,18 @@ pub(super) fn vet(
         altered
     });
     let altered = altered.collect();
-    there.into_iter().next_back().map(|top| (top, altered)).ok_or_else(|| "it stands on no disk".into())
+    there.into_iter().next_back().map(|top| (top, altered)).ok_or_else(|| "the snapshot has no disk".into())
 }
 
-/// Those states of a chain that another one lacks.
+/// Returns the states of a chain that another one lacks.
 fn foreign<'a>(chain: &'a [Record], other: &[Record]) -> Vec<&'a Record> {
     chain.iter().filter(|record| other.iter().all(|there| there.key != record.key)).collect()
 }
 
-/// When layers were made, and those that the recipe has below them: one that
-/// was made in a machine that was carried over holds files of these, which are
-/// not on the disks below. What both chains have is left out.
+/// Returns when these layers were built, and when the layers were built that
+/// the recipe has below them. A layer built in a retargeted snapshot contains
+/// files of the latter, which are not on the disks below it. Leaves out layers
+/// that both chains have.
 fn times(store: &Store, records: &[&Record], chains: &[&[Record]; 2]) -> Vec<Range<i64>> {
     let mut times = Vec::new();
     for record in records {
@@ -65,8 +67,7 @@ fn times(store: &Store, records: &[&Record], chains: &[&[Record]; 2]) -> Vec<Ran
     times
 }
 
-/// Whether a state's layer was handed what must not leave with what others
-/// made.
+/// Whether the layer of a state received a secret.
 pub(super) fn hands_secrets(record: &Record) -> bool {
     record.description.fields.iter().any(|field| field.name.starts_with(SECRET))
 }
@@ -79,7 +80,7 @@ mod tests {
     use crate::digest::{Description, Digest};
     use crate::store::{Disk, DiskKind};
 
-    /// Commits a state and gives the path of its disk.
+    /// Commits a state and returns the path of its disk.
     fn state(store: &Store, name: &str, field: &str) -> PathBuf {
         let key = Key(Digest::of(name.as_bytes()));
         let mut description = Description::default();
@@ -135,7 +136,8 @@ mod tests {
             altered[0].change.chosen
         };
         assert!(!chosen(996) && chosen(1_577_836_800) && chosen(900));
-        // What both have was not made anew, whenever that was.
+        // A layer that both chains have did not change the file, whenever it
+        // was built.
         let both = super::vet(&store, std::slice::from_ref(&a), &retargeted(&[&a], 996)).unwrap().1;
         assert!(both[0].change.chosen);
     }

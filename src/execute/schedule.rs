@@ -1,6 +1,6 @@
-//! Starts every batch whose parent is there, the critical path first, until
-//! nothing is left that can start. What is done beside the build (a fork for
-//! checks, copies of earlier outputs) observes the states of the nodes.
+//! Starts every batch whose parent exists, the critical path first, until none
+//! is left that can start. Prewarming and the copies of previous outputs run
+//! beside the build, and observe the states of the nodes.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,7 +24,7 @@ struct Schedule<'a, P> {
 }
 
 impl<P: Provider> Schedule<'_, P> {
-    /// Nothing more is started.
+    /// Whether no more batches start.
     fn is_stopping(&self) -> bool {
         !self.keep_going && self.shared.states.has_failures()
     }
@@ -79,7 +79,7 @@ impl<P: Provider> Prewarmer<P> {
     }
 }
 
-/// Copies the earlier outputs of nodes that are almost there, once each.
+/// Copies the previous outputs of nodes that will start soon, once each.
 #[derive(Default)]
 struct Copier(Vec<NodeId>);
 
@@ -100,8 +100,8 @@ impl Copier {
     }
 }
 
-/// Builds what `plan` says, except for what is made from a state that turns out
-/// to have the same contents as an earlier one.
+/// Builds the nodes of `plan`, except those above a state that turns out to be
+/// identical to an earlier one (early cutoff).
 pub async fn build<P: Provider>(context: &BuildContext<P>, plan: &Plan) -> Outcome {
     let BuildContext { graph, budget, .. } = context;
     let shared = Arc::new(context.share(plan));

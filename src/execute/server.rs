@@ -1,5 +1,5 @@
-//! Servers: machines that go on running when vimg has ended. What there is of
-//! one lies in a directory of its own: its disk, its sockets, and a record.
+//! Servers: machines that keep running after vimg has ended. Each has a
+//! directory with its disks, its sockets and a record.
 
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -26,34 +26,34 @@ use crate::store::{Boot, KeyLock, replace, try_lock};
 /// The version of [`ServerRecord`].
 const FORMAT: u32 = 1;
 
-/// The most changes that a server's disk takes one upon the other: a chain of
-/// 128 disks takes twice as long to read.
+/// The longest chain of disks that a server may have. Each change adds one, and
+/// a chain of 128 disks takes twice as long to read.
 const MOST_DISKS: usize = 100;
 
-/// What is known of a server that was started.
+/// The record of a server, `server.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ServerRecord {
     format: u32,
     /// The image that it was started from.
     pub image: String,
-    /// The base of that image: what is not applied, but there from the start.
+    /// The key of that image's base, which no change can replace.
     root: Key,
     /// When it was first started, in seconds since 1970.
     pub since: u64,
-    /// What leads into it: address, host's port, machine's port.
+    /// Forwarded ports: address, port of the host, port of the machine.
     pub forwards: Vec<(String, u16, u16)>,
-    /// What is in effect.
+    /// The parts that are in effect.
     parts: Vec<ServerPart>,
     machine: (u32, u64, u64),
     boot: Option<Boot>,
     /// Disks below the one that takes the writes, the lowest first. All are the
-    /// server's own: what the store has at a state's place may be another
-    /// build by tomorrow, whose blocks lie elsewhere.
+    /// server's own links, because the store may later replace a state by
+    /// another build, whose blocks lie elsewhere.
     chain: Vec<PathBuf>,
     overlay: PathBuf,
-    /// The overlay is for a change that has not come to its end.
+    /// A change is not finished; the overlay is only for this change.
     changing: bool,
-    /// It has hooks for its end.
+    /// It has `decommission` hooks.
     #[serde(default)]
     parting: bool,
 }
@@ -61,7 +61,7 @@ pub struct ServerRecord {
 /// What `up` found or did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Came {
-    /// It was running.
+    /// It was already running.
     Running,
     /// It was off, and booted from its disk.
     Back,
@@ -69,20 +69,21 @@ pub enum Came {
     New,
 }
 
-/// A server's directory, which nobody else uses meanwhile.
+/// The directory of a server, locked against other vimg processes.
 pub struct ServerHome {
     dir: PathBuf,
     _lock: KeyLock,
 }
 
-/// What can be said of a server from its directory.
+/// Reads the record of a server. Returns `None` if there is none that this
+/// version can read.
 pub fn known(dir: &Path) -> Option<ServerRecord> {
     let record: ServerRecord = serde_json::from_slice(&std::fs::read(dir.join("server.json")).ok()?).ok()?;
     (record.format == FORMAT).then_some(record)
 }
 
 impl ServerHome {
-    /// Takes the directory.
+    /// Locks the directory of a server. The error says why it can't be locked.
     pub fn take(dir: &Path) -> Result<Self, String> {
         if let Some(parent) = dir.parent() {
             std::fs::create_dir_all(parent).map_err(|e| format!("{}: {e}", parent.display()))?;
@@ -91,7 +92,7 @@ impl ServerHome {
         let name = dir.file_name().unwrap_or_default().to_string_lossy();
         match try_lock(&dir.with_file_name(format!(".lock-{name}"))) {
             Ok(Some(lock)) => Ok(Self { dir: dir.to_owned(), _lock: lock }),
-            Ok(None) => Err("another vimg is at work with it; try again when that has ended".into()),
+            Ok(None) => Err("another vimg process is using it; try again when that has ended".into()),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -103,11 +104,11 @@ impl ServerHome {
     fn keep(&self, record: &ServerRecord) -> std::io::Result<()> {
         let bytes = serde_json::to_vec_pretty(record).map_err(std::io::Error::other)?;
         let path = self.dir.join("server.json");
-        // It is what its disk is found by.
+        // Replace it atomically: vimg finds the server's disk only through it.
         replace(&path, &bytes)
     }
 
-    /// A file for the disk to go on in.
+    /// Returns a free path for the server's next disk.
     fn free_disk(&self) -> PathBuf {
         let mut n = 1;
         loop {
@@ -119,7 +120,8 @@ impl ServerHome {
         }
     }
 
-    /// Makes disks of the store the server's own: links, which take no room.
+    /// Gives the server its own hard links to disks of the store. They take no
+    /// space.
     fn adopt(&self, chain: &[PathBuf]) -> std::io::Result<Vec<PathBuf>> {
         let adopt = |(n, disk): (usize, &PathBuf)| {
             let own = self.dir.join(format!("base-{n}.qcow2"));
@@ -128,7 +130,7 @@ impl ServerHome {
         chain.iter().enumerate().map(adopt).collect()
     }
 
-    /// Forgets the server and its disk.
+    /// Deletes the server's record and its disks.
     fn forget(&self) -> std::io::Result<()> {
         match std::fs::remove_dir_all(&self.dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
@@ -151,9 +153,9 @@ impl ServerRecord {
         self.forwards = forwards.iter().map(|f| (f.address.clone(), f.host, f.guest)).collect();
     }
 
-    /// Gives up a change that has not come to its end.
+    /// Drops a change that is not finished.
     fn step_back(&mut self) {
-        // What was noted and never made is nothing, too.
+        // The record may also name an overlay that was never created.
         if self.changing || !self.overlay.exists() {
             let _ = std::fs::remove_file(&self.overlay);
             if let Some(below) = self.chain.pop() {
@@ -181,7 +183,7 @@ impl ServerRecord {
     }
 }
 
-/// Finds a server that runs, and speaks with its agent.
+/// Finds a running server and connects to its agent.
 async fn find<P: Provider>(provider: &P, home: &ServerHome) -> Result<Option<Guest<P::Instance>>, String> {
     let found = provider.find(&home.dir).await.map_err(|e| e.message)?;
     let Some(instance) = found else { return Ok(None) };
@@ -191,7 +193,7 @@ async fn find<P: Provider>(provider: &P, home: &ServerHome) -> Result<Option<Gue
     })?;
     let ready = guest.ask(async |session| {
         session.ready(false).await?;
-        // Who spoke with it last may have gone in between.
+        // The last vimg may have ended between freeze and thaw.
         session.thaw().await
     });
     match ready.await {
@@ -203,15 +205,15 @@ async fn find<P: Provider>(provider: &P, home: &ServerHome) -> Result<Option<Gue
     }
 }
 
-/// Why a server did not answer, in a sentence.
+/// Says in a few words why a server did not answer.
 fn words(stopped: Stopped) -> String {
     match stopped {
         Stopped::Session(SessionError::Broken(why) | SessionError::Refused(why)) => clean(&why),
         Stopped::Session(SessionError::Step { message, .. }) => clean(&message),
         Stopped::Session(SessionError::Silent(time) | SessionError::Endless(time)) => {
-            format!("nothing came within {} s", time.as_secs())
+            format!("no answer within {} s", time.as_secs())
         }
-        Stopped::Ended(provider::Ended::Off) => "the machine went off".into(),
+        Stopped::Ended(provider::Ended::Off) => "the machine switched itself off".into(),
         Stopped::Ended(provider::Ended::Panic) => "its kernel panicked".into(),
         Stopped::Ended(provider::Ended::AgentGone) => "the agent in the machine died".into(),
         Stopped::Ended(provider::Ended::HostDiskFull) => "the disk that holds the store is full".into(),
@@ -227,7 +229,7 @@ pub async fn runs<P: Provider>(provider: &P, dir: &Path) -> bool {
             instance.leave();
             true
         }
-        // It does not answer, but it is there.
+        // It does not answer, but it runs.
         Err(_) => true,
         Ok(None) => false,
     }
@@ -248,20 +250,19 @@ pub async fn up<P: Provider>(
         }
         record.step_back();
         if let Some(gone) = record.chain.iter().chain([&record.overlay]).find(|disk| !disk.exists()) {
-            let mut failure = host(format!("a disk below its own is gone: {}", gone.display()));
-            failure.help =
-                Some(format!("`vimg down --force --remove {}` forgets what is left of it", plan.name));
+            let mut failure = host(format!("one of its disks is missing: {}", gone.display()));
+            failure.help = Some(format!("`vimg down --force --remove {}` deletes the rest of it", plan.name));
             return Err(failure);
         }
         let lives = back(&site, plan, home, &record).await?;
         return lives.map(|()| Came::Back);
     }
     if home.dir.join("server.json").exists() {
-        let mut failure = host("its record can't be read; its disk is kept".into());
-        failure.help = Some(format!("if it is of no use, remove {}", home.dir.display()));
+        let mut failure = host("its record can't be read, so its disk stays as it is".into());
+        failure.help = Some(format!("if you do not need the disk, delete {}", home.dir.display()));
         return Err(failure);
     }
-    // One whose start was broken off.
+    // An earlier start may have been interrupted.
     if let Ok(Some(old)) = shared.provider.find(&home.dir).await {
         old.stop().await;
     }
@@ -334,7 +335,7 @@ async fn start<P: Provider>(
 }
 
 /// Boots a server from its disk. The inner result says whether its hooks
-/// passed: it runs on in any case.
+/// passed; it keeps running in any case.
 async fn back<P: Provider>(
     site: &NodeContext<'_, P>,
     plan: &ServerPlan,
@@ -351,7 +352,7 @@ async fn back<P: Provider>(
     Ok(lives)
 }
 
-/// Has a server run the hooks of its boot.
+/// Runs the hooks of a server's boot.
 async fn live<P: Provider>(
     site: &NodeContext<'_, P>,
     plan: &ServerPlan,
@@ -366,14 +367,14 @@ async fn live<P: Provider>(
     })
 }
 
-/// How much of what hooks say is kept, in bytes.
+/// How much output of hooks is kept, in bytes.
 const SAID: usize = 64 << 10;
 
-/// How the agent begins when it says itself what failed.
+/// The start of lines in which the agent itself says what failed.
 const AGENT_SAYS: &str = "vimg-agent: ";
 
-/// Has the agent run what a machine keeps for a time of its life. If that
-/// fails: what was said last, and why.
+/// Has the agent run the hooks of an event. The error is the last output,
+/// followed by the reason.
 async fn hooks<P: Provider>(
     found: &mut Guest<P::Instance>,
     what: &str,
@@ -381,7 +382,7 @@ async fn hooks<P: Provider>(
 ) -> Result<(), Vec<String>> {
     let mut said = Vec::new();
     let command = vec![AGENT.to_owned(), what.to_owned()];
-    // Nobody has anything to say to it.
+    // Hooks get no input.
     let (_, input) = mpsc::channel(1);
     let mut output = |_: Stream, bytes: &[u8]| {
         said.extend_from_slice(bytes);
@@ -407,14 +408,15 @@ async fn hooks<P: Provider>(
     }
 }
 
-/// What has to be done to a server that was started.
+/// Returns how a server differs from its recipe. The error says that it was
+/// never started.
 pub fn difference(plan: &ServerPlan, home: &ServerHome) -> Result<Difference, String> {
     let record = home.record().ok_or("it was never started")?;
     Ok(plan.difference(&record.parts))
 }
 
-/// Brings a server that runs to what the recipe says. If that fails, it boots
-/// from its disk as it was before.
+/// Changes a running server to match its recipe. If that fails, the server
+/// boots from its disk as it was before.
 pub async fn apply<P: Provider>(
     context: &BuildContext<P>,
     plan: &ServerPlan,
@@ -425,14 +427,16 @@ pub async fn apply<P: Provider>(
     let host = |why: String| at(plan, FailureKind::Host, why);
     let mut record = home.record().ok_or_else(|| host("it was never started".into()))?;
     if shared.graph.node(shared.graph.chain(plan.image)[0]).key != record.root {
-        let mut failure = at(plan, FailureKind::Recipe, "its image is made from another base by now".into());
-        failure.help = Some(format!("start it anew: `vimg down --remove {0}`, `vimg up {0}`", plan.name));
+        let mut failure = at(plan, FailureKind::Recipe, "its image has another base now".into());
+        failure.help = Some(format!("start anew: `vimg down --remove {0}`, then `vimg up {0}`", plan.name));
         return Err(failure);
     }
     if record.changing {
-        let mut failure = host("the last change of it was interrupted".into());
-        failure.help =
-            Some(format!("`vimg down --force {0}` and `vimg up {0}` go back to what was before", plan.name));
+        let mut failure = host("its last change was interrupted".into());
+        failure.help = Some(format!(
+            "to go back to the disk before it: `vimg down --force {0}`, then `vimg up {0}`",
+            plan.name
+        ));
         return Err(failure);
     }
     let difference = plan.difference(&record.parts);
@@ -441,9 +445,9 @@ pub async fn apply<P: Provider>(
         return Ok(difference);
     }
     if let Some(stuck) = difference.stuck.first() {
-        let message = format!("`{stuck}` can't be taken back: a script of it has no `undo`");
+        let message = format!("`{stuck}` can't be reverted: one of its scripts has no `undo`");
         let mut failure = at(plan, FailureKind::Recipe, message);
-        failure.help = Some(format!("start it anew: `vimg down --remove {0}`, `vimg up {0}`", plan.name));
+        failure.help = Some(format!("start anew: `vimg down --remove {0}`, then `vimg up {0}`", plan.name));
         return Err(failure);
     }
     let found = find(&*shared.provider, home).await.map_err(host)?;
@@ -454,7 +458,7 @@ pub async fn apply<P: Provider>(
     })?;
     if record.chain.len() >= MOST_DISKS {
         found.leave();
-        return Err(host("its disk has seen too many changes; start it anew".into()));
+        return Err(host("its disk has seen too many changes; start anew".into()));
     }
     if !difference.is_empty() {
         let change = match change::prepare(&site, plan, &difference).await {
@@ -494,8 +498,8 @@ pub async fn apply<P: Provider>(
     Ok(difference)
 }
 
-/// Has a server's disk go on in a new file. The record says so first: it never
-/// names a disk that is not written to any more.
+/// Continues a server's disk in a new file. Writes the record first, so that it
+/// never names a disk that is no longer written to.
 async fn branch<P: Provider>(
     home: &ServerHome,
     record: &mut ServerRecord,
@@ -519,8 +523,9 @@ async fn branch<P: Provider>(
     branched.and(thawed)
 }
 
-/// Switches a server off in order; with `force` without asking it. One that is
-/// to be removed runs its hooks for that first. Says whether it ran.
+/// Shuts a server down in order, or with `force` ends it without asking it.
+/// With `remove` and without `force`, runs its `decommission` hooks first.
+/// Returns whether it was running.
 pub async fn down<P: Provider>(
     provider: &P,
     home: &ServerHome,
@@ -540,17 +545,17 @@ pub async fn down<P: Provider>(
                 if remove && let Err(mut said) = hooks::<P>(&mut found, "decommission", |_| {}).await {
                     found.leave();
                     let why = said.pop().unwrap_or_default();
-                    return Err(said.pop().map_or(why.clone(), |last| format!("{why}; it said: {last}")));
+                    return Err(said.pop().map_or(why.clone(), |last| format!("{why}; last output: {last}")));
                 }
                 found.switch_off().await.map_err(|stopped| match stopped {
-                    Stopped::Ended(_) => format!("it did not stop in order: {}", words(stopped)),
+                    Stopped::Ended(_) => format!("it did not shut down in order: {}", words(stopped)),
                     stopped => words(stopped),
                 })?;
                 true
             }
             None if remove && home.record().is_some_and(|record| record.parting) => {
                 return Err(
-                    "it is off, and has hooks to run before it is removed: start it with `vimg up`".into()
+                    "it is off, and has hooks to run before its removal: start it with `vimg up`".into()
                 );
             }
             None => false,
@@ -562,7 +567,7 @@ pub async fn down<P: Provider>(
     Ok(ran)
 }
 
-/// Runs a program in a server.
+/// Runs a program in a running server.
 pub async fn exec<P: Provider>(
     provider: &P,
     home: &ServerHome,
@@ -579,11 +584,11 @@ pub async fn exec<P: Provider>(
     ended.map_err(words)
 }
 
-/// Writes a server's disk, as it is now, to a file that stands alone.
+/// Writes the current disk of a server to a file without a backing file.
 pub async fn save<P: Provider>(provider: &P, home: &ServerHome, to: &Path) -> Result<(), String> {
     let mut record = home.record().ok_or("it was never started")?;
     if record.changing {
-        return Err("the last change of it was interrupted".into());
+        return Err("its last change was interrupted".into());
     }
     if let Some(mut found) = find(provider, home).await? {
         let room = record.chain.len() < MOST_DISKS;

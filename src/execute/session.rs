@@ -1,5 +1,5 @@
-//! The host's end of the channel: handshake, orders, blobs. Every byte from
-//! the machine is taken for hostile.
+//! The host's end of the channel to an agent: handshake, requests, blobs. Every
+//! byte from the machine may be hostile.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -17,37 +17,35 @@ use vimg_agent::protocol::{
 use crate::ext4::Altered;
 use crate::host::network::WayOut;
 
-/// An agent that says nothing for so long is gone, or its machine hangs. It
-/// says `Heartbeat` every five seconds, but an emulated machine may be slow.
+/// After so much silence, the agent has died or its machine hangs. It sends a
+/// heartbeat every five seconds, but an emulated machine may be slow.
 const SILENCE: Duration = Duration::from_secs(180);
 /// How long a machine may take from its start to the end of its boot.
 const BOOT: Duration = Duration::from_secs(900);
-/// How long an agent outside of its machine may take to answer: it waits for
-/// nothing else.
+/// How long an agent may take to answer if it need not wait for a boot.
 const AWAKE: Duration = Duration::from_secs(120);
-/// How long a filesystem may take to come to rest, or a kernel to be sent.
+/// How long it may take to freeze a filesystem, or to send a kernel.
 const REST: Duration = Duration::from_secs(600);
 /// How long stopping services and cleaning up may take.
 const SEAL: Duration = Duration::from_secs(1800);
-/// How long a step may take beyond what a script is allowed.
+/// How long a step may take beyond the time limit of its script.
 const STEP: Duration = Duration::from_secs(2 * 3600);
-/// The most that may lie in the channel before the agent's answer.
+/// The most stale data in the channel before the agent's answer, in bytes.
 const STALE: usize = 16 << 20;
-/// The largest kernel or initrd that is taken from a machine, in bytes.
+/// The largest kernel or initrd that a machine may send, in bytes.
 const MAX_BOOT_FILE: u64 = 512 << 20;
 
-/// The longest list that is taken from a machine, in bytes: about a million
-/// files.
+/// The longest list that a machine may send, in bytes: about a million files.
 const MAX_LIST: usize = 256 << 20;
 
-/// What a person does.
+/// Input of a person.
 #[derive(Debug)]
 pub enum Input {
-    /// Types, or sends from a file.
+    /// Typed, or from a file.
     Bytes(Vec<u8>),
-    /// Ends the input.
+    /// The end of the input.
     End,
-    /// Changes the size of the terminal.
+    /// A new size of the terminal.
     Resize(Size),
 }
 
@@ -63,15 +61,15 @@ pub enum Ended {
 /// Why a conversation ended.
 #[derive(Debug)]
 pub(super) enum SessionError {
-    /// The channel broke, or what came made no sense.
+    /// The channel broke, or the agent sent something invalid.
     Broken(String),
-    /// Nothing came for too long.
+    /// The agent sent nothing for too long.
     Silent(Duration),
-    /// The agent is alive, but does not come to an end.
+    /// The agent is alive, but does not finish.
     Endless(Duration),
-    /// The agent says that a step failed.
+    /// A step failed.
     Step { step: usize, message: String, layer: Option<String> },
-    /// The agent says no.
+    /// The agent refused the request.
     Refused(String),
 }
 
@@ -87,12 +85,12 @@ impl From<Malformed> for SessionError {
     }
 }
 
-/// Where blobs are served from.
+/// The blobs and secrets that a machine may fetch.
 pub(super) trait Blobs: Sync {
     /// The file or the bytes of a blob that the machine may have.
     fn get(&self, digest: &Digest) -> Option<Source>;
 
-    /// A secret that it may have.
+    /// A secret that the machine may have.
     fn secret(&self, name: &str) -> Option<std::sync::Arc<[u8]>>;
 }
 
@@ -109,12 +107,13 @@ pub(super) enum Progress<'a> {
     Finished { step: usize, changed: bool },
 }
 
-/// How far a layer has come.
+/// How far a layer is applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Applied {
-    /// Whether the machine now boots something else.
+    /// Whether the machine now boots other files.
     pub(super) boot_changed: bool,
-    /// Where to go on once it has booted again; `None` at the layer's end.
+    /// The step to continue with after the next boot; `None` at the layer's
+    /// end.
     pub(super) next: Option<usize>,
 }
 
@@ -128,26 +127,24 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         Self { channel }
     }
 
-    /// Shakes hands and waits until the machine is up, or the agent alone
-    /// where it is outside of it. Returns the units that failed to start.
+    /// Does the handshake and waits until the machine has booted, or only for
+    /// the agent if `booting` is false. Returns the units that failed to start.
     pub(super) async fn ready(&mut self, booting: bool) -> Result<Vec<String>, SessionError> {
         let patience = if booting { BOOT } else { AWAKE };
         tokio::time::timeout(patience, async {
             self.sync().await?;
             match self.message().await? {
-                FromAgent::Hello {
-                    protocol: protocol::PROTOCOL, behaviour: protocol::BEHAVIOUR, ..
-                } => {}
+                FromAgent::Hello { protocol: protocol::PROTOCOL, behaviour: protocol::BEHAVIOUR, .. } => {}
                 FromAgent::Hello { protocol: protocol::PROTOCOL, behaviour, .. } => {
                     return Err(SessionError::Broken(format!(
-                        "the agent in the image has the behaviour version {behaviour}, this vimg {}; \
-                         build the image's base anew",
+                        "the agent in the image has behaviour version {behaviour}, this vimg has {}; \
+                         rebuild the image's base",
                         protocol::BEHAVIOUR
                     )));
                 }
                 FromAgent::Hello { protocol, .. } => {
                     return Err(SessionError::Broken(format!(
-                        "the agent in the image speaks version {protocol} of the protocol, this vimg version {}",
+                        "the agent in the image speaks protocol version {protocol}, this vimg version {}",
                         protocol::PROTOCOL
                     )));
                 }
@@ -162,8 +159,8 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         .unwrap_or(Err(SessionError::Silent(patience)))
     }
 
-    /// Sends a nonce and reads until it comes back: what lies in the channel
-    /// before it is another conversation's.
+    /// Sends a nonce and reads until it comes back. All data before it belongs
+    /// to an earlier conversation.
     async fn sync(&mut self) -> Result<(), SessionError> {
         let nonce = RandomState::new().build_hasher().finish().to_le_bytes();
         let call = [protocol::SYNC.as_slice(), &nonce].concat();
@@ -172,7 +169,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         let mut total = 0;
         loop {
             let mut byte = [0; 1];
-            // Byte by byte: what follows the nonce belongs to the first frame.
+            // Read byte by byte, because the first frame follows the nonce.
             if self.channel.read(&mut byte).await? == 0 {
                 return Err(SessionError::Broken("the channel closed".into()));
             }
@@ -190,21 +187,21 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         }
     }
 
-    /// Has an agent outside of its machine mount the machine's disk.
+    /// Has the agent of an appliance or a container mount the machine's disk.
     pub(super) async fn prepare(&mut self, network: Option<Network>) -> Result<(), SessionError> {
         let resume = resume_data()?;
         self.send(&ToAgent::Prepare(Prepare { resume, network })).await?;
         self.expect(&FromAgent::Prepared, REST).await
     }
 
-    /// Makes a fork a machine of its own.
+    /// Resumes a fork: gives it the time, and randomness of its own.
     pub(super) async fn resume(&mut self) -> Result<(), SessionError> {
         self.send(&ToAgent::Resume(resume_data()?)).await?;
         self.expect(&FromAgent::Resumed, REST).await
     }
 
-    /// Gives a fork the files of another disk, as if it had booted from that,
-    /// and makes it a machine of its own.
+    /// Retargets a fork to another disk: resumes it and writes the changed
+    /// files in it.
     pub(super) async fn retarget(&mut self, altered: &[Altered]) -> Result<(), SessionError> {
         let changes = altered.iter().map(|a| a.change.clone()).collect();
         self.send(&ToAgent::Retarget { resume: resume_data()?, changes }).await?;
@@ -216,15 +213,15 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         self.expect(&FromAgent::Retargeted, REST).await
     }
 
-    /// Has a fork do what carrying it over will take, and change nothing.
+    /// Has a fork rehearse to be retargeted, without changing anything.
     pub(super) async fn rehearse(&mut self, altered: &[Altered]) -> Result<(), SessionError> {
         let changes = altered.iter().map(|a| a.change.clone()).collect();
         self.send(&ToAgent::Rehearse { changes }).await?;
         self.expect(&FromAgent::Rehearsed, REST).await
     }
 
-    /// Applies a layer, beginning with the step `from`, up to its end or to
-    /// where its machine is to boot again.
+    /// Applies a layer from the step `from` up to its end, or to the next step
+    /// `reboot`.
     pub(super) async fn apply(
         &mut self,
         what: &Apply,
@@ -241,7 +238,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         let networked: Vec<bool> = steps.iter().map(wants_network).collect();
         match self.follow(&times, &networked, blobs, way_out, progress).await? {
             FromAgent::Done { boot_changed } => Ok(Applied { boot_changed, next: None }),
-            // Only what was told to is done, and each once.
+            // Accept only a reboot that the layer contains, and each only once.
             FromAgent::RebootDue { step, boot_changed }
                 if step >= *from && matches!(steps.get(step), Some(Primitive::Reboot)) =>
             {
@@ -257,7 +254,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         self.expect(&FromAgent::GoingOff, REST).await
     }
 
-    /// Asks the machine questions.
+    /// Runs the probes of a check in the machine.
     pub(super) async fn check(
         &mut self,
         probes: &[Probe],
@@ -289,15 +286,15 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         output: &mut (impl FnMut(Stream, &[u8]) + Send),
     ) -> Result<Ended, SessionError> {
         self.send(&ToAgent::Exec(exec)).await?;
-        // Both halves go on at once, and neither is ever stopped halfway
-        // through a frame.
+        // Read and write at the same time. Neither half is ever stopped in the
+        // middle of a frame.
         let (mut from, mut to) = tokio::io::split(&mut self.channel);
         let write = async {
             while let Some(said) = input.recv().await {
                 match said {
                     Input::Bytes(bytes) => {
-                        // A program may leave its input alone as long as it
-                        // likes; whether its machine lives shows elsewhere.
+                        // There is no time limit here: a program need not read its
+                        // input. The other half notices a dead machine.
                         for chunk in bytes.chunks(protocol::CHUNK) {
                             to.write_all(&protocol::encode_data(chunk)?).await?;
                         }
@@ -308,7 +305,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
                     }
                 }
             }
-            // Nothing more will come, and the program goes on.
+            // The input has ended, but the program continues.
             std::future::pending::<Result<Ended, SessionError>>().await
         };
         let read = async {
@@ -331,8 +328,9 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         }
     }
 
-    /// Follows steps to the message that ends them. Each may take so many seconds
-    /// by itself, and has a right to the network or not.
+    /// Follows steps up to the message that ends them. `times` has the time
+    /// limit of each step in seconds, and `networked` whether it may use the
+    /// network.
     async fn follow(
         &mut self,
         times: &[u64],
@@ -344,7 +342,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         let mut deadline = tokio::time::Instant::now() + STEP;
         let mut next = 0_usize;
         loop {
-            // An agent may live while its work hangs.
+            // An agent may send heartbeats while its work hangs.
             let message = tokio::time::timeout_at(deadline, self.message())
                 .await
                 .unwrap_or(Err(SessionError::Endless(STEP)))?;
@@ -360,17 +358,17 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
                     self.put(&protocol::encode_data(&[])?).await?;
                 }
                 FromAgent::Network { open } => {
-                    // A guest may speak in the agent's name.
+                    // A hostile guest may send messages in the agent's name.
                     let allowed = next.checked_sub(1).and_then(|step| networked.get(step)) == Some(&true);
                     if open && !allowed {
-                        let why = "the agent asked for a network that its step has no right to";
+                        let why = "the agent asked for a network that its step may not use";
                         return Err(SessionError::Broken(why.into()));
                     }
                     let set = way_out.set(open).await;
                     set.map_err(|e| SessionError::Broken(format!("the network can't be opened: {e}")))?;
                     self.send(&ToAgent::Network { variables: way_out.variables.clone() }).await?;
                 }
-                // Each step has its time once, in their order.
+                // Steps come in order, and none gets its time twice.
                 FromAgent::Started { step } if (next..times.len()).contains(&step) => {
                     next = step + 1;
                     deadline = tokio::time::Instant::now() + STEP + Duration::from_secs(times[step]);
@@ -390,7 +388,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         }
     }
 
-    /// Sends blobs.
+    /// Sends blobs to the agent.
     async fn serve(&mut self, digests: &[Digest], blobs: &dyn Blobs) -> Result<(), SessionError> {
         for digest in digests {
             let source = blobs.get(digest).ok_or_else(|| {
@@ -429,25 +427,25 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         Ok(())
     }
 
-    /// Has a machine that has booted get ready to be kept.
+    /// Has a booted machine get ready for a memory snapshot.
     pub(super) async fn prepare_snapshot(&mut self) -> Result<(), SessionError> {
         self.send(&ToAgent::PrepareSnapshot).await?;
         self.expect(&FromAgent::SnapshotReady, REST).await
     }
 
-    /// Holds all writes of the machine.
+    /// Freezes the machine's filesystem: all writes wait.
     pub(super) async fn freeze(&mut self) -> Result<(), SessionError> {
         self.send(&ToAgent::Freeze).await?;
         self.expect(&FromAgent::Frozen, REST).await
     }
 
-    /// Lets writes go on.
+    /// Lets the writes of a frozen filesystem continue.
     pub(super) async fn thaw(&mut self) -> Result<(), SessionError> {
         self.send(&ToAgent::Thaw).await?;
         self.expect(&FromAgent::Thawed, REST).await
     }
 
-    /// Takes out what must differ between machines.
+    /// Removes what two machines must not share.
     pub(super) async fn seal(&mut self) -> Result<(), SessionError> {
         self.send(&ToAgent::Seal).await?;
         self.expect(&FromAgent::Sealed, SEAL).await
@@ -469,7 +467,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
                 let data = loop {
                     match self.frame().await? {
                         Frame::Data(data) => break data,
-                        // The agent's heart beats in between.
+                        // Heartbeats may come in between.
                         message => match message.message::<FromAgent>()? {
                             FromAgent::Heartbeat => {}
                             FromAgent::Refused { message } => return Err(SessionError::Refused(message)),
@@ -489,9 +487,9 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         Ok(())
     }
 
-    /// Asks for the list of packages and for what is on the disk.
+    /// Asks for the lists of packages and files on the disk.
     pub(super) async fn list(&mut self) -> Result<(String, Vec<Listed>), SessionError> {
-        // An agent that lives may still never come to an end.
+        // An agent may send heartbeats and never finish.
         tokio::time::timeout(SEAL, self.list_all()).await.unwrap_or(Err(SessionError::Endless(SEAL)))
     }
 
@@ -502,7 +500,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         let lines = self.data(MAX_LIST).await?;
         let parse = |line: &[u8]| {
             serde_json::from_slice::<Listed>(line)
-                .map_err(|e| SessionError::Broken(format!("the agent sent a file that does not parse: {e}")))
+                .map_err(|e| SessionError::Broken(format!("the agent sent an invalid list of files: {e}")))
         };
         let lines = lines.split(|b| *b == b'\n').filter(|line| !line.is_empty());
         Ok((packages, lines.map(parse).collect::<Result<_, _>>()?))
@@ -519,17 +517,17 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         }
     }
 
-    /// Frames of data up to an empty one, `most` bytes in all.
+    /// Reads frames of data up to an empty one, at most `most` bytes in all.
     async fn data(&mut self, most: usize) -> Result<Vec<u8>, SessionError> {
         let mut all = Vec::new();
         loop {
             match self.frame().await? {
                 Frame::Data(data) if data.is_empty() => return Ok(all),
                 Frame::Data(data) if all.len() + data.len() > most => {
-                    return Err(SessionError::Broken(format!("a list of more than {} MiB", most >> 20)));
+                    return Err(SessionError::Broken(format!("the agent sent more than {} MiB", most >> 20)));
                 }
                 Frame::Data(data) => all.extend(data),
-                // The agent's heart beats in between.
+                // Heartbeats may come in between.
                 message => match message.message::<FromAgent>()? {
                     FromAgent::Heartbeat => {}
                     FromAgent::Refused { message } => return Err(SessionError::Refused(message)),
@@ -575,7 +573,7 @@ async fn send(channel: &mut (impl AsyncWrite + Unpin), message: &ToAgent) -> Res
     put(channel, &bytes).await
 }
 
-/// Writes; a machine that does not read for too long is given up.
+/// Writes bytes. Gives up if the machine does not read for too long.
 async fn put(channel: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<(), SessionError> {
     match tokio::time::timeout(SILENCE, channel.write_all(bytes)).await {
         Ok(written) => Ok(written?),
@@ -583,7 +581,7 @@ async fn put(channel: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<()
     }
 }
 
-/// The next message that is not just a sign of life.
+/// Returns the next message that is not a heartbeat.
 async fn message(channel: &mut (impl AsyncRead + Unpin)) -> Result<FromAgent, SessionError> {
     loop {
         match frame(channel).await?.message()? {
@@ -605,7 +603,7 @@ async fn frame(channel: &mut (impl AsyncRead + Unpin)) -> Result<Frame, SessionE
     .unwrap_or(Err(SessionError::Silent(SILENCE)))
 }
 
-/// What is a fork's own: the time, and randomness that nobody else gets.
+/// Returns what a fork needs of its own: the time, and randomness.
 fn resume_data() -> Result<Resume, SessionError> {
     let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
     let mut seed = Vec::new();
@@ -613,7 +611,7 @@ fn resume_data() -> Result<Resume, SessionError> {
     Ok(Resume { time, seed })
 }
 
-/// For conversations in which no blob is due.
+/// For requests without blobs.
 struct NoBlobs;
 
 impl Blobs for NoBlobs {
@@ -629,15 +627,15 @@ impl Blobs for NoBlobs {
 fn unexpected(message: &FromAgent) -> SessionError {
     let text = serde_json::to_string(message).unwrap_or_default();
     let short: String = text.chars().take(80).collect();
-    SessionError::Broken(format!("the agent said {short} out of turn"))
+    SessionError::Broken(format!("the agent sent an unexpected message: {short}"))
 }
 
-/// Whether a step may want to fetch something: packages do, and scripts that
-/// say so.
+/// Whether a step may need the network: packages do, and scripts that declare
+/// it.
 pub(super) fn wants_network(step: &Primitive) -> bool {
     match step {
         Primitive::Package { .. } | Primitive::Preinstall { .. } => true,
-        // Packages that were replaced return, and a script may have an `undo`.
+        // A revert may install packages again, or run the `undo` of a script.
         Primitive::Revert { .. } | Primitive::Leave { .. } => true,
         Primitive::Run(run) => run.script.around.network,
         Primitive::File { .. }
@@ -659,7 +657,8 @@ pub(super) fn wants_network(step: &Primitive) -> bool {
 mod tests {
     use super::*;
 
-    /// An agent that answers the handshake and then says what it is told to.
+    /// Applies a layer with an agent that sends these bytes after the
+    /// handshake.
     async fn against(hostile: Vec<u8>) -> Result<Applied, SessionError> {
         let (host, mut guest) = tokio::io::duplex(1 << 16);
         let agent = tokio::spawn(async move {
@@ -676,7 +675,7 @@ mod tests {
             let ready = FromAgent::Ready { failed_units: vec![] };
             guest.write_all(&protocol::encode_message(&ready).unwrap()).await.unwrap();
             let _ = guest.write_all(&hostile).await;
-            // Take in whatever the host says, so that it never blocks.
+            // Read whatever the host sends, so that it never blocks.
             let _ = tokio::io::copy(&mut guest, &mut tokio::io::sink()).await;
         });
         let mut session = Session::new(host);
@@ -717,12 +716,12 @@ mod tests {
             protocol::encode_data(b"x").unwrap(),
             message(&FromAgent::Frozen),
             message(&FromAgent::Started { step: 5 }),
-            // Its time does not begin anew.
+            // A step must not get its time twice.
             [message(&FromAgent::Started { step: 0 }), message(&FromAgent::Started { step: 0 })].concat(),
             message(&FromAgent::RebootDue { step: 0, boot_changed: false }),
             message(&FromAgent::Fetch { digests: vec![Digest::of(b"/etc/shadow")] }),
             message(&FromAgent::FetchSecret { name: "token".into() }),
-            // A network outside of a step, and in one with no right to it.
+            // The network outside of a step, and in a step that may not use it.
             message(&FromAgent::Network { open: true }),
             [message(&FromAgent::Started { step: 0 }), message(&FromAgent::Network { open: true })].concat(),
         ];

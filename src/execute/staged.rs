@@ -1,6 +1,7 @@
-//! Copies of disks that are made before they are wanted: of what an output was
-//! before, to be revised, while what is to be in it is still made; and of what
-//! it is now, beside its place, while its image is still checked.
+//! Staged outputs: copies of disks that are made before they are needed. While
+//! an image is still built, vimg copies its previous output, to revise the copy
+//! later. While the image is checked, vimg copies the new output next to its
+//! place.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,52 +20,53 @@ use crate::provider::{Exported, Provider};
 use crate::sparse;
 use crate::store::{DiskKind, Staging, StateId, Store};
 
-/// How many times what is copied must be free on a disk, so that something is
-/// copied that may be for nothing.
+/// A copy that may turn out useless is made only if this many times its size is
+/// free on the disk.
 const ROOM: u64 = 4;
 
-/// Copies that are made ahead.
+/// The staged outputs of a build.
 #[derive(Default)]
 pub struct StagedOutputs {
-    /// What may be wanted where.
+    /// The places of each output.
     places: BTreeMap<NodeId, Vec<Place>>,
     earlier: Mutex<BTreeMap<NodeId, Earlier>>,
-    /// Held by who copies one of those: what is free counts what others took.
+    /// Held while a previous output is copied, so that each copy sees how much
+    /// space the others took.
     turn: Arc<Mutex<()>>,
     begun: Mutex<BTreeMap<PathBuf, Draft>>,
 }
 
-/// A copy that has no name yet, and is gone with who makes it.
+/// A copy without a name. The kernel removes it when vimg ends.
 #[derive(Debug)]
 struct Draft {
     key: Key,
     thread: JoinHandle<io::Result<File>>,
 }
 
-/// Copies of a disk, by the places that they are for.
+/// Copies of a disk, by the path that each is for.
 pub(super) type Copies = BTreeMap<PathBuf, File>;
 
-/// What an output was before.
+/// A previous output.
 pub(super) struct Before {
     /// Its state.
     pub(super) state: (Key, StateId),
     /// The state that it was written from.
     pub(super) source: (Key, StateId),
-    /// Its file, and the disks of that.
+    /// Its file, and the chain that it was exported from.
     pub(super) exported: Exported,
 }
 
-/// Copies of what an output was before.
+/// Copies of a previous output.
 pub(super) struct Earlier {
     of: Before,
-    /// Where the one is that becomes the output's state.
+    /// The directory of the copy that becomes the output's state.
     staging: Staging,
     done: oneshot::Receiver<(File, Copies)>,
 }
 
 impl StagedOutputs {
-    /// For what may be wanted below a directory. What goes to a directory that
-    /// is not there yet is not copied ahead.
+    /// Makes staged outputs for targets below a directory. An output in a
+    /// directory that does not exist yet is not staged.
     pub fn new<'a>(targets: impl Iterator<Item = &'a Target>, below: &Places) -> Self {
         let mut places: BTreeMap<NodeId, Vec<Place>> = BTreeMap::new();
         for target in targets {
@@ -77,13 +79,13 @@ impl StagedOutputs {
         self.places.get(&id).into_iter().flatten()
     }
 
-    /// Whether what an output was before is copied, or was.
+    /// Whether copying the previous output was begun.
     pub(super) fn has_earlier(&self, id: NodeId) -> bool {
         self.earlier.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&id)
     }
 
-    /// Begins to copy what an output was before, to `staging` and to where it
-    /// is wanted. What fails of that is no loss.
+    /// Begins to copy a previous output, to `staging` and next to its places.
+    /// Best effort.
     pub(super) fn copy_earlier(&self, id: NodeId, of: Before, staging: Staging) {
         let (from, own) = (of.exported.disk.clone(), staging.path().join(DiskKind::Qcow2.file_name()));
         let turn = self.turn.clone();
@@ -101,13 +103,14 @@ impl StagedOutputs {
         }
     }
 
-    /// Takes the copies of what an output was before.
+    /// Takes the copies of a previous output.
     pub(super) fn take_earlier(&self, id: NodeId) -> Option<Earlier> {
         self.earlier.lock().unwrap_or_else(PoisonError::into_inner).remove(&id)
     }
 
-    /// Begins to copy a disk that is there now, but for `copies` of it that
-    /// are there, too. What fails of that is copied when it is wanted.
+    /// Begins to copy a finished output next to its places. It uses those of
+    /// `copies` that exist. A copy that fails is made when the output is
+    /// written.
     pub(super) fn begin(&self, id: NodeId, key: &Key, disk: &Path, mut copies: Copies) {
         for place in self.places(id) {
             let to = place.path();
@@ -129,7 +132,7 @@ impl StagedOutputs {
         }
     }
 
-    /// A copy of this disk that was made for `to`.
+    /// Takes the copy of this output that was made for `to`.
     pub(super) fn take(&self, key: &Key, to: &Path) -> Option<File> {
         let draft = self.begun.lock().unwrap_or_else(PoisonError::into_inner).remove(to)?;
         if draft.key == *key { draft.thread.join().ok()?.ok() } else { None }
@@ -137,8 +140,8 @@ impl StagedOutputs {
 }
 
 impl Earlier {
-    /// Has them hold another chain: one in a directory of its own, and those
-    /// for where it is wanted.
+    /// Changes the copies to the content of another chain. Returns the
+    /// directory of the new output, and the copies for its places.
     pub(super) async fn revise(
         self,
         store: &Store,
@@ -153,7 +156,7 @@ impl Earlier {
         let all = std::iter::once(own).chain(copies).collect();
         let mut revised = provider.revise(chain, &was, all).await?.into_iter();
         revised.next()?;
-        // Somebody may have put another state in the place of one that was read.
+        // Another process may have replaced a state that was read.
         let is_there = |(key, id): &(Key, StateId)| store.record(key).is_some_and(|now| now.id == *id);
         let stood = is_there(&state) && store.chain_of(&source).is_some_and(|now| now == was.chain);
         stood.then_some(())?;
@@ -210,7 +213,7 @@ mod tests {
             (2, "old".into(), "new".into())
         );
         assert!(staged.take(&key, &to).is_none());
-        // One that is there is taken as it is.
+        // A copy that exists is used as it is.
         let there = place.nameless().unwrap();
         io::copy(&mut b"there".as_slice(), &mut &there).unwrap();
         (&there).rewind().unwrap();

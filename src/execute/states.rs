@@ -85,7 +85,7 @@ pub(super) struct Built {
     pub(super) same: Option<Key>,
 }
 
-/// What came of a build.
+/// The result of a build.
 #[derive(Debug, Default)]
 pub struct Outcome {
     /// Nodes that were built.
@@ -112,7 +112,8 @@ pub(super) struct States {
 
 #[derive(Default)]
 struct Inner {
-    /// Of the nodes of the plan. All others are below those, and there.
+    /// The states of the nodes of the plan. All other nodes are below those,
+    /// and exist.
     states: BTreeMap<NodeId, NodeState>,
     outcome: Outcome,
 }
@@ -171,8 +172,8 @@ impl States {
         self.changed.notified().await;
     }
 
-    /// Changes the state of a node, and tells it. Nodes above it may become
-    /// ready.
+    /// Changes the state of a node, and sends the event. Nodes above it may
+    /// become ready.
     pub(super) fn set(&self, id: NodeId, step: Step) {
         let node = self.graph.node(id);
         // The lock is held while events are sent, so that they have the order
@@ -218,7 +219,7 @@ impl States {
         self.changed.notify_one();
     }
 
-    /// Tells that a node is there.
+    /// Counts a node that exists, and sends the event.
     fn tell(&self, inner: &mut Inner, node: &Node, built: Option<Built>) {
         let (name, key) = (node.name.clone(), node.key.to_string());
         let Some(Built { seconds, bytes, same }) = built else {

@@ -1,5 +1,5 @@
-//! Gets an instance up on a state: booted, forked from a machine that was
-//! kept, or outside of its machine, on the disk alone.
+//! Starts an instance on a state: boots its machine, forks a memory snapshot,
+//! or starts an appliance or a container with its disk.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -16,43 +16,45 @@ use crate::graph::{Needs, Node, Work};
 use crate::provider::{Instance, Lasting, Launch, Offline, Place, Provider, Retarget};
 use crate::store::{Disk, DiskKind, Record};
 
-/// How often a machine is started that others fork, or that was forked, before
-/// it is only booted.
+/// How often a machine tries to store or resume a memory snapshot before it
+/// just boots.
 const TRIES: u32 = 2;
 
-/// An instance that is up.
+/// An instance whose agent is ready.
 pub(super) struct Up<I: Instance> {
     pub(super) guest: Guest<I>,
-    /// What it was launched as, with the disks that it stands on.
+    /// How it was launched, with the disks below its own.
     pub(super) launch: Launch,
-    /// Of the state that it is to stand on.
+    /// The record of the state that was asked for.
     pub(super) record: Record,
-    /// What the disk is that takes its writes.
+    /// The disk that takes its writes.
     pub(super) disk: Disk,
 }
 
-/// What an instance is to stand on, and as what.
+/// The state that an instance starts on, and its options.
 pub(super) struct Stand<'a> {
     /// The state whose disk it gets.
     pub(super) state: &'a Node,
-    /// The machine, if it is to be booted.
+    /// The size of the machine.
     pub(super) machine: Machine,
-    /// Whether it is to be booted.
+    /// Whether it is a machine, or an appliance or container.
     pub(super) needs: Needs,
-    /// Whether something in it may want the network.
+    /// Whether something in it may need the network.
     pub(super) network: bool,
-    /// Whether its way out is open from the beginning.
+    /// Whether the network is open from the start. Otherwise, layers open it
+    /// for each step.
     pub(super) opens: bool,
-    /// Other disks than the state's, which are no state.
+    /// Disks to use instead of the state's.
     pub(super) chain: Option<Vec<PathBuf>>,
-    /// Whether a machine will do that booted from almost the same.
+    /// Whether a snapshot of a near-identical disk may be used.
     pub(super) retarget: Retarget,
-    /// It goes on when this program ends.
+    /// Set for a server: it continues when vimg ends.
     pub(super) lasting: Option<Lasting>,
 }
 
 impl<'a> Stand<'a> {
-    /// What a check asks: a machine on `state` that is thrown away.
+    /// Returns the options for a check: a machine on `state` that is thrown
+    /// away.
     pub(super) fn of_check(check: &Node, state: &'a Node) -> Self {
         Self {
             state,
@@ -66,14 +68,14 @@ impl<'a> Stand<'a> {
         }
     }
 
-    /// What a person works in: a machine on `state`, with a network.
+    /// Returns the options for a person: a machine on `state`, with a network.
     pub(super) fn of_person(state: &'a Node, retarget: Retarget) -> Self {
         let (machine, needs) = (state.machine, Needs::Machine);
         Self { state, machine, needs, network: true, opens: true, chain: None, retarget, lasting: None }
     }
 }
 
-/// What to launch, and the record of the state below.
+/// Returns the request to launch an instance, and the record of its state.
 pub(super) fn prepare<P: Provider>(
     site: &NodeContext<'_, P>,
     stand: &Stand<'_>,
@@ -103,7 +105,7 @@ pub(super) fn prepare<P: Provider>(
     Ok((launch, record))
 }
 
-/// Starts an instance and waits until its agent is up.
+/// Starts an instance and waits until its agent is ready.
 pub(super) async fn up<P: Provider>(
     site: &NodeContext<'_, P>,
     stand: &Stand<'_>,
@@ -159,7 +161,8 @@ pub(super) async fn up<P: Provider>(
         });
         match ready.await {
             Ok(units) => tell_failed(site, &units),
-            // It is as good as before, but not for this.
+            // The snapshot is good, but the agent can't retarget it to this
+            // disk.
             Err(Stopped::Session(SessionError::Refused(why))) if matches!(place, Place::Retargeted(_)) => {
                 guest.stop().await;
                 refused = Some(why);
@@ -181,7 +184,7 @@ pub(super) async fn up<P: Provider>(
             }
         }
         if !first {
-            // It stands on the disks that it booted from.
+            // Its writes go on top of the disks that it booted from.
             if let Place::Retargeted(retargeted) = place {
                 launch.chain = retargeted.chain;
             }
@@ -189,11 +192,12 @@ pub(super) async fn up<P: Provider>(
             let disk = Disk { kind: DiskKind::Qcow2, backing, depth };
             return Ok(Up { guest, launch, record, disk });
         }
-        // Kept as it is now, it never has to boot again.
+        // Save its memory now, so that it never has to boot again. The loop
+        // then forks it.
         tries += 1;
         site.phase("keep");
         if let Err(error) = guest.save_memory().await {
-            site.notice(&format!("{error}; it boots again"));
+            site.notice(&format!("{error}; vimg boots the machine again"));
             launch.memory = None;
         }
     }
@@ -218,7 +222,7 @@ async fn start<P: Provider>(
     Ok(guest)
 }
 
-/// Boots a machine again that was switched off, and waits until it is up.
+/// Boots a machine that was switched off, and waits until its agent is ready.
 pub(super) async fn again<P: Provider>(
     site: &NodeContext<'_, P>,
     launch: &Launch,
@@ -237,13 +241,13 @@ pub(super) async fn again<P: Provider>(
     }
 }
 
-/// Tells why a machine does not go on from one that was kept of a disk that is
-/// almost the same.
+/// Sends the reason why a machine boots although there is a snapshot of a
+/// near-identical disk.
 fn tell_why<P>(site: &NodeContext<'_, P>, why: &str) {
     site.line(&super::log::clean(&format!("the machine boots: {why}")));
 }
 
-/// Tells which units failed to start.
+/// Sends the names of the units that failed to start.
 pub(super) fn tell_failed<P>(site: &NodeContext<'_, P>, units: &[String]) {
     if !units.is_empty() {
         site.line(&super::log::clean(&format!("units that failed at boot: {}", units.join(" "))));

@@ -1,4 +1,5 @@
-//! Runners: each a store of its own, with states that are files of noise.
+//! Runners: each has a store of its own, whose states are files of random
+//! bytes.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
@@ -14,8 +15,8 @@ use vimg::digest::{Description, Key};
 use vimg::event::{Event, Sink};
 use vimg::store::{Disk, DiskKind, Record, Store};
 
-/// Runs something to its end. One runtime for all: connections outlive what
-/// they were made for.
+/// Runs a future to its end. All share one runtime, because connections outlive
+/// the call that opened them.
 pub(crate) fn wait<T>(work: impl Future<Output = T>) -> T {
     static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
     let runtime =
@@ -28,19 +29,19 @@ pub(crate) fn listed(listing: &Listing) -> Vec<String> {
     listing.records.iter().map(|r| name(r.entries.as_ref().unwrap())).collect()
 }
 
-/// Where a cache's objects are, below its own root.
+/// Returns the directory of a cache's objects, below its root.
 pub(crate) fn objects() -> String {
     Object::Condemned.path().strip_suffix("/condemned").unwrap().to_owned()
 }
 
-/// Bytes that nothing compresses, repeatable.
+/// Returns random bytes, which can't be compressed; the same for the same seed.
 pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
     bytes
 }
 
-/// The key that all runners sign with unless they are told otherwise.
+/// Returns the key that runners sign with by default.
 pub(crate) fn signer() -> Signer {
     static SIGNER: OnceLock<Signer> = OnceLock::new();
     SIGNER.get_or_init(|| Signer::generate().unwrap()).clone()
@@ -56,12 +57,13 @@ pub(crate) struct Runner {
 impl Runner {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // The store accepts all states: these tests are about caches.
+        // The store accepts all states, because these tests are about caches.
         let store = Store::open(dir.path()).unwrap().believing(Arc::new(|_, _| true));
         Self { _dir: dir, store, nodes: BTreeMap::new(), told: Arc::default() }
     }
 
-    /// A base, a layer on it, and an output of 8 MiB that is mostly holes.
+    /// Commits a base, a layer on it, and an output of 8 MiB that is mostly
+    /// holes.
     pub(crate) fn project(&mut self, seed: u64) -> (Key, Key, Key) {
         let base = self.state("web:base", "base", DiskKind::Qcow2, None, seed, &[(0, 700_000)]);
         let layer = self.layer("web@site", base, seed + 1);
@@ -70,7 +72,7 @@ impl Runner {
         (base, layer, output)
     }
 
-    /// An output that nothing compresses.
+    /// Commits an output that can't be compressed.
     pub(crate) fn large_output(&mut self, length: usize) -> Key {
         self.state("web:raw", "output", DiskKind::Raw, None, 7, &[(0, length)])
     }
@@ -79,7 +81,7 @@ impl Runner {
         self.state(name, "layer", DiskKind::Qcow2, Some(below), seed, &[(0, 300_000)])
     }
 
-    /// An output that was written from a state.
+    /// Commits an output that was written from a state.
     pub(crate) fn made_of(&mut self, name: &str, of: Key, seed: u64) -> Key {
         let key = self.state(name, "output", DiskKind::Raw, None, seed, &[(0, 300_000)]);
         let mut record = self.store.record(&key).unwrap();
@@ -93,7 +95,7 @@ impl Runner {
         key
     }
 
-    /// A state of its own name: one byte of the disk of `of` differs.
+    /// Commits a state whose disk differs from that of `of` in one byte.
     pub(crate) fn changed_output(&mut self, of: Key) -> Key {
         let staging = self.store.staging().unwrap();
         let to = staging.path().join("disk.raw");
@@ -167,7 +169,7 @@ impl Runner {
         })
     }
 
-    /// What was said since the last time.
+    /// Returns the notices since the last call.
     pub(crate) fn told(&self) -> Vec<String> {
         std::mem::take(&mut *self.told.lock().unwrap())
     }
@@ -193,7 +195,7 @@ impl Runner {
         self.try_push(caches, to, keys).unwrap()
     }
 
-    /// Finds a state and takes it over; the error says why not.
+    /// Finds a state and fetches it. The error says why that failed.
     pub(crate) fn fetch(&self, caches: &Caches, key: Key) -> Result<u64, String> {
         let found = wait(caches.find(&self.names(&[key]), &self.sink()));
         let hit = found.get(&key).ok_or_else(|| format!("not found; {:?}", self.told()))?;
@@ -205,7 +207,7 @@ impl Runner {
         self.store.state_dir(&key).join(record.disk.kind.file_name())
     }
 
-    /// Whether both have the same state, to the last byte.
+    /// Whether both have the same state, byte by byte.
     pub(crate) fn same(&self, other: &Self, key: Key) -> bool {
         let (own, theirs) = (self.store.record(&key).unwrap(), other.store.record(&key).unwrap());
         let log = |runner: &Self| std::fs::read(runner.store.state_dir(&key).join("log.zst")).unwrap();

@@ -1,5 +1,5 @@
-//! A proxy before an S3 server that does one thing wrong at one request: every
-//! state that comes through is right, and whatever did not go well is said.
+//! A proxy in front of an S3 server makes one fault at one request. Every state
+//! that arrives is correct, and vimg reports every failure.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,23 +21,23 @@ use crate::s3_here;
 enum Fault {
     /// The connection ends without an answer.
     Cut,
-    /// There is no answer, and no end.
+    /// There is no answer, and the connection stays open.
     Stall,
-    /// The answer takes its time.
+    /// The answer is late.
     Delay,
-    /// The answer waits until the next request was answered.
+    /// The answer waits until the next request is answered.
     Reorder,
-    /// A byte of the answer's body is another one.
+    /// A byte of the answer's body is changed.
     CorruptAnswer,
-    /// A byte of the request's body is another one.
+    /// A byte of the request's body is changed.
     CorruptRequest,
-    /// The answer ends in the middle, its length unchanged.
+    /// The answer ends in the middle, but announces its full length.
     Truncate,
-    /// The answer is whole, and half as long as it should be.
+    /// The answer is complete, but has only half of the body.
     Short,
     /// The halves of the answer are swapped.
     Swap,
-    /// An answer of another status.
+    /// The answer has another status.
     Status(u16, &'static str),
 }
 
@@ -57,15 +57,15 @@ const FAULTS: [Fault; 13] = [
     Fault::Status(429, "Retry-After: 1\r\n"),
 ];
 
-/// Where the wrong is done, and how many requests there were.
+/// The proxy, with its fault and the number of requests so far.
 struct Proxy {
     address: SocketAddr,
     count: Arc<AtomicUsize>,
 }
 
 impl Proxy {
-    /// Does it at the request of this number, and again at those that follow
-    /// within `times`.
+    /// Makes the fault at the request with this number, and at the following
+    /// ones, `times` in all.
     fn new(upstream: SocketAddr, fault: Option<Fault>, at: usize, times: usize) -> Self {
         let count = Arc::new(AtomicUsize::new(0));
         let counter = count.clone();
@@ -77,7 +77,7 @@ impl Proxy {
     }
 }
 
-/// Listens on a free port of the loopback and has each client served.
+/// Listens on a free port of the loopback and serves each client.
 fn listen<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
 where
     F: Future<Output = std::io::Result<()>> + Send + 'static,
@@ -95,7 +95,7 @@ where
     })
 }
 
-/// A message's head and body; the body as long as its head says.
+/// Reads a message's head and its body, whose length the head gives.
 async fn message(stream: &mut TcpStream) -> std::io::Result<(String, Vec<u8>)> {
     let mut bytes = Vec::new();
     let end = loop {
@@ -178,12 +178,12 @@ async fn serve(
     client.write_all(&body).await
 }
 
-/// What came of sending everything and of taking it over.
+/// The result of sending everything and fetching it.
 struct Ended {
     requests: usize,
-    /// How many of the states came through.
+    /// How many states arrived.
     fetched: usize,
-    /// All that was said.
+    /// All notices.
     told: Vec<String>,
 }
 
@@ -254,12 +254,13 @@ fn no_fault_of_a_server_makes_a_wrong_state() {
             });
         }
     });
-    // Most of what fails once is tried once more.
+    // Most requests that fail once are repeated.
     let whole = whole.into_inner();
     assert!(whole * 10 > cases.len() * 7, "only {whole} of {} came through", cases.len());
 }
 
-/// A server that does nothing right delays nobody by more than was said.
+/// A server that fails at everything delays a build by no more than the retry
+/// budget.
 #[test]
 fn a_server_that_always_fails_is_given_up() {
     let mut writer = Runner::new();
@@ -274,7 +275,7 @@ fn a_server_that_always_fails_is_given_up() {
     }
 }
 
-/// What a registry answers is kept in memory only up to a limit.
+/// Answers of a registry take only a limited amount of memory.
 #[test]
 fn a_registry_that_does_not_end_is_cut_off() {
     let sent = Arc::new(AtomicUsize::new(0));
@@ -290,12 +291,12 @@ fn a_registry_that_does_not_end_is_cut_off() {
         let why = asked.map(|trouble| trouble.to_string()).unwrap_or_default();
         assert!(why.contains("a response is too long"), "{why}");
     }
-    // Beside what was read, sockets hold some.
+    // Sockets buffer some more than was read.
     let sent = sent.load(Ordering::SeqCst);
     assert!((8 << 20..64 << 20).contains(&sent), "{sent} bytes were taken");
 }
 
-/// A registry that is there, and whose manifests and lists of tags have no end.
+/// A registry whose manifests and lists of tags never end.
 async fn answer_without_end(mut client: TcpStream, sent: &AtomicUsize) -> std::io::Result<()> {
     let (head, _) = message(&mut client).await?;
     if head.starts_with("GET /v2/ ") {

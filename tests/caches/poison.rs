@@ -1,5 +1,5 @@
-//! What is signed by the wrong one, stands in the wrong place or is not what
-//! its name says is not used, and each is said in its own words.
+//! vimg does not use data that has a wrong signer, is in the wrong place or
+//! does not match its name. Each case has its own message.
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -51,8 +51,7 @@ impl Poisoned {
         dir.map(|entry| entry.unwrap().path()).collect()
     }
 
-    /// What a runner that has nothing says that it can't take over, and that
-    /// it has not.
+    /// Checks that an empty runner can't fetch a state, and why.
     fn refused(&self, key: Key, why: &str) {
         let runner = Runner::new();
         let error = runner.fetch(&runner.with(&self.remote(""), None), key).unwrap_err();
@@ -81,7 +80,7 @@ impl Poisoned {
         entry::read(&std::fs::read(self.record(key)).unwrap(), &asked).unwrap()
     }
 
-    /// Signs an entry again, after a change.
+    /// Changes an entry and signs it again.
     fn resign(&self, key: &Key, by: &Signer, change: impl FnOnce(&mut Entry)) {
         let mut entry = self.read(key)[0].entry.clone();
         change(&mut entry);
@@ -89,7 +88,7 @@ impl Poisoned {
         std::fs::write(self.record(key), entry::write(&[&signed]).unwrap()).unwrap();
     }
 
-    /// Changes what a record says, and not its signature.
+    /// Changes a record without signing it again.
     fn edit(&self, key: &Key, change: impl FnOnce(&mut Value)) {
         let bytes = zstd::decode_all(&*std::fs::read(self.record(key)).unwrap()).unwrap();
         let mut json: Value = serde_json::from_slice(&bytes).unwrap();
@@ -106,11 +105,11 @@ fn valid_blobs_under_a_wrong_key_are_refused() {
     let (theirs, place) = (cache.record(&layer), cache.record(&output));
     std::fs::copy(theirs, place).unwrap();
     cache.refused(output, "it is the record of another state");
-    // A key that does not come from what is described.
+    // A key that is not the hash of the description.
     cache.resign(&base, &signer(), |entry| entry.state.key = output);
     std::fs::copy(cache.record(&base), cache.record(&output)).unwrap();
     cache.refused(output, "its key does not match its description");
-    // Whoever has the states puts them right.
+    // A runner that has the states repairs them.
     assert_eq!(cache.push(), 2);
     cache.taken(output);
     cache.taken(layer);
@@ -124,20 +123,20 @@ fn a_wrong_signer_is_not_believed() {
     cache.resign(&output, &stranger, |_| {});
     cache.refused(output, &format!("signed by {}, which is not trusted for `main`", stranger.public()));
     cache.push();
-    // The right name over the wrong signature, another text below the right
-    // one, and none at all.
+    // A wrong signature under the right name, a changed text under a right
+    // signature, and no signature.
     cache.edit(&output, |json| json["entries"][0]["signatures"][0]["sig"] = "AAAA".into());
     cache.refused(output, "its signature is invalid");
     cache.push();
     cache.resign(&output, &signer(), |entry| entry.domain = "pr-1".into());
-    // It is asked for in `main`, and `pr-1` is nobody's to sign for here.
+    // The cache is read for `main`, and no key is trusted for `pr-1` here.
     cache.refused(output, "which is not trusted for `pr-1`");
     cache.push();
     cache.edit(&output, |json| json["entries"][0]["signatures"] = Value::Array(Vec::new()));
     cache.refused(output, "it is not signed");
     cache.push();
     cache.taken(output);
-    // By a clock that is years ahead: nothing would ever be newer.
+    // Written by a clock that is years ahead: no record would ever be newer.
     cache.resign(&output, &signer(), |entry| entry.written += 100_000_000);
     cache.refused(output, "it was written in the future");
 }
@@ -156,7 +155,7 @@ fn what_one_cache_spoils_is_not_sent_to_others_again() {
     assert!(runner.same(&good.writer, output));
     let pushed = runner.push(&caches, &second, &[output]);
     assert_eq!((pushed.sent, pushed.there), (0, 1));
-    // But to the one that it spoiled.
+    // It is sent to the damaged cache.
     let pushed = runner.push(&caches, &first, &[output]);
     assert_eq!(pushed.sent, 1);
     bad_is_good(&bad, &runner, output);
@@ -197,7 +196,7 @@ fn an_old_record_that_is_put_back_is_refused() {
     assert_eq!(find(), 0);
     let told = runner.told().join("\n");
     assert!(told.contains("older than one that this machine has seen in its place"), "{told}");
-    // Who has never been here is told by age.
+    // A new runner refuses old records by their age.
     cache.resign(&output, &signer(), |entry| entry.written -= 40 * 86_400);
     let other = Runner::new();
     let error = other.fetch(&other.with(&cache.remote(",max-age=30d"), None), output).unwrap_err();
@@ -209,7 +208,7 @@ fn an_old_record_that_is_put_back_is_refused() {
 fn a_chain_that_does_not_fit_is_refused() {
     let cache = Poisoned::new();
     let [base, layer, _] = cache.keys;
-    // Another build of the base below the layer.
+    // Another build of the base is below the layer.
     cache.resign(&base, &signer(), |entry| entry.written += 1);
     let other = std::fs::read(cache.record(&base)).unwrap();
     let other: Value = serde_json::from_slice(&zstd::decode_all(&*other).unwrap()).unwrap();
@@ -238,10 +237,10 @@ fn bytes_that_are_not_what_they_should_be_are_refused() {
         let error = runner.fetch(&caches, output).unwrap_err();
         assert!(error.contains(why), "{error}");
         assert!(!runner.store.has(&output));
-        // Whoever builds it then sends it anew, pack by pack: nothing of what
-        // is there is trusted.
+        // A runner that builds it sends all packs again, because it trusts none
+        // of the existing ones.
         let found = wait(caches.find(&cache.writer.names(&[output]), &runner.sink()));
-        assert!(found.is_empty(), "it is not asked for there again");
+        assert!(found.is_empty(), "the cache is not asked for it again");
         for key in cache.keys {
             let _ = runner.fetch(&caches, key);
         }
@@ -263,7 +262,7 @@ fn bytes_that_are_not_what_they_should_be_are_refused() {
     damaged(&cut, "a pack is cut short");
     damaged(&|path| std::fs::remove_file(path).unwrap(), "a pack is missing");
     damaged(&|path| std::fs::write(path, "").unwrap(), "a pack is cut short");
-    // A record that is no record.
+    // A file that is not a record.
     std::fs::write(cache.record(&output), "what?").unwrap();
     cache.refused(output, "it is damaged");
     std::fs::write(cache.record(&output), zstd::encode_all(&*vec![b' '; 80 << 20], 1).unwrap()).unwrap();
@@ -284,7 +283,8 @@ fn a_disk_that_names_a_file_is_refused_whoever_signed_it() {
         .status()
         .unwrap();
     assert!(rebased.success());
-    // What a store holds is not sent if it was changed; this one says it is so.
+    // vimg does not send a changed disk, so this test commits the changed disk
+    // as a state.
     assert!(!writer.store.is_sound(&base));
     let record = writer.store.states().into_iter().find(|record| record.key == base).unwrap();
     let staging = writer.store.staging().unwrap();
@@ -297,7 +297,7 @@ fn a_disk_that_names_a_file_is_refused_whoever_signed_it() {
     assert!(!runner.store.has(&base));
 }
 
-/// What lies on another build of the same base fits nobody here.
+/// A layer on another build of the same base does not fit.
 #[test]
 fn two_builds_of_a_base_do_not_mix() {
     let cache = Poisoned::new();
@@ -310,7 +310,8 @@ fn two_builds_of_a_base_do_not_mix() {
     let pushed = other.push(&other.with(&remote, Some(&remote)), &remote, &[base, own, more]);
     assert_eq!(pushed.sent, 0);
     assert_eq!(pushed.foreign, ["web:base", "web@site"]);
-    // It has the base, and not the layer: that one lies on the other build.
+    // The store has its own build of the base, and the cached layer is on the
+    // other one.
     let runner = Runner::new();
     let second = other.with(&remote, None);
     std::fs::remove_dir_all(other.store.state_dir(&layer)).unwrap();
@@ -319,8 +320,8 @@ fn two_builds_of_a_base_do_not_mix() {
     runner.fetch(&runner.with(&remote, None), layer).unwrap();
 }
 
-/// A state that came from one domain is not signed for another, nor is what
-/// lies on it.
+/// A state from one trust domain is not signed for another, and neither are
+/// states built on it.
 #[test]
 fn one_domain_does_not_vouch_for_anothers_states() {
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
@@ -340,7 +341,7 @@ fn one_domain_does_not_vouch_for_anothers_states() {
     let mut writer = Runner::new();
     let (base, layer, _) = writer.project(70);
     assert_eq!(writer.push(&believing(&theirs), &theirs, &[base, layer]).sent, 2);
-    // A runner that serves both takes them over, and builds on.
+    // A runner that serves both domains fetches them, and builds on top.
     let mut runner = Runner::new();
     runner.fetch(&believing(&theirs), layer).unwrap();
     let origin = runner.store.record(&base).unwrap().origin.unwrap();
@@ -349,17 +350,17 @@ fn one_domain_does_not_vouch_for_anothers_states() {
     let pushed = runner.push(&believing(&ours), &ours, &[base, layer, own]);
     assert_eq!((pushed.sent, pushed.withheld.is_empty()), (0, false));
     assert!(runner.fetch(&believing(&ours), own).is_err(), "nothing of it is there");
-    // An output that was made of theirs is not ours to sign either, though it
-    // lies on none of them.
+    // An output that was made from their states must not be signed either,
+    // although its disk is on none of theirs.
     let output = runner.made_of("web:raw", layer, 72);
     let pushed = runner.push(&believing(&ours), &ours, &[output]);
     assert_eq!((pushed.sent, pushed.withheld), (0, vec!["web:raw".to_owned()]));
     assert_eq!(runner.push(&believing(&theirs), &theirs, &[output]).sent, 1);
-    // To where it came from it may go.
+    // It may be sent to the domain that it came from.
     assert_eq!(runner.push(&believing(&theirs), &theirs, &[own]).sent, 1);
 }
 
-/// A flipped bit in the store is not signed and sent.
+/// A disk with a flipped bit is not signed and sent.
 #[test]
 fn a_damaged_disk_is_not_sent() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! S3 in this process, for the tests that ask it most.
+//! S3 in this process, for tests with many requests.
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
@@ -6,7 +6,7 @@ use hyper_util::server::conn::auto::Builder;
 use crate::common::wait;
 use crate::servers::Server;
 
-/// S3 in this process.
+/// Starts an S3 server in this process.
 pub(crate) fn serve() -> Server {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("cache")).unwrap();

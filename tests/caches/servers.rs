@@ -1,11 +1,12 @@
-//! Servers that speak as those on the net do. `run-tests` installs them.
+//! Local servers with the protocols of the real services. `run-tests` installs
+//! them.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A server, and how it is named as a cache.
+/// A server, and its spec as a cache.
 pub(crate) struct Server {
     child: Option<Child>,
     _dir: tempfile::TempDir,
@@ -14,7 +15,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// A server that runs in this process, with its files in a directory.
+    /// Makes a server that runs in this process, with its files in a directory.
     pub(crate) fn here(dir: tempfile::TempDir, address: SocketAddr) -> Self {
         Self { child: None, _dir: dir, address, spec: s3 }
     }
@@ -23,7 +24,7 @@ impl Server {
         (self.spec)(&self.address)
     }
 
-    /// The same behind another address.
+    /// Returns the spec of the same server behind another address.
     pub(crate) fn spec_at(&self, address: SocketAddr) -> String {
         (self.spec)(&address)
     }
@@ -66,7 +67,7 @@ fn start(
     Server { child: Some(child), _dir: dir, address, spec }
 }
 
-/// A program of the tests' own Python environment, or of the system's.
+/// Returns a program of the tests' own Python environment, or of the system.
 fn python(name: &str) -> Command {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin").join(name);
     Command::new(if own.exists() { own } else { name.into() })
@@ -79,8 +80,8 @@ fn s3(address: &SocketAddr) -> String {
     )
 }
 
-/// S3 as moto has it. Its bucket is made by a plain request: moto asks nobody
-/// who he is.
+/// Starts moto, an S3 server. A plain request creates its bucket, because moto
+/// does not check credentials.
 pub(crate) fn moto() -> Server {
     let address = free_port();
     let dir = tempfile::tempdir().unwrap();
@@ -111,16 +112,16 @@ pub(crate) fn registry() -> Server {
     docker_registry(None, |address| format!("type=registry,ref={address}/cache/web"))
 }
 
-/// A registry that lets in only who has a password.
+/// Starts a registry that needs a password.
 pub(crate) fn registry_with_password() -> Server {
-    /// `secret`, as `htpasswd -B` writes it.
+    /// The password `secret`, as `htpasswd -B` writes it.
     const USERS: &str = "vimg:$2b$04$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW\n";
     docker_registry(Some(USERS), |address| {
         format!("type=registry,ref={address}/cache/web,username=vimg,password=secret")
     })
 }
 
-/// Docker's registry, with the users of an htpasswd file or for everyone.
+/// Starts Docker's registry, with the users of an htpasswd file or open to all.
 fn docker_registry(users: Option<&str>, spec: fn(&SocketAddr) -> String) -> Server {
     let address = free_port();
     let dir = tempfile::tempdir().unwrap();
@@ -142,8 +143,8 @@ fn docker_registry(users: Option<&str>, spec: fn(&SocketAddr) -> String) -> Serv
     start(&mut command, address, dir, spec)
 }
 
-/// Azure's blob storage, as its own emulator has it, with the account and the
-/// key that everybody has there.
+/// Starts Azurite, the emulator of Azure's blob storage, with its public
+/// account and key.
 pub(crate) fn azurite() -> Server {
     let address = free_port();
     let dir = tempfile::tempdir().unwrap();
@@ -163,7 +164,7 @@ pub(crate) fn azurite() -> Server {
     server
 }
 
-/// Makes the container, which takes a signed request ("Authorize with Shared
+/// Creates the container, which needs a signed request ("Authorize with Shared
 /// Key" in the documentation of Azure's blob storage).
 const MAKE_CONTAINER: &str = r#"
 import base64, email.utils, hashlib, hmac, sys, urllib.request
@@ -180,7 +181,7 @@ urllib.request.urlopen(urllib.request.Request(url, method='PUT', headers=headers
 const AZURITE_KEY: &str =
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
 
-/// Google's storage.
+/// Starts an emulator of Google's storage.
 pub(crate) fn google() -> Server {
     let address = free_port();
     let dir = tempfile::tempdir().unwrap();

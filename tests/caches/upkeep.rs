@@ -1,5 +1,5 @@
-//! What was interrupted is gone on with; what is used stays young; what comes
-//! from afar is kept near.
+//! Interrupted transfers resume, used states stay young, and a near cache gets
+//! what came from a far one.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,7 +29,7 @@ fn packs(dir: &Path) -> Vec<PathBuf> {
 fn what_was_interrupted_is_gone_on_with() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Runner::new();
-    // Several packs, of which one is missing at first.
+    // Several packs, one of which is missing at first.
     let key = writer.large_output(40_000_000);
     let remote = local(dir.path(), "");
     let sent = writer.push(&writer.with(&remote, Some(&remote)), &remote, &[key]);
@@ -47,7 +47,8 @@ fn what_was_interrupted_is_gone_on_with() {
     assert!(rest < 35_000_000, "{rest} bytes were read again");
     assert!(std::fs::read_dir(reader.store.root().join("partial")).unwrap().next().is_none());
 
-    // The other way: what was sent before the record is not sent again.
+    // The other direction: packs that were sent before the record are not sent
+    // again.
     std::fs::remove_dir_all(dir.path().join(objects()).join("records")).unwrap();
     std::fs::remove_file(&all[0]).unwrap();
     let remote = local(dir.path(), "");
@@ -103,7 +104,8 @@ fn what_comes_from_afar_is_kept_near() {
     caches.from.push(local(far.path(), ""));
     reader.fetch(&caches, layer).unwrap();
     assert!(reader.same(&writer, layer));
-    // The next one needs the near one only, for what was asked for.
+    // The next runner needs only the near cache, for the state that was
+    // fetched.
     let next = Runner::new();
     let caches = next.with(&local(near.path(), ""), None);
     next.fetch(&caches, layer).unwrap();
@@ -111,7 +113,7 @@ fn what_comes_from_afar_is_kept_near() {
     assert!(next.fetch(&caches, output).is_err());
 }
 
-/// A cache with a project's output, which changes by a byte then.
+/// Makes a cache with an output of a project.
 fn with_output(seed: u64) -> (tempfile::TempDir, Runner, vimg::digest::Key) {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Runner::new();
@@ -124,7 +126,8 @@ fn with_output(seed: u64) -> (tempfile::TempDir, Runner, vimg::digest::Key) {
 #[test]
 fn what_is_gone_is_not_referred_to_again() {
     let (dir, mut writer, output) = with_output(300);
-    // By a rule of the bucket's, for instance; the record is as young as ever.
+    // Delete the packs, as a rule of a bucket may do. The record is still
+    // young.
     for pack in packs(dir.path()) {
         std::fs::remove_file(pack).unwrap();
     }
@@ -157,7 +160,7 @@ fn a_copy_says_what_it_left_out() {
     let (dir, writer, _) = with_output(320);
     let from = local(dir.path(), "");
     let caches = writer.with(&from, None);
-    // Where nothing can be written, that is an error and no omission.
+    // A cache that can't be written is an error, not an omission.
     let nowhere = tempfile::tempdir().unwrap();
     std::fs::write(nowhere.path().join(objects()), "no directory").unwrap();
     assert!(crate::common::wait(caches.copy(&from, &local(nowhere.path(), ""))).is_err());
@@ -185,7 +188,8 @@ fn whatever_a_record_needs_and_is_gone_is_sent_again() {
             std::fs::File::options().write(true).open(record).unwrap().set_modified(old).unwrap();
         }
     };
-    // Of each pack: what is on it, or shares it, has to come again as well.
+    // For each pack: states built on its state, or sharing its chunks, must be
+    // sent again, too.
     for n in 0..packs(dir.path()).len() {
         age();
         std::fs::remove_file(&packs(dir.path())[n]).unwrap();

@@ -1,8 +1,8 @@
-//! A provider whose machines are a map in memory. It stands where QEMU would:
-//! below it is nothing of vimg, above it is all of it, protocol included.
+//! A provider whose machines are maps in memory. It takes the place of QEMU:
+//! all of vimg above it is real, also the protocol of the agent.
 //!
-//! What a machine becomes is a pure function of what its agent is told and of
-//! the blobs that it reads.
+//! The state of a machine is a pure function of the requests to its agent and
+//! of the blobs that it reads.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -24,7 +24,7 @@ pub(crate) type State = BTreeMap<String, String>;
 pub(crate) struct Fake {
     pub(crate) launches: AtomicUsize,
     pub(crate) steps: Arc<AtomicUsize>,
-    /// How many exports were made of earlier ones.
+    /// How many exports were made from earlier ones.
     pub(crate) revised: AtomicUsize,
     /// A file that each `run` reads although no recipe declares it.
     pub(crate) leak: Option<PathBuf>,
@@ -37,8 +37,8 @@ pub(crate) struct FakeInstance {
     place: Place,
 }
 
-/// What stands before a state in its file: the header and the empty tables of
-/// a small disk, for those who look at headers.
+/// Returns what precedes a state in its file: the header and the empty tables
+/// of a small disk, for code that reads headers.
 fn header() -> Vec<u8> {
     let mut bytes = vec![0; 2048];
     for (at, field) in [
@@ -96,7 +96,7 @@ impl Provider for Fake {
             leak: self.leak.clone(),
             steps: self.steps.clone(),
             memory: Vec::new(),
-            // Who works on a disk from outside sees nothing of its machine.
+            // An appliance or container does not see the machine's hardware.
             machine: match launch.offline {
                 Some(_) => "off".into(),
                 None => format!("{} {}", launch.machine.cpus, launch.machine.memory),
@@ -189,7 +189,7 @@ impl Instance for FakeInstance {
     async fn stop(self) {}
 }
 
-/// Notes what a step has changed, as the agent's ledger does.
+/// Records what a step has changed, as the agent's ledger does.
 fn note(state: &mut State, page: &str, before: &State) {
     let changed: Vec<String> =
         state.keys().filter(|k| !k.starts_with("was ") && before.get(*k) != state.get(*k)).cloned().collect();
@@ -199,7 +199,7 @@ fn note(state: &mut State, page: &str, before: &State) {
     }
 }
 
-/// Takes back what was noted of a layer.
+/// Reverts the recorded changes of a layer.
 fn revert(state: &mut State, layer: &str) {
     let prefix = format!("was {layer} ");
     let noted: Vec<(String, String)> =
@@ -288,7 +288,7 @@ impl Agent {
                     self.change(|s| s.insert("sealed".into(), "yes".into()));
                     self.say(&FromAgent::Sealed).await?;
                 }
-                // Nobody asks for these here.
+                // The tests send none of these.
                 ToAgent::Apply(_)
                 | ToAgent::SwitchOff
                 | ToAgent::List
@@ -340,8 +340,8 @@ impl Agent {
                     return Some(Err("exit code 1".into()));
                 }
                 let leaked = self.leak.as_ref().map(|path| std::fs::read(path).unwrap_or_default());
-                // A script may read the whole machine, and what others left in its
-                // memory.
+                // A script may read the whole machine, and what other scripts
+                // left in memory.
                 let before = serde_json::to_string(&*self.state.lock().unwrap()).unwrap();
                 let text = format!(
                     "{:?}{script:?}{leaked:?}{:?}{:?}",

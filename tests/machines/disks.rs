@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// All files of the root filesystem of a state: type and mode, owner, content;
-/// and when the first of the layers that it was made of were begun, in seconds
-/// since 1970. Takes root, for the kernel to mount it.
+/// Returns all files of the root filesystem of a state: type and mode, owner,
+/// content. Also returns when the first of its layers was begun, in seconds
+/// since 1970. Needs root, because the kernel mounts the disk.
 pub(crate) fn files_of(store: &Path, key: &str) -> (BTreeMap<String, String>, u64) {
     let (mut disks, mut begun, mut at) = (Vec::new(), u64::MAX, Some(key.to_owned()));
     while let Some(key) = at {
@@ -25,7 +25,7 @@ pub(crate) fn files_of(store: &Path, key: &str) -> (BTreeMap<String, String>, u6
     (files_on(&raw), begun)
 }
 
-/// Writes what a chain of disks holds, the lowest first, as one disk.
+/// Writes the content of a chain of disks, the lowest first, as one disk.
 pub(super) fn convert<'a>(chain: impl Iterator<Item = &'a PathBuf>, format: &str, to: &Path) {
     let mut graph = serde_json::Value::Null;
     for disk in chain {

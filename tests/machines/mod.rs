@@ -16,7 +16,7 @@ mod disks;
 use disks::convert;
 pub(crate) use disks::files_of;
 
-/// The user who runs the program when the tests are root's.
+/// The user that runs the program if root runs the tests.
 const USER: &str = "vimg-test";
 
 struct Account {
@@ -41,7 +41,8 @@ fn account() -> Option<&'static Account> {
         .as_ref()
 }
 
-/// Where projects and the common store are: short-lived, but not in memory.
+/// Returns the directory of projects and the common store: temporary, but not
+/// in memory.
 fn base() -> &'static Path {
     static BASE: OnceLock<PathBuf> = OnceLock::new();
     BASE.get_or_init(|| {
@@ -49,11 +50,11 @@ fn base() -> &'static Path {
             None => PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("vm"),
             Some(_) => std::env::temp_dir().join("vimg-test"),
         };
-        // What an earlier run left would be reused, and these tests count what
+        // States of an earlier run would be reused, and these tests count what
         // is built.
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir).unwrap();
-        // The user may not be able to walk to where cargo builds.
+        // The user may have no access to the directory of cargo's builds.
         std::fs::copy(env!("CARGO_BIN_EXE_vimg"), dir.join("vimg.new")).unwrap();
         std::fs::rename(dir.join("vimg.new"), dir.join("vimg")).unwrap();
         own(&dir);
@@ -73,7 +74,7 @@ fn own(path: &Path) {
     }
 }
 
-/// A project that makes `it` from Debian 12 with one layer of `body`.
+/// Creates a project that builds `it` from Debian 12 with one layer of `body`.
 pub(crate) fn with_layer(name: &str, body: &str) -> Project {
     let project = Project::new(name);
     project.write(
@@ -86,9 +87,9 @@ pub(crate) fn with_layer(name: &str, body: &str) -> Project {
     project
 }
 
-/// Builds an image for each fault: its name, the script that brings it about,
-/// and the words that it must be told in. All must fail and nothing be kept.
-/// They are images of one project, so that they are made side by side.
+/// Builds an image for each fault: its name, the script that causes it, and
+/// words of the message. All must fail, and no state may be stored. They are
+/// images of one project, so that they are built in parallel.
 pub(crate) fn all_fail(project: &str, needs: &str, faults: &[(&str, &str, &str)]) -> (Project, Tested) {
     let project = Project::new(project);
     let mut text = "use \"std/debian.vimg\"\nimage \"small\" { bootstrap \"debian\" suite=\"bookworm\"; machine disk=\"2GiB\" memory=\"512MiB\" }\n".to_owned();
@@ -110,7 +111,7 @@ pub(crate) fn all_fail(project: &str, needs: &str, faults: &[(&str, &str, &str)]
     (project, built)
 }
 
-/// A project in a directory of its own; all share one store.
+/// A project in its own directory. All projects share one store.
 pub(crate) struct Project {
     root: PathBuf,
 }
@@ -162,7 +163,7 @@ impl Project {
         own(&self.root);
     }
 
-    /// Makes the user own what the test wrote.
+    /// Makes the user the owner of the files that the test wrote.
     pub(crate) fn give_away(&self) {
         own(&self.root);
     }
@@ -179,8 +180,7 @@ impl Project {
         self.spawn(args, |_| {})
     }
 
-    /// Runs the program as root with a store of root's own, if the tests are
-    /// root's.
+    /// Runs the program as root with root's own store, if root runs the tests.
     pub(crate) fn as_root(&self) -> Option<impl Fn(&[&str]) -> Tested> {
         account()?;
         Some(|args: &[&str]| self.start_as_root(args).finish())
@@ -201,13 +201,13 @@ impl Project {
         self.spawn(args, change)
     }
 
-    /// The record of the newest state of this name in root's store.
+    /// Returns the record of the newest state of this name in root's store.
     pub(crate) fn root_record(&self, node: &str) -> serde_json::Value {
         newest_record(&root_store(), node)
     }
 
-    /// Runs the program as root with a store of this project's own that
-    /// begins with the base of the common one, which must be there.
+    /// Runs the program as root with a store of this project's own, which
+    /// begins with the base of the common store. The common store must have it.
     pub(crate) fn as_root_apart(&self, store: &Path) -> Option<impl Fn(&[&str]) -> Tested> {
         account()?;
         begin_with_base(store);
@@ -220,8 +220,8 @@ impl Project {
         })
     }
 
-    /// A store of this project's own that holds nothing but the base, which
-    /// must be in the common one.
+    /// Creates a store of this project's own with only the base, which the
+    /// common store must have.
     pub(crate) fn own_store(&self) -> PathBuf {
         let store = self.path("store");
         let _ = std::fs::remove_dir_all(&store);
@@ -230,7 +230,7 @@ impl Project {
         store
     }
 
-    /// A store of this project's own that holds nothing.
+    /// Creates an empty store of this project's own.
     pub(crate) fn empty_store(&self) -> PathBuf {
         let store = self.path("store");
         std::fs::create_dir_all(&store).unwrap();
@@ -238,7 +238,7 @@ impl Project {
         store
     }
 
-    /// The store that projects share.
+    /// Returns the store that projects share.
     pub(crate) fn common_store() -> PathBuf {
         base().join("store")
     }
@@ -250,14 +250,14 @@ impl Project {
         })
     }
 
-    /// Builds on another disk than the base's, in a store of its own, and
-    /// returns what came of `node` as a raw disk as well.
+    /// Builds on another disk than the base's, in a store of its own. Also
+    /// returns the result of `node` as a raw disk.
     pub(crate) fn vimg_on_disk(&self, raw: &Path, node: &str) -> (Tested, PathBuf) {
         let store = self.own_store();
         let disk = state(&store, "debian-12:base").0.join("disk.qcow2");
         let status = Command::new("qemu-img").args(["convert", "-O", "qcow2"]).args([raw, &disk]).status();
         assert!(status.unwrap().success());
-        // The store knows a disk by its size, and would set this one aside.
+        // The store checks the size of a disk, and would set this one aside.
         let identity = disk.with_file_name("identity");
         let text = std::fs::read_link(&identity).unwrap().to_str().unwrap().to_owned();
         let mut fields: Vec<&str> = text.split(':').collect();
@@ -278,7 +278,7 @@ impl Project {
         std::fs::write(self.path(name), whole).unwrap();
     }
 
-    /// No mount and no loop device of root's store is left.
+    /// Checks that no mount and no loop device of root's store is left.
     pub(crate) fn nothing_is_mounted(&self) {
         let start = Instant::now();
         let marker = root_store().display().to_string();
@@ -310,12 +310,12 @@ impl Project {
         })
     }
 
-    /// Runs a shell's script as the user, who finds the program in `$VIMG`.
+    /// Runs a shell script as the user. `$VIMG` is the program.
     pub(crate) fn sh(&self, script: &str) -> Tested {
         self.sh_with(script, |_| {})
     }
 
-    /// The same as root, with root's store.
+    /// Runs a shell script as root, with root's store.
     pub(crate) fn sh_as_root(&self, script: &str) -> Tested {
         self.sh_with(script, |command| {
             command.uid(0).gid(0).env("VIMG_STORE", root_store());
@@ -343,7 +343,7 @@ impl Project {
         Running::new(command.spawn().unwrap())
     }
 
-    /// Directories of work in progress whose process is gone.
+    /// Returns directories of work in progress whose process has ended.
     pub(crate) fn abandoned_staging(&self) -> Vec<String> {
         let entries = std::fs::read_dir(base().join("store/staging")).unwrap().flatten();
         entries
@@ -352,7 +352,7 @@ impl Project {
             .collect()
     }
 
-    /// No machine of this project's runs is left.
+    /// Checks that no machine is left that a run of the program started.
     pub(crate) fn nothing_runs(&self) {
         let start = Instant::now();
         let marker = base().join("store").display().to_string();
@@ -367,7 +367,7 @@ impl Project {
     }
 }
 
-/// Makes a store that holds the common one's base.
+/// Creates a store with the base of the common one.
 fn begin_with_base(store: &Path) {
     std::fs::create_dir_all(store.join("states")).unwrap();
     let common = Project::common_store();
@@ -382,7 +382,8 @@ fn root_store() -> PathBuf {
     root_base().join("store")
 }
 
-/// Where root's stores are: below directories of root only.
+/// Returns the directory of root's stores. Only root can write to the
+/// directories above it.
 pub(crate) fn root_base() -> &'static Path {
     static BASE: OnceLock<PathBuf> = OnceLock::new();
     BASE.get_or_init(|| {
@@ -393,7 +394,7 @@ pub(crate) fn root_base() -> &'static Path {
     })
 }
 
-/// The states of a store, with their directories.
+/// Returns the states of a store, with their directories.
 fn records(store: &Path) -> Vec<(PathBuf, serde_json::Value)> {
     let entries = std::fs::read_dir(store.join("states")).unwrap().flatten();
     entries
@@ -409,7 +410,7 @@ fn state(store: &Path, node: &str) -> (PathBuf, serde_json::Value) {
     records(store).into_iter().find(|(_, r)| r["key"] == newest["key"]).unwrap()
 }
 
-/// Spoils what a store keeps of `appliances` or of `memories`.
+/// Damages the snapshots of a store in `appliances` or in `memories`.
 pub(crate) fn damage(store: &Path, what: &str) {
     let entries = std::fs::read_dir(store.join(what)).unwrap().flatten();
     let kept: Vec<_> = entries.map(|e| e.path()).filter(|path| path.is_dir()).collect();
@@ -419,7 +420,7 @@ pub(crate) fn damage(store: &Path, what: &str) {
     }
 }
 
-/// The record of the newest state of this name.
+/// Returns the record of the newest state of this name.
 pub(crate) fn newest_record(store: &Path, node: &str) -> serde_json::Value {
     let mut found: Vec<_> =
         records(store).into_iter().map(|(_, record)| record).filter(|r| r["name"] == node).collect();
@@ -437,7 +438,7 @@ fn parent_of(pid: i32) -> i32 {
     stat.rsplit(')').next().and_then(|r| r.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
 }
 
-/// QEMUs with `marker` on their command line whose parent is `parent`.
+/// Returns QEMU processes with `marker` on their command line and this parent.
 fn children_of(parent: i32, marker: &str) -> Vec<i32> {
     let pids =
         std::fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
@@ -450,7 +451,7 @@ fn children_of(parent: i32, marker: &str) -> Vec<i32> {
     .collect()
 }
 
-/// A run of the program that goes on.
+/// A run of the program that has not ended.
 pub(crate) struct Running {
     child: Child,
     said: Arc<Mutex<Vec<u8>>>,
@@ -481,8 +482,8 @@ impl Running {
         Pid::from_child(&self.child)
     }
 
-    /// Waits until it has said something, and returns the machine that runs
-    /// by then.
+    /// Waits until it has printed these words, and returns the machine that
+    /// runs then.
     pub(crate) fn machine_that_said(&mut self, words: &str) -> Pid {
         let start = Instant::now();
         while !String::from_utf8_lossy(&self.said.lock().unwrap()).contains(words) {
@@ -541,7 +542,7 @@ impl Running {
     }
 }
 
-/// A run of the program that is over.
+/// A run of the program that has ended.
 pub(crate) struct Tested {
     pub(crate) code: i32,
     pub(crate) stdout: String,
@@ -556,7 +557,7 @@ impl Tested {
         assert_eq!(self.code, 0, "{}\n{tail:#?}", self.stderr);
     }
 
-    /// The words stand in what was said, however it was wrapped.
+    /// Checks that the output contains these words, however it is wrapped.
     #[track_caller]
     pub(crate) fn says(&self, words: &str) {
         let flat = |text: &str| {
@@ -570,7 +571,7 @@ impl Tested {
         self.stdout.lines().filter_map(|l| serde_json::from_str(l).ok()).collect()
     }
 
-    /// What it told besides the progress of its nodes.
+    /// Returns its notices.
     pub(crate) fn notices(&self) -> Vec<String> {
         let notices = self.events().into_iter().filter(|e| e["event"] == "notice");
         notices.map(|e| e["text"].as_str().unwrap().to_owned()).collect()
@@ -587,7 +588,7 @@ impl Tested {
         self.all("built").iter().map(|e| e["node"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// All events of a kind.
+    /// Returns all events of a kind.
     pub(crate) fn all(&self, kind: &str) -> Vec<serde_json::Value> {
         self.events().into_iter().filter(|e| e["event"] == kind).collect()
     }
@@ -637,7 +638,7 @@ impl Drop for Boot {
     }
 }
 
-/// OVMF's code, wherever the distribution keeps it.
+/// Returns the path of OVMF's code, which depends on the distribution.
 pub(crate) fn ovmf() -> PathBuf {
     ["/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_CODE_4M.fd"]
         .iter()
@@ -646,12 +647,13 @@ pub(crate) fn ovmf() -> PathBuf {
         .expect("the package ovmf is needed")
 }
 
-/// The page that a machine serves, once it does.
+/// Returns the page that a machine serves, as soon as it does.
 pub(crate) fn serves(port: u16, patience: Duration) -> String {
     serves_at(port, "/", patience)
 }
 
-/// The same for another page than the first.
+/// Returns another page than the first that a machine serves, as soon as it
+/// does.
 pub(crate) fn serves_at(port: u16, path: &str, patience: Duration) -> String {
     let start = Instant::now();
     loop {
@@ -663,7 +665,7 @@ pub(crate) fn serves_at(port: u16, path: &str, patience: Duration) -> String {
     }
 }
 
-/// A page, whatever its status, if anybody answers.
+/// Returns a page, whatever its status; `None` without an answer.
 pub(crate) fn get(port: u16, path: &str) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;

@@ -1,14 +1,14 @@
-//! Which file imports from which: inside a folder as between modules, imports
-//! only point down.
+//! Imports between files: they only point down, inside a folder as between
+//! modules.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::sources;
 
-/// A file by its modules: `execute/run.rs` is `[execute, run]`.
+/// The modules of a file: `[execute, batch]` for `execute/batch.rs`.
 type Module = Vec<String>;
 
-/// All files of a crate, without their tests and comments.
+/// Returns all files of a crate, without their tests and comments.
 fn modules(crate_dir: &str) -> BTreeMap<Module, String> {
     let mut found = BTreeMap::new();
     for (path, text) in sources(crate_dir) {
@@ -24,7 +24,7 @@ fn modules(crate_dir: &str) -> BTreeMap<Module, String> {
     found
 }
 
-/// The paths of a tree such as `a::{b, c::{self, d}}`.
+/// Adds the paths of a tree such as `a::{b, c::{self, d}}` to `all`.
 fn expand(tree: &str, before: &[String], all: &mut Vec<Module>) {
     let mut path = before.to_vec();
     let mut rest = tree.trim();
@@ -59,8 +59,8 @@ fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// All paths that a file names: in `use`, and where it says `crate::` or
-/// `super::`, or the name of a child.
+/// Returns all paths that a file names: in `use`, after `crate::` or `super::`,
+/// or beginning with the name of a child.
 fn paths(code: &str, children: &BTreeSet<&str>) -> Vec<Module> {
     let mut all = Vec::new();
     for piece in code.split("use ").skip(1) {
@@ -74,7 +74,7 @@ fn paths(code: &str, children: &BTreeSet<&str>) -> Vec<Module> {
                 continue;
             }
             let end = code[at..].find(|c: char| !is_word(c) && c != ':').map_or(code.len(), |n| at + n);
-            // `super::{a, b}` was found as a tree.
+            // `super::{a, b}` was already found as a tree.
             if code[..end].ends_with("::") {
                 continue;
             }
@@ -84,7 +84,7 @@ fn paths(code: &str, children: &BTreeSet<&str>) -> Vec<Module> {
     all
 }
 
-/// The file that a path in `own` leads to.
+/// Returns the file that a path in `own` leads to.
 fn target(path: &[String], own: &Module, known: &BTreeMap<Module, String>) -> Option<Module> {
     let mut to = match path.first()?.as_str() {
         "crate" => path[1..].to_vec(),
@@ -101,7 +101,7 @@ fn target(path: &[String], own: &Module, known: &BTreeMap<Module, String>) -> Op
     (to != *own && !to.is_empty()).then_some(to)
 }
 
-/// The modules of a file in the order in which it declares them.
+/// Returns the modules of a file in the order in which it declares them.
 fn declared(code: &str) -> Vec<&str> {
     let lines = code.lines().filter_map(|line| line.split_once("mod "));
     lines
@@ -138,7 +138,8 @@ fn imports_inside_folders_point_down() {
                 );
             }
         }
-        // Parents and children, as well: what is left has no circle.
+        // Imports between parents and children count, too: there must be no
+        // cycle.
         let mut left = edges.clone();
         loop {
             let free: Vec<&Module> = left

@@ -1,13 +1,14 @@
-//! What people met in the field with other tools, each with its right value.
-//! The scripts of one image ask for it; where it is not so they fail. What
-//! asks a machine that has booted is in `memory.rs` and `server.rs`.
+//! Problems that people had with other tools, each with the correct result. The
+//! scripts of one image test for it, and fail without it. Tests that need a
+//! booted machine are in `memory.rs` and `server.rs`.
 
 use super::machines::Project;
 
-/// A repository of packages below `/srv/repo`, as `repo NAME VERSION...`.
+/// A script that creates a repository of packages in `/srv/repo`: `repo NAME
+/// VERSION...`.
 const REPOSITORY: &str = r#"
 mkdir -p /srv/repo && cd /srv/repo
-# Packages hold no time of theirs, so that they are the same wherever.
+# Packages contain no build time, so that they are the same everywhere.
 export SOURCE_DATE_EPOCH=1
 repo() {
     name=$1; shift
@@ -35,40 +36,42 @@ image "it" {
 }
 image "backwards" { from "debian-12"; layer "repository"; layer "newer"; layer "holds"; layer "steps-back" }
 configuration "repository" { package "jq"; run "repository.sh" }
-// A new source counts at once, whatever was fetched before (F4).
+// apt reads a new source at once, although it fetched lists before (F4).
 configuration "newer" {
     file "/etc/apt/sources.list.d/own.list" content="deb [trusted=yes] file:/srv/repo ./\n"
     package "hello"
     run { script "test \"$(dpkg-query -W -f '${Version}' hello)\" = 99.0" }
 }
-// A source and a package of it stand in one configuration (F16).
+// One configuration has a source and a package of it (F16).
 configuration "both" {
     file "/etc/apt/sources.list.d/own.list" content="# Once more.\ndeb [trusted=yes] file:/srv/repo ./\n"
     package "own-tool"
     run { script "dpkg -s own-tool >/dev/null" }
 }
-// The version that was asked for (F17).
+// The package has the requested version (F17).
 configuration "older" { package "tool=1.0"; run { script "test \"$(dpkg-query -W -f '${Version}' tool)\" = 1.0" } }
-// What was asked for stays when what had brought it goes (F27).
+// A requested package stays when the package that had brought it is removed
+// (F27).
 configuration "asked" {
     package "libjq1"
     run { script "apt-mark showmanual | grep -x libjq1 >/dev/null; apt-get -q -y purge jq; apt-get -q -y autoremove --purge; dpkg -s libjq1 >/dev/null; rm /var/cache/apt/*.bin" }
 }
 configuration "holds" { package "tool=2.0"; run { script "apt-mark hold tool" } }
 configuration "steps-back" { package "tool=1.0"; run { script "test \"$(dpkg-query -W -f '${Version}' tool)\" = 1.0" } }
-// What lies in a home is its user's, and so is the way to it (F14).
+// The user owns files in the home, and the directories above them (F14).
 configuration "home" {
     user "ada"
     file "/home/ada/.config/app/conf" content="x" owner="ada"
     run { script "test \"$(stat -c %U /home/ada/.config /home/ada/.config/app | sort -u)\" = ada" }
 }
-// A tree that is laid onto what is there leaves its directories as they are (F41).
+// A tree that is copied onto existing directories leaves their modes as they
+// are (F41).
 configuration "root" {
     directory "/" from="onto"
     run { script "test \"$(stat -c %a / /tmp /etc | tr '\\n' ' ')\" = '755 1777 755 '; cat /tmp/laid" }
 }
-// Rights as git has them (F10), a template's too (F19); what a tree leaves out
-// (F32), and what it keeps.
+// Modes are those of git (F10), also of a template (F19); a tree leaves ignored
+// files out (F32), and keeps the others.
 configuration "trees" {
     directory "/opt/tree" from="tree"
     file "/opt/made" template="made.sh.j2"
@@ -78,20 +81,21 @@ configuration "trees" {
         test "$(ls -A /opt/tree | tr '\n' ' ')" = 'keep.log plain private set sub tool '
         """# }
 }
-// Archives are root's unless they say otherwise (F7).
+// Files of an archive belong to root, or to `owner=` and `group=` (F7).
 configuration "unpacked" {
     archive "/opt/unpacked" from="by-1001.tar"
     archive "/opt/adas" from="by-1001.tar" owner="ada" group="ada"
     run { script "test \"$(stat -c %u:%g /opt/unpacked/file) $(stat -c %U:%G /opt/adas/file)\" = '0:0 ada:ada'" }
 }
-// A pipe that fails ends a script (F29), and what looks like syntax is text (F33).
+// A failed pipe ends a script (F29), and text that looks like syntax stays text
+// (F33).
 configuration "shells" {
     run { script #"set -o | grep '^pipefail.*on$'; set -o | grep '^errexit.*on$'"# }
     run { script #"printf '\tfoo bar\n' | grep -E '^\s*foo\b' >/dev/null; echo '{ {# ${x} }' >/opt/text"# }
     run { script "test \"$(cat /opt/text)\" = '{ {# ${x} }'" }
 }
-// A mapping that is written to says so to nobody (A8), and the host is not
-// seen: its user's umask, its open files, its name, its proxies.
+// A script sees nothing of the host (A8): not the user's umask, open files,
+// host name or proxies.
 configuration "seen" {
     run { script #"""
         test "$(umask)" = 0022
@@ -115,7 +119,7 @@ fn project() -> Project {
     }
     project.write("tree/.vimgignore", "*.log\n!keep.log\n");
     project.write("made.sh.j2", "#!/bin/sh\necho {{ \"made\" }}\n");
-    // Afterwards: a new owner takes the set-id bits away.
+    // The modes are set after this, because a new owner clears the set-id bits.
     project.give_away();
     let script = "cd tree && mkfifo pipe && chmod 600 private && chmod 700 tool && chmod 4755 set \
         && chmod 770 sub && cd .. && chmod 700 onto onto/tmp made.sh.j2 && touch file \
@@ -129,16 +133,17 @@ fn project() -> Project {
 fn what_went_wrong_in_the_field_goes_right() {
     let project = project();
     project.vimg(&["build", "it"]).succeeds();
-    // Who names a version means it, also where another is held.
+    // A named version is installed, even if another version is held.
     project.vimg(&["build", "backwards"]).succeeds();
 
-    // The same from another surrounding: the same keys, so nothing is built.
+    // The same build in another environment has the same keys, so nothing is
+    // built.
     let again =
         project.sh("umask 077; ulimit -n 512; exec 7</; http_proxy=http://127.0.0.1:9 $VIMG build it");
     assert_eq!(again.code, 0, "{}", again.stderr);
     assert!(again.stderr.contains("0 built"), "{}", again.stderr);
 
-    // Made anew in a container, under the worst of umasks: the same files.
+    // A container gives the same files, also under the strictest umask.
     let build = ["build", "it"];
     super::offline::a_container_makes_the_same(&project, &build, &["it@trees", "it@unpacked", "it@seen"]);
 }

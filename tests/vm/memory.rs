@@ -1,12 +1,12 @@
-//! Machines that boot once: checks and booted layers in forks.
+//! Memory snapshots: checks and booted layers in forks.
 
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::machines::{Project, damage, newest_record};
 
-/// A service that answers HTTP without any package, and one that never stops
-/// writing to the console.
+/// A service that answers HTTP without any package, and a service that never
+/// stops writing to the console.
 const SERVED: &str = r##"
 configuration "served" {
     file "/etc/systemd/system/hello.socket" content="[Socket]\nListenStream=8000\nAccept=yes\n[Install]\nWantedBy=sockets.target\n"
@@ -34,11 +34,11 @@ fn project(name: &str, image: &str) -> Project {
 
 #[test]
 fn forks_of_one_machine_are_no_twins() {
-    // Whoever draws a number in the first moment after the fork, while the
-    // console is being flooded.
+    // Draws random numbers right after the fork, while output floods the
+    // console.
     let ask = "head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid; mktemp -u; \
                date +%s.%N; cat /words";
-    // Two that ask the same would be one.
+    // Two equal checks would be one.
     let checks: String =
         (0..10).map(|n| format!("    check \"n{n}\" {{ run \"{ask}; : {n}\" }}\n")).collect();
     let project = project("twins", &format!("    layer \"flood\"\n{checks}"));
@@ -58,17 +58,16 @@ fn forks_of_one_machine_are_no_twins() {
         assert_eq!(lines.len(), 5, "{lines:?}");
         let time: f64 = lines[3].parse().unwrap();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
-        // A clock that goes on from when the machine was kept would be the
-        // same in all forks; a sane one is before now, and after the test
-        // began.
+        // A clock that continued from the snapshot would be the same in all
+        // forks. A correct one is before now, and after the test began.
         assert!(time < now + 1.0 && time > now - 600.0, "{time} is not {now}");
         assert_eq!(lines[4], "once");
         drawn.extend(lines[..4].iter().cloned());
     }
     assert_eq!(drawn.len(), 40, "two forks drew the same: {drawn:?}");
 
-    // A layer that changed forks what the one before did, and the checks ask
-    // the machine that booted before: nothing of it has read the words.
+    // The changed layer forks the same snapshot as the previous one. The checks
+    // retarget the earlier snapshot, because its boot has not read the words.
     project.edit("main.vimg", "default=\"once\"", "default=\"again\"");
     let edited = vimg(&["test"]);
     edited.succeeds();
@@ -142,14 +141,15 @@ fn checks_say_what_was_seen_and_hold_outputs_back() {
         ["it:check/both", "it:check/good", "it:check/listens", "it:check/open", "it:check/spoils"],
         "none is in another's way"
     );
-    // In the fork in which another was asked before, and then in one of its own.
+    // The check failed in a shared fork, and then ran again in its own.
     let again = built.stdout.lines().filter(|line| line.contains("ask again, alone")).count();
     assert_eq!(again, 1, "{}", built.stdout);
     assert_eq!(built.boots(), 1);
     let report = std::fs::read_to_string(project.path("report.xml")).unwrap();
     assert!(report.contains("tests=\"16\" failures=\"11\" skipped=\"0\""), "{report}");
 
-    // No output without its checks, and only what failed is asked again.
+    // vimg writes no output without its checks, and only failed checks run
+    // again.
     assert_eq!(project.vimg(&["build", "--keep-going"]).code, 1);
     assert!(!project.path("it.img").exists() && !project.path(".it.img.vimg-new").exists());
     project.edit("main.vimg", bad, "");
@@ -175,7 +175,7 @@ fn a_machine_that_can_not_be_forked_boots_to_the_same_files() {
     vimg(&["test"]).succeeds();
     let first = said(0);
     assert!(first.contains("  -"), "{first}");
-    // Memory that does not start is said in a line.
+    // If a snapshot does not start, vimg says so in one line.
     damage(&store, "memories");
     project.edit("main.vimg", &digest(0), &digest(1));
     let damaged = vimg(&["test"]);
@@ -191,8 +191,7 @@ fn a_machine_that_can_not_be_forked_boots_to_the_same_files() {
     assert_eq!((said(2), said(3)), (first.clone(), first));
 }
 
-/// A machine that notes at boot what stands in a file, and one in which
-/// somebody watches a file.
+/// A service that reads a file at boot, and a unit that watches a file.
 const READS: &str = r##"
 configuration "reads" {
     file "/srv/page" content="page one\n"
@@ -233,8 +232,8 @@ fn a_kept_machine_is_given_only_what_no_boot_depends_on() {
     tested(1, "");
     has(&["page one\n", "watched one\n", "read one\n", "cannot access '/run/seen'"]);
 
-    // What nobody has read is written into the machine that booted before,
-    // which then is as one that boots.
+    // A file that the boot has not read is written into a fork of the earlier
+    // snapshot. The fork is then like a booted machine.
     project.edit("main.vimg", "page one", "page number two");
     let ran = vimg(&["run", "it", "--", "cat", "/srv/page"]);
     assert_eq!(ran.stdout, "page number two\n");
@@ -247,7 +246,7 @@ fn a_kept_machine_is_given_only_what_no_boot_depends_on() {
     has(&["page number two\n", "watched one\n", "read one\n"]);
     let carried = said();
 
-    // While the layer is made, a fork comes up for its checks.
+    // While the layer is built, vimg prewarms a fork for its checks.
     project.edit("main.vimg", "page number two", "page number three");
     let ahead = vimg(&["test"]);
     ahead.succeeds();
@@ -265,17 +264,17 @@ fn a_kept_machine_is_given_only_what_no_boot_depends_on() {
         |text: &str| text.lines().filter(|l| !l.starts_with("==")).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(lines(&said()), lines(&carried), "a boot tells the same");
 
-    // What the boot has read is read by a boot.
+    // A file that the boot has read needs a boot.
     project.edit("main.vimg", "read one", "read two");
     tested(1, "the machine boots: /srv/read was opened during the boot");
     has(&["page number two\n", "read two\n"]);
 
-    // Who watches would notice.
+    // A program that watches the file would notice.
     project.edit("main.vimg", "watched one", "watched two");
     tested(1, "the machine boots: a program watches /srv/watched/file");
     has(&["watched two\n", "cannot access '/run/seen'"]);
 
-    // Names may have been looked at without a trace.
+    // Programs may have looked at names without a trace.
     let page = "file \"/srv/page\"";
     project.edit("main.vimg", page, &format!("file \"/srv/more\" content=\"\"\n    {page}"));
     tested(1, "the machine boots: /srv/more is new");
@@ -303,16 +302,16 @@ fn a_booted_layer_is_made_in_a_machine_that_was_carried_over() {
         assert_eq!(tested.boots(), boots, "{}", tested.stdout);
         project.vimg_in(&store, &["log", "it:check/reads/tells"]).stdout
     };
-    // One boot for the layer, one for what it has made.
+    // One boot for the layer, one for its result.
     tested(&[], 2);
     project.edit("main.vimg", "page one", "page number two");
     let carried = tested(&[], 0);
     assert!(carried.contains("page number two\n"), "{carried}");
     let below = || newest_record(&store, "it@ran")["disk"]["backing"][0].clone();
     let reads = newest_record(&store, "it@reads")["key"].clone();
-    assert_ne!(below(), reads, "it stands on the disk that its machine booted from");
-    // The same without: a boot of the disk that the layer stands on, and one of
-    // what it has made. Only the times differ at which that was.
+    assert_ne!(below(), reads, "the disk below is the one that its machine booted from");
+    // The same without snapshots: a boot of the disk below the layer, and a
+    // boot of its result. Only the times differ.
     project.edit("main.vimg", "cat /srv/page >", "cat /srv/page  >");
     let booted = tested(&["--no-memory"], 2);
     assert_eq!(below(), reads);
@@ -321,7 +320,8 @@ fn a_booted_layer_is_made_in_a_machine_that_was_carried_over() {
         told.map(str::to_owned).collect()
     };
     assert_eq!(lines(&booted), lines(&carried));
-    // What fails in such a machine is kept with the disks that it stands on.
+    // The disk of a layer that fails in such a machine is kept with the disks
+    // below it.
     project.edit("main.vimg", "page number two", "page number three");
     project.edit("main.vimg", "test -e /run/was-read", "echo broken >>/srv/ran; exit 3");
     let failed = project.vimg_in(&store, &["build", "--no-output"]);
@@ -331,8 +331,8 @@ fn a_booted_layer_is_made_in_a_machine_that_was_carried_over() {
     let seen = project.sh(&enter);
     assert_eq!(seen.stdout, "page number three\nbroken\npage number three\n", "{}", seen.stderr);
 
-    // A time that was chosen for a file that the boot has read is no small
-    // matter: the layer would hold another one.
+    // A modification time that a layer has set on a file that the boot has read
+    // matters: the layer would contain another time.
     project.edit("main.vimg", "echo broken >>/srv/ran; exit 3", "true");
     let service = "service \"reads\" enabled=#true";
     let chosen = "run { script \"touch -d 2020-01-01 /srv/read\" }";
@@ -355,9 +355,9 @@ fn people_get_into_forks() {
     assert_eq!((second.code, second.stdout.as_str()), (137, "debian\n"), "{}", second.stderr);
     let large = run("it@served", "head -c 3000000 /dev/zero | tr '\\0' x");
     assert_eq!(large.stdout.len(), 3_000_000);
-    // Programs lie where they always do only while that spares translating
-    // them, the kernel's setting is the image's, and no device is asked for
-    // the time.
+    // Programs have fixed addresses only in emulated machines, where that saves
+    // translation. The kernel's setting is the image's, and the clock needs no
+    // device.
     let clock = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
     let seen = run(
         "it",
@@ -376,7 +376,7 @@ fn people_get_into_forks() {
     assert_eq!(other.code, 2);
     other.says("did you mean `it`?");
 
-    // Input, a terminal of its size, and Ctrl-D.
+    // Input, a terminal with the right size, and Ctrl-D.
     let typed = "stty size; tty; test -t 2 && echo $TERM is all; exit 5\\n";
     let seen = project.sh(&format!(
         "printf '{typed}' | TERM=vt220 script -qec 'stty rows 33 cols 101; exec $VIMG shell it' /dev/null"
@@ -385,12 +385,12 @@ fn people_get_into_forks() {
     for words in ["33 101\r\n", "/dev/pts/0\r\n", "vt220 is all\r\n"] {
         assert!(seen.stdout.contains(words), "{}", seen.stdout);
     }
-    // A console from its boot to its prompt.
+    // The console from the boot to the prompt.
     let seen = project.sh("timeout --signal=INT 120 $VIMG console it | sed -n '/login:/q;p'");
     assert!(seen.stdout.contains("Debian GNU/Linux 12 debian ttyS0"), "{}{}", seen.stdout, seen.stderr);
     assert_eq!(project.vimg(&["run", "it:check/x", "--", "true"]).code, 2);
 
-    // Where a layer failed: with what it had done by then.
+    // The machine of a failed layer, with the changes that it had made.
     let broken = "    layer \"broken\"\n}\nconfiguration \"broken\" {\n    run { script \"echo half >/half; exit 3\" }\n}\n";
     project.edit("main.vimg", "    layer \"served\"\n\n}", &format!("    layer \"served\"\n{broken}"));
     assert_eq!(project.vimg(&["shell", "--failed", "it"]).code, 1, "nothing has failed yet");

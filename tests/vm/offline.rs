@@ -1,11 +1,11 @@
-//! Layers that need no booted machine, in an appliance as an ordinary user
-//! and, where the tests are root's, in a container as root.
+//! Layers that need no booted machine: in an appliance as an ordinary user, and
+//! in a container as root, if root runs the tests.
 
 use super::machines::{Project, Tested, all_fail, damage, files_of, newest_record, root_base, with_layer};
 
-/// What a layer leaves when the machine is off: units enabled, settings
-/// written, nothing started, and no trace of how it was done. Its machine then
-/// boots, and all of it is so.
+/// The result of an offline layer: units are enabled, settings are written,
+/// nothing is started, and there is no trace of the runner. Then the machine
+/// boots, and the settings are in effect.
 const DECLARED: &str = "
     package \"nginx-light\"
     sysctl \"vm.swappiness\" value=7
@@ -59,10 +59,10 @@ fn what_is_applied_offline_holds_once_the_machine_boots() {
     assert_eq!((built.built().len(), built.boots()), (2, 1));
     let record = newest_record(&store, "it@off");
     let way = record["provider"].as_str().unwrap();
-    assert!(way.contains("appliance") && !way.contains("anew"), "{way}");
+    assert!(way.contains("appliance") && !way.contains("cold boot"), "{way}");
     assert_eq!(record["ours"], false, "another kernel than the host's has written to it");
 
-    // Its memory is only a shortcut: without it an appliance boots.
+    // A snapshot only saves time: without it, the appliance boots.
     project.write("main.vimg", MARKED);
     project.vimg_in(&store, &["build"]).succeeds();
     damage(&store, "appliances");
@@ -94,7 +94,8 @@ fn a_container_that_is_not_allowed_is_refused() {
     refused.says("containers don't work here: only root may mount filesystems");
     refused.says("--provider auto");
     let Some(_) = as_root(&project) else { return };
-    // A limit that is an input of the layer, and that even this root can't set.
+    // Each layer needs a fixed limit of open files, and root without
+    // CAP_SYS_RESOURCE can't raise it.
     let few = project.sh_as_root(
         "exec setpriv --bounding-set=-sys_resource prlimit --nofile=2048:2048 $VIMG build --provider container",
     );
@@ -109,7 +110,7 @@ fn faults_of_an_appliance_have_names_and_leave_nothing() {
         ("full", "dd if=/dev/urandom of=/big bs=1M", "the machine's disk is full"),
         ("endless", "sleep infinity", "it did not end within 5 s"),
         ("orphan", "sleep 600 & exit 3", "exit code 3"),
-        // Nothing below its root can be reached from a script.
+        // A script can't reach anything outside its root directory.
         (
             "raw",
             "mknod /tmp/vda b 254 0 || unshare -Urm true || mount -t tmpfs none /mnt || echo 0 >/proc/sys/kernel/printk || exit 4",
@@ -121,8 +122,8 @@ fn faults_of_an_appliance_have_names_and_leave_nothing() {
     project.nothing_runs();
 }
 
-/// An EFI system partition is mounted where the image has a place for it, and
-/// what is put there lands in it.
+/// The EFI system partition is mounted if the image has a directory for it, and
+/// files there end up in the partition.
 #[test]
 fn the_efi_system_partition_is_part_of_the_machine() {
     let project = Project::new("esp");
@@ -148,8 +149,8 @@ fn the_efi_system_partition_is_part_of_the_machine() {
     }
 }
 
-/// The other filesystems that a distribution may have made its root on. The
-/// base's disk is put in their place; nothing else of it is looked at.
+/// Other root filesystems that a distribution may use. For each, a disk with a
+/// small tree takes the place of the base's disk.
 #[test]
 fn other_filesystems_are_worked_on_as_well() {
     const MARK: &str = "this is the mark that a layer leaves";
@@ -182,7 +183,7 @@ fn other_filesystems_are_worked_on_as_well() {
     }
 }
 
-/// A tree as `mkfs.xfs` takes it.
+/// Returns the description of a tree for `mkfs.xfs`.
 fn proto(tree: &std::path::Path) -> String {
     let mut out = "/\n0 0\nd--755 0 0\n".to_owned();
     for entry in std::fs::read_dir(tree).unwrap().flatten() {
@@ -196,11 +197,11 @@ fn proto(tree: &std::path::Path) -> String {
     out + "$\n"
 }
 
-/// Root's own way: the project, built in a container.
+/// Returns a function that runs vimg as root, where it uses containers.
 fn as_root(project: &Project) -> Option<impl Fn(&[&str]) -> Tested> {
     let root = project.as_root();
     if root.is_none() {
-        #[expect(clippy::print_stdout, reason = "what is left out is said")]
+        #[expect(clippy::print_stdout, reason = "the test says what it skips")]
         {
             println!("containers were not tested: these tests are not root's");
         }
@@ -208,8 +209,8 @@ fn as_root(project: &Project) -> Option<impl Fn(&[&str]) -> Tested> {
     root
 }
 
-/// Tries from inside a container to see and to change what is outside. Each
-/// line must fail, or the layer does.
+/// Tries to see and to change things outside of a container from inside. Each
+/// line must fail, or the layer fails.
 const ESCAPES: &str = r#"
 no() { if "$@" >/tmp/said 2>&1; then echo "possible: $*"; cat /tmp/said; exit 9; fi; }
 no test -e SECRET
@@ -289,8 +290,8 @@ fn killed_containers_leave_nothing() {
     }
 }
 
-/// The one image of the examples that has a booted layer, below which the two
-/// ways have to give the same files as well.
+/// The only example image with a booted layer. Both runners must give the same
+/// files below and above it.
 #[test]
 #[ignore = "it installs PostgreSQL once more, which takes 10 minutes where machines are emulated"]
 fn a_container_makes_the_same_database() {
@@ -299,9 +300,9 @@ fn a_container_makes_the_same_database() {
     a_container_makes_the_same(&project, &["build", "--no-output", "database"], &["database@motd"]);
 }
 
-/// Makes a project's nodes, which an appliance made in the common store, once
-/// more in a container: their files are the same. Returns the way to run the
-/// program as root in the store where they are, if the tests are root's.
+/// Builds nodes of a project in a container, which an appliance built in the
+/// common store, and checks that their files are the same. Does nothing if root
+/// does not run the tests.
 pub(crate) fn a_container_makes_the_same(project: &Project, build: &[&str], nodes: &[&str]) {
     if as_root(project).is_none() {
         return;
@@ -312,7 +313,7 @@ pub(crate) fn a_container_makes_the_same(project: &Project, build: &[&str], node
     vimg(&[build, &["--provider", "container"]].concat()).succeeds();
     for node in nodes {
         let record = newest_record(&store, node);
-        // What lies on a booted layer is not for the host's kernel.
+        // The host's kernel must not mount a disk with a booted layer.
         let booted = node.starts_with("database");
         assert_eq!(record["provider"].as_str().unwrap().contains("container"), !booted, "{record}");
         let key = record["key"].as_str().unwrap();
@@ -322,7 +323,7 @@ pub(crate) fn a_container_makes_the_same(project: &Project, build: &[&str], node
         let mut differ: Vec<_> = names.into_iter().filter(|n| ours.get(*n) != theirs.get(*n)).collect();
         differ.retain(|name| !(goes_with_the_seal(name) || booted && is_drawn(name)));
         if begun / 86_400 != today() {
-            // The day on which an account was made stands in these.
+            // These contain the day on which an account was created.
             differ.retain(|n| !["etc/shadow", "etc/shadow-"].contains(&n.as_str()));
         }
         assert!(differ.is_empty(), "{node}: {differ:?}");
@@ -330,16 +331,16 @@ pub(crate) fn a_container_makes_the_same(project: &Project, build: &[&str], node
     }
 }
 
-/// What an image does not ship: keys of its own, and what says when it was
-/// made.
+/// Whether sealing removes a file: the image's own keys, and files with build
+/// times.
 fn goes_with_the_seal(name: &str) -> bool {
     ["etc/ssh/ssh_host_", "var/log/", "var/cache/ldconfig/"].iter().any(|start| name.starts_with(start))
 }
 
-/// What differs between any two machines with this database, however they were
-/// made: the certificate that `ssl-cert` signs with a key that it draws, and
-/// what PostgreSQL writes with the number that it draws for itself: its control
-/// file, its log of writes, its caches and statistics.
+/// Whether a file differs between any two machines with this database: the
+/// certificate that `ssl-cert` signs with a random key, and files that contain
+/// PostgreSQL's random system identifier (control file, write-ahead log,
+/// caches, statistics).
 fn is_drawn(name: &str) -> bool {
     let cluster = name.strip_prefix("var/lib/postgresql/15/main/");
     name == "etc/ssl/certs/ssl-cert-snakeoil.pem"
@@ -351,7 +352,7 @@ fn is_drawn(name: &str) -> bool {
         })
 }
 
-/// Days since 1970.
+/// Returns the days since 1970.
 fn today() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     now.as_secs() / 86_400

@@ -1,12 +1,12 @@
-//! A functionality is taken out of a machine and another put in its place:
-//! real packages, real disks, and what is left behind.
+//! Replacing the provider of a capability: real packages, real disks, and the
+//! residue.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::machines::{Boot, Project, Tested, get, serves, serves_at};
 
-/// One of each, over things that are there and beside them.
+/// One step of each kind, over existing files and beside them.
 const EVERYTHING: &str = r#"
 use "std/debian.vimg"
 capability "k"
@@ -47,7 +47,7 @@ configuration "all" provides="k" {
 }
 "#;
 
-/// What shadow keeps of its files as they were before their last change.
+/// Backups that shadow makes of its files before it changes them.
 const BACKUPS: [&str; 6] =
     ["/etc/group-", "/etc/gshadow-", "/etc/passwd-", "/etc/shadow-", "/etc/subgid-", "/etc/subuid-"];
 
@@ -65,7 +65,7 @@ fn everything(name: &str) -> Project {
     project
 }
 
-/// The names of what differs.
+/// Returns the names of the things that differ.
 fn names(diff: &Tested) -> Vec<&str> {
     assert_eq!(diff.code, 0, "{}", diff.stderr);
     diff.stdout.lines().filter_map(|line| line.split_whitespace().nth(2)).collect()
@@ -91,7 +91,8 @@ fn every_primitive_is_taken_back() {
     assert_eq!(names(&project.vimg(&["diff", "never", "without"])), BACKUPS);
     assert_eq!(names(&project.vimg(&["diff", "--residue", "without"])), BACKUPS);
     assert_eq!(project.vimg(&["diff", "with", "with"]).stdout, "no difference\n");
-    // A file that a layer changed again which stays is left to nobody's guess.
+    // If a layer that stays has changed a file again, vimg refuses to revert
+    // it.
     let over = project.vimg(&["build", "--no-output", "over"]);
     assert_eq!(over.code, 1, "{}", over.stderr);
     over.says("/srv/tree/sub/b was changed again by the layer `over`");
@@ -103,11 +104,11 @@ fn every_primitive_is_taken_back() {
     assert_eq!(json["files"][0]["name"], "/srv/tree/sub");
     assert_eq!(json["files"][0]["how"]["added"], "directory");
 
-    // A replace that fails, wherever it does, leaves the store as it was.
+    // A replace that fails leaves the store as it was, whichever step failed.
     let faults = [
-        ("undo", "the taking back", "exit code 7"),
-        ("blocked", "the new one", "/etc is a directory"),
-        ("again", "what stands on it", "exit code 9"),
+        ("undo", "the revert", "exit code 7"),
+        ("blocked", "the new provider", "/etc is a directory"),
+        ("again", "the layer above", "exit code 9"),
     ];
     project.append("main.vimg", FAULTS);
     project.vimg(&["build", "--no-output", "stand", "tied"]).succeeds();
@@ -123,7 +124,8 @@ fn every_primitive_is_taken_back() {
     assert_eq!(project.vimg(&["list"]).stdout, before);
 }
 
-/// What goes wrong in a replace: what goes, what comes, what stands on it.
+/// Faults of a replace: in the old provider, in the new one, and in a layer
+/// that requires it.
 const FAULTS: &str = r#"
 image "stand" { from "prep"; layer "one"; layer "on" }
 image "tied" { from "prep"; layer "stuck" }
@@ -137,7 +139,7 @@ configuration "wrong" provides="k" { file "/ok" content=""; file "/etc" content=
 configuration "on" { requires "k"; run { script "test -e /one || exit 9"; undo "true" } }
 "#;
 
-/// The example's server goes on if its test fails.
+/// Removes the example's server, also if the test fails.
 struct Staging<'a>(&'a dyn Fn(&[&str]) -> Tested);
 
 impl Drop for Staging<'_> {
@@ -146,8 +148,8 @@ impl Drop for Staging<'_> {
     }
 }
 
-/// The example: an image made from another by a replace, and the same in a
-/// machine that runs.
+/// The example: a replace in an image, and the same replace in a running
+/// server.
 #[test]
 fn the_replace_example_serves_all_the_while() {
     let project = Project::copy_of("replace-example", "examples/replace");
@@ -160,7 +162,7 @@ fn the_replace_example_serves_all_the_while() {
     };
     vimg(&["build", "web"]).succeeds();
 
-    // Only the replace is made, from the state that is there.
+    // vimg builds only the replace, from the existing state.
     let light = vimg(&["build"]);
     light.succeeds();
     let built = light.built();
@@ -200,19 +202,21 @@ fn the_replace_example_serves_all_the_while() {
             }
             seen
         });
-        // Also where this fails: the client would go on for ever.
+        // Ends the client also if the test fails here. Otherwise it would run
+        // for ever.
         let ends = Ends(&over);
         let applied = done(&["apply", "staging"]);
         drop(ends);
         assert_eq!(applied, "revert site\nrevert nginx\napply  lighttpd\napply  site#2\n");
         client.join().unwrap()
     });
-    // One goes, for a moment there is none, the other comes.
+    // The old server stops, for a moment there is none, and the new one starts.
     let mut servers: Vec<_> = seen.iter().flatten().map(|s| s.split('/').next().unwrap()).collect();
     servers.dedup();
     assert_eq!(servers, ["nginx", "lighttpd"], "{seen:?}");
     assert!(serves(port, Duration::from_secs(60)).contains("Still here"));
-    // Packages came before anything was stopped, and went when all was there.
+    // Packages were installed before anything was stopped, and removed after
+    // everything had started.
     let order = done(&["exec", "staging", "--", "sh", "-ec", ORDER]);
     let times: Vec<u64> = order.split_whitespace().map(|t| t.parse().unwrap()).collect();
     assert!(times.len() == 4 && times.is_sorted(), "{order}");
@@ -229,8 +233,8 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// When lighttpd was installed, nginx stopped, lighttpd first started, and
-/// nginx removed, in seconds.
+/// Prints when lighttpd was installed, nginx stopped, lighttpd first started,
+/// and nginx removed, in seconds.
 const ORDER: &str = r#"
 log() { date --date "$(grep " $1" /var/log/dpkg.log | $2 -n 1 | cut -d ' ' -f 1,2)" +%s; }
 journal() { journalctl --unit "$1" --output short-unix | grep "$2" | $3 -n 1 | cut -d . -f 1; }
@@ -261,8 +265,8 @@ configuration "plain" { package "busybox" }
 configuration "static" provides="shell-tools" { package "busybox-static" }
 "#;
 
-/// What is left once a web server was replaced by another and came back, and
-/// why: `docs/reference/ledger.md`.
+/// The residue after a web server was replaced by another and came back.
+/// `docs/reference/ledger.md` says why.
 #[test]
 fn web_servers_take_each_others_place() {
     let project = Project::new("servers");
@@ -280,15 +284,15 @@ fn web_servers_take_each_others_place() {
     assert_eq!(names(&light), [&backups[..], &logs, &page].concat());
     let back = vimg(&["diff", "web", "back"]);
     assert_eq!(names(&back), [&logs[..], &["/var/www/html/index.lighttpd.html"]].concat());
-    // A package that had to go for another returns.
+    // A package that was removed because of a conflict returns.
     let swapped = vimg(&["diff", "box", "swapped"]);
     let packages = |line: &&str| line.contains(" package ");
     let changed: Vec<&str> = swapped.stdout.lines().filter(packages).collect();
     assert_eq!(changed.len(), 2, "{}", swapped.stdout);
     assert!(changed[0].starts_with("+ package  busybox-static:amd64"), "{changed:?}");
     assert!(changed[1].starts_with("- package  busybox:amd64"), "{changed:?}");
-    // The initial RAM disk has the program in it, and is made anew, with the
-    // time of that in it.
+    // The initial RAM disk contains the program, so it is built again, with a
+    // new time in it.
     let returned = vimg(&["diff", "box", "returned"]);
     let (initrds, others): (Vec<String>, Vec<String>) = names(&returned)
         .into_iter()
@@ -296,8 +300,8 @@ fn web_servers_take_each_others_place() {
         .partition(|name| name.starts_with("/boot/initrd.img-"));
     assert_eq!(initrds.len(), 1, "{}", returned.stdout);
     assert_eq!(others, [&["/var/log/apt/eipp.log.xz"][..], &logs].concat());
-    // It serves, with what it took over: the checks of all that is in it, and
-    // of nothing that was taken out.
+    // The new server works. The image has the checks of all its layers, and
+    // none of the replaced one.
     let tested = vimg(&["test", "light"]);
     tested.succeeds();
     let mut checked = tested.built();

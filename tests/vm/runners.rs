@@ -1,4 +1,4 @@
-//! Two machines that share nothing but a cache.
+//! Two machines that share only a cache.
 
 #[path = "../caches/servers.rs"]
 #[expect(dead_code, reason = "the tests of caches use the others")]
@@ -13,13 +13,13 @@ use vimg::store::Store;
 
 use crate::machines::{Project, Tested};
 
-/// The states of a store, and which build of its key each is.
+/// Returns the states of a store, with the ID of each.
 fn states(store: &Path) -> BTreeMap<Key, String> {
     let store = Store::open(store).unwrap();
     store.states().into_iter().map(|record| (record.key, record.id.to_string())).collect()
 }
 
-/// What was read from caches and written to them.
+/// Returns how many bytes were read from caches and written to them.
 fn moved(tested: &Tested) -> (u64, u64) {
     let caches = tested.all("cache");
     let sum = |member: &str| caches.iter().map(|event| event[member].as_u64().unwrap()).sum();
@@ -45,13 +45,13 @@ fn a_second_runner_builds_only_what_nobody_built() {
     let (_, all) = moved(&first);
     assert!(all > 100_000_000, "{all} bytes are no image");
 
-    // Who has no key is told, also where there is nothing to build.
+    // Without a signing key, vimg says so, even if there is nothing to build.
     let keyless = one.vimg(&["build", &to]);
     keyless.succeeds();
     assert!(keyless.stdout.contains("there is no signing key"), "{}", keyless.stdout);
 
-    // It is all there: nothing is built, nothing starts, and only the disk and
-    // what was found out by asking come over.
+    // The cache has everything: nothing is built or started, and vimg fetches
+    // only the disk and the results of checks.
     let store = two.empty_store();
     let second = run(&two, Some(&store), &["build", &from]);
     assert_eq!((second.boots(), second.built()), (0, vec![]));
@@ -61,8 +61,9 @@ fn a_second_runner_builds_only_what_nobody_built() {
     let (down, _) = moved(&second);
     assert!(down < disk(&two).len() as u64 + 2_000_000, "{down} bytes were read");
 
-    // An edit, other than those of other tests of this example, who share a
-    // store with the first: what it lies on comes over, and nothing else is built.
+    // An edit that other tests of this example do not make, because they share
+    // a store with the first runner. vimg fetches the layer below, and builds
+    // nothing else.
     two.edit("site/404.html", "Not here", "Nothing there");
     two.give_away();
     let plan = run(&two, Some(&store), &["plan", &from]);
@@ -74,13 +75,14 @@ fn a_second_runner_builds_only_what_nobody_built() {
     let (_, up) = moved(&edited);
     assert!(up < 8_000_000, "{up} bytes were written for one of a page");
 
-    // States are the same, to the build.
+    // Both stores have the same builds of states.
     let (ours, theirs) = (states(&store), states(&Project::common_store()));
     let shared: Vec<&Key> = ours.keys().filter(|key| theirs.contains_key(key)).collect();
     assert!(shared.len() >= 5, "{shared:?}");
     assert!(shared.iter().all(|key| ours[key] == theirs[key]));
 
-    // The first one has the edit, too: now it is the second's layers that come.
+    // The first runner makes the same edit, and fetches the layers of the
+    // second.
     one.edit("site/404.html", "Not here", "Nothing there");
     one.give_away();
     let back = run(&one, None, &["build", "--no-output", &from]);

@@ -1,4 +1,4 @@
-//! Layers that are made anew and hold what they held before.
+//! Early cutoff: rebuilt layers that are identical to the previous ones.
 
 use super::machines::{Project, Tested};
 
@@ -46,8 +46,8 @@ fn what_is_made_from_a_layer_stays_while_that_holds_the_same() {
     let disk = || std::fs::metadata(project.path("it.raw")).unwrap().modified().unwrap();
     let written = disk();
 
-    // A comment, and another way to the same: in what is done to a disk, and in
-    // a machine that runs and takes notes of that.
+    // A new comment, and another command with the same result: in an offline
+    // layer, and in a booted machine, which writes notes such as a journal.
     project.edit("below.sh", "# BELOW", "# below");
     was_same(&build(), "it@below");
     project.edit("below.sh", "echo one", "printf '%s\\n' one");
@@ -56,7 +56,7 @@ fn what_is_made_from_a_layer_stays_while_that_holds_the_same() {
     was_same(&build(), "it@ran");
     assert_eq!(disk(), written, "what was written stays");
 
-    // A time that somebody chose, rights and contents are something else.
+    // Times that a script sets, modes and contents count as changes.
     let layers = || {
         let built = project.vimg(&["build", "--no-output"]);
         built.succeeds();

@@ -1,4 +1,4 @@
-//! A secret reaches a script, and nothing else that lasts.
+//! A secret reaches its script, and nothing that is stored.
 
 use super::machines::{Project, Tested};
 
@@ -11,7 +11,7 @@ secret "missing" env="NOT_SET"
 image "it" { from "debian-12"; layer "off"; layer "on"; output "raw" path="it.raw" }
 image "not" { from "debian-12"; layer "not" }
 configuration "off" { run user="daemon" { script "sha256sum </run/secrets/token >/var/tmp/sum; cat /run/secrets/token; stat -f -c %T /run/secrets"; secret "token" } }
-// Where the machine swaps, what may be swapped out is no place for a secret.
+// A machine with swap must not keep a secret in memory that can be swapped out.
 configuration "on" {
     needs "booted"
     run { script "dd if=/dev/zero of=/swap bs=1M count=1; chmod 600 /swap; mkswap /swap; swapon /swap" }
@@ -38,14 +38,14 @@ fn a_secret_is_handed_over_and_kept_nowhere() {
     let logs = vimg(&["log", "it@off"], VALUE).stdout + &vimg(&["log", "it@on"], VALUE).stdout;
     assert!(logs.contains("***tmpfs") && logs.contains("first *** lastramfs"), "{logs}");
     assert!(!built.stdout.contains(VALUE) && !built.stderr.contains(VALUE));
-    // Its version is in the keys, and not its value.
+    // The keys contain its version, not its value.
     let again = vimg(&["build", "it"], "another value");
     assert_eq!(again.built(), Vec::<String>::new());
     let missing = vimg(&["build", "not"], VALUE);
     assert_eq!(missing.code, 1);
-    missing.says("the secret `missing` is not there: the variable NOT_SET is not set");
+    missing.says("the secret `missing` is not available: the variable NOT_SET is not set");
 
-    // The search finds what is there, in each of its forms.
+    // The search finds the value in each of its forms.
     let hex: String = VALUE.bytes().map(|b| format!("{b:02x}")).collect();
     let wide: String = VALUE.chars().map(|c| format!("{c}\\x00")).collect();
     let base64 = project.sh(&format!("printf %s {VALUE} | base64")).stdout.trim().to_owned();
@@ -60,7 +60,7 @@ fn a_secret_is_handed_over_and_kept_nowhere() {
         project.write(&format!("control/{name}"), text);
     }
     assert_eq!(search("control").stdout.lines().count(), 4);
-    // Without the 8 GiB of zeros that a raw disk has.
+    // The qcow2 disk lacks the 8 GiB of zeros of the raw disk.
     assert_eq!(project.sh("qemu-img convert -O qcow2 it.raw it.qcow2").code, 0);
     let found = search(&format!("{} it.qcow2", store.display()));
     assert_eq!((found.code, found.stdout.as_str()), (1, ""), "{}", found.stderr);

@@ -1,4 +1,4 @@
-//! Servers: started, changed while they run, killed, found again.
+//! Servers: starts, changes while they run, kills, and returns.
 
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ while (my $c = $s->accept) {
 }
 "#;
 
-/// Whatever comes of a test, none of its servers goes on.
+/// Ends the servers of a test, also if it fails.
 struct Servers(Project);
 
 impl Drop for Servers {
@@ -84,10 +84,10 @@ fn servers_are_changed_while_they_run_and_found_again() {
     assert_eq!((greeting.stdout.as_str(), greeting.code), ("nobody: hello you\n", 4), "{}", greeting.stderr);
     let unknown = project.vimg(&["exec", "staging", "--operation", "greed"]);
     unknown.says("there is no operation `greed`; this machine has: greet");
-    // Its disks are its own, whatever becomes of the store's.
+    // It has its own links to its disks, independent of the store.
     let links = project.sh("stat -c %h \"$VIMG_STORE\"/servers/*/staging/base-*.qcow2");
     assert_eq!(links.stdout, "2\n2\n2\n", "{}", links.stderr);
-    // Nothing near is reached from it: not what listens on the host.
+    // It can't reach the host or the host's network.
     let near = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let to = near.local_addr().unwrap().port();
     for address in ["10.0.2.2", "198.51.100.1", "169.254.169.254", "10.0.0.1"] {
@@ -102,7 +102,7 @@ fn servers_are_changed_while_they_run_and_found_again() {
     assert!(says(&["ps"]).contains("staging  running  plain"));
     project.vimg(&["up", "staging"]).says("is already running");
 
-    // What leads into it changes while it runs.
+    // Its forwarded ports change while it runs.
     let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let (now, then) = (format!("host={port} guest=80; layer"), format!("host={other} guest=80; layer"));
     project.edit("main.vimg", &now, &then);
@@ -113,7 +113,7 @@ fn servers_are_changed_while_they_run_and_found_again() {
     says(&["apply", "staging"]);
     assert!(page().contains("one"));
 
-    // Only what differs is done, and what requires it.
+    // vimg applies only parts that differ, and parts that require them.
     assert_eq!(says(&["apply", "staging"]), "nothing to apply\n");
     project.edit("main.vimg", "content=\"one\"", "content=\"two\"");
     let difference = "revert note\nrevert small\napply  small\napply  note\n";
@@ -122,8 +122,8 @@ fn servers_are_changed_while_they_run_and_found_again() {
     assert_eq!(says(&["apply", "staging"]), difference);
     assert!(page().contains("two"));
 
-    // What fails leaves the server as it was: the new one's packages, files,
-    // services and checks, what is applied again on it, and taking back.
+    // A failure leaves the server as it was: in packages, files, services and
+    // checks of the new provider, in a part that requires it, and in a revert.
     let replace =
         |with: &str| ("layer \"note\" }", format!("layer \"note\"; replace \"page\" with=\"{with}\" }}"));
     let faults = [
@@ -150,20 +150,20 @@ fn servers_are_changed_while_they_run_and_found_again() {
     assert_eq!(stuck.code, 1);
     stuck.says("revert note#2 failed");
     assert!(page().contains("two"));
-    // It is about to be killed.
+    // Sync the disk, because the server is killed below.
     says(&["exec", "staging", "--", "sh", "-c", "chattr -i /note; sync"]);
     project.edit("main.vimg", "content=\"three\"", "content=\"two\"");
 
-    // Killed, it is off, and boots from its own disk.
+    // A killed server is off, and boots from its own disk.
     let port_taken = project.vimg(&["up", "second"]);
     assert_eq!(port_taken.code, 4, "{}", port_taken.stderr);
     port_taken.says(&format!("can't listen on port {port} of 127.0.0.1"));
-    // Its command line is gone before its sockets are.
+    // The kernel removes its command line before it closes its sockets.
     project.sh("p=$(pgrep -f '[s]ervers/.*staging/disk'); kill -9 $p; \
          while [ -n \"$(ls /proc/$p/fd 2>/dev/null)\" ]; do sleep 0.1; done");
     let killed = std::time::Instant::now();
     while !says(&["ps"]).contains("staging  off") {
-        assert!(killed.elapsed() < Duration::from_secs(20), "it goes on");
+        assert!(killed.elapsed() < Duration::from_secs(20), "it still runs");
         std::thread::sleep(Duration::from_millis(100));
     }
     let off = project.vimg(&["exec", "staging", "--", "true"]);
@@ -171,7 +171,7 @@ fn servers_are_changed_while_they_run_and_found_again() {
     project.vimg(&["up", "staging"]).says("staging is back");
     assert!(page().contains("two"));
 
-    // A functionality is replaced in it; then it goes in order.
+    // A replace in the server; then its removal.
     project.edit("main.vimg", "layer \"note\" }", "layer \"note\"; replace \"page\" with=\"other\" }");
     assert_eq!(says(&["apply", "staging"]), "revert note#2\nrevert small#2\napply  other\napply  note#2\n");
     assert_eq!(says(&["exec", "staging", "--", "sh", "-c", "cat /other; ls /usr/local/bin"]), "80");
@@ -181,13 +181,13 @@ fn servers_are_changed_while_they_run_and_found_again() {
     let saved = says(&["save", "staging", "saved.qcow2"]);
     assert!(saved.starts_with("saved.qcow2 is the disk of staging."), "{saved}");
     assert!(says(&["restart", "staging"]).contains("staging is back"));
-    // At first, after what failed, after it was killed, and now.
+    // It booted at the start, after each failure, after the kill, and now.
     assert_eq!(life(), format!("first\n{}", "boot\n".repeat(1 + faults.len() + 1 + 1 + 1)));
     assert_eq!(says(&["exec", "staging", "--", "cat", "/note"]), "80\n");
     assert!(says(&["logs", "staging"]).contains("login:"));
     let stays = project.vimg(&["down", "staging", "--remove"]);
     assert_eq!(stays.code, 1);
-    stays.says("`decommission` of the layer `life` failed: exit code 1; it said: may I");
+    stays.says("`decommission` of the layer `life` failed: exit code 1; last output: may I");
     let off = project.vimg(&["down", "staging"]);
     assert_eq!(off.code, 0, "{}", off.stderr);
     project.vimg(&["down", "staging", "--remove"]).says("it is off, and has hooks to run before");
@@ -195,7 +195,7 @@ fn servers_are_changed_while_they_run_and_found_again() {
     says(&["exec", "staging", "--", "touch", "/may-go"]);
     assert_eq!(says(&["down", "staging", "--remove"]), "staging is off, and its disk is gone\n");
     assert_eq!(says(&["ps"]), "no server was started here\n");
-    // What kept its network goes with it.
+    // Its companion process ends with it.
     let gone = project.sh("keeps() { pgrep -u \"$(id -u)\" -f '^vimg keep$'; }; \
          for n in $(seq 100); do keeps >/dev/null || break; sleep 0.1; done; keeps");
     assert_eq!((gone.code, gone.stdout.as_str()), (1, ""));

@@ -1,5 +1,5 @@
-//! What a guest gets of the host and of its network, and what a bootstrap that
-//! was stopped leaves: nothing that is not its own.
+//! Isolation: a guest reaches neither the host nor its network, and a stopped
+//! bootstrap leaves nothing behind.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,8 @@ use rustix::process::Signal;
 
 use super::machines::{Project, root_base};
 
-/// Asks for all that is near, and for something that is not.
+/// Connects to everything nearby, which must fail, and to a server on the
+/// internet.
 const ASKS: &str = r#"#!/bin/bash
 asks() { timeout 20 bash -c "exec 3<>/dev/tcp/$1/$2" 2>/dev/null; }
 # The host's loopback as QEMU and pasta have it, by all names; a cloud's
@@ -28,11 +29,12 @@ image "off" { from "debian-12"; layer "asks" }
 image "it" { from "off"; layer "asks-booted"; layer "silent" }
 configuration "asks" { run "asks.sh" network=#true; check "asks-nobody" { run "true" } }
 configuration "asks-booted" { needs "booted"; run "asks.sh" network=#true }
-// A script that has not asked has none, even in a machine with an interface.
+// A script without `network=#true` has no network, even in a machine with an
+// interface.
 configuration "silent" { needs "booted"; run { script "! timeout 5 bash -c 'exec 3<>/dev/tcp/deb.debian.org/80'" } }
 "#;
 
-/// The addresses of this host that are not its loopback.
+/// Returns the addresses of this host except loopback addresses.
 fn own_addresses() -> String {
     let output = Command::new("ip").args(["-4", "-o", "addr", "show", "scope", "global"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -49,7 +51,8 @@ fn a_guest_reaches_the_internet_and_nothing_nearer() {
     let script = ASKS.replace("PORT", &port.to_string()).replace("OWN", &own_addresses());
     project.write("asks.sh", &script);
     project.give_away();
-    // The machine boots for a check that has no network; its forks have one.
+    // The machine boots for a check without a network. Its forks have a
+    // network.
     project.vimg(&["test", "off"]).succeeds();
     project.vimg(&["build"]).succeeds();
     if let Some(vimg) = project.as_root() {
@@ -60,7 +63,8 @@ fn a_guest_reaches_the_internet_and_nothing_nearer() {
     listener.set_nonblocking(true).unwrap();
     assert!(listener.accept().is_err(), "the listener got a connection");
 
-    // The user's settings open the way, to the same address in all ways.
+    // `--network-allow` opens the host's address, which is the same for all
+    // runners.
     let script = format!(
         "use \"std/debian.vimg\"\nimage \"off\" {{ from \"debian-12\"; layer \"off\" }}\nimage \"it\" {{ from \"off\"; layer \"on\" }}\n\
          configuration \"off\" {{ run network=#true {{ script \"bash -c 'exec 3<>/dev/tcp/host.vimg.internal/{port}'\" }} }}\n\
@@ -139,12 +143,12 @@ fn a_proxy_of_the_users_is_used_and_leaves_no_trace() {
             command.envs(env.clone());
         });
         running.finish().succeeds();
-        assert!(requests() > first, "nobody asked the proxy from a container");
+        assert!(requests() > first, "the container sent the proxy no request");
     }
 }
 
-/// How much is below a directory, in bytes; ids of others are no obstacle to
-/// root, and there are none where the tests are not root's.
+/// Returns the size of the files below a directory, in bytes. Root can read
+/// files of all users, and if the user is not root, all files are the user's.
 fn left(dir: &Path) -> u64 {
     walkdir::WalkDir::new(dir).into_iter().flatten().filter_map(|e| e.metadata().ok()).map(|m| m.len()).sum()
 }
@@ -168,8 +172,8 @@ fn a_bootstrap_that_is_stopped_leaves_nothing() {
             let entries = std::fs::read_dir(store.join("staging")).into_iter().flatten().flatten();
             entries.map(|entry| entry.path()).collect()
         };
-        // Killed, it leaves its directory, which the next run removes. One that is
-        // asked to stop leaves none.
+        // A killed vimg leaves its directory, which the next run removes. One
+        // that is asked to stop leaves none.
         for signal in [Signal::KILL, Signal::INT] {
             let what = format!("{signal:?}, root: {root}");
             let in_store = |command: &mut Command| {
@@ -181,7 +185,8 @@ fn a_bootstrap_that_is_stopped_leaves_nothing() {
                 false => project.start_with(&["build"], in_store),
             };
             let start = Instant::now();
-            // What a dead one left is gone, and this one's is large.
+            // The directory of the killed vimg is gone, and that of this one is
+            // large.
             let unpacked = || {
                 let mut dirs = in_staging().into_iter().filter(|path| path.is_dir());
                 let own = dirs.next();
@@ -197,7 +202,7 @@ fn a_bootstrap_that_is_stopped_leaves_nothing() {
             let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&*marker);
             let start = Instant::now();
             while mounts() || runs_in(&store) {
-                assert!(start.elapsed() < Duration::from_secs(20), "{what}: something goes on");
+                assert!(start.elapsed() < Duration::from_secs(20), "{what}: something still runs");
                 std::thread::sleep(Duration::from_millis(100));
             }
             assert_eq!(temporary(), before, "{what}");
@@ -207,7 +212,7 @@ fn a_bootstrap_that_is_stopped_leaves_nothing() {
     }
 }
 
-/// Whether a process works in a directory, or names it.
+/// Whether a process runs in a directory, or names it on its command line.
 fn runs_in(dir: &Path) -> bool {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let marker = dir.to_string_lossy().into_owned();
