@@ -241,7 +241,12 @@ impl Remote {
             Backend::Registry(registry) => return registry.list().await,
         };
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let entries = match op.list_with(&format!("{}/", root())).recursive(true).await {
+        let top = format!("{}/", root());
+        let entries = match self.spec.kind {
+            Kind::Local | Kind::Webdav => walk(op, top).await,
+            _ => op.list_with(&top).recursive(true).await,
+        };
+        let entries = match entries {
             Ok(entries) => entries,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             Err(e) if e.kind() == ErrorKind::Unsupported => {
@@ -420,6 +425,24 @@ impl Drop for Moving<'_> {
 
 fn meta(found: &opendal::Metadata) -> Meta {
     Meta { size: found.content_length(), modified: found.last_modified().map(SystemTime::from) }
+}
+
+/// Lists a directory and all directories below it. The library does that by
+/// itself, but its own recursion ends without an error where a request fails and
+/// is tried again: garbage collection would then delete what is not in the list.
+async fn walk(op: &Operator, top: String) -> opendal::Result<Vec<opendal::Entry>> {
+    let (mut files, mut dirs) = (Vec::new(), vec![top]);
+    while let Some(dir) = dirs.pop() {
+        for entry in op.list(&dir).await? {
+            match entry.metadata().is_dir() {
+                // A directory lists itself as well.
+                true if entry.path() != dir => dirs.push(entry.path().to_owned()),
+                true => {}
+                false => files.push(entry),
+            }
+        }
+    }
+    Ok(files)
 }
 
 /// Reads an object or a range of it, at most `most` bytes.

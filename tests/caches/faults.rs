@@ -14,8 +14,8 @@ use vimg::cache::remote::Remote;
 use vimg::cache::spec::Spec;
 use vimg::digest::Key;
 
-use crate::common::{Runner, wait};
-use crate::s3_here;
+use crate::common::{Runner, listed, wait};
+use crate::{s3_here, servers};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
@@ -273,6 +273,44 @@ fn a_server_that_always_fails_is_given_up() {
         assert!(!ended.told.is_empty());
         assert!(ended.requests < 60, "{fault:?}: {} requests", ended.requests);
     }
+}
+
+/// A list is whole, or there is none: what a list lacks would be deleted.
+#[test]
+fn a_list_is_never_a_part_of_one() {
+    let mut writer = Runner::new();
+    let (base, layer, output) = writer.project(90);
+    let server = servers::webdav();
+    let open = |address, patience| {
+        let spec = format!("{},domain=main,timeout={patience}", server.spec_at(address));
+        Arc::new(Remote::open(Spec::parse(&spec, true).unwrap()).unwrap())
+    };
+    let to = open(server.address(), "60s");
+    writer.try_push(&writer.with(&to, Some(&to)), &to, &[base, layer, output]).unwrap();
+    let names = |remote: Arc<Remote>| {
+        let listing = wait(keep::list(&remote));
+        listing.map(|listing| (listed(&listing), listing.packs))
+    };
+    let whole = names(to).unwrap();
+    assert!(whole.0.len() >= 2 && !whole.1.is_empty(), "{whole:?}");
+    let quiet = Proxy::new(server.address(), None, 0, 0);
+    names(open(quiet.address, "60s")).unwrap();
+    let requests = quiet.count.load(Ordering::SeqCst);
+    assert!((4..40).contains(&requests), "{requests}");
+    for at in 0..requests {
+        for (fault, times) in
+            [(Fault::Cut, 1), (Fault::Cut, usize::MAX), (Fault::Status(500, ""), usize::MAX)]
+        {
+            let proxy = Proxy::new(server.address(), Some(fault), at, times);
+            match names(open(proxy.address, "60s")) {
+                Ok(found) => assert_eq!(found, whole, "{fault:?} at {at}"),
+                Err(_) => assert!(times > 1, "{fault:?} at {at} is not tried again"),
+            }
+        }
+    }
+    // Nobody is there.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    assert!(names(open(free, "2s")).is_err());
 }
 
 /// Answers of a registry take only a limited amount of memory.
