@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::report::Style;
 use global::{Format, Global, style};
@@ -97,10 +97,22 @@ pub fn grammar() -> clap::Command {
     Args::command()
 }
 
+/// Returns the definition without environment variables that are empty. CI
+/// systems set a variable to an empty text when a job leaves it out.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    let command = command.mut_args(|argument| match argument.get_env().is_some_and(is_empty) {
+        true => argument.env(None::<&'static str>),
+        false => argument,
+    });
+    command.mut_subcommands(without_empty_variables)
+}
+
 /// Runs the program and returns its exit code.
 pub fn main() -> ExitCode {
     // A closed pipe (`vimg graph | head`) is no error: see `print`.
-    let args = match Args::try_parse() {
+    let parsed = without_empty_variables(Args::command()).try_get_matches();
+    let args = match parsed.and_then(|matches| Args::from_arg_matches(&matches)) {
         Ok(args) => args,
         Err(error) => {
             let _ = error.print();

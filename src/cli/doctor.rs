@@ -6,7 +6,7 @@ use super::global::Global;
 use super::output::{Error, HOST, Outcome, print, print_json};
 use super::project;
 use super::settings::ProviderArgs;
-use crate::host::network::Tools;
+use crate::host::network::{Reach, Tools};
 use crate::provider::{debian, host, qemu};
 use crate::report::{Style, bytes};
 use crate::store::Store;
@@ -71,7 +71,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         "network",
         match (args.provider.access(false)?.reach, Tools::find()) {
             (reach, _) if reach.all => Ok("guests use the host's network directly (as asked)".into()),
-            (_, Ok(_)) => Ok("guests reach the internet, not this host or private networks".into()),
+            (reach, Ok(_)) => Ok(reached(&reach)),
             (_, Err(e)) => Err((e.message, Some(e.help))),
         },
     ));
@@ -146,4 +146,17 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         print(&out)?;
     }
     if good { Ok(()) } else { Err(Error::Code(HOST)) }
+}
+
+/// Says what guests reach.
+fn reached(reach: &Reach) -> String {
+    let mut allowed: Vec<String> = reach.nets.iter().map(ToString::to_string).collect();
+    if reach.host {
+        allowed.insert(0, "services on this host".into());
+    }
+    match (allowed.is_empty(), reach.host) {
+        (true, _) => "guests reach the internet, not this host or private networks".into(),
+        (_, true) => format!("guests reach the internet and, as allowed, {}", allowed.join(", ")),
+        _ => format!("guests reach the internet and, as allowed, {}; not this host", allowed.join(", ")),
+    }
 }

@@ -6,6 +6,7 @@ use super::global::Global;
 use super::output::{Error, Outcome, print_foreign};
 use super::project;
 use crate::execute::read_log;
+use crate::graph::Work;
 
 /// Print the log of a layer: what its programs printed
 #[derive(Debug, clap::Args)]
@@ -35,6 +36,11 @@ pub(super) fn run(args: &Args, global: &Global) -> Outcome {
                 None => Ok(()),
             };
         }
+    }
+    if !matches!(node.work, Work::Layer(_) | Work::Seal | Work::Check(_)) {
+        let help = "layers and checks have logs; `vimg build --verbose` prints what a bootstrap prints";
+        let message = format!("{} has no log", node.name);
+        return Err(Error::Message(message, Some(help.to_owned()), 1));
     }
     if state.exists() {
         let message = format!("the log of {} is missing from the store", node.name);

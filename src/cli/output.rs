@@ -85,7 +85,8 @@ pub(super) fn report(error: &Error, style: Style) -> u8 {
             }
             let n = diagnostics.len();
             let more = if n >= vimg_lang::MOST { " and possibly more" } else { "" };
-            let _ = writeln!(err, "{n} {}{more} in the recipe", if n == 1 { "mistake" } else { "mistakes" });
+            let what = if n == 1 { "mistake" } else { "mistakes" };
+            let _ = writeln!(err, "{n} {what}{more} in {}", mistaken(sources, diagnostics));
             RECIPE
         }
         Error::Build(sources, failures) => {
@@ -101,6 +102,16 @@ pub(super) fn report(error: &Error, style: Style) -> u8 {
                 HOST
             }
         }
+    }
+}
+
+/// Names the text that has mistakes: a settings file, or the recipe.
+fn mistaken(sources: &Sources, diagnostics: &[Diagnostic]) -> String {
+    let places = diagnostics.iter().filter_map(|diagnostic| diagnostic.primary.as_ref());
+    let mut names = places.map(|(span, _)| sources.get(span.source).name.as_str());
+    match names.next() {
+        Some(first) if !first.ends_with(".vimg") && names.all(|name| name == first) => first.to_owned(),
+        _ => "the recipe".to_owned(),
     }
 }
 

@@ -179,8 +179,14 @@ impl miette::Diagnostic for Shown {
 /// Draws a diagnostic as text, 80 columns wide.
 pub fn render(shown: &Shown, style: Style) -> String {
     let theme = if style.colour { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
-    let handler =
-        GraphicalReportHandler::new_themed(theme).with_width(80).with_links(false).with_context_lines(1);
+    let handler = GraphicalReportHandler::new_themed(theme)
+        .with_width(80)
+        .with_links(false)
+        .with_context_lines(1)
+        // A path that is cut in two can't be copied: `rm -r /` is another command.
+        .with_break_words(false)
+        .with_word_separator(textwrap::WordSeparator::AsciiSpace)
+        .with_word_splitter(textwrap::WordSplitter::NoHyphenation);
     let mut out = String::new();
     if handler.render_report(&mut out, shown).is_err() {
         out.clone_from(&shown.message);
