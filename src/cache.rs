@@ -2,12 +2,12 @@
 //! trusted key signed it.
 //!
 //! ```text
-//! v2.3/records/<domain>/<key>   signed entries of a state and of the disks below
-//! v2.3/packs/<sha256>           chunks of files, and lists of chunks
-//! v2.3/builds/<domain>/<name>   the signed keys of a project's last build
-//! v2.3/condemned                tombstones: packs that no record needed at
+//! v3/records/<domain>/<key>     signed entries of a state and of the disks below
+//! v3/packs/<sha256>             chunks of files, and lists of chunks
+//! v3/builds/<domain>/<name>     the signed keys of a project's last build
+//! v3/condemned                  tombstones: packs that no record needed at
 //!                               the last garbage collection
-//! v2.3/aside/<name>             temporary copies of packs, to refresh their age
+//! v3/aside/<name>               temporary copies of packs, to refresh their age
 //! ```
 //!
 //! An upload writes packs before the records that need them, so an interrupted
@@ -17,6 +17,7 @@
 
 pub mod sign;
 pub mod spec;
+pub mod wire;
 pub mod entry;
 pub mod object;
 mod courier;

@@ -9,11 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use super::sign::{Envelope, Signer, Trust, Writer};
 use super::spec::is_name;
+use super::wire::WireState;
 use crate::digest::{Digest, Key};
-use crate::store::{self, DiskKind, Record};
+use crate::store::DiskKind;
 
 /// The version of entries. Entries of other versions are ignored.
-pub(super) const SCHEMA: u32 = 2;
+pub(super) const SCHEMA: u32 = 3;
 /// The DSSE payload type of an entry.
 const KIND: &str = "application/vnd.vimg.entry.v1+json";
 /// The DSSE payload type of a build.
@@ -94,8 +95,8 @@ pub struct Entry {
     pub written: u64,
     /// The program that wrote it.
     pub writer: String,
-    /// The state's record from the writer's store.
-    pub state: Record,
+    /// The state.
+    pub state: WireState,
     /// Its files.
     pub files: Vec<Contents>,
     /// The digest of the entry of the disk below.
@@ -143,7 +144,7 @@ impl Entry {
     pub fn sign(
         domain: &str,
         now: u64,
-        state: Record,
+        state: WireState,
         files: Vec<Contents>,
         below: Option<&Signed>,
         signer: &Signer,
@@ -245,13 +246,6 @@ fn parse(payload: &[u8]) -> Result<Entry, String> {
         return Err(format!("its entries have version {}, but this vimg reads {SCHEMA}", version.schema));
     }
     let entry: Entry = serde_json::from_slice(payload).map_err(|_| "it is damaged".to_owned())?;
-    if entry.state.schema != store::SCHEMA {
-        return Err(format!(
-            "its state has version {}, but this vimg reads {}",
-            entry.state.schema,
-            store::SCHEMA
-        ));
-    }
     // Names become paths, and sizes are added and allocated.
     let good = |pack: &Pack| pack.is_named() && pack.size <= MAX_PACK;
     let sound = |file: &Contents| {
@@ -276,6 +270,9 @@ fn fits(entry: &Entry, digest: &Digest, above: Option<&Signed>, asked: &Asked) -
     let state = &entry.state;
     if state.description.key() != state.key {
         return Err("its key does not match its description".into());
+    }
+    if !state.description.is_consistent() {
+        return Err("its facts do not match its description".into());
     }
     if entry.written > asked.now.saturating_add(CLOCKS) {
         return Err("it was written in the future".into());

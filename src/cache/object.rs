@@ -43,7 +43,7 @@ pub enum Object {
 /// The directory of this format version, from the versions of entries and of
 /// states. vimg does not see, use or clean up other versions.
 pub(super) fn root() -> String {
-    format!("v{}.{}", super::entry::SCHEMA, crate::store::SCHEMA)
+    format!("v{}", super::entry::SCHEMA)
 }
 
 impl Object {

@@ -194,7 +194,7 @@ impl Fetching<'_> {
         for contents in entry.files.iter().filter(|c| c.name != BLOB) {
             fs::rename(dir.join(&contents.name), staging.path().join(&contents.name)).map_err(fail)?;
         }
-        let mut record = entry.state.clone();
+        let mut record = entry.state.record();
         let disk = staging.path().join(record.disk.kind.file_name());
         if record.disk.kind == DiskKind::Qcow2 {
             // A header is checked whoever signed it.
@@ -203,8 +203,6 @@ impl Fetching<'_> {
         record.bytes = on_disk(&disk);
         // The host's kernel mounts only disks that this user made.
         record.ours &= signed.writer == Writer::Own;
-        // The signer vouches for the states that it was made from.
-        record.inherited = Vec::new();
         record.origin = Some(Origin { domain: entry.domain.clone(), key: signed.signer.clone() });
         let store = store.clone();
         let committed = blocking(move || store.commit(staging, &record)).await?;

@@ -14,6 +14,7 @@ use super::entry::{self, BLOB, Build, Contents, Entry, Pack, Place, Signed};
 use super::object::{GRACE, Meta, Object, sha256};
 use super::piece::{self, Piece, blocking};
 use super::remote::Remote;
+use super::wire::WireState;
 use crate::digest::{Digest, Key};
 use crate::event::{Event, Sink};
 use crate::store::{Record, StateId, Store};
@@ -443,7 +444,7 @@ impl Push<'_> {
         }
         let signer = self.caches.signer.as_ref().ok_or("there is no signing key")?;
         // Paths of this machine are not sent.
-        let signed = Entry::sign(self.domain, now(), record.clone(), files, below.first(), signer)?;
+        let signed = Entry::sign(self.domain, now(), WireState::of(record), files, below.first(), signer)?;
         let mut chain = vec![signed];
         chain.extend(below);
         let all: Vec<&Signed> = chain.iter().collect();

@@ -186,8 +186,7 @@ pub(super) fn copy_earlier<P>(shared: &BuildState<P>, id: NodeId) {
         return;
     }
     let same_way = |record: &Record| {
-        let fields =
-            |d: &Description| d.fields.iter().filter(|f| f.name != "parent").cloned().collect::<Vec<_>>();
+        let fields = |d: &Description| d.own().cloned().collect::<Vec<_>>();
         fields(&record.description) == fields(&node.description)
     };
     let earlier = shared.notes.nodes().get(&node.name).and_then(|key| store.record(key)).filter(same_way);

@@ -103,16 +103,11 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
         let key = *self.shared.notes.nodes().get(&node.name)?;
         let was = store.record(&key)?;
         let now = self.record(made);
-        let of = |record: &Record, name: &str| -> Vec<String> {
-            let fields = record.description.fields.iter().filter(|field| field.name == name);
-            fields.map(|field| field.value.clone()).collect()
-        };
-        let alike = |name: &str| of(&was, name) == of(&now, name);
+        let facts = |record: &Record| (record.description.facts.parent, record.description.facts.booted);
         let fits = now.disk.backing.is_some()
             && was.disk.backing == now.disk.backing
             && (was.boot, was.appliance) == (now.boot, now.appliance)
-            && alike("parent")
-            && alike("needs")
+            && facts(&was) == facts(&now)
             && !hands_secrets(&was)
             && !hands_secrets(&now);
         let mut chain = store.chain(&key).filter(|_| fits)?;

@@ -4,9 +4,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::digest::Key;
 use crate::ext4::Altered;
-use crate::graph::SECRET;
 use crate::provider::Retargeted;
 use crate::store::{Record, Store};
 
@@ -58,8 +56,7 @@ fn times(store: &Store, records: &[&Record], chains: &[&[Record]; 2]) -> Vec<Ran
         let mut next = Some((*record).clone());
         while let Some(record) = next.filter(|_| times.len() < MOST_LAYERS) {
             times.push(record.during());
-            let parent = record.description.fields.iter().rev().find(|field| field.name == "parent");
-            let parent = parent.and_then(|field| store.record(&Key(field.value.parse().ok()?)));
+            let parent = record.description.facts.parent.and_then(|key| store.record(&key));
             let shared = |one: &Record| chains.iter().all(|chain| chain.iter().any(|r| r.key == one.key));
             next = parent.filter(|parent| !shared(parent));
         }
@@ -69,7 +66,7 @@ fn times(store: &Store, records: &[&Record], chains: &[&[Record]; 2]) -> Vec<Ran
 
 /// Whether the layer of a state received a secret.
 pub(super) fn hands_secrets(record: &Record) -> bool {
-    record.description.fields.iter().any(|field| field.name.starts_with(SECRET))
+    !record.description.facts.secrets.is_empty()
 }
 
 #[cfg(test)]
@@ -77,14 +74,17 @@ mod tests {
     use vimg_agent::protocol::{Change, Inode, Time};
 
     use super::*;
-    use crate::digest::{Description, Digest};
+    use crate::digest::{Description, Digest, Key};
     use crate::store::{Disk, DiskKind};
 
     /// Commits a state and returns the path of its disk.
     fn state(store: &Store, name: &str, field: &str) -> PathBuf {
         let key = Key(Digest::of(name.as_bytes()));
         let mut description = Description::default();
-        description.value(field, "1");
+        match field.strip_prefix("secret ") {
+            Some(secret) => description.secret(secret, 1),
+            None => description.value(field, "1"),
+        }
         let disk = Disk { kind: DiskKind::Qcow2, backing: None, depth: 0 };
         let mut record = Record::new(key, "layer", name, description, disk);
         (record.made, record.seconds) = (1000, 5.0);
@@ -113,7 +113,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         let [base, plain, secret] =
-            [("base", "a"), ("plain", "b"), ("secret", "run secret token")].map(|(n, f)| state(&store, n, f));
+            [("base", "a"), ("plain", "b"), ("secret", "secret token")].map(|(n, f)| state(&store, n, f));
         let vet = |wanted: &[&PathBuf], there: &[&PathBuf]| {
             let wanted: Vec<PathBuf> = wanted.iter().map(|path| (*path).clone()).collect();
             super::vet(&store, &wanted, &retargeted(there, 1000)).map(|(below, _)| below.name)

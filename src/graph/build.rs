@@ -10,7 +10,7 @@ use vimg_lang::model::{Check, DiskFormat, Image, Model, Origin};
 
 use super::dag::{Graph, Target};
 use super::describe;
-use super::node::{GraphError, Needs, Node, NodeId, PARENT, Work, parent_state_id};
+use super::node::{GraphError, Needs, Node, NodeId, Work, parent_state_id};
 use crate::digest::Description;
 use crate::files::Project;
 
@@ -180,7 +180,7 @@ impl<'a> Builder<'a> {
         span: Span,
     ) -> NodeId {
         if let Some(parent) = parent {
-            description.content(PARENT, parent_state_id(self.graph.node(parent)));
+            description.parent(parent_state_id(self.graph.node(parent)));
         }
         description.value("agent behaviour", format_args!("{}.{}", protocol::PROTOCOL, protocol::BEHAVIOUR));
         let key = description.key();

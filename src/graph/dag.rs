@@ -7,7 +7,7 @@ use vimg_agent::protocol::Primitive;
 use vimg_lang::Span;
 use vimg_lang::model::Output;
 
-use super::node::{Node, NodeId, PARENT, Work, parent_state_id};
+use super::node::{Node, NodeId, Work, parent_state_id};
 use crate::digest::Key;
 
 /// An output file of an image.
@@ -44,7 +44,7 @@ impl Graph {
         for index in self.graph.node_indices() {
             let parent = self.graph[index].parent.map(|p| parent_state_id(self.node(p)));
             let node = &mut self.graph[index];
-            if parent.is_some_and(|parent| node.description.replace(PARENT, parent)) {
+            if parent.is_some_and(|parent| node.description.parent(parent)) {
                 node.key = node.description.key();
                 changed = true;
             }
@@ -66,6 +66,11 @@ impl Graph {
     /// Lists all nodes; those below come first.
     pub fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
         (0..self.graph.node_count() as u32).map(NodeId)
+    }
+
+    /// Returns the keys of all nodes.
+    pub fn keys(&self) -> impl Iterator<Item = Key> {
+        self.graph.node_weights().map(|node| node.key)
     }
 
     /// Finds a node by name; `image` means its last state.

@@ -28,14 +28,11 @@ const ARCHITECTURE: &str = "amd64";
 /// Raise when a check that passed may now fail.
 const CHECK_BEHAVIOUR: u32 = 1;
 
-/// Prefix of the fields that name the secrets of a layer.
-pub const SECRET: &str = "run secret ";
-
 pub(super) fn bootstrap(bootstrap: &Bootstrap, machine: &Machine) -> Description {
     let mut d = Description::default();
     d.value("kind", "bootstrap");
     d.value("bootstrap behaviour", debian::BEHAVIOUR);
-    d.value("architecture", ARCHITECTURE);
+    d.architecture(ARCHITECTURE);
     d.value("distribution", &bootstrap.distribution);
     d.value("suite", &bootstrap.suite);
     if let Some(mirror) = &bootstrap.mirror {
@@ -49,7 +46,7 @@ pub(super) fn bootstrap(bootstrap: &Bootstrap, machine: &Machine) -> Description
 pub(super) fn import(sha256: &str) -> Description {
     let mut d = Description::default();
     d.value("kind", "import");
-    d.value("architecture", ARCHITECTURE);
+    d.architecture(ARCHITECTURE);
     d.content("disk", sha256);
     d
 }
@@ -58,7 +55,7 @@ pub(super) fn seal(needs: Needs) -> Description {
     let mut d = Description::default();
     d.value("kind", "seal");
     if needs == Needs::Machine {
-        d.value("needs", "booted");
+        d.booted();
     }
     d.value("output behaviour", OUTPUT_BEHAVIOUR);
     d
@@ -162,7 +159,7 @@ pub(super) fn layer(
     walk.d.value("kind", "layer");
     // An offline layer does not depend on the machine.
     if booted {
-        walk.d.value("needs", "booted");
+        walk.d.booted();
         walk.d.value("machine cpus", machine.cpus);
         walk.d.value("machine memory", machine.memory);
     }
@@ -317,7 +314,7 @@ impl Walk<'_> {
                     Content::Text(_) | Content::Rendered(..) => "run".to_owned(),
                 };
                 for (name, version) in secrets {
-                    self.d.value(format!("{SECRET}{name}"), version);
+                    self.d.secret(name, version);
                 }
                 if let Some(undo) = undo {
                     self.d.content("run undo", Blob::of(undo.as_bytes()).digest);

@@ -151,9 +151,6 @@ pub struct GraphError {
     pub error: FileError,
 }
 
-/// The field for [`parent_state_id`].
-pub(super) const PARENT: &str = "parent";
-
 /// Returns the key that nodes above put into their descriptions.
 pub(super) fn parent_state_id(parent: &Node) -> Key {
     parent.stands_for

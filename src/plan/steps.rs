@@ -193,13 +193,8 @@ pub fn changes(old: &Description, new: &Description) -> Vec<Change> {
         }
     }
     if found.is_empty() {
-        let order = |d: &Description| {
-            d.fields
-                .iter()
-                .filter(|f| f.name != "parent" && f.kind != FieldKind::Note)
-                .cloned()
-                .collect::<Vec<_>>()
-        };
+        let order =
+            |d: &Description| d.own().filter(|f| f.kind != FieldKind::Note).cloned().collect::<Vec<_>>();
         // Notes alone are no reason, because they are not part of the key.
         return if order(old) == order(new) {
             Vec::new()
@@ -213,7 +208,7 @@ pub fn changes(old: &Description, new: &Description) -> Vec<Change> {
 
 fn by_name(description: &Description) -> BTreeMap<&str, Vec<&Field>> {
     let mut map: BTreeMap<&str, Vec<&Field>> = BTreeMap::new();
-    for field in description.fields.iter().filter(|f| f.name != "parent") {
+    for field in description.own() {
         map.entry(&field.name).or_default().push(field);
     }
     map

@@ -6,7 +6,7 @@ use crate::digest::{Blob, Description, Key};
 
 /// The version of records and of the files beside them. States of other
 /// versions are ignored.
-pub const SCHEMA: u32 = 3;
+pub const SCHEMA: u32 = 4;
 
 /// A state's record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
