@@ -118,6 +118,7 @@ fn fill(project: &Path, store: &Path) {
     let budget = Budget { jobs: 2, memory: 8 << 30, keep_going: false, use_snapshots: true };
     let fake = Arc::new(common::Fake::default());
     let context = BuildContext {
+        lease: store.lease([]).unwrap(),
         graph,
         store,
         project: Arc::new(project),

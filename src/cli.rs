@@ -31,6 +31,7 @@ mod plan;
 mod terminal;
 mod server;
 mod shell;
+mod store;
 mod test;
 mod trust;
 mod why;
@@ -83,6 +84,7 @@ enum Command {
     List(list::Args),
     Doctor(doctor::Args),
     Trust(trust::Args),
+    Store(store::Args),
     Cache(cache::Args),
     /// Print a completion script for a shell
     Completions {
@@ -158,6 +160,7 @@ fn run(command: &Command, global: &Global, style: Style) -> Outcome {
         Command::List(_) => list::run(global, style),
         Command::Doctor(args) => doctor::run(args, global, style),
         Command::Trust(args) => trust::run(args, global, style),
+        Command::Store(args) => store::run(args, global, style),
         Command::Cache(args) => cache::run(args, global, style),
         Command::Completions { shell } => {
             let mut bytes = Vec::new();

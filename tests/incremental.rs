@@ -347,6 +347,7 @@ fn run_with(project: &Path, store: &Path, leak: Option<PathBuf>, caches: &Caches
     let fake = Arc::new(Fake { leak, ..Fake::default() });
     let budget = Budget { jobs: 3, memory: 16 << 30, keep_going: false, use_snapshots: true };
     let mut context = BuildContext {
+        lease: store.lease([]).unwrap(),
         graph: Arc::new(graph),
         store: store.clone(),
         project: project.clone(),

@@ -18,7 +18,7 @@ use super::sign::Writer;
 use crate::digest::Blob;
 use crate::event::{Event, Sink};
 use crate::qcow2;
-use crate::store::{DiskKind, Origin, Store};
+use crate::store::{Area, DiskKind, Origin, Store};
 
 /// Maximum gap between two chunks of one request, in bytes: a request costs as
 /// much as this much data.
@@ -380,7 +380,7 @@ fn on_disk(path: &Path) -> u64 {
 }
 
 fn partial(store: &Store) -> PathBuf {
-    store.root().join("partial")
+    store.dir(Area::Partial)
 }
 
 /// Removes interrupted downloads that no build has resumed.

@@ -268,9 +268,11 @@ pub(super) fn context(
     }
     let (choice, accel) = how.provider.choose()?;
     let notice: Lines = Arc::new(move |text: &str| notice(Event::Notice { text: text.to_owned() }));
-    let qemu = Qemu::new(accel, store.root(), how.provider.access(password)?, notice.clone());
+    let qemu = Qemu::new(accel, settings::dirs(store), how.provider.access(password)?, notice.clone());
     let provider = Host::new(choice, qemu, store.root(), notice);
+    let lease = store.lease(graph.keys())?;
     Ok(BuildContext {
+        lease,
         graph: Arc::new(graph),
         store: store.clone(),
         project: project.clone(),

@@ -294,6 +294,7 @@ fn push(moved: &Moved, global: &Global, style: Style) -> Outcome {
     let sink = reporter.sink();
     caching::tell(&sink, notices);
     let may_leave = |name: &str| loaded.model.secrets.iter().any(|s| s.name == name && s.cache);
+    let _lease = loaded.store.lease(graph.keys())?;
     let caching = Caching { caches: &caches, store: &loaded.store, sink: &sink, may_leave: &may_leave };
     let sent = interruptible(caching.send(&graph, &nodes))?;
     reporter.end();
@@ -315,6 +316,7 @@ fn pull(moved: &Moved, global: &Global, style: Style) -> Outcome {
     let reporter = report::reporter(style);
     let sink = reporter.sink();
     caching::tell(&sink, notices);
+    let _lease = loaded.store.lease(graph.keys())?;
     let caching = Caching { caches: &caches, store: &loaded.store, sink: &sink, may_leave: &|_| false };
     let obtained = interruptible(async {
         let mut looked = Looked::default();

@@ -17,7 +17,7 @@ use crate::cache::sign::{PublicKey, Signer, Trust};
 use crate::cache::spec::{Kind, Spec, fields, is_name};
 use crate::digest::Digest;
 use crate::event::{Event, Sink};
-use crate::store::{Believes, Store};
+use crate::store::{Area, Believes, Store};
 
 /// Options that name the caches of a build.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -108,7 +108,7 @@ impl CacheArgs {
         if from.is_empty() && to.is_empty() {
             return Ok(opened);
         }
-        opened.caches.seen = Some(store.root().join("seen"));
+        opened.caches.seen = Some(store.dir(Area::Seen));
         for (n, text) in from.iter().enumerate() {
             let mut spec = parse(text, false, "--cache-from")?;
             // Only the last directory must exist: vimg creates nearer ones, and

@@ -9,7 +9,7 @@ use super::settings::ProviderArgs;
 use crate::host::network::{Reach, Tools};
 use crate::provider::{debian, host, qemu};
 use crate::report::{Style, bytes};
-use crate::store::Store;
+use crate::store::{Area, Store};
 
 /// Test this host, and say what to install
 #[derive(Debug, clap::Args)]
@@ -55,7 +55,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         },
     ));
     if let (Ok(programs), Ok(store)) = (&programs, &store) {
-        let said = qemu::kvm_report(programs, &store.probes()).to_string();
+        let said = qemu::kvm_report(programs, &store.dir(Area::Probes)).to_string();
         // Without KVM everything works, but more slowly.
         findings.push(finding("kvm", Ok(said)));
         let explained = args.provider.explain(store)?;

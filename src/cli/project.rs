@@ -17,7 +17,7 @@ use crate::digest::{Description, Digest};
 use crate::execute::Secrets;
 use crate::files::Project;
 use crate::graph::{Graph, GraphError, NodeId, Work};
-use crate::store::{Last, ProjectFiles, Store};
+use crate::store::{Area, Last, ProjectFiles, Store};
 
 /// A compiled recipe and everything that commands need with it.
 pub(super) struct Loaded {
@@ -136,10 +136,15 @@ pub(super) struct Opened {
     values: Option<(String, String)>,
 }
 
+/// Opens the store, without any project.
+pub(super) fn store(global: &Global) -> Result<Store, Error> {
+    Ok(Store::open(&store_path(global)?)?)
+}
+
 /// Opens the project.
 pub(super) fn open(global: &Global) -> Result<Opened, Error> {
     let (root, name) = find(global)?;
-    let store = Store::open(&store_path(global)?)?;
+    let store = store(global)?;
     let project =
         Project::open(&root).map_err(|e| Error::Message(format!("{}: {e}", root.display()), None, RECIPE))?;
     let notes = store.project(project.root());
@@ -183,7 +188,7 @@ impl Opened {
             let (store, notes) = (store.clone(), notes.clone());
             std::thread::spawn(move || store.last(&notes))
         };
-        let project = project.knowing(notes.stamps(), store.parsed());
+        let project = project.knowing(notes.stamps(), store.dir(Area::Parsed));
         let mut sources = Sources::default();
         let request = Request { files: &project, entry, set: &global.set, values, rebuilt };
         match compile(&request, &mut sources) {

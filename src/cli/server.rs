@@ -9,7 +9,7 @@ use vimg_agent::protocol::{AGENT, Exec};
 use super::build::{self, How, Made, stopped};
 use super::global::Global;
 use super::output::{Error, Outcome, print, print_foreign, print_json};
-use super::{project, terminal};
+use super::{project, settings, terminal};
 use crate::event::Event;
 use crate::execute::server::{self, Came, ServerHome, ServerRecord};
 use crate::graph::{Difference, ServerPlan};
@@ -131,7 +131,7 @@ impl Yard {
     fn open(global: &Global) -> Result<Self, Error> {
         let opened = project::open(global)?;
         let quiet: Lines = Arc::new(|_: &str| {});
-        let qemu = Qemu::new(None, opened.store.root(), Access::default(), quiet);
+        let qemu = Qemu::new(None, settings::dirs(&opened.store), Access::default(), quiet);
         Ok(Self { dir: opened.store.servers(opened.project.root()), qemu })
     }
 

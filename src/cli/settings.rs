@@ -12,7 +12,7 @@ use super::read::read_recipe;
 use crate::host::network::{Access, Proxies, Reach};
 use crate::provider::host::{self, Choice};
 use crate::provider::qemu::{self, Accel, Kvm};
-use crate::store::Store;
+use crate::store::{Area, Store};
 
 /// The project's settings: its caches and trusted keys.
 pub(super) const PROJECT_SETTINGS: &str = "vimg.kdl";
@@ -117,6 +117,15 @@ pub(super) fn proxies() -> Proxies {
     }
 }
 
+/// Returns the directories of the store that providers use.
+pub(super) fn dirs(store: &Store) -> qemu::Dirs {
+    qemu::Dirs {
+        probes: store.dir(Area::Probes),
+        appliances: store.dir(Area::Appliances),
+        snapshots: store.dir(Area::Snapshots),
+    }
+}
+
 /// How layers are applied and machines are booted, and why, for people.
 pub(super) struct Explained {
     /// For layers that need no booted machine.
@@ -141,7 +150,7 @@ impl ProviderArgs {
                 }
                 (Some(Accel::Kvm), _) => Kvm::Works,
                 (Some(Accel::Tcg), _) => Kvm::Fails("emulation was requested".into()),
-                (None, Ok(programs)) => qemu::kvm_report(&programs, &store.probes()),
+                (None, Ok(programs)) => qemu::kvm_report(&programs, &store.dir(Area::Probes)),
             };
             let booted = match kvm {
                 Kvm::Works => "under QEMU with KVM",

@@ -13,7 +13,7 @@ use crate::files::Project;
 use crate::graph::{Graph, Needs, Node, Work};
 use crate::plan::Plan;
 use crate::provider::OFFLINE_MEMORY;
-use crate::store::{ProjectFiles, Store};
+use crate::store::{Lease, ProjectFiles, Store};
 
 /// How much of the host a build may use.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +56,7 @@ pub(super) struct BuildState<P> {
     /// The notes of the project, which also hold the logs and disks of failed
     /// layers.
     pub(super) notes: ProjectFiles,
+    pub(super) lease: Lease,
 }
 
 impl<P> BuildState<P> {
@@ -107,6 +108,8 @@ pub struct BuildContext<P> {
     pub budget: Budget,
     /// Copies of outputs that are made during the build.
     pub staged: Arc<StagedOutputs>,
+    /// Keeps garbage collections from the states that the build uses.
+    pub lease: Lease,
 }
 
 impl<P> BuildContext<P> {
@@ -116,6 +119,9 @@ impl<P> BuildContext<P> {
         let mut graph = Graph::clone(&self.graph);
         let changed = graph.resolve(|key| self.store.stands_for(key));
         if changed {
+            // A lease that can't be written is no reason to stop: a state that is
+            // gone is built again.
+            let _ = self.store.lease_more(&self.lease, graph.keys());
             self.graph = Arc::new(graph);
         }
         changed
@@ -126,6 +132,7 @@ impl<P> BuildContext<P> {
         let memory_mib = (self.budget.memory >> 20).clamp(128, u64::from(u32::MAX >> 4)) as u32;
         BuildState {
             store: self.store.clone(),
+            lease: self.lease.clone(),
             project: self.project.clone(),
             secrets: self.secrets.clone(),
             provider: self.provider.clone(),

@@ -37,6 +37,17 @@ pub use probe::Kvm;
 use programs::Rig;
 pub use programs::{Accel, Programs};
 
+/// Where a provider stores what saves time.
+#[derive(Debug, Clone)]
+pub struct Dirs {
+    /// What is known of the host's programs.
+    pub probes: PathBuf,
+    /// Memory snapshots of appliances.
+    pub appliances: PathBuf,
+    /// Memory snapshots of machines.
+    pub snapshots: PathBuf,
+}
+
 /// The QEMU provider.
 pub struct Qemu {
     /// The accelerator that the user chose, if any.
@@ -53,15 +64,14 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// Makes a provider that looks for programs when it is first used. `store`
-    /// is the directory with disks and with caches; `notice` prints to the
-    /// user; `access` is what guests may reach.
-    pub fn new(wanted: Option<Accel>, store: &Path, access: Access, notice: Lines) -> Self {
+    /// Makes a provider that looks for programs when it is first used. `notice`
+    /// prints to the user; `access` is what guests may reach.
+    pub fn new(wanted: Option<Accel>, dirs: Dirs, access: Access, notice: Lines) -> Self {
         Self {
             wanted,
-            probes: store.join("probes"),
-            appliances: store.join("appliances"),
-            snapshots: Arc::new(snapshots::Snapshots::new(store.join("snapshots"))),
+            probes: dirs.probes,
+            appliances: dirs.appliances,
+            snapshots: Arc::new(snapshots::Snapshots::new(dirs.snapshots)),
             notice,
             access,
             programs: OnceCell::new(),

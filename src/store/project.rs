@@ -17,6 +17,8 @@ use crate::files::Stamps;
 #[derive(Debug, Clone)]
 pub struct ProjectFiles {
     dir: PathBuf,
+    /// The project's root, if it is known.
+    root: Option<PathBuf>,
 }
 
 /// A project's last build.
@@ -52,8 +54,21 @@ pub struct FailedDisk {
 }
 
 impl ProjectFiles {
-    pub(super) fn new(dir: PathBuf) -> Self {
-        Self { dir }
+    pub(super) fn new(dir: PathBuf, root: Option<PathBuf>) -> Self {
+        Self { dir, root }
+    }
+
+    /// Returns the path of the project these notes are of; `None` if it does not
+    /// exist any more. Old notes do not say it.
+    pub(super) fn is_alive(&self) -> Option<String> {
+        use std::os::unix::ffi::OsStringExt;
+        match fs::read(self.dir.join("root")) {
+            Ok(bytes) => {
+                let root = PathBuf::from(std::ffi::OsString::from_vec(bytes));
+                root.exists().then(|| root.display().to_string())
+            }
+            Err(_) => Some("a project".into()),
+        }
     }
 
     /// Returns the keys of the project's nodes when they last existed.
@@ -63,6 +78,9 @@ impl ProjectFiles {
 
     /// Replaces [`ProjectFiles::nodes`].
     pub fn set_nodes(&self, nodes: &BTreeMap<String, Key>) -> io::Result<()> {
+        if let Some(root) = &self.root {
+            replace_note(&self.dir.join("root"), root.as_os_str().as_encoded_bytes())?;
+        }
         self.write("nodes", nodes)
     }
 
