@@ -146,12 +146,12 @@ echo
 echo "the cost of snapshots: building the booted layer once, and its checks"
 fresh() {
     grep -l '"name": "web@tuning"\|"kind": "check"' "$VIMG_STORE"/states/*/record.json | xargs -r dirname | xargs -r rm -rf
-    rm -rf "$VIMG_STORE/memories"
+    rm -rf "$VIMG_STORE/snapshots"
     took vimg_in booted test "$@"
 }
 row "  from the layer below, no snapshot at first" "$(fresh) s"
 row "  the same without snapshots" "$(fresh --no-memory) s"
 fresh >/dev/null
-for kept in "$VIMG_STORE"/memories/*/; do
+for kept in "$VIMG_STORE"/snapshots/*/; do
     row "  on disk: $([ -e "$kept/disk.qcow2" ] && echo "as booted" || echo "as the layer left it")" "$(du -sh "$kept" | cut -f1)"
 done

@@ -410,7 +410,7 @@ fn state(store: &Path, node: &str) -> (PathBuf, serde_json::Value) {
     records(store).into_iter().find(|(_, r)| r["key"] == newest["key"]).unwrap()
 }
 
-/// Damages the snapshots of a store in `appliances` or in `memories`.
+/// Damages the snapshots of a store in `appliances` or in `snapshots`.
 pub(crate) fn damage(store: &Path, what: &str) {
     let entries = std::fs::read_dir(store.join(what)).unwrap().flatten();
     let kept: Vec<_> = entries.map(|e| e.path()).filter(|path| path.is_dir()).collect();

@@ -176,7 +176,7 @@ fn a_machine_that_can_not_be_forked_boots_to_the_same_files() {
     let first = said(0);
     assert!(first.contains("  -"), "{first}");
     // If a snapshot does not start, vimg says so in one line.
-    damage(&store, "memories");
+    damage(&store, "snapshots");
     project.edit("main.vimg", &digest(0), &digest(1));
     let damaged = vimg(&["test"]);
     damaged.succeeds();
