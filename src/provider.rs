@@ -148,6 +148,8 @@ pub enum Ended {
     Off,
     /// Its kernel panicked.
     Panic,
+    /// Its kernel says that its processors have not moved for so many seconds.
+    Hangs(u64),
     /// The host's disk is full; the machine is paused.
     HostDiskFull,
     /// Reading or writing its disk failed; the machine is paused.

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use common::{Fake, State, read_state};
 use vimg::cache::Caches;
@@ -23,8 +23,8 @@ use vimg::event::{Event, Sink};
 use vimg::execute::caching::Caching;
 use vimg::execute::{Budget, BuildContext, Outcome, make};
 use vimg::files::Project;
-use vimg::graph::Graph;
-use vimg::plan::PlanCache;
+use vimg::graph::{Graph, NodeId};
+use vimg::plan::{Plan, PlanCache};
 use vimg::store::Store;
 use vimg_lang::{FileRef, Request, Sources, compile};
 
@@ -319,8 +319,42 @@ fn run(project: &Path, store: &Path, leak: Option<PathBuf>) -> Built {
     run_with(project, store, leak, &Caches::default())
 }
 
+/// A build that may have failed.
+struct Attempt {
+    context: BuildContext<Fake>,
+    nodes: Vec<NodeId>,
+    plan: Plan,
+    outcome: Outcome,
+    same: usize,
+    notices: Vec<String>,
+}
+
 /// Builds everything with a fake provider and with caches.
 fn run_with(project: &Path, store: &Path, leak: Option<PathBuf>, caches: &Caches) -> Built {
+    let fake = Arc::new(Fake { leak, ..Fake::default() });
+    let Attempt { context, nodes, plan, outcome, same, .. } = attempt(project, store, &fake, caches);
+    assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+    let (graph, store, project) = (&context.graph, &context.store, &context.project);
+    let caching = Caching { caches, store, sink: &context.sink, may_leave: &|_| false };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(caching.send(graph, &nodes)).unwrap();
+    let states = graph
+        .ids()
+        .map(|id| {
+            let node = graph.node(id);
+            let record = store.record(&node.key).unwrap();
+            let disk = store.state_dir(&node.key).join(record.disk.kind.file_name());
+            (node.name.clone(), read_state(&disk))
+        })
+        .collect();
+    let standing = PlanCache::new(REQUEST, project, graph, &plan, Vec::new()).unwrap();
+    let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
+    let (launches, revised) = (count(&fake.launches), count(&fake.revised));
+    Built { outcome, launches, states, same, revised, standing }
+}
+
+/// Builds everything with this provider and with caches.
+fn attempt(project: &Path, store: &Path, fake: &Arc<Fake>, caches: &Caches) -> Attempt {
     let project = Arc::new(Project::open(project).unwrap().later(1000));
     let mut sources = Sources::default();
     let request = Request {
@@ -338,13 +372,15 @@ fn run_with(project: &Path, store: &Path, leak: Option<PathBuf>, caches: &Caches
     let nodes: Vec<_> = graph.ids().collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let same = Arc::new(AtomicUsize::new(0));
-    let counted = same.clone();
-    let sink: Sink = Arc::new(move |event| {
-        counted.fetch_add(usize::from(matches!(event, Event::Same { .. })), Ordering::Relaxed);
+    let notices = Arc::new(Mutex::new(Vec::new()));
+    let (counted, noted) = (same.clone(), notices.clone());
+    let sink: Sink = Arc::new(move |event| match event {
+        Event::Same { .. } => drop(counted.fetch_add(1, Ordering::Relaxed)),
+        Event::Notice { text, .. } => noted.lock().unwrap().push(text.to_string()),
+        _ => {}
     });
     let caching = Caching { caches, store: &store, sink: &sink, may_leave: &|_| false };
     let last = store.last(&store.project(project.root()));
-    let fake = Arc::new(Fake { leak, ..Fake::default() });
     let budget = Budget { jobs: 3, memory: 16 << 30, keep_going: false, use_snapshots: true };
     let mut context = BuildContext {
         lease: store.lease([]).unwrap(),
@@ -358,22 +394,8 @@ fn run_with(project: &Path, store: &Path, leak: Option<PathBuf>, caches: &Caches
         staged: Arc::default(),
     };
     let (plan, outcome) = runtime.block_on(make(&mut context, &caching, &last, &nodes));
-    assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
-    let graph = context.graph.clone();
-    runtime.block_on(caching.send(&graph, &nodes)).unwrap();
-    let states = graph
-        .ids()
-        .map(|id| {
-            let node = graph.node(id);
-            let record = store.record(&node.key).unwrap();
-            let disk = store.state_dir(&node.key).join(record.disk.kind.file_name());
-            (node.name.clone(), read_state(&disk))
-        })
-        .collect();
-    let standing = PlanCache::new(REQUEST, &project, &graph, &plan, Vec::new()).unwrap();
-    let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
-    let (launches, same, revised) = (count(&fake.launches), count(&same), count(&fake.revised));
-    Built { outcome, launches, states, same, revised, standing }
+    let (same, notices) = (same.load(Ordering::Relaxed), notices.lock().unwrap().clone());
+    Attempt { context, nodes, plan, outcome, same, notices }
 }
 
 /// A directory in memory for stores. These tests do not test the disk.
@@ -541,6 +563,38 @@ fn runners_that_share_a_cache_have_what_clean_builds_make() {
 fn an_undeclared_read_is_found_out() {
     let found = (0..60).filter(|seed| sequence(1_000_000 + seed, 6, true).is_err()).count();
     assert!(found > 20, "only {found} of 60 sequences noticed");
+}
+
+/// A boot that hangs is repeated once: no layer has begun.
+#[test]
+fn a_machine_that_hangs_while_it_boots_is_booted_again() {
+    let (dir, files) = (scratch(), checkout());
+    let (project, store) = (files.path().join("project"), dir.path().join("store"));
+    std::fs::create_dir(&project).unwrap();
+    let recipe = |content: &str| {
+        let recipe = format!(
+            "image \"it\" {{\n    bootstrap \"debian\" suite=\"bookworm\"\n    layer \"one\"\n}}\n\
+             configuration \"one\" {{\n    needs \"booted\"\n    file \"/one\" content=\"{content}\"\n}}\n"
+        );
+        std::fs::write(project.join("main.vimg"), recipe).unwrap();
+    };
+    let hanging = |boots: usize| {
+        let fake = Arc::new(Fake { hanging: AtomicUsize::new(boots), ..Fake::default() });
+        attempt(&project, &store, &fake, &Caches::default())
+    };
+    recipe("once");
+    let once = hanging(1);
+    assert!(once.outcome.failures.is_empty(), "{:?}", once.outcome.failures);
+    assert_eq!(
+        once.notices.iter().filter(|n| n.contains("vimg boots it again")).count(),
+        1,
+        "{:?}",
+        once.notices
+    );
+    recipe("twice");
+    let twice = hanging(2);
+    let [failure] = &twice.outcome.failures[..] else { panic!("{:?}", twice.outcome.failures) };
+    assert!(failure.message.contains("the machine hangs"), "{failure:?}");
 }
 
 /// A replace gives the same machine as a rebuild, except for the machine's own

@@ -104,6 +104,10 @@ pub(super) async fn explain<P: Provider>(
         Stopped::Ended(Ended::Panic) => {
             recipe("the machine's kernel panicked".into(), "the last lines of its console are above")
         }
+        Stopped::Ended(Ended::Hangs(seconds)) => host(
+            format!("the machine hangs: its processors have been stuck for {seconds} s"),
+            "its console's last lines are above; build again: finished layers are stored",
+        ),
         Stopped::Ended(Ended::Off) if node.needs == Needs::Disk => recipe(
             "the appliance or container of the layer stopped".into(),
             "did it use more than 1 GiB of memory? A layer that needs more must have `needs \"booted\"`",

@@ -215,6 +215,9 @@ fn words(stopped: Stopped) -> String {
         }
         Stopped::Ended(provider::Ended::Off) => "the machine switched itself off".into(),
         Stopped::Ended(provider::Ended::Panic) => "its kernel panicked".into(),
+        Stopped::Ended(provider::Ended::Hangs(seconds)) => {
+            format!("its processors have been stuck for {seconds} s")
+        }
         Stopped::Ended(provider::Ended::AgentGone) => "the agent in the machine died".into(),
         Stopped::Ended(provider::Ended::HostDiskFull) => "the disk that holds the store is full".into(),
         Stopped::Ended(provider::Ended::DiskError(why)) => format!("its disk failed: {}", clean(&why)),

@@ -13,7 +13,7 @@ use super::node::NodeContext;
 use super::retargeted;
 use super::session::SessionError;
 use crate::graph::{Needs, Node, Work};
-use crate::provider::{Instance, Lasting, Launch, Offline, Place, Provider, Retarget};
+use crate::provider::{Ended, Instance, Lasting, Launch, Offline, Place, Provider, Retarget};
 use crate::store::{Disk, DiskKind, Record};
 
 /// How often a machine tries to store or resume a memory snapshot before it
@@ -113,7 +113,7 @@ pub(super) async fn up<P: Provider>(
     overlay: &Path,
 ) -> Result<Up<P::Instance>, Box<Failure>> {
     let (mut launch, record) = prepare(site, stand, scratch, overlay)?;
-    let (mut tries, mut refused) = (0, None::<String>);
+    let (mut tries, mut refused, mut hung) = (0, None::<String>, false);
     loop {
         if tries == TRIES {
             launch.memory = None;
@@ -169,6 +169,14 @@ pub(super) async fn up<P: Provider>(
                 guest.stop().await;
                 refused = Some(why);
                 launch.retarget = Retarget::Never;
+                continue;
+            }
+            // Only the boot is repeated: no layer has begun.
+            Err(Stopped::Ended(Ended::Hangs(seconds))) if place == Place::Machine && !hung => {
+                hung = true;
+                guest.stop().await;
+                let stuck = format!("its processors were stuck for {seconds} s");
+                site.notice(&format!("the machine hung while it booted ({stuck}); vimg boots it again"));
                 continue;
             }
             Err(trouble) => {

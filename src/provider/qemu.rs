@@ -23,6 +23,7 @@ mod disks;
 mod snapshot;
 mod retarget;
 mod snapshots;
+mod hang;
 mod instance;
 mod save;
 mod appliance;

@@ -26,6 +26,8 @@ pub(crate) struct Fake {
     pub(crate) steps: Arc<AtomicUsize>,
     /// How many exports were made from earlier ones.
     pub(crate) revised: AtomicUsize,
+    /// How many of the next machines hang while they boot.
+    pub(crate) hanging: AtomicUsize,
     /// A file that each `run` reads although no recipe declares it.
     pub(crate) leak: Option<PathBuf>,
 }
@@ -35,6 +37,7 @@ pub(crate) struct FakeInstance {
     state: Arc<Mutex<State>>,
     overlay: PathBuf,
     place: Place,
+    hangs: bool,
 }
 
 /// Returns what precedes a state in its file: the header and the empty tables
@@ -102,9 +105,16 @@ impl Provider for Fake {
                 None => format!("{} {}", launch.machine.cpus, launch.machine.memory),
             },
         };
-        tokio::spawn(agent.serve());
         let place = if launch.offline.is_some() { Place::Outside(None) } else { Place::Machine };
-        Ok(FakeInstance { channel: Some(host), state, overlay: launch.overlay.clone(), place })
+        let one_less = |n: usize| n.checked_sub(1);
+        let hangs = place == Place::Machine
+            && self.hanging.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok();
+        match hangs {
+            // Its agent never comes up.
+            true => std::mem::forget(agent.channel),
+            false => drop(tokio::spawn(agent.serve())),
+        }
+        Ok(FakeInstance { channel: Some(host), state, overlay: launch.overlay.clone(), place, hangs })
     }
 
     async fn find(&self, _: &Path) -> Result<Option<FakeInstance>, ProviderError> {
@@ -165,7 +175,10 @@ impl Instance for FakeInstance {
     }
 
     async fn ended(&mut self) -> Ended {
-        std::future::pending().await
+        match self.hangs {
+            true => Ended::Hangs(150),
+            false => std::future::pending().await,
+        }
     }
 
     fn console_since(&self, _: u64) -> (u64, Vec<u8>) {

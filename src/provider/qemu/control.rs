@@ -1,6 +1,7 @@
 //! The operations of an instance under QEMU.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::net::UnixStream;
@@ -13,6 +14,9 @@ use crate::host::child;
 use crate::host::keeper;
 use crate::host::network::WayOut;
 use crate::provider::{Ended, Instance, Place, ProviderError};
+
+/// How often vimg looks whether a machine hangs.
+const LOOKS: Duration = Duration::from_secs(10);
 
 impl Instance for QemuInstance {
     type Channel = UnixStream;
@@ -64,6 +68,7 @@ impl Instance for QemuInstance {
     }
 
     async fn ended(&mut self) -> Ended {
+        let mut looks = tokio::time::interval(LOOKS);
         loop {
             tokio::select! {
                 // Events first: they say more than the end of the process.
@@ -76,6 +81,9 @@ impl Instance for QemuInstance {
                         }
                         return Ended::Killed(child::last_words(&self.log));
                     }
+                },
+                _ = looks.tick() => if let Some(seconds) = self.hangs() {
+                    return Ended::Hangs(seconds);
                 },
                 _ = self.process.wait() => {
                     while let Ok(event) = self.events.try_recv() {

@@ -13,6 +13,7 @@ use vimg_agent::protocol::card;
 use vimg_lang::model::Forward;
 
 use super::disks::{Disks, Monitor};
+use super::hang;
 use super::programs::Programs;
 use super::qmp::Qmp;
 use super::snapshots::{Origin, PendingSnapshot};
@@ -44,6 +45,8 @@ pub struct QemuInstance {
     pub(super) log: std::path::PathBuf,
     pub(super) disks: Disks,
     pub(super) panicked: bool,
+    /// How much of the console [`Self::hangs`] has seen, in bytes.
+    looked: u64,
     pub(super) way: String,
     pub(super) place: Place,
     /// The appliance snapshot that it was forked from.
@@ -203,6 +206,7 @@ impl QemuInstance {
             log,
             disks,
             panicked: false,
+            looked: 0,
             way,
             place,
             snapshot: None,
@@ -244,6 +248,7 @@ impl QemuInstance {
             log: scratch.join("qemu.log"),
             disks,
             panicked: false,
+            looked: 0,
             way: format!("qemu {}", programs.version),
             place: Place::Machine,
             snapshot: None,
@@ -299,6 +304,15 @@ impl QemuInstance {
                 }
             }
         }
+    }
+
+    /// Returns for how many seconds its processors have been stuck, if its
+    /// console says since the last call that it hangs.
+    pub(super) fn hangs(&mut self) -> Option<u64> {
+        let (total, new) = self.console.since(self.looked);
+        self.looked = total;
+        // Older messages are of a lockup that the machine has recovered from.
+        hang::mentioned(&new).then(|| hang::hangs(&self.console.text())).flatten()
     }
 
     pub(super) fn judge(&mut self, event: &Value) -> Option<Ended> {
