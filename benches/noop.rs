@@ -108,9 +108,10 @@ fn fill(project: &Path, store: &Path) {
         set: &[],
         values: None,
         rebuilt: None,
+        distributions: &vimg::base::known(vimg::base::BUILT_IN),
     };
     let model = compile(&request, &mut sources).expect("a good recipe");
-    let graph = Arc::new(Graph::new(&model, &project).expect("a graph"));
+    let graph = Arc::new(Graph::new(&model, &project, vimg::base::BUILT_IN).expect("a graph"));
     let store = Store::open(store).expect("a store");
     let nodes: Vec<_> = graph.ids().collect();
     let plan = Plan::new(&graph, &store, &Last::default(), &BTreeMap::new(), &nodes);
@@ -123,7 +124,10 @@ fn fill(project: &Path, store: &Path) {
         store,
         project: Arc::new(project),
         secrets: Arc::default(),
-        provider: fake,
+        provider: fake.clone(),
+        disks: fake.clone(),
+        distributions: common::DISTRIBUTIONS,
+        access: vimg::host::network::Access::default(),
         sink: Arc::new(|_| {}),
         budget,
         staged: Arc::default(),

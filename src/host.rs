@@ -21,10 +21,14 @@ use tokio::process::Command;
 
 pub mod cgroup;
 pub mod child;
+mod error;
 pub mod namespaces;
 pub mod network;
 pub(crate) mod sockets;
 pub mod keeper;
+pub mod version;
+
+pub use error::{HostError, Lines};
 
 /// Directories with programs for administrators, which are not in an ordinary
 /// user's PATH.

@@ -5,13 +5,12 @@
 pub mod digest;
 pub mod event;
 pub mod host;
-pub mod sparse;
-pub mod direct;
-pub mod qcow2;
-pub mod ext4;
+pub mod agent;
+pub mod disk;
 pub mod files;
 pub mod store;
 pub mod cache;
+pub mod base;
 pub mod provider;
 pub mod graph;
 pub mod plan;

@@ -1,53 +1,25 @@
 //! Runs machines, appliances and containers.
 //!
-//! A provider knows disks, machines and their consoles. It knows nothing of
-//! recipes, nodes, keys and the store: callers give it paths. The traits are
-//! not modelled on QEMU, their first implementation.
+//! A provider knows machines and their consoles. It knows nothing of recipes,
+//! nodes, keys and the store: callers give it paths. The traits are not
+//! modelled on QEMU, their first implementation.
 
-use std::fs::File;
 use std::future::Future;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use vimg_agent::protocol::Network;
-use vimg_lang::model::{Bootstrap, DiskFormat, Forward, Machine};
+use vimg_lang::model::{Forward, Machine};
 
-use crate::ext4::Altered;
-use crate::host::network::{Unreachable, WayOut};
+use crate::disk::ext4::Altered;
+use crate::host::HostError;
+use crate::host::network::WayOut;
 
-mod gpt;
-mod initramfs;
-pub mod debian;
-mod difference;
 pub mod qemu;
 pub mod container;
 pub mod host;
-
-/// The agent's program, which is put into base images.
-pub static AGENT: &[u8] = include_bytes!(env!("VIMG_AGENT"));
-
-/// The source of a base disk.
-#[derive(Debug, Clone)]
-pub enum Source {
-    /// The packages of a distribution, on a disk of this many bytes.
-    Bootstrap(Bootstrap, u64),
-    /// A copy of a disk file, and its expected SHA-256 in hexadecimal. The
-    /// provider may remove the copy.
-    Import(PathBuf, String),
-}
-
-/// The files of a new base, all in the given directory.
-#[derive(Debug, Clone)]
-pub struct Created {
-    /// A qcow2 disk without a backing file.
-    pub disk: PathBuf,
-    /// Kernel and initrd, if they are known without a boot.
-    pub boot: Option<(PathBuf, PathBuf)>,
-    /// Modules of the same kernel, for an appliance.
-    pub modules: Option<PathBuf>,
-}
 
 /// A request to start an instance.
 #[derive(Debug, Clone)]
@@ -160,146 +132,33 @@ pub enum Ended {
     Killed(String),
 }
 
-/// The disk of a built layer.
-#[derive(Debug, Clone)]
-pub struct Made {
-    /// Its file, which is not written to any more.
-    pub disk: PathBuf,
-    /// When the layer was applied, in seconds since 1970.
-    pub during: Range<i64>,
-    /// Whether it was applied in a booted machine, which writes notes such as a
-    /// journal.
-    pub booted: bool,
-}
-
-/// A previous output, as qcow2.
-#[derive(Debug, Clone)]
-pub struct Exported {
-    /// Its file.
-    pub disk: PathBuf,
-    /// The chain that it was exported from, the lowest first.
-    pub chain: Vec<PathBuf>,
-}
-
-/// An error of a provider.
-#[derive(Debug, Clone)]
-pub struct ProviderError {
-    /// What failed.
-    pub message: String,
-    /// What to do about it.
-    pub help: Option<String>,
-}
-
-impl ProviderError {
-    /// Makes an error without a help text.
-    pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), help: None }
-    }
-
-    /// Adds a help text.
-    pub fn help(mut self, help: impl Into<String>) -> Self {
-        self.help = Some(help.into());
-        self
-    }
-}
-
-impl std::fmt::Display for ProviderError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl From<Unreachable> for ProviderError {
-    fn from(error: Unreachable) -> Self {
-        Self::new(format!("the network: {}", error.message)).help(error.help)
-    }
-}
-
-/// Receives the lines that a program prints while it makes a base.
-pub type Lines = Arc<dyn Fn(&str) + Send + Sync>;
-
-/// Runs instances, and works on disks.
+/// Runs instances. A provider must have [`Provider::launch`] and the methods of
+/// [`Instance`]; what only some can do is in parts of their own.
 pub trait Provider: Send + Sync + 'static {
     /// The type of its instances.
     type Instance: Instance;
 
-    /// Its name in the records of states that need no instance.
-    fn name(&self) -> String;
-
-    /// Makes a base disk in `dir`.
-    fn create(
-        &self,
-        source: &Source,
-        dir: &Path,
-        lines: &Lines,
-    ) -> impl Future<Output = Result<Created, ProviderError>> + Send;
-
     /// Starts an instance. A machine may still be booting when this returns.
-    fn launch(&self, launch: &Launch) -> impl Future<Output = Result<Self::Instance, ProviderError>> + Send;
+    fn launch(&self, launch: &Launch) -> impl Future<Output = Result<Self::Instance, HostError>> + Send;
 
-    /// Prewarms: forks a snapshot for `launch`, whose disk is not ready yet and
-    /// will be near-identical. `None` if no snapshot fits, or prewarming gains
-    /// nothing.
-    fn prewarm(&self, launch: &Launch) -> impl Future<Output = Option<Self::Instance>> + Send {
-        let _ = launch;
-        std::future::ready(None)
+    /// Saves and forks the memory of machines, if it can.
+    fn snapshots(&self) -> Option<&dyn Snapshots<Self::Instance>> {
+        None
     }
 
-    /// Compares the disk of a prewarmed fork with the disk of `launch`; `None`
-    /// if the fork can't be retargeted.
-    fn retargeted(
-        &self,
-        launch: &Launch,
-        fork: &Self::Instance,
-    ) -> impl Future<Output = Option<Retargeted>> + Send {
-        let _ = (launch, fork);
-        std::future::ready(None)
-    }
-
-    /// Finds a running server by its scratch directory; `None` if it does not
-    /// run.
-    fn find(
-        &self,
-        scratch: &Path,
-    ) -> impl Future<Output = Result<Option<Self::Instance>, ProviderError>> + Send;
-
-    /// Whether two disks on top of the same ones are identical, apart from the
-    /// times at which they were made. `false` if that is unclear.
-    fn alike(&self, below: &[PathBuf], a: &Made, b: &Made) -> impl Future<Output = bool> + Send;
-
-    /// Flattens a chain of disks into one disk.
-    fn flatten(&self, chain: &[PathBuf], to: &Path)
-    -> impl Future<Output = Result<(), ProviderError>> + Send;
-
-    /// Converts a chain of disks to one file of another format.
-    fn export(
-        &self,
-        chain: &[PathBuf],
-        format: DiskFormat,
-        to: &Path,
-    ) -> impl Future<Output = Result<(), ProviderError>> + Send;
-
-    /// Changes copies of a previous output so that they hold another chain.
-    /// `None` if that is not possible or not worth it; the copies are then
-    /// useless.
-    fn revise(
-        &self,
-        chain: &[PathBuf],
-        earlier: &Exported,
-        copies: Vec<File>,
-    ) -> impl Future<Output = Option<Vec<File>>> + Send {
-        let _ = (chain, earlier, copies);
-        std::future::ready(None)
+    /// Runs machines that outlive vimg, if it can.
+    fn servers(&self) -> Option<&dyn Servers<Self::Instance>> {
+        None
     }
 }
 
 /// A running instance. Dropping it kills it.
-pub trait Instance: Send {
+pub trait Instance: Send + Sync {
     /// The type of the stream to the agent.
     type Channel: AsyncRead + AsyncWrite + Unpin + Send;
 
     /// Its runner as records name it, for instance `qemu 7.2.22 tcg`.
-    fn way(&self) -> String;
+    fn runner(&self) -> String;
 
     /// Where its agent runs.
     fn place(&self) -> Place;
@@ -309,7 +168,22 @@ pub trait Instance: Send {
 
     /// Switches to a new disk file at `next` for writes; the previous one stays
     /// as it is. The agent must hold all writes.
-    fn snapshot(&mut self, next: &Path) -> impl Future<Output = Result<(), ProviderError>> + Send;
+    fn snapshot(&mut self, next: &Path) -> impl Future<Output = Result<(), HostError>> + Send;
+
+    /// Waits until the machine can't continue. May be dropped and called again.
+    fn ended(&mut self) -> impl Future<Output = Ended> + Send;
+
+    /// Returns the number of bytes that its console has printed in all, and
+    /// what came after the first `seen` bytes, as far as it is remembered.
+    fn console_since(&self, seen: u64) -> (u64, Vec<u8>);
+
+    /// Switches the machine off, without a shutdown.
+    fn stop(self) -> impl Future<Output = ()> + Send;
+
+    /// Returns the last lines of its console.
+    fn console(&self) -> String {
+        String::from_utf8_lossy(&self.console_since(0).1).into_owned()
+    }
 
     /// Whether its programs can write to the disk only through the filesystem
     /// code of the host's own kernel.
@@ -325,55 +199,56 @@ pub trait Instance: Send {
     /// Discards unused blocks of the disk that takes the writes, where the
     /// agent can't.
     fn trim(&self) {}
+}
 
-    /// Whether it boots now and its memory can be saved afterwards.
-    fn can_save_memory(&self) -> bool {
-        false
-    }
+/// Memory snapshots: the optional part of a provider that saves booted machines
+/// and forks them.
+pub trait Snapshots<I>: Send + Sync {
+    /// Prewarms: forks a snapshot for `launch`, whose disk is not ready yet and
+    /// will be near-identical. `None` if no snapshot fits, or prewarming gains
+    /// nothing.
+    fn prewarm<'a>(&'a self, launch: &'a Launch) -> BoxFuture<'a, Option<I>>;
 
-    /// Why it boots although there is a snapshot of a similar disk.
-    fn boot_reason(&self) -> Option<&str> {
-        None
-    }
+    /// Compares the disk of a prewarmed fork with the disk of `launch`; `None`
+    /// if the fork can't be retargeted.
+    fn retargeted<'a>(&'a self, launch: &'a Launch, fork: &'a I) -> BoxFuture<'a, Option<Retargeted>>;
 
-    /// Pauses it, if it can, so that it takes no CPU time from others.
-    fn pause(&mut self) -> impl Future<Output = Result<(), ProviderError>> + Send {
-        std::future::ready(Ok(()))
-    }
+    /// Whether an instance boots now and its memory can be saved afterwards.
+    fn can_save(&self, instance: &I) -> bool;
+
+    /// Saves the memory of a booted machine, and stops it. The agent must have
+    /// been told.
+    fn save(&self, instance: I) -> BoxFuture<'_, Result<(), HostError>>;
+
+    /// Says why an instance boots although there is a snapshot of a similar
+    /// disk.
+    fn boot_reason(&self, instance: &I) -> Option<String>;
+
+    /// Pauses an instance, so that it takes no CPU time from others.
+    fn pause<'a>(&'a self, instance: &'a mut I) -> BoxFuture<'a, Result<(), HostError>>;
 
     /// Continues after [`Self::pause`], with normal priority.
-    fn resume(&mut self) -> impl Future<Output = Result<(), ProviderError>> + Send {
-        std::future::ready(Ok(()))
-    }
+    fn resume<'a>(&'a self, instance: &'a mut I) -> BoxFuture<'a, Result<(), HostError>>;
 
-    /// Saves a memory snapshot of the booted machine, and stops it. The agent
-    /// must have been told.
-    fn save_memory(self) -> impl Future<Output = Result<(), ProviderError>> + Send;
+    /// Removes the snapshot that an instance was forked from, because the fork
+    /// did not start.
+    fn distrust(&self, instance: &mut I);
+}
 
-    /// Removes the snapshot that it was forked from, because the fork did not
-    /// start.
-    fn distrust(&mut self) {}
-
-    /// Waits until the machine can't continue. May be dropped and called again.
-    fn ended(&mut self) -> impl Future<Output = Ended> + Send;
-
-    /// Returns the last lines of its console.
-    fn console(&self) -> String;
-
-    /// Returns the number of bytes that its console has printed in all, and
-    /// what came after the first `seen` bytes, as far as it is remembered.
-    fn console_since(&self, seen: u64) -> (u64, Vec<u8>);
+/// Servers: the optional part of a provider whose machines can outlive vimg.
+pub trait Servers<I>: Send + Sync {
+    /// Finds a running server by its scratch directory; `None` if it does not
+    /// run.
+    fn find<'a>(&'a self, scratch: &'a Path) -> BoxFuture<'a, Result<Option<I>, HostError>>;
 
     /// Changes the forwarded ports of a server from `before` to `after`.
-    fn forward(
-        &mut self,
-        before: &[Forward],
-        after: &[Forward],
-    ) -> impl Future<Output = Result<(), ProviderError>> + Send;
+    fn forward<'a>(
+        &'a self,
+        server: &'a mut I,
+        before: &'a [Forward],
+        after: &'a [Forward],
+    ) -> BoxFuture<'a, Result<(), HostError>>;
 
     /// Drops the handle of a server, which keeps running.
-    fn leave(self);
-
-    /// Switches the machine off, without a shutdown.
-    fn stop(self) -> impl Future<Output = ()> + Send;
+    fn leave(&self, server: I);
 }

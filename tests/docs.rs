@@ -85,6 +85,7 @@ fn compiled(dir: &Path) -> (Result<vimg_lang::Model, Vec<vimg_lang::Diagnostic>>
         set: &[],
         values: None,
         rebuilt: None,
+        distributions: &vimg::base::known(vimg::base::BUILT_IN),
     };
     (compile(&request, &mut sources), project)
 }
@@ -200,7 +201,7 @@ fn every_field_of_a_key_is_documented() {
     std::fs::write(dir.path().join("tree/file"), "x").unwrap();
     std::os::unix::fs::symlink("file", dir.path().join("tree/link")).unwrap();
     let (model, project) = compiled(dir.path());
-    let graph = Graph::new(&model.unwrap(), &project).unwrap();
+    let graph = Graph::new(&model.unwrap(), &project, vimg::base::BUILT_IN).unwrap();
     let table = read("docs/reference/keys.md");
     let mut fields = BTreeSet::new();
     for id in graph.ids() {

@@ -5,6 +5,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod common;
+#[path = "incremental/faults.rs"]
+mod faults;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -363,11 +365,12 @@ fn attempt(project: &Path, store: &Path, fake: &Arc<Fake>, caches: &Caches) -> A
         set: &[],
         values: None,
         rebuilt: None,
+        distributions: &vimg::base::known(vimg::base::BUILT_IN),
     };
     let model = compile(&request, &mut sources)
         .unwrap_or_else(|d| panic!("{d:?}\n{}", sources.iter().next().unwrap().text));
     let store = Store::open(store).unwrap().believing(Arc::new(|_, _| true));
-    let mut graph = Graph::new(&model, &project).unwrap();
+    let mut graph = Graph::new(&model, &project, vimg::base::BUILT_IN).unwrap();
     graph.resolve(|key| store.stands_for(key));
     let nodes: Vec<_> = graph.ids().collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -389,6 +392,9 @@ fn attempt(project: &Path, store: &Path, fake: &Arc<Fake>, caches: &Caches) -> A
         project: project.clone(),
         secrets: Arc::default(),
         provider: fake.clone(),
+        disks: fake.clone(),
+        distributions: common::DISTRIBUTIONS,
+        access: vimg::host::network::Access::default(),
         sink: sink.clone(),
         budget,
         staged: Arc::default(),
@@ -563,38 +569,6 @@ fn runners_that_share_a_cache_have_what_clean_builds_make() {
 fn an_undeclared_read_is_found_out() {
     let found = (0..60).filter(|seed| sequence(1_000_000 + seed, 6, true).is_err()).count();
     assert!(found > 20, "only {found} of 60 sequences noticed");
-}
-
-/// A boot that hangs is repeated once: no layer has begun.
-#[test]
-fn a_machine_that_hangs_while_it_boots_is_booted_again() {
-    let (dir, files) = (scratch(), checkout());
-    let (project, store) = (files.path().join("project"), dir.path().join("store"));
-    std::fs::create_dir(&project).unwrap();
-    let recipe = |content: &str| {
-        let recipe = format!(
-            "image \"it\" {{\n    bootstrap \"debian\" suite=\"bookworm\"\n    layer \"one\"\n}}\n\
-             configuration \"one\" {{\n    needs \"booted\"\n    file \"/one\" content=\"{content}\"\n}}\n"
-        );
-        std::fs::write(project.join("main.vimg"), recipe).unwrap();
-    };
-    let hanging = |boots: usize| {
-        let fake = Arc::new(Fake { hanging: AtomicUsize::new(boots), ..Fake::default() });
-        attempt(&project, &store, &fake, &Caches::default())
-    };
-    recipe("once");
-    let once = hanging(1);
-    assert!(once.outcome.failures.is_empty(), "{:?}", once.outcome.failures);
-    assert_eq!(
-        once.notices.iter().filter(|n| n.contains("vimg boots it again")).count(),
-        1,
-        "{:?}",
-        once.notices
-    );
-    recipe("twice");
-    let twice = hanging(2);
-    let [failure] = &twice.outcome.failures[..] else { panic!("{:?}", twice.outcome.failures) };
-    assert!(failure.message.contains("the machine hangs"), "{failure:?}");
 }
 
 /// A replace gives the same machine as a rebuild, except for the machine's own

@@ -161,18 +161,15 @@ fn only_a_guest_waits_for_the_end_of_its_instance() {
 fn the_agents_behaviour_was_looked_at() {
     let mut hasher = blake3::Hasher::new();
     // The way a base is built has its own version, in the same file.
-    for name in [
-        "debian.rs",
-        "gpt.rs",
-        "initramfs.rs",
-        "debian/customize.sh",
-        "debian/essential.sh",
-        "debian/mkfs.sh",
-        "debian/setup.sh",
-        "debian/vimg-agent.service",
-        "debian/vimg-hooks.service",
-    ] {
-        let text = std::fs::read_to_string(root().join("src/provider").join(name)).unwrap();
+    let mut bases: Vec<PathBuf> = walkdir::WalkDir::new(root().join("src/base"))
+        .into_iter()
+        .map(|entry| entry.unwrap().into_path())
+        .filter(|path| path.is_file())
+        .collect();
+    bases.extend(["src/disk/gpt.rs", "src/agent.rs"].map(|path| root().join(path)));
+    bases.sort();
+    for path in bases {
+        let text = std::fs::read_to_string(path).unwrap();
         let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
         for line in code.lines().map(str::trim).filter(|l| !l.starts_with("//") && !l.is_empty()) {
             hasher.update(line.as_bytes());
@@ -186,8 +183,9 @@ fn the_agents_behaviour_was_looked_at() {
             hasher.update(line.as_bytes());
         }
     }
-    let versions = (vimg_agent::protocol::BEHAVIOUR, vimg::provider::debian::BEHAVIOUR);
-    let seen = format!("{} {} {}\n", versions.0, versions.1, hasher.finalize().to_hex());
+    let bases: String =
+        vimg::base::BUILT_IN.iter().map(|one| format!("{} {}, ", one.name(), one.behaviour())).collect();
+    let seen = format!("agent {}, {bases}{}\n", vimg_agent::protocol::BEHAVIOUR, hasher.finalize().to_hex());
     let file = root().join("agent/behaviour.lock");
     if std::env::var_os("VIMG_BLESS").is_some() {
         std::fs::write(&file, &seen).unwrap();
@@ -196,7 +194,7 @@ fn the_agents_behaviour_was_looked_at() {
     assert_eq!(
         kept, seen,
         "the agent's sources changed, or how a base is made. If the same layer would now give another \
-         machine, raise BEHAVIOUR in agent/src/protocol.rs, or that in src/provider/debian.rs; then run \
+         machine, raise BEHAVIOUR in agent/src/protocol.rs, or the number in src/base; then run \
          this test with VIMG_BLESS=1"
     );
 }

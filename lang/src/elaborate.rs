@@ -34,11 +34,12 @@ pub use context::{Request, rebuilt_name};
 /// All mistakes of the first phase that finds any.
 pub fn compile(request: &Request, sources: &mut Sources) -> Result<Model, Vec<Diagnostic>> {
     let mut out = Vec::new();
-    let loaded = load::load(request.files, &request.entry, sources, &mut out);
+    let loaded = load::load(request.files, &request.entry, request.distributions, sources, &mut out);
     let declarations =
         if out.is_empty() { resolve::resolve(&loaded, &mut out) } else { Declarations::default() };
     let mut elaborator = Elaborator {
         files: request.files,
+        distributions: request.distributions,
         sources,
         out,
         renderer: Renderer::new(),

@@ -25,6 +25,7 @@ pub use elaborate::{Request, compile, rebuilt_name};
 pub use format::format;
 pub use model::Model;
 pub use prescan::MAX_RECIPE;
+pub use schema::KnownDistribution;
 pub use settings::{Setting, Settings, Takes, quoted, settings};
 pub use source::{FileKind, FileRef, Files, ReadError, Root, Source, SourceId, Sources, Span};
 pub use syntax::Document;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::diagnostic::{Code, Diagnostic};
 use crate::prescan::MAX_RECIPE;
-use crate::schema;
+use crate::schema::{self, KnownDistribution};
 use crate::shape;
 use crate::source::{FileRef, Files, ReadError, SourceId, Sources, Span};
 use crate::syntax::{self, Document};
@@ -24,10 +24,11 @@ pub(crate) struct Loaded {
 pub(crate) fn load(
     files: &dyn Files,
     entry: &FileRef,
+    known: &[KnownDistribution],
     sources: &mut Sources,
     out: &mut Vec<Diagnostic>,
 ) -> Vec<Loaded> {
-    let mut loader = Loader { files, sources, out, seen: HashMap::new(), done: Vec::new() };
+    let mut loader = Loader { files, known, sources, out, seen: HashMap::new(), done: Vec::new() };
     loader.run(entry);
     loader.done
 }
@@ -40,6 +41,7 @@ enum Visit {
 
 struct Loader<'a> {
     files: &'a dyn Files,
+    known: &'a [KnownDistribution],
     sources: &'a mut Sources,
     out: &'a mut Vec<Diagnostic>,
     seen: HashMap<FileRef, Visit>,
@@ -131,7 +133,7 @@ impl Loader<'_> {
                 }
             },
         };
-        shape::check(source, &document.nodes, schema::RECIPE, self.out);
+        shape::check(source, &document.nodes, schema::RECIPE, self.known, self.out);
         let mut uses = Vec::new();
         for node in document.nodes.iter().filter(|n| n.name == "use") {
             let (Some(text), Some(arg)) = (node.text(), node.args.first()) else { continue };

@@ -26,11 +26,34 @@ pub enum Ty {
     HostPath,
     /// One of a few words.
     Word(&'static [&'static str]),
+    /// The name of a distribution that vimg knows.
+    Distribution,
+    /// The name of a suite of such a distribution.
+    Suite,
     /// A string, number or boolean.
     Scalar,
 }
 
+/// A distribution that recipes can name.
+#[derive(Debug, Clone, Copy)]
+pub struct KnownDistribution {
+    /// Its name.
+    pub name: &'static str,
+    /// The names of its suites.
+    pub suites: &'static [&'static str],
+}
+
 impl Ty {
+    /// Returns the words that a value can be, if it is one of a few.
+    pub(crate) fn words(self, known: &[KnownDistribution]) -> Option<Vec<&'static str>> {
+        match self {
+            Ty::Word(words) => Some(words.to_vec()),
+            Ty::Distribution => Some(known.iter().map(|one| one.name).collect()),
+            Ty::Suite => Some(known.iter().flat_map(|one| one.suites).copied().collect()),
+            _ => None,
+        }
+    }
+
     /// Names the type for people.
     pub fn describe(self) -> String {
         match self {
@@ -44,12 +67,17 @@ impl Ty {
             Ty::GuestPath => "an absolute path in the machine".into(),
             Ty::HostPath => "a path in the project".into(),
             Ty::Scalar => "a string, number or boolean".into(),
-            Ty::Word(words) => {
-                let words: Vec<String> = words.iter().map(|w| format!("\"{w}\"")).collect();
-                words.join(" or ")
-            }
+            Ty::Distribution => "the name of a distribution".into(),
+            Ty::Suite => "the name of a suite".into(),
+            Ty::Word(words) => alternatives(words),
         }
     }
+}
+
+/// Joins words that a value can be.
+pub(crate) fn alternatives(words: &[&str]) -> String {
+    let words: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
+    words.join(" or ")
 }
 
 /// An argument or property.
@@ -364,10 +392,10 @@ pub const IMAGE: &[Kind] = &[
     kind(
         "bootstrap",
         "Builds a base disk from the packages of a distribution.",
-        Args::One(req("distribution", Ty::Word(&["debian"]), "the distribution")),
+        Args::One(req("distribution", Ty::Distribution, "the distribution: `debian`")),
     )
     .props(&[
-        req("suite", Ty::Word(&["bookworm", "trixie"]), "release of the distribution"),
+        req("suite", Ty::Suite, "release of the distribution, such as `bookworm` or `trixie`"),
         opt("mirror", Ty::Str, "`http://` or `https://` URL of a mirror that replaces the main archive; security updates still come from the security archive [default: the mirror that mmdebstrap uses on the host]"),
     ])
     .of(&[PACKAGE])

@@ -4,18 +4,25 @@
 use std::collections::HashMap;
 
 use crate::diagnostic::{Code, Diagnostic};
-use crate::schema::{Args, Children, Field, Kind, Ty};
+use crate::schema::{Args, Children, Field, Kind, KnownDistribution, Ty, alternatives};
 use crate::source::{SourceId, Span};
 use crate::syntax::{Arg, Node, Range, Scalar};
 use crate::value;
 
 /// Reports everything in `nodes` that `kinds` does not allow.
-pub(crate) fn check(source: SourceId, nodes: &[Node], kinds: &[Kind], out: &mut Vec<Diagnostic>) {
-    Checker { source, out }.nodes(nodes, kinds, None);
+pub(crate) fn check(
+    source: SourceId,
+    nodes: &[Node],
+    kinds: &[Kind],
+    known: &[KnownDistribution],
+    out: &mut Vec<Diagnostic>,
+) {
+    Checker { source, known, out }.nodes(nodes, kinds, None);
 }
 
 struct Checker<'a> {
     source: SourceId,
+    known: &'a [KnownDistribution],
     out: &'a mut Vec<Diagnostic>,
 }
 
@@ -98,12 +105,12 @@ impl Checker<'_> {
         }
         let Some(field) = field else { return };
         if field.required && node.args.is_empty() {
-            let help = format!("write `{} {}`: {}", kind.name, example(&field), field.doc);
+            let help = format!("write `{} {}`: {}", kind.name, self.example(&field), field.doc);
             self.out.push(
                 Diagnostic::error(
                     Code::Missing,
                     self.span(&node.name_range),
-                    format!("`{}` needs {}", kind.name, field.ty.describe()),
+                    format!("`{}` needs {}", kind.name, self.expected(field.ty)),
                 )
                 .help(help),
             );
@@ -151,7 +158,7 @@ impl Checker<'_> {
                     .help(format!(
                         "add `{}={}`: {}",
                         field.name,
-                        example(field),
+                        self.example(field),
                         field.doc
                     )),
                 );
@@ -160,13 +167,13 @@ impl Checker<'_> {
     }
 
     fn value(&mut self, arg: &Arg, field: &Field, what: &str) {
-        match literal(arg, field) {
+        match literal(arg, field, self.known) {
             Ok(()) => {}
             Err(Wrong::Type) => self.out.push(
                 Diagnostic::error(
                     Code::WrongType,
                     self.span(&arg.range),
-                    format!("`{what}` takes {}, not {}", field.ty.describe(), arg.value.type_name()),
+                    format!("`{what}` takes {}, not {}", self.expected(field.ty), arg.value.type_name()),
                 )
                 .help(field.doc),
             ),
@@ -174,10 +181,10 @@ impl Checker<'_> {
                 let mut diagnostic = Diagnostic::error(
                     Code::InvalidValue,
                     self.span(&arg.range),
-                    format!("invalid value for `{what}`: expected {}", field.ty.describe()),
+                    format!("invalid value for `{what}`: expected {}", self.expected(field.ty)),
                 );
-                if let (Ty::Word(words), Scalar::String(text)) = (field.ty, &arg.value) {
-                    diagnostic = diagnostic.suggest(text, words.iter().copied());
+                if let (Some(words), Scalar::String(text)) = (field.ty.words(self.known), &arg.value) {
+                    diagnostic = diagnostic.suggest(text, words);
                 }
                 if diagnostic.help.is_none() {
                     diagnostic = diagnostic.help(help);
@@ -186,18 +193,27 @@ impl Checker<'_> {
             }
         }
     }
-}
 
-fn example(field: &Field) -> String {
-    match field.ty {
-        Ty::Int | Ty::Scalar => "1".into(),
-        Ty::Bool => "#true".into(),
-        Ty::Size => "\"512MiB\"".into(),
-        Ty::Duration => "\"90s\"".into(),
-        Ty::Mode => "\"0644\"".into(),
-        Ty::GuestPath => "\"/...\"".into(),
-        Ty::Word(words) => format!("\"{}\"", words[0]),
-        Ty::Name | Ty::Str | Ty::HostPath => "\"...\"".into(),
+    fn expected(&self, ty: Ty) -> String {
+        ty.words(self.known).map_or_else(|| ty.describe(), |words| alternatives(&words))
+    }
+
+    /// Returns a value for a message.
+    fn example(&self, field: &Field) -> String {
+        if let Some(words) = field.ty.words(self.known) {
+            return format!("\"{}\"", words.first().copied().unwrap_or("..."));
+        }
+        match field.ty {
+            Ty::Int | Ty::Scalar => "1".into(),
+            Ty::Bool => "#true".into(),
+            Ty::Size => "\"512MiB\"".into(),
+            Ty::Duration => "\"90s\"".into(),
+            Ty::Mode => "\"0644\"".into(),
+            Ty::GuestPath => "\"/...\"".into(),
+            Ty::Name | Ty::Str | Ty::HostPath | Ty::Word(_) | Ty::Distribution | Ty::Suite => {
+                "\"...\"".into()
+            }
+        }
     }
 }
 
@@ -207,7 +223,7 @@ enum Wrong {
 }
 
 /// Checks a value that is not a template.
-fn literal(arg: &Arg, field: &Field) -> Result<(), Wrong> {
+fn literal(arg: &Arg, field: &Field, known: &[KnownDistribution]) -> Result<(), Wrong> {
     let ty = field.ty;
     let text = match &arg.value {
         Scalar::String(text) => text,
@@ -235,9 +251,15 @@ fn literal(arg: &Arg, field: &Field) -> Result<(), Wrong> {
     }
     // Words can't be templates. The state of a service is an exception: `elaborate`
     // checks it after rendering.
-    let fixed = matches!(ty, Ty::Word(_)) && field.name != "state";
+    let words = ty.words(known);
+    let fixed = words.is_some() && field.name != "state";
     if !arg.raw && !fixed && value::is_template(text) {
         return Ok(());
+    }
+    if let Some(words) = words
+        && !words.contains(&text.as_str())
+    {
+        return Err(Wrong::Value(format!("expected {}", alternatives(&words))));
     }
     match ty {
         Ty::Int | Ty::Bool => Err(Wrong::Type),
@@ -245,9 +267,6 @@ fn literal(arg: &Arg, field: &Field) -> Result<(), Wrong> {
         Ty::Duration => value::duration(text).map(|_| ()).map_err(Wrong::Value),
         Ty::Mode => value::mode(text).map(|_| ()).map_err(Wrong::Value),
         Ty::GuestPath => value::guest_path(text).map(|_| ()).map_err(Wrong::Value),
-        Ty::Word(words) if !words.contains(&text.as_str()) => {
-            Err(Wrong::Value(format!("expected {}", ty.describe())))
-        }
         _ => Ok(()),
     }
 }

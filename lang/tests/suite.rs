@@ -22,7 +22,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use vimg_lang::{
-    Code, Diagnostic, FileKind, FileRef, Files, MAX_RECIPE, ReadError, Request, Root, Sources, compile,
+    Code, Diagnostic, FileKind, FileRef, Files, KnownDistribution, MAX_RECIPE, ReadError, Request, Root,
+    Sources, compile,
 };
 
 #[derive(Default)]
@@ -172,6 +173,7 @@ fn suite() {
                 set: &case.set,
                 values: case.values.clone(),
                 rebuilt: None,
+                distributions: &[KnownDistribution { name: "debian", suites: &["bookworm", "trixie"] }],
             };
             let diagnostics = compile(&request, &mut sources).err().unwrap_or_default();
             seen.extend(diagnostics.iter().map(|d| d.code));

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rustix::fs::SeekFrom;
 use serde::{Deserialize, Serialize};
 
-use crate::qcow2;
+use crate::disk::qcow2;
 
 /// The usual length of a chunk, in bytes: QEMU's default cluster size of a
 /// qcow2. Compressed clusters end elsewhere.

@@ -16,8 +16,8 @@ use super::piece::{self, Piece, blocking};
 use super::remote::Remote;
 use super::sign::Writer;
 use crate::digest::Blob;
+use crate::disk::qcow2;
 use crate::event::{Event, Sink};
-use crate::qcow2;
 use crate::store::{Area, DiskKind, Origin, Store};
 
 /// Maximum gap between two chunks of one request, in bytes: a request costs as

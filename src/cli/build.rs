@@ -14,14 +14,16 @@ use super::global::Global;
 use super::output::{Error, INTERRUPTED, Outcome};
 use super::project::{self, Extent};
 use super::settings::{self, ProviderArgs};
+use crate::base;
+use crate::disk::QemuDisks;
 use crate::event::{Event, Sink};
 use crate::execute::caching::Caching;
 use crate::execute::{self, Budget, BuildContext, Secrets, StagedOutputs};
 use crate::files::{Places, Project};
 use crate::graph::{Graph, NodeId};
 use crate::host;
+use crate::host::Lines;
 use crate::plan::{Plan, PlanCache, Wanted};
-use crate::provider::Lines;
 use crate::provider::host::Host;
 use crate::provider::qemu::Qemu;
 use crate::report::{self, Style};
@@ -268,7 +270,9 @@ pub(super) fn context(
     }
     let (choice, accel) = how.provider.choose()?;
     let notice: Lines = Arc::new(move |text: &str| notice(Event::Notice { text: text.to_owned() }));
-    let qemu = Qemu::new(accel, settings::dirs(store), how.provider.access(password)?, notice.clone());
+    let (access, dirs) = (how.provider.access(password)?, settings::dirs(store));
+    let disks = Arc::new(QemuDisks::new(dirs.probes.clone()));
+    let qemu = Qemu::new(accel, dirs, access.clone(), notice.clone());
     let provider = Host::new(choice, qemu, store.root(), notice);
     let lease = store.lease(graph.keys())?;
     Ok(BuildContext {
@@ -278,6 +282,9 @@ pub(super) fn context(
         project: project.clone(),
         secrets: Arc::new(secrets),
         provider: Arc::new(provider),
+        disks,
+        distributions: base::BUILT_IN,
+        access,
         sink,
         budget: budget(how),
         staged: Arc::default(),

@@ -6,8 +6,9 @@ use super::global::Global;
 use super::output::{Error, HOST, Outcome, print, print_json};
 use super::project;
 use super::settings::ProviderArgs;
+use crate::base;
 use crate::host::network::{Reach, Tools};
-use crate::provider::{debian, host, qemu};
+use crate::provider::{host, qemu};
 use crate::report::{Style, bytes};
 use crate::store::{Area, Store};
 
@@ -46,7 +47,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         .build()
         .map_err(|e| Error::host(format!("can't start the async runtime: {e}")))?;
     let mut findings = Vec::new();
-    let programs = runtime.block_on(qemu::Programs::find());
+    let programs = runtime.block_on(qemu::Programs::find(None));
     findings.push(finding(
         "qemu",
         match &programs {
@@ -75,13 +76,15 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
             (_, Err(e)) => Err((e.message, Some(e.help))),
         },
     ));
-    findings.push(finding(
-        "bootstrap",
-        match debian::missing() {
-            None => Ok("mmdebstrap and the programs that it needs are installed".into()),
-            Some(e) => Err((e.message, e.help)),
-        },
-    ));
+    for distribution in base::BUILT_IN {
+        findings.push(finding(
+            "bootstrap",
+            match distribution.missing() {
+                None => Ok(format!("{}: what it needs is installed", distribution.name())),
+                Some(e) => Err((format!("{}: {}", distribution.name(), e.message), e.help)),
+            },
+        ));
+    }
     findings.push(finding(
         "store",
         match &store {

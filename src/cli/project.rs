@@ -7,16 +7,17 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use vimg_lang::model::{Secret, SecretSource};
-use vimg_lang::{FileRef, Model, Request, Sources, compile};
+use vimg_lang::{Code, FileRef, Model, Request, Sources, compile};
 
 use super::caching::CacheArgs;
 use super::consent::{self, Consent};
 use super::global::Global;
 use super::output::{Error, HOST, RECIPE};
+use crate::base;
 use crate::digest::{Description, Digest};
 use crate::execute::Secrets;
 use crate::files::Project;
-use crate::graph::{Graph, GraphError, NodeId, Work};
+use crate::graph::{Graph, GraphError, GraphErrorKind, NodeId, Work};
 use crate::store::{Area, Last, ProjectFiles, Store};
 
 /// A compiled recipe and everything that commands need with it.
@@ -190,7 +191,9 @@ impl Opened {
         };
         let project = project.knowing(notes.stamps(), store.dir(Area::Parsed));
         let mut sources = Sources::default();
-        let request = Request { files: &project, entry, set: &global.set, values, rebuilt };
+        let distributions = base::known(base::BUILT_IN);
+        let set = &global.set;
+        let request = Request { files: &project, entry, set, values, rebuilt, distributions: &distributions };
         match compile(&request, &mut sources) {
             Ok(model) => {
                 let mut outputs: Vec<String> =
@@ -225,8 +228,8 @@ pub(super) fn load(global: &Global) -> Result<Loaded, Error> {
 
 /// Builds the graph of a compiled recipe.
 pub(super) fn graph(loaded: &mut Loaded) -> Result<Graph, Error> {
-    let mut graph =
-        Graph::new(&loaded.model, &loaded.project).map_err(|errors| unreadable(loaded, errors))?;
+    let mut graph = Graph::new(&loaded.model, &loaded.project, base::BUILT_IN)
+        .map_err(|errors| unreadable(loaded, errors))?;
     graph.resolve(|key| loaded.store.stands_for(key));
     Ok(graph)
 }
@@ -236,9 +239,16 @@ pub(super) fn unreadable(loaded: &mut Loaded, errors: Vec<GraphError>) -> Error 
     let diagnostics = errors
         .into_iter()
         .map(|e| {
-            let message = format!("`{}`: {}", e.error.file, e.error.why);
-            vimg_lang::Diagnostic::error(vimg_lang::Code::UnreadableFile, e.span, message)
-                .help("vimg reads every file that a recipe names, to see whether it changed")
+            let (code, help) = match e.error {
+                GraphErrorKind::File(_) => (
+                    Code::UnreadableFile,
+                    "vimg reads every file that a recipe names, to see whether it changed",
+                ),
+                GraphErrorKind::Distribution(_) => {
+                    (Code::InvalidValue, "`vimg doctor` lists the distributions")
+                }
+            };
+            vimg_lang::Diagnostic::error(code, e.span, e.error.to_string()).help(help)
         })
         .collect();
     Error::Recipe(Box::new(std::mem::take(&mut loaded.sources)), diagnostics)
@@ -402,7 +412,8 @@ mod tests {
         let project = Project::open(dir.path()).unwrap();
         let mut sources = Sources::default();
         let entry = FileRef::project("main.vimg");
-        let request = Request { files: &project, entry, set: &[], values: None, rebuilt: None };
+        let request =
+            Request { files: &project, entry, set: &[], values: None, rebuilt: None, distributions: &[] };
         let model = compile(&request, &mut sources).unwrap();
         let read = |consent: &Consent, name: &str| secrets(&model, &project, consent)[name].clone();
 

@@ -10,13 +10,15 @@ use super::build::{self, How, Made, stopped};
 use super::global::Global;
 use super::output::{Error, Outcome, print, print_foreign, print_json};
 use super::{project, settings, terminal};
+use crate::disk::QemuDisks;
+use crate::disk::image::sha256_of;
 use crate::event::Event;
 use crate::execute::server::{self, Came, ServerHome, ServerRecord};
 use crate::graph::{Difference, ServerPlan};
+use crate::host::Lines;
 use crate::host::keeper;
 use crate::host::network::Access;
-use crate::provider::Lines;
-use crate::provider::qemu::{Qemu, sha256_of};
+use crate::provider::qemu::Qemu;
 use crate::report::Style;
 
 /// Start a server of the recipe, and leave it running
@@ -125,14 +127,17 @@ fn message(server: &str, why: impl std::fmt::Display, help: Option<String>) -> E
 struct Yard {
     dir: PathBuf,
     qemu: Qemu,
+    disks: QemuDisks,
 }
 
 impl Yard {
     fn open(global: &Global) -> Result<Self, Error> {
         let opened = project::open(global)?;
         let quiet: Lines = Arc::new(|_: &str| {});
-        let qemu = Qemu::new(None, settings::dirs(&opened.store), Access::default(), quiet);
-        Ok(Self { dir: opened.store.servers(opened.project.root()), qemu })
+        let dirs = settings::dirs(&opened.store);
+        let disks = QemuDisks::new(dirs.probes.clone());
+        let qemu = Qemu::new(None, dirs, Access::default(), quiet);
+        Ok(Self { dir: opened.store.servers(opened.project.root()), qemu, disks })
     }
 
     /// Returns the directory of a server that was started.
@@ -226,7 +231,7 @@ fn told(plan: &ServerPlan, difference: &Difference) -> String {
 }
 
 pub(super) fn ps(global: &Global, style: Style) -> Outcome {
-    let Yard { dir, qemu } = Yard::open(global)?;
+    let Yard { dir, qemu, .. } = Yard::open(global)?;
     let entries = std::fs::read_dir(&dir).into_iter().flatten().flatten();
     let mut found: Vec<(String, ServerRecord, bool)> = Vec::new();
     for entry in entries {
@@ -330,7 +335,8 @@ pub(super) fn save(args: &SaveArgs, global: &Global) -> Outcome {
         return Err(message(&args.server, format!("{} already exists", args.to.display()), None));
     }
     let to = std::path::absolute(&args.to).unwrap_or_else(|_| args.to.clone());
-    let saved = build::interruptible(server::save(&yard.qemu, &home, &to))?.ok_or_else(stopped)?;
+    let saved =
+        build::interruptible(server::save(&yard.qemu, &yard.disks, &home, &to))?.ok_or_else(stopped)?;
     saved.map_err(|why| message(&args.server, why, None))?;
     let sum = sha256_of(&to).map_err(|e| message(&args.server, format!("{}: {e}", to.display()), None))?;
     let name = args.to.display();

@@ -143,7 +143,7 @@ impl ProviderArgs {
             .build()
             .map_err(|e| Error::host(format!("can't start the async runtime: {e}")))?;
         runtime.block_on(async {
-            let kvm = match (accel, qemu::Programs::find().await) {
+            let kvm = match (accel, qemu::Programs::find(None).await) {
                 (_, Err(error)) => {
                     let why = format!("not at all: {error}");
                     return Ok(Explained { offline: why.clone(), booted: why });

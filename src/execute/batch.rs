@@ -15,10 +15,13 @@ use super::prewarm::Prewarm;
 use super::staged::{Before, Copies};
 use super::states::Step;
 use super::{checks, layer, session, up};
+use crate::base::{self, Base, Wanted, import};
 use crate::digest::Description;
+use crate::disk::Exported;
 use crate::event::Event;
 use crate::graph::{NodeId, Work};
-use crate::provider::{self, Exported, Provider, Retarget};
+use crate::host::Lines;
+use crate::provider::{Provider, Retarget};
 use crate::store::{Boot, Disk, DiskKind, KeyLock, Record};
 
 /// Builds the nodes of a batch in order. If another process builds one of them,
@@ -86,7 +89,10 @@ async fn base<P: Provider>(shared: &BuildState<P>, id: NodeId, lock: Arc<KeyLock
     let build = NodeBuild::begin(shared, id, lock);
     let node = build.node;
     let staging = build.staging()?;
-    let source = match &node.work {
+    let (sink, name) = (shared.sink.clone(), node.name.clone());
+    let lines: Lines =
+        Arc::new(move |line: &str| sink(Event::Output { node: name.clone(), line: line.to_owned() }));
+    let created = match &node.work {
         Work::Import { file, sha256 } => {
             build.phase("copy");
             // Check and convert a copy: the file of the project may change
@@ -97,25 +103,28 @@ async fn base<P: Provider>(shared: &BuildState<P>, id: NodeId, lock: Arc<KeyLock
                 std::io::copy(&mut project.open_file(&path)?, &mut std::fs::File::create(to)?)
             });
             match copied.await {
-                Ok(Ok(_)) => provider::Source::Import(copy, sha256.clone()),
+                Ok(Ok(_)) => {}
                 Ok(Err(e)) => return Err(build.failure(FailureKind::Recipe, format!("`{file}`: {e}"))),
                 Err(e) => return Err(build.failure(FailureKind::Host, e.to_string())),
             }
+            import::check(&copy, sha256).await.map_err(|e| build.provider_failure(e))?;
+            Base { disk: copy, boot: None, modules: None }
         }
         Work::Bootstrap(bootstrap) => {
             build.phase("bootstrap");
-            provider::Source::Bootstrap(bootstrap.clone(), node.machine.disk)
+            let Some(distribution) = base::find(shared.distributions, &bootstrap.distribution) else {
+                let message = format!("vimg knows no distribution `{}`", bootstrap.distribution);
+                return Err(build.failure(FailureKind::Recipe, message));
+            };
+            let (size, dir) = (node.machine.disk, staging.path());
+            let wanted = Wanted { bootstrap, size, dir, access: &shared.access, lines: &lines };
+            distribution.make(wanted).await.map_err(|e| build.provider_failure(e))?
         }
         _ => return Err(build.failure(FailureKind::Recipe, "the node is not a base")),
     };
-    let (sink, name) = (shared.sink.clone(), node.name.clone());
-    let lines: provider::Lines =
-        Arc::new(move |line: &str| sink(Event::Output { node: name.clone(), line: line.to_owned() }));
-    let created = shared
-        .provider
-        .create(&source, staging.path(), &lines)
-        .await
-        .map_err(|e| build.provider_failure(e))?;
+    let disk = staging.path().join(DiskKind::Qcow2.file_name());
+    shared.disks.import(&created.disk, &disk).await.map_err(|e| build.provider_failure(e))?;
+    let _ = std::fs::remove_file(&created.disk);
     let boot = match &created.boot {
         Some(files) => Some(build.keep_boot(files)?),
         None => None,
@@ -129,7 +138,7 @@ async fn base<P: Provider>(shared: &BuildState<P>, id: NodeId, lock: Arc<KeyLock
         boot,
         appliance,
         ours: matches!(node.work, Work::Bootstrap(_)),
-        way: shared.provider.name(),
+        way: shared.disks.name(),
         source: None,
         inherited: Vec::new(),
         same: None,
@@ -157,7 +166,7 @@ async fn export<P: Provider>(
     let chain = source.and_then(|source| store.chain_of(&source)).ok_or_else(|| build.gone())?;
     copy_earlier(shared, id);
     let revised = match shared.staged.take_earlier(id) {
-        Some(earlier) => earlier.revise(store, &*shared.provider, &chain).await,
+        Some(earlier) => earlier.revise(store, &*shared.disks, &chain).await,
         None => None,
     };
     let stood = source.and_then(|source| store.chain_of(&source)).is_some_and(|now| now == chain);
@@ -166,15 +175,14 @@ async fn export<P: Provider>(
         Some(revised) => revised,
         None => {
             let staging = build.staging()?;
-            let exported =
-                shared.provider.export(&chain, format, &staging.path().join(kind.file_name())).await;
+            let exported = shared.disks.export(&chain, format, &staging.path().join(kind.file_name())).await;
             exported.map_err(|e| build.provider_failure(e))?;
             (staging, Copies::new())
         }
     };
     shared.staged.begin(id, &node.key, &staging.path().join(kind.file_name()), copies);
     build.phase("store");
-    let made = Facts { source, ..Facts::of(kind, shared.provider.name()) };
+    let made = Facts { source, ..Facts::of(kind, shared.disks.name()) };
     build.commit(staging, made).await.map(|(_, built)| built)
 }
 

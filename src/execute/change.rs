@@ -37,7 +37,7 @@ pub(super) async fn prepare<P: Provider>(
     difference: &Difference,
 ) -> Result<Change, Box<Failure>> {
     let work = plan.work(difference, &site.shared.project).map_err(|errors| {
-        let why = errors.first().map(|e| format!("`{}`: {}", e.error.file, e.error.why));
+        let why = errors.first().map(|e| e.error.to_string());
         at(plan, FailureKind::Recipe, why.unwrap_or_default())
     })?;
     let ServerWork { layer: work, checks, after } = work;

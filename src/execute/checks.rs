@@ -181,7 +181,7 @@ async fn one<'a, P: Provider>(
         let tail = log.finish();
         match asked {
             Ok(()) => {
-                let made = Facts::of(DiskKind::None, up.guest.instance.way());
+                let made = Facts::of(DiskKind::None, up.guest.instance.runner());
                 return build.commit(staging, made).await.map(|(_, built)| Asked::Passed(built));
             }
             Err(_) if in_company => {

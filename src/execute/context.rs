@@ -8,9 +8,12 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::staged::StagedOutputs;
 use super::states::States;
+use crate::base::Distribution;
+use crate::disk::DiskTool;
 use crate::event::{Event, Sink};
 use crate::files::Project;
 use crate::graph::{Graph, Needs, Node, Work};
+use crate::host::network::Access;
 use crate::plan::Plan;
 use crate::provider::OFFLINE_MEMORY;
 use crate::store::{Lease, ProjectFiles, Store};
@@ -43,6 +46,9 @@ pub(super) struct BuildState<P> {
     pub(super) project: Arc<Project>,
     pub(super) secrets: Arc<Secrets>,
     pub(super) provider: Arc<P>,
+    pub(super) disks: Arc<dyn DiskTool>,
+    pub(super) distributions: &'static [&'static dyn Distribution],
+    pub(super) access: Access,
     pub(super) sink: Sink,
     pub(super) states: States,
     /// Free jobs, in parts of a job.
@@ -102,6 +108,12 @@ pub struct BuildContext<P> {
     pub secrets: Arc<Secrets>,
     /// Runs machines, appliances and containers.
     pub provider: Arc<P>,
+    /// Works on disks.
+    pub disks: Arc<dyn DiskTool>,
+    /// Where bases come from.
+    pub distributions: &'static [&'static dyn Distribution],
+    /// What a bootstrap may reach.
+    pub access: Access,
     /// Receives events.
     pub sink: Sink,
     /// How much of the host may be used.
@@ -136,6 +148,9 @@ impl<P> BuildContext<P> {
             project: self.project.clone(),
             secrets: self.secrets.clone(),
             provider: self.provider.clone(),
+            disks: self.disks.clone(),
+            distributions: self.distributions,
+            access: self.access.clone(),
             sink: self.sink.clone(),
             states: States::new(self.graph.clone(), self.sink.clone(), plan),
             jobs: Semaphore::new(self.budget.jobs.max(1) * JOB as usize),

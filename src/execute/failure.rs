@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use vimg_lang::Span;
 
-use crate::provider::ProviderError;
+use crate::host::HostError;
 use crate::store::StoreError;
 
 /// Why a node could not be built.
@@ -53,7 +53,7 @@ impl Failure {
         }
     }
 
-    pub(super) fn provider(node: &str, span: Span, error: ProviderError) -> Self {
+    pub(super) fn provider(node: &str, span: Span, error: HostError) -> Self {
         Self { help: error.help, ..Self::new(node, span, FailureKind::Host, error.message) }
     }
 

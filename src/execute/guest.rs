@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::session::{Session, SessionError};
-use crate::provider::{Ended, Instance, ProviderError};
+use crate::provider::{Ended, Instance};
 
 /// How long a machine may take to stop its services and switch itself off.
 /// systemd gives a service 90 s before it kills it.
@@ -70,20 +70,13 @@ impl<I: Instance> Guest<I> {
         off.unwrap_or(Err(Stopped::Session(SessionError::Endless(OFF))))
     }
 
-    /// Ends the instance and saves its memory.
-    pub(super) async fn save_memory(self) -> Result<(), ProviderError> {
-        // The saved machine must not hold a conversation.
-        drop(self.session);
-        self.instance.save_memory().await
+    /// Closes the conversation.
+    pub(super) fn close(self) -> I {
+        self.instance
     }
 
     /// Ends the instance.
     pub(super) async fn stop(self) {
         self.instance.stop().await;
-    }
-
-    /// Lets the instance continue when vimg ends.
-    pub(super) fn leave(self) {
-        self.instance.leave();
     }
 }

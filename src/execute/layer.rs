@@ -52,7 +52,7 @@ impl<'a, I: Instance> Running<'a, I> {
             boot: record.boot,
             appliance: record.appliance,
             ours: record.ours && guest.instance.guards_disk(),
-            way: guest.instance.way(),
+            way: guest.instance.runner(),
             source: None,
             inherited: Vec::new(),
             same: None,
@@ -272,7 +272,7 @@ async fn keep<P: Provider>(
         let mut chain = running.launch.chain.clone();
         chain.push(own.clone());
         let flat = staging.path().join("flat.qcow2");
-        shared.provider.flatten(&chain, &flat).await.map_err(|e| build.provider_failure(e))?;
+        shared.disks.flatten(&chain, &flat).await.map_err(|e| build.provider_failure(e))?;
         // The running machine still has the old file open.
         std::fs::rename(&flat, &own).map_err(|e| build.io_failure(&own, e))?;
         // A retargeted machine has booted from other disks than its parent's.

@@ -10,8 +10,9 @@ use super::node::NodeContext;
 use super::retargeted::hands_secrets;
 use super::states::{Built, Step};
 use crate::digest::{Blob, Key};
+use crate::disk;
 use crate::graph::{Needs, NodeId, Work};
-use crate::provider::{self, Provider};
+use crate::provider::Provider;
 use crate::store::{Boot, Disk, DiskKind, KeyLock, Origin, Record, Staging, StateId};
 
 pub(super) type Made = Result<Built, Box<Failure>>;
@@ -112,9 +113,9 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
             && !hands_secrets(&now);
         let mut chain = store.chain(&key).filter(|_| fits)?;
         let booted = node.needs == Needs::Machine;
-        let before = provider::Made { disk: chain.pop()?, during: was.during(), booted };
-        let after = provider::Made { disk: disk.to_owned(), during: now.during(), booted };
-        let alike = chain == below && self.shared.provider.alike(below, &before, &after).await;
+        let before = disk::Made { disk: chain.pop()?, during: was.during(), booted };
+        let after = disk::Made { disk: disk.to_owned(), during: now.during(), booted };
+        let alike = chain == below && self.shared.disks.alike(below, &before, &after).await;
         // The state that the previous one was identical to, if that still
         // counts.
         let known = was.same.filter(|(other, _)| *other != node.key && store.stands_for(&key) == *other);

@@ -6,7 +6,7 @@ use super::context::BuildState;
 use super::failure::{Failure, FailureKind};
 use crate::event::Event;
 use crate::graph::Node;
-use crate::provider::ProviderError;
+use crate::host::HostError;
 use crate::store::{Boot, Staging, StoreError};
 
 /// A node that is built, and the state of its build.
@@ -32,7 +32,7 @@ impl<P> NodeContext<'_, P> {
         Box::new(Failure::new(&self.node.name, self.node.span, kind, message))
     }
 
-    pub(super) fn provider_failure(&self, error: ProviderError) -> Box<Failure> {
+    pub(super) fn provider_failure(&self, error: HostError) -> Box<Failure> {
         Box::new(Failure::provider(&self.node.name, self.node.span, error))
     }
 

@@ -6,10 +6,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::staged::StagedOutputs;
+use crate::disk::sparse;
 use crate::event::{Event, Sink};
 use crate::files::{Place, Places};
 use crate::plan::Wanted;
-use crate::sparse;
 use crate::store::{ProjectFiles, Store, WrittenOutput};
 
 /// Writes the wanted outputs whose states exist, below a directory. The caller

@@ -83,6 +83,7 @@ async fn fork<P: Provider>(shared: &BuildState<P>, check: NodeId) -> Option<Prew
     let image = below(node)?;
     let state =
         std::iter::successors(Some(image), |node| below(node)).find(|node| shared.store.has(&node.key))?;
+    let snapshots = shared.provider.snapshots()?;
     let site = NodeContext { shared, node };
     let scratch = site.staging().ok()?;
     // The new image is probably almost like the previous one.
@@ -94,7 +95,7 @@ async fn fork<P: Provider>(shared: &BuildState<P>, check: NodeId) -> Option<Prew
     if let Some(record) = before.and_then(|key| shared.store.record(&key)) {
         launch.boot = site.boot_paths(&record.boot);
     }
-    let mut guest = Guest::connect(shared.provider.prewarm(&launch).await?).ok()?;
+    let mut guest = Guest::connect(snapshots.prewarm(&launch).await?).ok()?;
     let place = guest.instance.place();
     let ready = guest.ask(async |session| {
         let failed = session.ready(false).await?;
@@ -107,7 +108,7 @@ async fn fork<P: Provider>(shared: &BuildState<P>, check: NodeId) -> Option<Prew
     });
     // Pause the machine: no check needs what it does by itself.
     let still = match ready.await {
-        Ok(failed) => guest.instance.pause().await.ok().map(|()| failed),
+        Ok(failed) => snapshots.pause(&mut guest.instance).await.ok().map(|()| failed),
         Err(_) => None,
     };
     match still {
@@ -134,8 +135,9 @@ impl<P: Provider> PrewarmedFork<P> {
     ) -> Option<(Up<P::Instance>, Staging)> {
         let Self { mut guest, failed, scratch } = self;
         let (mut launch, record) = up::prepare(site, stand, scratch.path(), &overlay(&scratch)).ok()?;
-        let retargeted = match site.shared.provider.retargeted(&launch, &guest.instance).await {
-            Some(retargeted) if guest.instance.resume().await.is_ok() => {
+        let snapshots = site.shared.provider.snapshots()?;
+        let retargeted = match snapshots.retargeted(&launch, &guest.instance).await {
+            Some(retargeted) if snapshots.resume(&mut guest.instance).await.is_ok() => {
                 let done = guest.ask(async |session| session.retarget(&retargeted.altered).await).await;
                 done.ok().map(|()| retargeted)
             }

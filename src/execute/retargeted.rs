@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::ext4::Altered;
+use crate::disk::ext4::Altered;
 use crate::provider::Retargeted;
 use crate::store::{Record, Store};
 

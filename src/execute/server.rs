@@ -18,9 +18,10 @@ use super::node::NodeContext;
 use super::session::{Ended, Input, SessionError};
 use super::up::{self, Stand};
 use crate::digest::Key;
+use crate::disk::DiskTool;
 use crate::graph::{Difference, ServerPart, ServerPlan};
 use crate::plan::Plan;
-use crate::provider::{self, Instance, Lasting, Launch, Provider, Retarget};
+use crate::provider::{self, Instance, Lasting, Launch, Provider, Retarget, Servers};
 use crate::store::{Boot, KeyLock, replace, try_lock};
 
 /// The version of [`ServerRecord`].
@@ -185,10 +186,11 @@ impl ServerRecord {
 
 /// Finds a running server and connects to its agent.
 async fn find<P: Provider>(provider: &P, home: &ServerHome) -> Result<Option<Guest<P::Instance>>, String> {
-    let found = provider.find(&home.dir).await.map_err(|e| e.message)?;
+    let found = servers(provider)?.find(&home.dir).await.map_err(|e| e.message)?;
     let Some(instance) = found else { return Ok(None) };
+    let servers = servers(provider)?;
     let mut guest = Guest::connect(instance).map_err(|instance| {
-        instance.leave();
+        servers.leave(instance);
         "the machine has no agent port"
     })?;
     let ready = guest.ask(async |session| {
@@ -199,7 +201,7 @@ async fn find<P: Provider>(provider: &P, home: &ServerHome) -> Result<Option<Gue
     match ready.await {
         Ok(()) => Ok(Some(guest)),
         Err(stopped) => {
-            guest.leave();
+            servers.leave(guest.close());
             Err(format!("its agent does not answer: {}", words(stopped)))
         }
     }
@@ -225,11 +227,24 @@ fn words(stopped: Stopped) -> String {
     }
 }
 
+/// The part of a provider that runs servers.
+fn servers<P: Provider>(provider: &P) -> Result<&dyn Servers<P::Instance>, String> {
+    provider.servers().ok_or_else(|| "this provider runs no servers".to_owned())
+}
+
+/// Lets a server continue when vimg ends.
+fn leave<P: Provider>(provider: &P, server: Guest<P::Instance>) {
+    if let Some(servers) = provider.servers() {
+        servers.leave(server.close());
+    }
+}
+
 /// Whether a server runs.
 pub async fn runs<P: Provider>(provider: &P, dir: &Path) -> bool {
-    match provider.find(dir).await {
+    let Some(servers) = provider.servers() else { return false };
+    match servers.find(dir).await {
         Ok(Some(instance)) => {
-            instance.leave();
+            servers.leave(instance);
             true
         }
         // It does not answer, but it runs.
@@ -266,7 +281,9 @@ pub async fn up<P: Provider>(
         return Err(failure);
     }
     // An earlier start may have been interrupted.
-    if let Ok(Some(old)) = shared.provider.find(&home.dir).await {
+    if let Some(servers) = shared.provider.servers()
+        && let Ok(Some(old)) = servers.find(&home.dir).await
+    {
         old.stop().await;
     }
     home.forget()
@@ -327,7 +344,7 @@ async fn start<P: Provider>(
         Ok(parts) => {
             record.parts = parts;
             home.keep(&record).map_err(|e| site.io_failure(&home.dir, e))?;
-            found.leave();
+            leave(&*shared.provider, found);
             Ok(())
         }
         Err(failure) => {
@@ -351,7 +368,7 @@ async fn back<P: Provider>(
         failure.help = Some(format!("the server runs; `vimg restart {}` tries again", plan.name));
         failure
     });
-    found.leave();
+    leave(&*site.shared.provider, found);
     Ok(lives)
 }
 
@@ -460,19 +477,19 @@ pub async fn apply<P: Provider>(
         failure
     })?;
     if record.chain.len() >= MOST_DISKS {
-        found.leave();
+        leave(&*shared.provider, found);
         return Err(host("its disk has seen too many changes; start anew".into()));
     }
     if !difference.is_empty() {
         let change = match change::prepare(&site, plan, &difference).await {
             Ok(change) => change,
             Err(failure) => {
-                found.leave();
+                leave(&*shared.provider, found);
                 return Err(failure);
             }
         };
         if let Err(why) = branch::<P>(home, &mut record, true, &mut found).await {
-            found.leave();
+            leave(&*shared.provider, found);
             return Err(host(why));
         }
         match change::make(&site, plan, change, &mut found).await {
@@ -491,12 +508,13 @@ pub async fn apply<P: Provider>(
         record.parting = plan.has_parting();
         home.keep(&record).map_err(|e| site.io_failure(&home.dir, e))?;
     }
-    let led = found.instance.forward(&forwards, &plan.forwards).await;
+    let servers = servers(&*shared.provider).map_err(host)?;
+    let led = servers.forward(&mut found.instance, &forwards, &plan.forwards).await;
     if led.is_ok() {
         record.lead(&plan.forwards);
     }
     home.keep(&record).map_err(|e| site.io_failure(&home.dir, e))?;
-    found.leave();
+    leave(&*shared.provider, found);
     led.map_err(|e| Box::new(Failure::provider(&plan.name, plan.span, e)))?;
     Ok(difference)
 }
@@ -536,7 +554,7 @@ pub async fn down<P: Provider>(
     remove: bool,
 ) -> Result<bool, String> {
     let ran = match force {
-        true => match provider.find(&home.dir).await.map_err(|e| e.message)? {
+        true => match servers(provider)?.find(&home.dir).await.map_err(|e| e.message)? {
             Some(instance) => {
                 instance.stop().await;
                 true
@@ -546,7 +564,7 @@ pub async fn down<P: Provider>(
         false => match find(provider, home).await? {
             Some(mut found) => {
                 if remove && let Err(mut said) = hooks::<P>(&mut found, "decommission", |_| {}).await {
-                    found.leave();
+                    leave(provider, found);
                     let why = said.pop().unwrap_or_default();
                     return Err(said.pop().map_or(why.clone(), |last| format!("{why}; last output: {last}")));
                 }
@@ -583,12 +601,17 @@ pub async fn exec<P: Provider>(
     };
     let input = listen();
     let ended = found.ask(async |session| session.exec(exec, input, &mut output).await).await;
-    found.leave();
+    leave(provider, found);
     ended.map_err(words)
 }
 
 /// Writes the current disk of a server to a file without a backing file.
-pub async fn save<P: Provider>(provider: &P, home: &ServerHome, to: &Path) -> Result<(), String> {
+pub async fn save<P: Provider>(
+    provider: &P,
+    disks: &dyn DiskTool,
+    home: &ServerHome,
+    to: &Path,
+) -> Result<(), String> {
     let mut record = home.record().ok_or("it was never started")?;
     if record.changing {
         return Err("its last change was interrupted".into());
@@ -599,11 +622,11 @@ pub async fn save<P: Provider>(provider: &P, home: &ServerHome, to: &Path) -> Re
             true => branch::<P>(home, &mut record, false, &mut found).await,
             false => Err("its disk has seen too many changes".into()),
         };
-        found.leave();
+        leave(provider, found);
         branched?;
-        return provider.export(&record.chain, DiskFormat::Qcow2, to).await.map_err(|e| e.message);
+        return disks.export(&record.chain, DiskFormat::Qcow2, to).await.map_err(|e| e.message);
     }
     let mut chain = record.chain;
     chain.push(record.overlay);
-    provider.export(&chain, DiskFormat::Qcow2, to).await.map_err(|e| e.message)
+    disks.export(&chain, DiskFormat::Qcow2, to).await.map_err(|e| e.message)
 }

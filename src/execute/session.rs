@@ -14,7 +14,7 @@ use vimg_agent::protocol::{
     Resume, Size, Stream, ToAgent,
 };
 
-use crate::ext4::Altered;
+use crate::disk::ext4::Altered;
 use crate::host::network::WayOut;
 
 /// After so much silence, the agent has died or its machine hangs. It sends a

@@ -13,11 +13,10 @@ use std::thread::JoinHandle;
 use tokio::sync::oneshot;
 
 use crate::digest::Key;
-use crate::direct;
+use crate::disk::sparse;
+use crate::disk::{DiskTool, Exported, direct};
 use crate::files::{Place, Places};
 use crate::graph::{NodeId, Target};
-use crate::provider::{Exported, Provider};
-use crate::sparse;
 use crate::store::{DiskKind, Staging, StateId, Store};
 
 /// A copy that may turn out useless is made only if this many times its size is
@@ -145,7 +144,7 @@ impl Earlier {
     pub(super) async fn revise(
         self,
         store: &Store,
-        provider: &impl Provider,
+        disks: &dyn DiskTool,
         chain: &[PathBuf],
     ) -> Option<(Staging, Copies)> {
         let (own, copies) = self.done.await.ok()?;
@@ -154,7 +153,7 @@ impl Earlier {
         let was = Exported { disk, ..exported };
         let (places, copies): (Vec<PathBuf>, Vec<File>) = copies.into_iter().unzip();
         let all = std::iter::once(own).chain(copies).collect();
-        let mut revised = provider.revise(chain, &was, all).await?.into_iter();
+        let mut revised = disks.revise(chain, &was, all).await?.into_iter();
         revised.next()?;
         // Another process may have replaced a state that was read.
         let is_there = |(key, id): &(Key, StateId)| store.record(key).is_some_and(|now| now.id == *id);

@@ -144,7 +144,8 @@ pub(super) async fn up<P: Provider>(
         {
             tell_why(site, &why);
         }
-        let first = guest.instance.can_save_memory();
+        let snapshots = site.shared.provider.snapshots();
+        let saves = snapshots.filter(|snapshots| snapshots.can_save(&guest.instance));
         let way_out = guest.instance.way_out();
         let ready = guest.ask(async |session| {
             let units = session.ready(place == Place::Machine).await?;
@@ -152,7 +153,7 @@ pub(super) async fn up<P: Provider>(
                 Place::Outside(network) => session.prepare(network.clone()).await?,
                 Place::Forked => session.resume().await?,
                 Place::Retargeted(retargeted) => session.retarget(&retargeted.altered).await?,
-                Place::Machine if first => session.prepare_snapshot().await?,
+                Place::Machine if saves.is_some() => session.prepare_snapshot().await?,
                 Place::Machine => {}
             }
             // Layers open it per step; other users get it at once.
@@ -180,7 +181,9 @@ pub(super) async fn up<P: Provider>(
                 continue;
             }
             Err(trouble) => {
-                guest.instance.distrust();
+                if let Some(snapshots) = snapshots {
+                    snapshots.distrust(&mut guest.instance);
+                }
                 if matches!(place, Place::Forked | Place::Retargeted(_)) {
                     tries += u32::from(place == Place::Forked);
                     launch.retarget = Retarget::Never;
@@ -193,7 +196,7 @@ pub(super) async fn up<P: Provider>(
                 return Err(failure);
             }
         }
-        if !first {
+        let Some(saves) = saves else {
             // Its writes go on top of the disks that it booted from.
             if let Place::Retargeted(retargeted) = place {
                 launch.chain = retargeted.chain;
@@ -201,12 +204,12 @@ pub(super) async fn up<P: Provider>(
             let (backing, depth) = (Some(on.0), on.1 + 1);
             let disk = Disk { kind: DiskKind::Qcow2, backing, depth };
             return Ok(Up { guest, launch, record, disk });
-        }
+        };
         // Save its memory now, so that it never has to boot again. The loop
         // then forks it.
         tries += 1;
         site.phase("keep");
-        if let Err(error) = guest.save_memory().await {
+        if let Err(error) = saves.save(guest.close()).await {
             site.notice(&format!("{error}; vimg boots the machine again"));
             launch.memory = None;
         }
@@ -224,8 +227,9 @@ async fn start<P: Provider>(
         .map_err(|_| site.failure(FailureKind::Host, "the machine has no agent port"))?;
     if guest.instance.place() == Place::Machine {
         site.shared.boots.fetch_add(1, Ordering::Relaxed);
-        if let Some(why) = guest.instance.boot_reason() {
-            tell_why(site, why);
+        let snapshots = site.shared.provider.snapshots();
+        if let Some(why) = snapshots.and_then(|snapshots| snapshots.boot_reason(&guest.instance)) {
+            tell_why(site, &why);
         }
         site.phase("boot");
     }

@@ -10,14 +10,23 @@ use vimg_lang::model::{Check, DiskFormat, Image, Model, Origin};
 
 use super::dag::{Graph, Target};
 use super::describe;
-use super::node::{GraphError, Needs, Node, NodeId, Work, parent_state_id};
+use super::node::{GraphError, GraphErrorKind, Needs, Node, NodeId, Work, parent_state_id};
+use crate::base::{self, Distribution};
 use crate::digest::Description;
 use crate::files::Project;
 
 impl Graph {
     /// Builds the graph of a model. Reports all files that can't be hashed
     /// together.
-    pub fn new(model: &Model, project: &Project) -> Result<Self, Vec<GraphError>> {
+    ///
+    /// # Errors
+    ///
+    /// Files that can't be read, and distributions that are not among these.
+    pub fn new(
+        model: &Model,
+        project: &Project,
+        distributions: &[&dyn Distribution],
+    ) -> Result<Self, Vec<GraphError>> {
         let mut builder = Builder {
             graph: Self {
                 graph: DiGraph::new(),
@@ -29,6 +38,7 @@ impl Graph {
             },
             model,
             project,
+            distributions,
             states: Vec::new(),
             checks: Vec::new(),
             errors: Vec::new(),
@@ -44,6 +54,7 @@ struct Builder<'a> {
     graph: Graph,
     model: &'a Model,
     project: &'a Project,
+    distributions: &'a [&'a dyn Distribution],
     /// For each image, the state that it starts from and those after each of
     /// its layers.
     states: Vec<Vec<NodeId>>,
@@ -60,7 +71,14 @@ impl<'a> Builder<'a> {
         let mut top = match &image.origin {
             Origin::Image(index, layers) => self.states[*index][*layers],
             Origin::Bootstrap(bootstrap) => {
-                let description = describe::bootstrap(bootstrap, &image.machine);
+                let description = match base::find(self.distributions, &bootstrap.distribution) {
+                    Some(found) => describe::bootstrap(found, bootstrap, &image.machine),
+                    None => {
+                        let error = GraphErrorKind::Distribution(bootstrap.distribution.clone());
+                        self.errors.push(GraphError { span: image.origin_span, error });
+                        Description::default()
+                    }
+                };
                 let work = (Work::Bootstrap(bootstrap.clone()), Needs::Nothing);
                 self.push(image, format!("{}:base", image.name), work, None, description, image.origin_span)
             }

@@ -13,10 +13,10 @@ use vimg_lang::model::{
 };
 use vimg_lang::{FileRef, Span};
 
-use super::node::{BlobSource, CheckWork, GraphError, LayerWork, Needs};
+use super::node::{BlobSource, CheckWork, GraphError, GraphErrorKind, LayerWork, Needs};
+use crate::base::Distribution;
 use crate::digest::{Blob, Description};
 use crate::files::{FileError, Project};
-use crate::provider::debian;
 
 /// Raise when sealing or exporting gives another disk.
 const OUTPUT_BEHAVIOUR: u32 = 1;
@@ -28,17 +28,16 @@ const ARCHITECTURE: &str = "amd64";
 /// Raise when a check that passed may now fail.
 const CHECK_BEHAVIOUR: u32 = 1;
 
-pub(super) fn bootstrap(bootstrap: &Bootstrap, machine: &Machine) -> Description {
+pub(super) fn bootstrap(
+    distribution: &dyn Distribution,
+    bootstrap: &Bootstrap,
+    machine: &Machine,
+) -> Description {
     let mut d = Description::default();
     d.value("kind", "bootstrap");
-    d.value("bootstrap behaviour", debian::BEHAVIOUR);
+    d.value("bootstrap behaviour", distribution.behaviour());
     d.architecture(ARCHITECTURE);
-    d.value("distribution", &bootstrap.distribution);
-    d.value("suite", &bootstrap.suite);
-    if let Some(mirror) = &bootstrap.mirror {
-        d.value("mirror", mirror);
-    }
-    d.value("packages", bootstrap.packages.join(" "));
+    distribution.describe(bootstrap, &mut d);
     d.value("disk size", machine.disk);
     d
 }
@@ -356,7 +355,7 @@ impl Walk<'_> {
                 Content::File(file) | Content::Rendered(_, file) => file.to_string(),
                 Content::Text(_) => "script".to_owned(),
             };
-            self.errors.push(GraphError { span, error: FileError { file, why } });
+            self.errors.push(GraphError { span, error: GraphErrorKind::File(FileError { file, why }) });
             return None;
         }
         if self.project.goes_on(&script.content) {
@@ -385,7 +384,7 @@ impl Walk<'_> {
                     // It has the mode of its template.
                     Ok((_, mode)) => Some((blob, mode)),
                     Err(error) => {
-                        self.errors.push(GraphError { span, error });
+                        self.errors.push(GraphError { span, error: GraphErrorKind::File(error) });
                         None
                     }
                 }
@@ -402,7 +401,7 @@ impl Walk<'_> {
                 Some((blob, mode))
             }
             Err(error) => {
-                self.errors.push(GraphError { span, error });
+                self.errors.push(GraphError { span, error: GraphErrorKind::File(error) });
                 None
             }
         }
@@ -414,7 +413,7 @@ impl Walk<'_> {
         let manifest: Manifest = match self.project.tree(dir) {
             Ok(manifest) => manifest,
             Err(error) => {
-                self.errors.push(GraphError { span, error });
+                self.errors.push(GraphError { span, error: GraphErrorKind::File(error) });
                 return None;
             }
         };

@@ -148,7 +148,25 @@ pub struct GraphError {
     /// The place in the recipe.
     pub span: Span,
     /// The error.
-    pub error: FileError,
+    pub error: GraphErrorKind,
+}
+
+impl std::fmt::Display for GraphErrorKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(error) => write!(f, "`{}`: {}", error.file, error.why),
+            Self::Distribution(name) => write!(f, "unknown distribution `{name}`"),
+        }
+    }
+}
+
+/// What is wrong with a node.
+#[derive(Debug)]
+pub enum GraphErrorKind {
+    /// A file can't be read.
+    File(FileError),
+    /// No distribution has this name.
+    Distribution(String),
 }
 
 /// Returns the key that nodes above put into their descriptions.

@@ -21,6 +21,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 
 use super::child;
+use super::error::HostError;
 use super::namespaces::{self, Ids, Namespaces};
 
 /// The address of the namespace, in a network that no host has (RFC 5737).
@@ -319,6 +320,12 @@ pub struct Unreachable {
     pub message: String,
     /// What to do.
     pub help: String,
+}
+
+impl From<Unreachable> for HostError {
+    fn from(error: Unreachable) -> Self {
+        Self::new(format!("the network: {}", error.message)).help(error.help)
+    }
 }
 
 /// Writes a `resolv.conf` for use behind a gateway.

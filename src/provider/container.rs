@@ -23,15 +23,16 @@ use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::process::Child;
 use vimg_agent::protocol::{CAPABILITIES, Network};
-use vimg_lang::model::Forward;
 
 use super::qemu::{Disks, Monitor, Programs};
-use super::{AGENT, Ended, Instance, Launch, Place, ProviderError, gpt};
-use crate::host;
+use super::{Ended, Instance, Launch, Place};
+use crate::agent;
+use crate::disk::layout::Layout;
 use crate::host::cgroup::{self, Bounds, Group};
 use crate::host::child::{self, Tail};
 use crate::host::namespaces::{Ids, Namespaces};
 use crate::host::network::{self, Access, Gateway, WayOut};
+use crate::host::{self, HostError};
 
 mod mount;
 mod seccomp;
@@ -64,12 +65,12 @@ pub(super) struct Engine {
 impl Engine {
     /// Finds what is needed to run containers on disks of a store that only
     /// root owns (`owned`). The error says why containers are not possible.
-    pub(super) async fn allowed(owned: bool) -> Result<Self, ProviderError> {
+    pub(super) async fn allowed(owned: bool) -> Result<Self, HostError> {
         if !rustix::process::geteuid().is_root() {
-            return Err(ProviderError::new("only root may mount filesystems"));
+            return Err(HostError::new("only root may mount filesystems"));
         }
         if !owned {
-            return Err(ProviderError::new(
+            return Err(HostError::new(
                 "users other than root can write to the store or to a directory above it",
             )
             .help("fix the owner and mode of these directories, or use another store"));
@@ -78,11 +79,11 @@ impl Engine {
         // not contain.
         if let Some(most) = host::too_few_files() {
             let why = format!("this process may open only {most} files, fewer than a layer is allowed");
-            return Err(ProviderError::new(why).help("raise the hard limit: ulimit -Hn 4096"));
+            return Err(HostError::new(why).help("raise the hard limit: ulimit -Hn 4096"));
         }
         let find = |name: &str, package: &str| {
             host::find(name).ok_or_else(|| {
-                ProviderError::new(format!("`{name}` is not installed"))
+                HostError::new(format!("`{name}` is not installed"))
                     .help(format!("install it: apt-get install {package}"))
             })
         };
@@ -93,7 +94,7 @@ impl Engine {
                 .read(true)
                 .write(true)
                 .open(device)
-                .map_err(|e| ProviderError::new(format!("{device}: {e}")))?;
+                .map_err(|e| HostError::new(format!("{device}: {e}")))?;
         }
         // This fails where namespaces are forbidden.
         let users = Namespaces::new(Ids::System).ok();
@@ -104,7 +105,7 @@ impl Engine {
         }
         if !output.status.success() {
             let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            return Err(ProviderError::new(format!("can't create namespaces: {words}")));
+            return Err(HostError::new(format!("can't create namespaces: {words}")));
         }
         let text = String::from_utf8_lossy(&output.stdout);
         let version = text.split_whitespace().last().unwrap_or("unknown").to_owned();
@@ -139,7 +140,7 @@ fn maps_ids() -> bool {
 }
 
 /// Runs `bwrap --version` in a container, as a test.
-async fn try_bwrap(bwrap: &Path, users: Option<&Namespaces>) -> Result<std::process::Output, ProviderError> {
+async fn try_bwrap(bwrap: &Path, users: Option<&Namespaces>) -> Result<std::process::Output, HostError> {
     let mut command = host::command(bwrap);
     command
         .args(["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net", "--ro-bind", "/", "/"])
@@ -150,7 +151,7 @@ async fn try_bwrap(bwrap: &Path, users: Option<&Namespaces>) -> Result<std::proc
     if let Some(users) = users {
         users.enter(command.as_std_mut());
     }
-    command.output().await.map_err(|e| ProviderError::new(format!("can't run bwrap: {e}")))
+    command.output().await.map_err(|e| HostError::new(format!("can't run bwrap: {e}")))
 }
 
 /// A running container.
@@ -176,12 +177,11 @@ pub(super) async fn start(
     programs: &Programs,
     launch: &Launch,
     access: &Access,
-) -> Result<ContainerInstance, ProviderError> {
+) -> Result<ContainerInstance, HostError> {
     let scratch = &launch.scratch;
     let disks = Disks::new(programs, launch).await?;
-    let size = disks.size();
     let fail = |what: &'static str| {
-        move |e: io::Error| ProviderError::new(format!("can't start the container: {what}: {e}"))
+        move |e: io::Error| HostError::new(format!("can't start the container: {what}: {e}"))
     };
     let (shown, root) = (scratch.join("shown"), scratch.join("root"));
     File::create(&shown).map_err(fail("its disk"))?;
@@ -190,14 +190,14 @@ pub(super) async fn start(
     let connected = tokio::time::timeout(OPENING, Monitor::wait(scratch, "qmp", &mut daemon)).await;
     let Ok(Some(monitor)) = connected else {
         let words = child::last_words(&scratch.join(LOG));
-        return Err(ProviderError::new(format!("qemu-storage-daemon does not start: {words}")));
+        return Err(HostError::new(format!("qemu-storage-daemon does not start: {words}")));
     };
     let monitor = monitor?;
     // The export is visible in the daemon's mount namespace only.
-    let pid = daemon.id().ok_or_else(|| ProviderError::new("qemu-storage-daemon ended"))?;
+    let pid = daemon.id().ok_or_else(|| HostError::new("qemu-storage-daemon ended"))?;
     let seen = format!("/proc/{pid}/root{}", shown.display());
     let disk = File::options().read(true).write(true).open(&seen).map_err(fail("its disk"))?;
-    let (first, end) = (gpt::ROOT_START * gpt::SECTOR, gpt::root_end(size) * gpt::SECTOR);
+    let root_at = Layout::of_chain(&launch.chain).map_err(fail("its disk"))?.root;
     let mut users = match engine.mapped {
         true => {
             // If the host's network is used directly, it needs no namespace.
@@ -207,14 +207,14 @@ pub(super) async fn start(
         }
         false => None,
     };
-    let size = end - first;
+    let (first, size) = (root_at.start, root_at.end - root_at.start);
     let mount = |users: Option<Arc<Namespaces>>| {
         let disk = disk.try_clone();
         tokio::task::spawn_blocking(move || {
             mount::Mounted::new(&disk?, first, size, users.as_ref().map(|users| users.user()))
         })
     };
-    let broken = |e: tokio::task::JoinError| ProviderError::new(e.to_string());
+    let broken = |e: tokio::task::JoinError| HostError::new(e.to_string());
     let mut mounted = mount(users.clone()).await.map_err(broken)?;
     let mut way = engine.name();
     if mounted.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::Unsupported) && users.is_some() {
@@ -226,7 +226,7 @@ pub(super) async fn start(
     if mounted.has("boot/efi") {
         mounted.release();
         let _ = daemon.kill().await;
-        return Err(ProviderError::new("the image has a second filesystem, at /boot/efi"));
+        return Err(HostError::new("the image has a second filesystem, at /boot/efi"));
     }
     let gateway = match (launch.network && !access.reach.all, &users) {
         (false, _) => None,
@@ -241,7 +241,7 @@ pub(super) async fn start(
         (true, None) => Way::Host,
     };
     let (agent, mut bwrap) = spawn_agent(engine, &mounted, &root, network, &inside)?;
-    let err = bwrap.stderr.take().ok_or_else(|| ProviderError::new("bwrap ended"))?;
+    let err = bwrap.stderr.take().ok_or_else(|| HostError::new("bwrap ended"))?;
     Ok(ContainerInstance {
         agent: Some(agent),
         bwrap,
@@ -269,13 +269,8 @@ fn resolver(gateway: bool) -> Network {
 
 /// Starts the daemon that exports the disk, in its own mount namespace, which
 /// ends with it. No mount is left, however vimg ends.
-fn spawn_daemon(
-    engine: &Engine,
-    disks: &Disks,
-    launch: &Launch,
-    shown: &Path,
-) -> Result<Child, ProviderError> {
-    let fail = |e: io::Error| ProviderError::new(format!("can't run qemu-storage-daemon: {e}"));
+fn spawn_daemon(engine: &Engine, disks: &Disks, launch: &Launch, shown: &Path) -> Result<Child, HostError> {
+    let fail = |e: io::Error| HostError::new(format!("can't run qemu-storage-daemon: {e}"));
     let log = launch.scratch.join(LOG);
     let mut command = child::daemon(&engine.daemon, &launch.scratch, &log, false).map_err(fail)?;
     for node in disks.nodes(launch) {
@@ -342,10 +337,10 @@ fn spawn_agent(
     scratch: &Path,
     network: Way,
     inside: &Inside,
-) -> Result<(UnixStream, Child), ProviderError> {
-    let fail = |e: io::Error| ProviderError::new(format!("can't run bwrap: {e}"));
-    let filter = seccomp::filter().map_err(|e| ProviderError::new(format!("the seccomp filter: {e}")))?;
-    let (agent, filter) = (memory(AGENT).map_err(fail)?, memory(&filter).map_err(fail)?);
+) -> Result<(UnixStream, Child), HostError> {
+    let fail = |e: io::Error| HostError::new(format!("can't run bwrap: {e}"));
+    let filter = seccomp::filter().map_err(|e| HostError::new(format!("the seccomp filter: {e}")))?;
+    let (agent, filter) = (memory(agent::PROGRAM).map_err(fail)?, memory(&filter).map_err(fail)?);
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(fail)?;
     ours.set_nonblocking(true).map_err(fail)?;
     // If root inside is the host's root, its first process must not be a
@@ -376,7 +371,7 @@ fn spawn_agent(
     command.arg("--bind").arg(OsStr::from_bytes(STAGE.to_bytes())).arg("/");
     command.args(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/run"]);
     if copy.is_some() {
-        nodes(scratch).map_err(|e| ProviderError::new(format!("can't create device nodes: {e}")))?;
+        nodes(scratch).map_err(|e| HostError::new(format!("can't create device nodes: {e}")))?;
         for (name, ..) in NODES {
             command.arg("--dev-bind").arg(scratch.join(name)).arg(Path::new("/dev").join(name));
         }
@@ -489,7 +484,7 @@ impl ContainerInstance {
 impl Instance for ContainerInstance {
     type Channel = UnixStream;
 
-    fn way(&self) -> String {
+    fn runner(&self) -> String {
         self.way.clone()
     }
 
@@ -501,14 +496,14 @@ impl Instance for ContainerInstance {
         self.agent.take()
     }
 
-    async fn snapshot(&mut self, next: &Path) -> Result<(), ProviderError> {
+    async fn snapshot(&mut self, next: &Path) -> Result<(), HostError> {
         let full = self.host_is_full();
         let fail = |e: io::Error| {
-            let error = ProviderError::new(format!("can't write the layer to its disk: {e}"));
+            let error = HostError::new(format!("can't write the layer to its disk: {e}"));
             if full { error.help("the disk that holds the store is full") } else { error }
         };
         let mounted =
-            self.mounted.as_ref().ok_or_else(|| ProviderError::new("the container has already stopped"))?;
+            self.mounted.as_ref().ok_or_else(|| HostError::new("the container has already stopped"))?;
         self.disks.add(&mut self.monitor, next).await?;
         mounted.sync().map_err(fail)?;
         // Dropping it thaws the filesystem, whatever happens.
@@ -524,17 +519,6 @@ impl Instance for ContainerInstance {
 
     fn way_out(&self) -> WayOut {
         self.way_out.clone()
-    }
-
-    async fn forward(&mut self, _: &[Forward], _: &[Forward]) -> Result<(), ProviderError> {
-        Err(ProviderError::new("a container has no forwarded ports"))
-    }
-
-    fn leave(self) {}
-
-    async fn save_memory(self) -> Result<(), ProviderError> {
-        self.stop().await;
-        Err(ProviderError::new("a container can't have a memory snapshot"))
     }
 
     fn trim(&self) {
@@ -562,10 +546,6 @@ impl Instance for ContainerInstance {
 
     fn console_since(&self, seen: u64) -> (u64, Vec<u8>) {
         self.words.since(seen)
-    }
-
-    fn console(&self) -> String {
-        self.words.text()
     }
 
     async fn stop(mut self) {

@@ -1,19 +1,17 @@
 //! Chooses between the runners of this host: QEMU's machines and appliances,
 //! and containers where they are allowed.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use futures_util::future::BoxFuture;
 use tokio::sync::OnceCell;
-use vimg_lang::model::{DiskFormat, Forward};
+use vimg_lang::model::Forward;
 
 use super::container::{self, ContainerInstance, Engine};
 use super::qemu::{Accel, Kvm, Qemu, QemuInstance};
-use super::{
-    Created, Ended, Exported, Instance, Launch, Lines, Made, Place, Provider, ProviderError, Retargeted,
-    Source,
-};
+use super::{Ended, Instance, Launch, Place, Provider, Retargeted, Servers, Snapshots};
 use crate::host::network::WayOut;
+use crate::host::{HostError, Lines};
 
 /// How offline layers are applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +35,7 @@ pub struct Host {
     /// trusted.
     owned: bool,
     /// What runs containers, or why they are not possible.
-    engine: OnceCell<Result<Engine, ProviderError>>,
+    engine: OnceCell<Result<Engine, HostError>>,
 }
 
 impl Host {
@@ -47,13 +45,13 @@ impl Host {
         Self { choice, qemu, notice, owned: owned(store), engine: OnceCell::new() }
     }
 
-    async fn engine(&self) -> Result<&Engine, ProviderError> {
+    async fn engine(&self) -> Result<&Engine, HostError> {
         self.engine.get_or_init(|| Engine::allowed(self.owned)).await.as_ref().map_err(Clone::clone)
     }
 
     /// Returns what runs the offline layers of a launch in a container; `None`
     /// for an appliance.
-    async fn contained(&self, launch: &Launch) -> Result<Option<&Engine>, ProviderError> {
+    async fn contained(&self, launch: &Launch) -> Result<Option<&Engine>, HostError> {
         let Some(offline) = &launch.offline else { return Ok(None) };
         if self.choice == Choice::Qemu {
             return Ok(None);
@@ -64,7 +62,7 @@ impl Host {
             Err(e) if asked => {
                 let message = format!("containers don't work here: {}", e.message);
                 let help = e.help.unwrap_or_else(|| "use `--provider auto`".into());
-                return Err(ProviderError::new(message).help(help));
+                return Err(HostError::new(message).help(help));
             }
             Err(_) => return Ok(None),
         };
@@ -112,15 +110,7 @@ pub async fn isolation(store: &Path) -> Option<String> {
 impl Provider for Host {
     type Instance = HostInstance;
 
-    fn name(&self) -> String {
-        self.qemu.name()
-    }
-
-    async fn create(&self, source: &Source, dir: &Path, lines: &Lines) -> Result<Created, ProviderError> {
-        self.qemu.create(source, dir, lines).await
-    }
-
-    async fn launch(&self, launch: &Launch) -> Result<HostInstance, ProviderError> {
+    async fn launch(&self, launch: &Launch) -> Result<HostInstance, HostError> {
         if let Some(engine) = self.contained(launch).await? {
             let started =
                 container::start(engine, self.qemu.programs().await?, launch, self.qemu.access()).await;
@@ -136,35 +126,99 @@ impl Provider for Host {
         self.qemu.launch(launch).await.map(|i| HostInstance::Qemu(Box::new(i)))
     }
 
-    async fn prewarm(&self, launch: &Launch) -> Option<HostInstance> {
-        self.qemu.prewarm(launch).await.map(|i| HostInstance::Qemu(Box::new(i)))
+    fn snapshots(&self) -> Option<&dyn Snapshots<HostInstance>> {
+        Some(self)
     }
 
-    async fn retargeted(&self, launch: &Launch, fork: &HostInstance) -> Option<Retargeted> {
+    fn servers(&self) -> Option<&dyn Servers<HostInstance>> {
+        Some(self)
+    }
+}
+
+/// The error for a container where only a machine will do.
+fn no_machine<'a, T>() -> BoxFuture<'a, Result<T, HostError>>
+where
+    T: Send + 'a,
+{
+    Box::pin(std::future::ready(Err(HostError::new("a container has no memory snapshot and no ports"))))
+}
+
+impl Snapshots<HostInstance> for Host {
+    fn prewarm<'a>(&'a self, launch: &'a Launch) -> BoxFuture<'a, Option<HostInstance>> {
+        Box::pin(async { self.qemu.prewarm(launch).await.map(|i| HostInstance::Qemu(Box::new(i))) })
+    }
+
+    fn retargeted<'a>(
+        &'a self,
+        launch: &'a Launch,
+        fork: &'a HostInstance,
+    ) -> BoxFuture<'a, Option<Retargeted>> {
         match fork {
-            HostInstance::Qemu(fork) => self.qemu.retargeted(launch, fork).await,
+            HostInstance::Qemu(fork) => self.qemu.retargeted(launch, fork),
+            HostInstance::Container(_) => Box::pin(std::future::ready(None)),
+        }
+    }
+
+    fn can_save(&self, instance: &HostInstance) -> bool {
+        matches!(instance, HostInstance::Qemu(i) if self.qemu.can_save(i))
+    }
+
+    fn save(&self, instance: HostInstance) -> BoxFuture<'_, Result<(), HostError>> {
+        match instance {
+            HostInstance::Qemu(i) => self.qemu.save(*i),
+            HostInstance::Container(_) => no_machine(),
+        }
+    }
+
+    fn boot_reason(&self, instance: &HostInstance) -> Option<String> {
+        match instance {
+            HostInstance::Qemu(i) => self.qemu.boot_reason(i),
             HostInstance::Container(_) => None,
         }
     }
 
-    async fn find(&self, scratch: &Path) -> Result<Option<HostInstance>, ProviderError> {
-        Ok(self.qemu.find(scratch).await?.map(|i| HostInstance::Qemu(Box::new(i))))
+    fn pause<'a>(&'a self, instance: &'a mut HostInstance) -> BoxFuture<'a, Result<(), HostError>> {
+        match instance {
+            HostInstance::Qemu(i) => self.qemu.pause(i),
+            HostInstance::Container(_) => no_machine(),
+        }
     }
 
-    async fn alike(&self, below: &[PathBuf], a: &Made, b: &Made) -> bool {
-        self.qemu.alike(below, a, b).await
+    fn resume<'a>(&'a self, instance: &'a mut HostInstance) -> BoxFuture<'a, Result<(), HostError>> {
+        match instance {
+            HostInstance::Qemu(i) => self.qemu.resume(i),
+            HostInstance::Container(_) => no_machine(),
+        }
     }
 
-    async fn flatten(&self, chain: &[PathBuf], to: &Path) -> Result<(), ProviderError> {
-        self.qemu.flatten(chain, to).await
+    fn distrust(&self, instance: &mut HostInstance) {
+        if let HostInstance::Qemu(i) = instance {
+            self.qemu.distrust(i);
+        }
+    }
+}
+
+impl Servers<HostInstance> for Host {
+    fn find<'a>(&'a self, scratch: &'a Path) -> BoxFuture<'a, Result<Option<HostInstance>, HostError>> {
+        Box::pin(async { Ok(self.qemu.find(scratch).await?.map(|i| HostInstance::Qemu(Box::new(i)))) })
     }
 
-    async fn export(&self, chain: &[PathBuf], format: DiskFormat, to: &Path) -> Result<(), ProviderError> {
-        self.qemu.export(chain, format, to).await
+    fn forward<'a>(
+        &'a self,
+        server: &'a mut HostInstance,
+        before: &'a [Forward],
+        after: &'a [Forward],
+    ) -> BoxFuture<'a, Result<(), HostError>> {
+        match server {
+            HostInstance::Qemu(i) => Servers::forward(&self.qemu, i, before, after),
+            HostInstance::Container(_) => no_machine(),
+        }
     }
 
-    async fn revise(&self, chain: &[PathBuf], earlier: &Exported, copies: Vec<File>) -> Option<Vec<File>> {
-        self.qemu.revise(chain, earlier, copies).await
+    fn leave(&self, server: HostInstance) {
+        if let HostInstance::Qemu(i) = server {
+            Servers::leave(&self.qemu, *i);
+        }
     }
 }
 
@@ -176,133 +230,56 @@ pub enum HostInstance {
     Container(Box<ContainerInstance>),
 }
 
+/// Calls a method of the instance, whichever it is.
+macro_rules! either {
+    ($instance:expr, $i:ident => $call:expr) => {
+        match $instance {
+            HostInstance::Qemu($i) => $call,
+            HostInstance::Container($i) => $call,
+        }
+    };
+}
+
 impl Instance for HostInstance {
     type Channel = tokio::net::UnixStream;
 
-    fn way(&self) -> String {
-        match self {
-            Self::Qemu(i) => i.way(),
-            Self::Container(i) => i.way(),
-        }
+    fn runner(&self) -> String {
+        either!(self, i => i.runner())
     }
 
     fn place(&self) -> Place {
-        match self {
-            Self::Qemu(i) => i.place(),
-            Self::Container(i) => i.place(),
-        }
+        either!(self, i => i.place())
     }
 
     fn channel(&mut self) -> Option<Self::Channel> {
-        match self {
-            Self::Qemu(i) => i.channel(),
-            Self::Container(i) => i.channel(),
-        }
+        either!(self, i => i.channel())
     }
 
-    async fn snapshot(&mut self, next: &Path) -> Result<(), ProviderError> {
-        match self {
-            Self::Qemu(i) => i.snapshot(next).await,
-            Self::Container(i) => i.snapshot(next).await,
-        }
-    }
-
-    fn guards_disk(&self) -> bool {
-        matches!(self, Self::Container(_))
-    }
-
-    fn way_out(&self) -> WayOut {
-        match self {
-            Self::Qemu(i) => i.way_out(),
-            Self::Container(i) => i.way_out(),
-        }
-    }
-
-    fn trim(&self) {
-        match self {
-            Self::Qemu(i) => i.trim(),
-            Self::Container(i) => i.trim(),
-        }
-    }
-
-    fn can_save_memory(&self) -> bool {
-        matches!(self, Self::Qemu(i) if i.can_save_memory())
-    }
-
-    fn boot_reason(&self) -> Option<&str> {
-        match self {
-            Self::Qemu(i) => i.boot_reason(),
-            Self::Container(_) => None,
-        }
-    }
-
-    async fn pause(&mut self) -> Result<(), ProviderError> {
-        match self {
-            Self::Qemu(i) => i.pause().await,
-            Self::Container(i) => i.pause().await,
-        }
-    }
-
-    async fn resume(&mut self) -> Result<(), ProviderError> {
-        match self {
-            Self::Qemu(i) => i.resume().await,
-            Self::Container(i) => i.resume().await,
-        }
-    }
-
-    async fn save_memory(self) -> Result<(), ProviderError> {
-        match self {
-            Self::Qemu(i) => i.save_memory().await,
-            Self::Container(i) => i.save_memory().await,
-        }
-    }
-
-    fn distrust(&mut self) {
-        match self {
-            Self::Qemu(i) => i.distrust(),
-            Self::Container(i) => i.distrust(),
-        }
+    async fn snapshot(&mut self, next: &Path) -> Result<(), HostError> {
+        either!(self, i => i.snapshot(next).await)
     }
 
     async fn ended(&mut self) -> Ended {
-        match self {
-            Self::Qemu(i) => i.ended().await,
-            Self::Container(i) => i.ended().await,
-        }
+        either!(self, i => i.ended().await)
     }
 
     fn console_since(&self, seen: u64) -> (u64, Vec<u8>) {
-        match self {
-            Self::Qemu(i) => i.console_since(seen),
-            Self::Container(i) => i.console_since(seen),
-        }
-    }
-
-    fn console(&self) -> String {
-        match self {
-            Self::Qemu(i) => i.console(),
-            Self::Container(i) => i.console(),
-        }
-    }
-
-    async fn forward(&mut self, before: &[Forward], after: &[Forward]) -> Result<(), ProviderError> {
-        match self {
-            Self::Qemu(i) => i.forward(before, after).await,
-            Self::Container(i) => i.forward(before, after).await,
-        }
-    }
-
-    fn leave(self) {
-        match self {
-            Self::Qemu(i) => i.leave(),
-            Self::Container(i) => i.leave(),
-        }
+        either!(self, i => i.console_since(seen))
     }
 
     async fn stop(self) {
-        match self {
-            Self::Qemu(i) => i.stop().await,
-            Self::Container(i) => i.stop().await,
-        }
+        either!(self, i => i.stop().await)
+    }
+
+    fn guards_disk(&self) -> bool {
+        either!(self, i => i.guards_disk())
+    }
+
+    fn way_out(&self) -> WayOut {
+        either!(self, i => i.way_out())
+    }
+
+    fn trim(&self) {
+        either!(self, i => i.trim())
     }
 }

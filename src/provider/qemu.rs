@@ -1,29 +1,25 @@
 //! QEMU on this host: x86_64, with KVM where it works and TCG elsewhere.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
-
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures_util::future::BoxFuture;
+use serde_json::json;
 use tokio::sync::OnceCell;
-use vimg_lang::model::{DiskFormat, Machine};
+use vimg_lang::model::{Forward, Machine};
 
-use super::{
-    Created, Exported, Launch, Lines, Made, OFFLINE_MEMORY, Provider, ProviderError, Retargeted, Source,
-    debian, difference,
-};
+use super::{Launch, OFFLINE_MEMORY, Provider, Retargeted, Servers, Snapshots};
 use crate::host::network::Access;
-use crate::qcow2;
+use crate::host::{HostError, Lines};
 
 mod programs;
 mod args;
-mod image;
 mod qmp;
 mod disks;
+mod hang;
 mod snapshot;
 mod retarget;
 mod snapshots;
-mod hang;
 mod instance;
 mod save;
 mod appliance;
@@ -32,7 +28,6 @@ mod machine;
 mod probe;
 
 pub(super) use disks::{Disks, Monitor};
-pub use image::sha256_of;
 pub use instance::QemuInstance;
 pub use probe::Kvm;
 use programs::Rig;
@@ -88,17 +83,17 @@ impl Qemu {
 
     /// Returns programs, accelerator and network access for a machine with this
     /// kernel.
-    async fn rig(&self, kernel: Option<&Path>) -> Result<Rig<'_>, ProviderError> {
+    async fn rig(&self, kernel: Option<&Path>) -> Result<Rig<'_>, HostError> {
         let (programs, accel) = (self.programs().await?, self.accel(kernel).await?);
         Ok(Rig { programs, accel, access: &self.access })
     }
 
-    pub(super) async fn programs(&self) -> Result<&Programs, ProviderError> {
-        self.programs.get_or_try_init(|| Programs::find_knowing(&self.probes)).await
+    pub(super) async fn programs(&self) -> Result<&Programs, HostError> {
+        self.programs.get_or_try_init(|| Programs::find(Some(&self.probes))).await
     }
 
     /// Returns the accelerator. Prints once why it is not KVM.
-    async fn accel(&self, kernel: Option<&Path>) -> Result<Accel, ProviderError> {
+    async fn accel(&self, kernel: Option<&Path>) -> Result<Accel, HostError> {
         let accel = self.accel_quietly(kernel).await?;
         if let Some(why) = self.why.lock().unwrap_or_else(PoisonError::into_inner).take() {
             (self.notice)(&why);
@@ -106,12 +101,12 @@ impl Qemu {
         Ok(accel)
     }
 
-    async fn rig_of(&self, launch: &Launch) -> Result<Rig<'_>, ProviderError> {
+    async fn rig_of(&self, launch: &Launch) -> Result<Rig<'_>, HostError> {
         self.rig(launch.boot.as_ref().map(|(kernel, _)| kernel.as_path())).await
     }
 
     /// Returns the accelerator without printing anything.
-    pub(super) async fn accel_quietly(&self, kernel: Option<&Path>) -> Result<Accel, ProviderError> {
+    pub(super) async fn accel_quietly(&self, kernel: Option<&Path>) -> Result<Accel, HostError> {
         let tell = |text: String| {
             *self.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
         };
@@ -143,38 +138,7 @@ pub fn kvm_report(programs: &Programs, probes: &Path) -> Kvm {
 impl Provider for Qemu {
     type Instance = QemuInstance;
 
-    fn name(&self) -> String {
-        self.programs.get().map_or_else(|| "qemu".into(), |p| format!("qemu {}", p.version))
-    }
-
-    async fn create(&self, source: &Source, dir: &Path, lines: &Lines) -> Result<Created, ProviderError> {
-        let programs = self.programs().await?;
-        let disk = dir.join("disk.qcow2");
-        match source {
-            Source::Bootstrap(bootstrap, size) => {
-                let made = debian::bootstrap(bootstrap, *size, dir, &self.access, lines).await?;
-                image::convert(
-                    programs,
-                    &[image::raw(&made.disk)],
-                    DiskFormat::Qcow2,
-                    image::Compress::No,
-                    &disk,
-                )
-                .await?;
-                let _ = std::fs::remove_file(&made.disk);
-                Ok(Created { disk, boot: Some((made.kernel, made.initrd)), modules: Some(made.modules) })
-            }
-            Source::Import(path, sha256) => {
-                image::check_import(path, sha256).await?;
-                let source = if qcow2::is_qcow2(path) { image::standalone(path) } else { image::raw(path) };
-                image::convert(programs, &[source], DiskFormat::Qcow2, image::Compress::No, &disk).await?;
-                let _ = std::fs::remove_file(path);
-                Ok(Created { disk, boot: None, modules: None })
-            }
-        }
-    }
-
-    async fn launch(&self, launch: &Launch) -> Result<QemuInstance, ProviderError> {
+    async fn launch(&self, launch: &Launch) -> Result<QemuInstance, HostError> {
         // An offline layer uses an appliance. The kernel comes from the base;
         // an imported disk has none, and its machine boots instead.
         if let Some(offline) = &launch.offline
@@ -194,44 +158,70 @@ impl Provider for Qemu {
         machine::start(rig, launch, &self.snapshots, &self.notice).await
     }
 
-    async fn prewarm(&self, launch: &Launch) -> Option<QemuInstance> {
-        machine::prewarm(self.rig_of(launch).await.ok()?, launch, &self.snapshots).await
+    fn snapshots(&self) -> Option<&dyn Snapshots<QemuInstance>> {
+        Some(self)
     }
 
-    async fn retargeted(&self, launch: &Launch, fork: &QemuInstance) -> Option<Retargeted> {
-        machine::retarget_fork(self.rig_of(launch).await.ok()?, launch, fork).await
+    fn servers(&self) -> Option<&dyn Servers<QemuInstance>> {
+        Some(self)
     }
+}
 
-    async fn find(&self, scratch: &Path) -> Result<Option<QemuInstance>, ProviderError> {
-        QemuInstance::find(self.programs().await?, scratch, &self.access).await
-    }
-
-    async fn alike(&self, below: &[PathBuf], a: &Made, b: &Made) -> bool {
-        // Reading disks blocks the thread.
-        let (below, a, b) = (below.to_vec(), a.clone(), b.clone());
-        let alike = tokio::task::spawn_blocking(move || difference::alike(&below, &a, &b)).await;
-        matches!(alike, Ok(Ok(true)))
-    }
-
-    async fn flatten(&self, chain: &[PathBuf], to: &Path) -> Result<(), ProviderError> {
-        image::convert(
-            self.programs().await?,
-            &image::qcow2s(chain),
-            DiskFormat::Qcow2,
-            image::Compress::No,
-            to,
+impl Snapshots<QemuInstance> for Qemu {
+    fn prewarm<'a>(&'a self, launch: &'a Launch) -> BoxFuture<'a, Option<QemuInstance>> {
+        Box::pin(
+            async move { machine::prewarm(self.rig_of(launch).await.ok()?, launch, &self.snapshots).await },
         )
-        .await
     }
 
-    async fn export(&self, chain: &[PathBuf], format: DiskFormat, to: &Path) -> Result<(), ProviderError> {
-        image::convert(self.programs().await?, &image::qcow2s(chain), format, image::Compress::Yes, to).await
+    fn retargeted<'a>(
+        &'a self,
+        launch: &'a Launch,
+        fork: &'a QemuInstance,
+    ) -> BoxFuture<'a, Option<Retargeted>> {
+        Box::pin(async move { machine::retarget_fork(self.rig_of(launch).await.ok()?, launch, fork).await })
     }
 
-    async fn revise(&self, chain: &[PathBuf], earlier: &Exported, copies: Vec<File>) -> Option<Vec<File>> {
-        // Reading disks blocks the thread.
-        let (chain, earlier) = (chain.to_vec(), earlier.clone());
-        let revise = move || difference::revise(&chain, &earlier, &copies).map(|()| copies);
-        tokio::task::spawn_blocking(revise).await.ok()?.ok()
+    fn can_save(&self, instance: &QemuInstance) -> bool {
+        instance.pending.is_some()
+    }
+
+    fn save(&self, instance: QemuInstance) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(save::save(instance))
+    }
+
+    fn boot_reason(&self, instance: &QemuInstance) -> Option<String> {
+        instance.pending.as_ref()?.why.clone()
+    }
+
+    fn pause<'a>(&'a self, instance: &'a mut QemuInstance) -> BoxFuture<'a, Result<(), HostError>> {
+        Box::pin(async move { instance.execute("stop", json!({})).await.map(|_| ()) })
+    }
+
+    fn resume<'a>(&'a self, instance: &'a mut QemuInstance) -> BoxFuture<'a, Result<(), HostError>> {
+        Box::pin(instance.go_on())
+    }
+
+    fn distrust(&self, instance: &mut QemuInstance) {
+        instance.distrust();
+    }
+}
+
+impl Servers<QemuInstance> for Qemu {
+    fn find<'a>(&'a self, scratch: &'a Path) -> BoxFuture<'a, Result<Option<QemuInstance>, HostError>> {
+        Box::pin(async move { QemuInstance::find(self.programs().await?, scratch, &self.access).await })
+    }
+
+    fn forward<'a>(
+        &'a self,
+        server: &'a mut QemuInstance,
+        before: &'a [Forward],
+        after: &'a [Forward],
+    ) -> BoxFuture<'a, Result<(), HostError>> {
+        Box::pin(server.forward(before, after))
+    }
+
+    fn leave(&self, server: QemuInstance) {
+        server.leave();
     }
 }

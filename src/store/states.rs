@@ -19,7 +19,7 @@ use super::record::{DiskKind, Identity, Origin, Record, SCHEMA, StateId};
 use super::replace::{remove, sync};
 use super::staging::Staging;
 use crate::digest::{Blob, Digest, Key};
-use crate::qcow2;
+use crate::disk::qcow2;
 
 /// An open store.
 #[derive(Debug, Clone)]

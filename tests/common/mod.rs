@@ -11,12 +11,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use vimg::provider::{
-    Created, Ended, Exported, Instance, Launch, Lines, Made, Place, Provider, ProviderError, Source,
-};
+use vimg::base::{Base, Distribution, Wanted};
+use vimg::disk::{DiskTool, Exported, Made};
+use vimg::host::HostError;
+use vimg::provider::{Ended, Instance, Launch, Place, Provider};
 use vimg_agent::protocol::{self, Apply, Blob, Digest, Frame, FromAgent, Manifest, Node, Primitive, ToAgent};
-use vimg_lang::model::{DiskFormat, Forward};
+use vimg_lang::model::DiskFormat;
 
 pub(crate) type State = BTreeMap<String, String>;
 
@@ -75,21 +77,7 @@ fn write_state(path: &Path, state: &State) {
 impl Provider for Fake {
     type Instance = FakeInstance;
 
-    fn name(&self) -> String {
-        "fake".into()
-    }
-
-    async fn create(&self, source: &Source, dir: &Path, _: &Lines) -> Result<Created, ProviderError> {
-        let disk = dir.join("disk.qcow2");
-        let base = match source {
-            Source::Bootstrap(bootstrap, size) => format!("{bootstrap:?} {size}"),
-            Source::Import(path, _) => String::from_utf8_lossy(&std::fs::read(path).unwrap()).into_owned(),
-        };
-        write_state(&disk, &State::from([("base".to_owned(), base)]));
-        Ok(Created { disk, boot: None, modules: None })
-    }
-
-    async fn launch(&self, launch: &Launch) -> Result<FakeInstance, ProviderError> {
+    async fn launch(&self, launch: &Launch) -> Result<FakeInstance, HostError> {
         self.launches.fetch_add(1, Ordering::Relaxed);
         let state = Arc::new(Mutex::new(read_state(launch.chain.last().unwrap())));
         let (host, guest) = tokio::io::duplex(1 << 20);
@@ -116,26 +104,44 @@ impl Provider for Fake {
         }
         Ok(FakeInstance { channel: Some(host), state, overlay: launch.overlay.clone(), place, hangs })
     }
+}
 
-    async fn find(&self, _: &Path) -> Result<Option<FakeInstance>, ProviderError> {
-        Ok(None)
+impl DiskTool for Fake {
+    fn name(&self) -> String {
+        "fake".into()
     }
 
-    async fn alike(&self, _: &[PathBuf], a: &Made, b: &Made) -> bool {
-        read_state(&a.disk) == read_state(&b.disk)
+    fn import<'a>(&'a self, disk: &'a Path, to: &'a Path) -> BoxFuture<'a, Result<(), HostError>> {
+        let base = String::from_utf8_lossy(&std::fs::read(disk).unwrap()).into_owned();
+        write_state(to, &State::from([("base".to_owned(), base)]));
+        Box::pin(std::future::ready(Ok(())))
     }
 
-    async fn flatten(&self, chain: &[PathBuf], to: &Path) -> Result<(), ProviderError> {
+    fn flatten<'a>(&'a self, chain: &'a [PathBuf], to: &'a Path) -> BoxFuture<'a, Result<(), HostError>> {
         std::fs::copy(chain.last().unwrap(), to).unwrap();
-        Ok(())
+        Box::pin(std::future::ready(Ok(())))
     }
 
-    async fn export(&self, chain: &[PathBuf], format: DiskFormat, to: &Path) -> Result<(), ProviderError> {
+    fn export<'a>(
+        &'a self,
+        chain: &'a [PathBuf],
+        format: DiskFormat,
+        to: &'a Path,
+    ) -> BoxFuture<'a, Result<(), HostError>> {
         write_state(to, &exported(chain, format));
-        Ok(())
+        Box::pin(std::future::ready(Ok(())))
     }
 
-    async fn revise(&self, chain: &[PathBuf], earlier: &Exported, copies: Vec<File>) -> Option<Vec<File>> {
+    fn alike<'a>(&'a self, _: &'a [PathBuf], a: &'a Made, b: &'a Made) -> BoxFuture<'a, bool> {
+        Box::pin(std::future::ready(read_state(&a.disk) == read_state(&b.disk)))
+    }
+
+    fn revise<'a>(
+        &'a self,
+        chain: &'a [PathBuf],
+        earlier: &'a Exported,
+        copies: Vec<File>,
+    ) -> BoxFuture<'a, Option<Vec<File>>> {
         let [now, before] = [chain, &earlier.chain].map(|chain| exported(chain, DiskFormat::Qcow2));
         for copy in &copies {
             let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
@@ -143,7 +149,37 @@ impl Provider for Fake {
             write_state(Path::new(&path), &now);
         }
         self.revised.fetch_add(1, Ordering::SeqCst);
-        Some(copies)
+        Box::pin(std::future::ready(Some(copies)))
+    }
+}
+
+/// A distribution whose disks say what was asked for.
+pub(crate) struct FakeDebian;
+
+/// The distributions of these tests.
+pub(crate) static DISTRIBUTIONS: &[&dyn Distribution] = &[&FakeDebian];
+
+impl Distribution for FakeDebian {
+    fn name(&self) -> &'static str {
+        "debian"
+    }
+
+    fn suites(&self) -> &'static [&'static str] {
+        &["bookworm", "trixie"]
+    }
+
+    fn behaviour(&self) -> u32 {
+        1
+    }
+
+    fn missing(&self) -> Option<HostError> {
+        None
+    }
+
+    fn make<'a>(&'a self, wanted: Wanted<'a>) -> BoxFuture<'a, Result<Base, HostError>> {
+        let disk = wanted.dir.join("base");
+        std::fs::write(&disk, format!("{:?} {}", wanted.bootstrap, wanted.size)).unwrap();
+        Box::pin(std::future::ready(Ok(Base { disk, boot: None, modules: None })))
     }
 }
 
@@ -156,7 +192,7 @@ fn exported(chain: &[PathBuf], format: DiskFormat) -> State {
 impl Instance for FakeInstance {
     type Channel = DuplexStream;
 
-    fn way(&self) -> String {
+    fn runner(&self) -> String {
         "fake".into()
     }
 
@@ -168,7 +204,7 @@ impl Instance for FakeInstance {
         self.channel.take()
     }
 
-    async fn snapshot(&mut self, next: &Path) -> Result<(), ProviderError> {
+    async fn snapshot(&mut self, next: &Path) -> Result<(), HostError> {
         write_state(&self.overlay, &self.state.lock().unwrap());
         self.overlay = next.to_owned();
         Ok(())
@@ -184,20 +220,6 @@ impl Instance for FakeInstance {
     fn console_since(&self, _: u64) -> (u64, Vec<u8>) {
         (0, Vec::new())
     }
-
-    fn console(&self) -> String {
-        String::new()
-    }
-
-    async fn save_memory(self) -> Result<(), ProviderError> {
-        Err(ProviderError::new("no memory"))
-    }
-
-    async fn forward(&mut self, _: &[Forward], _: &[Forward]) -> Result<(), ProviderError> {
-        Ok(())
-    }
-
-    fn leave(self) {}
 
     async fn stop(self) {}
 }

@@ -41,7 +41,7 @@ pub(super) fn convert<'a>(chain: impl Iterator<Item = &'a PathBuf>, format: &str
 fn files_on(disk: &Path) -> BTreeMap<String, String> {
     use std::os::unix::fs::MetadataExt;
     let dir = tempfile::tempdir().unwrap();
-    // The third partition; the layout is in src/provider/gpt.rs.
+    // The third partition; the layout is in src/disk/gpt.rs.
     let options = format!("loop,ro,noload,offset={}", (2048 + 131_072) * 512);
     let mounted = Command::new("mount").args(["-o", &options]).arg(disk).arg(dir.path()).status();
     assert!(mounted.unwrap().success());

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::diagnostic::Diagnostic;
+use crate::schema::KnownDistribution;
 use crate::source::{FileRef, Files, SourceId, Sources};
 use crate::template::Renderer;
 use crate::value::Value;
@@ -20,6 +21,8 @@ pub struct Request<'a> {
     /// The name of an image for which the model also gets a clean rebuild, named
     /// [`rebuilt_name`].
     pub rebuilt: Option<&'a str>,
+    /// The distributions that `bootstrap` can name.
+    pub distributions: &'a [KnownDistribution],
 }
 
 /// The name of the clean rebuild of an image.
@@ -33,6 +36,7 @@ pub(super) type Vars = BTreeMap<String, Value>;
 /// Converts declarations to the model.
 pub(super) struct Elaborator<'a> {
     pub(super) files: &'a dyn Files,
+    pub(super) distributions: &'a [KnownDistribution],
     pub(super) sources: &'a mut Sources,
     pub(super) out: Vec<Diagnostic>,
     pub(super) renderer: Renderer,

@@ -10,7 +10,7 @@ use crate::diagnostic::{Code, Diagnostic, MOST};
 use crate::model::{Bootstrap, DiskFormat, Image, Machine, Model, Origin, Output};
 use crate::resolve::{At, Declarations};
 use crate::source::{FileKind, FileRef, Span};
-use crate::syntax::Arg;
+use crate::syntax::{Arg, Scalar};
 use crate::template::Scope;
 use crate::value;
 
@@ -168,6 +168,7 @@ impl Elaborator<'_> {
         }
         packages.sort();
         packages.dedup();
+        self.suite_of(node);
         let text = |name: &str| node.node.prop(name);
         let bootstrap = Bootstrap {
             distribution: node.name().to_owned(),
@@ -176,6 +177,20 @@ impl Elaborator<'_> {
             packages,
         };
         (Origin::Bootstrap(bootstrap), node.head())
+    }
+
+    /// Checks that a suite is one of its distribution.
+    fn suite_of(&mut self, node: At) {
+        let suites = self.distributions.iter().find(|known| known.name == node.name());
+        let suites = suites.map_or(&[][..], |known| known.suites);
+        if let Some(arg) = node.node.prop("suite")
+            && let Scalar::String(suite) = &arg.value
+            && !suites.contains(&suite.as_str())
+        {
+            let message = format!("`{}` has no suite `{suite}`", node.name());
+            let diagnostic = Diagnostic::error(Code::InvalidValue, node.span(&arg.range), message);
+            self.out.push(diagnostic.suggest(suite, suites.iter().copied()));
+        }
     }
 
     pub(super) fn machine(&mut self, at: At, derived: bool, machine: &mut Machine, scope: &Scope) {

@@ -16,9 +16,11 @@ use super::disks::Disks;
 use super::instance::{QemuInstance, Start, way_out};
 use super::programs::{Accel, Rig};
 use super::snapshot::{self, Snapshot};
+use crate::agent;
+use crate::host::HostError;
+use crate::host::Lines;
 use crate::host::network::WayOut;
-use crate::provider::ProviderError;
-use crate::provider::{AGENT, Instance, Launch, Lines, Offline, Place, initramfs};
+use crate::provider::{Instance, Launch, Offline, Place};
 
 /// Timeout for the boot of an appliance; under emulation it takes about three
 /// seconds.
@@ -36,11 +38,11 @@ pub(super) async fn start(
     offline: &Offline,
     appliances: &Path,
     notice: &Lines,
-) -> Result<QemuInstance, ProviderError> {
+) -> Result<QemuInstance, HostError> {
     let (kernel, modules) = offline
         .appliance
         .as_ref()
-        .ok_or_else(|| ProviderError::new("there is no kernel to run an appliance with"))?;
+        .ok_or_else(|| HostError::new("there is no kernel to run an appliance with"))?;
     let network = launch.network.then(|| Network { resolv_conf: format!("nameserver {}\n", card::RESOLVER) });
     let way = |how: &str| format!("qemu {} {}, appliance{how}", rig.programs.version, rig.accel.name());
     let dir = appliances.join(name(rig, kernel, modules));
@@ -52,10 +54,10 @@ pub(super) async fn start(
         if !snapshot.is_there() {
             // One task of one process makes the snapshot; the others wait.
             std::fs::create_dir_all(appliances)
-                .map_err(|e| ProviderError::new(format!("{}: {e}", appliances.display())))?;
+                .map_err(|e| HostError::new(format!("{}: {e}", appliances.display())))?;
             let _lock = snapshot::exclusive(&dir.with_extension("lock"))
                 .await
-                .map_err(|e| ProviderError::new(format!("{}: {e}", appliances.display())))?;
+                .map_err(|e| HostError::new(format!("{}: {e}", appliances.display())))?;
             if !snapshot.is_there() {
                 make(rig, kernel, modules, &dir, &launch.scratch).await?;
             }
@@ -83,7 +85,7 @@ fn name(rig: Rig<'_>, kernel: &Path, modules: &Path) -> String {
     for file in [kernel, modules] {
         d.value("file", file.file_name().unwrap_or_default().to_string_lossy());
     }
-    d.content("agent", crate::digest::Digest::of(AGENT));
+    d.content("agent", crate::digest::Digest::of(agent::PROGRAM));
     d.value("arguments", arguments(rig.accel, Path::new("memory"), false, false).join(" "));
     d.value("boot", args::appliance_boot(rig.accel, Path::new("k"), Path::new("i")).join(" "));
     d.key().short()
@@ -104,11 +106,11 @@ async fn make(
     modules: &Path,
     dir: &Path,
     scratch: &Path,
-) -> Result<(), ProviderError> {
-    let fail = |e: std::io::Error| ProviderError::new(format!("can't save the appliance: {e}"));
+) -> Result<(), HostError> {
+    let fail = |e: std::io::Error| HostError::new(format!("can't save the appliance: {e}"));
     let new = Snapshot::new(scratch.join("snapshot")).map_err(fail)?;
     let initrd = scratch.join("appliance.cpio");
-    std::fs::write(&initrd, initrd_of(modules).map_err(fail)?).map_err(fail)?;
+    std::fs::write(&initrd, agent::initramfs(&std::fs::read(modules).map_err(fail)?)).map_err(fail)?;
     let mut all = arguments(rig.accel, &new.memory(), false, false);
     all.extend(args::appliance_boot(rig.accel, kernel, &initrd));
     let start = Start {
@@ -121,9 +123,9 @@ async fn make(
         keeper: None,
     };
     let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
-    tokio::time::timeout(BOOT, instance.agent_opens()).await.map_err(|_| {
-        ProviderError::new(format!("the appliance did not start within {} s", BOOT.as_secs()))
-    })??;
+    tokio::time::timeout(BOOT, instance.agent_opens())
+        .await
+        .map_err(|_| HostError::new(format!("the appliance did not start within {} s", BOOT.as_secs())))??;
     new.save(&mut instance, scratch).await?;
     instance.stop().await;
     new.shrink().await;
@@ -140,7 +142,7 @@ async fn fork(
     way: String,
     place: Place,
     way_out: WayOut,
-) -> Result<QemuInstance, ProviderError> {
+) -> Result<QemuInstance, HostError> {
     let disks = Disks::new(rig.programs, launch).await?;
     let mut all = arguments(rig.accel, &snapshot.memory(), true, launch.network);
     all.extend(args::disks(&disks.nodes(launch)));
@@ -165,10 +167,10 @@ async fn cold(
     way: String,
     place: Place,
     way_out: WayOut,
-) -> Result<QemuInstance, ProviderError> {
-    let fail = |e: std::io::Error| ProviderError::new(format!("can't start the appliance: {e}"));
+) -> Result<QemuInstance, HostError> {
+    let fail = |e: std::io::Error| HostError::new(format!("can't start the appliance: {e}"));
     let initrd = launch.scratch.join("appliance.cpio");
-    std::fs::write(&initrd, initrd_of(modules).map_err(fail)?).map_err(fail)?;
+    std::fs::write(&initrd, agent::initramfs(&std::fs::read(modules).map_err(fail)?)).map_err(fail)?;
     let memory = launch.scratch.join("memory");
     let disks = Disks::new(rig.programs, launch).await?;
     // A private mapping: the memory of a layer is never written to disk.
@@ -177,16 +179,8 @@ async fn cold(
     all.extend(args::direct(rig.accel, kernel, &initrd));
     let start = Start { scratch: &launch.scratch, disks, way, place, yields: false, way_out, keeper: None };
     let mut instance = QemuInstance::start(rig.programs, &all, start).await?;
-    tokio::time::timeout(BOOT, instance.agent_opens()).await.map_err(|_| {
-        ProviderError::new(format!("the appliance did not start within {} s", BOOT.as_secs()))
-    })??;
+    tokio::time::timeout(BOOT, instance.agent_opens())
+        .await
+        .map_err(|_| HostError::new(format!("the appliance did not start within {} s", BOOT.as_secs())))??;
     Ok(instance)
-}
-
-/// Makes an initramfs of the agent as `/init` and the modules. The kernel
-/// accepts several archives, one after the other.
-fn initrd_of(modules: &Path) -> std::io::Result<Vec<u8>> {
-    let mut initrd = initramfs::with_init(AGENT);
-    initrd.extend(std::fs::read(modules)?);
-    Ok(initrd)
 }

@@ -17,7 +17,7 @@ pub(super) const TOP: &str = "top0";
 /// save 0.3-0.6 s each under TCG (measured, kernel 6.1). `panic=-1` with
 /// `-no-reboot` ends a panicked machine at once. Expedited RCU grace periods
 /// save more than half of the time for the switch to a new disk after a layer.
-const CMDLINE: &str = "root=/dev/vda3 rootfstype=ext4 ro console=ttyS0 quiet panic=-1 \
+const CMDLINE: &str = "rootfstype=ext4 ro console=ttyS0 quiet panic=-1 \
                        cryptomgr.notests noreplace-smp net.ifnames=0 rcupdate.rcu_expedited=1";
 
 /// Tells the kernel that the time stamp counter is reliable: under emulation it
@@ -207,10 +207,16 @@ pub(super) fn writable(node: &str, file: &Path, backing: &Value, lasting: bool) 
     })
 }
 
-/// A direct boot. A `watched` machine records what it opens on its disk.
-pub(super) fn boot(accel: Accel, boot: Option<&(PathBuf, PathBuf)>, watched: bool) -> Vec<String> {
-    let cmdline = if watched { format!("{CMDLINE} {WATCHED}") } else { CMDLINE.to_owned() };
-    boot.map_or_else(Vec::new, |(kernel, initrd)| linux(accel, kernel, initrd, &cmdline))
+/// A direct boot from the root filesystem on the device `root`. A `watched`
+/// machine records what it opens on its disk.
+pub(super) fn boot(
+    accel: Accel,
+    (kernel, initrd): &(PathBuf, PathBuf),
+    root: &str,
+    watched: bool,
+) -> Vec<String> {
+    let watched = if watched { format!(" {WATCHED}") } else { String::new() };
+    linux(accel, kernel, initrd, &format!("root={root} {CMDLINE}{watched}"))
 }
 
 pub(super) fn words(text: &str) -> Vec<String> {
@@ -225,7 +231,7 @@ mod tests {
     fn only_an_emulated_machine_is_told_what_holds_of_emulators() {
         let files = (PathBuf::from("kernel"), PathBuf::from("initrd"));
         for (accel, told) in [(Accel::Tcg, true), (Accel::Kvm, false)] {
-            let both = [boot(accel, Some(&files), true), appliance_boot(accel, &files.0, &files.1)];
+            let both = [boot(accel, &files, "/dev/vda3", true), appliance_boot(accel, &files.0, &files.1)];
             for args in both {
                 let cmdline = args.last().unwrap();
                 assert_eq!(cmdline.contains(FIXED), told, "{cmdline}");

@@ -8,12 +8,12 @@ use tokio::net::UnixStream;
 use vimg_lang::model::Forward;
 
 use super::instance::{OPENING, Process, QemuInstance, inside, inward, unkept};
-use super::save;
 use super::snapshot::Snapshot;
+use crate::host::HostError;
 use crate::host::child;
 use crate::host::keeper;
 use crate::host::network::WayOut;
-use crate::provider::{Ended, Instance, Place, ProviderError};
+use crate::provider::{Ended, Instance, Place};
 
 /// How often vimg looks whether a machine hangs.
 const LOOKS: Duration = Duration::from_secs(10);
@@ -21,7 +21,7 @@ const LOOKS: Duration = Duration::from_secs(10);
 impl Instance for QemuInstance {
     type Channel = UnixStream;
 
-    fn way(&self) -> String {
+    fn runner(&self) -> String {
         self.way.clone()
     }
 
@@ -33,38 +33,13 @@ impl Instance for QemuInstance {
         self.agent.take()
     }
 
-    async fn snapshot(&mut self, next: &Path) -> Result<(), ProviderError> {
+    async fn snapshot(&mut self, next: &Path) -> Result<(), HostError> {
         self.disks.add(&mut self.monitor, next).await?;
         self.disks.switch(&mut self.monitor).await
     }
 
     fn way_out(&self) -> WayOut {
         self.way_out.clone()
-    }
-
-    fn boot_reason(&self) -> Option<&str> {
-        self.pending.as_ref()?.why.as_deref()
-    }
-
-    fn can_save_memory(&self) -> bool {
-        self.pending.is_some()
-    }
-
-    async fn pause(&mut self) -> Result<(), ProviderError> {
-        self.execute("stop", json!({})).await.map(|_| ())
-    }
-
-    async fn resume(&mut self) -> Result<(), ProviderError> {
-        if let Process::Own(child) = &self.process
-            && let Some(program) = child.id()
-        {
-            child::competes(program);
-        }
-        self.execute("cont", json!({})).await.map(|_| ())
-    }
-
-    async fn save_memory(self) -> Result<(), ProviderError> {
-        save::save(self).await
     }
 
     async fn ended(&mut self) -> Ended {
@@ -97,7 +72,39 @@ impl Instance for QemuInstance {
         }
     }
 
-    fn distrust(&mut self) {
+    fn console_since(&self, seen: u64) -> (u64, Vec<u8>) {
+        self.console.since(seen)
+    }
+
+    async fn stop(mut self) {
+        match &mut self.process {
+            // A kill is enough: the disk was synced before, if it matters.
+            Process::Own(child) => {
+                let _ = child.kill().await;
+            }
+            Process::Found => {
+                let _ = self.monitor.execute("quit", json!({})).await;
+                // Its monitor closes when it ends.
+                let gone = async { while self.events.recv().await.is_some() {} };
+                let _ = tokio::time::timeout(OPENING, gone).await;
+            }
+        }
+    }
+}
+
+impl QemuInstance {
+    /// Continues after a pause, with normal priority.
+    pub(super) async fn go_on(&mut self) -> Result<(), HostError> {
+        if let Process::Own(child) = &self.process
+            && let Some(program) = child.id()
+        {
+            child::competes(program);
+        }
+        self.execute("cont", json!({})).await.map(|_| ())
+    }
+
+    /// Removes the snapshot that it was forked from.
+    pub(super) fn distrust(&mut self) {
         if let Some(snapshot) = self.snapshot.take() {
             Snapshot::at(&snapshot).remove();
         }
@@ -106,15 +113,8 @@ impl Instance for QemuInstance {
         }
     }
 
-    fn console_since(&self, seen: u64) -> (u64, Vec<u8>) {
-        self.console.since(seen)
-    }
-
-    fn console(&self) -> String {
-        self.console.text()
-    }
-
-    async fn forward(&mut self, before: &[Forward], after: &[Forward]) -> Result<(), ProviderError> {
+    /// Changes the forwarded ports of a server.
+    pub(super) async fn forward(&mut self, before: &[Forward], after: &[Forward]) -> Result<(), HostError> {
         let Some(keeper) = &self.keeper else { return Err(unkept(keeper::lost("it has ended"))) };
         let apart = keeper.namespaces().is_some();
         keeper.lead(&inward(after)).await.map_err(unkept)?;
@@ -141,25 +141,11 @@ impl Instance for QemuInstance {
         Ok(())
     }
 
-    fn leave(self) {
+    /// Drops the handle of a server, which keeps running.
+    pub(super) fn leave(self) {
         if let Process::Own(child) = self.process {
             // Dropping the handle would kill it.
             std::mem::forget(child);
-        }
-    }
-
-    async fn stop(mut self) {
-        match &mut self.process {
-            // A kill is enough: the disk was synced before, if it matters.
-            Process::Own(child) => {
-                let _ = child.kill().await;
-            }
-            Process::Found => {
-                let _ = self.monitor.execute("quit", json!({})).await;
-                // Its monitor closes when it ends.
-                let gone = async { while self.events.recv().await.is_some() {} };
-                let _ = tokio::time::timeout(OPENING, gone).await;
-            }
         }
     }
 }

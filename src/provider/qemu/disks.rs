@@ -6,13 +6,13 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tokio::process::Child;
 
+use super::args;
 use super::programs::Programs;
 use super::qmp::Qmp;
-use super::{args, image};
+use crate::disk::qcow2;
+use crate::host::HostError;
 use crate::host::sockets;
 use crate::provider::Launch;
-use crate::provider::ProviderError;
-use crate::qcow2;
 
 /// The disks of an instance.
 pub(in crate::provider) struct Disks {
@@ -26,21 +26,17 @@ pub(in crate::provider) struct Disks {
 
 impl Disks {
     /// Creates the overlay of a launch.
-    pub(in crate::provider) async fn new(
-        programs: &Programs,
-        launch: &Launch,
-    ) -> Result<Self, ProviderError> {
+    pub(in crate::provider) async fn new(programs: &Programs, launch: &Launch) -> Result<Self, HostError> {
         let disks = Self::on(programs, launch)?;
-        image::create(programs, &launch.overlay, disks.size).await?;
+        programs.img.create(&launch.overlay, disks.size).await?;
         Ok(disks)
     }
 
     /// Uses an existing overlay.
-    pub(super) fn on(programs: &Programs, launch: &Launch) -> Result<Self, ProviderError> {
-        let parent =
-            launch.chain.last().ok_or_else(|| ProviderError::new("there is no disk to start from"))?;
+    pub(super) fn on(programs: &Programs, launch: &Launch) -> Result<Self, HostError> {
+        let parent = launch.chain.last().ok_or_else(|| HostError::new("there is no disk to start from"))?;
         let size = qcow2::read(parent)
-            .map_err(|e| ProviderError::new(format!("{}: {e}", parent.display())))?
+            .map_err(|e| HostError::new(format!("{}: {e}", parent.display())))?
             .virtual_size;
         Ok(Self {
             programs: programs.clone(),
@@ -70,11 +66,6 @@ impl Disks {
         self.lasting
     }
 
-    /// The size of the disk, in bytes.
-    pub(in crate::provider) fn size(&self) -> u64 {
-        self.size
-    }
-
     /// The node that takes the writes.
     pub(in crate::provider) fn top(&self) -> &str {
         &self.top
@@ -90,8 +81,8 @@ impl Disks {
         &mut self,
         monitor: &mut Monitor,
         next: &Path,
-    ) -> Result<(), ProviderError> {
-        image::create(&self.programs, next, self.size).await?;
+    ) -> Result<(), HostError> {
+        self.programs.img.create(next, self.size).await?;
         self.switches += 1;
         let node = format!("top{}", self.switches);
         monitor
@@ -101,7 +92,7 @@ impl Disks {
     }
 
     /// Switches to the top that was added. The previous one stays as it is.
-    pub(in crate::provider) async fn switch(&mut self, monitor: &mut Monitor) -> Result<(), ProviderError> {
+    pub(in crate::provider) async fn switch(&mut self, monitor: &mut Monitor) -> Result<(), HostError> {
         let node = format!("top{}", self.switches);
         monitor.execute("blockdev-snapshot", json!({ "node": self.top, "overlay": node })).await?;
         self.top = node;
@@ -123,7 +114,7 @@ impl Monitor {
         dir: &Path,
         name: &str,
         child: &mut Child,
-    ) -> Option<Result<Self, ProviderError>> {
+    ) -> Option<Result<Self, HostError>> {
         let stream = sockets::wait_and_connect(dir, name, child).await?;
         Some(Qmp::new(stream, &[]).await.map(|(qmp, _)| Self(qmp)))
     }
@@ -133,7 +124,7 @@ impl Monitor {
         &mut self,
         command: &str,
         arguments: Value,
-    ) -> Result<Value, ProviderError> {
+    ) -> Result<Value, HostError> {
         self.0.execute(command, arguments).await
     }
 }

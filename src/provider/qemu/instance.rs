@@ -18,12 +18,13 @@ use super::programs::Programs;
 use super::qmp::Qmp;
 use super::snapshots::{Origin, PendingSnapshot};
 use crate::host;
+use crate::host::HostError;
 use crate::host::child::{self, Tail};
 use crate::host::keeper::Keeper;
 use crate::host::namespaces::Ids;
 use crate::host::network::{self, Access, Inward, Unreachable, WayOut};
 use crate::host::sockets::{connect, wait_and_connect};
-use crate::provider::{Ended, Launch, Place, ProviderError};
+use crate::provider::{Ended, Launch, Place};
 
 /// How much of the console is remembered, in bytes.
 const CONSOLE: usize = 32 << 10;
@@ -96,15 +97,15 @@ pub(super) struct Start<'a> {
 }
 
 /// Starts the companion process of a server; `None` for other launches.
-pub(super) async fn keeper(access: &Access, launch: &Launch) -> Result<Option<Keeper>, ProviderError> {
+pub(super) async fn keeper(access: &Access, launch: &Launch) -> Result<Option<Keeper>, HostError> {
     let Some(lasting) = &launch.lasting else { return Ok(None) };
     let started = Keeper::start(&launch.scratch, access, &inward(&lasting.forwards)).await;
     started.map(Some).map_err(unkept)
 }
 
 /// Converts a network error.
-pub(super) fn unkept(why: Unreachable) -> ProviderError {
-    ProviderError::new(why.message).help(why.help)
+pub(super) fn unkept(why: Unreachable) -> HostError {
+    HostError::new(why.message).help(why.help)
 }
 
 /// Pairs each forward with a port in the server's namespace. These ports are
@@ -121,11 +122,7 @@ pub(super) fn inward(forwards: &[Forward]) -> Vec<Inward> {
 
 /// Makes the way out of a machine, closed at first. A server gets none here:
 /// its companion process has it.
-pub(super) async fn way_out(
-    access: &Access,
-    launch: &Launch,
-    networked: bool,
-) -> Result<WayOut, ProviderError> {
+pub(super) async fn way_out(access: &Access, launch: &Launch, networked: bool) -> Result<WayOut, HostError> {
     let gateway = match networked && launch.lasting.is_none() {
         true => access.gateway(Ids::Same).await?,
         false => None,
@@ -162,13 +159,13 @@ impl QemuInstance {
         programs: &Programs,
         all: &[String],
         start: Start<'_>,
-    ) -> Result<Self, ProviderError> {
+    ) -> Result<Self, HostError> {
         let Start { scratch, disks, way, place, yields, way_out, keeper } = start;
         for socket in ["qmp", "console", "agent"] {
             let _ = std::fs::remove_file(scratch.join(socket));
         }
         let log = scratch.join("qemu.log");
-        let fail = |e| ProviderError::new(format!("can't run `{}`: {e}", programs.system.display()));
+        let fail = |e| HostError::new(format!("can't run `{}`: {e}", programs.system.display()));
         let mut command = child::daemon(&programs.system, scratch, &log, disks.lasting()).map_err(fail)?;
         if yields {
             child::yields(&mut command);
@@ -193,7 +190,7 @@ impl QemuInstance {
         .await;
         let Ok(Some((qmp, console_stream, agent))) = connected else {
             let words = child::last_words(&log);
-            return Err(ProviderError::new(format!("QEMU does not start: {words}")));
+            return Err(HostError::new(format!("QEMU does not start: {words}")));
         };
         let (qmp, events) = Qmp::new(qmp, EVENTS).await?;
         let console = Tail::of(console_stream, CONSOLE);
@@ -223,17 +220,17 @@ impl QemuInstance {
         programs: &Programs,
         scratch: &Path,
         access: &Access,
-    ) -> Result<Option<Self>, ProviderError> {
+    ) -> Result<Option<Self>, HostError> {
         let Ok(qmp) = connect(scratch, "qmp").await else { return Ok(None) };
         let connected = tokio::time::timeout(FINDING, async {
             let (mut qmp, events) = Qmp::new(qmp, EVENTS).await?;
             let drives = qmp.execute("query-block", json!({})).await?;
-            Ok::<_, ProviderError>((qmp, events, drives))
+            Ok::<_, HostError>((qmp, events, drives))
         });
-        let busy = || ProviderError::new("the machine's monitor does not answer");
+        let busy = || HostError::new("the machine's monitor does not answer");
         let (qmp, events, drives) = connected.await.map_err(|_| busy())??;
         let disks = Disks::found(programs, &drives).ok_or_else(busy)?;
-        let fail = |e: std::io::Error| ProviderError::new(format!("can't connect to the machine: {e}"));
+        let fail = |e: std::io::Error| HostError::new(format!("can't connect to the machine: {e}"));
         let console = Tail::of(connect(scratch, "console").await.map_err(fail)?, CONSOLE);
         let agent = connect(scratch, "agent").await.map_err(fail)?;
         // Without the companion, the machine still answers. Only changes of
@@ -261,7 +258,7 @@ impl QemuInstance {
     }
 
     /// Executes a command of the human monitor; returns its output.
-    pub(super) async fn tell(&mut self, line: &str) -> Result<String, ProviderError> {
+    pub(super) async fn tell(&mut self, line: &str) -> Result<String, HostError> {
         let answer = self.execute("human-monitor-command", json!({ "command-line": line })).await?;
         Ok(answer.as_str().unwrap_or_default().to_owned())
     }
@@ -272,21 +269,21 @@ impl QemuInstance {
     }
 
     /// Executes a command of the monitor.
-    pub(super) async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, ProviderError> {
+    pub(super) async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, HostError> {
         self.monitor.execute(command, arguments).await
     }
 
     /// Waits until the agent has opened its port.
-    pub(super) async fn agent_opens(&mut self) -> Result<(), ProviderError> {
+    pub(super) async fn agent_opens(&mut self) -> Result<(), HostError> {
         self.event(|e| e["event"] == "VSERPORT_CHANGE" && e["data"]["open"] == true).await
     }
 
     /// Waits until a resumed machine runs.
-    pub(super) async fn resumed(&mut self) -> Result<(), ProviderError> {
+    pub(super) async fn resumed(&mut self) -> Result<(), HostError> {
         self.event(|e| e["event"] == "RESUME").await
     }
 
-    async fn event(&mut self, wanted: impl Fn(&Value) -> bool) -> Result<(), ProviderError> {
+    async fn event(&mut self, wanted: impl Fn(&Value) -> bool) -> Result<(), HostError> {
         loop {
             let event = tokio::select! {
                 biased;
@@ -300,7 +297,7 @@ impl QemuInstance {
                     let words = child::last_words(&self.log);
                     let console = self.console.text();
                     let console = console.lines().last().unwrap_or_default();
-                    return Err(ProviderError::new(format!("the machine ended: {words} {console}")));
+                    return Err(HostError::new(format!("the machine ended: {words} {console}")));
                 }
             }
         }

@@ -21,10 +21,12 @@ use super::snapshot::{self, Snapshot};
 use super::snapshots::{FREE, Origin, PendingSnapshot, Snapshots, free};
 use super::{args, retarget};
 use crate::digest::Description;
+use crate::disk::layout::Layout;
+use crate::disk::sparse;
 use crate::host::keeper::Keeper;
 use crate::host::network::{Tools, WayOut};
-use crate::provider::{Instance, Launch, Lines, Place, ProviderError, Retarget, Retargeted};
-use crate::sparse;
+use crate::host::{HostError, Lines};
+use crate::provider::{Instance, Launch, Place, Retarget, Retargeted};
 
 /// Starts a machine: forks its snapshot if there is one, otherwise boots it.
 pub(super) async fn start(
@@ -32,14 +34,14 @@ pub(super) async fn start(
     launch: &Launch,
     snapshots: &Arc<Snapshots>,
     notice: &Lines,
-) -> Result<QemuInstance, ProviderError> {
+) -> Result<QemuInstance, HostError> {
     let home = &snapshots.home;
     let Some(below) = launch.memory.as_ref().filter(|_| snapshots.are_of_use()) else {
         return boot(rig, launch, None).await;
     };
-    let fail = |e: std::io::Error| ProviderError::new(format!("{}: {e}", home.display()));
+    let fail = |e: std::io::Error| HostError::new(format!("{}: {e}", home.display()));
     std::fs::create_dir_all(home).map_err(fail)?;
-    let of = facts(rig, launch);
+    let of = facts(rig, launch)?;
     let origin = retarget::Origin::of(of.key().to_string(), &launch.chain).map_err(fail)?;
     let dir = home.join(name(of, below));
     let snapshot = Snapshot::at(&dir);
@@ -121,7 +123,7 @@ pub(super) async fn retarget_fork(rig: Rig<'_>, launch: &Launch, fork: &QemuInst
 
 /// Describes the machine and disk of `launch`, for comparison with snapshots.
 fn origin(rig: Rig<'_>, launch: &Launch) -> Option<retarget::Origin> {
-    retarget::Origin::of(facts(rig, launch).key().to_string(), &launch.chain).ok()
+    retarget::Origin::of(facts(rig, launch).ok()?.key().to_string(), &launch.chain).ok()
 }
 
 /// Forks a snapshot of a near-identical disk. `Err` says why none fits. Best
@@ -158,14 +160,25 @@ async fn retargeted(
 }
 
 /// Everything that a machine snapshot depends on, besides its disk.
-fn facts(rig: Rig<'_>, launch: &Launch) -> Description {
+fn facts(rig: Rig<'_>, launch: &Launch) -> Result<Description, HostError> {
     let mut facts = snapshot::facts(rig);
     let memory = Some((Path::new("memory"), true));
     facts.value("arguments", arguments(rig.accel, launch, memory, cut_off(rig, launch)).join(" "));
-    facts.value("boot", args::boot(rig.accel, launch.boot.as_ref(), true).join(" "));
+    facts.value("boot", direct(rig.accel, launch, true)?.join(" "));
     facts
         .value("host's boot", std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default());
-    facts
+    Ok(facts)
+}
+
+/// The arguments of a direct boot, if the launch has a kernel.
+fn direct(accel: Accel, launch: &Launch, watched: bool) -> Result<Vec<String>, HostError> {
+    let Some(boot) = &launch.boot else { return Ok(Vec::new()) };
+    let layout = Layout::of_chain(&launch.chain).map_err(|e| {
+        HostError::new(format!("the disk to boot from: {e}")).help(
+            "vimg finds a root filesystem by the partition's type or name: see docs/reference/language.md",
+        )
+    })?;
+    Ok(args::boot(accel, boot, &layout.device(), watched))
 }
 
 /// Whether a machine that becomes a snapshot boots with a restricted network
@@ -191,7 +204,7 @@ fn arguments(accel: Accel, launch: &Launch, memory: Option<(&Path, bool)>, cut_o
     all
 }
 
-async fn boot(rig: Rig<'_>, launch: &Launch, memory: Option<&Path>) -> Result<QemuInstance, ProviderError> {
+async fn boot(rig: Rig<'_>, launch: &Launch, memory: Option<&Path>) -> Result<QemuInstance, HostError> {
     let disks = match launch.again {
         true => Disks::on(rig.programs, launch)?,
         false => Disks::new(rig.programs, launch).await?,
@@ -199,7 +212,7 @@ async fn boot(rig: Rig<'_>, launch: &Launch, memory: Option<&Path>) -> Result<Qe
     let cut_off = if memory.is_some() { cut_off(rig, launch) } else { !launch.network };
     let mut all = arguments(rig.accel, launch, memory.map(|path| (path, true)), cut_off);
     all.extend(args::disks(&disks.nodes(launch)));
-    all.extend(args::boot(rig.accel, launch.boot.as_ref(), memory.is_some()));
+    all.extend(direct(rig.accel, launch, memory.is_some())?);
     let way = format!("qemu {} {}", rig.programs.version, rig.accel.name());
     if disks.lasting() {
         args::with_log(&mut all);
@@ -214,7 +227,7 @@ async fn boot(rig: Rig<'_>, launch: &Launch, memory: Option<&Path>) -> Result<Qe
 }
 
 /// Forwards ports of the host into a server.
-async fn lead(instance: &mut QemuInstance, launch: &Launch) -> Result<(), ProviderError> {
+async fn lead(instance: &mut QemuInstance, launch: &Launch) -> Result<(), HostError> {
     match &launch.lasting {
         Some(lasting) => instance.forward(&[], &lasting.forwards).await,
         None => Ok(()),
@@ -223,7 +236,7 @@ async fn lead(instance: &mut QemuInstance, launch: &Launch) -> Result<(), Provid
 
 /// Makes the network of a fork. A failure here does not mean that the snapshot
 /// is bad.
-async fn network(rig: Rig<'_>, launch: &Launch) -> Result<(WayOut, Option<Keeper>), ProviderError> {
+async fn network(rig: Rig<'_>, launch: &Launch) -> Result<(WayOut, Option<Keeper>), HostError> {
     Ok((way_out(rig.access, launch, launch.network).await?, keeper(rig.access, launch).await?))
 }
 
@@ -234,8 +247,8 @@ async fn fork(
     place: Place,
     yields: bool,
     (way_out, keeper): (WayOut, Option<Keeper>),
-) -> Result<QemuInstance, ProviderError> {
-    let fail = |e: std::io::Error| ProviderError::new(format!("can't fork the machine: {e}"));
+) -> Result<QemuInstance, HostError> {
+    let fail = |e: std::io::Error| HostError::new(format!("can't fork the machine: {e}"));
     // What it wrote before the snapshot is not in the disks below.
     sparse::copy(&File::open(snapshot.disk()).map_err(fail)?, &File::create(&launch.overlay).map_err(fail)?)
         .map_err(fail)?;

@@ -12,10 +12,10 @@ use tokio::io::AsyncReadExt;
 
 use super::args;
 use super::programs::{Accel, Programs};
+use crate::agent;
 use crate::digest::Digest;
+use crate::host::HostError;
 use crate::host::{self, child};
-use crate::provider::ProviderError;
-use crate::provider::{AGENT, initramfs};
 
 /// Timeout of the test machine. Under a working KVM it prints within a second.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -43,7 +43,7 @@ pub(super) async fn choose(
     kernel: Option<&Path>,
     probes: &Path,
     tell: &impl Fn(String),
-) -> Result<Option<Accel>, ProviderError> {
+) -> Result<Option<Accel>, HostError> {
     let why = match usable() {
         Err(why) => why,
         Ok(()) => {
@@ -137,9 +137,9 @@ fn keep(file: &Path, answer: &Answer) {
     }
 }
 
-async fn run(programs: &Programs, kernel: &Path, probes: &Path) -> Result<Answer, ProviderError> {
-    let fail = |e: std::io::Error| ProviderError::new(format!("can't run the KVM probe: {e}"));
-    let initrd = temporary(probes, &initramfs::with_init(AGENT)).map_err(fail)?;
+async fn run(programs: &Programs, kernel: &Path, probes: &Path) -> Result<Answer, HostError> {
+    let fail = |e: std::io::Error| HostError::new(format!("can't run the KVM probe: {e}"));
+    let initrd = temporary(probes, &agent::initramfs(&[])).map_err(fail)?;
     let mut command = host::command(&programs.system);
     command
         .args(args::base())

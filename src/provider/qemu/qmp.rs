@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::provider::ProviderError;
+use crate::host::HostError;
 
 /// Maximum length of a line, in bytes; the answers here are short.
 const MAX_LINE: u64 = 1 << 20;
@@ -33,7 +33,7 @@ impl Qmp {
     pub(super) async fn new(
         stream: UnixStream,
         wanted: &'static [&'static str],
-    ) -> Result<(Self, mpsc::Receiver<Value>), ProviderError> {
+    ) -> Result<(Self, mpsc::Receiver<Value>), HostError> {
         let (read, out) = stream.into_split();
         let waiting = Waiting::default();
         let (sender, events) = mpsc::channel(64);
@@ -72,20 +72,20 @@ impl Qmp {
     }
 
     /// Sends a command and waits for its answer.
-    pub(super) async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, ProviderError> {
+    pub(super) async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, HostError> {
         let id = self.next;
         self.next += 1;
         let (sender, receiver) = oneshot::channel();
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id, sender);
         let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
         line.push('\n');
-        let gone = || ProviderError::new(format!("QEMU ended during `{command}`"));
+        let gone = || HostError::new(format!("QEMU ended during `{command}`"));
         self.out.write_all(line.as_bytes()).await.map_err(|_| gone())?;
         match tokio::time::timeout(PATIENCE, receiver).await {
             Ok(Ok(Ok(value))) => Ok(value),
-            Ok(Ok(Err(error))) => Err(ProviderError::new(format!("QEMU refused `{command}`: {error}"))),
+            Ok(Ok(Err(error))) => Err(HostError::new(format!("QEMU refused `{command}`: {error}"))),
             Ok(Err(_)) => Err(gone()),
-            Err(_) => Err(ProviderError::new(format!("QEMU did not answer `{command}`"))),
+            Err(_) => Err(HostError::new(format!("QEMU did not answer `{command}`"))),
         }
     }
 }

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use vimg_agent::protocol::MAX_RETARGETED;
 
 use super::snapshot::Snapshot;
-use crate::ext4::{Difference, Special};
+use crate::disk::difference::{NOTES, compare};
+use crate::disk::ext4::{Difference, Special};
 use crate::files;
-use crate::provider::difference::{NOTES, compare};
 use crate::provider::{Retarget, Retargeted};
 
 /// Directories whose files the kernel itself opens, without fanotify events.

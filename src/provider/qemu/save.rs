@@ -10,8 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::instance::QemuInstance;
 use super::snapshot::{self, Snapshot};
 use super::snapshots::{SHARE, free};
+use crate::host::HostError;
 use crate::host::sockets;
-use crate::provider::{Instance, ProviderError};
+use crate::provider::Instance;
 
 /// Timeout for saving the devices.
 const SAVE: Duration = Duration::from_secs(60);
@@ -22,12 +23,8 @@ impl Snapshot {
     /// Saves the devices of a machine whose memory is already in this snapshot.
     /// QEMU pauses the machine itself and records that it ran, so that a fork
     /// runs at once. `scratch` is QEMU's directory.
-    pub(super) async fn save(
-        &self,
-        instance: &mut QemuInstance,
-        scratch: &Path,
-    ) -> Result<(), ProviderError> {
-        let fail = |e: std::io::Error| ProviderError::new(format!("can't save the machine: {e}"));
+    pub(super) async fn save(&self, instance: &mut QemuInstance, scratch: &Path) -> Result<(), HostError> {
+        let fail = |e: std::io::Error| HostError::new(format!("can't save the machine: {e}"));
         let listener = sockets::listen(scratch, "devices").map_err(fail)?;
         let receive = async {
             let (mut stream, _) = listener.accept().await?;
@@ -44,7 +41,7 @@ impl Snapshot {
                 match status["status"].as_str() {
                     Some("completed") => return Ok(()),
                     Some("failed" | "cancelled") => {
-                        return Err(ProviderError::new(format!(
+                        return Err(HostError::new(format!(
                             "QEMU can't save the machine: {}",
                             status["error-desc"].as_str().unwrap_or("no reason given")
                         )));
@@ -56,20 +53,16 @@ impl Snapshot {
         let receive = async { receive.await.map_err(fail) };
         let (bytes, ()) = tokio::time::timeout(SAVE, async { tokio::try_join!(receive, send) })
             .await
-            .map_err(|_| ProviderError::new("QEMU did not save the machine in time"))??;
+            .map_err(|_| HostError::new("QEMU did not save the machine in time"))??;
         let _ = std::fs::remove_file(scratch.join("devices"));
         std::fs::write(self.devices(), bytes).map_err(fail)
     }
 
     /// Loads the devices into a QEMU that was started with [`incoming`], and
     /// waits until the machine runs.
-    pub(super) async fn resume(
-        &self,
-        instance: &mut QemuInstance,
-        scratch: &Path,
-    ) -> Result<(), ProviderError> {
+    pub(super) async fn resume(&self, instance: &mut QemuInstance, scratch: &Path) -> Result<(), HostError> {
         share_memory(instance).await?;
-        let fail = |e: std::io::Error| ProviderError::new(format!("can't resume the machine: {e}"));
+        let fail = |e: std::io::Error| HostError::new(format!("can't resume the machine: {e}"));
         let devices = std::fs::read(self.devices()).map_err(fail)?;
         instance.execute("migrate-incoming", json!({ "uri": "unix:devices" })).await?;
         let mut stream = sockets::connect(scratch, "devices").await.map_err(fail)?;
@@ -78,7 +71,7 @@ impl Snapshot {
         stream.shutdown().await.map_err(fail)?;
         tokio::time::timeout(RESUME, instance.resumed())
             .await
-            .map_err(|_| ProviderError::new("the machine did not resume in time"))?
+            .map_err(|_| HostError::new("the machine did not resume in time"))?
     }
 }
 
@@ -88,17 +81,17 @@ pub(super) fn incoming() -> [String; 2] {
 }
 
 /// Leaves the memory out of the stream: it is shared with its file.
-async fn share_memory(instance: &mut QemuInstance) -> Result<(), ProviderError> {
+async fn share_memory(instance: &mut QemuInstance) -> Result<(), HostError> {
     let capabilities = json!({ "capabilities": [{ "capability": "x-ignore-shared", "state": true }] });
     instance.execute("migrate-set-capabilities", capabilities).await.map(|_| ())
 }
 
 /// Saves a snapshot of a booted machine, and stops it.
-pub(super) async fn save(mut instance: QemuInstance) -> Result<(), ProviderError> {
-    let fail = |e: std::io::Error| ProviderError::new(format!("can't save the machine: {e}"));
+pub(super) async fn save(mut instance: QemuInstance) -> Result<(), HostError> {
+    let fail = |e: std::io::Error| HostError::new(format!("can't save the machine: {e}"));
     let Some(pending) = instance.pending.take() else {
         instance.stop().await;
-        return Err(ProviderError::new("the machine's memory has no file"));
+        return Err(HostError::new("the machine's memory has no file"));
     };
     let saved = async {
         let new = Snapshot::new(pending.scratch.join("snapshot")).map_err(fail)?;

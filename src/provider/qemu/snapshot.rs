@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::programs::{Accel, Rig};
 use crate::digest::Description;
-use crate::sparse;
+use crate::disk::sparse;
 
 /// Prefix of directories that are being removed.
 const GONE_PREFIX: &str = ".gone-";

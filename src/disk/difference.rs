@@ -5,45 +5,49 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::{Exported, Made, gpt};
-use crate::ext4::{self, Altered, Difference, Special};
-use crate::qcow2::{self, Chain};
+use super::ext4::{self, Altered, Difference, Special};
+use super::layout::Layout;
+use super::qcow2::{self, Chain};
+
+/// The disk of a built layer.
+#[derive(Debug, Clone)]
+pub struct Made {
+    /// Its file, which is not written to any more.
+    pub disk: PathBuf,
+    /// When the layer was applied, in seconds since 1970.
+    pub during: Range<i64>,
+    /// Whether it was applied in a booted machine, which writes notes such as a
+    /// journal.
+    pub booted: bool,
+}
+
+/// A previous output, as qcow2.
+#[derive(Debug, Clone)]
+pub struct Exported {
+    /// Its file.
+    pub disk: PathBuf,
+    /// The chain that it was exported from, the lowest first.
+    pub chain: Vec<PathBuf>,
+}
 
 /// Paths at which booted machines keep notes. The notes of an earlier boot are
 /// not part of what a boot or layer does.
-pub(super) const NOTES: [&str; 3] =
-    ["/var/log/journal", "/var/lib/systemd/random-seed", "/var/lib/systemd/timers"];
+pub const NOTES: [&str; 3] = ["/var/log/journal", "/var/lib/systemd/random-seed", "/var/lib/systemd/timers"];
 
 /// Compares two disks whose lowest `shared` files are the same.
-pub(super) fn compare(
-    a: &[PathBuf],
-    b: &[PathBuf],
-    shared: usize,
-    special: Special<'_>,
-) -> io::Result<Difference> {
+pub fn compare(a: &[PathBuf], b: &[PathBuf], shared: usize, special: Special<'_>) -> io::Result<Difference> {
     let (mut a, mut b) = (Chain::open(a)?, Chain::open(b)?);
     let size = a.size();
     if size != b.size() {
         return Ok(Difference::More("the disk has another size".into()));
     }
     let changed = qcow2::join([a.written(shared)?, b.written(shared)?].concat());
-    let start = gpt::ROOT_START * gpt::SECTOR;
-    if size <= start {
-        return Ok(Difference::More("the disk is too small".into()));
+    // Both kernels mount what their tables say.
+    let layout = Layout::of(&mut a)?;
+    if Layout::of(&mut b)? != layout {
+        return Ok(Difference::More("the root filesystem is in another place".into()));
     }
-    let end = gpt::root_end(size) * gpt::SECTOR;
-    // The kernel mounts the third partition, so the root filesystem must be
-    // there.
-    for disk in [&mut a, &mut b] {
-        let mut entry = [0; 128];
-        disk.read_at(2 * gpt::SECTOR + 2 * 128, &mut entry)?;
-        let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| entry[at + n]));
-        if (number(32).saturating_mul(gpt::SECTOR), number(40).saturating_add(1).saturating_mul(gpt::SECTOR))
-            != (start, end)
-        {
-            return Ok(Difference::More("the root filesystem is in another place".into()));
-        }
-    }
+    let (start, end) = (layout.root.start, layout.root.end);
     // Nothing outside the root filesystem may differ.
     for range in &changed {
         for (from, to) in [(range.start, range.end.min(start)), (range.start.max(end), range.end)] {
@@ -69,7 +73,7 @@ fn same(a: &mut Chain, b: &mut Chain, mut from: u64, to: u64) -> io::Result<bool
     Ok(true)
 }
 
-/// See [`super::Provider::alike`].
+/// See [`super::DiskTool::alike`].
 pub(super) fn alike(below: &[PathBuf], a: &Made, b: &Made) -> io::Result<bool> {
     let chain = |disk: &Path| below.iter().cloned().chain([disk.to_owned()]).collect::<Vec<_>>();
     let apart: &[&str] = if a.booted && b.booted { &NOTES } else { &[] };
@@ -107,7 +111,7 @@ fn in_the_same_order(altered: &[Altered]) -> bool {
     })
 }
 
-/// See [`super::Provider::revise`].
+/// See [`super::DiskTool::revise`].
 pub(super) fn revise(chain: &[PathBuf], earlier: &Exported, copies: &[File]) -> io::Result<()> {
     let shared = chain.iter().zip(&earlier.chain).take_while(|(a, b)| a == b).count();
     let (mut disk, mut before) = (Chain::open(chain)?, Chain::open(&earlier.chain)?);

@@ -21,7 +21,7 @@ pub trait Source {
     fn read_at(&mut self, at: u64, buffer: &mut [u8]) -> io::Result<()>;
 }
 
-impl Source for crate::qcow2::Chain {
+impl Source for crate::disk::qcow2::Chain {
     fn read_at(&mut self, at: u64, buffer: &mut [u8]) -> io::Result<()> {
         Self::read_at(self, at, buffer)
     }

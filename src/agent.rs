@@ -1,8 +1,20 @@
-//! A minimal initramfs: the agent as `/init`, and a console. Format: the
-//! kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`.
+//! The agent's program, and the initramfs that starts machines with it: the
+//! agent as `/init`, and a console. Format: the kernel's
+//! `Documentation/driver-api/early-userspace/buffer-format.rst`.
+
+/// The agent: a static program for x86-64.
+pub static PROGRAM: &[u8] = include_bytes!(env!("VIMG_AGENT"));
+
+/// Makes an initramfs of the agent as `/init` and these archives. The kernel
+/// accepts several archives, one after the other.
+pub fn initramfs(more: &[u8]) -> Vec<u8> {
+    let mut initramfs = with_init(PROGRAM);
+    initramfs.extend(more);
+    initramfs
+}
 
 /// Makes a newc archive with `init` as its only program.
-pub(super) fn with_init(init: &[u8]) -> Vec<u8> {
+fn with_init(init: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(init.len() + 1024);
     entry(&mut out, "dev", 0o40755, (0, 0), &[]);
     // Major 5, minor 1 is /dev/console.

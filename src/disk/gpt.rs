@@ -1,40 +1,122 @@
-//! A disk's partition table and BIOS boot code, written without other tools:
-//! these need block devices, and block devices need root.
+//! Reads a disk's partition table, and writes it with BIOS boot code, without
+//! other tools: these need block devices, and block devices need root.
 //!
 //! Layout: GPT as in UEFI 2.10, chapter 5; where GRUB's `boot.img` and
 //! `core.img` keep their block lists, as in its `grub-core/boot/i386/pc/`.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
+use std::ops::Range;
 
 /// Size of a sector, in bytes.
-pub(super) const SECTOR: u64 = 512;
+pub const SECTOR: u64 = 512;
 /// The first sector of GRUB's core, in the BIOS boot partition.
 const CORE: u64 = 34;
 /// The first sector of the EFI system partition.
-pub(super) const ESP_START: u64 = 2048;
+pub const ESP_START: u64 = 2048;
 /// The sectors of the EFI system partition: 64 MiB.
-pub(super) const ESP_SECTORS: u64 = 131_072;
+pub const ESP_SECTORS: u64 = 131_072;
 /// The first sector of the root filesystem.
-pub(super) const ROOT_START: u64 = ESP_START + ESP_SECTORS;
+pub const ROOT_START: u64 = ESP_START + ESP_SECTORS;
 
 /// One past the last sector of the root filesystem, on a disk of `disk` bytes.
-pub(super) fn root_end(disk: u64) -> u64 {
+pub fn root_end(disk: u64) -> u64 {
     // The last 33 sectors hold the second table.
     (disk / SECTOR - 34) / 2048 * 2048
 }
 
-/// Partition type GUIDs as stored on disk, the first three fields
-/// little-endian.
-const BIOS_BOOT: [u8; 16] = *b"Hah!IdontNeedEFI";
-const ESP: [u8; 16] =
+// Types of partitions: GUIDs as stored on disk, the first three fields
+// little-endian. Source of the last one: the Discoverable Partitions
+// Specification of the UAPI group.
+
+/// Holds the core of GRUB.
+pub const BIOS_BOOT: [u8; 16] = *b"Hah!IdontNeedEFI";
+/// The EFI system partition.
+pub const ESP: [u8; 16] =
     [0x28, 0x73, 0x2A, 0xC1, 0x1F, 0xF8, 0xD2, 0x11, 0xBA, 0x4B, 0x00, 0xA0, 0xC9, 0x3E, 0xC9, 0x3B];
-const LINUX: [u8; 16] =
+/// Any filesystem of Linux.
+pub const LINUX: [u8; 16] =
     [0xAF, 0x3D, 0xC6, 0x0F, 0x83, 0x84, 0x72, 0x47, 0x8E, 0x79, 0x3D, 0x69, 0xD8, 0x47, 0x7D, 0xE4];
+/// The root filesystem of an x86-64 machine.
+pub const ROOT_X86_64: [u8; 16] =
+    [0xE3, 0xBC, 0x68, 0x4F, 0xCD, 0xE8, 0xB1, 0x4D, 0x96, 0xE7, 0xFB, 0xCA, 0xF9, 0x84, 0xB7, 0x09];
+
+/// The most entries of a table that are read; tools make 128.
+const MOST_ENTRIES: u64 = 1024;
+
+/// A partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partition {
+    /// Its number; the first one is 1.
+    pub number: usize,
+    /// The GUID of its type, as stored on disk.
+    pub kind: [u8; 16],
+    /// Its name.
+    pub name: String,
+    /// Its place on the disk, in bytes.
+    pub place: Range<u64>,
+}
+
+/// Reads the partition table of a disk of `size` bytes. `read` fills a buffer
+/// from a place on the disk.
+///
+/// # Errors
+///
+/// Errors of `read`, and what is wrong with the table.
+pub fn read(size: u64, mut read: impl FnMut(u64, &mut [u8]) -> io::Result<()>) -> io::Result<Vec<Partition>> {
+    let odd = |what| io::Error::new(io::ErrorKind::InvalidData, what);
+    if size < 4 * SECTOR {
+        return Err(odd("the disk is too small for a partition table"));
+    }
+    let mut header = [0; SECTOR as usize];
+    read(SECTOR, &mut header)?;
+    if &header[..8] != b"EFI PART" {
+        return Err(odd("the disk has no GPT"));
+    }
+    let (table, count, length) = (le64(&header, 72), le32(&header, 80), le32(&header, 84));
+    if count > MOST_ENTRIES || !(128..=4096).contains(&length) || table < 2 {
+        return Err(odd("the disk's partition table is damaged"));
+    }
+    let end = table.checked_mul(SECTOR).and_then(|start| start.checked_add(count * length));
+    if end.is_none_or(|end| end > size) {
+        return Err(odd("the disk's partition table is damaged"));
+    }
+    let mut entries = vec![0; (count * length) as usize];
+    read(table * SECTOR, &mut entries)?;
+    let mut partitions = Vec::new();
+    for (n, entry) in entries.chunks_exact(length as usize).enumerate() {
+        let mut kind = [0; 16];
+        kind.copy_from_slice(&entry[..16]);
+        if kind == [0; 16] {
+            continue;
+        }
+        let (first, last) = (le64(entry, 32), le64(entry, 40));
+        if first < 2 || first > last || last >= size / SECTOR {
+            return Err(odd("a partition is not on its disk"));
+        }
+        let units = entry[56..128].chunks_exact(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]]));
+        let name: Vec<u16> = units.take_while(|unit| *unit != 0).collect();
+        partitions.push(Partition {
+            number: n + 1,
+            kind,
+            name: String::from_utf16_lossy(&name),
+            place: first * SECTOR..(last + 1) * SECTOR,
+        });
+    }
+    Ok(partitions)
+}
+
+fn le64(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(std::array::from_fn(|n| bytes[at + n]))
+}
+
+fn le32(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32::from_le_bytes(std::array::from_fn(|n| bytes[at + n])))
+}
 
 /// Writes boot code and both tables. `id` is the disk's GUID; the GUIDs of the
 /// partitions differ from it in the last byte.
-pub(super) fn write(disk: &mut File, id: [u8; 16], boot: &[u8], core: &[u8]) -> io::Result<()> {
+pub fn write(disk: &mut File, id: [u8; 16], boot: &[u8], core: &[u8]) -> io::Result<()> {
     let total = disk.metadata()?.len() / SECTOR;
     let core = patched_core(core)?;
     let partitions = [
@@ -151,6 +233,36 @@ mod tests {
             assert_eq!(crc32fast::hash(&read(table_at, 128 * 128)), table_sum);
         }
         assert_eq!(read(0, 512)[510..], [0x55, 0xaa]);
+    }
+
+    #[test]
+    fn what_was_written_is_read_and_what_is_damaged_is_refused() {
+        let mut disk = tempfile::tempfile().unwrap();
+        disk.set_len(1 << 30).unwrap();
+        write(&mut disk, [7; 16], &[0; 512], &[1; 100_000]).unwrap();
+        let mut start = vec![0; 64 << 10];
+        disk.seek(SeekFrom::Start(0)).unwrap();
+        disk.read_exact(&mut start).unwrap();
+        let parts = |bytes: &[u8], size: u64| {
+            read(size, |at, buffer| {
+                let at = usize::try_from(at).unwrap();
+                buffer.copy_from_slice(&bytes[at..at + buffer.len()]);
+                Ok(())
+            })
+        };
+        let all = parts(&start, 1 << 30).unwrap();
+        let names: Vec<&str> = all.iter().map(|p| p.name.as_str()).collect();
+        assert_eq!((names, all[2].number), (vec!["bios", "esp", "root"], 3));
+        assert_eq!(all[2].place, ROOT_START * SECTOR..root_end(1 << 30) * SECTOR);
+        assert!(parts(&start, 1 << 20).is_err(), "a partition ends behind the disk");
+        assert!(parts(&start, 1024).is_err());
+        // The table's place, the number of entries, the length of one, and the
+        // first sector of the first partition.
+        for (at, value) in [(512 + 72, u64::MAX), (512 + 80, 1 << 31), (512 + 84, 1), (1024 + 32, u64::MAX)] {
+            let mut damaged = start.clone();
+            damaged[at..at + 8].copy_from_slice(&value.to_le_bytes());
+            assert!(parts(&damaged, 1 << 30).is_err(), "{at}");
+        }
     }
 
     #[test]
