@@ -1,19 +1,25 @@
 //! The agent's program, and the initramfs that starts machines with it: the
-//! agent as `/init`, and a console. Format: the kernel's
+//! agent as the first process, and a console. Format: the kernel's
 //! `Documentation/driver-api/early-userspace/buffer-format.rst`.
+
+use vimg_agent::protocol::EARLY;
 
 /// The agent: a static program for x86-64.
 pub static PROGRAM: &[u8] = include_bytes!(env!("VIMG_AGENT"));
 
-/// Makes an initramfs of the agent as `/init` and these archives. The kernel
-/// accepts several archives, one after the other.
+/// The kernel argument that makes the agent the first process.
+pub const RDINIT: &str = "rdinit=/vimg-init";
+
+/// Makes an initramfs of the agent and of other archives: modules for it, or
+/// the initrd of a distribution. The kernel accepts several archives, one after
+/// the other.
 pub fn initramfs(more: &[u8]) -> Vec<u8> {
     let mut initramfs = with_init(PROGRAM);
     initramfs.extend(more);
     initramfs
 }
 
-/// Makes a newc archive with `init` as its only program.
+/// Makes a newc archive with the agent as its only program.
 fn with_init(init: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(init.len() + 1024);
     entry(&mut out, "dev", 0o40755, (0, 0), &[]);
@@ -22,7 +28,7 @@ fn with_init(init: &[u8]) -> Vec<u8> {
     entry(&mut out, "proc", 0o40755, (0, 0), &[]);
     entry(&mut out, "sys", 0o40755, (0, 0), &[]);
     entry(&mut out, "root", 0o40755, (0, 0), &[]);
-    entry(&mut out, "init", 0o100_755, (0, 0), init);
+    entry(&mut out, &EARLY[1..], 0o100_755, (0, 0), init);
     entry(&mut out, "TRAILER!!!", 0, (0, 0), &[]);
     out
 }

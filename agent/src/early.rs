@@ -4,25 +4,46 @@
 //! command line says so, it serves the host as an appliance instead. In an initramfs
 //! without modules, it prints a greeting and switches the machine off: the probe for a
 //! working accelerator.
+//!
+//! It also starts the agent that serves the host: a process that stays when the root
+//! changes, so that nothing in the image decides which agent speaks. systemd leaves such a
+//! process alone if its first argument begins with `@` (systemd's
+//! `ROOT_STORAGE_DAEMONS`). Where the distribution's own initrd must run first, the process
+//! waits for the root that this initrd mounts.
 
 use std::convert::Infallible;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, mount};
 
-use crate::protocol::{APPLIANCE, FIXED, WATCHED};
+use crate::protocol::{APPLIANCE, EARLY, FIXED, WATCHED};
 use crate::{modules, opened, system};
 
+/// The init of a distribution's initrd.
+const INIT: &str = "/init";
+/// The first argument of the agent's process. systemd spares it for the `@`.
+const NAME: &str = "@vimg-agent";
+/// Where [`follow`] mounts /proc.
+const OWN_PROC: &str = "/vimg-proc";
 /// How long the disk may take to appear.
 const DISK_WAIT: Duration = Duration::from_secs(30);
 
 /// Runs as the first process. Returns only after an error.
 pub fn main() -> io::Result<()> {
-    let result = if modules::any() { start() } else { probe() };
+    let result = if Path::new(INIT).exists() {
+        hand_over().map(|never| match never {})
+    } else if modules::any() {
+        start()
+    } else {
+        probe()
+    };
     if let Err(error) = &result {
         say(&format!("vimg-init: {error}\n"));
     }
@@ -63,7 +84,7 @@ fn start() -> io::Result<()> {
 
 /// Runs the agent, and reaps orphaned processes.
 fn attend() -> io::Result<()> {
-    let agent = std::process::Command::new("/init").arg("appliance").spawn()?;
+    let agent = Command::new(EARLY).arg("appliance").spawn()?;
     let agent = rustix::process::Pid::from_child(&agent);
     loop {
         match rustix::process::wait(rustix::process::WaitOptions::empty()) {
@@ -97,6 +118,60 @@ fn boot(cmdline: &str) -> io::Result<Infallible> {
     }
     rustix::mount::mount_move("/dev", "/root/dev")?;
     rustix::mount::mount_move("/proc", "/root/proc")?;
+    serve_in("/root")?;
     system::switch_root("/root")?;
-    Err(std::process::Command::new("/sbin/init").exec())
+    Err(Command::new("/sbin/init").exec())
+}
+
+/// Starts the agent in the filesystem at `root`, which becomes that of all processes.
+fn serve_in(root: &'static str) -> io::Result<()> {
+    let device = |name: &str| OpenOptions::new().read(true).write(true).open(format!("{root}/dev/{name}"));
+    // The path leads to the program from any root that has /proc.
+    let program = File::open(EARLY)?;
+    let mut agent = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
+    agent.arg0(NAME).arg("serve").env_clear().stdin(device("null")?).stdout(device("null")?);
+    agent.stderr(device("kmsg").or_else(|_| device("null"))?);
+    // SAFETY: the closure makes system calls only.
+    unsafe {
+        agent.pre_exec(move || {
+            rustix::process::setsid()?;
+            rustix::process::chroot(root)?;
+            rustix::process::chdir("/")?;
+            Ok(())
+        });
+    }
+    // The distribution's init is its parent, and reaps it.
+    agent.spawn().map(|_| ())
+}
+
+/// Continues with the init of the distribution's initrd, after starting a process that
+/// waits for the end of it.
+fn hand_over() -> io::Result<Infallible> {
+    if let Err(error) = Command::new(EARLY).arg0(NAME).arg("follow").spawn() {
+        say(&format!("vimg-init: the agent can't start: {error}\n"));
+    }
+    Err(Command::new(INIT).args(std::env::args_os().skip(1)).exec())
+}
+
+/// Waits until the first process has another root, goes there, and becomes the agent that
+/// serves the host.
+pub fn follow() -> io::Result<Infallible> {
+    rustix::process::setsid()?;
+    let program = File::open(EARLY)?;
+    // The initrd moves its own /proc away.
+    fs::create_dir(OWN_PROC)?;
+    mount("proc", OWN_PROC, "proc", MountFlags::empty(), None)?;
+    let there = format!("{OWN_PROC}/1/root");
+    let here = fs::metadata("/")?.dev();
+    while fs::metadata(format!("{there}/")).map_or(true, |root| root.dev() == here)
+        || !Path::new(&there).join("proc/self").exists()
+    {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    rustix::process::chroot(there.as_str())?;
+    rustix::process::chdir("/")?;
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let mut agent = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
+    agent.arg0(NAME).arg("serve").env_clear().stdin(null.try_clone()?).stdout(null.try_clone()?).stderr(null);
+    Err(agent.exec())
 }

@@ -159,6 +159,10 @@ fn program(exec: &Exec) -> Command {
             command
         }
         [program, arguments @ ..] => {
+            // Hooks and operations are those that this agent understands, also where the
+            // image has an older one.
+            let own = format!("/proc/{}/exe", std::process::id());
+            let program = if program == protocol::AGENT { &own } else { program };
             let mut command = command::command(program);
             command.args(arguments);
             command

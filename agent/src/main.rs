@@ -1,7 +1,7 @@
 //! The agent's program. As the first process of a machine, it mounts the root
 //! filesystem, answers the accelerator probe, or serves the host as an appliance. In a
-//! container it serves the host on a socket; under systemd, on the machine's port. It
-//! also runs hooks and operations.
+//! container it serves the host on a socket; in a machine, on its port. It also runs hooks
+//! and operations.
 
 use std::process::ExitCode;
 
@@ -25,6 +25,8 @@ fn main() -> ExitCode {
         (_, ["live"]) => hooks::live(),
         (_, ["decommission"]) => hooks::decommission(),
         (_, ["operation", name, ..]) => hooks::operation(name, &args[2..]),
+        (_, ["serve"]) => serve::outside().map_err(failed),
+        (_, ["follow"]) => early::follow().map(|never| match never {}).map_err(failed),
         (_, []) => serve::machine().map_err(failed),
         _ => Err(Failed { message: USAGE.into(), code: 2 }),
     };

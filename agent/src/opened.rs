@@ -22,7 +22,7 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 
-use crate::protocol::Inode;
+use crate::protocol::{EARLY, Inode};
 
 /// The name of the abstract socket.
 const SOCKET: &[u8] = b"vimg.seen";
@@ -64,7 +64,7 @@ pub(crate) fn watch(root: &str) -> io::Result<()> {
     if marked != 0 {
         return Err(io::Error::last_os_error());
     }
-    Command::new("/init")
+    Command::new(EARLY)
         .arg("watch")
         .stdin(Stdio::from(fd))
         .stdout(Stdio::null())

@@ -21,13 +21,17 @@ pub use resource::{Around, Entry, Manifest, Node, Owner, Primitive, Probe, Run, 
 /// The version of the protocol. Host and agent must have the same version.
 pub const PROTOCOL: u32 = 13;
 
-/// The behaviour version of the agent. It enters every key, so raising it rebuilds
-/// everything. Raise it when the same layer would now give another machine.
+/// The behaviour version of the agent. It enters the keys of layers, checks and sealed
+/// disks, so raising it rebuilds all but the bases. Raise it when the same layer would now give another machine.
 /// `agent/behaviour.lock` has the digest of the sources for which this was last decided.
 pub const BEHAVIOUR: u32 = 7;
 
 /// The path of the agent in a machine. Its first argument is a command; see `hooks`.
 pub const AGENT: &str = "/usr/lib/vimg/agent";
+
+/// The path of the agent in vimg's initramfs, and of the kernel's first process
+/// (`rdinit=`). An initramfs of a distribution has its own `/init`.
+pub const EARLY: &str = "/vimg-init";
 
 /// The name of the virtio-serial port.
 pub const PORT: &str = "vimg.agent";

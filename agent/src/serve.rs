@@ -1,7 +1,6 @@
 //! The agent's main loop: finds the port, does the handshake, and answers requests.
 //!
-//! The agent runs in one of three places: in the machine itself, under systemd; in an
-//! appliance, a small machine with the disk of another machine; or in a container on the
+//! The agent runs in one of three places: in the machine itself; in an appliance, a small machine with the disk of another machine; or in a container on the
 //! host, with the filesystem of that disk as its root.
 
 use std::fs::{self, File, OpenOptions};
@@ -35,17 +34,34 @@ const PORT_WAIT: Duration = Duration::from_secs(120);
 /// host anyway.
 const BOOT_WAIT: Duration = Duration::from_secs(600);
 
-/// Serves the host from within the machine, until the channel ends.
+/// The socket at which systemd answers `systemctl`.
+const SYSTEMD: &str = "/run/systemd/private";
+
+/// How long systemd may take to create it, once the agent's port is there.
+const SYSTEMD_WAIT: Duration = Duration::from_secs(120);
+
+/// Serves the host from within the machine, until the channel ends: the agent that is
+/// installed in an image.
 pub fn machine() -> io::Result<()> {
-    match wait_for_port(Duration::from_millis(20))? {
+    match wait_for_port(Duration::from_millis(20), PORT_WAIT)? {
         Some(path) => on_port(&path, Place::Machine),
         None => Ok(()),
     }
 }
 
+/// Serves the host from within the machine: the agent that vimg's initramfs started, before
+/// the init of the machine.
+pub fn outside() -> io::Result<()> {
+    // As the unit of the installed agent does. Programs that it starts get 0.
+    let _ = fs::write("/proc/self/oom_score_adj", "-900");
+    let path = wait_for_port(Duration::from_millis(20), BOOT_WAIT)?
+        .ok_or_else(|| io::Error::other("there is no virtio-serial port"))?;
+    on_port(&path, Place::Machine)
+}
+
 /// Serves the host as an appliance.
 pub fn appliance() -> io::Result<()> {
-    let path = wait_for_port(Duration::from_millis(1))?
+    let path = wait_for_port(Duration::from_millis(1), PORT_WAIT)?
         .ok_or_else(|| io::Error::other("there is no virtio-serial port"))?;
     on_port(&path, Place::Appliance(None))
 }
@@ -59,13 +75,13 @@ pub fn container() -> io::Result<()> {
     Agent::start(Box::new(socket), Box::new(output), Place::Container)
 }
 
-fn wait_for_port(pause: Duration) -> io::Result<Option<PathBuf>> {
+fn wait_for_port(pause: Duration, most: Duration) -> io::Result<Option<PathBuf>> {
     let start = Instant::now();
     loop {
         if let Some(path) = system::port(PORT) {
             return Ok(Some(path));
         }
-        if start.elapsed() > PORT_WAIT {
+        if start.elapsed() > most {
             return Ok(None);
         }
         std::thread::sleep(pause);
@@ -384,6 +400,11 @@ fn switch_off() -> io::Result<()> {
 
 /// Waits until systemd has started everything; returns units that failed to start.
 fn wait_until_up() -> Vec<String> {
+    // The agent may be faster than systemd, which then refuses to answer.
+    let start = Instant::now();
+    while !Path::new(SYSTEMD).exists() && start.elapsed() < SYSTEMD_WAIT {
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let mut wait = command::command("systemctl");
     wait.args(["is-system-running", "--wait", "--quiet"]);
     let _ = command::query(&mut wait, BOOT_WAIT);

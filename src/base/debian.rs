@@ -32,7 +32,7 @@ impl Distribution for Debian {
     }
 
     fn behaviour(&self) -> u32 {
-        4
+        5
     }
 
     fn missing(&self) -> Option<HostError> {
@@ -187,7 +187,7 @@ async fn esp(dir: &Path) -> Result<(), HostError> {
     Ok(())
 }
 
-/// Assembles disk and initrd from their parts.
+/// Assembles the disk from its parts.
 fn finish(dir: &Path, id: [u8; 16]) -> io::Result<Base> {
     use std::io::{Seek, SeekFrom};
     let disk = dir.join("disk.raw");
@@ -195,12 +195,10 @@ fn finish(dir: &Path, id: [u8; 16]) -> io::Result<Base> {
     file.seek(SeekFrom::Start(gpt::ESP_START * gpt::SECTOR))?;
     sparse_copy(&mut File::open(dir.join("esp.img"))?, &mut file)?;
     gpt::write(&mut file, id, &std::fs::read(dir.join("boot.img"))?, &std::fs::read(dir.join("core.img"))?)?;
-    let initrd = dir.join("initrd");
-    std::fs::write(&initrd, agent::initramfs(&std::fs::read(dir.join("modules.cpio"))?))?;
-    for name in ["esp.img", "modules.cpio", "core.img", "boot.img", "bootx64.efi"] {
+    for name in ["esp.img", "core.img", "boot.img", "bootx64.efi"] {
         std::fs::remove_file(dir.join(name))?;
     }
-    let boot = Some((dir.join("vmlinuz"), initrd));
+    let boot = Some((dir.join("vmlinuz"), dir.join("modules.cpio")));
     Ok(Base { disk, boot, modules: Some(dir.join("appliance.cpio")) })
 }
 

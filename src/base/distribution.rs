@@ -15,7 +15,8 @@ use crate::host::{HostError, Lines};
 pub struct Base {
     /// A raw or qcow2 disk without a backing file.
     pub disk: PathBuf,
-    /// Kernel and initrd, if they are known without a boot.
+    /// Kernel and initrd, if they are known without a boot. The initrd is the
+    /// distribution's own, or an archive of modules for vimg's agent.
     pub boot: Option<(PathBuf, PathBuf)>,
     /// Modules of the same kernel, for an appliance.
     pub modules: Option<PathBuf>,

@@ -135,17 +135,14 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
             self.sync().await?;
             match self.message().await? {
                 FromAgent::Hello { protocol: protocol::PROTOCOL, behaviour: protocol::BEHAVIOUR, .. } => {}
-                FromAgent::Hello { protocol: protocol::PROTOCOL, behaviour, .. } => {
+                // Only the agent of an imported disk, or of a server that an
+                // older vimg has started, is not this program's own.
+                FromAgent::Hello { protocol, behaviour, .. } => {
                     return Err(SessionError::Broken(format!(
-                        "the agent in the image has behaviour version {behaviour}, this vimg has {}; \
-                         rebuild the image's base",
+                        "the agent in the machine has the versions {protocol}.{behaviour}, this vimg has \
+                         {}.{}; restart a server, or make an imported disk anew",
+                        protocol::PROTOCOL,
                         protocol::BEHAVIOUR
-                    )));
-                }
-                FromAgent::Hello { protocol, .. } => {
-                    return Err(SessionError::Broken(format!(
-                        "the agent in the image speaks protocol version {protocol}, this vimg version {}",
-                        protocol::PROTOCOL
                     )));
                 }
                 other => return Err(unexpected(&other)),

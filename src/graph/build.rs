@@ -200,7 +200,10 @@ impl<'a> Builder<'a> {
         if let Some(parent) = parent {
             description.parent(parent_state_id(self.graph.node(parent)));
         }
-        description.value("agent behaviour", format_args!("{}.{}", protocol::PROTOCOL, protocol::BEHAVIOUR));
+        // Bases and conversions ask no agent.
+        if needs != Needs::Nothing {
+            description.value("agent behaviour", protocol::BEHAVIOUR);
+        }
         let key = description.key();
         self.graph.add(Node {
             name,

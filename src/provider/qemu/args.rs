@@ -7,6 +7,7 @@ use vimg_agent::protocol::{APPLIANCE, FIXED, PORT, WATCHED};
 use vimg_lang::model::Machine;
 
 use super::programs::Accel;
+use crate::agent::RDINIT;
 use crate::host::keeper::CONSOLE;
 use crate::provider::OFFLINE_MEMORY;
 
@@ -17,8 +18,11 @@ pub(super) const TOP: &str = "top0";
 /// save 0.3-0.6 s each under TCG (measured, kernel 6.1). `panic=-1` with
 /// `-no-reboot` ends a panicked machine at once. Expedited RCU grace periods
 /// save more than half of the time for the switch to a new disk after a layer.
+/// The agent that is installed in the image stays off: that of the initramfs
+/// speaks.
 const CMDLINE: &str = "rootfstype=ext4 ro console=ttyS0 quiet panic=-1 \
-                       cryptomgr.notests noreplace-smp net.ifnames=0 rcupdate.rcu_expedited=1";
+                       cryptomgr.notests noreplace-smp net.ifnames=0 rcupdate.rcu_expedited=1 \
+                       systemd.mask=vimg-agent.service";
 
 /// Tells the kernel that the time stamp counter is reliable: under emulation it
 /// is the host's, and the same on all processors. Otherwise the kernel reads
@@ -109,8 +113,8 @@ pub(super) fn direct(accel: Accel, kernel: &Path, initrd: &Path) -> Vec<String> 
 fn linux(accel: Accel, kernel: &Path, initrd: &Path, cmdline: &str) -> Vec<String> {
     let (kernel, initrd) = (kernel.display().to_string(), initrd.display().to_string());
     let cmdline = match accel {
-        Accel::Kvm => cmdline.to_owned(),
-        Accel::Tcg => format!("{cmdline} nokaslr {TSC} {FIXED}"),
+        Accel::Kvm => format!("{cmdline} {RDINIT}"),
+        Accel::Tcg => format!("{cmdline} {RDINIT} nokaslr {TSC} {FIXED}"),
     };
     ["-kernel", &kernel, "-initrd", &initrd, "-append", &cmdline].map(str::to_owned).to_vec()
 }
@@ -209,12 +213,7 @@ pub(super) fn writable(node: &str, file: &Path, backing: &Value, lasting: bool) 
 
 /// A direct boot from the root filesystem on the device `root`. A `watched`
 /// machine records what it opens on its disk.
-pub(super) fn boot(
-    accel: Accel,
-    (kernel, initrd): &(PathBuf, PathBuf),
-    root: &str,
-    watched: bool,
-) -> Vec<String> {
+pub(super) fn boot(accel: Accel, kernel: &Path, initrd: &Path, root: &str, watched: bool) -> Vec<String> {
     let watched = if watched { format!(" {WATCHED}") } else { String::new() };
     linux(accel, kernel, initrd, &format!("root={root} {CMDLINE}{watched}"))
 }
@@ -231,7 +230,10 @@ mod tests {
     fn only_an_emulated_machine_is_told_what_holds_of_emulators() {
         let files = (PathBuf::from("kernel"), PathBuf::from("initrd"));
         for (accel, told) in [(Accel::Tcg, true), (Accel::Kvm, false)] {
-            let both = [boot(accel, &files, "/dev/vda3", true), appliance_boot(accel, &files.0, &files.1)];
+            let both = [
+                boot(accel, &files.0, &files.1, "/dev/vda3", true),
+                appliance_boot(accel, &files.0, &files.1),
+            ];
             for args in both {
                 let cmdline = args.last().unwrap();
                 assert_eq!(cmdline.contains(FIXED), told, "{cmdline}");

@@ -20,7 +20,8 @@ use super::save::incoming;
 use super::snapshot::{self, Snapshot};
 use super::snapshots::{FREE, Origin, PendingSnapshot, Snapshots, free};
 use super::{args, retarget};
-use crate::digest::Description;
+use crate::agent;
+use crate::digest::{Description, Digest};
 use crate::disk::layout::Layout;
 use crate::disk::sparse;
 use crate::host::keeper::Keeper;
@@ -164,21 +165,23 @@ fn facts(rig: Rig<'_>, launch: &Launch) -> Result<Description, HostError> {
     let mut facts = snapshot::facts(rig);
     let memory = Some((Path::new("memory"), true));
     facts.value("arguments", arguments(rig.accel, launch, memory, cut_off(rig, launch)).join(" "));
-    facts.value("boot", direct(rig.accel, launch, true)?.join(" "));
+    if let Some((_, initrd)) = &launch.boot {
+        facts.value("boot", direct(rig.accel, launch, initrd, true)?.join(" "));
+        facts.content("agent", Digest::of(agent::PROGRAM));
+    }
     facts
         .value("host's boot", std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default());
     Ok(facts)
 }
 
-/// The arguments of a direct boot, if the launch has a kernel.
-fn direct(accel: Accel, launch: &Launch, watched: bool) -> Result<Vec<String>, HostError> {
-    let Some(boot) = &launch.boot else { return Ok(Vec::new()) };
+/// The arguments of a direct boot with this initrd.
+fn direct(accel: Accel, launch: &Launch, initrd: &Path, watched: bool) -> Result<Vec<String>, HostError> {
+    let Some((kernel, _)) = &launch.boot else { return Ok(Vec::new()) };
     let layout = Layout::of_chain(&launch.chain).map_err(|e| {
-        HostError::new(format!("the disk to boot from: {e}")).help(
-            "vimg finds a root filesystem by the partition's type or name: see docs/reference/language.md",
-        )
+        HostError::new(format!("the disk to boot from: {e}"))
+            .help("vimg finds the root filesystem by the partition's type or name")
     })?;
-    Ok(args::boot(accel, boot, &layout.device(), watched))
+    Ok(args::boot(accel, kernel, initrd, &layout.device(), watched))
 }
 
 /// Whether a machine that becomes a snapshot boots with a restricted network
@@ -212,7 +215,13 @@ async fn boot(rig: Rig<'_>, launch: &Launch, memory: Option<&Path>) -> Result<Qe
     let cut_off = if memory.is_some() { cut_off(rig, launch) } else { !launch.network };
     let mut all = arguments(rig.accel, launch, memory.map(|path| (path, true)), cut_off);
     all.extend(args::disks(&disks.nodes(launch)));
-    all.extend(direct(rig.accel, launch, memory.is_some())?);
+    if let Some((_, more)) = &launch.boot {
+        let initrd = launch.scratch.join("initrd");
+        let fail = |e: std::io::Error| HostError::new(format!("can't write {}: {e}", initrd.display()));
+        let more = tokio::fs::read(more).await.map_err(fail)?;
+        tokio::fs::write(&initrd, agent::initramfs(&more)).await.map_err(fail)?;
+        all.extend(direct(rig.accel, launch, &initrd, memory.is_some())?);
+    }
     let way = format!("qemu {} {}", rig.programs.version, rig.accel.name());
     if disks.lasting() {
         args::with_log(&mut all);

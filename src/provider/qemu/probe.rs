@@ -148,7 +148,7 @@ async fn run(programs: &Programs, kernel: &Path, probes: &Path) -> Result<Answer
         .arg(kernel)
         .arg("-initrd")
         .arg(&initrd.0)
-        .args(["-append", "console=ttyS0 quiet panic=-1"])
+        .args(["-append", &format!("console=ttyS0 quiet panic=-1 {}", agent::RDINIT)])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
