@@ -2,7 +2,7 @@
 
 use std::env;
 use std::hash::{DefaultHasher, Hasher};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -11,11 +11,13 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     println!("cargo::rerun-if-changed=agent/src");
     println!("cargo::rerun-if-changed=agent/Cargo.toml");
+    println!("cargo::rerun-if-changed=model/src");
+    println!("cargo::rerun-if-changed=model/Cargo.toml");
     println!("cargo::rerun-if-changed=Cargo.lock");
     println!("cargo::rerun-if-changed=stdlib");
 
     println!("cargo::rerun-if-changed=lang/src");
-    println!("cargo::rustc-env=VIMG_PARSER={:016x}", digest(Path::new("lang/src")));
+    println!("cargo::rustc-env=VIMG_PARSER={:016x}", digest(&["lang/src", "model/src"]));
 
     let target_dir = out.join("agent");
     let mut cargo = Command::new(env::var_os("CARGO").expect("cargo sets CARGO"));
@@ -43,10 +45,10 @@ fn main() {
     println!("cargo::rustc-env=VIMG_AGENT={}", agent.display());
 }
 
-/// Returns a hash of all files below a directory and of `Cargo.lock`.
-fn digest(dir: &Path) -> u64 {
+/// Returns a hash of all files below directories and of `Cargo.lock`.
+fn digest(dirs: &[&str]) -> u64 {
     let mut files: Vec<PathBuf> = Vec::new();
-    let mut open = vec![dir.to_owned()];
+    let mut open: Vec<PathBuf> = dirs.iter().map(PathBuf::from).collect();
     while let Some(dir) = open.pop() {
         for entry in std::fs::read_dir(&dir).expect("sources can be listed").flatten() {
             let path = entry.path();

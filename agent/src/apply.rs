@@ -9,7 +9,7 @@ use crate::fetch::Channel;
 use crate::ledger::Ledger;
 use crate::offline::Guests;
 use crate::primitive::{self, Context, Switch};
-use crate::protocol::{Apply, FromAgent, Primitive};
+use crate::protocol::{Apply, FromAgent, Order};
 use crate::system;
 
 /// Applies steps up to the first `reboot`, and reports each of them. Returns the last
@@ -25,22 +25,22 @@ pub(crate) fn apply(channel: &mut Channel, what: &Apply, boot_stamp: &mut String
     };
     let mut ledger = Ledger::below(Path::new(HOME), *durable);
     // After a reboot, continue the page of the current layer.
-    let named = |p: &Primitive| if let Primitive::Layer { name } = p { Some(name.clone()) } else { None };
+    let named = |o: &Order| if let Order::Layer { name } = o { Some(name.clone()) } else { None };
     if let Some(layer) = steps.iter().take(from).rev().find_map(named).or(layer.clone())
         && let Err(failure) = ledger.enter(&layer)
     {
         return Ok(failure.of(from));
     }
     let mut switch = Switch::default();
-    for (step, primitive) in steps.iter().enumerate().skip(from) {
+    for (step, order) in steps.iter().enumerate().skip(from) {
         sender.send(&FromAgent::Started { step })?;
-        if matches!(primitive, Primitive::Reboot) {
+        if order.is_reboot() {
             return Ok(FromAgent::RebootDue { step, boot_changed: boot_changed(boot_stamp) });
         }
         let mut context =
             Context { channel, sender: &sender, ledger: &mut ledger, switch: &mut switch, step };
-        let made = primitive::settle(Some(primitive), &mut context)
-            .and_then(|()| primitive::apply(primitive, &mut context))
+        let made = primitive::settle(Some(order), &mut context)
+            .and_then(|()| primitive::apply(order, &mut context))
             .and_then(|changed| match steps.get(step + 1) {
                 Some(_) => Ok(changed),
                 None => primitive::settle(None, &mut context).map(|()| changed),

@@ -47,7 +47,7 @@ fn ask(probe: &Probe, variables: &[(String, String)], output: &Output) -> Result
             judge(&answer, *status, contains.as_deref(), header.as_ref())
         }),
         Probe::Port { port, within } => again(*within, |patience| http::connect(*port, patience).map(|_| ())),
-        Probe::Run { script, timeout } => {
+        Probe::Run { script, timeout, network: _ } => {
             let mut shell = command::command("/bin/sh");
             shell.args(["-euc", script, "check"]).envs(variables.iter().cloned());
             command::run(&mut shell, Duration::from_secs(*timeout), output)

@@ -13,14 +13,19 @@ use std::time::Duration;
 
 use crate::command;
 use crate::failure::{Failure, HOME};
-use crate::protocol::{Around, PORT};
+use crate::protocol::{Around, PORT, When};
 use crate::system;
 
 const AROUND: &str = "json";
 
 /// The directory of the scripts for an event.
-pub(crate) fn dir(when: &str) -> PathBuf {
-    Path::new(HOME).join("hooks").join(when)
+pub(crate) fn dir(when: &When) -> PathBuf {
+    below().join(when.to_string())
+}
+
+/// The directory of all scripts.
+fn below() -> PathBuf {
+    Path::new(HOME).join("hooks")
 }
 
 /// The file with the environment of a script.
@@ -69,23 +74,23 @@ pub fn begin() -> Result<(), Failed> {
 /// each boot.
 pub fn live() -> Result<(), Failed> {
     if !stamp().exists() {
-        all("first-boot", None)?;
+        all(&When::FirstBoot, None)?;
         let done = File::create(stamp()).and_then(|file| file.sync_all());
         done.map_err(|e| format!("{}: {e}", stamp().display()))?;
     }
-    all("each-boot", None)
+    all(&When::EachBoot, None)
 }
 
 /// Runs the hooks of the machine's end.
 pub fn decommission() -> Result<(), Failed> {
-    all("decommission", None)
+    all(&When::Decommission, None)
 }
 
 /// Runs the scripts of an operation with arguments.
 pub fn operation(name: &str, args: &[String]) -> Result<(), Failed> {
-    let known = known(&dir("operation"));
+    let known = known(&below().join("operation"));
     if known.iter().any(|other| other == name) {
-        return all(&format!("operation/{name}"), Some(args));
+        return all(&When::Operation(name.to_owned()), Some(args));
     }
     let there = match known.as_slice() {
         [] => "this machine has none".to_owned(),
@@ -116,15 +121,18 @@ fn scripts(dir: &Path) -> Vec<PathBuf> {
 
 /// Runs the scripts for `when`, in order, up to the first that fails. Operations have
 /// arguments.
-fn all(when: &str, args: Option<&[String]>) -> Result<(), Failed> {
+fn all(when: &When, args: Option<&[String]>) -> Result<(), Failed> {
     for path in scripts(&dir(when)) {
         one(&path, args).map_err(|failure| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             // The file name is `PAGE-LAYER.STEP`; both numbers only define the order.
             let layer = name.split_once('-').map_or(&*name, |(_, rest)| rest);
             let layer = layer.rsplit_once('.').map_or(layer, |(layer, _)| layer);
-            let message =
-                format!("`{}` of the layer `{layer}` failed: {}", when.replace('/', " "), failure.message);
+            let message = format!(
+                "`{}` of the layer `{layer}` failed: {}",
+                when.to_string().replace('/', " "),
+                failure.message
+            );
             let code = failure.exit.and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
             Failed { message, code }
         })?;

@@ -21,19 +21,30 @@ mod switch;
 use std::path::Path;
 
 use crate::failure::Failure;
-use crate::protocol::{Owner, Primitive};
+use crate::protocol::{Order, Owner, Primitive};
 use crate::system;
 
 pub(crate) use context::Context;
 pub(crate) use pending::Switch;
 pub(crate) use switch::settle;
 
-/// Applies one primitive; returns whether it changed anything.
-pub(crate) fn apply(primitive: &Primitive, context: &mut Context) -> Result<bool, Failure> {
+/// Does one step; returns whether it changed anything.
+pub(crate) fn apply(order: &Order, context: &mut Context) -> Result<bool, Failure> {
+    match order {
+        Order::Make(primitive) => make(primitive, context),
+        Order::Preinstall { names, leaving } => package::ahead(names, leaving, context),
+        Order::Leave { layers, paths } => switch::leave(layers, paths, context).map(|()| true),
+        Order::Revert { layer } => revert::revert(layer, context).map(|()| true),
+        Order::Layer { name } => context.ledger.enter(name).map(|()| false),
+    }
+}
+
+/// Makes one primitive; returns whether that changed anything.
+fn make(primitive: &Primitive, context: &mut Context) -> Result<bool, Failure> {
     match primitive {
         Primitive::Package { names } => package::apply(names, context),
         Primitive::File { path, content, mode, owner } => {
-            file::apply(Path::new(path), *content, *mode, ids(owner)?, context)
+            file::apply(Path::new(path), *content, mode.unwrap_or(file::MODE), ids(owner)?, context)
         }
         Primitive::Directory { path, mode, owner, tree } => {
             directory::apply(Path::new(path), *mode, ids(owner)?, *tree, context)
@@ -50,10 +61,6 @@ pub(crate) fn apply(primitive: &Primitive, context: &mut Context) -> Result<bool
         Primitive::Run(run) => run::apply(run, context),
         Primitive::Hook { when, script } => hook::apply(when, script, context),
         Primitive::Reboot => Err(Failure::new("the agent can't apply a reboot")),
-        Primitive::Preinstall { names, leaving } => package::ahead(names, leaving, context),
-        Primitive::Leave { layers, paths } => switch::leave(layers, paths, context).map(|()| true),
-        Primitive::Revert { layer } => revert::revert(layer, context).map(|()| true),
-        Primitive::Layer { name } => context.ledger.enter(name).map(|()| false),
     }
 }
 

@@ -6,7 +6,8 @@
 
 mod blob;
 mod change;
-mod resource;
+mod order;
+mod tree;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -16,10 +17,12 @@ use serde::{Deserialize, Serialize};
 
 pub use blob::{Blob, CHUNK, Digest};
 pub use change::{Change, Inode, MAX_RETARGETED, Time};
-pub use resource::{Around, Entry, Manifest, Node, Owner, Primitive, Probe, Run, Script, ServiceState, User};
+pub use order::{Order, Primitive, Run, Script};
+pub use tree::{Entry, Manifest, Node};
+pub use vimg_model::{Around, Owner, Probe, ServiceState, User, When};
 
 /// The version of the protocol. Host and agent must have the same version.
-pub const PROTOCOL: u32 = 13;
+pub const PROTOCOL: u32 = 14;
 
 /// The behaviour version of the agent. It enters the keys of layers, checks and sealed
 /// disks, so raising it rebuilds all but the bases. Raise it when the same layer would now give another machine.
@@ -122,7 +125,7 @@ pub struct Apply {
     /// The layer of the steps, up to a step that names another layer.
     pub layer: Option<String>,
     /// The steps.
-    pub steps: Vec<Primitive>,
+    pub steps: Vec<Order>,
     /// The index of the first step that is not applied yet.
     pub from: usize,
     /// Whether to start nothing, as if the machine were switched off.

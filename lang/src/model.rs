@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub use vimg_model::{Around, Owner, Probe, Run, ServiceState, User, When};
+
 use crate::source::{FileRef, Span};
 use crate::value::Value;
 
@@ -194,15 +196,6 @@ pub struct Step {
     pub span: Span,
 }
 
-/// The owner of a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Owner {
-    /// Name of a user in the machine.
-    pub user: String,
-    /// Name of a group in the machine.
-    pub group: String,
-}
-
 /// The content of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
@@ -214,94 +207,20 @@ pub enum Content {
     File(FileRef),
 }
 
-/// A declared resource of a machine.
+/// A secret that a script receives.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the fields are those of the schema")]
-pub enum Primitive {
-    /// All packages of a configuration, sorted.
-    Package { names: Vec<String> },
-    /// A file. Default mode: 0755 if its owner may execute the project's file, else
-    /// 0644.
-    File { path: String, content: Content, mode: Option<u32>, owner: Owner },
-    /// A directory, with the project's directory `from` copied into it if there is
-    /// one. Default mode: 0755.
-    Directory { path: String, from: Option<FileRef>, mode: Option<u32>, owner: Owner },
-    /// A symbolic link.
-    Symlink { path: String, target: String },
-    /// An unpacked archive.
-    Archive { path: String, from: FileRef, strip: u32, owner: Owner },
-    /// A group.
-    Group { name: String, gid: Option<u32>, system: bool },
-    /// A user.
-    User {
-        name: String,
-        uid: Option<u32>,
-        group: Option<String>,
-        groups: Vec<String>,
-        home: Option<String>,
-        shell: Option<String>,
-        comment: Option<String>,
-        system: bool,
-    },
-    /// A systemd unit; `unit` includes the suffix.
-    Service { unit: String, enabled: Option<bool>, state: Option<ServiceState> },
-    /// A kernel setting.
-    Sysctl { key: String, value: String },
-    /// A kernel module.
-    KernelModule { name: String },
-    /// A clean shutdown of the machine, followed by a boot.
-    Reboot,
-    /// A script that runs once, when the layer is applied.
-    Run {
-        script: Script,
-        undo: Option<String>,
-        /// Names and versions of the secrets of the script.
-        secrets: BTreeMap<String, String>,
-    },
-    /// A hook or operation: a script that stays in the machine and runs later.
-    Hook { when: When, script: Script },
+pub struct SecretUse {
+    /// Its name.
+    pub name: String,
+    /// The version of its value, which enters keys.
+    pub version: String,
 }
 
-/// A script and its environment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Script {
-    /// The script itself.
-    pub content: Content,
-    /// Environment variables.
-    pub env: BTreeMap<String, String>,
-    /// Name of the user that runs it.
-    pub user: String,
-    /// Working directory.
-    pub workdir: String,
-    /// Time limit in seconds.
-    pub timeout: u64,
-    /// Whether it may use the network.
-    pub network: bool,
-}
+/// A primitive as a recipe says it: contents are texts and files of the project.
+pub type Primitive = vimg_model::Primitive<Content, FileRef, SecretUse>;
 
-/// The event that runs a hook or operation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum When {
-    /// The first boot of the finished machine.
-    FirstBoot,
-    /// Each boot of the finished machine.
-    EachBoot,
-    /// The end of a server.
-    Decommission,
-    /// A request by name: `vimg exec SERVER --operation NAME`.
-    Operation(String),
-}
-
-/// The state of a service after the step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ServiceState {
-    /// Start the service if it does not run.
-    Running,
-    /// Stop the service if it runs.
-    Stopped,
-    /// Restart the service in any case.
-    Restarted,
-}
+/// A script as a recipe says it.
+pub type Script = vimg_model::Script<Content>;
 
 /// An output: a disk file to write.
 #[derive(Debug, Clone)]
@@ -324,8 +243,19 @@ pub enum DiskFormat {
 }
 
 impl DiskFormat {
+    /// All formats.
+    const ALL: [Self; 2] = [Self::Qcow2, Self::Raw];
+
+    /// Their names in recipes.
+    pub const NAMES: &[&str] = &[Self::Qcow2.name(), Self::Raw.name()];
+
+    /// The format with this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.name() == name)
+    }
+
     /// Its name in recipes.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Qcow2 => "qcow2",
             Self::Raw => "raw",
@@ -342,30 +272,4 @@ pub struct Check {
     pub span: Span,
     /// The probes, in order. All must succeed.
     pub probes: Vec<(Probe, Span)>,
-}
-
-/// A probe: one question to a machine. The agent repeats it for `within` seconds until
-/// it succeeds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the fields are those of the schema")]
-pub enum Probe {
-    /// An HTTP request.
-    Http {
-        url: String,
-        status: Option<u16>,
-        contains: Option<String>,
-        /// The name of a header, and text that its value must contain.
-        header: Option<(String, String)>,
-        within: u64,
-    },
-    /// A TCP port.
-    Port { port: u16, within: u64 },
-    /// A script, with a time limit in seconds.
-    Run { script: String, timeout: u64, network: bool },
-    /// A file.
-    File { path: String, contains: Option<String> },
-    /// A service.
-    Service { unit: String, within: u64 },
-    /// A package.
-    Package(String),
 }

@@ -3,6 +3,8 @@
 //! This table drives the checks of [`crate::shape`] and the reference in
 //! `docs/reference/language.md`; a node that is not in it does not exist.
 
+use vimg_model::{ServiceState, When};
+
 /// The type of an argument or property.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ty {
@@ -303,7 +305,7 @@ pub const CONFIGURATION: &[Kind] = &[
     ]),
     kind("service", "A systemd unit.", Args::One(req("unit", Ty::Str, "the unit name; `.service` may be left out"))).props(&[
         opt("enabled", Ty::Bool, "start the unit at boot"),
-        opt("state", Ty::Word(&["running", "stopped", "restarted"]), "state of the unit after this step; no effect offline, where `enabled` decides what the next boot starts"),
+        opt("state", Ty::Word(ServiceState::WORDS), "state of the unit after this step; no effect offline, where `enabled` decides what the next boot starts"),
     ]),
     kind("sysctl", "A kernel setting. vimg sets it for each boot, and at once if the machine is running.", Args::One(req("key", Ty::Str, "the key, for instance `vm.swappiness`")))
         .props(&[req("value", Ty::Scalar, "value of the setting")]),
@@ -325,7 +327,7 @@ pub const CONFIGURATION: &[Kind] = &[
     kind(
         "on",
         "Scripts that run in the finished machine, once its services are up. `first-boot` scripts run on the first start of a server, or on the boots of a written disk until they have succeeded once. `each-boot` scripts run on each boot. `decommission` scripts run when a server is removed. None of them runs while vimg builds or checks an image.",
-        Args::One(req("when", Ty::Word(&["first-boot", "each-boot", "decommission"]), "the event")),
+        Args::One(req("when", Ty::Word(When::WORDS), "the event")),
     )
     .of(&[LATER]),
     kind(

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::SemaphorePermit;
+use vimg_agent::protocol::Order;
 use vimg_lang::model::DiskFormat;
 
 use super::batches::Batch;
@@ -14,7 +15,7 @@ use super::make::{Facts, Made, NodeBuild};
 use super::prewarm::Prewarm;
 use super::staged::{Before, Copies};
 use super::states::Step;
-use super::{checks, layer, session, up};
+use super::{checks, layer, up};
 use crate::base::{self, Base, Wanted, import};
 use crate::digest::Description;
 use crate::disk::Exported;
@@ -290,7 +291,7 @@ async fn machine<P: Provider>(
 /// Whether a layer may need the network.
 fn wants_network(work: &Work) -> bool {
     match work {
-        Work::Layer(work) => work.steps.iter().any(session::wants_network),
+        Work::Layer(work) => work.steps.iter().any(Order::wants_network),
         _ => false,
     }
 }

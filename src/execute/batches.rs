@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use vimg_agent::protocol::Primitive;
+use vimg_agent::protocol::Order;
 
 use crate::digest::Key;
 use crate::graph::{Graph, Needs, NodeId, Work};
@@ -80,25 +80,7 @@ pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Batch> {
 /// only for steps in which the agent itself writes files.
 fn is_quiet(work: &Work) -> bool {
     let Work::Layer(layer) = work else { return false };
-    layer.steps.iter().all(|step| match step {
-        Primitive::File { .. }
-        | Primitive::Directory { .. }
-        | Primitive::Symlink { .. }
-        | Primitive::Group { .. }
-        | Primitive::User(_)
-        | Primitive::Layer { .. } => true,
-        Primitive::Package { .. }
-        | Primitive::Archive { .. }
-        | Primitive::Service { .. }
-        | Primitive::Sysctl { .. }
-        | Primitive::KernelModule { .. }
-        | Primitive::Run(_)
-        | Primitive::Hook { .. }
-        | Primitive::Reboot
-        | Primitive::Preinstall { .. }
-        | Primitive::Leave { .. }
-        | Primitive::Revert { .. } => false,
-    })
+    layer.steps.iter().all(Order::is_quiet)
 }
 
 /// Returns how long the longest path from each node to the end of the build

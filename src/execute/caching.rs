@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use vimg_agent::protocol::Primitive;
+use vimg_agent::protocol::Order;
 
 use crate::cache::spec::Mode;
 use crate::cache::{Caches, Hit, State};
@@ -234,11 +234,7 @@ impl Caching<'_> {
     /// Returns a secret that a layer receives and that must not reach a cache.
     fn keeps_secret(&self, work: &Work) -> Option<String> {
         let Work::Layer(work) = work else { return None };
-        let handed = work.steps.iter().filter_map(|step| match step {
-            Primitive::Run(run) => Some(&run.secrets),
-            _ => None,
-        });
-        handed.flatten().find(|name| !(self.may_leave)(name)).cloned()
+        work.steps.iter().flat_map(Order::secrets).find(|name| !(self.may_leave)(name)).cloned()
     }
 }
 

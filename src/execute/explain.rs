@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use vimg_agent::protocol::Primitive;
+use vimg_agent::protocol::{Around, Order};
+use vimg_model::Tool;
 
 use super::failure::{Failure, FailureKind};
 use super::guest::Stopped;
@@ -195,53 +196,62 @@ const NO_NETWORK: &[&str] = &[
 ];
 
 /// Returns a help text for a failed step; `None` if its cause is unknown.
-fn advice(step: &Primitive, offline: bool, message: &str, tail: &[String]) -> Option<String> {
+fn advice(step: &Order, offline: bool, message: &str, tail: &[String]) -> Option<String> {
     let said = |text: &str| message.contains(text) || tail.iter().any(|l| l.contains(text));
     if said("No space left on device") {
         return Some(
             "the machine's disk is full: give it more with `machine disk=` where it is bootstrapped".into(),
         );
     }
-    Some(match step {
-        Primitive::Package { .. } if NO_NETWORK.iter().any(|text| said(text)) || said("no network") => {
-            "can't reach the mirror: check the host's network; allow a private mirror with `network-allow`"
-                .into()
+    let lost = || NO_NETWORK.iter().any(|text| said(text));
+    let primitive = match step {
+        Order::Make(primitive) => primitive,
+        Order::Revert { .. } => {
+            return Some(
+                "with `by=\"rebuild\"`, vimg rebuilds the layers above instead of reverting this one".into(),
+            );
         }
-        Primitive::Package { .. } if said("Unable to locate package") => {
+        Order::Preinstall { .. } | Order::Leave { .. } | Order::Layer { .. } => return None,
+    };
+    match primitive.tool() {
+        Tool::Packages if lost() || said("no network") => Some(
+            "can't reach the mirror: check the host's network; allow a private mirror with `network-allow`"
+                .into(),
+        ),
+        Tool::Packages if said("Unable to locate package") => Some(
             "check the package's name and that its suite has it; if a step adds its source, put the \
              package after that step"
-                .into()
-        }
-        Primitive::Run(run) if !run.script.around.network && NO_NETWORK.iter().any(|text| said(text)) => {
-            "the script has no network; to allow it: `run network=#true`".into()
-        }
-        Primitive::Run(run) if NO_NETWORK.iter().any(|text| said(text)) => {
-            "scripts reach only the internet; allow private networks with `network-allow`".into()
-        }
-        Primitive::Run(_) if offline && said("no new privileges") => {
-            "set-user-id programs have no effect in an offline layer: run the script as root, or add \
-             `needs \"booted\"`"
-                .into()
-        }
-        Primitive::Run(run) if said("did not end within") => {
-            format!("its time limit is {} s; raise it with `timeout=`", run.script.around.timeout)
-        }
+                .into(),
+        ),
+        Tool::Script(around) => Some(script_advice(around, offline, message, &said)),
+        Tool::Init if !offline => Some("the last lines of the unit's journal are above".into()),
+        Tool::Packages | Tool::Init | Tool::Agent => None,
+    }
+}
+
+/// Returns a help text for a failed script.
+fn script_advice(around: &Around, offline: bool, message: &str, said: &dyn Fn(&str) -> bool) -> String {
+    let lost = NO_NETWORK.iter().any(|text| said(text));
+    if lost && !around.network {
+        "the script has no network; to allow it: `run network=#true`".into()
+    } else if lost {
+        "scripts reach only the internet; allow private networks with `network-allow`".into()
+    } else if offline && said("no new privileges") {
+        "set-user-id programs have no effect in an offline layer: run the script as root, or add \
+         `needs \"booted\"`"
+            .into()
+    } else if said("did not end within") {
+        format!("its time limit is {} s; raise it with `timeout=`", around.timeout)
+    } else if message.ends_with("exit code 141") {
         // 128 and the number of SIGPIPE.
-        Primitive::Run(_) if message.ends_with("exit code 141") => {
-            "SIGPIPE: the reader of a pipe ended first, as in `yes | head`. To ignore it: \
-             `{ yes || true; } | head`"
-                .into()
-        }
-        Primitive::Run(_) if offline && NOT_BOOTED.iter().any(|text| said(text)) => {
-            "the machine is switched off while this layer is applied; if the script needs running \
-             services or the machine's kernel, add `needs \"booted\"`"
-                .into()
-        }
-        Primitive::Revert { .. } => {
-            "with `by=\"rebuild\"`, vimg rebuilds the layers above instead of reverting this one".into()
-        }
-        Primitive::Service { .. } if !offline => "the last lines of the unit's journal are above".into(),
-        Primitive::Run(_) => "fix the script and build again: vimg continues from the last good layer".into(),
-        _ => return None,
-    })
+        "SIGPIPE: the reader of a pipe ended first, as in `yes | head`. To ignore it: \
+         `{ yes || true; } | head`"
+            .into()
+    } else if offline && NOT_BOOTED.iter().any(|text| said(text)) {
+        "the machine is switched off while this layer is applied; if the script needs running \
+         services or the machine's kernel, add `needs \"booted\"`"
+            .into()
+    } else {
+        "fix the script and build again: vimg continues from the last good layer".into()
+    }
 }

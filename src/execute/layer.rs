@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::SemaphorePermit;
-use vimg_agent::protocol::{Apply, Primitive};
+use vimg_agent::protocol::Apply;
 
 use super::explain::explain;
 use super::failure::Failure;
@@ -325,8 +325,7 @@ pub(super) async fn stage_blobs<P: Provider>(
 ) -> Result<Staged, Box<Failure>> {
     let mut secrets = BTreeMap::new();
     for (step, (span, _)) in work.steps.iter().zip(&work.places) {
-        let Primitive::Run(run) = step else { continue };
-        for name in &run.secrets {
+        for name in step.secrets() {
             match site.shared.secrets.get(name) {
                 Some(Ok(value)) => secrets.insert(name.clone(), value.clone()),
                 unknown => {

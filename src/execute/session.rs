@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use vimg_agent::protocol::{
-    self, Apply, Digest, Exec, Frame, FromAgent, Listed, Malformed, Network, Prepare, Primitive, Probe,
-    Resume, Size, Stream, ToAgent,
+    self, Apply, Digest, Exec, Frame, FromAgent, Listed, Malformed, Network, Order, Prepare, Probe, Resume,
+    Size, Stream, ToAgent,
 };
 
 use crate::disk::ext4::Altered;
@@ -228,16 +228,13 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
     ) -> Result<Applied, SessionError> {
         let Apply { steps, from, .. } = what;
         self.send(&ToAgent::Apply(what.clone())).await?;
-        let times: Vec<u64> = steps
-            .iter()
-            .map(|s| if let Primitive::Run(run) = s { run.script.around.timeout } else { 0 })
-            .collect();
-        let networked: Vec<bool> = steps.iter().map(wants_network).collect();
+        let times: Vec<u64> = steps.iter().map(Order::time_limit).collect();
+        let networked: Vec<bool> = steps.iter().map(Order::wants_network).collect();
         match self.follow(&times, &networked, blobs, way_out, progress).await? {
             FromAgent::Done { boot_changed } => Ok(Applied { boot_changed, next: None }),
             // Accept only a reboot that the layer contains, and each only once.
             FromAgent::RebootDue { step, boot_changed }
-                if step >= *from && matches!(steps.get(step), Some(Primitive::Reboot)) =>
+                if step >= *from && steps.get(step).is_some_and(Order::is_reboot) =>
             {
                 Ok(Applied { boot_changed, next: Some(step + 1) })
             }
@@ -259,16 +256,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         progress: impl FnMut(Progress),
     ) -> Result<(), SessionError> {
         self.send(&ToAgent::Check { probes: probes.to_vec(), variables: variables.to_vec() }).await?;
-        let times: Vec<u64> = probes
-            .iter()
-            .map(|probe| match probe {
-                Probe::Http { within, .. } | Probe::Port { within, .. } | Probe::Service { within, .. } => {
-                    *within
-                }
-                Probe::Run { timeout, .. } => *timeout,
-                Probe::File { .. } | Probe::Package { .. } => 0,
-            })
-            .collect();
+        let times: Vec<u64> = probes.iter().map(Probe::time_limit).collect();
         match self.follow(&times, &[], &NoBlobs, &WayOut::default(), progress).await? {
             FromAgent::Passed => Ok(()),
             other => Err(unexpected(&other)),
@@ -627,31 +615,10 @@ fn unexpected(message: &FromAgent) -> SessionError {
     SessionError::Broken(format!("the agent sent an unexpected message: {short}"))
 }
 
-/// Whether a step may need the network: packages do, and scripts that declare
-/// it.
-pub(super) fn wants_network(step: &Primitive) -> bool {
-    match step {
-        Primitive::Package { .. } | Primitive::Preinstall { .. } => true,
-        // A revert may install packages again, or run the `undo` of a script.
-        Primitive::Revert { .. } | Primitive::Leave { .. } => true,
-        Primitive::Run(run) => run.script.around.network,
-        Primitive::File { .. }
-        | Primitive::Directory { .. }
-        | Primitive::Symlink { .. }
-        | Primitive::Archive { .. }
-        | Primitive::Group { .. }
-        | Primitive::User(_)
-        | Primitive::Service { .. }
-        | Primitive::Sysctl { .. }
-        | Primitive::KernelModule { .. }
-        | Primitive::Hook { .. }
-        | Primitive::Reboot
-        | Primitive::Layer { .. } => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use vimg_agent::protocol::Primitive;
+
     use super::*;
 
     /// Applies a layer with an agent that sends these bytes after the
@@ -677,10 +644,10 @@ mod tests {
         });
         let mut session = Session::new(host);
         session.ready(true).await?;
-        let steps = [Primitive::Symlink { path: "/a".into(), target: "b".into() }];
+        let link = Primitive::Symlink { path: "/a".into(), target: "b".into() };
         let what = Apply {
             layer: Some("x".into()),
-            steps: steps.to_vec(),
+            steps: vec![Order::Make(link)],
             from: 0,
             offline: false,
             durable: false,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use petgraph::graph::{DiGraph, NodeIndex};
-use vimg_agent::protocol::Primitive;
+use vimg_agent::protocol::Order;
 use vimg_lang::Span;
 use vimg_lang::model::Output;
 
@@ -132,7 +132,7 @@ impl Graph {
         let mut next = node.parent;
         while let Some(node) = next.map(|id| self.node(id)) {
             if let Work::Layer(work) = &node.work {
-                let named = |step: &Primitive| matches!(step, Primitive::Layer { name } if name == part);
+                let named = |step: &Order| matches!(step, Order::Layer { name } if name == part);
                 let place = work.steps.iter().rposition(named).map(|n| work.places[n].0);
                 let first = || (work.layer.as_deref() == Some(part)).then_some(node.span);
                 if let Some(span) = place.or_else(first) {

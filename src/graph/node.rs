@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use vimg_agent::protocol::{Primitive, Probe};
+use vimg_agent::protocol::{Order, Probe};
 use vimg_lang::model::{Bootstrap, DiskFormat, Machine};
 use vimg_lang::{FileRef, Span};
 
@@ -99,7 +99,7 @@ impl Work {
         let Self::Layer(work) = self else { return Vec::new() };
         let mut taken = Vec::new();
         for step in &work.steps {
-            if let Primitive::Revert { layer } = step {
+            if let Order::Revert { layer } = step {
                 taken.push(layer.as_str());
             }
         }
@@ -113,7 +113,7 @@ pub struct LayerWork {
     /// Its name in the machine; `None` if its steps say so.
     pub layer: Option<String>,
     /// The steps.
-    pub steps: Vec<Primitive>,
+    pub steps: Vec<Order>,
     /// Place in the recipe and name of each step.
     pub places: Vec<(Span, String)>,
     /// The sources of the blobs of the steps.

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use vimg_agent::protocol::Primitive as Step;
+use vimg_agent::protocol::{Order, Primitive as Made};
 use vimg_lang::Span;
 use vimg_lang::model::{Forward, InEffect, Layer, Machine, Model, Part, Primitive, When};
+use vimg_model::Turn;
 
 use super::dag::Graph;
 use super::describe;
@@ -162,39 +163,37 @@ fn switch_over(work: &mut LayerWork) {
     let all: Vec<_> =
         std::mem::take(&mut work.steps).into_iter().zip(std::mem::take(&mut work.places)).collect();
     let (going, coming): (Vec<_>, Vec<_>) =
-        all.into_iter().partition(|(step, _)| matches!(step, Step::Revert { .. }));
+        all.into_iter().partition(|(step, _)| matches!(step, Order::Revert { .. }));
     let leaving: Vec<String> = going
         .iter()
-        .filter_map(|(step, _)| if let Step::Revert { layer } = step { Some(layer.clone()) } else { None })
+        .filter_map(|(step, _)| if let Order::Revert { layer } = step { Some(layer.clone()) } else { None })
         .collect();
-    // It is not known which accounts a purge removes, so updates with accounts
-    // keep the plain order.
-    let accounts = |step: &Step| matches!(step, Step::User(_) | Step::Group { .. });
-    let packages = |step: &Step| matches!(step, Step::Package { .. });
-    let any = |is: &dyn Fn(&Step) -> bool| coming.iter().any(|(step, _)| is(step));
-    let steps: Vec<_> = if leaving.is_empty() || !any(&packages) || any(&accounts) {
+    let turns = || coming.iter().filter_map(|(step, _)| step.primitive()).map(Made::turn);
+    let adds = turns().any(|turn| matches!(turn, Turn::Early(_)));
+    let plain = turns().any(|turn| turn == Turn::AfterAll);
+    let steps: Vec<_> = if leaving.is_empty() || !adds || plain {
         going.into_iter().chain(coming).collect()
     } else {
         let (mut ahead, mut paths) = (Vec::new(), Vec::new());
         for (step, place) in &coming {
-            match step {
+            let primitive = match step {
+                Order::Make(primitive) => primitive,
                 // All parts begin their page here, so that the ledger has them
                 // in their order.
-                Step::Layer { .. } => ahead.push((step.clone(), place.clone())),
-                Step::Package { names } => {
-                    let (names, leaving) = (names.clone(), leaving.clone());
-                    ahead
-                        .push((Step::Preinstall { names, leaving }, (place.0, format!("{} early", place.1))));
+                Order::Layer { .. } => {
+                    ahead.push((step.clone(), place.clone()));
+                    continue;
                 }
-                Step::File { path, .. }
-                | Step::Directory { path, .. }
-                | Step::Symlink { path, .. }
-                | Step::Archive { path, .. } => paths.push(path.clone()),
-                _ => {}
+                Order::Preinstall { .. } | Order::Leave { .. } | Order::Revert { .. } => continue,
+            };
+            paths.extend(primitive.path().map(str::to_owned));
+            if let Turn::Early(names) = primitive.turn() {
+                let order = Order::Preinstall { names: names.to_vec(), leaving: leaving.clone() };
+                ahead.push((order, (place.0, format!("{} early", place.1))));
             }
         }
         let place = going.first().map(|(_, (span, _))| (*span, format!("stop {}", leaving.join(" "))));
-        let leave = place.map(|place| (Step::Leave { layers: leaving, paths }, place));
+        let leave = place.map(|place| (Order::Leave { layers: leaving, paths }, place));
         ahead.into_iter().chain(leave).chain(coming).chain(going).collect()
     };
     (work.steps, work.places) = steps.into_iter().unzip();
@@ -203,7 +202,7 @@ fn switch_over(work: &mut LayerWork) {
 fn part(one: &InEffect, machine: &Machine, project: &Project) -> Result<ServerPart, Vec<GraphError>> {
     // The key must not depend on the name in the machine.
     let plain = Part { id: one.part.configuration.clone(), ..Part::clone(&one.part) };
-    let undoable = !plain.steps.iter().any(|s| matches!(s.primitive, Primitive::Run { undo: None, .. }));
+    let undoable = plain.steps.iter().all(|step| step.primitive.has_undo());
     let layer = Layer {
         name: String::new(),
         span: one.part.span,
@@ -269,11 +268,11 @@ mod tests {
     fn what_goes_works_until_what_comes_is_there() {
         let source = vimg_lang::Sources::default().add("x", "");
         let span = Span { source, start: 0, end: 0 };
-        let package = |name: &str| Step::Package { names: vec![name.into()] };
-        let layer = |name: &str| Step::Layer { name: name.into() };
-        let revert = |layer: &str| Step::Revert { layer: layer.into() };
-        let link = || Step::Symlink { path: "/x".into(), target: "y".into() };
-        let work = |steps: &[Step]| LayerWork {
+        let package = |name: &str| Order::Make(Made::Package { names: vec![name.into()] });
+        let layer = |name: &str| Order::Layer { name: name.into() };
+        let revert = |layer: &str| Order::Revert { layer: layer.into() };
+        let link = || Order::Make(Made::Symlink { path: "/x".into(), target: "y".into() });
+        let work = |steps: &[Order]| LayerWork {
             notes: Vec::new(),
             layer: None,
             steps: steps.to_vec(),
@@ -290,8 +289,8 @@ mod tests {
         ]);
         switch_over(&mut whole);
         let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
-        let ahead = Step::Preinstall { names: names(&["lighttpd"]), leaving: names(&["site", "nginx"]) };
-        let leave = Step::Leave { layers: names(&["site", "nginx"]), paths: names(&["/x"]) };
+        let ahead = Order::Preinstall { names: names(&["lighttpd"]), leaving: names(&["site", "nginx"]) };
+        let leave = Order::Leave { layers: names(&["site", "nginx"]), paths: names(&["/x"]) };
         let (first, second) = whole.steps.split_at(4);
         assert_eq!(first, [layer("light"), ahead, layer("site#2"), leave]);
         let rest =
@@ -299,7 +298,7 @@ mod tests {
         assert_eq!((second, whole.places.len()), (&rest[..], 10));
         // Nothing is added, nothing is removed, or there is an account: the
         // plain order.
-        let group = || Step::Group { name: "g".into(), gid: None, system: false };
+        let group = || Order::Make(Made::Group { name: "g".into(), gid: None, system: false });
         let plain = [
             vec![revert("site"), layer("x")],
             vec![layer("x"), package("y")],

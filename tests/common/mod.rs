@@ -17,7 +17,9 @@ use vimg::base::{Base, Distribution, Wanted};
 use vimg::disk::{DiskTool, Exported, Made};
 use vimg::host::HostError;
 use vimg::provider::{Ended, Instance, Launch, Place, Provider};
-use vimg_agent::protocol::{self, Apply, Blob, Digest, Frame, FromAgent, Manifest, Node, Primitive, ToAgent};
+use vimg_agent::protocol::{
+    self, Apply, Blob, Digest, Frame, FromAgent, Manifest, Node, Order, Primitive, ToAgent,
+};
 use vimg_lang::model::DiskFormat;
 
 pub(crate) type State = BTreeMap<String, String>;
@@ -276,13 +278,15 @@ impl Agent {
                 ToAgent::Prepare(_) => self.say(&FromAgent::Prepared).await?,
                 ToAgent::Apply(Apply { layer, steps, from: 0, offline, .. }) => {
                     let mut page = layer.unwrap_or_default();
-                    for (step, primitive) in steps.iter().enumerate() {
+                    for (step, order) in steps.iter().enumerate() {
                         self.say(&FromAgent::Started { step }).await?;
                         let before = self.state.lock().unwrap().clone();
-                        match primitive {
-                            Primitive::Layer { name } => page = name.clone(),
-                            Primitive::Revert { layer } => self.change(|s| revert(s, layer)),
-                            _ => {
+                        match order {
+                            Order::Layer { name } => page = name.clone(),
+                            Order::Revert { layer } => self.change(|s| revert(s, layer)),
+                            // Only servers switch layers over.
+                            Order::Preinstall { .. } | Order::Leave { .. } => return None,
+                            Order::Make(primitive) => {
                                 if let Err(message) = self.apply(primitive).await? {
                                     self.say(&FromAgent::Failed {
                                         step,
@@ -347,7 +351,7 @@ impl Agent {
         match primitive {
             Primitive::File { path, content, mode, owner } => {
                 let bytes = self.fetch(*content).await?;
-                let text = format!("{mode:o} {owner:?} {}", Digest::of(&bytes));
+                let text = format!("{mode:?} {owner:?} {}", Digest::of(&bytes));
                 self.change(|s| s.insert(path.clone(), text));
             }
             Primitive::Directory { path, mode, owner, tree } => {

@@ -112,7 +112,7 @@ fn declared(code: &str) -> Vec<&str> {
 
 #[test]
 fn imports_inside_folders_point_down() {
-    for crate_dir in ["src", "lang/src", "agent/src"] {
+    for crate_dir in ["src", "model/src", "lang/src", "agent/src"] {
         let known = modules(crate_dir);
         let mut edges: BTreeMap<&Module, BTreeSet<Module>> = BTreeMap::new();
         for (own, code) in known.iter().filter(|(own, _)| !own.is_empty()) {
@@ -121,7 +121,8 @@ fn imports_inside_folders_point_down() {
             let found = paths(code, &children).into_iter().filter_map(|path| target(&path, own, &known));
             edges.insert(own, found.collect());
         }
-        assert!(edges.values().map(BTreeSet::len).sum::<usize>() > 20, "{crate_dir}: no imports were found");
+        let imports: usize = edges.values().map(BTreeSet::len).sum();
+        assert!(imports >= known.len(), "{crate_dir}: no imports were found");
         for (own, to) in &edges {
             for to in to {
                 let shared = own.iter().zip(to).take_while(|(a, b)| a == b).count();

@@ -13,6 +13,9 @@ use crate::ledger::{self, Was};
 use crate::place::{self, Place};
 use crate::protocol::{Blob, Digest};
 
+/// The permission bits of a file for which the host says nothing.
+pub(super) const MODE: u32 = 0o644;
+
 pub(super) fn apply(
     path: &Path,
     content: Blob,

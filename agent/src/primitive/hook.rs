@@ -5,10 +5,10 @@ use super::context::Context;
 use super::file;
 use crate::failure::Failure;
 use crate::hooks;
-use crate::protocol::Script;
+use crate::protocol::{Script, When};
 use crate::system;
 
-pub(super) fn apply(when: &str, script: &Script, context: &mut Context) -> Result<bool, Failure> {
+pub(super) fn apply(when: &When, script: &Script, context: &mut Context) -> Result<bool, Failure> {
     let user = &script.around.user;
     if system::user(user).is_none() {
         return Err(Failure::new(format!("there is no user `{user}` in the machine")));

@@ -12,16 +12,15 @@ use super::{package, service};
 use crate::command;
 use crate::failure::Failure;
 use crate::ledger::Entry;
-use crate::protocol::Primitive;
+use crate::protocol::Order;
 
 /// Does the postponed work of a layer, if it must be done before the step `next`.
-pub(crate) fn settle(next: Option<&Primitive>, context: &mut Context) -> Result<(), Failure> {
-    use crate::protocol::ServiceState::Stopped;
-    let ends = matches!(next, None | Some(Primitive::Revert { .. }));
-    let wants = match next {
-        Some(Primitive::Run(_) | Primitive::Layer { .. }) => true,
-        Some(Primitive::Service { state, .. }) => *state == Some(Stopped),
-        _ => ends,
+pub(crate) fn settle(next: Option<&Order>, context: &mut Context) -> Result<(), Failure> {
+    let (wants, ends) = match next {
+        None | Some(Order::Revert { .. }) => (true, true),
+        Some(Order::Layer { .. }) => (true, false),
+        Some(Order::Make(primitive)) => (primitive.expects_services(), false),
+        Some(Order::Preinstall { .. } | Order::Leave { .. }) => (false, false),
     };
     if wants {
         for held in std::mem::take(&mut context.switch.due) {

@@ -1,6 +1,7 @@
 //! Checks: conditions that the booted machine must meet.
 
 use super::context::Elaborator;
+use crate::diagnostic::{Code, Diagnostic};
 use crate::model::{Check, Probe};
 use crate::resolve::At;
 use crate::template::Scope;
@@ -44,7 +45,12 @@ impl Elaborator<'_> {
                 Probe::Run { script, timeout: timeout.unwrap_or(TIMEOUT), network }
             }
             "service" => Probe::Service { unit: self.text(arg, node, scope)?, within },
-            _ => Probe::Package(self.text(arg, node, scope)?),
+            "package" => Probe::Package { name: self.text(arg, node, scope)? },
+            other => {
+                let message = format!("a check can't ask about `{other}`");
+                self.out.push(Diagnostic::error(Code::UnknownNode, node.head(), message));
+                return None;
+            }
         })
     }
 }

@@ -256,7 +256,10 @@ impl Elaborator<'_> {
             );
             return None;
         };
-        let format = if at.name() == "raw" { DiskFormat::Raw } else { DiskFormat::Qcow2 };
+        let Some(format) = DiskFormat::parse(at.name()) else {
+            self.unknown(at, DiskFormat::NAMES);
+            return None;
+        };
         Some(Output { format, path: file.path, span: at.head() })
     }
 }

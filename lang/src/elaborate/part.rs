@@ -97,9 +97,9 @@ impl Elaborator<'_> {
             id: id.to_owned(),
             configuration: configuration.at.name().to_owned(),
             span: at.head(),
+            booted: needs_booted(configuration.at) || steps.iter().any(|step| step.primitive.reboots()),
             steps,
             reads,
-            booted: needs_booted(configuration.at),
             checks,
         })
     }
@@ -175,10 +175,8 @@ impl Elaborator<'_> {
     }
 }
 
-/// Whether a configuration or one of its scripts says `needs "booted"`, or contains
-/// `reboot`, which only a booted machine can do.
+/// Whether a configuration or one of its scripts says `needs "booted"`.
 fn needs_booted(configuration: At) -> bool {
     configuration.child("needs").is_some()
-        || configuration.child("reboot").is_some()
         || configuration.children_named("run").any(|run| run.child("needs").is_some())
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::context::Elaborator;
 use crate::diagnostic::{Code, Diagnostic};
-use crate::model::{Content, Owner, Primitive, Script, ServiceState, Step, When};
+use crate::model::{Around, Content, Owner, Primitive, Run, Script, ServiceState, Step, User, When};
 use crate::resolve::At;
 use crate::source::{FileKind, Span};
 use crate::syntax::Scalar;
@@ -27,7 +27,7 @@ impl Elaborator<'_> {
                 self.hooks(node, scope, &mut steps);
             }
             let Some(primitive) = self.primitive(node, scope) else { continue };
-            if let Some(resource) = resource(&primitive)
+            if let Some(resource) = primitive.resource()
                 && let Some(first) = places.insert(resource.clone(), node.head())
             {
                 self.out.push(
@@ -47,7 +47,7 @@ impl Elaborator<'_> {
                 (primitive, _) => {
                     if matches!(primitive, Primitive::Package { .. }) {
                         packages = Some(steps.len());
-                    } else if changes_sources(&primitive) {
+                    } else if primitive.may_change_sources() {
                         packages = None;
                     }
                     steps.push(Step { primitive, span: node.head() });
@@ -120,21 +120,21 @@ impl Elaborator<'_> {
 
     fn directory(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
         let path = self.guest_path(at.node.args.first()?, at, scope)?;
-        let from = match at.node.prop("from") {
+        let tree = match at.node.prop("from") {
             Some(arg) => Some(self.host_path(arg, at, scope, FileKind::Directory)?),
             None => None,
         };
-        Some(Primitive::Directory { path, from, mode: self.mode(at, scope), owner: self.owner(at, scope) })
+        Some(Primitive::Directory { path, tree, mode: self.mode(at, scope), owner: self.owner(at, scope) })
     }
 
     fn archive(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
         let path = self.guest_path(at.node.args.first()?, at, scope)?;
-        let from = self.host_path(at.node.prop("from")?, at, scope, FileKind::File)?;
+        let content = Content::File(self.host_path(at.node.prop("from")?, at, scope, FileKind::File)?);
         let strip = match at.node.prop("strip") {
             Some(arg) => self.ranged(arg, at, scope, 0, 64)? as u32,
             None => 0,
         };
-        Some(Primitive::Archive { path, from, strip, owner: self.owner(at, scope) })
+        Some(Primitive::Archive { path, content, strip, owner: self.owner(at, scope) })
     }
 
     fn user(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
@@ -142,7 +142,7 @@ impl Elaborator<'_> {
         let groups = self.prop_text(at, "groups", scope).unwrap_or_default();
         let mut path = |name: &str| at.node.prop(name).and_then(|arg| self.guest_path(arg, at, scope));
         let (home, shell) = (path("home"), path("shell"));
-        Some(Primitive::User {
+        Some(Primitive::User(User {
             name,
             uid: self.prop_id(at, "uid", scope),
             group: self.prop_text(at, "group", scope),
@@ -151,22 +151,22 @@ impl Elaborator<'_> {
             shell,
             comment: self.prop_text(at, "comment", scope),
             system: self.prop_bool(at, "system", scope).unwrap_or(false),
-        })
+        }))
     }
 
     fn service(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
         let unit = self.parsed(at.node.args.first()?, at, scope, unit_name)?;
-        let state = match self.prop_text(at, "state", scope).as_deref() {
-            Some("running") => Some(ServiceState::Running),
-            Some("stopped") => Some(ServiceState::Stopped),
-            Some("restarted") => Some(ServiceState::Restarted),
-            Some(other) => {
-                let span = at.node.prop("state").map_or_else(|| at.head(), |a| at.span(&a.range));
-                self.out.push(
-                    Diagnostic::error(Code::InvalidValue, span, format!("invalid state `{other}`"))
-                        .suggest(other, ["running", "stopped", "restarted"]),
-                );
-                return None;
+        let state = match self.prop_text(at, "state", scope) {
+            Some(word) => {
+                let state = ServiceState::parse(&word);
+                if state.is_none() {
+                    let span = at.node.prop("state").map_or_else(|| at.head(), |a| at.span(&a.range));
+                    self.out.push(
+                        Diagnostic::error(Code::InvalidValue, span, format!("invalid state `{word}`"))
+                            .suggest(&word, ServiceState::WORDS.iter().copied()),
+                    );
+                }
+                Some(state?)
             }
             None => None,
         };
@@ -204,16 +204,18 @@ impl Elaborator<'_> {
             Some(node) => Some(self.text(node.node.args.first()?, node, scope)?),
             None => None,
         };
-        Some(Primitive::Run { script, undo, secrets: self.handed(at) })
+        Some(Primitive::Run(Run { script, undo, secrets: self.handed(at) }))
     }
 
     /// Adds a step for each script of an `on` or `operation`.
     fn hooks(&mut self, at: At, scope: &Scope, steps: &mut Vec<Step>) {
-        let when = match (at.node.name.as_str(), at.name()) {
-            ("operation", name) => When::Operation(name.to_owned()),
-            (_, "first-boot") => When::FirstBoot,
-            (_, "each-boot") => When::EachBoot,
-            _ => When::Decommission,
+        let when = match at.node.name.as_str() {
+            "operation" => Some(When::Operation(at.name().to_owned())),
+            _ => When::event(at.name()),
+        };
+        let Some(when) = when else {
+            self.unknown(at, When::WORDS);
+            return;
         };
         if at.children().next().is_none() {
             let message = "there is nothing to run";
@@ -284,7 +286,7 @@ impl Elaborator<'_> {
         };
         let user = self.prop_text(at, "user", scope).unwrap_or_else(|| "root".into());
         let network = self.prop_bool(at, "network", scope).unwrap_or_default();
-        Some(Script { content, env, user, workdir, timeout, network })
+        Some(Script { content, around: Around { env, user, workdir, timeout, network } })
     }
 
     fn account(&mut self, at: At, scope: &Scope) -> Option<String> {
@@ -318,46 +320,6 @@ impl Elaborator<'_> {
     fn prop_id(&mut self, at: At, name: &str, scope: &Scope) -> Option<u32> {
         self.ranged(at.node.prop(name)?, at, scope, 0, 4_294_967_294).map(|n| n as u32)
     }
-}
-
-/// Whether a step may change which packages are available: it is a script, or changes a
-/// place where package managers keep sources, keys or pins.
-fn changes_sources(primitive: &Primitive) -> bool {
-    const PLACES: [&str; 3] = ["/etc/apt", "/usr/share/keyrings", "/var/lib/dpkg"];
-    // A directory may contain such a place, or be inside one.
-    let near = |path: &str| {
-        let inside = |a: &str, b: &str| a == b || a.strip_prefix(b).is_some_and(|rest| rest.starts_with('/'));
-        path == "/" || PLACES.iter().any(|place| inside(path, place) || inside(place, path))
-    };
-    match primitive {
-        Primitive::File { path, .. }
-        | Primitive::Symlink { path, .. }
-        | Primitive::Directory { path, .. }
-        | Primitive::Archive { path, .. } => near(path),
-        Primitive::Run { .. } => true,
-        Primitive::Package { .. }
-        | Primitive::Group { .. }
-        | Primitive::User { .. }
-        | Primitive::Service { .. }
-        | Primitive::Sysctl { .. }
-        | Primitive::KernelModule { .. }
-        | Primitive::Reboot
-        | Primitive::Hook { .. } => false,
-    }
-}
-
-/// Names the resource of a primitive, if a configuration may declare it only once.
-pub(super) fn resource(primitive: &Primitive) -> Option<String> {
-    Some(match primitive {
-        Primitive::File { path, .. } | Primitive::Symlink { path, .. } => format!("`{path}`"),
-        Primitive::Directory { path, from: None, .. } => format!("`{path}`"),
-        Primitive::User { name, .. } => format!("the user `{name}`"),
-        Primitive::Group { name, .. } => format!("the group `{name}`"),
-        Primitive::Sysctl { key, .. } => format!("the setting `{key}`"),
-        Primitive::KernelModule { name } => format!("the kernel module `{name}`"),
-        Primitive::Service { unit, .. } => format!("the service `{unit}`"),
-        _ => return None,
-    })
 }
 
 /// Checks a package name: `name`, `name:arch`, `name=version` or `name/suite`, and never

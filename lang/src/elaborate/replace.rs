@@ -7,9 +7,8 @@ use std::rc::Rc;
 use super::context::Elaborator;
 use super::effect::{Applied, Effect, Use};
 use super::growing::{Below, Growing, Inherited, Made};
-use super::primitive;
 use crate::diagnostic::{Code, Diagnostic};
-use crate::model::{Image, Layer, Origin, Primitive};
+use crate::model::{Image, Layer, Origin};
 use crate::resolve::{self, At};
 use crate::source::Span;
 use crate::syntax::Scalar;
@@ -92,7 +91,7 @@ impl Elaborator<'_> {
         for (n, applied) in list.iter().enumerate() {
             let goes = taken.contains(&n);
             for step in &applied.part.steps {
-                if goes && matches!(step.primitive, Primitive::Run { undo: None, .. }) {
+                if goes && !step.primitive.has_undo() {
                     let configuration = &applied.part.configuration;
                     self.out.push(
                         Diagnostic::error(
@@ -104,7 +103,7 @@ impl Elaborator<'_> {
                         .help("add an `undo`, or write `by=\"rebuild\"`"),
                     );
                 }
-                let Some(resource) = primitive::resource(&step.primitive) else { continue };
+                let Some(resource) = step.primitive.resource() else { continue };
                 if goes {
                     owned.insert(resource, step.span);
                 } else if let Some(span) = owned.get(&resource) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::context::{Elaborator, Vars};
 use crate::diagnostic::{Code, Diagnostic};
-use crate::model::{Secret, SecretSource};
+use crate::model::{Secret, SecretSource, SecretUse};
 use crate::resolve::{At, Declarations};
 use crate::syntax::Scalar;
 use crate::template::Scope;
@@ -64,8 +64,8 @@ impl Elaborator<'_> {
         Some(Secret { name, source, version, cache })
     }
 
-    /// The secrets of a script, with their versions; reports unknown ones.
-    pub(super) fn handed(&mut self, run: At) -> BTreeMap<String, String> {
+    /// The secrets of a script, sorted by name; reports unknown ones.
+    pub(super) fn handed(&mut self, run: At) -> Vec<SecretUse> {
         let mut handed = BTreeMap::new();
         for at in run.children_named("secret") {
             match self.secrets.get(at.name()) {
@@ -83,6 +83,6 @@ impl Elaborator<'_> {
                 ),
             }
         }
-        handed
+        handed.into_iter().map(|(name, version)| SecretUse { name, version }).collect()
     }
 }

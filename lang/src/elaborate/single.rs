@@ -57,6 +57,15 @@ impl Elaborator<'_> {
         }
     }
 
+    /// Reports that the first argument of a node is none of `words`.
+    pub(super) fn unknown(&mut self, at: At, words: &[&str]) {
+        let message = format!("invalid value `{}`", at.name());
+        self.out.push(
+            Diagnostic::error(Code::InvalidValue, at.arg_span(), message)
+                .suggest(at.name(), words.iter().copied()),
+        );
+    }
+
     pub(super) fn int(&mut self, arg: &Arg, at: At, scope: &Scope) -> Option<i64> {
         match arg.value {
             Scalar::Int(n) => i64::try_from(n).ok(),
