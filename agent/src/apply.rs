@@ -8,6 +8,7 @@ use crate::failure::HOME;
 use crate::fetch::Channel;
 use crate::ledger::Ledger;
 use crate::offline::Guests;
+use crate::packages;
 use crate::primitive::{self, Context, Switch};
 use crate::protocol::{Apply, FromAgent, Order};
 use crate::system;
@@ -19,7 +20,8 @@ pub(crate) fn apply(channel: &mut Channel, what: &Apply, boot_stamp: &mut String
     channel.forget_network();
     let from = *from;
     let sender = channel.sender.clone();
-    let guests = match Guests::enter(*offline, host.as_deref()) {
+    let forbids = packages::find().ok().and_then(|packages| packages.forbids());
+    let guests = match Guests::enter(*offline, host.as_deref(), forbids) {
         Ok(guests) => guests,
         Err(error) => return Ok(FromAgent::Refused { message: format!("prepare the layer: {error}") }),
     };

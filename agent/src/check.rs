@@ -10,6 +10,8 @@ use crate::command::{self, Output};
 use crate::failure::Failure;
 use crate::fetch::Sender;
 use crate::http;
+use crate::init;
+use crate::packages;
 use crate::protocol::{FromAgent, Probe};
 
 /// The pause before a probe is repeated.
@@ -117,29 +119,11 @@ fn file(path: &str, contains: Option<&str>) -> Result<(), String> {
 }
 
 fn service(unit: &str) -> Result<(), String> {
-    let mut systemctl = command::command("systemctl");
-    systemctl.args(["show", "--property=LoadState,ActiveState,SubState,Result", "--", unit]);
-    let (_, text) = command::query(&mut systemctl, command::QUESTION).map_err(|f| f.message)?;
-    let property = |name: &str| {
-        let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix('='));
-        line.unwrap_or("unknown").to_owned()
-    };
-    match (property("ActiveState").as_str(), property("LoadState").as_str()) {
-        ("active" | "reloading", _) => Ok(()),
-        (_, "not-found") => Err("there is no such service".into()),
-        (state, _) => Err(format!("it is {state} ({}, {})", property("SubState"), property("Result"))),
-    }
+    init::find().map_err(|failure| failure.message)?.ask(unit)
 }
 
 fn package(name: &str) -> Result<(), String> {
-    let mut dpkg = command::command("dpkg-query");
-    dpkg.args(["--show", "--showformat=${db:Status-Status}\n", "--", name]);
-    let (_, text) = command::query(&mut dpkg, command::QUESTION).map_err(|f| f.message)?;
-    match text.lines().next() {
-        Some("installed") => Ok(()),
-        Some(status) if !status.is_empty() => Err(format!("its dpkg status is {status}")),
-        _ => Err("it is not installed".into()),
-    }
+    packages::find().map_err(|failure| failure.message)?.ask(name)
 }
 
 /// Shortens a text to the beginning of it, on one line.

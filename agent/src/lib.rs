@@ -16,6 +16,8 @@ mod priority;
 mod command;
 pub mod hooks;
 mod ledger;
+mod distribution;
+mod init;
 mod packages;
 mod modules;
 mod filesystem;

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,11 +18,6 @@ static OFFLINE: AtomicBool = AtomicBool::new(false);
 static CONFINED: AtomicBool = AtomicBool::new(false);
 static RESOLV_CONF: Mutex<Option<String>> = Mutex::new(None);
 static PROXIES: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
-
-/// The program that Debian's `invoke-rc.d` and `deb-systemd-invoke` ask before they start
-/// a service; exit code 101 forbids it (Debian's policy, "invoke-rc.d interface").
-const POLICY: &str = "/usr/sbin/policy-rc.d";
-const FORBIDS: &str = "#!/bin/sh\n# Nothing is started while vimg applies a layer offline.\nexit 101\n";
 
 const RESOLV: &str = "/etc/resolv.conf";
 /// hosts(5).
@@ -159,13 +154,22 @@ fn without(text: &[u8], line: &[u8]) -> Vec<u8> {
 }
 
 impl Guests {
-    /// Writes the files.
-    pub(crate) fn enter(offline: bool, host: Option<&str>) -> io::Result<Self> {
+    /// Writes the files. `forbids` is a program that keeps packages from starting
+    /// services, and its text.
+    pub(crate) fn enter(
+        offline: bool,
+        host: Option<&str>,
+        forbids: Option<(&str, &str)>,
+    ) -> io::Result<Self> {
         OFFLINE.store(offline, Ordering::Relaxed);
         let mut guests = Self { put: Vec::new() };
-        if offline && Path::new("/usr/sbin").is_dir() && fs::symlink_metadata(POLICY).is_err() {
-            guests.put(POLICY.into(), FORBIDS.into(), None)?;
-            fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755))?;
+        if let Some((path, text)) = forbids
+            && offline
+            && Path::new(path).parent().is_some_and(Path::is_dir)
+            && fs::symlink_metadata(path).is_err()
+        {
+            guests.put(path.into(), text.into(), None)?;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
         }
         if let Some(host) = host
             && let Ok(was) = fs::read(HOSTS)
@@ -235,40 +239,6 @@ impl Drop for Guests {
             };
         }
         OFFLINE.store(false, Ordering::Relaxed);
-    }
-}
-
-/// Keeps packages from starting services in a running machine. Drop allows it again.
-pub(crate) struct Hold;
-
-/// The file that records which actions packages have asked for meanwhile.
-pub(crate) const HELD: &str = "/run/vimg-held";
-
-impl Hold {
-    /// Whether the machine has its own policy for starting services.
-    pub(crate) fn is_taken() -> bool {
-        fs::symlink_metadata(POLICY).is_ok()
-    }
-
-    pub(crate) fn enter() -> io::Result<Self> {
-        fs::write(HELD, "")?;
-        let text = format!("#!/bin/sh\necho \"$*\" >>{HELD}\nexit 101\n");
-        let mut file = fs::File::options().write(true).create_new(true).mode(0o755).open(POLICY)?;
-        let hold = Self;
-        io::Write::write_all(&mut file, text.as_bytes())?;
-        Ok(hold)
-    }
-
-    /// Returns the actions that packages have asked for, one per line.
-    pub(crate) fn asked(self) -> String {
-        fs::read_to_string(HELD).unwrap_or_default()
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(POLICY);
-        let _ = fs::remove_file(HELD);
     }
 }
 

@@ -4,36 +4,23 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::time::Duration;
 
-use crate::command;
 use crate::failure::HOME;
 use crate::fsctl;
 use crate::hooks;
-
-/// Prefixes of services that sealing does not stop: the agent needs them, or they have no
-/// files to close.
-const KEPT: &[&str] = &[
-    "vimg-agent",
-    "dbus",
-    "systemd-",
-    "user@",
-    "getty@",
-    "serial-getty@",
-    "console-getty",
-    "kmod-static-nodes",
-];
-
-/// How long services may take to stop.
-const STOP: Duration = Duration::from_secs(600);
+use crate::init;
+use crate::packages;
 
 /// Seals the machine. It must be switched off after this.
 pub(crate) fn seal() -> io::Result<()> {
-    if Path::new("/run/systemd/system").is_dir() {
-        stop_services();
+    // Databases and the like close their files.
+    if let Ok(init) = init::find()
+        && init.is_up()
+    {
+        init.stop_services();
     }
     empty_file("/etc/machine-id")?;
-    let keys = first_boot()?;
+    let commands = first_boot();
     for path in [
         "/etc/ssl/private/ssl-cert-snakeoil.key",
         "/etc/iscsi/initiatorname.iscsi",
@@ -54,8 +41,6 @@ pub(crate) fn seal() -> io::Result<()> {
         ("/var/lib/dhcp", ""),
         ("/var/lib/systemd/network", ""),
         ("/var/lib/NetworkManager", ""),
-        ("/var/lib/apt/lists", ""),
-        ("/var/cache/apt", ""),
         ("/var/lib/cloud", ""),
         ("/var/log/journal", ""),
         ("/var/tmp", ""),
@@ -63,12 +48,15 @@ pub(crate) fn seal() -> io::Result<()> {
     ] {
         empty_dir(Path::new(dir), matches)?;
     }
-    if let Some(unit) = keys {
-        fs::write(FIRST_BOOT, unit)?;
-        fs::create_dir_all(WANTED)?;
-        let link = Path::new(WANTED).join("vimg-first-boot.service");
-        remove(&link)?;
-        std::os::unix::fs::symlink(FIRST_BOOT, link)?;
+    for dir in packages::find().map(|packages| packages.caches()).unwrap_or_default() {
+        empty_dir(Path::new(dir), "")?;
+    }
+    if !commands.is_empty() {
+        let stamp = Path::new(HOME).join("first-boot");
+        fs::create_dir_all(HOME)?;
+        fs::write(&stamp, "")?;
+        let init = init::find().map_err(|failure| io::Error::other(failure.message))?;
+        init.run_at_next_boot(&commands, &stamp)?;
     }
     remove(&Path::new(HOME).join("tmp"))?;
     remove(&hooks::stamp())?;
@@ -84,63 +72,17 @@ pub(crate) fn seal() -> io::Result<()> {
     Ok(())
 }
 
-const FIRST_BOOT: &str = "/etc/systemd/system/vimg-first-boot.service";
-const WANTED: &str = "/etc/systemd/system/multi-user.target.wants";
-
-/// Writes the text of a unit that creates, at the first boot, what sealing removes and
-/// services need: SSH host keys and the self-signed certificate of `ssl-cert`. Returns
-/// `None` if the machine has neither.
-fn first_boot() -> io::Result<Option<String>> {
-    let ssh = Path::new("/usr/bin/ssh-keygen").exists() && Path::new("/etc/ssh/sshd_config").exists();
-    let ssl = Path::new("/usr/sbin/make-ssl-cert").exists();
-    let mut runs = String::new();
-    if ssh {
-        runs.push_str("ExecStart=/usr/bin/ssh-keygen -A\n");
+/// Lists the programs that create, at the first boot, what sealing removes and services
+/// need: SSH host keys and the self-signed certificate of `ssl-cert`.
+fn first_boot() -> Vec<&'static str> {
+    let mut commands = Vec::new();
+    if Path::new("/usr/bin/ssh-keygen").exists() && Path::new("/etc/ssh/sshd_config").exists() {
+        commands.push("/usr/bin/ssh-keygen -A");
     }
-    if ssl {
-        runs.push_str("ExecStart=/usr/sbin/make-ssl-cert generate-default-snakeoil --force-overwrite\n");
+    if Path::new("/usr/sbin/make-ssl-cert").exists() {
+        commands.push("/usr/sbin/make-ssl-cert generate-default-snakeoil --force-overwrite");
     }
-    if runs.is_empty() {
-        return Ok(None);
-    }
-    let stamp = Path::new(HOME).join("first-boot");
-    fs::create_dir_all(HOME)?;
-    fs::write(&stamp, "")?;
-    let stamp = stamp.display();
-    Ok(Some(format!(
-        "[Unit]\nDescription=Keys of this machine\nConditionPathExists={stamp}\n\
-         After=systemd-random-seed.service local-fs.target\n\
-         Before=ssh.service sshd.service postgresql.service postgresql@.service apache2.service \
-         nginx.service lighttpd.service postfix.service dovecot.service exim4.service\n\n\
-         [Service]\nType=oneshot\n{runs}ExecStartPost=/bin/rm -f {stamp}\n\n\
-         [Install]\nWantedBy=multi-user.target\n"
-    )))
-}
-
-/// Stops services, so that databases and the like close their files.
-fn stop_services() {
-    let mut list = command::command("systemctl");
-    list.args([
-        "list-units",
-        "--type=service,socket,timer",
-        "--state=active",
-        "--plain",
-        "--no-legend",
-        "--full",
-    ]);
-    let Ok((_, text)) = command::query(&mut list, command::QUESTION) else { return };
-    let units: Vec<&str> = text
-        .lines()
-        .filter_map(|l| l.split_whitespace().next())
-        .filter(|unit| !KEPT.iter().any(|kept| unit.starts_with(kept)))
-        .collect();
-    if units.is_empty() {
-        return;
-    }
-    let mut stop = command::command("systemctl");
-    stop.arg("stop").arg("--").args(units);
-    // Seal even if a unit can't be stopped.
-    let _ = command::query(&mut stop, STOP);
+    commands
 }
 
 fn empty_file(path: &str) -> io::Result<()> {

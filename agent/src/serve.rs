@@ -13,10 +13,10 @@ use rustix::fs::Mode;
 use crate::appliance::{self, Attached};
 use crate::apply;
 use crate::check;
-use crate::command;
 use crate::exec::Running;
 use crate::fetch::{Channel, Received, Sender};
 use crate::heartbeat;
+use crate::init;
 use crate::list;
 use crate::offline;
 use crate::priority;
@@ -30,15 +30,9 @@ use crate::system;
 /// ends without an error.
 const PORT_WAIT: Duration = Duration::from_secs(120);
 
-/// How long to wait until systemd has started everything. After that, the agent serves the
-/// host anyway.
-const BOOT_WAIT: Duration = Duration::from_secs(600);
-
-/// The socket at which systemd answers `systemctl`.
-const SYSTEMD: &str = "/run/systemd/private";
-
-/// How long systemd may take to create it, once the agent's port is there.
-const SYSTEMD_WAIT: Duration = Duration::from_secs(120);
+/// How long to wait in seconds until the init system has started everything. After that,
+/// the agent serves the host anyway.
+const BOOT_WAIT: u64 = 600;
 
 /// Serves the host from within the machine, until the channel ends: the agent that is
 /// installed in an image.
@@ -54,7 +48,7 @@ pub fn machine() -> io::Result<()> {
 pub fn outside() -> io::Result<()> {
     // As the unit of the installed agent does. Programs that it starts get 0.
     let _ = fs::write("/proc/self/oom_score_adj", "-900");
-    let path = wait_for_port(Duration::from_millis(20), BOOT_WAIT)?
+    let path = wait_for_port(Duration::from_millis(20), Duration::from_secs(BOOT_WAIT))?
         .ok_or_else(|| io::Error::other("there is no virtio-serial port"))?;
     on_port(&path, Place::Machine)
 }
@@ -387,29 +381,12 @@ impl Agent {
     }
 }
 
-/// Makes systemd stop all services and switch the machine off. Does not wait for it.
+/// Begins to stop all services and to switch the machine off. Does not wait for it.
 fn switch_off() -> io::Result<()> {
-    let mut off = command::command("systemctl");
-    off.args(["--no-block", "poweroff"]);
-    match command::query(&mut off, command::QUESTION) {
-        Ok((true, _)) => Ok(()),
-        Ok((false, text)) => Err(io::Error::other(text.trim().to_owned())),
-        Err(failure) => Err(io::Error::other(failure.message)),
-    }
+    init::find().and_then(|init| init.power_off()).map_err(|failure| io::Error::other(failure.message))
 }
 
-/// Waits until systemd has started everything; returns units that failed to start.
+/// Waits until the machine has started everything; returns units that failed to start.
 fn wait_until_up() -> Vec<String> {
-    // The agent may be faster than systemd, which then refuses to answer.
-    let start = Instant::now();
-    while !Path::new(SYSTEMD).exists() && start.elapsed() < SYSTEMD_WAIT {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let mut wait = command::command("systemctl");
-    wait.args(["is-system-running", "--wait", "--quiet"]);
-    let _ = command::query(&mut wait, BOOT_WAIT);
-    let mut failed = command::command("systemctl");
-    failed.args(["list-units", "--state=failed", "--plain", "--no-legend", "--full"]);
-    let Ok((_, text)) = command::query(&mut failed, command::QUESTION) else { return Vec::new() };
-    text.lines().filter_map(|l| l.split_whitespace().next()).take(20).map(str::to_owned).collect()
+    init::find().map(|init| init.wait_until_up(BOOT_WAIT)).unwrap_or_default()
 }

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use crate::init::Verb;
+
 /// The state of an update that replaces layers, while its steps are applied.
 #[derive(Debug, Default)]
 pub(crate) struct Switch {
@@ -21,8 +23,8 @@ pub(crate) struct Switch {
 pub(super) struct Held {
     /// Newly installed packages.
     pub(super) packages: Vec<String>,
-    /// Actions that they asked for, one per line: see [`crate::offline::Hold`].
-    pub(super) asked: String,
+    /// Services and what they asked to do with them: see [`crate::packages::Packages`].
+    pub(super) asked: Vec<(String, Verb)>,
 }
 
 impl Switch {

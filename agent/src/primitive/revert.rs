@@ -14,9 +14,7 @@ pub(super) fn revert(layer: &str, context: &mut Context) -> Result<(), Failure> 
         going.take_back(0, context)?;
         // Services that keep running have read the reverted files.
         service::reread(&going.page.entries, context)?;
-        for unit in service::running(&going.page.entries) {
-            service::systemctl("try-restart", &unit, context)?;
-        }
+        service::restart(service::running(&going.page.entries), context)?;
         context.ledger.tear_out(&going.page)?;
     }
     Ok(())

@@ -1,11 +1,8 @@
-//! `service`: enables or disables a systemd unit and, in a booted machine, starts or stops
-//! it.
-
-use std::time::Duration;
+//! `service`: enables or disables a unit and, in a booted machine, starts or stops it.
 
 use super::context::Context;
-use crate::command;
 use crate::failure::Failure;
+use crate::init::{self, Verb};
 use crate::ledger::Entry;
 use crate::offline;
 use crate::protocol::ServiceState;
@@ -16,27 +13,31 @@ pub(super) fn apply(
     state: Option<ServiceState>,
     context: &mut Context,
 ) -> Result<bool, Failure> {
-    let active = if offline::is() { None } else { Some(runs(unit, context)?) };
-    let (at_boot, was) = at_boot(unit)?;
-    let other = match enabled {
-        Some(enabled) if at_boot != enabled => Some(if enabled { "enable" } else { "disable" }),
-        _ => None,
-    };
+    let init = init::find()?;
+    let active = if offline::is() { None } else { Some(init.runs(unit, &context.output())?) };
+    let (at_boot, was) = init.at_boot(unit)?;
+    let other = enabled.filter(|enabled| at_boot != *enabled);
     // Offline, nothing is started or stopped.
     let verb = match (state, active) {
-        (Some(ServiceState::Running), Some(false)) => Some("start"),
-        (Some(ServiceState::Stopped), Some(true)) => Some("stop"),
-        (Some(ServiceState::Restarted), Some(_)) => Some("restart"),
-        _ => None,
+        (Some(ServiceState::Running), Some(false)) => Some(Verb::Start),
+        (Some(ServiceState::Stopped), Some(true)) => Some(Verb::Stop),
+        (Some(ServiceState::Restarted), Some(_)) => Some(Verb::Restart),
+        (Some(ServiceState::Running), Some(true) | None)
+        | (Some(ServiceState::Stopped), Some(false) | None)
+        | (Some(ServiceState::Restarted), None)
+        | (None, _) => None,
     };
-    if other.or(verb).is_none() {
+    if other.is_none() && verb.is_none() {
         return Ok(false);
     }
     context.ledger.note(&Entry::Service { unit: unit.to_owned(), enabled: was, active })?;
-    for verb in other.into_iter().chain(verb) {
-        systemctl(verb, unit, context)?;
+    if let Some(enabled) = other {
+        init.set_at_boot(unit, enabled, &context.output())?;
     }
-    if let Some("start" | "restart") = verb {
+    if let Some(verb) = verb {
+        init.control(verb, unit, &context.output())?;
+    }
+    if let Some(Verb::Start | Verb::Restart) = verb {
         context.switch.is_new(unit);
     }
     Ok(true)
@@ -49,24 +50,28 @@ pub(super) fn revert(
     active: Option<bool>,
     context: &Context,
 ) -> Result<(), Failure> {
+    let (init, output) = (init::find()?, context.output());
     let live = !offline::is();
-    let (_, now) = at_boot(unit)?;
+    let (_, now) = init.at_boot(unit)?;
     match (enabled, now.as_str()) {
-        ("enabled", "disabled") => systemctl("enable", unit, context)?,
+        ("enabled", "disabled") => init.set_at_boot(unit, true, &output)?,
         // The unit came with the layer, or was disabled before.
-        (was, "enabled") if was != "enabled" => systemctl("disable", unit, context)?,
+        (was, "enabled") if was != "enabled" => init.set_at_boot(unit, false, &output)?,
         _ => {}
     }
-    if live && is("is-active", unit)? != active.unwrap_or(enabled == "enabled") {
-        systemctl(if active.unwrap_or(enabled == "enabled") { "start" } else { "stop" }, unit, context)?;
+    let ran = active.unwrap_or(enabled == "enabled");
+    if live && init.is_active(unit)? != ran {
+        init.control(if ran { Verb::Start } else { Verb::Stop }, unit, &output)?;
     }
     Ok(())
 }
 
-/// Reloads systemd if the reverted entries include its files.
+/// Reloads the init system if the reverted entries include its files.
 pub(super) fn reread(entries: &[Entry], context: &Context) -> Result<(), Failure> {
-    let stale = |entry: &Entry| matches!(entry, Entry::Path { path, .. } if path.contains("/systemd/"));
-    if offline::is() || !entries.iter().any(stale) { Ok(()) } else { reload(context) }
+    // No other init system has read files.
+    let Ok(init) = init::find() else { return Ok(()) };
+    let stale = |entry: &Entry| matches!(entry, Entry::Path { path, .. } if init.reads(path));
+    if offline::is() || !entries.iter().any(stale) { Ok(()) } else { init.reload(&context.output()) }
 }
 
 /// Lists units that were running before a layer was applied. After its revert they must
@@ -79,62 +84,7 @@ pub(super) fn running(entries: &[Entry]) -> Vec<String> {
     entries.iter().filter_map(unit).collect()
 }
 
-/// Stops units; those that do not run are no error.
-pub(super) fn stop_all(units: &[String], context: &Context) -> Result<(), Failure> {
-    if units.is_empty() {
-        return Ok(());
-    }
-    let mut stop = command::command("systemctl");
-    stop.args(["stop", "--"]).args(units);
-    command::run(&mut stop, Duration::from_secs(600), &context.output()).map_err(|mut failure| {
-        failure.message = format!("systemctl stop {}: {}", units.join(" "), failure.message);
-        failure
-    })
-}
-
-/// Returns whether a unit starts at boot, and the output of `systemctl is-enabled`, which
-/// is empty if there is no such unit.
-pub(super) fn at_boot(unit: &str) -> Result<(bool, String), Failure> {
-    let mut systemctl = command::command("systemctl");
-    systemctl.args(["is-enabled", "--", unit]);
-    let (enabled, text) = command::query(&mut systemctl, command::QUESTION)?;
-    Ok((enabled, text.trim().to_owned()))
-}
-
-/// Whether a unit runs. Reloads systemd first if the file of the unit has changed:
-/// otherwise the old version would be used until the next boot.
-pub(super) fn runs(unit: &str, context: &Context) -> Result<bool, Failure> {
-    let mut show = command::command("systemctl");
-    show.args(["show", "--property=NeedDaemonReload,ActiveState", "--", unit]);
-    let (_, text) = command::query(&mut show, command::QUESTION)?;
-    if text.lines().any(|line| line == "NeedDaemonReload=yes") {
-        reload(context)?;
-    }
-    Ok(text.lines().any(|line| ["ActiveState=active", "ActiveState=reloading"].contains(&line)))
-}
-
-/// Makes systemd read its files again.
-fn reload(context: &Context) -> Result<(), Failure> {
-    let mut reload = command::command("systemctl");
-    reload.arg("daemon-reload");
-    command::run(&mut reload, Duration::from_secs(600), &context.output())
-}
-
-fn is(question: &str, unit: &str) -> Result<bool, Failure> {
-    let mut systemctl = command::command("systemctl");
-    systemctl.args(["--quiet", question, "--", unit]);
-    Ok(command::query(&mut systemctl, command::QUESTION)?.0)
-}
-
-pub(super) fn systemctl(verb: &str, unit: &str, context: &Context) -> Result<(), Failure> {
-    let mut systemctl = command::command("systemctl");
-    systemctl.args([verb, "--", unit]);
-    command::run(&mut systemctl, Duration::from_secs(600), &context.output()).map_err(|mut failure| {
-        // Print the journal, because systemctl refers to it.
-        let mut journal = command::command("journalctl");
-        journal.args(["--no-pager", "--lines=20", "--output=cat", "--unit", unit]);
-        let _ = command::run(&mut journal, Duration::from_secs(60), &context.output());
-        failure.message = format!("systemctl {verb} {unit}: {}", failure.message);
-        failure
-    })
+/// Restarts units that run.
+pub(super) fn restart(units: impl IntoIterator<Item = String>, context: &Context) -> Result<(), Failure> {
+    units.into_iter().try_for_each(|unit| init::find()?.control(Verb::TryRestart, &unit, &context.output()))
 }

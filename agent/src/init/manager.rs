@@ -1,0 +1,81 @@
+//! What the agent needs of an init system.
+
+use std::io;
+use std::path::Path;
+
+use crate::command::Output;
+use crate::failure::Failure;
+
+/// What to do with a unit of a running machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verb {
+    Start,
+    Stop,
+    Restart,
+    /// Restart it if it runs.
+    TryRestart,
+    /// Have it read its files again if it runs, or else restart it.
+    TryReload,
+}
+
+/// An init system. A unit is what it starts and stops.
+pub(crate) trait Init: Sync {
+    /// Its name, for messages.
+    fn name(&self) -> &'static str;
+
+    /// Whether it is installed in this machine.
+    fn is_installed(&self) -> bool;
+
+    /// Whether it has started this machine.
+    fn is_up(&self) -> bool;
+
+    /// Waits until it has started everything, for at most `limit` seconds; returns the
+    /// units that failed, up to 20.
+    fn wait_until_up(&self, limit: u64) -> Vec<String>;
+
+    /// Begins to stop all units and to switch the machine off; does not wait for it.
+    fn power_off(&self) -> Result<(), Failure>;
+
+    /// Completes the name of a unit.
+    fn unit(&self, name: &str) -> String;
+
+    /// Decides whether a unit starts at boot.
+    fn set_at_boot(&self, unit: &str, enabled: bool, output: &Output) -> Result<(), Failure>;
+
+    /// Returns whether a unit starts at boot, and a word for the ledger: `enabled`, maybe
+    /// with a suffix, if it was set to start; `disabled` if it could be; another word, or
+    /// none if there is no such unit.
+    fn at_boot(&self, unit: &str) -> Result<(bool, String), Failure>;
+
+    /// Does something with a unit. After a failure, `output` gets what the unit has logged.
+    fn control(&self, verb: Verb, unit: &str, output: &Output) -> Result<(), Failure>;
+
+    /// Stops units. Those that do not run are no error.
+    fn stop_all(&self, units: &[String], output: &Output) -> Result<(), Failure>;
+
+    /// Whether a unit runs with its current file; reads changed files first.
+    fn runs(&self, unit: &str, output: &Output) -> Result<bool, Failure>;
+
+    /// Whether a unit is active.
+    fn is_active(&self, unit: &str) -> Result<bool, Failure>;
+
+    /// Returns what a unit does if it is not active, for people.
+    fn ask(&self, unit: &str) -> Result<(), String>;
+
+    /// Whether it has read the file at `path`, and must read it again after a change.
+    fn reads(&self, path: &str) -> bool;
+
+    /// Reads its files again.
+    fn reload(&self, output: &Output) -> Result<(), Failure>;
+
+    /// Lists the units that are among `files`; for a template, a pattern that matches all
+    /// its instances.
+    fn units_among(&self, files: &str) -> Vec<String>;
+
+    /// Stops all units with files to close, before the machine is sealed. Units that can't
+    /// be stopped are no error.
+    fn stop_services(&self);
+
+    /// Has programs run once, early in the next boot; `stamp` exists until they have run.
+    fn run_at_next_boot(&self, commands: &[&str], stamp: &Path) -> io::Result<()>;
+}
