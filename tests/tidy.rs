@@ -6,6 +6,8 @@
 
 #[path = "tidy/imports.rs"]
 mod imports;
+#[path = "tidy/primitives.rs"]
+mod primitives;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

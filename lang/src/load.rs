@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use crate::diagnostic::{Code, Diagnostic};
+use crate::kind::Grammar;
 use crate::prescan::MAX_RECIPE;
-use crate::schema::{self, KnownDistribution};
 use crate::shape;
 use crate::source::{FileRef, Files, ReadError, SourceId, Sources, Span};
 use crate::syntax::{self, Document};
@@ -24,11 +24,11 @@ pub(crate) struct Loaded {
 pub(crate) fn load(
     files: &dyn Files,
     entry: &FileRef,
-    known: &[KnownDistribution],
+    grammar: Grammar<'_>,
     sources: &mut Sources,
     out: &mut Vec<Diagnostic>,
 ) -> Vec<Loaded> {
-    let mut loader = Loader { files, known, sources, out, seen: HashMap::new(), done: Vec::new() };
+    let mut loader = Loader { files, grammar, sources, out, seen: HashMap::new(), done: Vec::new() };
     loader.run(entry);
     loader.done
 }
@@ -41,7 +41,7 @@ enum Visit {
 
 struct Loader<'a> {
     files: &'a dyn Files,
-    known: &'a [KnownDistribution],
+    grammar: Grammar<'a>,
     sources: &'a mut Sources,
     out: &'a mut Vec<Diagnostic>,
     seen: HashMap<FileRef, Visit>,
@@ -133,7 +133,7 @@ impl Loader<'_> {
                 }
             },
         };
-        shape::check(source, &document.nodes, schema::RECIPE, self.known, self.out);
+        shape::check(source, &document.nodes, self.grammar, self.out);
         let mut uses = Vec::new();
         for node in document.nodes.iter().filter(|n| n.name == "use") {
             let (Some(text), Some(arg)) = (node.text(), node.args.first()) else { continue };

@@ -3,179 +3,10 @@
 //! This table drives the checks of [`crate::shape`] and the reference in
 //! `docs/reference/language.md`; a node that is not in it does not exist.
 
-use vimg_model::{ServiceState, When};
+use crate::elaborate::{self, NEEDS, NETWORK, PACKAGE};
+use crate::kind::{kind, opt, req};
 
-/// The type of an argument or property.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ty {
-    /// A name: letters, digits, `-`, `_` and `.`; never a template.
-    Name,
-    /// Text; a template.
-    Str,
-    /// A whole number, or a template that yields one.
-    Int,
-    /// `#true` or `#false`.
-    Bool,
-    /// Bytes: `512MiB`, `8GiB`, or a number.
-    Size,
-    /// A time: `90s`, `10m`, `1h`.
-    Duration,
-    /// File permission bits in octal, as text: `"0644"`.
-    Mode,
-    /// An absolute path in the machine.
-    GuestPath,
-    /// A file or directory of the project.
-    HostPath,
-    /// One of a few words.
-    Word(&'static [&'static str]),
-    /// The name of a distribution that vimg knows.
-    Distribution,
-    /// The name of a suite of such a distribution.
-    Suite,
-    /// A string, number or boolean.
-    Scalar,
-}
-
-/// A distribution that recipes can name.
-#[derive(Debug, Clone, Copy)]
-pub struct KnownDistribution {
-    /// Its name.
-    pub name: &'static str,
-    /// The names of its suites.
-    pub suites: &'static [&'static str],
-}
-
-impl Ty {
-    /// Returns the words that a value can be, if it is one of a few.
-    pub(crate) fn words(self, known: &[KnownDistribution]) -> Option<Vec<&'static str>> {
-        match self {
-            Ty::Word(words) => Some(words.to_vec()),
-            Ty::Distribution => Some(known.iter().map(|one| one.name).collect()),
-            Ty::Suite => Some(known.iter().flat_map(|one| one.suites).copied().collect()),
-            _ => None,
-        }
-    }
-
-    /// Names the type for people.
-    pub fn describe(self) -> String {
-        match self {
-            Ty::Name => "a name".into(),
-            Ty::Str => "a string".into(),
-            Ty::Int => "an integer".into(),
-            Ty::Bool => "`#true` or `#false`".into(),
-            Ty::Size => "a size such as \"512MiB\"".into(),
-            Ty::Duration => "a duration such as \"90s\"".into(),
-            Ty::Mode => "a mode such as \"0644\"".into(),
-            Ty::GuestPath => "an absolute path in the machine".into(),
-            Ty::HostPath => "a path in the project".into(),
-            Ty::Scalar => "a string, number or boolean".into(),
-            Ty::Distribution => "the name of a distribution".into(),
-            Ty::Suite => "the name of a suite".into(),
-            Ty::Word(words) => alternatives(words),
-        }
-    }
-}
-
-/// Joins words that a value can be.
-pub(crate) fn alternatives(words: &[&str]) -> String {
-    let words: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
-    words.join(" or ")
-}
-
-/// An argument or property.
-#[derive(Debug, Clone, Copy)]
-pub struct Field {
-    /// Its name; for arguments only shown.
-    pub name: &'static str,
-    /// Its type.
-    pub ty: Ty,
-    /// Whether it must be there.
-    pub required: bool,
-    /// One line for the reference.
-    pub doc: &'static str,
-}
-
-/// The arguments a node takes.
-#[derive(Debug, Clone, Copy)]
-pub enum Args {
-    /// None.
-    None,
-    /// At most one; exactly one if the field is required.
-    One(Field),
-    /// One or more.
-    Many(Field),
-}
-
-/// The children a node takes.
-#[derive(Debug, Clone, Copy)]
-pub enum Children {
-    /// None.
-    None,
-    /// Nodes of these kinds.
-    Of(&'static [Kind]),
-    /// Nodes whose names are inputs, and whose arguments are values.
-    Inputs,
-}
-
-/// A kind of node in one place.
-#[derive(Debug, Clone, Copy)]
-pub struct Kind {
-    /// The node's name.
-    pub name: &'static str,
-    /// What it is for, in a sentence or two for the reference.
-    pub doc: &'static str,
-    /// Its arguments.
-    pub args: Args,
-    /// Its properties.
-    pub props: &'static [Field],
-    /// Whether properties beyond `props` are taken, as inputs or variables.
-    pub open_props: bool,
-    /// Its children.
-    pub children: Children,
-    /// Whether it may stand more than once beside itself.
-    pub many: bool,
-}
-
-const fn req(name: &'static str, ty: Ty, doc: &'static str) -> Field {
-    Field { name, ty, required: true, doc }
-}
-
-const fn opt(name: &'static str, ty: Ty, doc: &'static str) -> Field {
-    Field { name, ty, required: false, doc }
-}
-
-const fn kind(name: &'static str, doc: &'static str, args: Args) -> Kind {
-    Kind { name, doc, args, props: &[], open_props: false, children: Children::None, many: true }
-}
-
-impl Kind {
-    const fn props(self, props: &'static [Field]) -> Self {
-        Self { props, ..self }
-    }
-
-    const fn open(self) -> Self {
-        Self { open_props: true, ..self }
-    }
-
-    const fn of(self, kinds: &'static [Kind]) -> Self {
-        Self { children: Children::Of(kinds), ..self }
-    }
-
-    const fn inputs(self) -> Self {
-        Self { children: Children::Inputs, ..self }
-    }
-
-    const fn once(self) -> Self {
-        Self { many: false, ..self }
-    }
-}
-
-/// The words for an input's or parameter's type.
-pub const INPUT_TYPES: &[&str] = &["string", "int", "bool", "size", "duration", "path", "list"];
-
-const MODE: Field = opt("mode", Ty::Mode, "permission bits in octal");
-const OWNER: Field = opt("owner", Ty::Str, "owning user [default: `root`]");
-const GROUP: Field = opt("group", Ty::Str, "owning group [default: `root`]");
+pub use crate::kind::{Args, Children, Field, INPUT_TYPES, Kind, KnownDistribution, Ty};
 
 const INPUT: Kind = kind(
     "input",
@@ -219,125 +50,44 @@ const CHECK: Kind = kind(
     kind("package", "A package that must be installed.", Args::One(req("name", Ty::Str, "the package name"))),
 ]);
 
-const PACKAGE: Kind = kind(
-    "package",
-    "Packages of the distribution. vimg installs all packages of a configuration in one transaction, at the place of the first `package`. Packages that follow a script, or a step that changes the package manager's sources, get a transaction of their own.",
-    Args::Many(req("name", Ty::Str, "a package name, as `apt-get install` takes it")),
-);
-
-const NEEDS: Kind = kind(
-    "needs",
-    "The state of the machine in which vimg applies the configuration. By default, vimg applies it offline, to the disk of a machine that is switched off: it enables services without starting them, and writes kernel settings for the next boot. `booted` applies the whole configuration in the booted machine, for steps that need running services or the machine's own kernel.",
-    Args::One(req("what", Ty::Word(&["booted"]), "`booted`")),
-)
-.once();
-
-const SCRIPT_FILE: Args = Args::One(opt("file", Ty::HostPath, "a script file of the project"));
-const TEMPLATE: Field =
-    opt("template", Ty::HostPath, "a template file of the project; the rendered text is the script");
-const USER: Field = opt("user", Ty::Str, "user that runs the script [default: `root`]");
-const WORKDIR: Field = opt("workdir", Ty::GuestPath, "working directory [default: `/`]");
-const TIMEOUT: Field = opt("timeout", Ty::Duration, "time limit [default: `30m`]");
-const NETWORK: Field = opt(
-    "network",
-    Ty::Bool,
-    "allow network access [default: `#false`]; private networks also need the user's permission",
-);
-const INLINE: Kind =
-    kind("script", "The text of the script.", Args::One(req("text", Ty::Str, "shell commands"))).once();
-const ENV: Kind = kind("env", "Environment variables of the script, as properties.", Args::None).open();
-
-const LATER: Kind = kind(
-    "run",
-    "A script, with the same environment as any other `run`. Several scripts run in order, up to the first that fails.",
-    SCRIPT_FILE,
-)
-.props(&[TEMPLATE, USER, WORKDIR, TIMEOUT])
-.of(&[INLINE, ENV]);
-
-/// The nodes of a `configuration`.
-pub const CONFIGURATION: &[Kind] = &[
+/// The nodes of a `configuration` before its steps.
+const BEFORE: &[Kind] = &[
     INPUT,
-    kind("provides", "A capability that this configuration provides.", Args::One(req("capability", Ty::Name, "the name of the capability"))),
+    kind(
+        "provides",
+        "A capability that this configuration provides.",
+        Args::One(req("capability", Ty::Name, "the name of the capability")),
+    ),
     kind(
         "requires",
         "A capability that a layer below must provide. Templates can read the inputs of the capability, with the values that the provider has.",
         Args::One(req("capability", Ty::Name, "the name of the capability")),
     ),
     NEEDS,
-    PACKAGE,
-    kind("file", "A file in the machine. Give exactly one of `content`, `template` and `from`. The default mode is 0755 for a project file or template that its owner may execute, and 0644 for everything else.", Args::One(req("path", Ty::GuestPath, "the path in the machine")))
-        .props(&[
-            opt("content", Ty::Str, "the text of the file"),
-            opt("template", Ty::HostPath, "a template file of the project, rendered on the host"),
-            opt("from", Ty::HostPath, "a file of the project, copied unchanged"),
-            MODE,
-            OWNER,
-            GROUP,
-        ]),
-    kind(
-        "directory",
-        "A directory in the machine. The default mode is 0755. With `from`, vimg copies a tree of the project into it: files with mode 0755 if their owner may execute them and 0644 otherwise, set-id bits, capabilities, `user` attributes and symbolic links. Other files in the directory stay, and existing subdirectories keep their mode and owner. vimg leaves out sockets, FIFOs, the outputs of the recipe, and files that match a `.vimgignore` file (gitignore syntax).",
-        Args::One(req("path", Ty::GuestPath, "the path in the machine")),
-    )
-    .props(&[opt("from", Ty::HostPath, "a directory of the project to copy"), MODE, OWNER, GROUP]),
-    kind("symlink", "A symbolic link.", Args::One(req("path", Ty::GuestPath, "the path of the link")))
-        .props(&[req("target", Ty::Str, "target of the link")]),
-    kind("archive", "A tar archive of the project (plain, gz, xz or zst), unpacked into a directory.", Args::One(req("path", Ty::GuestPath, "the directory")))
-        .props(&[
-            req("from", Ty::HostPath, "the archive"),
-            opt("strip", Ty::Int, "number of leading path components to drop [default: 0]"),
-            OWNER,
-            GROUP,
-        ]),
-    kind("group", "A group.", Args::One(req("name", Ty::Str, "the name of the group"))).props(&[
-        opt("gid", Ty::Int, "numeric group id"),
-        opt("system", Ty::Bool, "create a system group [default: `#false`]"),
-    ]),
-    kind("user", "A user. The groups that it names must exist.", Args::One(req("name", Ty::Str, "the name of the user"))).props(&[
-        opt("uid", Ty::Int, "numeric user id"),
-        opt("group", Ty::Str, "primary group [default: a group with the name of the user]"),
-        opt("groups", Ty::Str, "supplementary groups, separated by commas"),
-        opt("home", Ty::GuestPath, "home directory"),
-        opt("shell", Ty::GuestPath, "login shell"),
-        opt("comment", Ty::Str, "full name"),
-        opt("system", Ty::Bool, "create a system user, which has a home directory only if `home=` names one [default: `#false`]"),
-    ]),
-    kind("service", "A systemd unit.", Args::One(req("unit", Ty::Str, "the unit name; `.service` may be left out"))).props(&[
-        opt("enabled", Ty::Bool, "start the unit at boot"),
-        opt("state", Ty::Word(ServiceState::WORDS), "state of the unit after this step; no effect offline, where `enabled` decides what the next boot starts"),
-    ]),
-    kind("sysctl", "A kernel setting. vimg sets it for each boot, and at once if the machine is running.", Args::One(req("key", Ty::Str, "the key, for instance `vm.swappiness`")))
-        .props(&[req("value", Ty::Scalar, "value of the setting")]),
-    kind("kernel-module", "A kernel module. It is loaded at each boot, and at once if the machine is running.", Args::One(req("name", Ty::Str, "the module name, for instance `br_netfilter`"))),
-    kind("reboot", "Shuts the machine down cleanly and boots it again before the next step, with a new kernel if one was installed. A configuration with this step is applied in the booted machine, also without `needs`.", Args::None),
-    kind(
-        "run",
-        "A script that runs once, when vimg builds the layer. Give exactly one of: a script file, `template`, a `script` child. A script without a `#!` line runs under `/bin/bash -euo pipefail`, or `/bin/sh -eu` if the machine has no bash, and stops at the first command that fails. A script with its own `#!` line goes on after errors unless it calls `set -e`. The environment is PATH, HOME, USER, LOGNAME, SHELL, LANG=C.UTF-8 and the variables in `env`; with `network=#true` also the user's proxy variables.",
-        SCRIPT_FILE,
-    )
-    .props(&[TEMPLATE, USER, WORKDIR, TIMEOUT, NETWORK])
-    .of(&[
-        INLINE,
-        ENV,
-        kind("secret", "A secret. While the script runs, it can read the value from the file `/run/secrets/NAME`, which is in memory.", Args::One(req("name", Ty::Name, "the name of a declared `secret`"))),
-        kind("undo", "A script that undoes what the script did. The agent runs it when it reverts the layer.", Args::One(req("text", Ty::Str, "shell commands"))).once(),
-        NEEDS,
-    ]),
-    kind(
-        "on",
-        "Scripts that run in the finished machine, once its services are up. `first-boot` scripts run on the first start of a server, or on the boots of a written disk until they have succeeded once. `each-boot` scripts run on each boot. `decommission` scripts run when a server is removed. None of them runs while vimg builds or checks an image.",
-        Args::One(req("when", Ty::Word(When::WORDS), "the event")),
-    )
-    .of(&[LATER]),
-    kind(
-        "operation",
-        "Scripts that run on request: `vimg exec SERVER --operation NAME`. If several configurations have an operation with the same name, the scripts of all of them run, in the order of the layers.",
-        Args::One(req("name", Ty::Name, "the name of the operation")),
-    )
-    .of(&[LATER]),
-    CHECK,
 ];
+
+/// The nodes of a `configuration`: the primitives stand where they are elaborated.
+pub const CONFIGURATION: &[Kind] = &join::<{ BEFORE.len() + elaborate::PRIMITIVES.len() + 3 }>(&[
+    BEFORE,
+    &elaborate::PRIMITIVES,
+    &[elaborate::ON, elaborate::OPERATION, CHECK],
+]);
+
+/// Joins lists of `N` kinds in all.
+const fn join<const N: usize>(lists: &[&[Kind]]) -> [Kind; N] {
+    let mut all = [CHECK; N];
+    let (mut to, mut list) = (0, 0);
+    while list < lists.len() {
+        let mut from = 0;
+        while from < lists[list].len() {
+            all[to] = lists[list][from];
+            to += 1;
+            from += 1;
+        }
+        list += 1;
+    }
+    all
+}
 
 const BY: Field = opt(
     "by",

@@ -1,10 +1,10 @@
-//! Checks a parsed file against the table in [`crate::schema`]. Afterwards, all nodes
+//! Checks a parsed file against the table in the table of the language. Afterwards, all nodes
 //! are known and in valid places, and all literals have the right types.
 
 use std::collections::HashMap;
 
 use crate::diagnostic::{Code, Diagnostic};
-use crate::schema::{Args, Children, Field, Kind, KnownDistribution, Ty, alternatives};
+use crate::kind::{Args, Children, Field, Grammar, Kind, KnownDistribution, Ty, alternatives};
 use crate::source::{SourceId, Span};
 use crate::syntax::{Arg, Node, Range, Scalar};
 use crate::value;
@@ -13,11 +13,10 @@ use crate::value;
 pub(crate) fn check(
     source: SourceId,
     nodes: &[Node],
-    kinds: &[Kind],
-    known: &[KnownDistribution],
+    grammar: Grammar<'_>,
     out: &mut Vec<Diagnostic>,
 ) {
-    Checker { source, known, out }.nodes(nodes, kinds, None);
+    Checker { source, known: grammar.distributions, out }.nodes(nodes, grammar.nodes, None);
 }
 
 struct Checker<'a> {

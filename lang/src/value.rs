@@ -59,7 +59,7 @@ pub enum InputType {
 }
 
 impl InputType {
-    /// The type with this name, one of [`crate::schema::INPUT_TYPES`].
+    /// The type with this name, one of [`crate::kind::INPUT_TYPES`].
     pub fn from_name(name: &str) -> Option<Self> {
         Some(match name {
             "string" => Self::String,

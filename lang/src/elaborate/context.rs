@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::diagnostic::Diagnostic;
-use crate::schema::KnownDistribution;
+use crate::kind::KnownDistribution;
 use crate::source::{FileRef, Files, SourceId, Sources};
 use crate::template::Renderer;
 use crate::value::Value;

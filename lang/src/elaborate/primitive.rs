@@ -1,87 +1,58 @@
-//! The primitives of a configuration, one function each.
-
-use std::collections::{BTreeMap, HashMap};
+//! The primitives of a configuration: what each takes in the language, and what it means.
+//! A new one is a kind, a function and a line in the table.
 
 use super::context::Elaborator;
+use super::script::{ENV, INLINE, NEEDS, NETWORK, RUN_AS, SCRIPT_FILE, TEMPLATE, TIMEOUT, WORKDIR};
 use crate::diagnostic::{Code, Diagnostic};
-use crate::model::{Around, Content, Owner, Primitive, Run, Script, ServiceState, Step, User, When};
+use crate::kind::{Args, Field, Kind, Ty, kind, opt, req};
+use crate::model::{Content, Owner, Primitive, Run, ServiceState, User};
 use crate::resolve::At;
-use crate::source::{FileKind, Span};
+use crate::source::FileKind;
 use crate::syntax::Scalar;
 use crate::template::Scope;
 use crate::value;
 
-/// Default time limit of a script, in seconds.
-const RUN_TIMEOUT: u64 = 30 * 60;
+/// Reads a node of one kind.
+pub(super) type Read = fn(&mut Elaborator<'_>, At, &Scope) -> Option<Primitive>;
+
+/// The primitives: their nodes, and how each is read.
+pub(super) const TABLE: &[(Kind, Read)] = &[
+    (PACKAGE, |e, at, scope| e.package(at, scope)),
+    (FILE, |e, at, scope| e.file(at, scope)),
+    (DIRECTORY, |e, at, scope| e.directory(at, scope)),
+    (SYMLINK, |e, at, scope| e.symlink(at, scope)),
+    (ARCHIVE, |e, at, scope| e.archive(at, scope)),
+    (GROUP, |e, at, scope| e.group(at, scope)),
+    (USER, |e, at, scope| e.user(at, scope)),
+    (SERVICE, |e, at, scope| e.service(at, scope)),
+    (SYSCTL, |e, at, scope| e.sysctl(at, scope)),
+    (KERNEL_MODULE, |e, at, scope| e.kernel_module(at, scope)),
+    (REBOOT, |_, _, _| Some(Primitive::Reboot)),
+    (RUN, |e, at, scope| e.run(at, scope)),
+];
+
+/// The nodes of [`TABLE`].
+pub(crate) const PRIMITIVES: [Kind; TABLE.len()] = {
+    let mut kinds = [PACKAGE; TABLE.len()];
+    let mut n = 0;
+    while n < kinds.len() {
+        kinds[n] = TABLE[n].0;
+        n += 1;
+    }
+    kinds
+};
+
+const MODE: Field = opt("mode", Ty::Mode, "permission bits in octal");
+const OWNER: Field = opt("owner", Ty::Str, "owning user [default: `root`]");
+const OWNER_GROUP: Field = opt("group", Ty::Str, "owning group [default: `root`]");
+
+pub(crate) const PACKAGE: Kind = kind(
+    "package",
+    "Packages of the distribution. vimg installs all packages of a configuration in one transaction, at the place of the first `package`. Packages that follow a script, or a step that changes the package manager's sources, get a transaction of their own.",
+    Args::Many(req("name", Ty::Str, "a package name, as `apt-get install` takes it")),
+);
 
 impl Elaborator<'_> {
-    /// All steps of a configuration, in order. Its packages are joined at the place of
-    /// the first `package`; a step that may change the package sources starts a new
-    /// group of packages.
-    pub(super) fn steps(&mut self, at: At, scope: &Scope) -> Vec<Step> {
-        let mut steps: Vec<Step> = Vec::new();
-        let mut packages: Option<usize> = None;
-        let mut places: HashMap<String, Span> = HashMap::new();
-        for node in at.children() {
-            if let "on" | "operation" = node.node.name.as_str() {
-                self.hooks(node, scope, &mut steps);
-            }
-            let Some(primitive) = self.primitive(node, scope) else { continue };
-            if let Some(resource) = primitive.resource()
-                && let Some(first) = places.insert(resource.clone(), node.head())
-            {
-                self.out.push(
-                    Diagnostic::error(Code::Conflict, node.head(), format!("{resource} is declared twice"))
-                        .related(first, "the other one")
-                        .help("declare each resource once in a configuration"),
-                );
-            }
-            match (primitive, packages) {
-                (Primitive::Package { names: more }, Some(index)) => {
-                    if let Primitive::Package { names } = &mut steps[index].primitive {
-                        names.extend(more);
-                        names.sort();
-                        names.dedup();
-                    }
-                }
-                (primitive, _) => {
-                    if matches!(primitive, Primitive::Package { .. }) {
-                        packages = Some(steps.len());
-                    } else if primitive.may_change_sources() {
-                        packages = None;
-                    }
-                    steps.push(Step { primitive, span: node.head() });
-                }
-            }
-        }
-        steps
-    }
-
-    fn primitive(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
-        match at.node.name.as_str() {
-            "package" => self.package(at, scope),
-            "file" => self.file(at, scope),
-            "directory" => self.directory(at, scope),
-            "symlink" => Some(Primitive::Symlink {
-                path: self.guest_path(at.node.args.first()?, at, scope)?,
-                target: self.prop_text(at, "target", scope)?,
-            }),
-            "archive" => self.archive(at, scope),
-            "group" => Some(Primitive::Group {
-                name: self.account(at, scope)?,
-                gid: self.prop_id(at, "gid", scope),
-                system: self.prop_bool(at, "system", scope).unwrap_or(false),
-            }),
-            "user" => self.user(at, scope),
-            "service" => self.service(at, scope),
-            "sysctl" => self.sysctl(at, scope),
-            "kernel-module" => self.kernel_module(at, scope),
-            "reboot" => Some(Primitive::Reboot),
-            "run" => self.run(at, scope),
-            _ => None,
-        }
-    }
-
     fn package(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
         let mut names = Vec::new();
         for arg in &at.node.args {
@@ -91,7 +62,19 @@ impl Elaborator<'_> {
         names.dedup();
         Some(Primitive::Package { names })
     }
+}
 
+const FILE: Kind = kind("file", "A file in the machine. Give exactly one of `content`, `template` and `from`. The default mode is 0755 for a project file or template that its owner may execute, and 0644 for everything else.", Args::One(req("path", Ty::GuestPath, "the path in the machine")))
+    .props(&[
+        opt("content", Ty::Str, "the text of the file"),
+        opt("template", Ty::HostPath, "a template file of the project, rendered on the host"),
+        opt("from", Ty::HostPath, "a file of the project, copied unchanged"),
+        MODE,
+        OWNER,
+        OWNER_GROUP,
+    ]);
+
+impl Elaborator<'_> {
     fn file(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
         let path = self.guest_path(at.node.args.first()?, at, scope);
         let sources: Vec<&str> =
@@ -117,7 +100,16 @@ impl Elaborator<'_> {
         let owner = self.owner(at, scope);
         Some(Primitive::File { path: path?, content: content?, mode, owner })
     }
+}
 
+const DIRECTORY: Kind = kind(
+    "directory",
+    "A directory in the machine. The default mode is 0755. With `from`, vimg copies a tree of the project into it: files with mode 0755 if their owner may execute them and 0644 otherwise, set-id bits, capabilities, `user` attributes and symbolic links. Other files in the directory stay, and existing subdirectories keep their mode and owner. vimg leaves out sockets, FIFOs, the outputs of the recipe, and files that match a `.vimgignore` file (gitignore syntax).",
+    Args::One(req("path", Ty::GuestPath, "the path in the machine")),
+)
+.props(&[opt("from", Ty::HostPath, "a directory of the project to copy"), MODE, OWNER, OWNER_GROUP]);
+
+impl Elaborator<'_> {
     fn directory(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
         let path = self.guest_path(at.node.args.first()?, at, scope)?;
         let tree = match at.node.prop("from") {
@@ -126,7 +118,34 @@ impl Elaborator<'_> {
         };
         Some(Primitive::Directory { path, tree, mode: self.mode(at, scope), owner: self.owner(at, scope) })
     }
+}
 
+const SYMLINK: Kind =
+    kind("symlink", "A symbolic link.", Args::One(req("path", Ty::GuestPath, "the path of the link")))
+        .props(&[req("target", Ty::Str, "target of the link")]);
+
+impl Elaborator<'_> {
+    fn symlink(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
+        Some(Primitive::Symlink {
+            path: self.guest_path(at.node.args.first()?, at, scope)?,
+            target: self.prop_text(at, "target", scope)?,
+        })
+    }
+}
+
+const ARCHIVE: Kind = kind(
+    "archive",
+    "A tar archive of the project (plain, gz, xz or zst), unpacked into a directory.",
+    Args::One(req("path", Ty::GuestPath, "the directory")),
+)
+.props(&[
+    req("from", Ty::HostPath, "the archive"),
+    opt("strip", Ty::Int, "number of leading path components to drop [default: 0]"),
+    OWNER,
+    OWNER_GROUP,
+]);
+
+impl Elaborator<'_> {
     fn archive(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
         let path = self.guest_path(at.node.args.first()?, at, scope)?;
         let content = Content::File(self.host_path(at.node.prop("from")?, at, scope, FileKind::File)?);
@@ -136,7 +155,44 @@ impl Elaborator<'_> {
         };
         Some(Primitive::Archive { path, content, strip, owner: self.owner(at, scope) })
     }
+}
 
+const GROUP: Kind = kind("group", "A group.", Args::One(req("name", Ty::Str, "the name of the group")))
+    .props(&[
+        opt("gid", Ty::Int, "numeric group id"),
+        opt("system", Ty::Bool, "create a system group [default: `#false`]"),
+    ]);
+
+impl Elaborator<'_> {
+    fn group(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
+        Some(Primitive::Group {
+            name: self.account(at, scope)?,
+            gid: self.prop_id(at, "gid", scope),
+            system: self.prop_bool(at, "system", scope).unwrap_or(false),
+        })
+    }
+}
+
+const USER: Kind = kind(
+    "user",
+    "A user. The groups that it names must exist.",
+    Args::One(req("name", Ty::Str, "the name of the user")),
+)
+.props(&[
+    opt("uid", Ty::Int, "numeric user id"),
+    opt("group", Ty::Str, "primary group [default: a group with the name of the user]"),
+    opt("groups", Ty::Str, "supplementary groups, separated by commas"),
+    opt("home", Ty::GuestPath, "home directory"),
+    opt("shell", Ty::GuestPath, "login shell"),
+    opt("comment", Ty::Str, "full name"),
+    opt(
+        "system",
+        Ty::Bool,
+        "create a system user, which has a home directory only if `home=` names one [default: `#false`]",
+    ),
+]);
+
+impl Elaborator<'_> {
     fn user(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
         let name = self.account(at, scope)?;
         let groups = self.prop_text(at, "groups", scope).unwrap_or_default();
@@ -153,7 +209,14 @@ impl Elaborator<'_> {
             system: self.prop_bool(at, "system", scope).unwrap_or(false),
         }))
     }
+}
 
+const SERVICE: Kind = kind("service", "A systemd unit.", Args::One(req("unit", Ty::Str, "the unit name; `.service` may be left out"))).props(&[
+    opt("enabled", Ty::Bool, "start the unit at boot"),
+    opt("state", Ty::Word(ServiceState::WORDS), "state of the unit after this step; no effect offline, where `enabled` decides what the next boot starts"),
+]);
+
+impl Elaborator<'_> {
     fn service(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
         let unit = self.parsed(at.node.args.first()?, at, scope, unit_name)?;
         let state = match self.prop_text(at, "state", scope) {
@@ -172,7 +235,16 @@ impl Elaborator<'_> {
         };
         Some(Primitive::Service { unit, enabled: self.prop_bool(at, "enabled", scope), state })
     }
+}
 
+const SYSCTL: Kind = kind(
+    "sysctl",
+    "A kernel setting. vimg sets it for each boot, and at once if the machine is running.",
+    Args::One(req("key", Ty::Str, "the key, for instance `vm.swappiness`")),
+)
+.props(&[req("value", Ty::Scalar, "value of the setting")]);
+
+impl Elaborator<'_> {
     fn sysctl(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
         let key = self.parsed(at.node.args.first()?, at, scope, |t| {
             let good = !t.is_empty() && t.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c));
@@ -189,7 +261,15 @@ impl Elaborator<'_> {
         };
         Some(Primitive::Sysctl { key, value })
     }
+}
 
+const KERNEL_MODULE: Kind = kind(
+    "kernel-module",
+    "A kernel module. It is loaded at each boot, and at once if the machine is running.",
+    Args::One(req("name", Ty::Str, "the module name, for instance `br_netfilter`")),
+);
+
+impl Elaborator<'_> {
     fn kernel_module(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
         let name = self.parsed(at.node.args.first()?, at, scope, |t| {
             let good = !t.is_empty() && t.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c));
@@ -197,7 +277,29 @@ impl Elaborator<'_> {
         })?;
         Some(Primitive::KernelModule { name })
     }
+}
 
+const REBOOT: Kind = kind(
+    "reboot",
+    "Shuts the machine down cleanly and boots it again before the next step, with a new kernel if one was installed. A configuration with this step is applied in the booted machine, also without `needs`.",
+    Args::None,
+);
+
+const RUN: Kind = kind(
+    "run",
+    "A script that runs once, when vimg builds the layer. Give exactly one of: a script file, `template`, a `script` child. A script without a `#!` line runs under `/bin/bash -euo pipefail`, or `/bin/sh -eu` if the machine has no bash, and stops at the first command that fails. A script with its own `#!` line goes on after errors unless it calls `set -e`. The environment is PATH, HOME, USER, LOGNAME, SHELL, LANG=C.UTF-8 and the variables in `env`; with `network=#true` also the user's proxy variables.",
+    SCRIPT_FILE,
+)
+.props(&[TEMPLATE, RUN_AS, WORKDIR, TIMEOUT, NETWORK])
+.of(&[
+    INLINE,
+    ENV,
+    kind("secret", "A secret. While the script runs, it can read the value from the file `/run/secrets/NAME`, which is in memory.", Args::One(req("name", Ty::Name, "the name of a declared `secret`"))),
+    kind("undo", "A script that undoes what the script did. The agent runs it when it reverts the layer.", Args::One(req("text", Ty::Str, "shell commands"))).once(),
+    NEEDS,
+]);
+
+impl Elaborator<'_> {
     fn run(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
         let script = self.script(at, scope)?;
         let undo = match at.child("undo") {
@@ -206,89 +308,9 @@ impl Elaborator<'_> {
         };
         Some(Primitive::Run(Run { script, undo, secrets: self.handed(at) }))
     }
+}
 
-    /// Adds a step for each script of an `on` or `operation`.
-    fn hooks(&mut self, at: At, scope: &Scope, steps: &mut Vec<Step>) {
-        let when = match at.node.name.as_str() {
-            "operation" => Some(When::Operation(at.name().to_owned())),
-            _ => When::event(at.name()),
-        };
-        let Some(when) = when else {
-            self.unknown(at, When::WORDS);
-            return;
-        };
-        if at.children().next().is_none() {
-            let message = "there is nothing to run";
-            self.out.push(
-                Diagnostic::error(Code::Missing, at.head(), message)
-                    .help("add a `run`: `run \"FILE\"` or `run { script \"...\" }`"),
-            );
-        }
-        for run in at.children_named("run") {
-            if let Some(script) = self.script(run, scope) {
-                let when = when.clone();
-                steps.push(Step { primitive: Primitive::Hook { when, script }, span: run.head() });
-            }
-        }
-    }
-
-    fn script(&mut self, at: At, scope: &Scope) -> Option<Script> {
-        let inline = at.child("script");
-        let given = usize::from(!at.node.args.is_empty())
-            + usize::from(at.node.prop("template").is_some())
-            + usize::from(inline.is_some());
-        if given != 1 {
-            let (code, message) = if given == 0 {
-                (Code::Missing, "this `run` has no script")
-            } else {
-                (Code::Conflict, "this `run` has more than one script")
-            };
-            self.out.push(
-                Diagnostic::error(code, at.head(), message)
-                    .help("give exactly one of: a script file, `template=`, a `script \"...\"` child"),
-            );
-            return None;
-        }
-        let content = if let Some(inline) = inline {
-            Content::Text(self.text(inline.node.args.first()?, inline, scope)?)
-        } else if let Some(arg) = at.node.prop("template") {
-            self.rendered(arg, at, scope)?
-        } else {
-            Content::File(self.host_path(at.node.args.first()?, at, scope, FileKind::File)?)
-        };
-        let mut env = BTreeMap::new();
-        for node in at.children_named("env") {
-            for prop in &node.node.props {
-                let value = match &prop.arg.value {
-                    Scalar::String(_) => self.text(&prop.arg, node, scope)?,
-                    Scalar::Int(n) => n.to_string(),
-                    Scalar::Bool(b) => b.to_string(),
-                    Scalar::Float(n) => n.to_string(),
-                    Scalar::Null => String::new(),
-                };
-                if let Err(help) = variable(&prop.name, &value) {
-                    let message = format!("invalid environment variable `{}`", prop.name);
-                    self.out.push(
-                        Diagnostic::error(Code::InvalidValue, node.span(&prop.name_range), message)
-                            .help(help),
-                    );
-                }
-                env.insert(prop.name.clone(), value);
-            }
-        }
-        let workdir = match at.node.prop("workdir") {
-            Some(arg) => self.guest_path(arg, at, scope)?,
-            None => "/".into(),
-        };
-        let timeout = match at.node.prop("timeout") {
-            Some(arg) => self.duration(arg, at, scope)?,
-            None => RUN_TIMEOUT,
-        };
-        let user = self.prop_text(at, "user", scope).unwrap_or_else(|| "root".into());
-        let network = self.prop_bool(at, "network", scope).unwrap_or_default();
-        Some(Script { content, around: Around { env, user, workdir, timeout, network } })
-    }
-
+impl Elaborator<'_> {
     fn account(&mut self, at: At, scope: &Scope) -> Option<String> {
         self.parsed(at.node.args.first()?, at, scope, |t| {
             let good = !t.is_empty()
@@ -307,18 +329,6 @@ impl Elaborator<'_> {
 
     fn mode(&mut self, at: At, scope: &Scope) -> Option<u32> {
         self.parsed(at.node.prop("mode")?, at, scope, value::mode)
-    }
-
-    fn prop_text(&mut self, at: At, name: &str, scope: &Scope) -> Option<String> {
-        self.text(at.node.prop(name)?, at, scope)
-    }
-
-    fn prop_bool(&mut self, at: At, name: &str, scope: &Scope) -> Option<bool> {
-        self.boolean(at.node.prop(name)?, at, scope)
-    }
-
-    fn prop_id(&mut self, at: At, name: &str, scope: &Scope) -> Option<u32> {
-        self.ranged(at.node.prop(name)?, at, scope, 0, 4_294_967_294).map(|n| n as u32)
     }
 }
 
@@ -345,15 +355,6 @@ fn unit_name(text: &str) -> Result<String, String> {
     }
     let whole = SUFFIXES.iter().any(|s| text.ends_with(s));
     Ok(if whole { text.to_owned() } else { format!("{text}.service") })
-}
-
-fn variable(name: &str, value: &str) -> Result<(), String> {
-    let good = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    if !good || value.contains('\0') {
-        return Err("expected a variable name: letters, digits and `_`".into());
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -94,6 +94,18 @@ impl Elaborator<'_> {
         }
     }
 
+    pub(super) fn prop_text(&mut self, at: At, name: &str, scope: &Scope) -> Option<String> {
+        self.text(at.node.prop(name)?, at, scope)
+    }
+
+    pub(super) fn prop_bool(&mut self, at: At, name: &str, scope: &Scope) -> Option<bool> {
+        self.boolean(at.node.prop(name)?, at, scope)
+    }
+
+    pub(super) fn prop_id(&mut self, at: At, name: &str, scope: &Scope) -> Option<u32> {
+        self.ranged(at.node.prop(name)?, at, scope, 0, 4_294_967_294).map(|n| n as u32)
+    }
+
     pub(super) fn size(&mut self, arg: &Arg, at: At, scope: &Scope) -> Option<u64> {
         match arg.value {
             Scalar::Int(n) => u64::try_from(n).ok(),
