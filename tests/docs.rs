@@ -161,7 +161,10 @@ image "a" {
 }
 image "d" { from "a"; replace "k" with="c"; layer "e"; layer "e" }
 capability "k"
-configuration "e"
+configuration "e" {
+    kernel-module "name"
+    reboot
+}
 secret "name" env="NAME"
 image "b" { disk "HOST" sha256="0000000000000000000000000000000000000000000000000000000000000000" }
 configuration "c" {
@@ -191,6 +194,16 @@ configuration "c" {
     }
 }
 "#;
+
+#[test]
+fn everything_has_every_primitive() {
+    // These give steps no fields of their own.
+    let apart = ["input", "requires", "needs"];
+    for kind in schema::CONFIGURATION.iter().filter(|kind| !apart.contains(&kind.name)) {
+        let is_named = |line: &str| line.split_whitespace().next() == Some(kind.name);
+        assert!(EVERYTHING.lines().any(is_named), "the recipe lacks `{}`", kind.name);
+    }
+}
 
 #[test]
 fn every_field_of_a_key_is_documented() {
