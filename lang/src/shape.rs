@@ -10,12 +10,7 @@ use crate::syntax::{Arg, Node, Range, Scalar};
 use crate::value;
 
 /// Reports everything in `nodes` that `kinds` does not allow.
-pub(crate) fn check(
-    source: SourceId,
-    nodes: &[Node],
-    grammar: Grammar<'_>,
-    out: &mut Vec<Diagnostic>,
-) {
+pub(crate) fn check(source: SourceId, nodes: &[Node], grammar: Grammar<'_>, out: &mut Vec<Diagnostic>) {
     Checker { source, known: grammar.distributions, out }.nodes(nodes, grammar.nodes, None);
 }
 
