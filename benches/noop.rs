@@ -131,6 +131,7 @@ fn fill(project: &Path, store: &Path) {
         sink: Arc::new(|_| {}),
         budget,
         staged: Arc::default(),
+        room: Arc::default(),
     };
     let outcome = runtime.block_on(build(&context, &plan));
     assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);

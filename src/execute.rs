@@ -16,6 +16,7 @@
 mod batches;
 mod staged;
 mod failure;
+mod room;
 mod states;
 mod context;
 mod session;
@@ -46,6 +47,7 @@ pub use failure::{Failure, FailureKind};
 pub use interact::{interact, watch};
 pub use log::read as read_log;
 pub use output::write_outputs;
+pub use room::Room;
 pub use schedule::build;
 pub use session::{Ended, Input};
 pub use staged::StagedOutputs;

@@ -19,6 +19,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use tokio::process::Command;
 
+pub mod space;
 pub mod cgroup;
 pub mod child;
 mod error;

@@ -398,6 +398,7 @@ fn attempt(project: &Path, store: &Path, fake: &Arc<Fake>, caches: &Caches) -> A
         sink: sink.clone(),
         budget,
         staged: Arc::default(),
+        room: Arc::default(),
     };
     let (plan, outcome) = runtime.block_on(make(&mut context, &caching, &last, &nodes));
     let (same, notices) = (same.load(Ordering::Relaxed), notices.lock().unwrap().clone());

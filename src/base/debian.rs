@@ -91,7 +91,7 @@ const UPLOADS: [(&str, &[u8], &str); 3] = [
 
 async fn make(wanted: Wanted<'_>) -> Result<Base, HostError> {
     let Wanted { bootstrap, size, dir, access, lines } = wanted;
-    let fail = |e: io::Error| HostError::new(format!("can't create the disk: {e}"));
+    let fail = |e: io::Error| HostError::io("can't create the disk", &e);
     let id = disk_id(bootstrap, size);
     let root_kib = (gpt::root_end(size) - gpt::ROOT_START) * gpt::SECTOR / 1024;
     let files = open_outputs(dir, size).map_err(fail)?;
@@ -165,7 +165,7 @@ async fn esp(dir: &Path) -> Result<(), HostError> {
     let file = dir.join("esp.img");
     File::create(&file)
         .and_then(|f| f.set_len(gpt::ESP_SECTORS * gpt::SECTOR))
-        .map_err(|e| HostError::new(format!("{}: {e}", file.display())))?;
+        .map_err(|e| HostError::io(file.display(), &e))?;
     let (image, program) = (file.display().to_string(), dir.join("bootx64.efi").display().to_string());
     for (name, args) in [
         ("mkfs.vfat", vec!["-F", "32", "-s", "1", "-n", "ESP", "-i", "56494d47", &image]),
@@ -178,10 +178,9 @@ async fn esp(dir: &Path) -> Result<(), HostError> {
             .stdin(Stdio::null())
             .output()
             .await
-            .map_err(|e| HostError::new(format!("can't run {name}: {e}")))?;
+            .map_err(|e| HostError::io(format_args!("can't run {name}"), &e))?;
         if !output.status.success() {
-            let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            return Err(HostError::new(format!("{name}: {words}")));
+            return Err(HostError::program(name, String::from_utf8_lossy(&output.stderr).trim()));
         }
     }
     Ok(())

@@ -24,7 +24,7 @@ pub async fn check(path: &Path, sha256: &str) -> Result<(), HostError> {
     let found = tokio::task::spawn_blocking(move || sha256_of(&file))
         .await
         .map_err(|e| HostError::new(e.to_string()))?
-        .map_err(|e| HostError::new(format!("can't read the disk: {e}")))?;
+        .map_err(|e| HostError::io("can't read the disk", &e))?;
     if found == expected {
         return Ok(());
     }

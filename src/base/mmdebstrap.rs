@@ -101,7 +101,7 @@ impl Run<'_> {
         if let Some(missing) = missing() {
             return Err(missing);
         }
-        let fail = |e: io::Error| HostError::new(format!("can't create the disk: {e}"));
+        let fail = |e: io::Error| HostError::io("can't create the disk", &e);
         let work = self.dir.join(WORK);
         std::fs::create_dir(&work).map_err(fail)?;
         for (name, bytes, _) in self.uploads {
@@ -127,13 +127,13 @@ impl Run<'_> {
         let inside = if root { PathBuf::from("/tmp") } else { work.to_owned() };
         let mut command = self.command(&inside)?;
         command.envs(access.proxies.variables("127.0.0.1"));
-        let fail = |e: io::Error| HostError::new(format!("can't run mmdebstrap: {e}"));
+        let fail = |e: io::Error| HostError::io("can't run mmdebstrap", &e);
         self.enter(&mut command, root.then_some(work), way_out.as_ref())?;
         // The copies must stay open until the child has been spawned.
         let copies = pass(&mut command, self.outputs).map_err(fail)?;
         child::die_with_us(&mut command);
         if let Some(gateway) = &way_out {
-            gateway.set(true).await.map_err(|e| HostError::new(format!("the network: {e}")))?;
+            gateway.set(true).await.map_err(|e| HostError::io("the network", &e))?;
         }
         let mut child = command.spawn().map_err(fail)?;
         drop((command, copies));
@@ -141,17 +141,14 @@ impl Run<'_> {
             Some(err) => follow(err, lines).await,
             None => Vec::new(),
         };
-        let status = child.wait().await.map_err(|e| HostError::new(format!("mmdebstrap: {e}")))?;
+        let status = child.wait().await.map_err(|e| HostError::io("mmdebstrap", &e))?;
         if status.success() {
             return Ok(());
         }
-        let help = if tail.iter().any(|line| line.contains("No space left on device")) {
-            "the disk that holds the store is full: make room, or set VIMG_STORE to another disk"
-        } else {
-            "check that the mirror is reachable; allow a private address with `network-allow`. On \
-             Ubuntu, install Debian's keys: apt-get install debian-archive-keyring"
-        };
-        Err(HostError::new(format!("mmdebstrap failed ({status}):\n{}", tail.join("\n"))).help(help))
+        let help = "check that the mirror is reachable; allow a private address with `network-allow`. On \
+                    Ubuntu, install Debian's keys: apt-get install debian-archive-keyring";
+        let what = format!("mmdebstrap failed ({status})");
+        Err(HostError::program(what, &format!("\n{}", tail.join("\n"))).help(help))
     }
 
     /// Makes the command line. All processes and mounts are in one namespace
@@ -200,12 +197,12 @@ impl Run<'_> {
         tmp: Option<&Path>,
         way_out: Option<&Gateway>,
     ) -> Result<(), HostError> {
-        let fail = |e: io::Error| HostError::new(format!("can't run mmdebstrap: {e}"));
+        let fail = |e: io::Error| HostError::io("can't run mmdebstrap", &e);
         let own = match way_out {
             Some(gateway) => gateway.namespaces().clone(),
             None => Arc::new(
                 Namespaces::of_users(Ids::System)
-                    .map_err(|e| HostError::new(format!("a bootstrap needs a user namespace: {e}")))?,
+                    .map_err(|e| HostError::io("a bootstrap needs a user namespace", &e))?,
             ),
         };
         let resolver = way_out.map(|_| host::network::resolv_conf(self.dir)).transpose().map_err(fail)?;

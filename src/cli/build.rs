@@ -18,7 +18,7 @@ use crate::base;
 use crate::disk::QemuDisks;
 use crate::event::{Event, Sink};
 use crate::execute::caching::Caching;
-use crate::execute::{self, Budget, BuildContext, Secrets, StagedOutputs};
+use crate::execute::{self, Budget, BuildContext, Room, Secrets, StagedOutputs};
 use crate::files::{Places, Project};
 use crate::graph::{Graph, NodeId};
 use crate::host;
@@ -274,7 +274,7 @@ pub(super) fn context(
     let disks = Arc::new(QemuDisks::new(dirs.probes.clone()));
     let qemu = Qemu::new(accel, dirs, access.clone(), notice.clone());
     let provider = Host::new(choice, qemu, store.root(), notice);
-    let lease = store.lease(graph.keys())?;
+    let (room, lease) = Room::lease(store, &graph, &sink)?;
     Ok(BuildContext {
         lease,
         graph: Arc::new(graph),
@@ -288,6 +288,7 @@ pub(super) fn context(
         sink,
         budget: budget(how),
         staged: Arc::default(),
+        room: Arc::new(room),
     })
 }
 

@@ -96,7 +96,7 @@ pub(super) fn report(error: &Error, style: Style) -> u8 {
             let kind = |kind| failures.iter().any(|f| f.kind == kind);
             if kind(FailureKind::Recipe) {
                 1
-            } else if kind(FailureKind::Store) {
+            } else if kind(FailureKind::Store) || kind(FailureKind::Full) {
                 STORE
             } else {
                 HOST

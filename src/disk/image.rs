@@ -132,17 +132,11 @@ impl QemuImg {
 async fn run(mut command: tokio::process::Command, what: &str) -> Result<(), HostError> {
     command.stdin(std::process::Stdio::null()).kill_on_drop(true);
     child::die_with_us(&mut command);
-    let output = command.output().await.map_err(|e| HostError::new(format!("{what}: {e}")))?;
+    let output = command.output().await.map_err(|e| HostError::io(what, &e))?;
     if output.status.success() {
         return Ok(());
     }
-    let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    let error = HostError::new(format!("{what}: {text}"));
-    Err(if text.contains("No space left") {
-        error.help("the disk that holds the store is full")
-    } else {
-        error
-    })
+    Err(HostError::program(what, String::from_utf8_lossy(&output.stderr).trim()))
 }
 
 /// Computes a file's SHA-256, in hexadecimal.

@@ -21,12 +21,13 @@ use crate::digest::Description;
 use crate::disk::Exported;
 use crate::event::Event;
 use crate::graph::{NodeId, Work};
-use crate::host::Lines;
+use crate::host::{Lines, space};
 use crate::provider::{Provider, Retarget};
 use crate::store::{Boot, Disk, DiskKind, KeyLock, Record};
 
 /// Builds the nodes of a batch in order. If another process builds one of them,
-/// returns that node and those after it, as a batch to try again.
+/// or a full disk has room again, returns that node and those after it, as a
+/// batch to try again.
 pub(super) async fn make<P: Provider>(
     shared: Arc<BuildState<P>>,
     nodes: Batch,
@@ -41,7 +42,9 @@ pub(super) async fn make<P: Provider>(
         let node = shared.graph.node(*first);
         let lock = match shared.store.lock(&node.key).await {
             Ok(lock) => lock,
-            Err(error) => return fail(&shared, *first, Failure::store(&node.name, node.span, &error)),
+            Err(error) => {
+                return fail(&shared, rest, Box::new(Failure::store(&node.name, node.span, &error))).await;
+            }
         };
         if !shared.store.has(&node.key) {
             return start(&shared, rest, lock).await;
@@ -58,9 +61,13 @@ pub(super) async fn make<P: Provider>(
     Vec::new()
 }
 
-fn fail<P>(shared: &BuildState<P>, id: NodeId, failure: Failure) -> Batch {
-    shared.states.set(id, Step::Fail(Box::new(failure)));
-    Vec::new()
+/// Ends the build of the first node of `rest` with a failure. Returns the nodes
+/// that can be tried again.
+async fn fail<P>(shared: &BuildState<P>, rest: &[NodeId], failure: Box<Failure>) -> Batch {
+    match shared.fail(rest[0], failure).await {
+        true => rest.to_vec(),
+        false => Vec::new(),
+    }
 }
 
 async fn start<P: Provider>(shared: &BuildState<P>, rest: &[NodeId], lock: KeyLock) -> Batch {
@@ -82,7 +89,7 @@ async fn start<P: Provider>(shared: &BuildState<P>, rest: &[NodeId], lock: KeyLo
             shared.states.set(rest[0], Step::Build(built));
             Vec::new()
         }
-        Err(failure) => fail(shared, rest[0], *failure),
+        Err(failure) => fail(shared, rest, failure).await,
     }
 }
 
@@ -105,6 +112,7 @@ async fn base<P: Provider>(shared: &BuildState<P>, id: NodeId, lock: Arc<KeyLock
             });
             match copied.await {
                 Ok(Ok(_)) => {}
+                Ok(Err(e)) if space::is_full(&e) => return Err(build.io_failure(&copy, e)),
                 Ok(Err(e)) => return Err(build.failure(FailureKind::Recipe, format!("`{file}`: {e}"))),
                 Err(e) => return Err(build.failure(FailureKind::Host, e.to_string())),
             }
@@ -226,11 +234,11 @@ async fn machine<P: Provider>(
     // states.
     let (scratch, mut staging) = match (build.staging(), build.staging()) {
         (Ok(scratch), Ok(staging)) => (scratch, staging),
-        (Err(failure), _) | (_, Err(failure)) => return fail(shared, rest[0], *failure),
+        (Err(failure), _) | (_, Err(failure)) => return fail(shared, rest, failure).await,
     };
     let network = rest.iter().any(|id| wants_network(&shared.graph.node(*id).work));
     let Some(parent) = build.node.parent.map(|id| shared.graph.node(id)) else {
-        return fail(shared, rest[0], *build.gone());
+        return fail(shared, rest, build.gone()).await;
     };
     let stand = up::Stand {
         state: parent,
@@ -245,7 +253,7 @@ async fn machine<P: Provider>(
     let overlay = staging.path().join(DiskKind::Qcow2.file_name());
     let mut running = match up::up(&build, &stand, scratch.path(), &overlay).await {
         Ok(up) => layer::Running::on(up, job.as_mut().and_then(|job| job.split(JOB as usize - 1))),
-        Err(failure) => return fail(shared, rest[0], *failure),
+        Err(failure) => return fail(shared, rest, failure).await,
     };
     for (n, id) in rest.iter().enumerate() {
         let node = shared.graph.node(*id);
@@ -259,13 +267,20 @@ async fn machine<P: Provider>(
                     running.guest.stop().await;
                     return rest[n..].to_vec();
                 }
-                Err(error) => return fail(shared, *id, Failure::store(&node.name, node.span, &error)),
+                Err(error) => {
+                    running.guest.stop().await;
+                    let failure = Failure::store(&node.name, node.span, &error);
+                    return fail(shared, &rest[n..], Box::new(failure)).await;
+                }
             };
             build = NodeBuild::begin(shared, *id, lock);
         }
         let next = match build.staging() {
             Ok(next) => next,
-            Err(failure) => return fail(shared, *id, *failure),
+            Err(failure) => {
+                running.guest.stop().await;
+                return fail(shared, &rest[n..], failure).await;
+            }
         };
         let last = n + 1 == rest.len();
         let spent = std::mem::replace(&mut staging, next);
@@ -280,7 +295,7 @@ async fn machine<P: Provider>(
             }
             Err(failure) => {
                 running.guest.stop().await;
-                return fail(shared, *id, *failure);
+                return fail(shared, &rest[n..], failure).await;
             }
         }
     }

@@ -15,7 +15,7 @@ use vimg_agent::protocol::Probe;
 
 use super::context::{BuildState, JOB};
 use super::explain::explain;
-use super::failure::Failure;
+use super::failure::{Failure, FailureKind};
 use super::guest::Stopped;
 use super::log::Log;
 use super::make::{Facts, NodeBuild};
@@ -95,7 +95,8 @@ struct Machine<P: Provider> {
 
 /// Runs checks in one fork. Returns the checks that are left: those after one
 /// that fails, because each may fail as slowly and they can run in parallel;
-/// and one that another process runs, with those after it.
+/// one that a full disk has stopped, if there is room now; and one that another
+/// process runs, with those after it.
 async fn together<P: Provider>(
     shared: &BuildState<P>,
     party: Vec<NodeId>,
@@ -116,9 +117,9 @@ async fn together<P: Provider>(
                 return party[n..].to_vec();
             }
             Err(failure) => {
-                shared.states.set(*id, Step::Fail(failure));
                 leave(fork).await;
-                return party[n + 1..].to_vec();
+                let again = shared.fail(*id, failure).await;
+                return party[n + usize::from(!again)..].to_vec();
             }
         };
         shared.states.set(*id, step);
@@ -222,7 +223,11 @@ async fn start<'a, P: Provider>(
     let scratch = build.staging()?;
     let up =
         up::up(build, &stand, scratch.path(), &prewarm::overlay(&scratch)).await.inspect_err(|failure| {
-            *machine.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(Failure::clone(failure));
+            // A full disk may have room for the next one.
+            if failure.kind != FailureKind::Full {
+                *machine.broken.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some(Failure::clone(failure));
+            }
         })?;
     Ok(Fork { up, _scratch: scratch, _memory: memory })
 }

@@ -6,13 +6,15 @@ use std::sync::atomic::AtomicUsize;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use super::failure::{Failure, FailureKind};
+use super::room::Room;
 use super::staged::StagedOutputs;
-use super::states::States;
+use super::states::{States, Step};
 use crate::base::Distribution;
 use crate::disk::DiskTool;
 use crate::event::{Event, Sink};
 use crate::files::Project;
-use crate::graph::{Graph, Needs, Node, Work};
+use crate::graph::{Graph, Needs, Node, NodeId, Work};
 use crate::host::network::Access;
 use crate::plan::Plan;
 use crate::provider::OFFLINE_MEMORY;
@@ -63,9 +65,25 @@ pub(super) struct BuildState<P> {
     /// layers.
     pub(super) notes: ProjectFiles,
     pub(super) lease: Lease,
+    room: Arc<Room>,
 }
 
 impl<P> BuildState<P> {
+    /// Ends the build of a node with a failure. All failures arrive here. If
+    /// the disk was full and there is room now, returns `true`: the node can be
+    /// built again.
+    pub(super) async fn fail(&self, id: NodeId, failure: Box<Failure>) -> bool {
+        let failure = match failure.kind {
+            FailureKind::Full => {
+                self.room.make(&self.store, &self.sink, failure, || self.states.running(id)).await
+            }
+            FailureKind::Recipe | FailureKind::Host | FailureKind::Store => Some(failure),
+        };
+        let again = failure.is_none();
+        self.states.set(id, failure.map_or(Step::Again, Step::Fail));
+        again
+    }
+
     pub(super) fn tell(&self, event: Event) {
         (self.sink)(event);
     }
@@ -122,6 +140,8 @@ pub struct BuildContext<P> {
     pub staged: Arc<StagedOutputs>,
     /// Keeps garbage collections from the states that the build uses.
     pub lease: Lease,
+    /// Makes room on a full disk.
+    pub room: Arc<Room>,
 }
 
 impl<P> BuildContext<P> {
@@ -145,6 +165,7 @@ impl<P> BuildContext<P> {
         BuildState {
             store: self.store.clone(),
             lease: self.lease.clone(),
+            room: self.room.clone(),
             project: self.project.clone(),
             secrets: self.secrets.clone(),
             provider: self.provider.clone(),

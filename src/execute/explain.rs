@@ -12,6 +12,7 @@ use super::log::clean;
 use super::node::NodeContext;
 use super::session::SessionError;
 use crate::graph::{Needs, Work};
+use crate::host::space;
 use crate::provider::{Ended, Instance, Provider};
 
 /// How long to wait for the end of a machine whose agent is gone. The end often
@@ -60,6 +61,7 @@ pub(super) async fn explain<P: Provider>(
         failure
     };
     let mut failure = match trouble {
+        trouble if is_full(site, &trouble) => site.full(None),
         Stopped::Session(SessionError::Step { step, message, layer }) => {
             let message: String = message.lines().map(clean).collect::<Vec<_>>().join(" ");
             let mut failure = site.failure(FailureKind::Recipe, message.clone());
@@ -113,12 +115,6 @@ pub(super) async fn explain<P: Provider>(
             "the appliance or container of the layer stopped".into(),
             "did it use more than 1 GiB of memory? A layer that needs more must have `needs \"booted\"`",
         ),
-        Stopped::Ended(Ended::Killed(_)) if is_full(site.shared.store.root()) => {
-            let mut failure = site.failure(FailureKind::Store, "the disk that holds the store is full");
-            failure.help =
-                Some("make room, or set VIMG_STORE to another disk; finished layers are stored".into());
-            failure
-        }
         Stopped::Ended(Ended::Killed(words)) if node.needs == Needs::Disk => host(
             format!("the appliance or container of the layer was killed or crashed: {words}"),
             "was the host short of memory? build again: finished layers are stored",
@@ -134,12 +130,7 @@ pub(super) async fn explain<P: Provider>(
                 _ => "does a script kill processes, or run out of memory? `machine memory=` gives it more",
             },
         ),
-        Stopped::Ended(Ended::HostDiskFull) => {
-            let mut failure = site.failure(FailureKind::Store, "the disk that holds the store is full");
-            failure.help =
-                Some("make room, or set VIMG_STORE to another disk; finished layers are stored".into());
-            failure
-        }
+        Stopped::Ended(Ended::HostDiskFull) => site.full(None),
         Stopped::Ended(Ended::DiskError(why)) => {
             host(format!("the machine's disk failed: {why}"), "check the host's disk and its kernel log")
         }
@@ -152,10 +143,22 @@ pub(super) async fn explain<P: Provider>(
     failure
 }
 
-/// Whether a disk is full. The kernel kills a program whose memory is a file on a
-/// full disk.
-fn is_full(path: &std::path::Path) -> bool {
-    rustix::fs::statvfs(path).is_ok_and(|fs| fs.f_bavail * fs.f_frsize < 16 << 20)
+/// Whether a guest probably stopped because the disk that holds the store is
+/// full. The kernel kills a program whose memory is a file on a full disk. In a
+/// container, programs see only that their disk failed.
+fn is_full<P>(site: &NodeContext<'_, P>, trouble: &Stopped) -> bool {
+    let may_be = match trouble {
+        Stopped::Ended(Ended::Killed(_) | Ended::DiskError(_)) => true,
+        Stopped::Ended(
+            Ended::Off | Ended::Panic | Ended::Hangs(_) | Ended::AgentGone | Ended::HostDiskFull,
+        ) => false,
+        Stopped::Session(SessionError::Broken(_)) => true,
+        Stopped::Session(SessionError::Step { .. }) => site.node.needs == Needs::Disk,
+        Stopped::Session(SessionError::Refused(_) | SessionError::Endless(_) | SessionError::Silent(_)) => {
+            false
+        }
+    };
+    may_be && space::is_scarce(site.shared.store.root())
 }
 
 /// Messages of programs that need a booted machine.

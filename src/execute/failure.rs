@@ -37,7 +37,13 @@ pub enum FailureKind {
     Host,
     /// The store can't be written.
     Store,
+    /// The disk that holds the store is full.
+    Full,
 }
+
+/// What to do about a full disk.
+const MAKE_ROOM: &str = "make room: `vimg store gc` removes what nothing needs; or set VIMG_STORE to another \
+                         disk. Finished layers are stored";
 
 impl Failure {
     pub(super) fn new(node: &str, span: Span, kind: FailureKind, message: impl Into<String>) -> Self {
@@ -53,16 +59,24 @@ impl Failure {
         }
     }
 
+    /// Makes the failure for a full disk. `message` says what could not be
+    /// written, if that is known.
+    pub(super) fn full(node: &str, span: Span, message: Option<String>) -> Self {
+        let message = message.unwrap_or_else(|| "the disk that holds the store is full".into());
+        Self { help: Some(MAKE_ROOM.into()), ..Self::new(node, span, FailureKind::Full, message) }
+    }
+
     pub(super) fn provider(node: &str, span: Span, error: HostError) -> Self {
-        Self { help: error.help, ..Self::new(node, span, FailureKind::Host, error.message) }
+        match error.is_full {
+            true => Self::full(node, span, Some(error.message)),
+            false => Self { help: error.help, ..Self::new(node, span, FailureKind::Host, error.message) },
+        }
     }
 
     pub(super) fn store(node: &str, span: Span, error: &StoreError) -> Self {
-        let mut failure = Self::new(node, span, FailureKind::Store, error.to_string());
-        if error.is_full() {
-            failure.help =
-                Some("the disk that holds the store is full: remove old states, or set VIMG_STORE".into());
+        match error.is_full() {
+            true => Self::full(node, span, Some(error.to_string())),
+            false => Self::new(node, span, FailureKind::Store, error.to_string()),
         }
-        failure
     }
 }

@@ -21,6 +21,7 @@ use super::up::{self, Up};
 use crate::digest::Digest;
 use crate::files;
 use crate::graph::{BlobSource, LayerWork, Needs, Work};
+use crate::host::space;
 use crate::provider::{Instance, Launch, Provider};
 use crate::store::{Disk, DiskKind, FailedDisk, Staging};
 
@@ -341,8 +342,11 @@ pub(super) async fn stage_blobs<P: Provider>(
     let dir = staging.path().join("inputs");
     let (project, work, to) = (site.shared.project.clone(), work.clone(), dir.clone());
     let copied = tokio::task::spawn_blocking(move || {
-        std::fs::create_dir_all(&to)
-            .map_err(|e| files::FileError { file: to.display().to_string(), why: e.to_string() })?;
+        std::fs::create_dir_all(&to).map_err(|e| files::FileError {
+            file: to.display().to_string(),
+            why: e.to_string(),
+            is_full: space::is_full(&e),
+        })?;
         let mut staged = BTreeMap::new();
         for (digest, source) in &work.blobs {
             let blob = match source {
@@ -360,7 +364,13 @@ pub(super) async fn stage_blobs<P: Provider>(
     .await;
     match copied {
         Ok(Ok(blobs)) => Ok(Staged { blobs, secrets }),
-        Ok(Err(error)) => Err(site.failure(FailureKind::Recipe, format!("{}: {}", error.file, error.why))),
+        Ok(Err(error)) => {
+            let message = format!("{}: {}", error.file, error.why);
+            Err(match error.is_full {
+                true => site.full(Some(message)),
+                false => site.failure(FailureKind::Recipe, message),
+            })
+        }
         Err(error) => Err(site.failure(FailureKind::Host, error.to_string())),
     }
 }

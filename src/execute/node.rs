@@ -6,7 +6,7 @@ use super::context::BuildState;
 use super::failure::{Failure, FailureKind};
 use crate::event::Event;
 use crate::graph::Node;
-use crate::host::HostError;
+use crate::host::{HostError, space};
 use crate::store::{Boot, Staging, StoreError};
 
 /// A node that is built, and the state of its build.
@@ -41,7 +41,16 @@ impl<P> NodeContext<'_, P> {
     }
 
     pub(super) fn io_failure(&self, path: &Path, error: std::io::Error) -> Box<Failure> {
-        self.failure(FailureKind::Store, format!("{}: {error}", path.display()))
+        let message = format!("{}: {error}", path.display());
+        match space::is_full(&error) {
+            true => self.full(Some(message)),
+            false => self.failure(FailureKind::Store, message),
+        }
+    }
+
+    /// Makes the failure for a full disk; see [`Failure::full`].
+    pub(super) fn full(&self, message: Option<String>) -> Box<Failure> {
+        Box::new(Failure::full(&self.node.name, self.node.span, message))
     }
 
     /// Makes the failure for a state that has disappeared.

@@ -1,7 +1,7 @@
 //! Where each node of a build stands. One function changes that,
 //! [`States::set`], and it also sends the event.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -42,7 +42,8 @@ impl NodeState {
             Waiting => matches!(next, Ready | Skipped),
             // Another process may build it before a worker does.
             Ready => matches!(next, Running | Reused | Superseded | Failed | Skipped),
-            Running => matches!(next, Built | Superseded | Failed),
+            // A full disk has room again.
+            Running => matches!(next, Built | Superseded | Failed | Ready),
             Built | Reused | Superseded | Failed | Skipped => false,
         }
     }
@@ -70,6 +71,8 @@ pub(super) enum Step {
     Supersede(Option<Built>),
     /// It can't be built.
     Fail(Box<Failure>),
+    /// A full disk has stopped it, and there is room now.
+    Again,
     /// It is not tried.
     Skip,
 }
@@ -167,6 +170,13 @@ impl States {
         !self.inner().outcome.failures.is_empty()
     }
 
+    /// The names of the nodes that are being built, and of the node `id`.
+    pub(super) fn running(&self, id: NodeId) -> BTreeSet<String> {
+        let inner = self.inner();
+        let running = inner.states.iter().filter(|(_, state)| **state == NodeState::Running);
+        running.map(|(id, _)| *id).chain([id]).map(|id| self.graph.node(id).name.clone()).collect()
+    }
+
     /// Waits until a state has changed since this was last awaited.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
@@ -203,6 +213,9 @@ impl States {
                 (self.sink)(Event::Failed { node: failure.node.clone(), message: failure.message.clone() });
                 inner.outcome.failures.push(*failure);
             }
+            // A node whose lock did not fit on the disk has not started.
+            Step::Again if inner.state(id) == NodeState::Ready => {}
+            Step::Again => inner.change(id, NodeState::Ready),
             Step::Skip => {
                 inner.change(id, NodeState::Skipped);
                 (self.sink)(Event::Skipped { node: node.name.clone() });

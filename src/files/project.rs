@@ -16,6 +16,7 @@ use vimg_lang::model::Content;
 use vimg_lang::{Document, FileKind, FileRef, Files, ReadError, Root};
 
 use crate::digest::{Blob, Digest};
+use crate::host::space;
 
 use super::dependency::Dependency;
 use super::embedded;
@@ -63,6 +64,8 @@ pub struct FileError {
     pub file: String,
     /// The reason.
     pub why: String,
+    /// Whether its copy did not fit on the disk.
+    pub is_full: bool,
 }
 
 impl Project {
@@ -375,7 +378,7 @@ impl Project {
         match copied {
             Ok(blob) if blob.digest == *expected => Ok(()),
             Ok(_) => Err(error(file, "it changed during the build; build again")),
-            Err(e) => Err(error(file, &words(&e))),
+            Err(e) => Err(FileError { is_full: space::is_full(&e), ..error(file, &words(&e)) }),
         }
     }
 
@@ -525,7 +528,7 @@ fn gitignore(dir: &Path, bytes: &[u8]) -> Result<Gitignore, String> {
 }
 
 fn error(file: &FileRef, why: &str) -> FileError {
-    FileError { file: file.to_string(), why: why.to_owned() }
+    FileError { file: file.to_string(), why: why.to_owned(), is_full: false }
 }
 
 fn words(error: &io::Error) -> String {

@@ -250,7 +250,7 @@ impl Convert<Content, FileRef, SecretUse> for Walk<'_> {
                 Content::File(file) | Content::Rendered(_, file) => file.to_string(),
                 Content::Text(_) => "script".to_owned(),
             };
-            return Err(FileError { file, why });
+            return Err(FileError { file, why, is_full: false });
         }
         if self.project.goes_on(script) {
             self.work.notes.push(format!(

@@ -32,7 +32,7 @@ use crate::host::cgroup::{self, Bounds, Group};
 use crate::host::child::{self, Tail};
 use crate::host::namespaces::{Ids, Namespaces};
 use crate::host::network::{self, Access, Gateway, WayOut};
-use crate::host::{self, HostError};
+use crate::host::{self, HostError, space};
 
 mod mount;
 mod seccomp;
@@ -151,7 +151,7 @@ async fn try_bwrap(bwrap: &Path, users: Option<&Namespaces>) -> Result<std::proc
     if let Some(users) = users {
         users.enter(command.as_std_mut());
     }
-    command.output().await.map_err(|e| HostError::new(format!("can't run bwrap: {e}")))
+    command.output().await.map_err(|e| HostError::io("can't run bwrap", &e))
 }
 
 /// A running container.
@@ -181,7 +181,7 @@ pub(super) async fn start(
     let scratch = &launch.scratch;
     let disks = Disks::new(programs, launch).await?;
     let fail = |what: &'static str| {
-        move |e: io::Error| HostError::new(format!("can't start the container: {what}: {e}"))
+        move |e: io::Error| HostError::io(format_args!("can't start the container: {what}"), &e)
     };
     let (shown, root) = (scratch.join("shown"), scratch.join("root"));
     File::create(&shown).map_err(fail("its disk"))?;
@@ -270,7 +270,7 @@ fn resolver(gateway: bool) -> Network {
 /// Starts the daemon that exports the disk, in its own mount namespace, which
 /// ends with it. No mount is left, however vimg ends.
 fn spawn_daemon(engine: &Engine, disks: &Disks, launch: &Launch, shown: &Path) -> Result<Child, HostError> {
-    let fail = |e: io::Error| HostError::new(format!("can't run qemu-storage-daemon: {e}"));
+    let fail = |e: io::Error| HostError::io("can't run qemu-storage-daemon", &e);
     let log = launch.scratch.join(LOG);
     let mut command = child::daemon(&engine.daemon, &launch.scratch, &log, false).map_err(fail)?;
     for node in disks.nodes(launch) {
@@ -338,7 +338,7 @@ fn spawn_agent(
     network: Way,
     inside: &Inside,
 ) -> Result<(UnixStream, Child), HostError> {
-    let fail = |e: io::Error| HostError::new(format!("can't run bwrap: {e}"));
+    let fail = |e: io::Error| HostError::io("can't run bwrap", &e);
     let filter = seccomp::filter().map_err(|e| HostError::new(format!("the seccomp filter: {e}")))?;
     let (agent, filter) = (memory(agent::PROGRAM).map_err(fail)?, memory(&filter).map_err(fail)?);
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(fail)?;
@@ -371,7 +371,7 @@ fn spawn_agent(
     command.arg("--bind").arg(OsStr::from_bytes(STAGE.to_bytes())).arg("/");
     command.args(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/run"]);
     if copy.is_some() {
-        nodes(scratch).map_err(|e| HostError::new(format!("can't create device nodes: {e}")))?;
+        nodes(scratch).map_err(|e| HostError::io("can't create device nodes", &e))?;
         for (name, ..) in NODES {
             command.arg("--dev-bind").arg(scratch.join(name)).arg(Path::new("/dev").join(name));
         }
@@ -477,7 +477,7 @@ fn memory(bytes: &[u8]) -> io::Result<File> {
 impl ContainerInstance {
     /// Whether the host's disk with the overlay is full.
     fn host_is_full(&self) -> bool {
-        rustix::fs::statvfs(&self.scratch).is_ok_and(|s| s.f_bavail * s.f_frsize < 16 << 20)
+        space::is_scarce(&self.scratch)
     }
 }
 
@@ -499,8 +499,9 @@ impl Instance for ContainerInstance {
     async fn snapshot(&mut self, next: &Path) -> Result<(), HostError> {
         let full = self.host_is_full();
         let fail = |e: io::Error| {
-            let error = HostError::new(format!("can't write the layer to its disk: {e}"));
-            if full { error.help("the disk that holds the store is full") } else { error }
+            // The kernel sees only that its device failed.
+            let error = HostError::io("can't write the layer to its disk", &e);
+            HostError { is_full: error.is_full || full, ..error }
         };
         let mounted =
             self.mounted.as_ref().ok_or_else(|| HostError::new("the container has already stopped"))?;

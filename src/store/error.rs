@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::host::space;
+
 /// An error of the store.
 #[derive(Debug)]
 pub struct StoreError {
@@ -21,7 +23,7 @@ impl StoreError {
 
     /// Whether the disk is full.
     pub fn is_full(&self) -> bool {
-        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        space::is_full(&self.source)
     }
 }
 

@@ -14,8 +14,10 @@ use super::error::StoreError;
 use super::lease::{close, leased};
 use super::project::ProjectFiles;
 use super::record::Record;
+use super::staging::Staging;
 use super::states::Store;
 use crate::digest::Key;
+use crate::host::namespaces::remove_tree;
 
 /// A kernel that a build has just stored is in no record yet.
 const YOUNG: Duration = Duration::from_secs(24 * 60 * 60);
@@ -217,18 +219,21 @@ impl Store {
             all.iter().filter(|item| item.root.is_none()).filter(old).cloned().collect();
         free.sort_by_key(|item| (item.kind, item.used));
         let mut removed = Vec::new();
-        let staging = if keep.dry_run { None } else { Some(self.staging()?) };
+        let staging = match self.staging() {
+            _ if keep.dry_run => None,
+            Ok(staging) => Some(staging),
+            // There is no room for a directory.
+            Err(error) if error.is_full() => None,
+            Err(error) => return Err(error),
+        };
         for item in free {
             if keep.size.is_some_and(|most| left <= most) {
                 break;
             }
-            if let Some(staging) = &staging {
-                // Out of the way in one step, so that no process finds a part of
-                // it.
-                let to = staging.path().join(removed.len().to_string());
-                match fs::rename(&item.path, &to) {
+            if !keep.dry_run {
+                match take_away(&item.path, staging.as_ref(), removed.len()) {
                     Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                    renamed => renamed.map_err(|e| StoreError::new("remove", &item.path, e))?,
+                    taken => taken.map_err(|e| StoreError::new("remove", &item.path, e))?,
                 }
             }
             left = left.saturating_sub(item.bytes);
@@ -239,6 +244,21 @@ impl Store {
         drop(staging);
         Ok(Collected { removed, left })
     }
+}
+
+/// Moves something out of the way in one step, so that no process finds a part
+/// of it. Without a staging directory, also removes it.
+fn take_away(path: &Path, staging: Option<&Staging>, number: usize) -> io::Result<()> {
+    if let Some(staging) = staging {
+        return fs::rename(path, staging.path().join(number.to_string()));
+    }
+    if !path.is_dir() {
+        return fs::remove_file(path);
+    }
+    // The next collection removes what this one leaves.
+    let gone = path.with_file_name(format!(".gone-{}", name(path)));
+    fs::rename(path, &gone)?;
+    remove_tree(&gone)
 }
 
 /// The names of the kernels and initrds of a state.

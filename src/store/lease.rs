@@ -92,9 +92,17 @@ impl Lease {
     pub fn hold(&self, keys: impl IntoIterator<Item = Key>) -> Result<(), StoreError> {
         let mut held = self.0.held.lock().unwrap_or_else(PoisonError::into_inner);
         let (file, known) = &mut *held;
-        let new: String =
-            keys.into_iter().filter(|key| known.insert(*key)).map(|key| format!("{key}\n")).collect();
-        file.write_all(new.as_bytes()).map_err(|e| StoreError::new("lease states in", &self.0.path, e))
+        let new: BTreeSet<Key> = keys.into_iter().filter(|key| !known.contains(key)).collect();
+        let text: String = new.iter().map(|key| format!("{key}\n")).collect();
+        let fail = |e: io::Error| StoreError::new("lease states in", &self.0.path, e);
+        let before = file.metadata().map_err(fail)?.len();
+        if let Err(error) = file.write_all(text.as_bytes()) {
+            // A half written line would spoil the next one.
+            let _ = file.set_len(before);
+            return Err(fail(error));
+        }
+        known.extend(new);
+        Ok(())
     }
 }
 

@@ -34,6 +34,23 @@ pub(crate) struct Fake {
     pub(crate) hanging: AtomicUsize,
     /// A file that each `run` reads although no recipe declares it.
     pub(crate) leak: Option<PathBuf>,
+    /// Whether the disk of the host is full now.
+    pub(crate) full: Option<Full>,
+}
+
+pub(crate) type Full = Arc<dyn Fn() -> bool + Send + Sync>;
+
+impl Fake {
+    fn is_full(&self) -> bool {
+        self.full.as_ref().is_some_and(|full| full())
+    }
+
+    /// Writes a disk, unless the host's disk is full.
+    fn write(&self, path: &Path, state: &State) -> Result<(), HostError> {
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let written = if self.is_full() { Err(full) } else { write_state(path, state) };
+        written.map_err(|e| HostError::io(path.display(), &e))
+    }
 }
 
 pub(crate) struct FakeInstance {
@@ -41,7 +58,9 @@ pub(crate) struct FakeInstance {
     state: Arc<Mutex<State>>,
     overlay: PathBuf,
     place: Place,
-    hangs: bool,
+    /// How it ended when it started, and the port of its agent, which says
+    /// nothing then.
+    stopped: Option<(Ended, DuplexStream)>,
 }
 
 /// Returns what precedes a state in its file: the header and the empty tables
@@ -70,10 +89,10 @@ pub(crate) fn read_state(path: &Path) -> State {
     serde_json::from_slice(&std::fs::read(path).unwrap()[2048..]).unwrap()
 }
 
-fn write_state(path: &Path, state: &State) {
+fn write_state(path: &Path, state: &State) -> std::io::Result<()> {
     let mut bytes = header();
     bytes.extend(serde_json::to_vec(state).unwrap());
-    std::fs::write(path, bytes).unwrap();
+    std::fs::write(path, bytes)
 }
 
 impl Provider for Fake {
@@ -83,6 +102,18 @@ impl Provider for Fake {
         self.launches.fetch_add(1, Ordering::Relaxed);
         let state = Arc::new(Mutex::new(read_state(launch.chain.last().unwrap())));
         let (host, guest) = tokio::io::duplex(1 << 20);
+        let place = if launch.offline.is_some() { Place::Outside(None) } else { Place::Machine };
+        let (channel, overlay) = (Some(host), launch.overlay.clone());
+        let one_less = |n: usize| n.checked_sub(1);
+        let hangs = || self.hanging.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok();
+        let ended = match place {
+            _ if self.is_full() => Some(Ended::HostDiskFull),
+            Place::Machine if hangs() => Some(Ended::Hangs(150)),
+            _ => None,
+        };
+        if let Some(ended) = ended {
+            return Ok(FakeInstance { channel, state, overlay, place, stopped: Some((ended, guest)) });
+        }
         let agent = Agent {
             channel: guest,
             state: state.clone(),
@@ -95,16 +126,8 @@ impl Provider for Fake {
                 None => format!("{} {}", launch.machine.cpus, launch.machine.memory),
             },
         };
-        let place = if launch.offline.is_some() { Place::Outside(None) } else { Place::Machine };
-        let one_less = |n: usize| n.checked_sub(1);
-        let hangs = place == Place::Machine
-            && self.hanging.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok();
-        match hangs {
-            // Its agent never comes up.
-            true => std::mem::forget(agent.channel),
-            false => drop(tokio::spawn(agent.serve())),
-        }
-        Ok(FakeInstance { channel: Some(host), state, overlay: launch.overlay.clone(), place, hangs })
+        tokio::spawn(agent.serve());
+        Ok(FakeInstance { channel, state, overlay, place, stopped: None })
     }
 }
 
@@ -115,13 +138,13 @@ impl DiskTool for Fake {
 
     fn import<'a>(&'a self, disk: &'a Path, to: &'a Path) -> BoxFuture<'a, Result<(), HostError>> {
         let base = String::from_utf8_lossy(&std::fs::read(disk).unwrap()).into_owned();
-        write_state(to, &State::from([("base".to_owned(), base)]));
-        Box::pin(std::future::ready(Ok(())))
+        let written = self.write(to, &State::from([("base".to_owned(), base)]));
+        Box::pin(std::future::ready(written))
     }
 
     fn flatten<'a>(&'a self, chain: &'a [PathBuf], to: &'a Path) -> BoxFuture<'a, Result<(), HostError>> {
-        std::fs::copy(chain.last().unwrap(), to).unwrap();
-        Box::pin(std::future::ready(Ok(())))
+        let copied = std::fs::copy(chain.last().unwrap(), to).map(|_| ());
+        Box::pin(std::future::ready(copied.map_err(|e| HostError::io(to.display(), &e))))
     }
 
     fn export<'a>(
@@ -130,8 +153,7 @@ impl DiskTool for Fake {
         format: DiskFormat,
         to: &'a Path,
     ) -> BoxFuture<'a, Result<(), HostError>> {
-        write_state(to, &exported(chain, format));
-        Box::pin(std::future::ready(Ok(())))
+        Box::pin(std::future::ready(self.write(to, &exported(chain, format))))
     }
 
     fn alike<'a>(&'a self, _: &'a [PathBuf], a: &'a Made, b: &'a Made) -> BoxFuture<'a, bool> {
@@ -148,7 +170,9 @@ impl DiskTool for Fake {
         for copy in &copies {
             let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
             assert_eq!(read_state(Path::new(&path)), before);
-            write_state(Path::new(&path), &now);
+            if write_state(Path::new(&path), &now).is_err() {
+                return Box::pin(std::future::ready(None));
+            }
         }
         self.revised.fetch_add(1, Ordering::SeqCst);
         Box::pin(std::future::ready(Some(copies)))
@@ -180,8 +204,9 @@ impl Distribution for FakeDebian {
 
     fn make<'a>(&'a self, wanted: Wanted<'a>) -> BoxFuture<'a, Result<Base, HostError>> {
         let disk = wanted.dir.join("base");
-        std::fs::write(&disk, format!("{:?} {}", wanted.bootstrap, wanted.size)).unwrap();
-        Box::pin(std::future::ready(Ok(Base { disk, boot: None, modules: None })))
+        let written = std::fs::write(&disk, format!("{:?} {}", wanted.bootstrap, wanted.size));
+        let made = written.map_err(|e| HostError::io(disk.display(), &e));
+        Box::pin(std::future::ready(made.map(|()| Base { disk, boot: None, modules: None })))
     }
 }
 
@@ -207,15 +232,16 @@ impl Instance for FakeInstance {
     }
 
     async fn snapshot(&mut self, next: &Path) -> Result<(), HostError> {
-        write_state(&self.overlay, &self.state.lock().unwrap());
+        let written = write_state(&self.overlay, &self.state.lock().unwrap());
+        written.map_err(|e| HostError::io(self.overlay.display(), &e))?;
         self.overlay = next.to_owned();
         Ok(())
     }
 
     async fn ended(&mut self) -> Ended {
-        match self.hangs {
-            true => Ended::Hangs(150),
-            false => std::future::pending().await,
+        match &self.stopped {
+            Some((ended, _)) => ended.clone(),
+            None => std::future::pending().await,
         }
     }
 

@@ -53,11 +53,10 @@ pub(super) async fn start(
     let forked = async {
         if !snapshot.is_there() {
             // One task of one process makes the snapshot; the others wait.
-            std::fs::create_dir_all(appliances)
-                .map_err(|e| HostError::new(format!("{}: {e}", appliances.display())))?;
+            std::fs::create_dir_all(appliances).map_err(|e| HostError::io(appliances.display(), &e))?;
             let _lock = snapshot::exclusive(&dir.with_extension("lock"))
                 .await
-                .map_err(|e| HostError::new(format!("{}: {e}", appliances.display())))?;
+                .map_err(|e| HostError::io(appliances.display(), &e))?;
             if !snapshot.is_there() {
                 make(rig, kernel, modules, &dir, &launch.scratch).await?;
             }
@@ -107,7 +106,7 @@ async fn make(
     dir: &Path,
     scratch: &Path,
 ) -> Result<(), HostError> {
-    let fail = |e: std::io::Error| HostError::new(format!("can't save the appliance: {e}"));
+    let fail = |e: std::io::Error| HostError::io("can't save the appliance", &e);
     let new = Snapshot::new(scratch.join("snapshot")).map_err(fail)?;
     let initrd = scratch.join("appliance.cpio");
     std::fs::write(&initrd, agent::initramfs(&std::fs::read(modules).map_err(fail)?)).map_err(fail)?;
@@ -168,7 +167,7 @@ async fn cold(
     place: Place,
     way_out: WayOut,
 ) -> Result<QemuInstance, HostError> {
-    let fail = |e: std::io::Error| HostError::new(format!("can't start the appliance: {e}"));
+    let fail = |e: std::io::Error| HostError::io("can't start the appliance", &e);
     let initrd = launch.scratch.join("appliance.cpio");
     std::fs::write(&initrd, agent::initramfs(&std::fs::read(modules).map_err(fail)?)).map_err(fail)?;
     let memory = launch.scratch.join("memory");

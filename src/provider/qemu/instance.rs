@@ -230,7 +230,7 @@ impl QemuInstance {
         let busy = || HostError::new("the machine's monitor does not answer");
         let (qmp, events, drives) = connected.await.map_err(|_| busy())??;
         let disks = Disks::found(programs, &drives).ok_or_else(busy)?;
-        let fail = |e: std::io::Error| HostError::new(format!("can't connect to the machine: {e}"));
+        let fail = |e: std::io::Error| HostError::io("can't connect to the machine", &e);
         let console = Tail::of(connect(scratch, "console").await.map_err(fail)?, CONSOLE);
         let agent = connect(scratch, "agent").await.map_err(fail)?;
         // Without the companion, the machine still answers. Only changes of

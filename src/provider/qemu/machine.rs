@@ -40,7 +40,7 @@ pub(super) async fn start(
     let Some(below) = launch.memory.as_ref().filter(|_| snapshots.are_of_use()) else {
         return boot(rig, launch, None).await;
     };
-    let fail = |e: std::io::Error| HostError::new(format!("{}: {e}", home.display()));
+    let fail = |e: std::io::Error| HostError::io(home.display(), &e);
     std::fs::create_dir_all(home).map_err(fail)?;
     let of = facts(rig, launch)?;
     let origin = retarget::Origin::of(of.key().to_string(), &launch.chain).map_err(fail)?;
@@ -257,7 +257,7 @@ async fn fork(
     yields: bool,
     (way_out, keeper): (WayOut, Option<Keeper>),
 ) -> Result<QemuInstance, HostError> {
-    let fail = |e: std::io::Error| HostError::new(format!("can't fork the machine: {e}"));
+    let fail = |e: std::io::Error| HostError::io("can't fork the machine", &e);
     // What it wrote before the snapshot is not in the disks below.
     sparse::copy(&File::open(snapshot.disk()).map_err(fail)?, &File::create(&launch.overlay).map_err(fail)?)
         .map_err(fail)?;

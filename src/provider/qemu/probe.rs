@@ -138,7 +138,7 @@ fn keep(file: &Path, answer: &Answer) {
 }
 
 async fn run(programs: &Programs, kernel: &Path, probes: &Path) -> Result<Answer, HostError> {
-    let fail = |e: std::io::Error| HostError::new(format!("can't run the KVM probe: {e}"));
+    let fail = |e: std::io::Error| HostError::io("can't run the KVM probe", &e);
     let initrd = temporary(probes, &agent::initramfs(&[])).map_err(fail)?;
     let mut command = host::command(&programs.system);
     command

@@ -24,7 +24,7 @@ impl Snapshot {
     /// QEMU pauses the machine itself and records that it ran, so that a fork
     /// runs at once. `scratch` is QEMU's directory.
     pub(super) async fn save(&self, instance: &mut QemuInstance, scratch: &Path) -> Result<(), HostError> {
-        let fail = |e: std::io::Error| HostError::new(format!("can't save the machine: {e}"));
+        let fail = |e: std::io::Error| HostError::io("can't save the machine", &e);
         let listener = sockets::listen(scratch, "devices").map_err(fail)?;
         let receive = async {
             let (mut stream, _) = listener.accept().await?;
@@ -62,7 +62,7 @@ impl Snapshot {
     /// waits until the machine runs.
     pub(super) async fn resume(&self, instance: &mut QemuInstance, scratch: &Path) -> Result<(), HostError> {
         share_memory(instance).await?;
-        let fail = |e: std::io::Error| HostError::new(format!("can't resume the machine: {e}"));
+        let fail = |e: std::io::Error| HostError::io("can't resume the machine", &e);
         let devices = std::fs::read(self.devices()).map_err(fail)?;
         instance.execute("migrate-incoming", json!({ "uri": "unix:devices" })).await?;
         let mut stream = sockets::connect(scratch, "devices").await.map_err(fail)?;
@@ -88,7 +88,7 @@ async fn share_memory(instance: &mut QemuInstance) -> Result<(), HostError> {
 
 /// Saves a snapshot of a booted machine, and stops it.
 pub(super) async fn save(mut instance: QemuInstance) -> Result<(), HostError> {
-    let fail = |e: std::io::Error| HostError::new(format!("can't save the machine: {e}"));
+    let fail = |e: std::io::Error| HostError::io("can't save the machine", &e);
     let Some(pending) = instance.pending.take() else {
         instance.stop().await;
         return Err(HostError::new("the machine's memory has no file"));
