@@ -17,6 +17,7 @@ use vimg::execute::caching::Caching;
 use vimg::execute::{Budget, BuildContext, FailureKind, Outcome, Room, make};
 use vimg::files::Project;
 use vimg::graph::{Graph, NodeId};
+use vimg::store::gc::Keep;
 use vimg::store::{Area, Store};
 use vimg_lang::{FileRef, Request, Sources, compile};
 
@@ -38,6 +39,12 @@ impl Bench {
 
     fn write(&self, recipe: &str) {
         std::fs::write(self.project.join("main.vimg"), recipe).unwrap();
+    }
+
+    /// Removes what nothing needs; returns the names.
+    fn collect(&self) -> Vec<String> {
+        let done = self.store.collect(&Keep::default()).unwrap();
+        done.removed.into_iter().map(|item| item.name).collect()
     }
 
     /// The names of all states, sorted.
@@ -113,6 +120,24 @@ fn images(names: &[&str]) -> String {
     };
     let base = "image \"base\" { bootstrap \"debian\" suite=\"bookworm\" }\n".to_owned();
     base + &names.iter().map(image).collect::<String>()
+}
+
+#[test]
+fn what_left_the_recipe_is_free_and_what_was_not_asked_for_stays() {
+    let bench = Bench::new();
+    bench.write(&images(&["a", "b"]));
+    let built = build(&bench.project, &bench.store, Fake::default(), |_| true);
+    assert_eq!((built.outcome.failures.len(), built.notices.len()), (0, 0));
+    assert_eq!(bench.states(), ["a@ca", "b@cb", "base:base"]);
+    // A build of one image does not give up the others.
+    build(&bench.project, &bench.store, Fake::default(), |image| image == "a");
+    assert_eq!(bench.collect(), [""; 0]);
+    // The recipe gives up an image with the next build.
+    bench.write(&images(&["a"]));
+    assert_eq!(bench.collect(), [""; 0]);
+    build(&bench.project, &bench.store, Fake::default(), |image| image == "a");
+    assert_eq!(bench.collect(), ["b@cb"]);
+    assert_eq!(bench.states(), ["a@ca", "base:base"]);
 }
 
 /// Says that the disk is full as soon as the store has more than so many

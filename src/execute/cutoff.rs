@@ -25,6 +25,12 @@ pub async fn make<P: Provider>(
     wanted: &[NodeId],
 ) -> (Plan, Outcome) {
     let start = Instant::now();
+    let notes = context.store.project(context.project.root());
+    let still = known(&context.graph, &last.nodes);
+    if still != last.nodes {
+        // On a full disk, what left the recipe makes room for this build.
+        let _ = notes.set_nodes(&still);
+    }
     let mut looked = Looked::default();
     let mut now = last.clone();
     let mut all = Outcome::default();
@@ -70,7 +76,6 @@ pub async fn make<P: Provider>(
         boots,
     });
     caching.tell(&looked);
-    let notes = context.store.project(context.project.root());
     remember(&context.graph, &plan, &context.store, &notes, &last.nodes);
     (plan, all)
 }
@@ -101,7 +106,15 @@ fn leave_out(plan: &mut Plan, graph: &Graph, so_far: &Outcome) {
     }
 }
 
-/// Stores which keys the project's nodes have now, to explain the next build.
+/// Leaves out the nodes that are no longer in the recipe.
+fn known(graph: &Graph, last: &BTreeMap<String, Key>) -> BTreeMap<String, Key> {
+    let is_known = |name: &String| graph.node_of(name).is_some();
+    last.iter().filter(|(name, _)| is_known(name)).map(|(name, key)| (name.clone(), *key)).collect()
+}
+
+/// Stores which keys the project's nodes have now. They explain the next build,
+/// and keep their states from garbage collections. A node that this build did
+/// not need keeps its key. A node that left the recipe is forgotten.
 pub fn remember(
     graph: &Graph,
     plan: &Plan,
@@ -109,7 +122,7 @@ pub fn remember(
     notes: &ProjectFiles,
     last: &BTreeMap<String, Key>,
 ) {
-    let mut nodes = last.clone();
+    let mut nodes = known(graph, last);
     for (id, step) in &plan.steps {
         let node = graph.node(*id);
         if *step == Step::Reuse || store.has(&node.key) {

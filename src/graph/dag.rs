@@ -75,7 +75,12 @@ impl Graph {
 
     /// Finds a node by name; `image` means its last state.
     pub fn find(&self, name: &str) -> Option<NodeId> {
-        self.image(name).or_else(|| self.by_name.get(name).copied())
+        self.image(name).or_else(|| self.node_of(name))
+    }
+
+    /// Finds a node by its own name.
+    pub fn node_of(&self, name: &str) -> Option<NodeId> {
+        self.by_name.get(name).copied()
     }
 
     /// Returns the last state of an image, before any output.
