@@ -126,7 +126,7 @@ fn fill(project: &Path, store: &Path) {
         secrets: Arc::default(),
         provider: fake.clone(),
         disks: fake.clone(),
-        distributions: common::DISTRIBUTIONS,
+        distributions: fake.distributions(),
         access: vimg::host::network::Access::default(),
         sink: Arc::new(|_| {}),
         budget,

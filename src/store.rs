@@ -23,6 +23,7 @@ mod project;
 mod lock;
 mod staging;
 mod states;
+mod server;
 pub mod gc;
 
 pub use area::Area;
@@ -32,5 +33,6 @@ pub use lock::{KeyLock, lock, try_lock};
 pub use project::{FailedDisk, Last, ProjectFiles, WrittenOutput};
 pub use record::{Boot, Disk, DiskKind, Origin, Record, SCHEMA, StateId};
 pub use replace::{replace, replace_note};
+pub use server::{ServerHome, ServerRecord, read_server};
 pub use staging::{Staging, settle};
 pub use states::{Believes, Store};

@@ -393,7 +393,7 @@ fn attempt(project: &Path, store: &Path, fake: &Arc<Fake>, caches: &Caches) -> A
         secrets: Arc::default(),
         provider: fake.clone(),
         disks: fake.clone(),
-        distributions: common::DISTRIBUTIONS,
+        distributions: fake.distributions(),
         access: vimg::host::network::Access::default(),
         sink: sink.clone(),
         budget,

@@ -13,13 +13,14 @@ use super::{project, settings, terminal};
 use crate::disk::QemuDisks;
 use crate::disk::image::sha256_of;
 use crate::event::Event;
-use crate::execute::server::{self, Came, ServerHome, ServerRecord};
+use crate::execute::server::{self, Came, ServerRecord};
 use crate::graph::{Difference, ServerPlan};
 use crate::host::Lines;
 use crate::host::keeper;
 use crate::host::network::Access;
 use crate::provider::qemu::Qemu;
 use crate::report::Style;
+use crate::store::ServerHome;
 
 /// Start a server of the recipe, and leave it running
 ///

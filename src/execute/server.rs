@@ -4,7 +4,6 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use vimg_agent::protocol::{AGENT, Exec, Stream};
 use vimg_lang::model::{DiskFormat, Forward, Machine};
@@ -17,47 +16,18 @@ use super::log::clean;
 use super::node::NodeContext;
 use super::session::{Ended, Input, SessionError};
 use super::up::{self, Stand};
-use crate::digest::Key;
 use crate::disk::DiskTool;
 use crate::graph::{Difference, ServerPart, ServerPlan};
 use crate::plan::Plan;
 use crate::provider::{self, Instance, Lasting, Launch, Provider, Retarget, Servers};
-use crate::store::{Boot, KeyLock, replace, try_lock};
-
-/// The version of [`ServerRecord`].
-const FORMAT: u32 = 1;
+use crate::store::{self, Record, ServerHome, read_server};
 
 /// The longest chain of disks that a server may have. Each change adds one, and
 /// a chain of 128 disks takes twice as long to read.
 const MOST_DISKS: usize = 100;
 
-/// The record of a server, `server.json`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct ServerRecord {
-    format: u32,
-    /// The image that it was started from.
-    pub image: String,
-    /// The key of that image's base, which no change can replace.
-    root: Key,
-    /// When it was first started, in seconds since 1970.
-    pub since: u64,
-    /// Forwarded ports: address, port of the host, port of the machine.
-    pub forwards: Vec<(String, u16, u16)>,
-    /// The parts that are in effect.
-    parts: Vec<ServerPart>,
-    machine: (u32, u64, u64),
-    boot: Option<Boot>,
-    /// Disks below the one that takes the writes, the lowest first. All are the
-    /// server's own links, because the store may later replace a state by
-    /// another build, whose blocks lie elsewhere.
-    chain: Vec<PathBuf>,
-    overlay: PathBuf,
-    /// A change is not finished; the overlay is only for this change.
-    changing: bool,
-    /// It has `decommission` hooks.
-    #[serde(default)]
-    parting: bool,
-}
+/// The record of a server.
+pub type ServerRecord = store::ServerRecord<ServerPart>;
 
 /// What `up` found or did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,123 +40,46 @@ pub enum Came {
     New,
 }
 
-/// The directory of a server, locked against other vimg processes.
-pub struct ServerHome {
-    dir: PathBuf,
-    _lock: KeyLock,
-}
-
 /// Reads the record of a server. Returns `None` if there is none that this
 /// version can read.
 pub fn known(dir: &Path) -> Option<ServerRecord> {
-    let record: ServerRecord = serde_json::from_slice(&std::fs::read(dir.join("server.json")).ok()?).ok()?;
-    (record.format == FORMAT).then_some(record)
+    read_server(dir)
 }
 
-impl ServerHome {
-    /// Locks the directory of a server. The error says why it can't be locked.
-    pub fn take(dir: &Path) -> Result<Self, String> {
-        if let Some(parent) = dir.parent() {
-            std::fs::create_dir_all(parent).map_err(|e| format!("{}: {e}", parent.display()))?;
-        }
-        // No server's name begins with a full stop.
-        let name = dir.file_name().unwrap_or_default().to_string_lossy();
-        match try_lock(&dir.with_file_name(format!(".lock-{name}"))) {
-            Ok(Some(lock)) => Ok(Self { dir: dir.to_owned(), _lock: lock }),
-            Ok(None) => Err("another vimg process is using it; try again when that has ended".into()),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-
-    fn record(&self) -> Option<ServerRecord> {
-        known(&self.dir)
-    }
-
-    fn keep(&self, record: &ServerRecord) -> std::io::Result<()> {
-        let bytes = serde_json::to_vec_pretty(record).map_err(std::io::Error::other)?;
-        let path = self.dir.join("server.json");
-        // Replace it atomically: vimg finds the server's disk only through it.
-        replace(&path, &bytes)
-    }
-
-    /// Returns a free path for the server's next disk.
-    fn free_disk(&self) -> PathBuf {
-        let mut n = 1;
-        loop {
-            let path = self.dir.join(format!("disk-{n}.qcow2"));
-            if !path.exists() {
-                return path;
-            }
-            n += 1;
-        }
-    }
-
-    /// Gives the server its own hard links to disks of the store. They take no
-    /// space.
-    fn adopt(&self, chain: &[PathBuf]) -> std::io::Result<Vec<PathBuf>> {
-        let adopt = |(n, disk): (usize, &PathBuf)| {
-            let own = self.dir.join(format!("base-{n}.qcow2"));
-            std::fs::hard_link(disk, &own).map(|()| own)
-        };
-        chain.iter().enumerate().map(adopt).collect()
-    }
-
-    /// Deletes the server's record and its disks.
-    fn forget(&self) -> std::io::Result<()> {
-        match std::fs::remove_dir_all(&self.dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        }
-    }
+fn forwards(record: &ServerRecord) -> Vec<Forward> {
+    let forward = |(address, host, guest): &(String, u16, u16)| Forward {
+        address: address.clone(),
+        host: *host,
+        guest: *guest,
+    };
+    record.forwards.iter().map(forward).collect()
 }
 
-impl ServerRecord {
-    fn forwards(&self) -> Vec<Forward> {
-        let forward = |(address, host, guest): &(String, u16, u16)| Forward {
-            address: address.clone(),
-            host: *host,
-            guest: *guest,
-        };
-        self.forwards.iter().map(forward).collect()
-    }
+fn lead(record: &mut ServerRecord, forwards: &[Forward]) {
+    record.forwards = forwards.iter().map(|f| (f.address.clone(), f.host, f.guest)).collect();
+}
 
-    fn lead(&mut self, forwards: &[Forward]) {
-        self.forwards = forwards.iter().map(|f| (f.address.clone(), f.host, f.guest)).collect();
-    }
-
-    /// Drops a change that is not finished.
-    fn step_back(&mut self) {
-        // The record may also name an overlay that was never created.
-        if self.changing || !self.overlay.exists() {
-            let _ = std::fs::remove_file(&self.overlay);
-            if let Some(below) = self.chain.pop() {
-                self.overlay = below;
-            }
-            self.changing = false;
-        }
-    }
-
-    fn launch<P>(&self, site: &NodeContext<'_, P>, dir: &Path) -> Launch {
-        let (cpus, memory, disk) = self.machine;
-        Launch {
-            chain: self.chain.clone(),
-            overlay: self.overlay.clone(),
-            again: true,
-            machine: Machine { cpus, memory, disk },
-            boot: site.boot_paths(&self.boot),
-            offline: None,
-            memory: None,
-            network: true,
-            retarget: Retarget::Never,
-            scratch: dir.to_owned(),
-            lasting: Some(Lasting { forwards: self.forwards() }),
-        }
+/// Returns the request to boot a server from its own disks.
+fn launch(home: &ServerHome, record: &ServerRecord, boot: Option<(PathBuf, PathBuf)>) -> Launch {
+    let (cpus, memory, disk) = record.machine;
+    Launch {
+        chain: home.chain(record),
+        overlay: home.overlay(record),
+        again: true,
+        machine: Machine { cpus, memory, disk },
+        boot,
+        offline: None,
+        memory: None,
+        network: true,
+        retarget: Retarget::Never,
+        scratch: home.dir().to_owned(),
+        lasting: Some(Lasting { forwards: forwards(record) }),
     }
 }
 
 /// Finds a running server and connects to its agent.
 async fn find<P: Provider>(provider: &P, home: &ServerHome) -> Result<Option<Guest<P::Instance>>, String> {
-    let found = servers(provider)?.find(&home.dir).await.map_err(|e| e.message)?;
+    let found = servers(provider)?.find(home.dir()).await.map_err(|e| e.message)?;
     let Some(instance) = found else { return Ok(None) };
     let servers = servers(provider)?;
     let mut guest = Guest::connect(instance).map_err(|instance| {
@@ -263,11 +156,11 @@ pub async fn up<P: Provider>(
     let site = NodeContext { shared: &shared, node: context.graph.node(plan.image) };
     let host = |why: String| at(plan, FailureKind::Host, why);
     if let Some(mut record) = home.record() {
-        if runs(&*shared.provider, &home.dir).await {
+        if runs(&*shared.provider, home.dir()).await {
             return Ok(Came::Running);
         }
-        record.step_back();
-        if let Some(gone) = record.chain.iter().chain([&record.overlay]).find(|disk| !disk.exists()) {
+        home.step_back(&mut record);
+        if let Some(gone) = home.missing(&record) {
             let mut failure = host(format!("one of its disks is missing: {}", gone.display()));
             failure.help = Some(format!("`vimg down --force --remove {}` deletes the rest of it", plan.name));
             return Err(failure);
@@ -275,20 +168,20 @@ pub async fn up<P: Provider>(
         let lives = back(&site, plan, home, &record).await?;
         return lives.map(|()| Came::Back);
     }
-    if home.dir.join("server.json").exists() {
+    if home.has_record() {
         let mut failure = host("its record can't be read, so its disk stays as it is".into());
-        failure.help = Some(format!("if you do not need the disk, delete {}", home.dir.display()));
+        failure.help = Some(format!("if you do not need the disk, delete {}", home.dir().display()));
         return Err(failure);
     }
     // An earlier start may have been interrupted.
     if let Some(servers) = shared.provider.servers()
-        && let Ok(Some(old)) = servers.find(&home.dir).await
+        && let Ok(Some(old)) = servers.find(home.dir()).await
     {
         old.stop().await;
     }
     home.forget()
-        .and_then(|()| std::fs::create_dir_all(&home.dir))
-        .map_err(|e| site.io_failure(&home.dir, e))?;
+        .and_then(|()| std::fs::create_dir_all(home.dir()))
+        .map_err(|e| site.io_failure(home.dir(), e))?;
     let made = start(&shared, &site, plan, home).await;
     if made.is_err() {
         let _ = home.forget();
@@ -302,25 +195,24 @@ async fn start<P: Provider>(
     plan: &ServerPlan,
     home: &ServerHome,
 ) -> Result<(), Box<Failure>> {
-    let overlay = home.dir.join("disk-0.qcow2");
+    let overlay = home.free_disk();
     let stand = Stand {
         machine: plan.machine,
         lasting: Some(Lasting { forwards: plan.forwards.clone() }),
         ..Stand::of_person(site.node, Retarget::Never)
     };
-    let up = up::up(site, &stand, &home.dir, &overlay).await?;
+    let up = up::up(site, &stand, home.dir(), &home.dir().join(&overlay)).await?;
     let mut found = up.guest;
-    let chain = match home.adopt(&up.launch.chain) {
+    let chain = match own(site, plan, home, &up.launch.chain, &up.record) {
         Ok(chain) => chain,
-        Err(error) => {
+        Err(failure) => {
             found.stop().await;
-            return Err(site.io_failure(&home.dir, error));
+            return Err(failure);
         }
     };
     let root = shared.graph.node(shared.graph.chain(plan.image)[0]).key;
     let Machine { cpus, memory, disk } = plan.machine;
     let mut record = ServerRecord {
-        format: FORMAT,
         image: site.node.image.clone(),
         root,
         since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
@@ -333,7 +225,7 @@ async fn start<P: Provider>(
         changing: false,
         parting: plan.has_parting(),
     };
-    record.lead(&plan.forwards);
+    lead(&mut record, &plan.forwards);
     let difference = plan.difference(&record.parts);
     let made = async {
         let change = change::prepare(site, plan, &difference).await?;
@@ -343,7 +235,7 @@ async fn start<P: Provider>(
     match made.await {
         Ok(parts) => {
             record.parts = parts;
-            home.keep(&record).map_err(|e| site.io_failure(&home.dir, e))?;
+            home.keep(&record).map_err(|e| site.io_failure(home.dir(), e))?;
             leave(&*shared.provider, found);
             Ok(())
         }
@@ -354,6 +246,28 @@ async fn start<P: Provider>(
     }
 }
 
+/// Gives a server that has started everything that it stands on. Returns the
+/// names of its disks.
+fn own<P>(
+    site: &NodeContext<'_, P>,
+    plan: &ServerPlan,
+    home: &ServerHome,
+    chain: &[PathBuf],
+    state: &Record,
+) -> Result<Vec<PathBuf>, Box<Failure>> {
+    let store = &site.shared.store;
+    let names = home.adopt(chain).and_then(|names| home.boot(store, &state.boot).map(|_| names));
+    let names = names.map_err(|error| {
+        let message = format!("it can't have hard links to its disks: {error}");
+        let mut failure = at(plan, FailureKind::Store, message);
+        failure.help = Some("the store must be in one filesystem that has hard links".into());
+        failure
+    })?;
+    // The links must be to the disks that the machine has started from.
+    let stood = store.chain_of(&(state.key, state.id)).is_some_and(|now| now == chain);
+    if stood { Ok(names) } else { Err(site.gone()) }
+}
+
 /// Boots a server from its disk. The inner result says whether its hooks
 /// passed; it keeps running in any case.
 async fn back<P: Provider>(
@@ -362,8 +276,13 @@ async fn back<P: Provider>(
     home: &ServerHome,
     record: &ServerRecord,
 ) -> Result<Result<(), Box<Failure>>, Box<Failure>> {
-    let mut found = up::again(site, &record.launch(site, &home.dir)).await?;
-    home.keep(record).map_err(|e| site.io_failure(&home.dir, e))?;
+    let boot = home.boot(&site.shared.store, &record.boot).map_err(|error| {
+        let mut failure = at(plan, FailureKind::Store, format!("its kernel or initrd is missing: {error}"));
+        failure.help = Some("its disks are whole: `vimg save` writes them to a file".into());
+        failure
+    })?;
+    let mut found = up::again(site, &launch(home, record, boot)).await?;
+    home.keep(record).map_err(|e| site.io_failure(home.dir(), e))?;
     let lives = live(site, plan, &mut found, "live").await.map_err(|mut failure| {
         failure.help = Some(format!("the server runs; `vimg restart {}` tries again", plan.name));
         failure
@@ -460,7 +379,7 @@ pub async fn apply<P: Provider>(
         return Err(failure);
     }
     let difference = plan.difference(&record.parts);
-    let forwards = record.forwards();
+    let forwards = forwards(&record);
     if difference.is_empty() && forwards == plan.forwards {
         return Ok(difference);
     }
@@ -496,7 +415,7 @@ pub async fn apply<P: Provider>(
             Ok(parts) => record.parts = parts,
             Err(mut failure) => {
                 found.stop().await;
-                record.step_back();
+                home.step_back(&mut record);
                 if let Err(hook) = back(&site, plan, home, &record).await? {
                     site.notice(&hook.message);
                 }
@@ -506,14 +425,14 @@ pub async fn apply<P: Provider>(
         }
         record.changing = false;
         record.parting = plan.has_parting();
-        home.keep(&record).map_err(|e| site.io_failure(&home.dir, e))?;
+        home.keep(&record).map_err(|e| site.io_failure(home.dir(), e))?;
     }
     let servers = servers(&*shared.provider).map_err(host)?;
     let led = servers.forward(&mut found.instance, &forwards, &plan.forwards).await;
     if led.is_ok() {
-        record.lead(&plan.forwards);
+        lead(&mut record, &plan.forwards);
     }
-    home.keep(&record).map_err(|e| site.io_failure(&home.dir, e))?;
+    home.keep(&record).map_err(|e| site.io_failure(home.dir(), e))?;
     leave(&*shared.provider, found);
     led.map_err(|e| Box::new(Failure::provider(&plan.name, plan.span, e)))?;
     Ok(difference)
@@ -527,8 +446,9 @@ async fn branch<P: Provider>(
     changing: bool,
     found: &mut Guest<P::Instance>,
 ) -> Result<(), String> {
-    let (before, next) = (record.clone(), home.free_disk());
-    record.chain.push(std::mem::replace(&mut record.overlay, next.clone()));
+    let (before, name) = (record.clone(), home.free_disk());
+    let next = home.dir().join(&name);
+    record.chain.push(std::mem::replace(&mut record.overlay, name));
     record.changing = changing;
     home.keep(record).map_err(|e| e.to_string())?;
     let branched = match found.ask(async |session| session.freeze().await).await {
@@ -554,7 +474,7 @@ pub async fn down<P: Provider>(
     remove: bool,
 ) -> Result<bool, String> {
     let ran = match force {
-        true => match servers(provider)?.find(&home.dir).await.map_err(|e| e.message)? {
+        true => match servers(provider)?.find(home.dir()).await.map_err(|e| e.message)? {
             Some(instance) => {
                 instance.stop().await;
                 true
@@ -574,7 +494,7 @@ pub async fn down<P: Provider>(
                 })?;
                 true
             }
-            None if remove && home.record().is_some_and(|record| record.parting) => {
+            None if remove && home.record().is_some_and(|record: ServerRecord| record.parting) => {
                 return Err(
                     "it is off, and has hooks to run before its removal: start it with `vimg up`".into()
                 );
@@ -583,7 +503,7 @@ pub async fn down<P: Provider>(
         },
     };
     if remove {
-        home.forget().map_err(|e| format!("{}: {e}", home.dir.display()))?;
+        home.forget().map_err(|e| format!("{}: {e}", home.dir().display()))?;
     }
     Ok(ran)
 }
@@ -624,9 +544,9 @@ pub async fn save<P: Provider>(
         };
         leave(provider, found);
         branched?;
-        return disks.export(&record.chain, DiskFormat::Qcow2, to).await.map_err(|e| e.message);
+        return disks.export(&home.chain(&record), DiskFormat::Qcow2, to).await.map_err(|e| e.message);
     }
-    let mut chain = record.chain;
-    chain.push(record.overlay);
+    let mut chain = home.chain(&record);
+    chain.push(home.overlay(&record));
     disks.export(&chain, DiskFormat::Qcow2, to).await.map_err(|e| e.message)
 }

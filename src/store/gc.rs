@@ -13,7 +13,7 @@ use super::area::Area;
 use super::error::StoreError;
 use super::lease::{close, leased};
 use super::project::ProjectFiles;
-use super::record::Record;
+use super::record::{Boot, Record};
 use super::staging::Staging;
 use super::states::Store;
 use crate::digest::Key;
@@ -76,16 +76,24 @@ pub struct Collected {
     pub left: u64,
 }
 
-/// The size on disk of a file or a directory, in bytes.
-fn size(path: &Path) -> u64 {
-    let Ok(meta) = fs::symlink_metadata(path) else { return 0 };
-    // st_blocks counts units of 512 bytes.
-    let own = meta.blocks() * 512;
-    if !meta.is_dir() {
-        return own;
+/// Files with several names that were measured, by device and inode.
+#[derive(Default)]
+struct Measured(HashSet<(u64, u64)>);
+
+impl Measured {
+    /// The size on disk of a file or a directory, in bytes. A file that has
+    /// several names counts once: its room is free when all of them are gone.
+    fn size(&mut self, path: &Path) -> u64 {
+        let Ok(meta) = fs::symlink_metadata(path) else { return 0 };
+        // st_blocks counts units of 512 bytes.
+        let own = meta.blocks() * 512;
+        if !meta.is_dir() {
+            let is_new = meta.nlink() < 2 || self.0.insert((meta.dev(), meta.ino()));
+            return if is_new { own } else { 0 };
+        }
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        own + entries.map(|entry| self.size(&entry.path())).sum::<u64>()
     }
-    let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    own + entries.map(|entry| size(&entry.path())).sum::<u64>()
 }
 
 fn modified(path: &Path) -> SystemTime {
@@ -109,10 +117,17 @@ impl Store {
     pub fn usage(&self) -> Result<Vec<Item>, StoreError> {
         let roots = self.roots()?;
         let mut all = Vec::new();
-        let item = |kind, name, path: PathBuf, root| {
-            let (bytes, used) = (size(&path), modified(&path));
+        let mut measured = Measured::default();
+        let mut item = |kind, name, path: PathBuf, root| {
+            let (bytes, used) = (measured.size(&path), modified(&path));
             Item { kind, name, path, bytes, used, root }
         };
+        // Servers come first: the disks that they share with states are theirs.
+        let servers = self.all_servers();
+        let served: HashSet<String> = servers.iter().flat_map(|(_, boot)| boot).flat_map(names).collect();
+        for (path, _) in servers {
+            all.push(item(Kind::Server, name(&path), path, Some("it is a server".into())));
+        }
         for area in [Area::Snapshots, Area::Appliances] {
             for path in entries(&self.dir(area)).filter(|path| path.is_dir()) {
                 // A fork touches it.
@@ -140,12 +155,11 @@ impl Store {
             let made = record.map_or(UNIX_EPOCH, |record| UNIX_EPOCH + Duration::from_secs(record.made));
             all.push(Item { used: made, ..item(Kind::State, label, path, root) });
         }
-        let servers = self.server_records();
         for path in entries(&self.dir(Area::Blobs)) {
             let digest = name(&path);
             let root = if blobs.contains(&digest) {
                 Some("a state that is needed".to_owned())
-            } else if servers.iter().any(|(_, text)| text.contains(&digest)) {
+            } else if served.contains(&digest) {
                 Some("a server".to_owned())
             } else {
                 let is_young = modified(&path).elapsed().is_ok_and(|age| age < YOUNG);
@@ -153,21 +167,10 @@ impl Store {
             };
             all.push(item(Kind::Blob, digest[..digest.len().min(12)].to_owned(), path, root));
         }
-        for (path, _) in servers {
-            all.push(item(Kind::Server, name(&path), path, Some("it is a server".into())));
-        }
         for area in [Area::Partial, Area::Parsed, Area::Probes, Area::Seen, Area::Staging] {
             all.push(item(Kind::Other, area.name().to_owned(), self.dir(area), Some("it is small".into())));
         }
         Ok(all)
-    }
-
-    /// The directories of servers, and the texts of their records.
-    fn server_records(&self) -> Vec<(PathBuf, String)> {
-        let projects: Vec<PathBuf> = entries(&self.dir(Area::Servers)).collect();
-        let servers = projects.iter().flat_map(|project| entries(project));
-        let read = |dir: PathBuf| fs::read_to_string(dir.join("server.json")).ok().map(|text| (dir, text));
-        servers.filter_map(read).collect()
     }
 
     /// The states that are needed, and by what.
@@ -264,14 +267,19 @@ fn take_away(path: &Path, staging: Option<&Staging>, number: usize) -> io::Resul
 /// The names of the kernels and initrds of a state.
 fn kernels(record: &Record) -> Vec<String> {
     let boots = record.boot.iter().chain(&record.appliance);
-    boots.flat_map(|boot| [boot.kernel.digest.to_string(), boot.initrd.digest.to_string()]).collect()
+    boots.flat_map(names).collect()
+}
+
+fn names(boot: &Boot) -> [String; 2] {
+    [boot.kernel.digest.to_string(), boot.initrd.digest.to_string()]
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::record::{Disk, DiskKind};
+    use super::super::server::{ServerHome, ServerRecord};
     use super::*;
-    use crate::digest::{Description, Digest};
+    use crate::digest::{Blob, Description, Digest};
 
     fn key(name: &str) -> Key {
         Key(Digest::of(name.as_bytes()))
@@ -368,11 +376,31 @@ mod tests {
         };
         let (served, free) = (old("served"), old("free"));
         fs::write(blobs.join(Digest::of(b"new").to_string()), "new").unwrap();
-        let server = store.dir(Area::Servers).join("project/web");
-        fs::create_dir_all(&server).unwrap();
-        fs::write(server.join("server.json"), format!("{{\"boot\":\"{served}\"}}")).unwrap();
+        let disk = store.state_dir(&state(&store, "under", None).key).join("disk.qcow2");
+        let home = ServerHome::take(&store.dir(Area::Servers).join("project/web")).unwrap();
+        fs::create_dir_all(home.dir()).unwrap();
+        let blob = |name: &[u8]| Blob::of(name);
+        let record = ServerRecord::<String> {
+            image: "web".into(),
+            root: key("base"),
+            since: 0,
+            forwards: Vec::new(),
+            parts: Vec::new(),
+            machine: (1, 1, 1),
+            boot: Some(Boot { kernel: blob(b"served"), initrd: blob(b"served") }),
+            chain: home.adopt(&[disk]).unwrap(),
+            overlay: "disk-0.qcow2".into(),
+            changing: false,
+            parting: false,
+        };
+        home.keep(&record).unwrap();
+        state(&store, "other", None);
         let done = store.collect(&Keep::default()).unwrap();
-        assert_eq!(names(&done), [&free[..12]]);
+        let bytes = |name: &str| done.removed.iter().find(|item| item.name == name).unwrap().bytes;
+        // The server has its disk, which takes no less room than before.
+        assert_eq!((bytes("under") + 8192, done.removed.len()), (bytes("other"), 3));
+        assert!(bytes(&free[..12]) > 0);
+        assert!(home.missing(&ServerRecord { overlay: record.chain[0].clone(), ..record }).is_none());
         assert!(blobs.join(served).exists());
     }
 }

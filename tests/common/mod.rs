@@ -34,6 +34,8 @@ pub(crate) struct Fake {
     pub(crate) hanging: AtomicUsize,
     /// A file that each `run` reads although no recipe declares it.
     pub(crate) leak: Option<PathBuf>,
+    /// Whether its bases have a kernel and an initrd.
+    pub(crate) kernels: bool,
     /// Whether the disk of the host is full now.
     pub(crate) full: Option<Full>,
 }
@@ -41,6 +43,14 @@ pub(crate) struct Fake {
 pub(crate) type Full = Arc<dyn Fn() -> bool + Send + Sync>;
 
 impl Fake {
+    /// The distributions that its recipes can name.
+    pub(crate) fn distributions(&self) -> &'static [&'static dyn Distribution] {
+        match self.kernels {
+            true => &[&FakeDebian { kernels: true }],
+            false => &[&FakeDebian { kernels: false }],
+        }
+    }
+
     fn is_full(&self) -> bool {
         self.full.as_ref().is_some_and(|full| full())
     }
@@ -100,7 +110,16 @@ impl Provider for Fake {
 
     async fn launch(&self, launch: &Launch) -> Result<FakeInstance, HostError> {
         self.launches.fetch_add(1, Ordering::Relaxed);
-        let state = Arc::new(Mutex::new(read_state(launch.chain.last().unwrap())));
+        let disk = if launch.again { &launch.overlay } else { launch.chain.last().unwrap() };
+        let state = Arc::new(Mutex::new(read_state(disk)));
+        // All its files must be there.
+        let boot = launch.boot.iter().flat_map(|(kernel, initrd)| [kernel, initrd]);
+        for file in launch.chain.iter().chain(boot) {
+            std::fs::metadata(file).map_err(|e| HostError::io(file.display(), &e))?;
+        }
+        if launch.lasting.is_some() {
+            self.write(&launch.overlay, &state.lock().unwrap())?;
+        }
         let (host, guest) = tokio::io::duplex(1 << 20);
         let place = if launch.offline.is_some() { Place::Outside(None) } else { Place::Machine };
         let (channel, overlay) = (Some(host), launch.overlay.clone());
@@ -180,10 +199,10 @@ impl DiskTool for Fake {
 }
 
 /// A distribution whose disks say what was asked for.
-pub(crate) struct FakeDebian;
-
-/// The distributions of these tests.
-pub(crate) static DISTRIBUTIONS: &[&dyn Distribution] = &[&FakeDebian];
+pub(crate) struct FakeDebian {
+    /// Whether its bases have a kernel and an initrd.
+    kernels: bool,
+}
 
 impl Distribution for FakeDebian {
     fn name(&self) -> &'static str {
@@ -206,7 +225,15 @@ impl Distribution for FakeDebian {
         let disk = wanted.dir.join("base");
         let written = std::fs::write(&disk, format!("{:?} {}", wanted.bootstrap, wanted.size));
         let made = written.map_err(|e| HostError::io(disk.display(), &e));
-        Box::pin(std::future::ready(made.map(|()| Base { disk, boot: None, modules: None })))
+        let boot = self.kernels.then(|| {
+            let files = ["vmlinuz", "initrd"].map(|name| wanted.dir.join(name));
+            files
+                .iter()
+                .for_each(|file| std::fs::write(file, file.file_name().unwrap().as_encoded_bytes()).unwrap());
+            let [kernel, initrd] = files;
+            (kernel, initrd)
+        });
+        Box::pin(std::future::ready(made.map(|()| Base { disk, boot, modules: None })))
     }
 }
 
@@ -353,13 +380,13 @@ impl Agent {
                     self.change(|s| s.insert("sealed".into(), "yes".into()));
                     self.say(&FromAgent::Sealed).await?;
                 }
+                ToAgent::Exec(_) => self.say(&FromAgent::Exited { code: Some(0), signal: None }).await?,
                 // The tests send none of these.
                 ToAgent::Apply(_)
                 | ToAgent::SwitchOff
                 | ToAgent::List
                 | ToAgent::Digests { .. }
                 | ToAgent::SendBootFiles
-                | ToAgent::Exec(_)
                 | ToAgent::Resize(_)
                 | ToAgent::Network { .. }
                 | ToAgent::EndInput => {
