@@ -333,7 +333,7 @@ fn pull(moved: &Moved, global: &Global, style: Style) -> Outcome {
     })?;
     reporter.end();
     let plan = obtained.ok_or_else(stopped)?;
-    remember(&graph, &plan, &loaded.store, &loaded.notes, &last.nodes);
+    remember(&graph, &plan, &loaded.store, &loaded.notes);
     match plan.to_build().count() {
         0 => Ok(()),
         n => {

@@ -26,11 +26,8 @@ pub async fn make<P: Provider>(
 ) -> (Plan, Outcome) {
     let start = Instant::now();
     let notes = context.store.project(context.project.root());
-    let still = known(&context.graph, &last.nodes);
-    if still != last.nodes {
-        // On a full disk, what left the recipe makes room for this build.
-        let _ = notes.set_nodes(&still);
-    }
+    // On a full disk, what left the recipe makes room for this build.
+    remember(&context.graph, &Plan::default(), &context.store, &notes);
     let mut looked = Looked::default();
     let mut now = last.clone();
     let mut all = Outcome::default();
@@ -76,7 +73,7 @@ pub async fn make<P: Provider>(
         boots,
     });
     caching.tell(&looked);
-    remember(&context.graph, &plan, &context.store, &notes, &last.nodes);
+    remember(&context.graph, &plan, &context.store, &notes);
     (plan, all)
 }
 
@@ -106,30 +103,15 @@ fn leave_out(plan: &mut Plan, graph: &Graph, so_far: &Outcome) {
     }
 }
 
-/// Leaves out the nodes that are no longer in the recipe.
-fn known(graph: &Graph, last: &BTreeMap<String, Key>) -> BTreeMap<String, Key> {
-    let is_known = |name: &String| graph.node_of(name).is_some();
-    last.iter().filter(|(name, _)| is_known(name)).map(|(name, key)| (name.clone(), *key)).collect()
-}
-
 /// Stores which keys the project's nodes have now. They explain the next build,
 /// and keep their states from garbage collections. A node that this build did
 /// not need keeps its key. A node that left the recipe is forgotten.
-pub fn remember(
-    graph: &Graph,
-    plan: &Plan,
-    store: &Store,
-    notes: &ProjectFiles,
-    last: &BTreeMap<String, Key>,
-) {
-    let mut nodes = known(graph, last);
-    for (id, step) in &plan.steps {
-        let node = graph.node(*id);
-        if *step == Step::Reuse || store.has(&node.key) {
-            nodes.insert(node.name.clone(), node.key);
-        }
-    }
-    if nodes != *last {
-        let _ = notes.set_nodes(&nodes);
-    }
+pub fn remember(graph: &Graph, plan: &Plan, store: &Store, notes: &ProjectFiles) {
+    let is_there = |(id, step): &(&NodeId, &Step)| **step == Step::Reuse || store.has(&graph.node(**id).key);
+    let there = plan.steps.iter().filter(is_there).map(|(id, _)| graph.node(*id));
+    let there: Vec<_> = there.map(|node| (node.name.clone(), node.key)).collect();
+    let _ = notes.change_nodes(|nodes| {
+        nodes.retain(|name, _| graph.node_of(name).is_some());
+        nodes.extend(there);
+    });
 }

@@ -309,7 +309,7 @@ mod tests {
         let leased = state(&store, "leased", Some(&base));
         state(&store, "old", Some(&layer));
         let notes = store.project(project.path());
-        notes.set_nodes(&BTreeMap::from([("web@layer".to_owned(), layer.key)])).unwrap();
+        notes.change_nodes(|nodes| nodes.extend([("web@layer".to_owned(), layer.key)])).unwrap();
         let lease = store.lease([leased.key, key("not there yet")]).unwrap();
 
         let plan = store.collect(&Keep { dry_run: true, ..Keep::default() }).unwrap();

@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::record::StateId;
@@ -76,12 +77,26 @@ impl ProjectFiles {
         self.read("nodes")
     }
 
-    /// Replaces [`ProjectFiles::nodes`].
-    pub fn set_nodes(&self, nodes: &BTreeMap<String, Key>) -> io::Result<()> {
+    /// Changes [`ProjectFiles::nodes`]. Builds of one project at the same time
+    /// change them one after the other, so that none loses what another adds.
+    ///
+    /// # Errors
+    ///
+    /// They can't be locked or written.
+    pub fn change_nodes(&self, change: impl FnOnce(&mut BTreeMap<String, Key>)) -> io::Result<()> {
+        fs::create_dir_all(&self.dir)?;
+        let lock = fs::File::create(self.dir.join("nodes.lock"))?;
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
+        let before = self.nodes();
+        let mut nodes = before.clone();
+        change(&mut nodes);
+        if nodes == before {
+            return Ok(());
+        }
         if let Some(root) = &self.root {
             replace_note(&self.dir.join("root"), root.as_os_str().as_encoded_bytes())?;
         }
-        self.write("nodes", nodes)
+        self.write("nodes", &nodes)
     }
 
     /// Returns the written outputs, by absolute path.
@@ -157,5 +172,34 @@ impl ProjectFiles {
     fn write<T: Serialize>(&self, name: &str, value: &T) -> io::Result<()> {
         let bytes = postcard::to_stdvec(value).map_err(io::Error::other)?;
         replace_note(&self.dir.join(name), &bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Digest;
+
+    #[test]
+    fn builds_at_the_same_time_lose_no_notes_of_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let notes = ProjectFiles::new(dir.path().join("id"), Some(dir.path().to_owned()));
+        let add = |build: usize| {
+            for n in 0..20 {
+                let name = format!("{build}:{n}");
+                let key = Key(Digest::of(name.as_bytes()));
+                notes.change_nodes(|nodes| nodes.extend([(name, key)])).unwrap();
+            }
+        };
+        std::thread::scope(|scope| {
+            (0..4).for_each(|build| {
+                drop(scope.spawn({
+                    let add = &add;
+                    move || add(build)
+                }))
+            });
+        });
+        assert_eq!(notes.nodes().len(), 80);
+        assert_eq!(notes.is_alive(), Some(dir.path().display().to_string()));
     }
 }
