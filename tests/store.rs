@@ -9,6 +9,8 @@ mod common;
 mod bench;
 #[path = "store/full.rs"]
 mod full;
+#[path = "store/kills.rs"]
+mod kills;
 #[path = "store/servers.rs"]
 mod servers;
 

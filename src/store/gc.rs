@@ -203,6 +203,14 @@ impl Store {
         Ok(roots)
     }
 
+    /// Removes the locks of processes that were killed.
+    fn remove_locks(&self) {
+        let locks = self.dir(Area::Locks);
+        let keys = entries(&locks).filter_map(|path| name(&path).parse().ok().map(Key));
+        // A lock removes its file when it ends.
+        keys.for_each(|key| drop(self.try_lock(&key)));
+    }
+
     /// Removes what nothing needs: memory snapshots first, then the disks of
     /// failed layers, then states, those that were used longest ago first. Safe
     /// beside running builds, servers and forks.
@@ -241,6 +249,9 @@ impl Store {
             }
             left = left.saturating_sub(item.bytes);
             removed.push(item);
+        }
+        if !keep.dry_run {
+            self.remove_locks();
         }
         drop(gate);
         // The renamed directories are removed here, which may take long.

@@ -117,7 +117,7 @@ impl Provider for Fake {
         for file in launch.chain.iter().chain(boot) {
             std::fs::metadata(file).map_err(|e| HostError::io(file.display(), &e))?;
         }
-        if launch.lasting.is_some() {
+        if launch.lasting.is_some() && !launch.again {
             self.write(&launch.overlay, &state.lock().unwrap())?;
         }
         let (host, guest) = tokio::io::duplex(1 << 20);

@@ -3,17 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 use vimg::cache::Caches;
 use vimg::event::{Event, Sink};
 use vimg::execute::caching::Caching;
 use vimg::execute::server::{self, Came};
-use vimg::execute::{Budget, BuildContext, Failure, Outcome, Room, make};
+use vimg::execute::{Budget, BuildContext, Ended, Failure, Outcome, Room, interact, make};
 use vimg::files::Project;
 use vimg::graph::{Graph, NodeId, ServerPlan};
 use vimg::store::gc::Keep;
 use vimg::store::{Last, ServerHome, Store};
+use vimg_agent::protocol::Exec;
 use vimg_lang::{FileRef, Model, Request, Sources, compile};
 
 use crate::common::Fake;
@@ -125,6 +127,24 @@ pub(crate) fn up(project: &Path, store: &Store, fake: Fake) -> Result<Came, Box<
     let plan = ServerPlan::new(&context.graph, &model, &context.project, "web").unwrap().unwrap();
     let home = ServerHome::take(&store.servers(context.project.root()).join("web")).unwrap();
     runtime.block_on(server::up(&context, &plan, &home))
+}
+
+/// Forks the machine of the image `a` for some time, again and again, if the
+/// image is built: its states must stay.
+pub(crate) fn fork(project: &Path, store: &Store, time: Duration) {
+    let Opened { context, runtime, .. } = open(project, store, Fake::default());
+    let image = context.graph.image("a").unwrap();
+    let start = Instant::now();
+    while store.has(&context.graph.node(image).key) {
+        let exec = Exec { command: vec!["true".into()], terminal: None };
+        let listen = || tokio::sync::mpsc::channel(1).1;
+        let ended = runtime.block_on(interact(&context, image, None, exec, listen, |_, _| {}));
+        assert_eq!(ended.unwrap(), Ended::Code(0));
+        if start.elapsed() > time {
+            return;
+        }
+        assert!(store.has(&context.graph.node(image).key), "the states of a fork were removed");
+    }
 }
 
 /// A recipe with one layer for each image.
