@@ -12,6 +12,8 @@ mod server;
 mod show;
 
 pub use dag::{Graph, Target};
-pub use node::{BlobSource, CheckWork, GraphError, GraphErrorKind, LayerWork, Needs, Node, NodeId, Work};
+pub use node::{
+    BlobSource, CheckWork, Edge, GraphError, GraphErrorKind, LayerWork, Needs, Node, NodeId, Role, Work,
+};
 pub use server::{Difference, ServerPart, ServerPlan, ServerWork};
 pub use show::{Format, show};

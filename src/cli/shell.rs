@@ -153,7 +153,9 @@ fn find_failed(
     let name = &graph.node(id).name;
     for id in graph.chain(id) {
         let node = graph.node(id);
-        let (Some(parent), Some((disk, failed))) = (node.parent, notes.failed(&node.name)) else { continue };
+        let (Some(parent), Some((disk, failed))) = (node.parent(), notes.failed(&node.name)) else {
+            continue;
+        };
         let Some(mut chain) = store.chain_of(&failed.on) else { continue };
         let below = &graph.node(parent).key;
         let there = store.has(below) && store.record(below).is_some_and(|r| (*below, r.id) == failed.below);

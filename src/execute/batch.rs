@@ -170,7 +170,7 @@ async fn export<P: Provider>(
         DiskFormat::Raw => DiskKind::Raw,
     };
     let store = &shared.store;
-    let parent = node.parent.map(|parent| shared.graph.node(parent)).ok_or_else(|| build.gone())?;
+    let parent = node.parent().map(|parent| shared.graph.node(parent)).ok_or_else(|| build.gone())?;
     let source = store.record(&parent.key).map(|record| (parent.key, record.id));
     let chain = source.and_then(|source| store.chain_of(&source)).ok_or_else(|| build.gone())?;
     copy_earlier(shared, id);
@@ -209,7 +209,7 @@ pub(super) fn copy_earlier<P>(shared: &BuildState<P>, id: NodeId) {
     let earlier = shared.notes.nodes().get(&node.name).and_then(|key| store.record(key)).filter(same_way);
     // On another base, hardly a block would be the same.
     let lowest = |chain: &[PathBuf]| chain.first().cloned();
-    let below = |id: NodeId| shared.graph.node(id).parent;
+    let below = |id: NodeId| shared.graph.node(id).parent();
     let layer = below(id).map(|seal| below(seal).unwrap_or(seal)).map(|id| shared.graph.node(id).key);
     let base = layer.and_then(|key| lowest(&store.chain(&key)?));
     let before = earlier.and_then(|record| {
@@ -237,7 +237,7 @@ async fn machine<P: Provider>(
         (Err(failure), _) | (_, Err(failure)) => return fail(shared, rest, failure).await,
     };
     let network = rest.iter().any(|id| wants_network(&shared.graph.node(*id).work));
-    let Some(parent) = build.node.parent.map(|id| shared.graph.node(id)) else {
+    let Some(parent) = build.node.parent().map(|id| shared.graph.node(id)) else {
         return fail(shared, rest, build.gone()).await;
     };
     let stand = up::Stand {

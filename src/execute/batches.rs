@@ -6,7 +6,7 @@ use vimg_agent::protocol::Order;
 
 use crate::digest::Key;
 use crate::graph::{Graph, Needs, NodeId, Work};
-use crate::plan::Plan;
+use crate::plan::{Plan, Step};
 use crate::store::Store;
 
 /// Nodes that one instance builds one after the other.
@@ -28,15 +28,24 @@ pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Batch> {
         let made = graph.node(*id).needs != Needs::Nothing && !is_check(*id);
         let own = height.get(id).copied().unwrap_or(0) + u32::from(made);
         height.insert(*id, own);
-        if let Some(parent) = graph.node(*id).parent {
-            let above = height.entry(parent).or_default();
+        for input in graph.node(*id).inputs() {
+            let above = height.entry(input).or_default();
             *above = own.max(*above);
         }
     }
+    // An instance can continue with a node if all that the node needs besides
+    // the instance's disk exists already.
+    let is_built = |id: NodeId| matches!(plan.steps.get(&id), Some(Step::Build(_)));
+    let below = |id: NodeId| {
+        let node = graph.node(id);
+        let parent = node.parent()?;
+        let waits = node.inputs().any(|input| input != parent && is_built(input));
+        (!waits).then_some(parent)
+    };
     // For each node, the child that its instance continues with.
     let mut next: HashMap<NodeId, NodeId> = HashMap::new();
     for id in &build {
-        let Some(parent) = graph.node(*id).parent else { continue };
+        let Some(parent) = below(*id) else { continue };
         if graph.node(*id).needs == Needs::Nothing || is_check(*id) {
             continue;
         }
@@ -52,12 +61,13 @@ pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Batch> {
         let node = graph.node(id);
         if is_check(id) {
             // All checks of one machine are one batch.
-            let machine = (node.parent, node.machine.cpus, node.machine.memory);
+            let inputs: Vec<NodeId> = node.inputs().collect();
+            let machine = (inputs, node.machine.cpus, node.machine.memory);
             let first = *asked.entry(machine).or_insert(id);
             runs.entry(first).or_default().push(id);
             continue;
         }
-        let goes_on = node.parent.and_then(|parent| {
+        let goes_on = below(id).and_then(|parent| {
             let below = graph.node(parent);
             let alike = match node.needs {
                 Needs::Nothing => false,

@@ -201,17 +201,14 @@ impl Caching<'_> {
 
     /// Returns the states to send to a cache, the lowest first.
     fn to_send(&self, graph: &Graph, wanted: &[NodeId], mode: Mode) -> Vec<State> {
-        let mut all = BTreeSet::new();
-        for id in wanted {
-            all.extend(graph.chain(*id));
-        }
+        let all = graph.needed(wanted.iter().copied());
         let mut held = BTreeSet::new();
         let mut secret = None;
         let mut states = Vec::new();
         for id in all {
             let node = graph.node(id);
             let kept = self.keeps_secret(&node.work);
-            if kept.is_some() || node.parent.is_some_and(|p| held.contains(&p)) {
+            if kept.is_some() || node.inputs().any(|input| held.contains(&input)) {
                 held.insert(id);
                 secret = secret.or(kept.map(|name| (node.name.clone(), name)));
                 continue;
@@ -245,7 +242,7 @@ fn next(graph: &Graph, plan: &Plan, asked: &BTreeSet<Key>, wanted: &[NodeId]) ->
     for (id, _) in plan.to_build() {
         let node = graph.node(id);
         if asked.contains(&node.key) {
-            open.extend(node.parent);
+            open.extend(node.inputs());
         }
     }
     let keys: BTreeMap<Key, String> = plan

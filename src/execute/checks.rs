@@ -210,7 +210,7 @@ async fn start<'a, P: Provider>(
     if let Some(failure) = known {
         return Err(Box::new(Failure { node: node.name.clone(), span: node.span, ..failure }));
     }
-    let parent = node.parent.map(|id| shared.graph.node(id)).ok_or_else(|| build.gone())?;
+    let parent = node.parent().map(|id| shared.graph.node(id)).ok_or_else(|| build.gone())?;
     let stand = Stand::of_check(node, parent);
     let prewarm = || machine.prewarmed.lock().unwrap_or_else(PoisonError::into_inner).take();
     let prewarmed = if stand.network { None } else { prewarm() };

@@ -82,7 +82,7 @@ pub async fn make<P: Provider>(
 /// whether there were any.
 fn set_damaged_aside<P>(context: &BuildContext<P>, plan: &Plan, before: &mut BTreeSet<Key>) -> bool {
     let graph = &context.graph;
-    let below = plan.to_build().filter_map(|(id, _)| graph.node(id).parent);
+    let below = plan.to_build().flat_map(|(id, _)| graph.node(id).inputs());
     let below: BTreeSet<NodeId> = below.filter(|id| plan.steps.get(id) == Some(&Step::Reuse)).collect();
     let mut any = false;
     for id in below {
@@ -99,7 +99,7 @@ fn set_damaged_aside<P>(context: &BuildContext<P>, plan: &Plan, before: &mut BTr
 fn leave_out(plan: &mut Plan, graph: &Graph, so_far: &Outcome) {
     let failed: BTreeSet<NodeId> = so_far.failures.iter().filter_map(|f| graph.find(&f.node)).collect();
     if !failed.is_empty() {
-        plan.steps.retain(|id, _| !graph.chain(*id).iter().any(|below| failed.contains(below)));
+        plan.steps.retain(|id, _| graph.needed([*id]).is_disjoint(&failed));
     }
 }
 

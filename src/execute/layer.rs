@@ -222,7 +222,7 @@ async fn keep_failed<P: Provider>(
 ) {
     let Running { guest, made, .. } = running;
     let Some(on) = made.disk.backing else { return };
-    let parent = build.node.parent.map(|id| build.shared.graph.node(id).key);
+    let parent = build.node.parent().map(|id| build.shared.graph.node(id).key);
     let Some(below) = parent.and_then(|key| Some((key, build.shared.store.record(&key)?.id))) else {
         return;
     };

@@ -11,7 +11,7 @@ use super::retargeted::hands_secrets;
 use super::states::{Built, Step};
 use crate::digest::{Blob, Key};
 use crate::disk;
-use crate::graph::{Needs, NodeId, Work};
+use crate::graph::{Edge, Needs, NodeId, Role, Work};
 use crate::provider::Provider;
 use crate::store::{Boot, Disk, DiskKind, KeyLock, Origin, Record, Staging, StateId};
 
@@ -68,12 +68,13 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
         made: Facts,
     ) -> Result<(Option<StateId>, Built), Box<Failure>> {
         let mut record = self.record(&made);
-        // For a disk with no disk below it, the store checks only the origins
-        // in its own record.
-        if record.disk.backing.is_none()
-            && let Some(parent) = self.node.parent.map(|parent| self.shared.graph.node(parent))
-        {
-            record.inherited.extend(self.shared.store.origins(&parent.key));
+        // The store checks the origins of the disks below. Those of everything
+        // else that the state is made from must be in its own record.
+        let is_below = |input: &&Edge| input.role == Role::Parent && record.disk.backing.is_some();
+        let others: Vec<&Edge> = self.node.inputs.iter().filter(|input| !is_below(input)).collect();
+        for input in others {
+            let key = self.shared.graph.node(input.node).key;
+            record.inherited.extend(self.shared.store.origins(&key));
         }
         record.inherited.sort();
         record.inherited.dedup();

@@ -79,7 +79,7 @@ async fn fork<P: Provider>(shared: &BuildState<P>, check: NodeId) -> Option<Prew
     if shared.memory.available_permits() < shared.memory_of(node) as usize {
         return None;
     }
-    let below = |node: &Node| node.parent.map(|id| shared.graph.node(id));
+    let below = |node: &Node| node.parent().map(|id| shared.graph.node(id));
     let image = below(node)?;
     let state =
         std::iter::successors(Some(image), |node| below(node)).find(|node| shared.store.has(&node.key))?;

@@ -1,4 +1,4 @@
-//! Starts every batch whose parent exists, the critical path first, until none
+//! Starts every batch whose inputs exist, the critical path first, until none
 //! is left that can start. Prewarming and the copies of previous outputs run
 //! beside the build, and observe the states of the nodes.
 
@@ -61,16 +61,18 @@ impl<P: Provider> Prewarmer<P> {
 
     fn observe(&mut self, schedule: &Schedule<'_, P>) {
         let BuildState { graph, states, use_snapshots, .. } = &**schedule.shared;
-        let is_lost = |id| states.of_parent(id).is_some_and(NodeState::is_lost);
-        self.fork.take_if(|(check, fork)| fork.is_over() || is_lost(*check));
+        self.fork.take_if(|(check, fork)| fork.is_over() || states.has_lost_inputs(*check));
         if self.fork.is_some() || !use_snapshots || schedule.is_stopping() {
             return;
         }
         // A fork for checks that come much later would only wait.
         let next = schedule.waiting.iter().map(|batch| batch[0]).find(|id| {
             let node = graph.node(*id);
-            let is_near = node.parent.is_some_and(|image| !schedule.is_waiting(image) && !is_lost(*id));
-            matches!(node.work, Work::Check(_)) && is_near && !self.tried.contains(id)
+            let is_near = !node.inputs().any(|input| schedule.is_waiting(input));
+            matches!(node.work, Work::Check(_))
+                && is_near
+                && !states.has_lost_inputs(*id)
+                && !self.tried.contains(id)
         });
         if let Some(check) = next {
             self.tried.push(check);
@@ -90,7 +92,7 @@ impl Copier {
         }
         for id in schedule.waiting.iter().map(|batch| batch[0]) {
             // An output is made from the seal, which is made from a layer.
-            let seal = schedule.shared.graph.node(id).parent;
+            let seal = schedule.shared.graph.node(id).parent();
             let layer = seal.and_then(|seal| schedule.shared.states.of_parent(seal));
             if layer.is_none_or(NodeState::is_there) && !self.0.contains(&id) {
                 self.0.push(id);

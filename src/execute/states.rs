@@ -15,9 +15,9 @@ use crate::plan::{Plan, Reason};
 /// Where a node stands in a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NodeState {
-    /// Its parent does not exist yet.
+    /// One of its inputs does not exist yet.
     Waiting,
-    /// Its parent exists.
+    /// All its inputs exist.
     Ready,
     /// A worker builds it.
     Running,
@@ -140,10 +140,10 @@ impl States {
         let mut inner = Inner::default();
         inner.outcome.reused = plan.reused();
         for id in plan.steps.keys() {
-            let parent = graph.node(*id).parent;
+            let mut inputs = graph.node(*id).inputs();
             let state = match reasons.contains_key(id) {
                 false => NodeState::Reused,
-                true if parent.is_none_or(|parent| !reasons.contains_key(&parent)) => NodeState::Ready,
+                true if !inputs.any(|input| reasons.contains_key(&input)) => NodeState::Ready,
                 true => NodeState::Waiting,
             };
             inner.states.insert(*id, state);
@@ -162,7 +162,12 @@ impl States {
 
     /// The state of a node's parent, if it has one.
     pub(super) fn of_parent(&self, id: NodeId) -> Option<NodeState> {
-        self.graph.node(id).parent.map(|parent| self.of(parent))
+        self.graph.node(id).parent().map(|parent| self.of(parent))
+    }
+
+    /// Whether nothing is built from one of a node's inputs in this round.
+    pub(super) fn has_lost_inputs(&self, id: NodeId) -> bool {
+        self.graph.node(id).inputs().any(|input| self.of(input).is_lost())
     }
 
     /// Whether a node has failed.
@@ -223,7 +228,8 @@ impl States {
         }
         if inner.state(id).is_there() {
             for above in self.graph.children(id) {
-                if inner.states.get(&above) == Some(&NodeState::Waiting) {
+                let is_ready = self.graph.node(above).inputs().all(|input| inner.state(input).is_there());
+                if is_ready && inner.states.get(&above) == Some(&NodeState::Waiting) {
                     inner.change(above, NodeState::Ready);
                 }
             }
@@ -252,7 +258,7 @@ impl States {
             let untried: Vec<NodeId> = {
                 let inner = self.inner();
                 let superseded = |id| {
-                    let below = self.graph.chain(id);
+                    let below = self.graph.needed([id]);
                     below.iter().any(|below| inner.state(*below) == NodeState::Superseded)
                 };
                 let waits = |state| matches!(state, NodeState::Waiting | NodeState::Ready);
@@ -268,7 +274,61 @@ impl States {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use vimg_lang::{FileRef, Request, Sources, compile};
+
+    use super::super::batches;
     use super::NodeState::{self, *};
+    use super::*;
+    use crate::files::Project;
+    use crate::graph::{Edge, Role};
+    use crate::store::{Last, Store};
+
+    /// Two chains of layers; the last layer of `top` also needs the last one of
+    /// `tool`.
+    const RECIPE: &str = "image \"base\" { bootstrap \"debian\" suite=\"bookworm\" }
+image \"tool\" { from \"base\"; layer \"t\" }
+image \"top\" { from \"base\"; layer \"x\"; layer \"y\" }
+configuration \"t\" { file \"/t\" content=\"t\" }
+configuration \"x\" { file \"/x\" content=\"x\" }
+configuration \"y\" { file \"/y\" content=\"y\" }
+";
+
+    #[test]
+    fn a_node_waits_for_all_its_inputs() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("main.vimg"), RECIPE).unwrap();
+        let project = Project::open(dir.path()).unwrap();
+        let entry = FileRef::project("main.vimg");
+        let distributions = crate::base::known(crate::base::BUILT_IN);
+        let (set, values, rebuilt) = (&[], None, None);
+        let request = Request { files: &project, entry, set, values, rebuilt, distributions: &distributions };
+        let model = compile(&request, &mut Sources::default()).unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        let mut graph = Graph::new(&model, &project, crate::base::BUILT_IN).unwrap();
+        let [base, t, x, y] = ["base:base", "tool@t", "top@x", "top@y"].map(|name| graph.find(name).unwrap());
+        let plan = |graph: &Graph| Plan::new(graph, &store, &Last::default(), &BTreeMap::new(), &[y]);
+        // With one input, the instance of its parent builds it.
+        assert_eq!(batches::cut(&graph, &plan(&graph)), [vec![base], vec![x, y]]);
+        graph.connect(y, Edge { role: Role::Files, node: t });
+        let plan = plan(&graph);
+        assert_eq!(plan.steps.keys().copied().collect::<Vec<_>>(), [base, t, x, y]);
+        assert_eq!(batches::cut(&graph, &plan), [vec![base], vec![t], vec![x], vec![y]]);
+        let path = batches::critical_path(&graph, &plan, &store, &BTreeMap::new());
+        assert_eq!((path[&t], path[&x], path[&base]), (20.0, 20.0, 30.0));
+        assert_eq!((graph.chain(y), graph.needed([y]).len()), (vec![base, x, y], 4));
+        let states = States::new(Arc::new(graph), Arc::new(|_| {}), &plan);
+        let built = |id| {
+            states.set(id, Step::Start);
+            states.set(id, Step::Build(super::Built { seconds: 0.0, bytes: 0, same: None }));
+            [t, x, y].map(|id| states.of(id))
+        };
+        assert_eq!(built(base), [Ready, Ready, Waiting]);
+        assert_eq!(built(x), [Ready, NodeState::Built, Waiting]);
+        assert_eq!(built(t), [NodeState::Built, NodeState::Built, Ready]);
+        assert!(!states.has_lost_inputs(y));
+    }
 
     #[test]
     fn what_is_settled_stays() {

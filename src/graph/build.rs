@@ -10,7 +10,7 @@ use vimg_lang::model::{Check, DiskFormat, Image, Model, Origin};
 
 use super::dag::{Graph, Target};
 use super::describe;
-use super::node::{GraphError, GraphErrorKind, Needs, Node, NodeId, Work, parent_state_id};
+use super::node::{Edge, GraphError, GraphErrorKind, Needs, Node, NodeId, Role, Work, parent_state_id};
 use crate::base::{self, Distribution};
 use crate::digest::Description;
 use crate::files::Project;
@@ -209,7 +209,7 @@ impl<'a> Builder<'a> {
             name,
             image: image.name.clone(),
             work,
-            parent,
+            inputs: parent.map(|node| Edge { role: Role::Parent, node }).into_iter().collect(),
             needs,
             machine: image.machine,
             description,

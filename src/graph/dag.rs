@@ -1,6 +1,6 @@
-//! All nodes of a recipe, with their parents.
+//! All nodes of a recipe, with their inputs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use petgraph::graph::{DiGraph, NodeIndex};
 use vimg_agent::protocol::Order;
@@ -42,7 +42,7 @@ impl Graph {
         let mut changed = false;
         // Nodes below come first.
         for index in self.graph.node_indices() {
-            let parent = self.graph[index].parent.map(|p| parent_state_id(self.node(p)));
+            let parent = self.graph[index].parent().map(|p| parent_state_id(self.node(p)));
             let node = &mut self.graph[index];
             if parent.is_some_and(|parent| node.description.parent(parent)) {
                 node.key = node.description.key();
@@ -112,19 +112,34 @@ impl Graph {
         names
     }
 
-    /// Lists the nodes that are made from a node.
+    /// Lists the nodes that a node is an input of.
     pub fn children(&self, id: NodeId) -> Vec<NodeId> {
         let index = NodeIndex::new(id.0 as usize);
         let mut children: Vec<NodeId> =
             self.graph.neighbors(index).map(|n| NodeId(n.index() as u32)).collect();
         children.sort_unstable();
+        children.dedup();
         children
     }
 
-    /// Returns a node and all below it, the lowest first.
+    /// Returns nodes and everything that they are made from. Nodes that others
+    /// are made from come first.
+    pub fn needed(&self, nodes: impl IntoIterator<Item = NodeId>) -> BTreeSet<NodeId> {
+        let mut needed = BTreeSet::new();
+        let mut next: Vec<NodeId> = nodes.into_iter().collect();
+        while let Some(id) = next.pop() {
+            if needed.insert(id) {
+                next.extend(self.node(id).inputs());
+            }
+        }
+        needed
+    }
+
+    /// Returns a node and all states below it, the lowest first: the chain of
+    /// its disks.
     pub fn chain(&self, id: NodeId) -> Vec<NodeId> {
         let mut chain = vec![id];
-        while let Some(parent) = chain.last().and_then(|id| self.node(*id).parent) {
+        while let Some(parent) = chain.last().and_then(|id| self.node(*id).parent()) {
             chain.push(parent);
         }
         chain.reverse();
@@ -134,7 +149,7 @@ impl Graph {
     /// Finds where a part with this name in the machine is applied below
     /// `node`.
     pub fn applied(&self, node: &Node, part: &str) -> Option<Span> {
-        let mut next = node.parent;
+        let mut next = node.parent();
         while let Some(node) = next.map(|id| self.node(id)) {
             if let Work::Layer(work) = &node.work {
                 let named = |step: &Order| matches!(step, Order::Layer { name } if name == part);
@@ -144,17 +159,24 @@ impl Graph {
                     return Some(span);
                 }
             }
-            next = node.parent;
+            next = node.parent();
         }
         None
     }
 
+    /// Adds an input to a node, for tests. It must have a lower ID.
+    #[cfg(test)]
+    pub(crate) fn connect(&mut self, id: NodeId, input: super::node::Edge) {
+        self.graph[NodeIndex::new(id.0 as usize)].inputs.push(input);
+        self.graph.add_edge(NodeIndex::new(input.node.0 as usize), NodeIndex::new(id.0 as usize), ());
+    }
+
     pub(super) fn add(&mut self, node: Node) -> NodeId {
-        let parent = node.parent;
+        let inputs: Vec<NodeId> = node.inputs().collect();
         let name = node.name.clone();
         let index = self.graph.add_node(node);
-        if let Some(parent) = parent {
-            self.graph.add_edge(NodeIndex::new(parent.0 as usize), index, ());
+        for input in inputs {
+            self.graph.add_edge(NodeIndex::new(input.0 as usize), index, ());
         }
         let id = NodeId(index.index() as u32);
         self.by_name.insert(name, id);

@@ -32,8 +32,9 @@ pub struct Node {
     pub image: String,
     /// How to build it.
     pub work: Work,
-    /// The state below.
-    pub parent: Option<NodeId>,
+    /// The states that it is made from. All of them must exist before it can
+    /// be built.
+    pub inputs: Vec<Edge>,
     /// What the build needs of the machine.
     pub needs: Needs,
     /// The machine of its image.
@@ -47,6 +48,36 @@ pub struct Node {
     pub stands_for: Key,
     /// Where it is declared.
     pub span: Span,
+}
+
+impl Node {
+    /// Returns the state below: its disk lies on that disk, or is made from it.
+    pub fn parent(&self) -> Option<NodeId> {
+        self.inputs.iter().find(|input| input.role == Role::Parent).map(|input| input.node)
+    }
+
+    /// Lists the states that it is made from, the one below among them.
+    pub fn inputs(&self) -> impl Iterator<Item = NodeId> + Clone {
+        self.inputs.iter().map(|input| input.node)
+    }
+}
+
+/// An input of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Edge {
+    /// What the node uses it for.
+    pub role: Role,
+    /// The other node.
+    pub node: NodeId,
+}
+
+/// What a node uses an input for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It is the state below.
+    Parent,
+    /// Files are copied from it.
+    Files,
 }
 
 /// What the build of a state needs of the machine.

@@ -31,7 +31,7 @@ pub fn show(graph: &Graph, format: Format) -> String {
 }
 
 fn edges(graph: &Graph) -> impl Iterator<Item = (NodeId, NodeId)> {
-    graph.ids().filter_map(|id| Some((graph.node(id).parent?, id)))
+    graph.ids().flat_map(|id| graph.node(id).inputs().map(move |input| (input, id)))
 }
 
 fn text(graph: &Graph) -> String {
@@ -39,14 +39,16 @@ fn text(graph: &Graph) -> String {
     // A stack, not a recursion: images may be thousands of layers deep.
     let mut stack: Vec<(NodeId, String, String)> = Vec::new();
     for root in
-        graph.ids().filter(|id| graph.node(*id).parent.is_none()).collect::<Vec<_>>().into_iter().rev()
+        graph.ids().filter(|id| graph.node(*id).parent().is_none()).collect::<Vec<_>>().into_iter().rev()
     {
         stack.push((root, String::new(), String::new()));
     }
     while let Some((id, lead, rest)) = stack.pop() {
         let node = graph.node(id);
         let _ = writeln!(out, "{lead}{}  {}", node.name, node.key.short());
-        let children = graph.children(id);
+        // A node with several inputs stands below its parent only.
+        let mut children = graph.children(id);
+        children.retain(|child| graph.node(*child).parent() == Some(id));
         // A single child is not indented, so that a long chain does not move to
         // the right.
         if let [only] = children.as_slice() {
@@ -102,7 +104,7 @@ fn json(graph: &Graph) -> String {
                 "kind": node.work.kind(),
                 "image": node.image,
                 "key": node.key,
-                "parent": node.parent.map(|p| graph.node(p).name.clone()),
+                "parent": node.parent().map(|p| graph.node(p).name.clone()),
             })
         })
         .collect();

@@ -97,16 +97,17 @@ impl Plan {
                 // The reason is added when it is known what is built below.
                 Some(Step::Build(Reason::New))
             };
-            if let Some(parent) = node.parent {
-                *asked.entry(parent).or_default() |= matches!(step, Some(Step::Build(_)));
+            for input in node.inputs() {
+                *asked.entry(input).or_default() |= matches!(step, Some(Step::Build(_)));
             }
             steps.extend(step.map(|step| (id, step)));
         }
         let build: Vec<NodeId> =
             steps.iter().filter(|(_, s)| matches!(s, Step::Build(_))).map(|(id, _)| *id).collect();
         for id in build {
-            let below = graph.node(id).parent.is_none_or(|p| !matches!(steps.get(&p), Some(Step::Build(_))));
-            steps.insert(id, Step::Build(reason(graph, store, last, id, below)));
+            let is_built = |input: &NodeId| matches!(steps.get(input), Some(Step::Build(_)));
+            let built = graph.node(id).inputs().find(is_built);
+            steps.insert(id, Step::Build(reason(graph, store, last, id, built)));
         }
         Self { steps }
     }
@@ -119,7 +120,7 @@ impl Plan {
             let Step::Build(reason @ (Reason::New | Reason::Parent(_))) = step else { continue };
             let Some(before) = previous.get(&node.name) else { continue };
             let changes = changes(before, &node.description);
-            match node.parent {
+            match node.parent() {
                 _ if !changes.is_empty() => *reason = Reason::Cached(changes),
                 Some(parent) => *reason = Reason::Parent(graph.node(parent).name.clone()),
                 None => {}
@@ -141,21 +142,19 @@ impl Plan {
     }
 }
 
-fn reason(graph: &Graph, store: &Store, last: &Last, id: NodeId, below: bool) -> Reason {
+/// Says why a node is built. `built` is an input of it that is built as well.
+fn reason(graph: &Graph, store: &Store, last: &Last, id: NodeId, built: Option<NodeId>) -> Reason {
     let node = graph.node(id);
     let Some(key) = last.nodes.get(&node.name) else { return Reason::New };
     if *key == node.key {
-        return match node.parent {
-            Some(parent) if !below => Reason::Parent(graph.node(parent).name.clone()),
-            _ => Reason::Missing,
-        };
+        return built.map_or(Reason::Missing, |input| Reason::Parent(graph.node(input).name.clone()));
     }
     let Some(record) = store.record(key) else {
         // Its last description differed, and is gone.
         return Reason::Changed(vec![Change { text: "changed since it was last built".into() }]);
     };
     let changes = changes(&record.description, &node.description);
-    match node.parent {
+    match built.or(node.parent()) {
         Some(parent) if changes.is_empty() => Reason::Parent(graph.node(parent).name.clone()),
         _ if changes.is_empty() => Reason::Missing,
         _ => Reason::Changed(changes),
