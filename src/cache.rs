@@ -20,7 +20,7 @@ pub mod spec;
 pub mod wire;
 pub mod entry;
 pub mod object;
-mod courier;
+mod transport;
 mod registry;
 mod service;
 pub mod remote;

@@ -17,10 +17,10 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::courier::{Faults, ready_for_tls};
 use super::entry::Pack;
 use super::object::{Meta, Object, Trouble, sha256};
 use super::spec::{Spec, is_name};
+use super::transport::{Faults, ready_for_tls};
 use crate::digest::Key;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";

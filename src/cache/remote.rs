@@ -10,12 +10,12 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use opendal::{ErrorKind, Operator};
 
-use super::courier::{Faults, Rest};
 use super::entry::Pack;
 use super::object::{Answer, Meta, Object, Trouble, root};
 use super::registry::Registry;
 use super::service::{RETRIES, SLOWEST, describe, is_not_implemented, is_there, operators};
 use super::spec::{Kind, Spec};
+use super::transport::{Faults, RateLimit};
 use crate::store::StateId;
 
 /// Response time that does not count against the retry budget.
@@ -40,7 +40,7 @@ pub struct Remote {
     /// Size of the current transfers, in bytes.
     moving: AtomicU64,
     gone: AtomicBool,
-    rest: Arc<Rest>,
+    rate_limit: Arc<RateLimit>,
     faults: Arc<Faults>,
     down: AtomicU64,
     up: AtomicU64,
@@ -60,11 +60,11 @@ impl Remote {
     ///
     /// What is wrong with the spec.
     pub fn open(spec: Spec) -> Result<Self, String> {
-        let (rest, faults) = (Arc::new(Rest::default()), Arc::new(Faults::default()));
+        let (rate_limit, faults) = (Arc::new(RateLimit::default()), Arc::new(Faults::default()));
         let backend = match spec.kind {
             Kind::Registry => Backend::Registry(Registry::open(&spec, faults.clone())?),
             _ => {
-                let (read, write) = operators(&spec, &rest, &faults)?;
+                let (read, write) = operators(&spec, &rate_limit, &faults)?;
                 Backend::Objects(read, write)
             }
         };
@@ -72,7 +72,7 @@ impl Remote {
             left: Mutex::new(spec.timeout),
             moving: AtomicU64::new(0),
             gone: AtomicBool::new(false),
-            rest,
+            rate_limit,
             faults,
             spec,
             backend,
@@ -348,7 +348,7 @@ impl Remote {
             // Other transfers slow this one down.
             let beside = Moving::add(&self.moving, bytes);
             let left = *self.left.lock().unwrap_or_else(PoisonError::into_inner);
-            let rest = self.rest.left().unwrap_or_default();
+            let rest = self.rate_limit.left().unwrap_or_default();
             let limit = left + Duration::from_secs(beside.all() / SLOWEST);
             let result = if rest > left {
                 tries = RETRIES;
@@ -390,7 +390,7 @@ impl Remote {
                 }
             }
             tries += 1;
-            if tries > RETRIES || self.rest.left().is_none() {
+            if tries > RETRIES || self.rate_limit.left().is_none() {
                 return Err(trouble);
             }
             self.faults.add(trouble.why);

@@ -8,9 +8,9 @@ use std::time::Duration;
 use opendal::layers::{ConcurrentLimitLayer, RetryLayer, TimeoutLayer};
 use opendal::{ErrorKind, Operator, services};
 
-use super::courier::{Courier, Faults, Rest};
 use super::object::Trouble;
 use super::spec::{Kind, Spec};
+use super::transport::{Faults, RateLimit, Transport};
 
 /// Timeout of a small request, before it is retried.
 const SMALL: Duration = Duration::from_secs(10);
@@ -70,7 +70,7 @@ static MEMORY: OnceLock<Mutex<HashMap<String, Operator>>> = OnceLock::new();
 /// packs.
 pub(super) fn operators(
     spec: &Spec,
-    rest: &Arc<Rest>,
+    rate_limit: &Arc<RateLimit>,
     faults: &Arc<Faults>,
 ) -> Result<(Operator, Operator), String> {
     let mut options = spec.options.clone();
@@ -113,10 +113,10 @@ pub(super) fn operators(
     };
     let op = plain.map_err(fail)?;
     let context = op.context().clone();
-    let courier = opendal::HttpTransporter::new(Courier::new(rest.clone())?);
+    let transport = opendal::HttpTransporter::new(Transport::new(rate_limit.clone())?);
     // All tries together take no longer than the retry budget.
     let each = spec.timeout / (RETRIES as u32 + 1);
-    let op = op.with_context(context.with_http_transport(courier));
+    let op = op.with_context(context.with_http_transport(transport));
     let retry = || {
         let faults = faults.clone();
         RetryLayer::new()

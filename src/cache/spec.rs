@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Default retry budget of a cache.
-const PATIENCE: Duration = Duration::from_secs(60);
+const RETRY_BUDGET: Duration = Duration::from_secs(60);
 /// Default age at which used objects are refreshed, so that a bucket's expiry
 /// rule does not delete them.
 const TOUCH: Duration = Duration::from_secs(24 * 60 * 60);
@@ -203,7 +203,7 @@ impl Spec {
             ignore_error: true,
             domains: Vec::new(),
             name: None,
-            timeout: PATIENCE,
+            timeout: RETRY_BUDGET,
             touch_refresh: TOUCH,
             max_age: None,
             label: String::new(),

@@ -14,10 +14,10 @@ const CONNECT: Duration = Duration::from_secs(5);
 
 /// The end of a rate limit that a server asked for, if there is one.
 #[derive(Debug, Default)]
-pub(super) struct Rest(Mutex<Option<Instant>>);
+pub(super) struct RateLimit(Mutex<Option<Instant>>);
 
-impl Rest {
-    /// Returns the rest of the rate limit; `None` if it is over.
+impl RateLimit {
+    /// Returns the time that is left of the rate limit; `None` if it is over.
     pub(super) fn left(&self) -> Option<Duration> {
         let until = (*self.0.lock().unwrap_or_else(PoisonError::into_inner))?;
         until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
@@ -60,33 +60,33 @@ fn parse(text: &str, now: SystemTime) -> Option<Duration> {
 }
 
 /// The transport of a cache's requests.
-pub(super) struct Courier {
+pub(super) struct Transport {
     inner: HttpTransporter,
-    rest: std::sync::Arc<Rest>,
+    rate_limit: std::sync::Arc<RateLimit>,
 }
 
-impl Courier {
-    pub(super) fn new(rest: std::sync::Arc<Rest>) -> Result<Self, String> {
+impl Transport {
+    pub(super) fn new(rate_limit: std::sync::Arc<RateLimit>) -> Result<Self, String> {
         ready_for_tls();
         let client = reqwest::Client::builder()
             .user_agent(concat!("vimg/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT)
             .build()
             .map_err(|e| e.to_string())?;
-        Ok(Self { inner: HttpTransporter::new(ReqwestTransport::new(client)), rest })
+        Ok(Self { inner: HttpTransporter::new(ReqwestTransport::new(client)), rate_limit })
     }
 }
 
-impl HttpTransport for Courier {
+impl HttpTransport for Transport {
     async fn fetch(&self, request: Request<Buffer>) -> opendal::Result<Response<HttpBody>> {
-        if let Some(left) = self.rest.left() {
+        if let Some(left) = self.rate_limit.left() {
             // This error is not temporary, so that the retry layer does not
             // repeat the request at once. The caller waits.
             let text = format!("rate limited for another {} s", left.as_secs() + 1);
             return Err(Error::new(ErrorKind::RateLimited, text));
         }
         let response = self.inner.fetch(request).await?;
-        self.rest.note(&response);
+        self.rate_limit.note(&response);
         let status = response.status();
         let tries_again = matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504);
         if !tries_again {
@@ -94,7 +94,7 @@ impl HttpTransport for Courier {
         }
         // The body of an error response is ignored.
         let error = Error::new(ErrorKind::Unexpected, format!("HTTP status {}", status.as_u16()));
-        Err(if self.rest.left().is_some() { error } else { error.set_temporary() })
+        Err(if self.rate_limit.left().is_some() { error } else { error.set_temporary() })
     }
 }
 
@@ -118,13 +118,13 @@ mod tests {
         assert_eq!(parse("Sun, 06 Nov 1994 08:49:37 GMT", now), Some(Duration::from_secs(7)));
         assert_eq!(parse("Sun, 06 Nov 1994 08:49:27 GMT", now), Some(Duration::ZERO));
         assert_eq!(parse("soon", now), None);
-        let rest = Rest::default();
+        let rate_limit = RateLimit::default();
         let mut response = Response::new(());
         response.headers_mut().insert(RETRY_AFTER, http::HeaderValue::from_static("60"));
-        rest.note(&response);
-        assert!(rest.left().is_none(), "a good answer is no reason");
+        rate_limit.note(&response);
+        assert!(rate_limit.left().is_none(), "a good answer is no reason");
         *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
-        rest.note(&response);
-        assert!(rest.left().unwrap() > Duration::from_secs(50));
+        rate_limit.note(&response);
+        assert!(rate_limit.left().unwrap() > Duration::from_secs(50));
     }
 }
