@@ -35,4 +35,4 @@ pub use record::{Boot, Disk, DiskKind, Origin, Record, SCHEMA, StateId};
 pub use replace::{replace, replace_note};
 pub use server::{ServerHome, ServerRecord, read_server};
 pub use staging::{Staging, settle};
-pub use states::{Believes, Store};
+pub use states::{Store, TrustsOrigin};

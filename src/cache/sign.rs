@@ -148,12 +148,12 @@ impl Trust {
     }
 
     /// Whether the key with this tag is trusted for the domain.
-    pub fn believes_tag(&self, domain: &str, tag: &str) -> bool {
+    pub fn trusts_tag(&self, domain: &str, tag: &str) -> bool {
         let all = self.keys.iter().map(|(_, key)| key).chain(&self.own);
-        all.into_iter().any(|key| key.tag() == tag && self.believes(domain, key))
+        all.into_iter().any(|key| key.tag() == tag && self.trusts(domain, key))
     }
 
-    fn believes(&self, domain: &str, key: &PublicKey) -> bool {
+    fn trusts(&self, domain: &str, key: &PublicKey) -> bool {
         let fits = |pattern: &str| match pattern.strip_suffix('*') {
             Some(start) => domain.starts_with(start),
             None => domain == pattern,
@@ -217,7 +217,7 @@ impl Envelope {
         let mut foreign = None;
         for signed in self.signatures.iter().take(8) {
             let Ok(key) = signed.keyid.parse::<PublicKey>() else { continue };
-            if !trust.believes(domain, &key) {
+            if !trust.trusts(domain, &key) {
                 foreign = Some(key);
                 continue;
             }
@@ -249,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_those_who_are_trusted_are_believed() {
+    fn only_trusted_keys_sign() {
         let (ours, theirs) = (Signer::generate().unwrap(), Signer::generate().unwrap());
         let mut trust = Trust::default();
         let envelope = ours.sign("k", b"payload");
@@ -259,7 +259,7 @@ mod tests {
         assert!(ask(&trust, "main").unwrap_err().contains("not trusted for `main`"));
         trust.add("pr-*", ours.public());
         let tag = ours.public().tag();
-        assert!(trust.believes_tag("pr-1", &tag) && !trust.believes_tag("main", &tag));
+        assert!(trust.trusts_tag("pr-1", &tag) && !trust.trusts_tag("main", &tag));
         assert!(ask(&trust, "main").is_err());
         assert_eq!(ask(&trust, "pr-12"), Ok(Writer::Trusted));
         trust.add_own(ours.public());

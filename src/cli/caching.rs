@@ -17,7 +17,7 @@ use crate::cache::sign::{PublicKey, Signer, Trust};
 use crate::cache::spec::{Kind, Spec, fields, is_name};
 use crate::digest::Digest;
 use crate::event::{Event, Sink};
-use crate::store::{Area, Believes, Store};
+use crate::store::{Area, Store, TrustsOrigin};
 
 /// Options that name the caches of a build.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -37,7 +37,7 @@ pub(super) struct Opened {
     pub(super) caches: Caches,
     pub(super) notices: Vec<String>,
     /// Decides which fetched states in the local store a build may use.
-    pub(super) believes: Option<Believes>,
+    pub(super) trusts: Option<TrustsOrigin>,
 }
 
 /// The specs of caches, before they are opened, and the trusted keys.
@@ -53,8 +53,8 @@ struct Named {
 impl Opened {
     /// Restricts the store to the states that this run may use.
     pub(super) fn store(&self, store: &Store) -> Store {
-        match &self.believes {
-            Some(believes) => store.clone().believing(believes.clone()),
+        match &self.trusts {
+            Some(trusts) => store.clone().trusting(trusts.clone()),
             None => store.clone(),
         }
     }
@@ -77,14 +77,14 @@ impl CacheArgs {
         let from = said(&self.cache_from, "VIMG_CACHE_FROM", "cache-from")?;
         let to = said(&self.cache_to, "VIMG_CACHE_TO", "cache-to")?;
         let around = around();
-        let mut opened = believers(consent.root(), &files)?;
+        let mut opened = trust_roots(consent.root(), &files)?;
         opened.notices.extend(consent::notice(&refused));
         let mut domains: BTreeSet<String> = around.read.iter().chain(&around.write).cloned().collect();
         let named = from.iter().map(|text| Spec::parse(text, false));
         domains.extend(named.flatten().flat_map(|spec| spec.domains));
         let named = to.iter().map(|text| Spec::parse(text, true));
         domains.extend(named.flatten().flat_map(|spec| spec.domains));
-        opened.believes = Some(believes(&opened.caches.trust, &domains));
+        opened.trusts = Some(trusts(&opened.caches.trust, &domains));
         Ok(Named { from, to, around, opened, domains })
     }
 
@@ -99,7 +99,7 @@ impl CacheArgs {
                 }
             }
         }
-        store.believing(believes(&opened.caches.trust, &domains))
+        store.trusting(trusts(&opened.caches.trust, &domains))
     }
 
     /// Opens the caches of a project, without sending a request.
@@ -167,16 +167,16 @@ impl CacheArgs {
         }
         // Once more, because the trust now includes the domains that this run
         // writes to.
-        opened.believes = Some(believes(&opened.caches.trust, &domains));
+        opened.trusts = Some(trusts(&opened.caches.trust, &domains));
         Ok(opened)
     }
 }
 
 /// Accepts a fetched state in the local store if a cache with these domains could
 /// provide it.
-fn believes(trust: &Trust, domains: &BTreeSet<String>) -> Believes {
+fn trusts(trust: &Trust, domains: &BTreeSet<String>) -> TrustsOrigin {
     let (trust, domains) = (trust.clone(), domains.clone());
-    Arc::new(move |domain, key| domains.contains(domain) && trust.believes_tag(domain, key))
+    Arc::new(move |domain, key| domains.contains(domain) && trust.trusts_tag(domain, key))
 }
 
 /// Whether a cache is a directory that does not exist.
@@ -197,7 +197,7 @@ pub(super) fn one(text: &str, to: bool, consent: &Consent) -> Result<(Opened, Ar
         spec.domains.clone_from(&around.read);
     }
     let files = [consent.settings()?.0, settings::user()?];
-    Ok((believers(consent.root(), &files)?, remote(spec)?))
+    Ok((trust_roots(consent.root(), &files)?, remote(spec)?))
 }
 
 /// Returns the spec of the first cache that builds use, the default of `vimg
@@ -263,7 +263,7 @@ fn variable_lines(name: &str) -> Option<Vec<String>> {
 }
 
 /// Collects the trusted keys, the signing key and the project's name in caches.
-fn believers(root: &Path, [project, user]: &[Settings; 2]) -> Result<Opened, Error> {
+fn trust_roots(root: &Path, [project, user]: &[Settings; 2]) -> Result<Opened, Error> {
     let mut trust = Trust::default();
     let wrong = |what: String, why: String| Error::Message(format!("{what}: {why}"), None, 2);
     for line in variable_lines("VIMG_CACHE_TRUST").unwrap_or_default() {
@@ -293,7 +293,7 @@ fn believers(root: &Path, [project, user]: &[Settings; 2]) -> Result<Opened, Err
     let name: String = name.chars().map(plain).take(48).collect();
     let name = if is_name(&name) { name } else { "project".to_owned() };
     let caches = Caches::new(trust, signer, name);
-    Ok(Opened { caches, notices: Vec::new(), believes: None })
+    Ok(Opened { caches, notices: Vec::new(), trusts: None })
 }
 
 /// Returns the path of the user's signing key.

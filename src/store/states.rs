@@ -26,26 +26,26 @@ use crate::disk::qcow2;
 pub struct Store {
     root: PathBuf,
     states: Arc<OwnedFd>,
-    believes: Believer,
+    trusts: OriginTrust,
 }
 
 /// Decides whether a state from a cache may be used, by its trust domain and
 /// the tag of the key that signed it.
-pub type Believes = Arc<dyn Fn(&str, &str) -> bool + Send + Sync>;
+pub type TrustsOrigin = Arc<dyn Fn(&str, &str) -> bool + Send + Sync>;
 
 #[derive(Clone, Default)]
-struct Believer(Option<Believes>);
+struct OriginTrust(Option<TrustsOrigin>);
 
-impl std::fmt::Debug for Believer {
+impl std::fmt::Debug for OriginTrust {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.0.is_some() { "Believer" } else { "none" })
+        f.write_str(if self.0.is_some() { "OriginTrust" } else { "none" })
     }
 }
 
 impl Store {
     /// Opens or creates the store at `root`. It is private to its user, because
     /// its contents are worth as much as the user's other files. Without
-    /// [`Self::believing`] only states that were built here are visible.
+    /// [`Self::trusting`] only states that were built here are visible.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
         if root.to_str().is_none() {
@@ -78,12 +78,12 @@ impl Store {
                 let _ = fs::set_permissions(dir, fs::Permissions::from_mode(0o700));
             }
         }
-        Ok(Self { root, states: Arc::new(opened.into()), believes: Believer::default() })
+        Ok(Self { root, states: Arc::new(opened.into()), trusts: OriginTrust::default() })
     }
 
-    /// Makes states of caches visible that `believes` accepts.
-    pub fn believing(self, believes: Believes) -> Self {
-        Self { believes: Believer(Some(believes)), ..self }
+    /// Makes states of caches visible that `trusts` accepts.
+    pub fn trusting(self, trusts: TrustsOrigin) -> Self {
+        Self { trusts: OriginTrust(Some(trusts)), ..self }
     }
 
     /// Returns the store's directory.
@@ -140,10 +140,11 @@ impl Store {
         };
         let whole = size("record.json") == Some(identity.record)
             && size(identity.kind.file_name()) == Some(identity.size);
-        let believed = identity.origins.iter().all(|origin| {
-            self.believes.0.as_ref().is_some_and(|believes| believes(&origin.domain, &origin.key))
-        });
-        Some(identity).filter(|_| whole && believed)
+        let trusted = identity
+            .origins
+            .iter()
+            .all(|origin| self.trusts.0.as_ref().is_some_and(|trusts| trusts(&origin.domain, &origin.key)));
+        Some(identity).filter(|_| whole && trusted)
     }
 
     /// Marks a damaged state as unusable, so that it is built again.
@@ -489,11 +490,11 @@ mod tests {
     }
 
     #[test]
-    fn what_came_from_a_cache_is_there_for_who_believes_it() {
+    fn states_of_caches_are_visible_to_stores_that_trust_their_origin() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        let believing = |domain: &'static str| {
-            store.clone().believing(Arc::new(move |d: &str, k: &str| d == domain && k == "tag"))
+        let trusting = |domain: &'static str| {
+            store.clone().trusting(Arc::new(move |d: &str, k: &str| d == domain && k == "tag"))
         };
         let origin = Some(Origin { domain: "main".into(), key: "tag".into() });
         let below = Record { origin, ..record(key("below"), None) };
@@ -501,22 +502,22 @@ mod tests {
         let above = record(key("above"), Some(&below));
         store.commit(stage(&store, "above"), &above).unwrap();
         for (domain, there) in [("main", true), ("pr-7", false)] {
-            let store = believing(domain);
+            let store = trusting(domain);
             assert_eq!((store.has(&below.key), store.has(&above.key)), (there, there), "{domain}");
         }
         assert!(!store.has(&below.key) && !store.has(&above.key));
         // A state that was made from these, but not on top of them, also has
         // their origins.
-        let inherited = believing("main").origins(&above.key);
+        let inherited = trusting("main").origins(&above.key);
         assert_eq!(inherited, [below.origin.clone().unwrap()]);
         let made_of = Record { inherited, ..record(key("made of"), None) };
         store.commit(stage(&store, "made of"), &made_of).unwrap();
-        assert!(believing("main").has(&made_of.key) && !believing("pr-7").has(&made_of.key));
+        assert!(trusting("main").has(&made_of.key) && !trusting("pr-7").has(&made_of.key));
         assert!(!store.has(&made_of.key));
         // A state that is built here replaces it.
         let own = record(key("below"), None);
         assert!(store.commit(stage(&store, "own"), &own).unwrap());
-        assert!(store.has(&own.key) && believing("pr-7").has(&own.key));
+        assert!(store.has(&own.key) && trusting("pr-7").has(&own.key));
     }
 
     #[test]

@@ -58,7 +58,7 @@ impl Runner {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         // The store accepts all states, because these tests are about caches.
-        let store = Store::open(dir.path()).unwrap().believing(Arc::new(|_, _| true));
+        let store = Store::open(dir.path()).unwrap().trusting(Arc::new(|_, _| true));
         Self { _dir: dir, store, nodes: BTreeMap::new(), told: Arc::default() }
     }
 

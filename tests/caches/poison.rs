@@ -116,7 +116,7 @@ fn valid_blobs_under_a_wrong_key_are_refused() {
 }
 
 #[test]
-fn a_wrong_signer_is_not_believed() {
+fn an_untrusted_signature_is_refused() {
     let cache = Poisoned::new();
     let output = cache.keys[2];
     let stranger = Signer::generate().unwrap();
@@ -330,7 +330,7 @@ fn one_domain_does_not_vouch_for_anothers_states() {
         Arc::new(Remote::open(Spec::parse(&spec, false).unwrap()).unwrap())
     };
     let (theirs, ours) = (remote(&dirs[0], "pr-7"), remote(&dirs[1], "main"));
-    let believing = |remote: &Arc<Remote>| {
+    let trusting = |remote: &Arc<Remote>| {
         let mut trust = Trust::default();
         trust.add("*", signer().public());
         let mut caches = Caches::new(trust, Some(signer()), "web".into());
@@ -340,24 +340,24 @@ fn one_domain_does_not_vouch_for_anothers_states() {
     };
     let mut writer = Runner::new();
     let (base, layer, _) = writer.project(70);
-    assert_eq!(writer.push(&believing(&theirs), &theirs, &[base, layer]).sent, 2);
+    assert_eq!(writer.push(&trusting(&theirs), &theirs, &[base, layer]).sent, 2);
     // A runner that serves both domains fetches them, and builds on top.
     let mut runner = Runner::new();
-    runner.fetch(&believing(&theirs), layer).unwrap();
+    runner.fetch(&trusting(&theirs), layer).unwrap();
     let origin = runner.store.record(&base).unwrap().origin.unwrap();
     assert_eq!((origin.domain.as_str(), origin.key), ("pr-7", signer().public().tag()));
     let own = runner.layer("web@own", layer, 71);
-    let pushed = runner.push(&believing(&ours), &ours, &[base, layer, own]);
+    let pushed = runner.push(&trusting(&ours), &ours, &[base, layer, own]);
     assert_eq!((pushed.sent, pushed.withheld.is_empty()), (0, false));
-    assert!(runner.fetch(&believing(&ours), own).is_err(), "nothing of it is there");
+    assert!(runner.fetch(&trusting(&ours), own).is_err(), "nothing of it is there");
     // An output that was made from their states must not be signed either,
     // although its disk is on none of theirs.
     let output = runner.made_of("web:raw", layer, 72);
-    let pushed = runner.push(&believing(&ours), &ours, &[output]);
+    let pushed = runner.push(&trusting(&ours), &ours, &[output]);
     assert_eq!((pushed.sent, pushed.withheld), (0, vec!["web:raw".to_owned()]));
-    assert_eq!(runner.push(&believing(&theirs), &theirs, &[output]).sent, 1);
+    assert_eq!(runner.push(&trusting(&theirs), &theirs, &[output]).sent, 1);
     // It may be sent to the domain that it came from.
-    assert_eq!(runner.push(&believing(&theirs), &theirs, &[own]).sent, 1);
+    assert_eq!(runner.push(&trusting(&theirs), &theirs, &[own]).sent, 1);
 }
 
 /// A disk with a flipped bit is not signed and sent.
