@@ -44,7 +44,7 @@ pub(super) struct Opened {
 struct Named {
     from: Vec<String>,
     to: Vec<String>,
-    around: Surroundings,
+    ci_domains: CiDomains,
     opened: Opened,
     /// Trust domains that this run reads or writes.
     domains: BTreeSet<String>,
@@ -76,25 +76,26 @@ impl CacheArgs {
         };
         let from = said(&self.cache_from, "VIMG_CACHE_FROM", "cache-from")?;
         let to = said(&self.cache_to, "VIMG_CACHE_TO", "cache-to")?;
-        let around = around();
+        let ci_domains = ci_domains();
         let mut opened = trust_roots(consent.root(), &files)?;
         opened.notices.extend(consent::notice(&refused));
-        let mut domains: BTreeSet<String> = around.read.iter().chain(&around.write).cloned().collect();
+        let mut domains: BTreeSet<String> =
+            ci_domains.read.iter().chain(&ci_domains.write).cloned().collect();
         let named = from.iter().map(|text| Spec::parse(text, false));
         domains.extend(named.flatten().flat_map(|spec| spec.domains));
         let named = to.iter().map(|text| Spec::parse(text, true));
         domains.extend(named.flatten().flat_map(|spec| spec.domains));
         opened.trusts = Some(trusts(&opened.caches.trust, &domains));
-        Ok(Named { from, to, around, opened, domains })
+        Ok(Named { from, to, ci_domains, opened, domains })
     }
 
     /// Restricts the store to the states that a build may use. Ignores mistakes in
     /// settings; the commands that use caches report them.
     pub(super) fn store(&self, consent: &Consent, store: Store) -> Store {
-        let Ok(Named { to, around, mut opened, domains, .. }) = self.named(consent) else { return store };
+        let Ok(Named { to, ci_domains, mut opened, domains, .. }) = self.named(consent) else { return store };
         if opened.caches.signer.is_some() {
             for spec in to.iter().filter_map(|text| Spec::parse(text, true).ok()) {
-                if let Some(domain) = spec.domains.first().or(around.write.as_ref()) {
+                if let Some(domain) = spec.domains.first().or(ci_domains.write.as_ref()) {
                     opened.caches.trust.add_written(domain);
                 }
             }
@@ -104,7 +105,7 @@ impl CacheArgs {
 
     /// Opens the caches of a project, without sending a request.
     pub(super) fn open(&self, consent: &Consent, store: &Store) -> Result<Opened, Error> {
-        let Named { from, to, around, mut opened, domains } = self.named(consent)?;
+        let Named { from, to, ci_domains, mut opened, domains } = self.named(consent)?;
         if from.is_empty() && to.is_empty() {
             return Ok(opened);
         }
@@ -123,7 +124,7 @@ impl CacheArgs {
                 continue;
             }
             if spec.domains.is_empty() {
-                spec.domains.clone_from(&around.read);
+                spec.domains.clone_from(&ci_domains.read);
             }
             match Remote::open(spec.clone()) {
                 Ok(remote) => opened.caches.from.push(Arc::new(remote)),
@@ -140,13 +141,13 @@ impl CacheArgs {
         for text in &to {
             let mut spec = parse(text, true, "--cache-to")?;
             if spec.domains.is_empty() {
-                let Some(write) = &around.write else {
-                    opened.notices.push(format!("nothing is sent to {}: {}", spec.label, around.why));
+                let Some(write) = &ci_domains.write else {
+                    opened.notices.push(format!("nothing is sent to {}: {}", spec.label, ci_domains.why));
                     continue;
                 };
                 spec.domains.push(write.clone());
                 // States that these domains have need not be sent again.
-                spec.domains.extend(around.read.iter().filter(|d| *d != write).cloned());
+                spec.domains.extend(ci_domains.read.iter().filter(|d| *d != write).cloned());
             }
             if opened.caches.signer.is_none() {
                 let why = "there is no signing key; create one with `vimg cache keygen`";
@@ -191,10 +192,10 @@ pub(super) fn tell(sink: &Sink, notices: Vec<String>) {
 
 /// Opens the one cache that a `vimg cache` command works on.
 pub(super) fn one(text: &str, to: bool, consent: &Consent) -> Result<(Opened, Arc<Remote>), Error> {
-    let around = around();
+    let ci_domains = ci_domains();
     let mut spec = parse(text, to, "the cache")?;
     if spec.domains.is_empty() {
-        spec.domains.clone_from(&around.read);
+        spec.domains.clone_from(&ci_domains.read);
     }
     let files = [consent.settings()?.0, settings::user()?];
     Ok((trust_roots(consent.root(), &files)?, remote(spec)?))
@@ -283,7 +284,7 @@ fn trust_roots(root: &Path, [project, user]: &[Settings; 2]) -> Result<Opened, E
     let signer = signer()?;
     if let Some(signer) = &signer {
         trust.add_own(signer.public());
-        around().write.iter().for_each(|domain| trust.add_written(domain));
+        ci_domains().write.iter().for_each(|domain| trust.add_written(domain));
     }
     // A repository has the same name everywhere, unlike its checkouts.
     let repository = ["GITHUB_REPOSITORY", "CI_PROJECT_PATH"].iter().find_map(std::env::var_os);
@@ -314,7 +315,7 @@ fn signer() -> Result<Option<Signer>, Error> {
 
 /// The trust domains of caches without `domain=`.
 #[derive(Debug, PartialEq, Eq)]
-struct Surroundings {
+struct CiDomains {
     read: Vec<String>,
     write: Option<String>,
     /// Why vimg writes nothing, if `write` is `None`.
@@ -328,15 +329,15 @@ const EVENT: &str = "this event may run a stranger's code; to write, name a doma
 const UNKNOWN: &str = "this CI is unknown; to write, name a domain with `domain=`";
 
 /// Derives the trust domains from this process's environment.
-fn around() -> Surroundings {
-    surroundings(&|name| std::env::var(name).ok().filter(|v| !v.is_empty()))
+fn ci_domains() -> CiDomains {
+    ci_domains_of(&|name| std::env::var(name).ok().filter(|v| !v.is_empty()))
 }
 
 /// Derives the trust domains from the variables that CI systems set. A pull
 /// request reads `main` and its own domain and writes its own; one from a fork
 /// writes nothing.
-fn surroundings(var: &dyn Fn(&str) -> Option<String>) -> Surroundings {
-    let of = |domain: String, fork: bool| Surroundings {
+fn ci_domains_of(var: &dyn Fn(&str) -> Option<String>) -> CiDomains {
+    let of = |domain: String, fork: bool| CiDomains {
         read: if domain == MAIN { vec![MAIN.into()] } else { vec![domain.clone(), MAIN.into()] },
         write: (!fork).then_some(domain),
         why: FORK,
@@ -373,7 +374,7 @@ fn surroundings(var: &dyn Fn(&str) -> Option<String>) -> Surroundings {
             event_name.as_str(),
             "push" | "schedule" | "workflow_dispatch" | "release" | "merge_group"
         ) {
-            return Surroundings { read: vec![MAIN.into()], write: None, why: EVENT };
+            return CiDomains { read: vec![MAIN.into()], write: None, why: EVENT };
         }
         return of(if is_branch && name == default { MAIN.into() } else { branch(&name) }, false);
     }
@@ -388,7 +389,7 @@ fn surroundings(var: &dyn Fn(&str) -> Option<String>) -> Surroundings {
         return of(if is_main { MAIN.into() } else { branch(&name) }, false);
     }
     if var("CI").is_some() {
-        return Surroundings { read: vec![MAIN.into()], write: None, why: UNKNOWN };
+        return CiDomains { read: vec![MAIN.into()], write: None, why: UNKNOWN };
     }
     of(MAIN.into(), false)
 }
@@ -397,8 +398,8 @@ fn surroundings(var: &dyn Fn(&str) -> Option<String>) -> Surroundings {
 mod tests {
     use super::*;
 
-    fn around(vars: &[(&str, &str)]) -> (String, Option<String>) {
-        let found = surroundings(&|name| {
+    fn ci_domains(vars: &[(&str, &str)]) -> (String, Option<String>) {
+        let found = ci_domains_of(&|name| {
             vars.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
         });
         (found.read.join(";"), found.write)
@@ -417,7 +418,7 @@ mod tests {
                 ("GITHUB_REPOSITORY", "we/web"),
             ];
             vars.extend(rest);
-            around(&vars)
+            ci_domains(&vars)
         };
         write(r#"{"pull_request":{"number":7,"head":{"repo":{"full_name":"we/web"}}}}"#);
         assert_eq!(github("pull_request", &[]), ("pr-7;main".into(), Some("pr-7".into())));
@@ -443,9 +444,9 @@ mod tests {
     }
 
     #[test]
-    fn other_surroundings_are_told_apart() {
+    fn other_ci_systems_are_told_apart() {
         let gitlab = |rest: &[(&str, &str)]| {
-            around(&[&[("GITLAB_CI", "true"), ("CI_DEFAULT_BRANCH", "main")], rest].concat())
+            ci_domains(&[&[("GITLAB_CI", "true"), ("CI_DEFAULT_BRANCH", "main")], rest].concat())
         };
         let ids = |source| {
             [
@@ -459,8 +460,8 @@ mod tests {
         assert_eq!(gitlab(&[("CI_COMMIT_REF_NAME", "main")]).1, Some("main".into()));
         let tag = [("CI_COMMIT_REF_NAME", "main"), ("CI_COMMIT_TAG", "main")];
         assert_eq!(gitlab(&tag).1, Some("branch-main".into()));
-        assert_eq!(around(&[]), ("main".into(), Some("main".into())));
-        assert_eq!(around(&[("CI", "true")]), ("main".into(), None));
+        assert_eq!(ci_domains(&[]), ("main".into(), Some("main".into())));
+        assert_eq!(ci_domains(&[("CI", "true")]), ("main".into(), None));
     }
 
     #[test]
