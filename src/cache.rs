@@ -5,7 +5,7 @@
 //! v3/records/<domain>/<key>     signed entries of a state and of the disks below
 //! v3/packs/<sha256>             chunks of files, and lists of chunks
 //! v3/builds/<domain>/<name>     the signed keys of a project's last build
-//! v3/condemned                  tombstones: packs that no record needed at
+//! v3/tombstones                 packs that no record needed at
 //!                               the last garbage collection
 //! v3/aside/<name>               temporary copies of packs, to refresh their age
 //! ```

@@ -121,16 +121,16 @@ fn behaves(spec: &str, lacks: Lacks) {
     };
     let clean = |keep: &Keep| wait(keep::clean(&reader, keep)).unwrap();
     let cleaned = clean(&keep(Some(3600), None, 0));
-    assert_eq!((cleaned.records, cleaned.packs, cleaned.condemned), (0, 0, 0));
+    assert_eq!((cleaned.records, cleaned.packs, cleaned.tombstones), (0, 0, 0));
     // The cache is too large. Records are deleted first, and packs only at the
     // next collection, so that a running build still finds the packs of records
     // that it has read.
     let cleaned = clean(&keep(None, Some(0), 3600));
     assert_eq!((cleaned.records, cleaned.packs), (5, 0));
-    assert!(cleaned.condemned > 3);
+    assert!(cleaned.tombstones > 3);
     assert_eq!(clean(&keep(None, None, 3600)).packs, 0, "not so long ago");
     let gone = clean(&keep(None, None, 0));
-    assert_eq!((gone.packs, gone.left), (cleaned.condemned, 0));
+    assert_eq!((gone.packs, gone.left), (cleaned.tombstones, 0));
     let listing = wait(keep::list(&reader)).unwrap();
     assert!(listing.records.is_empty() && listing.packs.is_empty());
 }

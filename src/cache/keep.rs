@@ -11,7 +11,7 @@ use super::remote::Remote;
 use crate::digest::Key;
 
 /// Maximum size of the list of tombstones, in bytes.
-const MAX_CONDEMNED: u64 = 64 << 20;
+const MAX_TOMBSTONES: u64 = 64 << 20;
 
 /// A record in a cache.
 #[derive(Debug)]
@@ -73,7 +73,7 @@ pub async fn list(remote: &Remote) -> Result<Listing, Trouble> {
             Object::Record { domain, key } => records.push((domain, key, meta)),
             build @ Object::Build { .. } => listing.builds.push((build, meta.modified)),
             aside @ Object::Aside(_) => listing.asides.push((aside, meta)),
-            Object::Condemned => {}
+            Object::Tombstones => {}
         }
     }
     let read = records.into_iter().map(|(domain, key, Meta { modified, .. })| async move {
@@ -119,7 +119,7 @@ pub struct Cleaned {
     pub bytes: u64,
     /// Packs with a tombstone: the next run removes those that are still
     /// unneeded.
-    pub condemned: usize,
+    pub tombstones: usize,
     /// The size that is left, in bytes.
     pub left: u64,
 }
@@ -187,7 +187,7 @@ async fn packs(
     cleaned: &mut Cleaned,
 ) -> Result<(), Trouble> {
     let now = now();
-    let bytes = remote.get(&Object::Condemned, MAX_CONDEMNED).await?.unwrap_or_default();
+    let bytes = remote.get(&Object::Tombstones, MAX_TOMBSTONES).await?.unwrap_or_default();
     // If the list can't be read, there are no tombstones.
     let before: BTreeMap<String, u64> = serde_json::from_slice(&bytes).unwrap_or_default();
     let mut after = BTreeMap::new();
@@ -211,10 +211,10 @@ async fn packs(
             after.insert(sha256.clone(), since);
         }
     }
-    cleaned.condemned = after.len();
+    cleaned.tombstones = after.len();
     if after != before && !keep.dry_run {
         let bytes = serde_json::to_vec(&after).map_err(|e| Trouble::new(e.to_string()))?;
-        remote.put(&Object::Condemned, bytes, &[]).await?;
+        remote.put(&Object::Tombstones, bytes, &[]).await?;
     }
     Ok(())
 }

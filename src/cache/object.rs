@@ -35,7 +35,7 @@ pub enum Object {
     },
     /// The tombstones: packs that no record needed at the last garbage
     /// collection.
-    Condemned,
+    Tombstones,
     /// A temporary copy of a pack, left by an interrupted refresh of its age.
     Aside(String),
 }
@@ -53,7 +53,7 @@ impl Object {
             Self::Record { domain, key } => format!("{}/records/{domain}/{key}", root()),
             Self::Pack(pack) => format!("{}/packs/{}", root(), pack.sha256),
             Self::Build { domain, name } => format!("{}/builds/{domain}/{name}", root()),
-            Self::Condemned => format!("{}/condemned", root()),
+            Self::Tombstones => format!("{}/tombstones", root()),
             Self::Aside(name) => format!("{}/aside/{name}", root()),
         }
     }

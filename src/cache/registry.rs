@@ -146,7 +146,7 @@ impl Registry {
         match object {
             Object::Record { domain, key } => Some(format!("r-{domain}-{key}")),
             Object::Build { domain, name } => Some(format!("b-{}-{domain}-{name}", domain.len())),
-            Object::Pack(_) | Object::Condemned | Object::Aside(_) => None,
+            Object::Pack(_) | Object::Tombstones | Object::Aside(_) => None,
         }
     }
 

@@ -249,7 +249,7 @@ fn du(listing: &Listing, style: Style) -> Outcome {
 
 fn cleaned_text(cleaned: &Cleaned, dry_run: bool) -> String {
     let verb = if dry_run { "would be removed" } else { "removed" };
-    let next = match cleaned.condemned {
+    let next = match cleaned.tombstones {
         0 => String::new(),
         n => format!("\na later run removes {n} more packs, unless they are needed by then"),
     };

@@ -31,7 +31,7 @@ pub(crate) fn listed(listing: &Listing) -> Vec<String> {
 
 /// Returns the directory of a cache's objects, below its root.
 pub(crate) fn objects() -> String {
-    Object::Condemned.path().strip_suffix("/condemned").unwrap().to_owned()
+    Object::Tombstones.path().strip_suffix("/tombstones").unwrap().to_owned()
 }
 
 /// Returns random bytes, which can't be compressed; the same for the same seed.
