@@ -25,7 +25,7 @@ mod registry;
 mod service;
 pub mod remote;
 mod caches;
-pub mod keep;
+pub mod gc;
 mod piece;
 mod pull;
 mod push;

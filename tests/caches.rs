@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Runner, listed, wait};
-use vimg::cache::keep::{self, Keep};
+use vimg::cache::gc::{self, Keep};
 use vimg::cache::object::Object;
 use vimg::cache::remote::Remote;
 use vimg::cache::spec::Spec;
@@ -95,7 +95,7 @@ fn behaves(spec: &str, lacks: Lacks) {
     assert!(third.same(&second, changed) && !third.same_files(&first, changed, output));
 
     // All its states are listed, and good.
-    let listing = wait(keep::list(&reader)).unwrap();
+    let listing = wait(gc::list(&reader)).unwrap();
     assert_eq!(listed(&listing).len(), 5);
     let caches = first.with(&reader, None);
     let verified = wait(caches.verify(&reader, true)).unwrap();
@@ -119,7 +119,7 @@ fn behaves(spec: &str, lacks: Lacks) {
         grace: Duration::from_secs(grace),
         dry_run: false,
     };
-    let clean = |keep: &Keep| wait(keep::clean(&reader, keep)).unwrap();
+    let clean = |keep: &Keep| wait(gc::clean(&reader, keep)).unwrap();
     let cleaned = clean(&keep(Some(3600), None, 0));
     assert_eq!((cleaned.records, cleaned.packs, cleaned.tombstones), (0, 0, 0));
     // The cache is too large. Records are deleted first, and packs only at the
@@ -131,7 +131,7 @@ fn behaves(spec: &str, lacks: Lacks) {
     assert_eq!(clean(&keep(None, None, 3600)).packs, 0, "not so long ago");
     let gone = clean(&keep(None, None, 0));
     assert_eq!((gone.packs, gone.left), (cleaned.tombstones, 0));
-    let listing = wait(keep::list(&reader)).unwrap();
+    let listing = wait(gc::list(&reader)).unwrap();
     assert!(listing.records.is_empty() && listing.packs.is_empty());
 }
 

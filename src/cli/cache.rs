@@ -15,7 +15,7 @@ use super::consent::Consent;
 use super::global::Global;
 use super::output::{Error, Outcome, print, print_json};
 use super::project;
-use crate::cache::keep::{self, Cleaned, Keep, Listing};
+use crate::cache::gc::{self, Cleaned, Keep, Listing};
 use crate::cache::object::Trouble;
 use crate::cache::remote::Remote;
 use crate::cache::sign::{PublicKey, Signer};
@@ -123,7 +123,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         Command::Gc { which, keep_age, keep_size, grace, dry_run } => {
             let keep = Keep { age: *keep_age, size: *keep_size, grace: *grace, dry_run: *dry_run };
             let (_, remote) = which.open(global)?;
-            let cleaned = asked(&remote, keep::clean(&remote, &keep))?;
+            let cleaned = asked(&remote, gc::clean(&remote, &keep))?;
             if style.json { print_json(&json!(cleaned)) } else { print(&cleaned_text(&cleaned, *dry_run)) }
         }
         Command::Verify { which, deep } => verify(which, *deep, global, style),
@@ -179,7 +179,7 @@ fn asked<T>(remote: &Remote, work: impl Future<Output = Result<T, Trouble>>) -> 
 
 fn listed(which: &Which, global: &Global) -> Result<Listing, Error> {
     let (_, remote) = which.open(global)?;
-    asked(&remote, keep::list(&remote))
+    asked(&remote, gc::list(&remote))
 }
 
 fn as_json(listing: &Listing) -> serde_json::Value {

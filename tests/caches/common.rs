@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use vimg::cache::keep::Listing;
+use vimg::cache::gc::Listing;
 use vimg::cache::object::Object;
 use vimg::cache::remote::Remote;
 use vimg::cache::sign::{Signer, Trust};

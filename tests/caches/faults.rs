@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use vimg::cache::keep;
+use vimg::cache::gc;
 use vimg::cache::object::Object;
 use vimg::cache::remote::Remote;
 use vimg::cache::spec::Spec;
@@ -288,7 +288,7 @@ fn a_list_is_never_a_part_of_one() {
     let to = open(server.address(), "60s");
     writer.try_push(&writer.with(&to, Some(&to)), &to, &[base, layer, output]).unwrap();
     let names = |remote: Arc<Remote>| {
-        let listing = wait(keep::list(&remote));
+        let listing = wait(gc::list(&remote));
         listing.map(|listing| (listed(&listing), listing.packs))
     };
     let whole = names(to).unwrap();
@@ -325,7 +325,7 @@ fn a_registry_that_does_not_end_is_cut_off() {
     let spec = Spec::parse(&format!("type=registry,ref={address}/cache/web,domain=main"), false).unwrap();
     let remote = Arc::new(Remote::open(spec).unwrap());
     let record = Object::Record { domain: "main".into(), key: Key(vimg::digest::Digest::of(b"x")) };
-    for asked in [wait(remote.get(&record, 100)).err(), wait(keep::list(&remote)).err()] {
+    for asked in [wait(remote.get(&record, 100)).err(), wait(gc::list(&remote)).err()] {
         let why = asked.map(|trouble| trouble.to_string()).unwrap_or_default();
         assert!(why.contains("a response is too long"), "{why}");
     }

@@ -1,4 +1,4 @@
-//! Lists, cleans, verifies and copies a cache.
+//! Collects garbage in a cache; lists, verifies and copies it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
