@@ -26,7 +26,7 @@ mod service;
 pub mod remote;
 mod caches;
 pub mod gc;
-mod piece;
+mod chunk;
 mod pull;
 mod push;
 

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::StreamExt;
 
 use super::caches::{Caches, Hit, tell};
+use super::chunk::{self, Chunk, blocking};
 use super::entry::{BLOB, Contents, Pack, Place, Signed};
 use super::object::{Object, Trouble};
-use super::piece::{self, Piece, blocking};
 use super::remote::Remote;
 use super::sign::Writer;
 use crate::digest::Blob;
@@ -257,15 +257,15 @@ impl Fetching<'_> {
         all.into_iter().collect()
     }
 
-    async fn list(&self, contents: &Contents) -> Result<Vec<Piece>, String> {
+    async fn list(&self, contents: &Contents) -> Result<Vec<Chunk>, String> {
         let Place { pack, from, stored, length, digest } = contents.list.clone();
         let pack = contents.packs.get(pack as usize).ok_or("its list of chunks is missing")?;
-        if length > piece::MAX_LIST || stored > length {
+        if length > chunk::MAX_LIST || stored > length {
             return Err("its list of chunks is too long".into());
         }
         let bytes = self.read(pack, from, u64::from(stored)).await?;
-        let unpacked = blocking(move || piece::unpack(&bytes, length, &digest.0)).await?;
-        let list = unpacked.and_then(|bytes| piece::read_list(&bytes, contents.size, &contents.packs));
+        let unpacked = blocking(move || chunk::unpack(&bytes, length, &digest.0)).await?;
+        let list = unpacked.and_then(|bytes| chunk::read_list(&bytes, contents.size, &contents.packs));
         list.ok_or_else(|| "its list of chunks is damaged".into())
     }
 
@@ -284,7 +284,7 @@ impl Fetching<'_> {
     /// if they arrive damaged: the connection may have been the cause.
     async fn part(&self, packs: &[Pack], part: Part, file: &Arc<File>) -> Result<(), String> {
         let pack = packs.get(part.pack as usize).ok_or("a pack is missing")?;
-        let pieces = Arc::new(part.pieces);
+        let chunks = Arc::new(part.chunks);
         for again in [false, true] {
             let bytes = match self.read(pack, part.from, part.length).await {
                 Err(why) if !again && !self.remote.is_gone() => {
@@ -293,8 +293,8 @@ impl Fetching<'_> {
                 }
                 other => other?,
             };
-            let (pieces, file) = (pieces.clone(), file.clone());
-            let written = blocking(move || write(&bytes, part.from, &pieces, &file)).await?;
+            let (chunks, file) = (chunks.clone(), file.clone());
+            let written = blocking(move || write(&bytes, part.from, &chunks, &file)).await?;
             if written.map_err(|e| e.to_string())? {
                 return Ok(());
             }
@@ -311,29 +311,29 @@ struct Part {
     pack: u32,
     from: u64,
     length: u64,
-    pieces: Vec<Piece>,
+    chunks: Vec<Chunk>,
 }
 
 /// Groups chunks into requests.
-fn parts(mut pieces: Vec<Piece>) -> Vec<Part> {
-    pieces.sort_unstable_by_key(|p| (p.pack, p.from, p.at));
+fn parts(mut chunks: Vec<Chunk>) -> Vec<Part> {
+    chunks.sort_unstable_by_key(|p| (p.pack, p.from, p.at));
     let mut parts: Vec<Part> = Vec::new();
-    for piece in pieces {
-        let end = piece.from + u64::from(piece.stored);
+    for chunk in chunks {
+        let end = chunk.from + u64::from(chunk.stored);
         match parts.last_mut() {
             Some(part)
-                if part.pack == piece.pack
-                    && piece.from <= part.from + part.length + GAP
+                if part.pack == chunk.pack
+                    && chunk.from <= part.from + part.length + GAP
                     && end - part.from <= MAX_RANGE =>
             {
                 part.length = part.length.max(end - part.from);
-                part.pieces.push(piece);
+                part.chunks.push(chunk);
             }
             _ => parts.push(Part {
-                pack: piece.pack,
-                from: piece.from,
-                length: u64::from(piece.stored),
-                pieces: vec![piece],
+                pack: chunk.pack,
+                from: chunk.from,
+                length: u64::from(chunk.stored),
+                chunks: vec![chunk],
             }),
         }
     }
@@ -342,34 +342,34 @@ fn parts(mut pieces: Vec<Piece>) -> Vec<Part> {
 
 /// Decompresses chunks into their file. Stops and returns `false` at the first
 /// damaged chunk.
-fn write(bytes: &[u8], from: u64, pieces: &[Piece], file: &File) -> std::io::Result<bool> {
+fn write(bytes: &[u8], from: u64, chunks: &[Chunk], file: &File) -> std::io::Result<bool> {
     // The same chunk may be in several places of the file. These are neighbours
     // here.
     let (mut known, mut unpacked) = (None, Vec::new());
-    for piece in pieces {
-        let place = (piece.from, piece.digest);
+    for chunk in chunks {
+        let place = (chunk.from, chunk.digest);
         if known != Some(place) {
-            let start = (piece.from - from) as usize;
-            let stored = bytes.get(start..start + piece.stored as usize);
-            let found = stored.and_then(|stored| piece::unpack(stored, piece.length, &piece.digest));
+            let start = (chunk.from - from) as usize;
+            let stored = bytes.get(start..start + chunk.stored as usize);
+            let found = stored.and_then(|stored| chunk::unpack(stored, chunk.length, &chunk.digest));
             let Some(found) = found else { return Ok(false) };
             (known, unpacked) = (Some(place), found);
         }
-        file.write_all_at(&unpacked, piece.at)?;
+        file.write_all_at(&unpacked, chunk.at)?;
     }
     Ok(true)
 }
 
 /// Returns the chunks that the file does not have yet.
-fn missing(file: &File, pieces: Vec<Piece>) -> Vec<Piece> {
+fn missing(file: &File, chunks: Vec<Chunk>) -> Vec<Chunk> {
     let mut buffer = Vec::new();
-    let lacks = |piece: &Piece| {
-        buffer.resize(piece.length as usize, 0);
-        file.read_exact_at(&mut buffer, piece.at).is_err()
-            || *blake3::hash(&buffer).as_bytes() != piece.digest
+    let lacks = |chunk: &Chunk| {
+        buffer.resize(chunk.length as usize, 0);
+        file.read_exact_at(&mut buffer, chunk.at).is_err()
+            || *blake3::hash(&buffer).as_bytes() != chunk.digest
     };
     let mut lacks = lacks;
-    pieces.into_iter().filter(|piece| lacks(piece)).collect()
+    chunks.into_iter().filter(|chunk| lacks(chunk)).collect()
 }
 
 /// Disk usage of a file, in bytes.
@@ -398,17 +398,17 @@ fn reap(dir: &Path) {
 mod tests {
     use super::*;
 
-    fn piece(at: u64, pack: u32, from: u64) -> Piece {
-        Piece { at, length: 10, digest: [0; 32], pack, from, stored: 10 }
+    fn chunk(at: u64, pack: u32, from: u64) -> Chunk {
+        Chunk { at, length: 10, digest: [0; 32], pack, from, stored: 10 }
     }
 
     #[test]
     fn neighbours_come_in_one_request() {
         let far = GAP + 100;
         let list =
-            vec![piece(0, 0, 0), piece(10, 1, 5), piece(20, 0, 10), piece(30, 0, 10), piece(40, 0, 20 + far)];
+            vec![chunk(0, 0, 0), chunk(10, 1, 5), chunk(20, 0, 10), chunk(30, 0, 10), chunk(40, 0, 20 + far)];
         let parts: Vec<_> =
-            parts(list).into_iter().map(|p| (p.pack, p.from, p.length, p.pieces.len())).collect();
+            parts(list).into_iter().map(|p| (p.pack, p.from, p.length, p.chunks.len())).collect();
         assert_eq!(parts, [(0, 0, 20, 3), (0, 20 + far, 10, 1), (1, 5, 10, 1)]);
     }
 }

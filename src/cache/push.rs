@@ -10,9 +10,9 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 
 use super::caches::{Caches, Refusal, now};
+use super::chunk::{self, Chunk, blocking};
 use super::entry::{self, BLOB, Build, Contents, Entry, Pack, Place, Signed};
 use super::object::{GRACE, Meta, Object, sha256};
-use super::piece::{self, Piece, blocking};
 use super::remote::Remote;
 use super::wire::WireState;
 use crate::digest::{Digest, Key};
@@ -378,17 +378,17 @@ impl Push<'_> {
     async fn learn_file(&mut self, contents: &Contents) {
         let Place { pack, from, stored, length, digest } = contents.list.clone();
         let Some(pack) = contents.packs.get(pack as usize) else { return };
-        if length > piece::MAX_LIST || stored > length {
+        if length > chunk::MAX_LIST || stored > length {
             return;
         }
         let Ok(Some(bytes)) = self.remote.range(pack, from, u64::from(stored)).await else { return };
-        let Ok(Some(bytes)) = blocking(move || piece::unpack(&bytes, length, &digest.0)).await else {
+        let Ok(Some(bytes)) = blocking(move || chunk::unpack(&bytes, length, &digest.0)).await else {
             return;
         };
-        let Some(list) = piece::read_list(&bytes, contents.size, &contents.packs) else { return };
+        let Some(list) = chunk::read_list(&bytes, contents.size, &contents.packs) else { return };
         let mut used: HashMap<u32, u64> = HashMap::new();
-        for piece in &list {
-            *used.entry(piece.pack).or_default() += u64::from(piece.stored);
+        for chunk in &list {
+            *used.entry(chunk.pack).or_default() += u64::from(chunk.stored);
         }
         let mut small: Vec<(u64, u32)> = used.into_iter().map(|(pack, bytes)| (bytes, pack)).collect();
         small.sort_unstable();
@@ -407,11 +407,11 @@ impl Push<'_> {
             .filter_map(|(_, pack)| contents.packs.get(*pack as usize).cloned())
             .collect();
         self.are_there(&used).await;
-        for piece in list.iter().filter(|p| !again.contains(&p.pack)) {
-            let pack = contents.packs.get(piece.pack as usize);
+        for chunk in list.iter().filter(|p| !again.contains(&p.pack)) {
+            let pack = contents.packs.get(chunk.pack as usize);
             if let Some(pack) = pack.filter(|pack| self.looked.get(pack) == Some(&true)) {
                 let slot = Slot::Old(pack.clone());
-                self.known.insert(piece.digest, (slot, piece.from, piece.stored));
+                self.known.insert(chunk.digest, (slot, chunk.from, chunk.stored));
             }
         }
     }
@@ -506,10 +506,10 @@ impl Push<'_> {
         let file = Arc::new(File::open(path).map_err(fail)?);
         let length = file.metadata().map_err(fail)?.len();
         let owned = path.to_owned();
-        let cut = blocking(move || piece::cut(&owned)).await?.map_err(fail)?;
+        let cut = blocking(move || chunk::cut(&owned)).await?.map_err(fail)?;
         let all: u64 = cut.iter().map(|(_, length)| u64::from(*length)).sum();
         let mut draft = Draft { name: name.to_owned(), size: length, digest, slots: Vec::new(), list: None };
-        let mut list: Vec<Piece> = Vec::new();
+        let mut list: Vec<Chunk> = Vec::new();
         let (mut rest, mut done) = (cut.as_slice(), 0);
         while !rest.is_empty() {
             let mut bytes = 0;
@@ -520,9 +520,9 @@ impl Push<'_> {
             let count = count.count().max(1);
             let (batch, others) = rest.split_at(count);
             rest = others;
-            let (file, pieces, known) = (file.clone(), batch.to_vec(), std::mem::take(&mut self.known));
+            let (file, chunks, known) = (file.clone(), batch.to_vec(), std::mem::take(&mut self.known));
             let (packed, known) = blocking(move || {
-                let packed = piece::pack(&file, &pieces, &known);
+                let packed = chunk::pack(&file, &chunks, &known);
                 (packed, known)
             })
             .await?;
@@ -534,7 +534,7 @@ impl Push<'_> {
                 }
                 let (slot, from, stored) = self.place(packed.digest, packed.bytes).await?;
                 let pack = draft.slot(slot);
-                list.push(Piece { at: *at, length: *length, digest: packed.digest, pack, from, stored });
+                list.push(Chunk { at: *at, length: *length, digest: packed.digest, pack, from, stored });
             }
             (self.sink)(Event::Moving {
                 node: node.to_owned(),
@@ -545,7 +545,7 @@ impl Push<'_> {
                 seconds: self.start.elapsed().as_secs_f64(),
             });
         }
-        let bytes = piece::write_list(&list).ok_or("a file has too many chunks")?;
+        let bytes = chunk::write_list(&list).ok_or("a file has too many chunks")?;
         let digest = Digest::of(&bytes);
         let packed = zstd::bulk::compress(&bytes, 3).map_err(|e| e.to_string())?;
         let (length, stored) = (bytes.len() as u32, packed.len().min(bytes.len()) as u32);

@@ -28,7 +28,7 @@ const LEVEL: i32 = 3;
 
 /// A chunk in the list of a file's chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Piece {
+pub(super) struct Chunk {
     /// Offset in the file, in bytes.
     pub at: u64,
     /// Length in the file, in bytes.
@@ -54,14 +54,14 @@ pub(super) fn cut(path: &Path) -> io::Result<Vec<(u64, u32)>> {
         true => qcow2::compressed_clusters(path).unwrap_or_default(),
         false => Vec::new(),
     };
-    let mut pieces = Vec::new();
+    let mut chunks = Vec::new();
     let mut at = 0;
     while at < length {
         let Some((start, end)) = extent(&file, at)? else { break };
         // Takes whole blocks, so that the chunks do not depend on where the
         // filesystem has holes.
         let mut next = start.max(at) / LENGTH * LENGTH;
-        if let Some(last) = pieces.last() {
+        if let Some(last) = chunks.last() {
             let (at, length): &(u64, u32) = last;
             next = next.max(at + u64::from(*length));
         }
@@ -76,12 +76,12 @@ pub(super) fn cut(path: &Path) -> io::Result<Vec<(u64, u32)>> {
                 _ => stop,
             };
             let stop = stop.min(length);
-            pieces.push((next, (stop - next) as u32));
+            chunks.push((next, (stop - next) as u32));
             next = stop;
         }
         at = end.max(next);
     }
-    Ok(pieces)
+    Ok(chunks)
 }
 
 /// Finds the next extent of data at or after `at`.
@@ -108,7 +108,7 @@ pub(super) struct Packed {
 /// Reads and compresses chunks on all CPUs. Digests in `known` need no bytes.
 pub(super) fn pack<T: Sync>(
     file: &File,
-    pieces: &[(u64, u32)],
+    chunks: &[(u64, u32)],
     known: &HashMap<[u8; 32], T>,
 ) -> io::Result<Vec<Packed>> {
     let next = AtomicUsize::new(0);
@@ -120,7 +120,7 @@ pub(super) fn pack<T: Sync>(
             let mut done = Vec::new();
             loop {
                 let n = next.fetch_add(1, Ordering::Relaxed);
-                let Some((at, length)) = pieces.get(n) else { return Ok(done) };
+                let Some((at, length)) = chunks.get(n) else { return Ok(done) };
                 buffer.resize(*length as usize, 0);
                 file.read_exact_at(&mut buffer, *at)?;
                 done.push((n, one(&buffer, &mut packer, known)?));
@@ -132,7 +132,7 @@ pub(super) fn pack<T: Sync>(
         };
         workers.into_iter().map(ended).collect()
     });
-    let mut all = Vec::with_capacity(pieces.len());
+    let mut all = Vec::with_capacity(chunks.len());
     for part in done {
         all.extend(part?);
     }
@@ -173,27 +173,27 @@ pub(super) fn unpack(stored: &[u8], length: u32, digest: &[u8; 32]) -> Option<Ve
 }
 
 /// Encodes a list of chunks; `None` if it is too large.
-pub(super) fn write_list(pieces: &[Piece]) -> Option<Vec<u8>> {
-    postcard::to_stdvec(pieces).ok().filter(|bytes| bytes.len() <= MAX_LIST as usize)
+pub(super) fn write_list(chunks: &[Chunk]) -> Option<Vec<u8>> {
+    postcard::to_stdvec(chunks).ok().filter(|bytes| bytes.len() <= MAX_LIST as usize)
 }
 
 /// Decodes the list of chunks of a file of `size` bytes in `packs`. `None` if a
 /// chunk is outside the file or its pack, or overlaps the previous chunk.
-pub(super) fn read_list(bytes: &[u8], size: u64, packs: &[super::entry::Pack]) -> Option<Vec<Piece>> {
-    let pieces: Vec<Piece> = postcard::from_bytes(bytes).ok()?;
+pub(super) fn read_list(bytes: &[u8], size: u64, packs: &[super::entry::Pack]) -> Option<Vec<Chunk>> {
+    let chunks: Vec<Chunk> = postcard::from_bytes(bytes).ok()?;
     let mut end = 0;
-    for piece in &pieces {
-        let pack = packs.get(piece.pack as usize)?;
-        let fits = piece.from.checked_add(u64::from(piece.stored))? <= pack.size
-            && piece.at >= end
-            && u64::from(piece.length) <= MAX_LENGTH
-            && piece.stored <= piece.length;
-        end = piece.at.checked_add(u64::from(piece.length))?;
+    for chunk in &chunks {
+        let pack = packs.get(chunk.pack as usize)?;
+        let fits = chunk.from.checked_add(u64::from(chunk.stored))? <= pack.size
+            && chunk.at >= end
+            && u64::from(chunk.length) <= MAX_LENGTH
+            && chunk.stored <= chunk.length;
+        end = chunk.at.checked_add(u64::from(chunk.length))?;
         if !fits || end > size {
             return None;
         }
     }
-    Some(pieces)
+    Some(chunks)
 }
 
 /// Runs blocking work on another thread.
@@ -220,10 +220,10 @@ mod tests {
     #[test]
     fn holes_have_no_pieces() {
         let file = write(&[(3 * LENGTH + 9, b"x"), (9 * LENGTH, b"y")], 9 * LENGTH + 100);
-        let pieces = cut(file.path()).unwrap();
-        assert!(pieces.contains(&(3 * LENGTH, LENGTH as u32)), "{pieces:?}");
-        assert_eq!(*pieces.last().unwrap(), (9 * LENGTH, 100));
-        assert!(pieces.len() <= 4);
+        let chunks = cut(file.path()).unwrap();
+        assert!(chunks.contains(&(3 * LENGTH, LENGTH as u32)), "{chunks:?}");
+        assert_eq!(*chunks.last().unwrap(), (9 * LENGTH, 100));
+        assert!(chunks.len() <= 4);
         assert!(cut(write(&[], 10 * LENGTH).path()).unwrap().is_empty());
     }
 
@@ -233,8 +233,8 @@ mod tests {
             .flat_map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[..1].to_vec())
             .collect();
         let file = write(&[(0, &noise), (LENGTH, &[7; 100])], 3 * LENGTH);
-        let pieces = [(0, LENGTH as u32), (LENGTH, LENGTH as u32), (2 * LENGTH, LENGTH as u32)];
-        let packed = pack::<()>(file.as_file(), &pieces, &HashMap::new()).unwrap();
+        let chunks = [(0, LENGTH as u32), (LENGTH, LENGTH as u32), (2 * LENGTH, LENGTH as u32)];
+        let packed = pack::<()>(file.as_file(), &chunks, &HashMap::new()).unwrap();
         let bytes = packed[0].bytes.as_ref().unwrap();
         assert_eq!(bytes.len(), LENGTH as usize, "noise is stored as it is");
         assert_eq!(unpack(bytes, LENGTH as u32, &packed[0].digest).unwrap(), noise);
@@ -246,7 +246,7 @@ mod tests {
         );
         assert!(packed[2].zero && packed[2].bytes.is_none());
         let known = HashMap::from([(packed[1].digest, ())]);
-        assert!(pack(file.as_file(), &pieces, &known).unwrap()[1].bytes.is_none());
+        assert!(pack(file.as_file(), &chunks, &known).unwrap()[1].bytes.is_none());
         // A changed byte, a missing byte, and a chunk that decompresses to
         // more.
         let mut bad = bytes.clone();
@@ -260,16 +260,16 @@ mod tests {
     #[test]
     fn lists_that_reach_outside_are_refused() {
         let packs = [Pack { sha256: "a".into(), size: 1000 }];
-        let good = Piece { at: 0, length: 100, digest: [0; 32], pack: 0, from: 900, stored: 100 };
-        let read = |pieces: &[Piece]| read_list(&write_list(pieces).unwrap(), 200, &packs);
-        assert_eq!(read(&[good, Piece { at: 100, ..good }]).unwrap().len(), 2);
-        assert!(read(&[good, Piece { at: 101, ..good }]).is_none(), "beyond the file");
-        assert!(read(&[good, Piece { at: 99, ..good }]).is_none(), "over another");
-        assert!(read(&[Piece { from: 901, ..good }]).is_none(), "beyond the pack");
-        assert!(read(&[Piece { pack: 1, ..good }]).is_none());
-        assert!(read(&[Piece { from: u64::MAX, ..good }]).is_none());
-        assert!(read(&[Piece { at: u64::MAX, ..good }]).is_none());
-        assert!(read(&[Piece { stored: 101, ..good }]).is_none());
+        let good = Chunk { at: 0, length: 100, digest: [0; 32], pack: 0, from: 900, stored: 100 };
+        let read = |chunks: &[Chunk]| read_list(&write_list(chunks).unwrap(), 200, &packs);
+        assert_eq!(read(&[good, Chunk { at: 100, ..good }]).unwrap().len(), 2);
+        assert!(read(&[good, Chunk { at: 101, ..good }]).is_none(), "beyond the file");
+        assert!(read(&[good, Chunk { at: 99, ..good }]).is_none(), "over another");
+        assert!(read(&[Chunk { from: 901, ..good }]).is_none(), "beyond the pack");
+        assert!(read(&[Chunk { pack: 1, ..good }]).is_none());
+        assert!(read(&[Chunk { from: u64::MAX, ..good }]).is_none());
+        assert!(read(&[Chunk { at: u64::MAX, ..good }]).is_none());
+        assert!(read(&[Chunk { stored: 101, ..good }]).is_none());
         assert!(read_list(b"\xff\xff\xff", 200, &packs).is_none());
     }
 }
