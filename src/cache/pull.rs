@@ -63,7 +63,7 @@ impl Caches {
         // From the lowest disk up, so that each finished disk can be used.
         for signed in hit.chain.iter().rev() {
             let state = &signed.entry.state;
-            let here = store.whole(&state.key, &mut Default::default());
+            let here = store.complete(&state.key, &mut Default::default());
             if here == Some(state.id) {
                 continue;
             }
@@ -73,7 +73,7 @@ impl Caches {
             let remote = self.nearest(node, hit, signed, sink).await;
             let lock = store.lock(&state.key).await.map_err(|e| e.to_string())?;
             // Another process may have built or fetched it in the meantime.
-            let here = store.whole(&state.key, &mut Default::default());
+            let here = store.complete(&state.key, &mut Default::default());
             if here.is_some_and(|id| id != state.id) {
                 return Err(format!("it lies on another build of {} than the one in the store", state.name));
             }

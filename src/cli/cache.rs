@@ -324,7 +324,7 @@ fn pull(moved: &Moved, global: &Global, style: Style) -> Outcome {
             let plan = caching.obtain(&graph, &last, &nodes, &mut looked).await;
             // A fetched state may be identical to another one (early cutoff),
             // which changes keys; and states that were missing may exist now.
-            last.whole.retain(|_, id| id.is_some());
+            last.complete.retain(|_, id| id.is_some());
             if !graph.resolve(|key| loaded.store.stands_for(key)) {
                 caching.tell(&looked);
                 return plan;

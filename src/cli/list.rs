@@ -24,8 +24,8 @@ pub(super) fn run(global: &Global, style: Style) -> Outcome {
     for id in graph.ids() {
         let node = graph.node(id);
         let (states, there, size) = node.parent().and_then(|p| chains.get(&p).copied()).unwrap_or_default();
-        let whole = loaded.store.whole(&node.key, &mut known).is_some();
-        let record = if whole { loaded.store.record(&node.key) } else { None };
+        let complete = loaded.store.complete(&node.key, &mut known).is_some();
+        let record = if complete { loaded.store.record(&node.key) } else { None };
         let own = record.map_or((0, 0), |r| (1, r.bytes));
         chains.insert(id, (states + 1, there + own.0, size + own.1));
     }

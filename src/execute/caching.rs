@@ -66,14 +66,14 @@ impl Caching<'_> {
             for (key, tier, came) in taken.buffer_unordered(AT_ONCE).collect::<Vec<_>>().await {
                 if came {
                     *looked.hits.entry(self.caches.from[tier].spec.label.clone()).or_default() += 1;
-                    last.whole.remove(&key);
+                    last.complete.remove(&key);
                 } else {
                     // Another cache may have it.
                     looked.asked.remove(&key);
                 }
             }
             // The states below came with it.
-            last.whole.retain(|_, id| id.is_some());
+            last.complete.retain(|_, id| id.is_some());
         }
     }
 

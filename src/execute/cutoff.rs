@@ -35,12 +35,12 @@ pub async fn make<P: Provider>(
     let plan = loop {
         let mut plan = caching.obtain(&context.graph, &now, wanted, &mut looked).await;
         // A state that was missing before may exist now.
-        now.whole.retain(|_, id| id.is_some());
+        now.complete.retain(|_, id| id.is_some());
         if looked.has_taken() && context.resolve() {
             continue;
         }
         if set_damaged_aside(context, &plan, &mut damaged) {
-            now.whole.clear();
+            now.complete.clear();
             continue;
         }
         leave_out(&mut plan, &context.graph, &all);

@@ -70,7 +70,7 @@ impl PlanCache {
         std::thread::scope(|scope| {
             let states = scope.spawn(|| {
                 let mut known = HashMap::with_capacity(self.states.len());
-                self.states.iter().all(|key| store.whole(key, &mut known).is_some())
+                self.states.iter().all(|key| store.complete(key, &mut known).is_some())
             });
             self.dependency_record.holds(project) && states.join().unwrap_or(false)
         })

@@ -82,12 +82,12 @@ impl Plan {
         wanted: &[NodeId],
     ) -> Self {
         let mut steps: BTreeMap<NodeId, Step> = BTreeMap::new();
-        let mut known = last.whole.clone();
+        let mut known = last.complete.clone();
         // Ids grow upwards, so children are settled before their parents.
         let mut asked: BTreeMap<NodeId, bool> = wanted.iter().map(|id| (*id, true)).collect();
         while let Some((id, needed)) = asked.pop_last() {
             let node = graph.node(id);
-            let step = if store.whole(&node.key, &mut known).is_some() {
+            let step = if store.complete(&node.key, &mut known).is_some() {
                 Some(Step::Reuse)
             } else if !needed {
                 None

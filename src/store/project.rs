@@ -27,9 +27,9 @@ pub struct ProjectFiles {
 pub struct Last {
     /// The keys of its nodes.
     pub nodes: BTreeMap<String, Key>,
-    /// Which of these states are complete, as [`super::Store::whole`] returns
+    /// Which of these states are complete, as [`super::Store::complete`] returns
     /// it.
-    pub whole: HashMap<Key, Option<StateId>>,
+    pub complete: HashMap<Key, Option<StateId>>,
 }
 
 /// An output file that was written.

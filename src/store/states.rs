@@ -98,12 +98,12 @@ impl Store {
 
     /// Whether a state exists, complete, with all states below it.
     pub fn has(&self, key: &Key) -> bool {
-        self.whole(key, &mut HashMap::new()).is_some()
+        self.complete(key, &mut HashMap::new()).is_some()
     }
 
     /// Returns the ID of a complete state. `known` remembers results for many
     /// calls.
-    pub fn whole(&self, key: &Key, known: &mut HashMap<Key, Option<StateId>>) -> Option<StateId> {
+    pub fn complete(&self, key: &Key, known: &mut HashMap<Key, Option<StateId>>) -> Option<StateId> {
         let mut way = Vec::new();
         let mut next = Some(*key);
         // Down to the lowest disk, or to a known state.
@@ -138,13 +138,13 @@ impl Store {
             let stat = rustix::fs::statat(&*self.states, format!("{name}/{file}"), AtFlags::empty()).ok()?;
             u64::try_from(stat.st_size).ok()
         };
-        let whole = size("record.json") == Some(identity.record)
+        let complete = size("record.json") == Some(identity.record)
             && size(identity.kind.file_name()) == Some(identity.size);
         let trusted = identity
             .origins
             .iter()
             .all(|origin| self.trusts.0.as_ref().is_some_and(|trusts| trusts(&origin.domain, &origin.key)));
-        Some(identity).filter(|_| whole && trusted)
+        Some(identity).filter(|_| complete && trusted)
     }
 
     /// Marks a damaged state as unusable, so that it is built again.
@@ -346,11 +346,11 @@ impl Store {
     /// and can run while the recipe is read.
     pub fn last(&self, notes: &ProjectFiles) -> Last {
         let nodes = notes.nodes();
-        let mut whole = HashMap::with_capacity(nodes.len());
+        let mut complete = HashMap::with_capacity(nodes.len());
         for key in nodes.values() {
-            self.whole(key, &mut whole);
+            self.complete(key, &mut complete);
         }
-        Last { nodes, whole }
+        Last { nodes, complete }
     }
 
     /// Lists all readable states.
