@@ -2,12 +2,12 @@
 //! trusted key signed it.
 //!
 //! ```text
-//! v3/records/<domain>/<key>     signed entries of a state and of the disks below
-//! v3/packs/<sha256>             chunks of files, and lists of chunks
-//! v3/builds/<domain>/<name>     the signed keys of a project's last build
-//! v3/tombstones                 packs that no record needed at
+//! v4/records/<domain>/<key>     signed entries of a state and of the disks below
+//! v4/packs/<sha256>             chunks of files, and lists of chunks
+//! v4/builds/<domain>/<name>     the signed keys of a project's last build
+//! v4/tombstones                 packs that no record needed at
 //!                               the last garbage collection
-//! v3/aside/<name>               temporary copies of packs, to refresh their age
+//! v4/aside/<name>               temporary copies of packs, to refresh their age
 //! ```
 //!
 //! An upload writes packs before the records that need them, so an interrupted

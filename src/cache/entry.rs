@@ -14,7 +14,7 @@ use crate::digest::{Digest, Key};
 use crate::store::DiskKind;
 
 /// The version of entries. Entries of other versions are ignored.
-pub(super) const SCHEMA: u32 = 3;
+pub(super) const SCHEMA: u32 = 4;
 /// The DSSE payload type of an entry.
 const KIND: &str = "application/vnd.vimg.entry.v1+json";
 /// The DSSE payload type of a build.

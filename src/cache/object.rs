@@ -40,8 +40,8 @@ pub enum Object {
     Aside(String),
 }
 
-/// The directory of this format version, from the versions of entries and of
-/// states. vimg does not see, use or clean up other versions.
+/// The directory of this format version, that of entries. vimg does not see, use
+/// or clean up other versions.
 pub(super) fn root() -> String {
     format!("v{}", super::entry::SCHEMA)
 }

@@ -202,7 +202,7 @@ impl Fetching<'_> {
         }
         record.bytes = on_disk(&disk);
         // The host's kernel mounts only disks that this user made.
-        record.ours &= signed.writer == Writer::Own;
+        record.trusted_filesystem &= signed.writer == Writer::Own;
         record.origin = Some(Origin { domain: entry.domain.clone(), key: signed.signer.clone() });
         let store = store.clone();
         let committed = blocking(move || store.commit(staging, &record)).await?;

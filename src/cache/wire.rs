@@ -26,7 +26,7 @@ pub struct WireState {
     /// The kernel and modules for an appliance.
     pub appliance: Option<Boot>,
     /// Whether only the kernel of a host has written to the disk's filesystem.
-    pub ours: bool,
+    pub trusted_filesystem: bool,
     /// When it was built, in seconds since 1970.
     pub made: u64,
     /// How long the build took, in seconds.
@@ -54,7 +54,7 @@ impl WireState {
             disk: record.disk.clone(),
             boot: record.boot,
             appliance: record.appliance,
-            ours: record.ours,
+            trusted_filesystem: record.trusted_filesystem,
             made: record.made,
             seconds: record.seconds,
             provider: record.provider.clone(),
@@ -71,7 +71,7 @@ impl WireState {
             id: self.id,
             boot: self.boot,
             appliance: self.appliance,
-            ours: self.ours,
+            trusted_filesystem: self.trusted_filesystem,
             made: self.made,
             seconds: self.seconds,
             provider: self.provider.clone(),

@@ -146,7 +146,7 @@ async fn base<P: Provider>(shared: &BuildState<P>, id: NodeId, lock: Arc<KeyLock
         disk: Disk { kind: DiskKind::Qcow2, backing: None, depth: 0 },
         boot,
         appliance,
-        ours: matches!(node.work, Work::Bootstrap(_)),
+        trusted_filesystem: matches!(node.work, Work::Bootstrap(_)),
         way: shared.disks.name(),
         source: None,
         inherited: Vec::new(),

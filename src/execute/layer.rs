@@ -52,7 +52,7 @@ impl<'a, I: Instance> Running<'a, I> {
             disk,
             boot: record.boot,
             appliance: record.appliance,
-            ours: record.ours && guest.instance.guards_disk(),
+            trusted_filesystem: record.trusted_filesystem && guest.instance.guards_disk(),
             way: guest.instance.runner(),
             source: None,
             inherited: Vec::new(),

@@ -47,7 +47,7 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
         let mut record = Record::new(self.node.key, kind, &self.node.name, description, made.disk.clone());
         record.boot = made.boot;
         record.appliance = made.appliance;
-        record.ours = made.ours;
+        record.trusted_filesystem = made.trusted_filesystem;
         record.made = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         record.seconds = self.start.elapsed().as_secs_f64();
         record.provider = made.way.clone();
@@ -87,14 +87,14 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
             drop(lock);
             done
         });
-        let ours = match done.await {
-            Ok(Ok(ours)) => ours,
+        let is_own = match done.await {
+            Ok(Ok(is_own)) => is_own,
             Ok(Err(error)) => return Err(self.store_failure(&error)),
             Err(error) => return Err(self.failure(FailureKind::Store, error.to_string())),
         };
-        let same = made.same.filter(|_| ours).map(|(of, _)| of);
+        let same = made.same.filter(|_| is_own).map(|(of, _)| of);
         let built = Built { seconds: self.start.elapsed().as_secs_f64(), bytes, same };
-        Ok((ours.then_some(id), built))
+        Ok((is_own.then_some(id), built))
     }
 
     /// Returns the previous state of this node, if a new disk that is no longer
@@ -143,7 +143,7 @@ pub(super) struct Facts {
     pub(super) disk: Disk,
     pub(super) boot: Option<Boot>,
     pub(super) appliance: Option<Boot>,
-    pub(super) ours: bool,
+    pub(super) trusted_filesystem: bool,
     /// The runner, for people.
     pub(super) way: String,
     /// Of an output: the state that it was written from.
@@ -164,7 +164,7 @@ impl Facts {
             disk,
             boot: None,
             appliance: None,
-            ours: false,
+            trusted_filesystem: false,
             way,
             source: None,
             inherited: Vec::new(),

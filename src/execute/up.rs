@@ -87,7 +87,7 @@ pub(super) fn prepare<P: Provider>(
     let own = || shared.store.chain(&parent.key);
     let chain = stand.chain.clone().or_else(own).ok_or_else(|| site.gone())?;
     let offline = (stand.needs == Needs::Disk)
-        .then(|| Offline { appliance: site.boot_paths(&record.appliance), ours: record.ours });
+        .then(|| Offline { appliance: site.boot_paths(&record.appliance), ours: record.trusted_filesystem });
     let kept = shared.use_snapshots && stand.needs == Needs::Machine && stand.chain.is_none();
     let launch = Launch {
         chain,

@@ -6,7 +6,7 @@ use crate::digest::{Blob, Description, Key};
 
 /// The version of records and of the files beside them. States of other
 /// versions are ignored.
-pub const SCHEMA: u32 = 4;
+pub const SCHEMA: u32 = 5;
 
 /// A state's record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,7 +33,7 @@ pub struct Record {
     pub appliance: Option<Boot>,
     /// Whether the disk's filesystem was made here, and only the host's own
     /// kernel has written to it since: no machine, and no appliance.
-    pub ours: bool,
+    pub trusted_filesystem: bool,
     /// When it was built, in seconds since 1970.
     pub made: u64,
     /// How long the build took, in seconds.
@@ -82,7 +82,7 @@ impl Record {
             disk,
             boot: None,
             appliance: None,
-            ours: false,
+            trusted_filesystem: false,
             made: 0,
             seconds: 0.0,
             provider: String::new(),

@@ -60,7 +60,7 @@ fn what_is_applied_offline_holds_once_the_machine_boots() {
     let record = newest_record(&store, "it@off");
     let way = record["provider"].as_str().unwrap();
     assert!(way.contains("appliance") && !way.contains("cold boot"), "{way}");
-    assert_eq!(record["ours"], false, "another kernel than the host's has written to it");
+    assert_eq!(record["trusted_filesystem"], false, "another kernel than the host's has written to it");
 
     // A snapshot only saves time: without it, the appliance boots.
     project.write("main.vimg", MARKED);
@@ -271,7 +271,7 @@ fn a_container_sees_and_changes_nothing_of_the_host() {
     assert_eq!(kernel(), before);
     let record = project.root_record("it@escape");
     assert!(record["provider"].as_str().unwrap().contains("container"));
-    assert_eq!(record["ours"], true);
+    assert_eq!(record["trusted_filesystem"], true);
     project.nothing_is_mounted();
 }
 
