@@ -125,7 +125,7 @@ impl Recipe {
         let mut files = BTreeMap::from([
             ("page.j2".to_owned(), Item::File("{{ port }} of {{ greeting }}".into(), 0o644)),
             ("run.sh".to_owned(), Item::File("echo run".into(), 0o755)),
-            ("unused".to_owned(), Item::File("nobody reads this".into(), 0o644)),
+            ("unused".to_owned(), Item::File("no recipe reads this".into(), 0o644)),
         ]);
         for tree in TREES {
             for name in ["a", "b", "sub/c"] {

@@ -8,6 +8,8 @@
 mod imports;
 #[path = "tidy/primitives.rs"]
 mod primitives;
+#[path = "tidy/words.rs"]
+mod words;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -23,7 +23,7 @@ use crate::xattrs;
 /// The version of the format.
 const FORMAT: u32 = 1;
 
-/// What was at a path before a change.
+/// The content of a path before a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Was {

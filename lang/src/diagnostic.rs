@@ -40,7 +40,8 @@ macro_rules! codes {
 codes! {
     /// A file that the recipe names does not exist, or vimg cannot use it.
     UnreadableFile = "unreadable-file",
-    /// A path names the wrong kind of file: a directory, FIFO, device or socket instead of a file, or a file instead of a directory.
+    /// A path names the wrong kind of file: a directory, FIFO, device or socket instead
+    /// of a file, or a file instead of a directory.
     NotAFile = "not-a-file",
     /// A path leaves the project: through `..`, as an absolute path, or through a symbolic link.
     OutsideProject = "outside-project",

@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn holes_have_no_pieces() {
+    fn holes_have_no_chunks() {
         let file = write(&[(3 * LENGTH + 9, b"x"), (9 * LENGTH, b"y")], 9 * LENGTH + 100);
         let chunks = cut(file.path()).unwrap();
         assert!(chunks.contains(&(3 * LENGTH, LENGTH as u32)), "{chunks:?}");

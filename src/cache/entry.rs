@@ -84,7 +84,7 @@ pub struct Contents {
     pub list: Place,
 }
 
-/// What is signed about a state.
+/// The signed part of a record: a state and its files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
     /// [`SCHEMA`] of its writer.

@@ -58,7 +58,7 @@ impl Remote {
     ///
     /// # Errors
     ///
-    /// What is wrong with the spec.
+    /// The mistake in the spec.
     pub fn open(spec: Spec) -> Result<Self, String> {
         let (rate_limit, faults) = (Arc::new(RateLimit::default()), Arc::new(Faults::default()));
         let backend = match spec.kind {

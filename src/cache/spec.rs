@@ -163,7 +163,7 @@ impl Spec {
     ///
     /// # Errors
     ///
-    /// What is wrong with the spec.
+    /// The mistake in the spec.
     pub fn parse(text: &str, to: bool) -> Result<Self, String> {
         let mut words = BTreeMap::new();
         for field in fields(text)? {

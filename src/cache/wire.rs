@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::{Description, Key};
 use crate::store::{Boot, Disk, Record, StateId};
 
-/// What is signed and sent of a state's record.
+/// The part of a state's record that vimg signs and sends.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WireState {
     /// The state's key.

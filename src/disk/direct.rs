@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn who_fails_holds_up_nobody() {
+    fn a_failed_copy_delays_no_other() {
         let dir = tempfile::tempdir().unwrap();
         let [source, a, b] = ["source", "a", "b"].map(|name| dir.path().join(name));
         let bytes = bytes(20 * PIECE);

@@ -32,12 +32,12 @@ pub struct StagedOutputs {
     /// Held while a previous output is copied, so that each copy sees how much
     /// space the others took.
     turn: Arc<Mutex<()>>,
-    begun: Mutex<BTreeMap<PathBuf, Draft>>,
+    begun: Mutex<BTreeMap<PathBuf, StagedCopy>>,
 }
 
 /// A copy without a name. The kernel removes it when vimg ends.
 #[derive(Debug)]
-struct Draft {
+struct StagedCopy {
     key: Key,
     thread: JoinHandle<io::Result<File>>,
 }
@@ -127,14 +127,14 @@ impl StagedOutputs {
             };
             let Ok(thread) = std::thread::Builder::new().spawn(finish) else { continue };
             let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
-            begun.insert(to.to_owned(), Draft { key: *key, thread });
+            begun.insert(to.to_owned(), StagedCopy { key: *key, thread });
         }
     }
 
     /// Takes the copy of this output that was made for `to`.
     pub(super) fn take(&self, key: &Key, to: &Path) -> Option<File> {
-        let draft = self.begun.lock().unwrap_or_else(PoisonError::into_inner).remove(to)?;
-        if draft.key == *key { draft.thread.join().ok()?.ok() } else { None }
+        let copy = self.begun.lock().unwrap_or_else(PoisonError::into_inner).remove(to)?;
+        if copy.key == *key { copy.thread.join().ok()?.ok() } else { None }
     }
 }
 

@@ -126,7 +126,7 @@ pub(super) async fn up<P: Provider>(
         {
             match retargeted::vet(&site.shared.store, &launch.chain, retargeted) {
                 Ok((below, altered)) => {
-                    // What is built here lies on another state than the recipe's.
+                    // The layer built here lies on another state than the recipe's.
                     let _ = site.shared.store.lease_more(&site.shared.lease, [below.key]);
                     on = ((below.key, below.id), below.disk.depth);
                     retargeted.altered = altered;

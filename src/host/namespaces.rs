@@ -354,7 +354,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn root_inside_is_nobody_outside() {
+    async fn root_inside_has_another_id_outside() {
         // Some hosts forbid user namespaces to some users.
         let Ok(made) = Namespaces::new(Ids::System) else { return };
         let mut command = super::super::command(Path::new("/bin/sh"));

@@ -125,7 +125,7 @@ impl Reach {
     ///
     /// # Errors
     ///
-    /// What is wrong with the value.
+    /// The mistake in the value.
     pub fn allow(&mut self, text: &str) -> Result<(), String> {
         match text {
             "all" => self.all = true,
@@ -263,7 +263,7 @@ impl Access {
     ///
     /// # Errors
     ///
-    /// What is missing or failed, with advice.
+    /// The missing program or the failure, with advice.
     pub async fn gateway(&self, ids: Ids) -> Result<Option<Gateway>, Unreachable> {
         if self.reach.all {
             return Ok(None);
@@ -370,7 +370,7 @@ impl Tools {
     ///
     /// # Errors
     ///
-    /// What is missing or forbidden, with advice.
+    /// The missing program or permission, with advice.
     pub fn find() -> Result<Self, Unreachable> {
         let find = |name: &str, package: &str| {
             super::find(name).ok_or_else(|| {

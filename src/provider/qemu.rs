@@ -36,7 +36,7 @@ pub use programs::{Accel, Programs};
 /// Where a provider stores what saves time.
 #[derive(Debug, Clone)]
 pub struct Dirs {
-    /// What is known of the host's programs.
+    /// The directory with the results of probes of the host's programs.
     pub probes: PathBuf,
     /// Memory snapshots of appliances.
     pub appliances: PathBuf,

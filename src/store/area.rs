@@ -18,7 +18,7 @@ pub enum Area {
     Projects,
     /// Parsed recipes.
     Parsed,
-    /// What is known of the host's programs.
+    /// Results of probes of the host's programs.
     Probes,
     /// Memory snapshots of appliances.
     Appliances,

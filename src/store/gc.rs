@@ -25,7 +25,7 @@ const YOUNG: Duration = Duration::from_secs(24 * 60 * 60);
 /// What a collection keeps besides what is needed.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Keep {
-    /// What was used within this time.
+    /// Keep everything that was used within this time.
     pub age: Option<Duration>,
     /// As much as fits in so many bytes, the youngest first. Without it, nothing.
     pub size: Option<u64>,
@@ -72,7 +72,7 @@ pub struct Item {
 pub struct Collected {
     /// In the order of removal.
     pub removed: Vec<Item>,
-    /// What is left, in bytes.
+    /// The size that is left, in bytes.
     pub left: u64,
 }
 

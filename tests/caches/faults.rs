@@ -308,7 +308,7 @@ fn a_list_is_never_a_part_of_one() {
             }
         }
     }
-    // Nobody is there.
+    // No server listens there.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     assert!(names(open(free, "2s")).is_err());
 }

@@ -103,7 +103,7 @@ fn checks_say_what_was_seen_and_hold_outputs_back() {
     check "status" { http "http://localhost:8000/x" within="1s" }
     check "body" { http "http://localhost:8000/" contains="bye" within="1s" }
     check "header" { http "http://localhost:8000/" header="X-Test: no" within="1s" }
-    check "nobody" { http "http://localhost:81/" within="1s" }
+    check "closed" { http "http://localhost:81/" within="1s" }
     check "port" { port 81 within="1s" }
     check "script" { run "echo seen; exit 3" }
     check "slow" { run "sleep 60" timeout="1s" }

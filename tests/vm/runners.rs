@@ -27,7 +27,7 @@ fn moved(tested: &Tested) -> (u64, u64) {
 }
 
 #[test]
-fn a_second_runner_builds_only_what_nobody_built() {
+fn a_second_runner_builds_only_missing_states() {
     let server = servers::moto();
     let (from, to) = (format!("--cache-from={}", server.spec()), format!("--cache-to={}", server.spec()));
     let key = Signer::generate().unwrap().secret();

@@ -27,7 +27,7 @@ const NETWORK: &str = r#"
 use "std/debian.vimg"
 image "off" { from "debian-12"; layer "asks" }
 image "it" { from "off"; layer "asks-booted"; layer "silent" }
-configuration "asks" { run "asks.sh" network=#true; check "asks-nobody" { run "true" } }
+configuration "asks" { run "asks.sh" network=#true; check "asks-none" { run "true" } }
 configuration "asks-booted" { needs "booted"; run "asks.sh" network=#true }
 // A script without `network=#true` has no network, even in a machine with an
 // interface.

@@ -54,7 +54,7 @@ pub struct QemuInstance {
     pub(super) snapshot: Option<std::path::PathBuf>,
     /// The machine snapshot that it was forked from.
     pub(super) origin: Option<Origin>,
-    /// What is needed to save its memory after it has booted.
+    /// The data to save its memory with, after it has booted.
     pub(super) pending: Option<PendingSnapshot>,
     pub(super) way_out: WayOut,
     /// The companion process, if it is a server.

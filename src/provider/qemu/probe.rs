@@ -67,7 +67,7 @@ pub(super) async fn choose(
     Ok(Some(Accel::Tcg))
 }
 
-/// What is known about KVM.
+/// The state of knowledge about KVM on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kvm {
     /// A machine has booted with it.

@@ -58,7 +58,7 @@ impl Origin {
     }
 }
 
-/// What is needed to save a machine that is booting.
+/// The data to save the memory of a machine with that is booting.
 pub(super) struct PendingSnapshot {
     pub(super) snapshots: Arc<Snapshots>,
     /// The directory for the snapshot.
