@@ -9,6 +9,8 @@ use crate::report::Style;
 use global::{Format, Global, style};
 use output::{Error, Outcome, print, report};
 
+pub use output::failure_text;
+
 mod global;
 mod output;
 mod read;

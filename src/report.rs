@@ -25,8 +25,13 @@ pub fn reporter(style: Style) -> Reporter {
         let shown = live.clone();
         return Reporter { sink: Arc::new(move |event| shown.event(&event)), live: Some(live) };
     }
-    let plain = text::Plain::new(style);
-    Reporter { sink: Arc::new(move |event| say(plain.event(&event))), live: None }
+    Reporter { sink: Arc::new(move |event| say(line(&event, style))), live: None }
+}
+
+/// Returns the line of text that a log shows for an event; `None` if it shows
+/// none.
+pub fn line(event: &Event, style: Style) -> Option<String> {
+    text::Plain::new(style).event(event)
 }
 
 /// Shows events; see [`reporter`].

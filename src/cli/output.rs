@@ -116,7 +116,7 @@ fn mistaken(sources: &Sources, diagnostics: &[Diagnostic]) -> String {
 }
 
 /// Formats a failed node: its last output, then the place in the recipe.
-fn failure_text(sources: &Sources, failure: &Failure, style: Style) -> String {
+pub fn failure_text(sources: &Sources, failure: &Failure, style: Style) -> String {
     let mut out = String::new();
     if !failure.tail.is_empty() {
         out.push_str(&format!("last output of {}:\n", failure.node));

@@ -340,7 +340,7 @@ impl Agent {
                             // Only servers switch layers over.
                             Order::Preinstall { .. } | Order::Leave { .. } => return None,
                             Order::Make(primitive) => {
-                                if let Err(message) = self.apply(primitive).await? {
+                                if let Err(message) = self.apply(step, primitive).await? {
                                     self.say(&FromAgent::Failed {
                                         step,
                                         message,
@@ -400,7 +400,7 @@ impl Agent {
         f(&mut self.state.lock().unwrap());
     }
 
-    async fn apply(&mut self, primitive: &Primitive) -> Option<Result<(), String>> {
+    async fn apply(&mut self, step: usize, primitive: &Primitive) -> Option<Result<(), String>> {
         match primitive {
             Primitive::File { path, content, mode, owner } => {
                 let bytes = self.fetch(*content).await?;
@@ -429,6 +429,7 @@ impl Agent {
                 let script = String::from_utf8_lossy(&script).into_owned();
                 let script = script.split(" #").next().unwrap_or_default();
                 if script.starts_with("fail") {
+                    self.say(&FromAgent::Output { step, text: format!("tune: {script}\n") }).await?;
                     return Some(Err("exit code 1".into()));
                 }
                 let leaked = self.leak.as_ref().map(|path| std::fs::read(path).unwrap_or_default());
