@@ -292,3 +292,22 @@ fn every_event_is_documented() {
         }
     }
 }
+
+/// The page about upgrades names the versions of this program, and all fields
+/// of keys that are raised by hand.
+#[test]
+fn upgrades_are_documented_as_they_are() {
+    let page = read("docs/how-to/upgrade.md");
+    let store = format!("reads and writes version {},", vimg::store::SCHEMA);
+    assert!(page.contains(&store), "docs/how-to/upgrade.md does not say: {store}");
+    let object = vimg::cache::object::Object::Tombstones.path();
+    let version = object.split('/').next().unwrap();
+    assert!(page.contains(&format!("`{version}/`")), "docs/how-to/upgrade.md does not name {version}");
+    let numbers = |name: &str| -> BTreeSet<String> {
+        let text = read(name);
+        let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |"));
+        rows.map(|(field, _)| field.to_owned()).filter(|field| field.ends_with(" behaviour")).collect()
+    };
+    assert_eq!(numbers("docs/how-to/upgrade.md"), numbers("docs/reference/keys.md"));
+    assert_eq!(numbers("docs/reference/keys.md").len(), 4);
+}

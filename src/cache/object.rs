@@ -136,3 +136,20 @@ pub(super) type Answer<T> = Result<T, Trouble>;
 pub(super) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `docs/how-to/upgrade.md` says about caches.
+    #[test]
+    fn objects_of_other_versions_are_not_seen() {
+        let pack = Object::Pack(Pack { sha256: sha256(b"x"), size: 1 });
+        let path = pack.path();
+        assert_eq!(Object::parse(&path, 1), Some(pack));
+        let inner = path.strip_prefix(&root()).unwrap();
+        for other in [super::super::entry::SCHEMA - 1, super::super::entry::SCHEMA + 1] {
+            assert_eq!(Object::parse(&format!("v{other}{inner}"), 1), None);
+        }
+    }
+}

@@ -152,7 +152,10 @@ impl Store {
                 blobs.extend(record.iter().flat_map(kernels));
             }
             let label = record.as_ref().map_or_else(|| name(&path), |record| record.name.clone());
-            let made = record.map_or(UNIX_EPOCH, |record| UNIX_EPOCH + Duration::from_secs(record.made));
+            // A state of another version of vimg has no record that this one can
+            // read.
+            let made = |record: Record| UNIX_EPOCH + Duration::from_secs(record.made);
+            let made = record.map_or_else(|| modified(&path), made);
             all.push(Item { used: made, ..item(Kind::State, label, path, root) });
         }
         for path in entries(&self.dir(Area::Blobs)) {

@@ -410,6 +410,9 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::super::gc::Keep;
     use super::super::record::Disk;
     use super::super::replace::replace;
     use super::super::staging::settle;
@@ -456,6 +459,41 @@ mod tests {
         assert_eq!(store.states().len(), 2);
         fs::remove_file(disk).unwrap();
         assert_eq!(store.chain(&b.key), None, "a chain with a hole is no chain");
+    }
+
+    /// What `docs/how-to/upgrade.md` says about stores.
+    #[test]
+    fn states_of_another_version_are_ignored_and_replaced() {
+        for other in [SCHEMA - 1, SCHEMA + 1] {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::open(dir.path()).unwrap();
+            let (a, b) = (record(key("a"), None), record(key("b"), None));
+            for state in [&a, &b] {
+                store.commit(stage(&store, "theirs"), state).unwrap();
+                let at = |name: &str| store.state_dir(&state.key).join(name);
+                // The size stays the same, as it may by chance.
+                let text = fs::read_to_string(at("record.json")).unwrap();
+                let own = format!("\"schema\": {SCHEMA}");
+                assert!(text.contains(&own));
+                fs::write(at("record.json"), text.replace(&own, &format!("\"schema\": {other}"))).unwrap();
+                let identity = fs::read_link(at("identity")).unwrap().to_str().unwrap().to_owned();
+                let rest = identity.strip_prefix(&SCHEMA.to_string()).unwrap();
+                fs::remove_file(at("identity")).unwrap();
+                std::os::unix::fs::symlink(format!("{other}{rest}"), at("identity")).unwrap();
+            }
+            assert!(!store.has(&a.key) && store.record(&a.key).is_none());
+            assert!(store.chain(&a.key).is_none() && store.states().is_empty());
+            // It is built again, in the place of the other one.
+            assert!(store.commit(stage(&store, "ours"), &a).unwrap());
+            let disk = store.state_dir(&a.key).join("disk.qcow2");
+            assert_eq!((store.has(&a.key), fs::read_to_string(disk).unwrap().as_str()), (true, "ours"));
+            // A collection spares those that are young, if it is asked to.
+            let young = Keep { age: Some(Duration::from_secs(3600)), ..Keep::default() };
+            store.collect(&young).unwrap();
+            assert!(store.state_dir(&b.key).exists());
+            store.collect(&Keep::default()).unwrap();
+            assert!(!store.state_dir(&b.key).exists());
+        }
     }
 
     #[test]
