@@ -9,6 +9,7 @@ mod diagnostic;
 mod lexer;
 mod prescan;
 mod syntax;
+mod disk_format;
 mod kind;
 pub mod value;
 mod shape;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 pub use vimg_model::{Around, Owner, Probe, Run, ServiceState, User, When};
 
+pub use crate::disk_format::DiskFormat;
 use crate::source::{FileRef, Span};
 use crate::value::Value;
 
@@ -231,36 +232,6 @@ pub struct Output {
     pub path: String,
     /// The place of the declaration.
     pub span: Span,
-}
-
-/// A disk format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DiskFormat {
-    /// qcow2, compressed with zstd.
-    Qcow2,
-    /// Raw and sparse.
-    Raw,
-}
-
-impl DiskFormat {
-    /// All formats.
-    const ALL: [Self; 2] = [Self::Qcow2, Self::Raw];
-
-    /// Their names in recipes.
-    pub const NAMES: &[&str] = &[Self::Qcow2.name(), Self::Raw.name()];
-
-    /// The format with this name.
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|format| format.name() == name)
-    }
-
-    /// Its name in recipes.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Qcow2 => "qcow2",
-            Self::Raw => "raw",
-        }
-    }
 }
 
 /// A check: conditions that the booted machine must meet.

@@ -3,6 +3,7 @@
 //! This table drives the checks of [`crate::shape`] and the reference in
 //! `docs/reference/language.md`; a node that is not in it does not exist.
 
+use crate::disk_format::DiskFormat;
 use crate::elaborate::{self, NEEDS, NETWORK, PACKAGE};
 use crate::kind::{kind, opt, req};
 
@@ -172,7 +173,7 @@ pub const IMAGE: &[Kind] = &[
     kind(
         "output",
         "A disk file to write. It is sealed and boots on its own.",
-        Args::One(req("format", Ty::Word(&["qcow2", "raw"]), "the disk format")),
+        Args::One(req("format", Ty::Word(DiskFormat::WORDS), "the disk format")),
     )
     .props(&[req("path", Ty::Str, "path below the output directory")]),
     CHECK,

@@ -307,7 +307,7 @@ fn fits(entry: &Entry, digest: &Digest, above: Option<&Signed>, asked: &Asked) -
         return Err("its disk is missing".into());
     }
     // Names become paths, so only known names are allowed.
-    let known = [DiskKind::Qcow2, DiskKind::Raw, DiskKind::None].map(DiskKind::file_name);
+    let known = DiskKind::ALL.map(DiskKind::file_name);
     if entry.files.iter().any(|f| !known.contains(&f.name.as_str()) && f.name != BLOB) {
         return Err("it has an unknown file".into());
     }

@@ -165,10 +165,7 @@ async fn export<P: Provider>(
     let build = NodeBuild::begin(shared, id, lock);
     let node = build.node;
     build.phase("convert");
-    let kind = match format {
-        DiskFormat::Qcow2 => DiskKind::Qcow2,
-        DiskFormat::Raw => DiskKind::Raw,
-    };
+    let kind = DiskKind::from(format);
     let store = &shared.store;
     let parent = node.parent().map(|parent| shared.graph.node(parent)).ok_or_else(|| build.gone())?;
     let source = store.record(&parent.key).map(|record| (parent.key, record.id));

@@ -1,6 +1,7 @@
 //! The record of a state: a JSON file in its directory.
 
 use serde::{Deserialize, Serialize};
+use vimg_lang::model::DiskFormat;
 
 use crate::digest::{Blob, Description, Key};
 
@@ -159,11 +160,7 @@ impl Identity {
     /// ID[:SAME KEY:SAME ID]]`. ORIGINS is `-`, or a list of `DOMAIN=TAG` with
     /// commas.
     pub(super) fn text(&self) -> String {
-        let kind = match self.kind {
-            DiskKind::Qcow2 => "qcow2",
-            DiskKind::Raw => "raw",
-            DiskKind::None => "none",
-        };
+        let kind = self.kind.word();
         let Self { record, size, .. } = self;
         let origins: Vec<String> = self.origins.iter().map(|o| format!("{}={}", o.domain, o.key)).collect();
         let origins = if origins.is_empty() { "-".into() } else { origins.join(",") };
@@ -180,12 +177,8 @@ impl Identity {
             return None;
         }
         let own = id(parts.next()?)?;
-        let kind = match parts.next()? {
-            "qcow2" => DiskKind::Qcow2,
-            "raw" => DiskKind::Raw,
-            "none" => DiskKind::None,
-            _ => return None,
-        };
+        let kind = parts.next()?;
+        let kind = DiskKind::ALL.into_iter().find(|known| known.word() == kind)?;
         let (record, size) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
         let origin = |text: &str| {
             let (domain, key) = text.split_once('=')?;
@@ -229,7 +222,27 @@ pub enum DiskKind {
     None,
 }
 
+impl From<DiskFormat> for DiskKind {
+    fn from(format: DiskFormat) -> Self {
+        match format {
+            DiskFormat::Qcow2 => Self::Qcow2,
+            DiskFormat::Raw => Self::Raw,
+        }
+    }
+}
+
 impl DiskKind {
+    /// All kinds.
+    pub const ALL: [Self; 3] = [Self::Qcow2, Self::Raw, Self::None];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Qcow2 => "qcow2",
+            Self::Raw => "raw",
+            Self::None => "none",
+        }
+    }
+
     /// The file without which the state does not exist: the disk, or else the
     /// log.
     pub fn file_name(self) -> &'static str {

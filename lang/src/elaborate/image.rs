@@ -256,10 +256,7 @@ impl Elaborator<'_> {
             );
             return None;
         };
-        let Some(format) = DiskFormat::parse(at.name()) else {
-            self.unknown(at, DiskFormat::NAMES);
-            return None;
-        };
+        let format = DiskFormat::parse(at.name())?;
         Some(Output { format, path: file.path, span: at.head() })
     }
 }
