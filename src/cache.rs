@@ -16,6 +16,7 @@
 //! the store, and nothing of graphs.
 
 pub mod sign;
+mod kind;
 pub mod spec;
 pub mod wire;
 pub mod entry;

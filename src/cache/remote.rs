@@ -1,6 +1,6 @@
 //! A cache: objects by name, with a retry budget.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,6 +11,7 @@ use futures_util::TryStreamExt;
 use opendal::{ErrorKind, Operator};
 
 use super::entry::Pack;
+use super::kind::Says;
 use super::object::{Answer, Meta, Object, Trouble, root};
 use super::registry::Registry;
 use super::service::{RETRIES, SLOWEST, describe, is_not_implemented, is_there, operators};
@@ -100,20 +101,24 @@ impl Remote {
 
     /// Identifies a domain of this cache, however its spec is written.
     pub(super) fn place(&self, domain: &str) -> String {
-        let option = |name| self.spec.option(name).unwrap_or_default();
-        let plain = |name| option(name).trim_matches('/').to_owned();
-        let root = match self.spec.kind {
-            Kind::Local => std::path::absolute(option("root"))
-                .unwrap_or_default()
-                .components()
-                .collect::<PathBuf>()
-                .display()
-                .to_string(),
-            _ => plain("root"),
-        };
-        let kind = self.spec.kind.word();
-        let words = ["endpoint", "bucket", "container", "ref", "version"].map(plain);
-        format!("{kind}\n{root}\n{}\n{domain}", words.join("\n"))
+        let says_where = |says| matches!(says, Says::Place | Says::Address | Says::Url);
+        let fields = self.spec.kind.fields().iter().filter(|field| says_where(field.says));
+        let options: BTreeSet<&str> = fields.map(|field| field.option).collect();
+        let mut place = self.spec.kind.word().to_owned();
+        for name in options {
+            let value = self.spec.option(name).unwrap_or_default();
+            let value = match self.spec.kind {
+                Kind::Local => std::path::absolute(value)
+                    .unwrap_or_default()
+                    .components()
+                    .collect::<PathBuf>()
+                    .display()
+                    .to_string(),
+                _ => value.trim_matches('/').to_owned(),
+            };
+            place.push_str(&format!("\n{name}={value}"));
+        }
+        format!("{place}\n{domain}")
     }
 
     /// Adds a failure that does not fail the operation.

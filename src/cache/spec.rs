@@ -4,122 +4,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::kind::{COMMON, Says};
+pub use super::kind::{Kind, is_plain};
+
 /// Default retry budget of a cache.
 const RETRY_BUDGET: Duration = Duration::from_secs(60);
 /// Default age at which used objects are refreshed, so that a bucket's expiry
 /// rule does not delete them.
 const TOUCH: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// The type of a cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A directory.
-    Local,
-    /// A bucket of S3 or of a compatible service.
-    S3,
-    /// A bucket of Google Cloud Storage.
-    Gcs,
-    /// A container of Azure Blob Storage.
-    Azblob,
-    /// A directory of a WebDAV server.
-    Webdav,
-    /// A repository of an OCI registry.
-    Registry,
-    /// The cache of GitHub Actions.
-    Gha,
-    /// In the memory of this process, for tests.
-    Memory,
-}
-
-/// A field of a spec, and the name of the service's option; empty if vimg
-/// handles the field itself.
-type Word = (&'static str, &'static str);
-
-const COMMON: &[&str] =
-    &["type", "mode", "ignore-error", "domain", "name", "timeout", "touch_refresh", "max-age"];
-
-impl Kind {
-    const ALL: &[(&'static str, Self)] = &[
-        ("local", Self::Local),
-        ("s3", Self::S3),
-        ("gcs", Self::Gcs),
-        ("azblob", Self::Azblob),
-        ("webdav", Self::Webdav),
-        ("registry", Self::Registry),
-        ("gha", Self::Gha),
-        ("memory", Self::Memory),
-    ];
-
-    /// Its name in a spec.
-    pub fn word(self) -> &'static str {
-        Self::ALL.iter().find(|(_, kind)| *kind == self).map_or("", |(word, _)| word)
-    }
-
-    fn words(self) -> &'static [Word] {
-        match self {
-            Self::Local => &[("src", "root"), ("dest", "root")],
-            Self::S3 => &[
-                ("bucket", "bucket"),
-                ("region", "region"),
-                ("prefix", "root"),
-                ("endpoint_url", "endpoint"),
-                ("use_path_style", ""),
-                ("access_key_id", "access_key_id"),
-                ("secret_access_key", "secret_access_key"),
-                ("session_token", "session_token"),
-                ("anonymous", "skip_signature"),
-            ],
-            Self::Gcs => &[
-                ("bucket", "bucket"),
-                ("prefix", "root"),
-                ("endpoint_url", "endpoint"),
-                ("credential", "credential"),
-                ("credential_path", "credential_path"),
-                ("token", "token"),
-                ("anonymous", "skip_signature"),
-            ],
-            Self::Azblob => &[
-                ("account_url", "endpoint"),
-                ("account_name", "account_name"),
-                ("container", "container"),
-                ("prefix", "root"),
-                ("secret_access_key", "account_key"),
-                ("sas_token", "sas_token"),
-                ("anonymous", "skip_signature"),
-            ],
-            Self::Webdav => &[
-                ("url", "endpoint"),
-                ("prefix", "root"),
-                ("username", "username"),
-                ("password", "password"),
-                ("token", "token"),
-            ],
-            Self::Registry => &[
-                ("ref", "ref"),
-                ("username", "username"),
-                ("password", "password"),
-                ("insecure", "insecure"),
-            ],
-            Self::Gha => {
-                &[("url", "endpoint"), ("token", "runtime_token"), ("scope", "root"), ("version", "version")]
-            }
-            Self::Memory => &[("id", "root")],
-        }
-    }
-
-    /// Its mandatory fields.
-    fn required(self, to: bool) -> &'static [&'static str] {
-        match self {
-            Self::Local if to => &["dest"],
-            Self::Local => &["src"],
-            Self::S3 | Self::Gcs => &["bucket"],
-            Self::Azblob => &["container"],
-            Self::Webdav => &["url"],
-            Self::Registry => &["ref"],
-            Self::Gha | Self::Memory => &[],
-        }
-    }
-}
 
 /// How much a build sends to a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -213,20 +105,16 @@ impl Spec {
                 return Err(format!("type={word} needs `{name}`"));
             }
         }
-        let shown = |name: &str| {
-            matches!(name, "src" | "dest" | "bucket" | "container" | "prefix" | "ref" | "scope" | "id")
-        };
         spec.label = word.to_owned();
-        for (name, _) in kind.words() {
-            if let Some(value) = words.get(*name).filter(|v| shown(name) && !v.is_empty()) {
-                spec.label.push(if spec.label.contains(' ') { '/' } else { ' ' });
-                spec.label.push_str(value);
-            }
-        }
-        if kind == Kind::Webdav {
-            // An address may carry a password.
-            let url = words.get("url").map(|url| url.rsplit_once('@').map_or(url.as_str(), |(_, rest)| rest));
-            spec.label.push_str(&format!(" {}", url.unwrap_or_default()));
+        for field in kind.fields() {
+            let Some(value) = words.get(field.name).filter(|v| !v.is_empty()) else { continue };
+            let shown = match field.says {
+                Says::Place => value.as_str(),
+                Says::Url => value.rsplit_once('@').map_or(value.as_str(), |(_, rest)| rest),
+                Says::Address | Says::Plain | Says::Private => continue,
+            };
+            spec.label.push(if spec.label.contains(' ') { '/' } else { ' ' });
+            spec.label.push_str(shown);
         }
         for (name, value) in words {
             spec.set(&name, value)?;
@@ -265,17 +153,16 @@ impl Spec {
                 self.options.insert("enable_virtual_host_style".into(), (!yes(&value)?).to_string());
             }
             _ => {
-                let words = self.kind.words();
-                let Some((_, own)) = words.iter().find(|(word, _)| *word == name) else {
-                    let known: Vec<&str> =
-                        words.iter().map(|(word, _)| *word).chain(COMMON.iter().copied()).collect();
+                let own = self.kind.fields();
+                let Some(field) = own.iter().find(|field| field.name == name) else {
+                    let known: Vec<&str> = own.iter().chain(COMMON).map(|field| field.name).collect();
                     return Err(format!(
                         "unknown field `{name}` of type={}: expected one of {}",
                         self.kind.word(),
                         known.join(", ")
                     ));
                 };
-                self.options.insert((*own).to_owned(), value);
+                self.options.insert(field.option.to_owned(), value);
             }
         }
         Ok(())

@@ -14,7 +14,7 @@ use super::settings;
 use crate::cache::Caches;
 use crate::cache::remote::Remote;
 use crate::cache::sign::{PublicKey, Signer, Trust};
-use crate::cache::spec::{Kind, Spec, fields, is_name};
+use crate::cache::spec::{Kind, Spec, fields, is_name, is_plain};
 use crate::digest::Digest;
 use crate::event::{Event, Sink};
 use crate::store::{Area, Store, TrustsOrigin};
@@ -229,22 +229,9 @@ fn parse(text: &str, to: bool, what: &str) -> Result<Spec, Error> {
 /// Returns a spec for messages. It hides every value that may be secret: all but
 /// those of fields that are known to be harmless.
 fn shown(text: &str) -> String {
-    const PLAIN: &[&str] = &[
-        "type",
-        "bucket",
-        "container",
-        "region",
-        "prefix",
-        "src",
-        "dest",
-        "mode",
-        "domain",
-        "name",
-        "timeout",
-    ];
     let Ok(fields) = fields(text) else { return "...".into() };
     let fields = fields.iter().map(|field| match field.split_once('=') {
-        Some((name, _)) if PLAIN.contains(&name) => field.clone(),
+        Some((name, _)) if is_plain(name) => field.clone(),
         Some((name, _)) => format!("{name}=..."),
         None => "...".to_owned(),
     });
