@@ -4,6 +4,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+#[path = "tidy/adding.rs"]
+mod adding;
 #[path = "tidy/imports.rs"]
 mod imports;
 #[path = "tidy/primitives.rs"]
