@@ -7,6 +7,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+#[path = "vm/adding.rs"]
+mod adding;
 #[path = "vm/field.rs"]
 mod field;
 mod machines;

@@ -25,8 +25,9 @@ pub use vimg_model::{Around, Owner, Probe, ServiceState, User, When};
 pub const PROTOCOL: u32 = 14;
 
 /// The behaviour version of the agent. It enters the keys of layers, checks and sealed
-/// disks, so raising it rebuilds all but the bases. Raise it when the same layer would now give another machine.
-/// `agent/behaviour.lock` has the digest of the sources for which this was last decided.
+/// disks, so raising it rebuilds all but the bases. Raise it when the same layer would
+/// now give another machine. `agent/behaviour.lock` has the digest of the sources for
+/// which this was last decided.
 pub const BEHAVIOUR: u32 = 7;
 
 /// The path of the agent in a machine. Its first argument is a command; see `hooks`.

@@ -1,7 +1,8 @@
 //! The agent's main loop: finds the port, does the handshake, and answers requests.
 //!
-//! The agent runs in one of three places: in the machine itself; in an appliance, a small machine with the disk of another machine; or in a container on the
-//! host, with the filesystem of that disk as its root.
+//! The agent runs in one of three places: in the machine itself; in an appliance, a small
+//! machine with the disk of another machine; or in a container on the host, with the
+//! filesystem of that disk as its root.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};

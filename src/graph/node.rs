@@ -191,7 +191,7 @@ impl std::fmt::Display for GraphErrorKind {
     }
 }
 
-/// What is wrong with a node.
+/// A mistake that the graph finds.
 #[derive(Debug)]
 pub enum GraphErrorKind {
     /// A file can't be read.

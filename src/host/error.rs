@@ -1,11 +1,11 @@
-//! What goes wrong on this host.
+//! Errors of this host: of its programs, disks and networks.
 
 use std::io;
 use std::sync::Arc;
 
 use super::space;
 
-/// An error of this host: a program, a disk, a network.
+/// An error of this host.
 #[derive(Debug, Clone)]
 pub struct HostError {
     /// What failed.

@@ -56,7 +56,7 @@ pub struct ServerRecord<P> {
     pub parting: bool,
 }
 
-/// What is in `server.json`.
+/// The content of `server.json`.
 #[derive(Serialize, Deserialize)]
 struct Stored<R> {
     format: u32,

@@ -1,4 +1,4 @@
-//! What goes wrong with machines, shown with machines that are maps.
+//! Faults of machines, shown with machines that are maps.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;

@@ -66,7 +66,7 @@ fn a_primitive_is_three_files_and_its_own() {
     }
 }
 
-/// A catch-all would answer for a primitive or order that nobody thought of.
+/// A catch-all would answer for a primitive or order that no person thought of.
 #[test]
 fn facts_name_every_primitive() {
     for file in ["model/src/primitive.rs", "model/src/probe.rs", "agent/src/protocol/order.rs"] {

@@ -169,7 +169,7 @@ fn servers_are_changed_while_they_run_and_found_again() {
     let off = project.vimg(&["exec", "staging", "--", "true"]);
     off.says("it is switched off");
     // It stands on its own links, whatever happens to the states of its image.
-    // The base is left alone: other tests use it.
+    // The base is not touched: other tests use it.
     let removed = project.sh("grep -l '\"name\": \"plain@' \"$VIMG_STORE\"/states/*/record.json | \
          xargs dirname | xargs rm -rv | grep -c disk.qcow2");
     assert_eq!(removed.stdout, "2\n", "{}", removed.stderr);

@@ -39,7 +39,7 @@ pub(crate) trait Packages: Sync {
     /// `auto` or `manual`.
     fn list(&self) -> String;
 
-    /// Whether what a spec asks for is there; `false` if only the package manager can
+    /// Whether the packages of a spec are there; `false` if only the package manager can
     /// tell.
     fn has(&self, spec: &str, there: &List) -> bool;
 
