@@ -150,8 +150,11 @@ fn servers_are_changed_while_they_run_and_found_again() {
     assert_eq!(stuck.code, 1);
     stuck.says("revert note#2 failed");
     assert!(page().contains("two"));
+    // An agent of an older vimg is in its image: this one is of no use at all.
+    let older = "mv /usr/lib/vimg/agent /root/; printf '#!/bin/sh\nexit 7\n' >/usr/lib/vimg/agent; \
+                 chmod 755 /usr/lib/vimg/agent";
     // Sync the disk, because the server is killed below.
-    says(&["exec", "staging", "--", "sh", "-c", "chattr -i /note; sync"]);
+    says(&["exec", "staging", "--", "sh", "-c", &format!("chattr -i /note; {older}; sync")]);
     project.edit("main.vimg", "content=\"three\"", "content=\"two\"");
 
     // A killed server is off, and boots from its own disk.
@@ -180,6 +183,15 @@ fn servers_are_changed_while_they_run_and_found_again() {
     project.edit("main.vimg", "layer \"note\" }", "layer \"note\"; replace \"page\" with=\"other\" }");
     assert_eq!(says(&["apply", "staging"]), "revert note#2\nrevert small#2\napply  other\napply  note#2\n");
     assert_eq!(says(&["exec", "staging", "--", "sh", "-c", "cat /other; ls /usr/local/bin"]), "80");
+    // The agent of this vimg has done that, and finds the operations.
+    let greeting = project.sh("echo hello | $VIMG exec staging --operation greet -- again");
+    assert_eq!(
+        (greeting.stdout.as_str(), greeting.code),
+        ("nobody: hello again\n", 4),
+        "{}",
+        greeting.stderr
+    );
+    says(&["exec", "staging", "--", "mv", "/root/agent", "/usr/lib/vimg/agent"]);
     let unit = project.vimg(&["exec", "staging", "--", "systemctl", "is-active", "page"]);
     assert_eq!(unit.stdout, "inactive\n", "{}", unit.stderr);
     assert_eq!(swappiness(), "60\n");
