@@ -35,6 +35,9 @@ const PORT_WAIT: Duration = Duration::from_secs(120);
 /// the agent serves the host anyway.
 const BOOT_WAIT: u64 = 600;
 
+/// How long a machine may take to switch itself off. After that, the agent answers anyway.
+const OFF_WAIT: Duration = Duration::from_secs(300);
+
 /// Serves the host from within the machine, until the channel ends: the agent that is
 /// installed in an image.
 pub fn machine() -> io::Result<()> {
@@ -214,13 +217,16 @@ impl Agent {
         Ok(Some(match message {
             ToAgent::Apply(what) => {
                 let done = apply::apply(&mut self.channel, &what, &mut self.boot_stamp)?;
+                let done = self.unless_off(done);
                 priority::end();
                 if !matches!(self.place, Place::Machine) {
                     offline::clear_away();
                 }
                 done
             }
-            ToAgent::Check { probes, variables } => check::check(&self.channel.sender, &probes, &variables)?,
+            ToAgent::Check { probes, variables } => {
+                self.unless_off(check::check(&self.channel.sender, &probes, &variables)?)
+            }
             ToAgent::Retarget { resume, changes } => {
                 let contents = retarget::receive(&mut self.channel, &changes)?;
                 match self.retarget(&resume, &changes, &contents) {
@@ -328,6 +334,16 @@ impl Agent {
                 Ok(())
             }
         }
+    }
+
+    /// Passes an answer on. If the machine is being switched off, a failure is a result of
+    /// that: the agent waits for the end, of which the host hears elsewhere.
+    fn unless_off(&self, answer: FromAgent) -> FromAgent {
+        let failed = matches!((&answer, &self.place), (FromAgent::Failed { .. }, Place::Machine));
+        if failed && init::find().is_ok_and(|init| init.is_going_off()) {
+            std::thread::sleep(OFF_WAIT);
+        }
+        answer
     }
 
     fn hold(&mut self) -> io::Result<()> {

@@ -36,6 +36,9 @@ pub(crate) trait Init: Sync {
     /// Begins to stop all units and to switch the machine off; does not wait for it.
     fn power_off(&self) -> Result<(), Failure>;
 
+    /// Whether it is stopping the machine.
+    fn is_going_off(&self) -> bool;
+
     /// Completes the name of a unit.
     fn unit(&self, name: &str) -> String;
 

@@ -79,6 +79,15 @@ impl Init for Systemd {
         }
     }
 
+    fn is_going_off(&self) -> bool {
+        // At the end, another program takes the place of the first process.
+        let first = fs::read_to_string("/proc/1/comm").unwrap_or_default();
+        let mut state = systemctl();
+        state.arg("is-system-running");
+        first.starts_with("systemd-shut")
+            || command::query(&mut state, command::QUESTION).is_ok_and(|(_, text)| text.trim() == "stopping")
+    }
+
     fn unit(&self, name: &str) -> String {
         if name.contains('.') { name.to_owned() } else { format!("{name}.service") }
     }
