@@ -71,7 +71,7 @@ pub enum Turn<'a> {
     /// These packages can be installed early, while the old layers still work.
     Early(&'a [String]),
     /// It must be applied after all old layers are reverted completely: a purge of their
-    /// packages may remove it, and nobody knows before.
+    /// packages may remove it, which is not known before.
     AfterAll,
     /// It is applied in its layer.
     InLayer,

@@ -11,7 +11,7 @@ use crate::host::HostError;
 ///
 /// # Errors
 ///
-/// Says what is wrong with it.
+/// The mistake in the header, or another digest than the expected one.
 pub async fn check(path: &Path, sha256: &str) -> Result<(), HostError> {
     if let Some(format) = other_format(path) {
         return Err(HostError::new(format!("the disk has the format {format}"))

@@ -47,7 +47,7 @@ pub struct QemuImg {
 }
 
 impl QemuImg {
-    /// Finds it in PATH. What is learnt of it is stored in `probes`.
+    /// Finds it in PATH, and stores its version in `probes`.
     ///
     /// # Errors
     ///

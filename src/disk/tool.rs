@@ -1,4 +1,4 @@
-//! What works on disks, for those who must not know how.
+//! Works on disks, for callers that do not know how.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

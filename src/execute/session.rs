@@ -140,7 +140,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
                 FromAgent::Hello { protocol, behaviour, .. } => {
                     return Err(SessionError::Broken(format!(
                         "the agent in the machine has the versions {protocol}.{behaviour}, this vimg has \
-                         {}.{}; switch a server off and start it again, or make an imported disk anew",
+                         {}.{}; switch a server off and start it again, or build an imported disk again",
                         protocol::PROTOCOL,
                         protocol::BEHAVIOUR
                     )));

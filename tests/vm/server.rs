@@ -147,7 +147,7 @@ fn servers_are_changed_while_they_run_and_found_again() {
     says(&["exec", "staging", "--", "chattr", "+i", "/note"]);
     project.edit("main.vimg", "content=\"two\"", "content=\"three\"");
     let stuck = project.vimg(&["apply", "staging"]);
-    assert_eq!(stuck.code, 1);
+    assert_eq!(stuck.code, 1, "{}", stuck.stderr);
     stuck.says("revert note#2 failed");
     assert!(page().contains("two"));
     // An agent of an older vimg is in its image: this one is of no use at all.
