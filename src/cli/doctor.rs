@@ -76,79 +76,78 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
             (_, Err(e)) => Err((e.message, Some(e.help))),
         },
     ));
-    for distribution in base::BUILT_IN {
-        findings.push(finding(
-            "bootstrap",
-            match distribution.missing() {
-                None => Ok(format!("{}: what it needs is installed", distribution.name())),
-                Some(e) => Err((format!("{}: {}", distribution.name(), e.message), e.help)),
-            },
-        ));
+    findings.extend(base::BUILT_IN.iter().map(|distribution| {
+        let found = match distribution.missing() {
+            None => Ok(format!("{}: what it needs is installed", distribution.name())),
+            Some(e) => Err((format!("{}: {}", distribution.name(), e.message), e.help)),
+        };
+        finding("bootstrap", found)
+    }));
+    match &store {
+        Ok(store) => findings.extend(of_store(store)),
+        Err(e) => {
+            let help = "name another place with --store DIR or VIMG_STORE".to_owned();
+            findings.push(finding("store", Err((e.to_string(), Some(help)))));
+        }
     }
-    findings.push(finding(
-        "store",
-        match &store {
-            Ok(store) => {
-                let states = store.states();
-                let used: u64 = states.iter().map(|r| r.bytes).sum();
-                Ok(format!("{} states, {}, in {}", states.len(), bytes(used), store.root().display()))
-            }
-            Err(e) => Err((e.to_string(), Some("name another place with --store DIR or VIMG_STORE".into()))),
-        },
-    ));
-    if let Ok(store) = &store
-        && is_nfs(store.root())
-    {
+    show(&findings, style)?;
+    if findings.iter().all(|f| f.good) { Ok(()) } else { Err(Error::Code(HOST)) }
+}
+
+/// Tests the store and the filesystem that it is on.
+fn of_store(store: &Store) -> Vec<Finding> {
+    let states = store.states();
+    let used: u64 = states.iter().map(|r| r.bytes).sum();
+    let said = format!("{} states, {}, in {}", states.len(), bytes(used), store.root().display());
+    let mut findings = vec![finding("store", Ok(said))];
+    if is_nfs(store.root()) {
         let help = "use a local disk: file locks of NFS may not work between hosts".to_owned();
         findings.push(finding("locks", Err(("the store is on NFS".into(), Some(help)))));
     }
-    if let Ok(store) = &store {
-        let broken = store.states().iter().filter(|r| store.chain(&r.key).is_none()).count();
-        findings.push(finding(
-            "states",
-            if broken == 0 {
-                Ok("every state has all its disks".into())
-            } else {
-                let help = "vimg rebuilds them when they are needed".to_owned();
-                Err((format!("{broken} states lack a disk of a state below them"), Some(help)))
-            },
-        ));
-        findings.push(finding(
-            "space",
-            match rustix::fs::statvfs(store.root()) {
-                Ok(fs) => {
-                    let free = fs.f_bavail * fs.f_frsize;
-                    if free > 4 << 30 {
-                        Ok(format!("{} free", bytes(free)))
-                    } else {
-                        Err((
-                            format!("only {} free", bytes(free)),
-                            Some("a base and its layers take 1 to 4 GiB".into()),
-                        ))
-                    }
+    let broken = states.iter().filter(|r| store.chain(&r.key).is_none()).count();
+    findings.push(finding(
+        "states",
+        if broken == 0 {
+            Ok("every state has all its disks".into())
+        } else {
+            let help = "vimg rebuilds them when they are needed".to_owned();
+            Err((format!("{broken} states lack a disk of a state below them"), Some(help)))
+        },
+    ));
+    findings.push(finding(
+        "space",
+        match rustix::fs::statvfs(store.root()) {
+            Ok(fs) => {
+                let free = fs.f_bavail * fs.f_frsize;
+                if free > 4 << 30 {
+                    Ok(format!("{} free", bytes(free)))
+                } else {
+                    let help = "a base and its layers take 1 to 4 GiB".to_owned();
+                    Err((format!("only {} free", bytes(free)), Some(help)))
                 }
-                Err(e) => Err((e.to_string(), None)),
-            },
-        ));
-    }
-    let good = findings.iter().all(|f| f.good);
+            }
+            Err(e) => Err((e.to_string(), None)),
+        },
+    ));
+    findings
+}
+
+fn show(findings: &[Finding], style: Style) -> Outcome {
     if style.json {
         let list: Vec<_> = findings
             .iter()
             .map(|f| json!({ "what": f.what, "good": f.good, "said": f.said, "help": f.help }))
             .collect();
-        print_json(&json!({ "findings": list }))?;
-    } else {
-        let mut out = String::new();
-        for f in &findings {
-            out.push_str(&format!("{:4}  {:9}  {}\n", if f.good { "ok" } else { "BAD" }, f.what, f.said));
-            if let Some(help) = &f.help {
-                out.push_str(&format!("                 {help}\n"));
-            }
-        }
-        print(&out)?;
+        return print_json(&json!({ "findings": list }));
     }
-    if good { Ok(()) } else { Err(Error::Code(HOST)) }
+    let mut out = String::new();
+    for f in findings {
+        out.push_str(&format!("{:4}  {:9}  {}\n", if f.good { "ok" } else { "BAD" }, f.what, f.said));
+        if let Some(help) = &f.help {
+            out.push_str(&format!("                 {help}\n"));
+        }
+    }
+    print(&out)
 }
 
 /// Says what guests reach.
