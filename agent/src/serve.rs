@@ -21,7 +21,7 @@ use crate::init;
 use crate::list;
 use crate::offline;
 use crate::priority;
-use crate::protocol::{self, Change, FromAgent, PORT, Prepare, Resume, ToAgent};
+use crate::protocol::{self, Change, Exec, FromAgent, PORT, Prepare, Resume, ToAgent};
 use crate::resume;
 use crate::retarget;
 use crate::seal;
@@ -211,18 +211,17 @@ impl Agent {
         sender.send(&FromAgent::Ready { failed_units: failed_units.clone() })
     }
 
+    /// Acts on a message. Returns the answer, unless it was sent already or there is none.
     fn answer(&mut self, message: ToAgent) -> io::Result<Option<FromAgent>> {
-        let refused =
-            |what: &str, error: io::Error| FromAgent::Refused { message: format!("{what}: {error}") };
         Ok(Some(match message {
             ToAgent::Apply(what) => {
-                let done = apply::apply(&mut self.channel, &what, &mut self.boot_stamp)?;
-                let done = self.unless_off(done);
+                let applied = apply::apply(&mut self.channel, &what, &mut self.boot_stamp)?;
+                let applied = self.unless_off(applied);
                 priority::end();
                 if !matches!(self.place, Place::Machine) {
                     offline::clear_away();
                 }
-                done
+                applied
             }
             ToAgent::Check { probes, variables } => {
                 self.unless_off(check::check(&self.channel.sender, &probes, &variables)?)
@@ -238,20 +237,8 @@ impl Agent {
                 retarget::rehearse(&changes, self.boot.as_ref());
                 FromAgent::Rehearsed
             }
-            ToAgent::Resume(what) => match self.resume(&what) {
-                Ok(()) => FromAgent::Resumed,
-                Err(error) => refused("resume", error),
-            },
-            ToAgent::Exec(exec) => match Running::start(&exec, &self.channel.sender) {
-                Ok(running) => {
-                    self.running = Some(running);
-                    return Ok(None);
-                }
-                Err(error) => {
-                    let name = exec.command.first().map_or("the login shell", String::as_str);
-                    FromAgent::Refused { message: format!("{name}: {error}") }
-                }
-            },
+            ToAgent::Resume(what) => done("resume", self.resume(&what), FromAgent::Resumed),
+            ToAgent::Exec(exec) => return Ok(self.exec(&exec)),
             ToAgent::Resize(size) => {
                 if let Some(running) = &self.running {
                     running.resize(size);
@@ -265,13 +252,13 @@ impl Agent {
                 return Ok(None);
             }
             ToAgent::Network { .. } => FromAgent::Refused { message: "unexpected network message".into() },
-            ToAgent::Prepare(what) => match self.prepare(&what) {
-                Ok(()) => {
+            ToAgent::Prepare(what) => {
+                let prepared = self.prepare(&what);
+                if prepared.is_ok() {
                     self.boot_stamp = system::boot_stamp();
-                    FromAgent::Prepared
                 }
-                Err(error) => refused("prepare the disk", error),
-            },
+                done("prepare the disk", prepared, FromAgent::Prepared)
+            }
             ToAgent::PrepareSnapshot => {
                 self.boot = retarget::Boot::look();
                 rustix::fs::sync();
@@ -279,43 +266,59 @@ impl Agent {
             }
             ToAgent::Freeze => {
                 rustix::fs::sync();
-                match if self.held { Ok(()) } else { self.hold() } {
-                    Ok(()) => {
-                        self.held = true;
-                        FromAgent::Frozen
-                    }
-                    Err(error) => refused("freeze the disk", error),
-                }
+                let held = if self.held { Ok(()) } else { self.hold() };
+                self.held |= held.is_ok();
+                done("freeze the disk", held, FromAgent::Frozen)
             }
-            ToAgent::Thaw => match self.let_go() {
-                Ok(()) => FromAgent::Thawed,
-                Err(error) => refused("thaw the disk", error),
-            },
-            ToAgent::Seal => match seal::seal() {
-                Ok(()) => FromAgent::Sealed,
-                Err(error) => refused("seal the machine", error),
-            },
+            ToAgent::Thaw => done("thaw the disk", self.let_go(), FromAgent::Thawed),
+            ToAgent::Seal => done("seal the machine", seal::seal(), FromAgent::Sealed),
             ToAgent::List => {
                 list::list(&self.channel.sender)?;
                 return Ok(None);
             }
             ToAgent::Digests { paths } => FromAgent::Digests { digests: list::digests(&paths) },
-            ToAgent::SwitchOff => match switch_off() {
-                Ok(()) => FromAgent::GoingOff,
-                Err(error) => refused("switch the machine off", error),
-            },
-            ToAgent::SendBootFiles => {
-                if let Some(path) = system::BOOT_FILES.iter().find(|p| !Path::new(p).is_file()) {
-                    let error = io::Error::other(format!("{path} does not exist"));
-                    return Ok(Some(refused("send the boot files", error)));
-                }
-                for path in system::BOOT_FILES {
-                    self.channel.send_file(path)?;
-                }
-                return Ok(None);
-            }
+            ToAgent::SwitchOff => done("switch the machine off", switch_off(), FromAgent::GoingOff),
+            ToAgent::SendBootFiles => return self.send_boot_files(),
         }))
     }
+
+    /// Starts a program. Answers only if it can't be started.
+    fn exec(&mut self, exec: &Exec) -> Option<FromAgent> {
+        match Running::start(exec, &self.channel.sender) {
+            Ok(running) => {
+                self.running = Some(running);
+                None
+            }
+            Err(error) => {
+                let name = exec.command.first().map_or("the login shell", String::as_str);
+                Some(FromAgent::Refused { message: format!("{name}: {error}") })
+            }
+        }
+    }
+
+    /// Sends the boot files. Answers only if one is missing.
+    fn send_boot_files(&mut self) -> io::Result<Option<FromAgent>> {
+        if let Some(path) = system::BOOT_FILES.iter().find(|p| !Path::new(p).is_file()) {
+            let error = io::Error::other(format!("{path} does not exist"));
+            return Ok(Some(refused("send the boot files", &error)));
+        }
+        for path in system::BOOT_FILES {
+            self.channel.send_file(path)?;
+        }
+        Ok(None)
+    }
+}
+
+/// The answer about an attempt to do `what`: `good`, or the failure.
+fn done(what: &str, result: io::Result<()>, good: FromAgent) -> FromAgent {
+    match result {
+        Ok(()) => good,
+        Err(error) => refused(what, &error),
+    }
+}
+
+fn refused(what: &str, error: &io::Error) -> FromAgent {
+    FromAgent::Refused { message: format!("{what}: {error}") }
 }
 
 impl Agent {

@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::ledger::Entry;
 use crate::place::Place;
 use crate::protocol::User;
-use crate::system;
+use crate::system::{self, Account};
 
 fn run(mut command: Command, context: &Context) -> Result<(), Failure> {
     let program = command.get_program().to_string_lossy().into_owned();
@@ -55,71 +55,15 @@ pub(super) fn group(
 
 pub(super) fn user(user: &User, context: &mut Context) -> Result<bool, Failure> {
     let found = system::user(&user.name);
-    let mut options: Vec<(&str, String)> = Vec::new();
-    let differs = |now: Option<String>, wanted: &str| now.as_deref() != Some(wanted);
-    if let Some(uid) = user.uid
-        && differs(found.as_ref().map(|f| f.uid.to_string()), &uid.to_string())
-    {
-        options.push(("--uid", uid.to_string()));
-    }
-    if let Some(group) = &user.group {
-        let gid = system::group(group)
-            .ok_or_else(|| Failure::new(format!("there is no group `{group}` in the machine")))?
-            .gid;
-        if found.as_ref().is_none_or(|f| f.gid != gid) {
-            options.push(("--gid", group.clone()));
-        }
-    }
-    let texts = [
-        ("--home-dir", &user.home, found.as_ref().map(|f| f.home.clone())),
-        ("--shell", &user.shell, found.as_ref().map(|f| f.shell.clone())),
-        ("--comment", &user.comment, found.as_ref().map(|f| f.comment.clone())),
-    ];
-    for (option, wanted, now) in texts {
-        if let Some(wanted) = wanted
-            && differs(now, wanted)
-        {
-            options.push((option, wanted.clone()));
-        }
-    }
-    let member = |group: &str| system::group(group).is_some_and(|g| g.members.contains(&user.name));
-    if let Some(missing) = user.groups.iter().find(|g| system::group(g).is_none()) {
-        return Err(Failure::new(format!("there is no group `{missing}` in the machine")));
-    }
-    let groups: Vec<&str> = user.groups.iter().map(String::as_str).filter(|g| !member(g)).collect();
+    let mut options = options(user, found.as_ref())?;
+    let groups = missing_groups(user)?;
     if !groups.is_empty() {
         options.push(("--groups", groups.join(",")));
     }
-    let mut program = if found.is_some() {
-        if options.is_empty() {
-            return Ok(false);
-        }
-        let mut usermod = command::command("usermod");
-        if !groups.is_empty() {
-            usermod.arg("--append");
-        }
-        usermod
-    } else {
-        let mut useradd = command::command("useradd");
-        match (&user.group, system::group(&user.name)) {
-            (Some(_), _) => useradd.arg("--no-user-group"),
-            // An existing group of this name becomes the user's own group.
-            (None, Some(_)) => useradd.args(["--no-user-group", "--gid", &user.name]),
-            (None, None) => useradd.arg("--user-group"),
-        };
-        let home = if user.system && user.home.is_none() { "--no-create-home" } else { "--create-home" };
-        useradd.arg(home);
-        if user.system {
-            useradd.arg("--system");
-        }
-        useradd
-    };
-    for (option, value) in options {
-        // usermod names this option differently.
-        let option = if found.is_some() && option == "--home-dir" { "--home" } else { option };
-        program.arg(option).arg(value);
+    if found.is_some() && options.is_empty() {
+        return Ok(false);
     }
-    program.arg(&user.name);
+    let program = program(user, found.is_some(), &groups, options);
     let home = user.home.clone().unwrap_or_else(|| format!("/home/{}", user.name));
     let (new, was_there) = (found.is_none(), Path::new(&home).is_dir());
     context.ledger.note(&Entry::User {
@@ -142,6 +86,77 @@ pub(super) fn user(user: &User, context: &mut Context) -> Result<bool, Failure> 
     Ok(true)
 }
 
+/// Lists the wanted groups that the user is not a member of. All of them must exist.
+fn missing_groups(user: &User) -> Result<Vec<&str>, Failure> {
+    if let Some(missing) = user.groups.iter().find(|g| system::group(g).is_none()) {
+        return Err(Failure::new(format!("there is no group `{missing}` in the machine")));
+    }
+    let member = |group: &str| system::group(group).is_some_and(|g| g.members.contains(&user.name));
+    Ok(user.groups.iter().map(String::as_str).filter(|g| !member(g)).collect())
+}
+
+/// The options of useradd for what differs from the account that was found, except
+/// for its groups.
+fn options(user: &User, found: Option<&Account>) -> Result<Vec<(&'static str, String)>, Failure> {
+    let mut options: Vec<(&str, String)> = Vec::new();
+    let differs = |now: Option<String>, wanted: &str| now.as_deref() != Some(wanted);
+    if let Some(uid) = user.uid
+        && differs(found.map(|f| f.uid.to_string()), &uid.to_string())
+    {
+        options.push(("--uid", uid.to_string()));
+    }
+    if let Some(group) = &user.group {
+        let gid = system::group(group)
+            .ok_or_else(|| Failure::new(format!("there is no group `{group}` in the machine")))?
+            .gid;
+        if found.is_none_or(|f| f.gid != gid) {
+            options.push(("--gid", group.clone()));
+        }
+    }
+    let texts = [
+        ("--home-dir", &user.home, found.map(|f| f.home.clone())),
+        ("--shell", &user.shell, found.map(|f| f.shell.clone())),
+        ("--comment", &user.comment, found.map(|f| f.comment.clone())),
+    ];
+    for (option, wanted, now) in texts {
+        if let Some(wanted) = wanted
+            && differs(now, wanted)
+        {
+            options.push((option, wanted.clone()));
+        }
+    }
+    Ok(options)
+}
+
+/// Makes the command: usermod for an account that `exists`, otherwise useradd.
+fn program(user: &User, exists: bool, groups: &[&str], options: Vec<(&str, String)>) -> Command {
+    let mut program = command::command(if exists { "usermod" } else { "useradd" });
+    if exists {
+        if !groups.is_empty() {
+            program.arg("--append");
+        }
+    } else {
+        match (&user.group, system::group(&user.name)) {
+            (Some(_), _) => program.arg("--no-user-group"),
+            // An existing group of this name becomes the user's own group.
+            (None, Some(_)) => program.args(["--no-user-group", "--gid", &user.name]),
+            (None, None) => program.arg("--user-group"),
+        };
+        let home = if user.system && user.home.is_none() { "--no-create-home" } else { "--create-home" };
+        program.arg(home);
+        if user.system {
+            program.arg("--system");
+        }
+    }
+    for (option, value) in options {
+        // usermod names this option differently.
+        let option = if exists && option == "--home-dir" { "--home" } else { option };
+        program.arg(option).arg(value);
+    }
+    program.arg(&user.name);
+    program
+}
+
 /// Lists the first files of a home directory (`/etc/skel`, useradd(8)) that do not exist
 /// in this one.
 fn first_files(home: &Path) -> Result<Vec<lay::Piece>, Failure> {
@@ -157,7 +172,7 @@ fn first_files(home: &Path) -> Result<Vec<lay::Piece>, Failure> {
 }
 
 /// Makes an existing directory the home of a new user.
-fn take_home(account: &system::Account, first: &[lay::Piece]) -> Result<(), Failure> {
+fn take_home(account: &Account, first: &[lay::Piece]) -> Result<(), Failure> {
     let (home, owner) = (Path::new(&account.home), (account.uid, account.gid));
     let fail = |e| Failure::at(home, e);
     let mode = std::fs::metadata(home).map_err(fail)?.mode() & 0o7777;
