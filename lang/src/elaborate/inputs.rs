@@ -7,60 +7,37 @@ use crate::diagnostic::{Code, Diagnostic};
 use crate::load;
 use crate::resolve::{At, Configuration, Declarations, Input};
 use crate::source::{FileRef, SourceId, Span};
-use crate::syntax::{Arg, Scalar};
+use crate::syntax::{Arg, Node, Range, Scalar};
 use crate::template::Scope;
 use crate::value::{self, InputType, Value};
+
+fn find<'a, 'd>(declarations: &'a Declarations<'d>, name: &str) -> Option<&'a Input<'d>> {
+    declarations.params.iter().find(|param| param.at.name() == name)
+}
+
+fn names<'a>(declarations: &'a Declarations) -> impl Iterator<Item = &'a str> {
+    declarations.params.iter().map(|param| param.at.name())
+}
 
 impl Elaborator<'_> {
     pub(super) fn params(&mut self, declarations: &Declarations, request: &Request) -> Vars {
         let mut given: BTreeMap<String, Value> = BTreeMap::new();
-        let find = |name: &str| declarations.params.iter().find(|p| p.at.name() == name);
-        let names = || declarations.params.iter().map(|p| p.at.name());
         if let Some((name, text)) = &request.values {
             let source = self.sources.add_new(name.clone(), text.as_str());
             match crate::syntax::parse(source, text) {
                 Err(errors) => self.out.extend(errors),
                 Ok(document) => {
                     for node in &document.nodes {
-                        let span = |r: &crate::syntax::Range| Span { source, start: r.start, end: r.end };
-                        let Some(param) = find(&node.name) else {
-                            self.out.push(
-                                Diagnostic::error(
-                                    Code::UnknownParam,
-                                    span(&node.name_range),
-                                    format!("there is no parameter `{}`", node.name),
-                                )
-                                .suggest(&node.name, names()),
-                            );
-                            continue;
-                        };
-                        let base = FileRef::project("");
-                        let place = ValuePlace { source, base: &base, span: span(&node.head_range) };
-                        if let Some(value) = self.value(&node.args, param.ty, &place, &Scope::default())
-                            && given.insert(node.name.clone(), value).is_some()
-                        {
-                            let message = format!("`{}` is given twice", node.name);
-                            self.out.push(
-                                Diagnostic::error(Code::Duplicate, span(&node.name_range), message)
-                                    .help("remove one of them"),
-                            );
-                        }
-                        if let Some(prop) = node.props.first() {
-                            let message = format!("`{}` takes arguments, not properties", node.name);
-                            self.out.push(
-                                Diagnostic::error(Code::UnknownProperty, span(&prop.name_range), message)
-                                    .help(format!("write `{} VALUE`", node.name)),
-                            );
-                        }
+                        self.given(node, source, declarations, &mut given);
                     }
                 }
             }
         }
         for (name, text) in request.set {
-            let Some(param) = find(name) else {
+            let Some(param) = find(declarations, name) else {
                 self.out.push(
                     Diagnostic::global(Code::UnknownParam, format!("there is no parameter `{name}`"))
-                        .suggest(name, names())
+                        .suggest(name, names(declarations))
                         .help_if_none("declare it with `param`"),
                 );
                 continue;
@@ -98,6 +75,46 @@ impl Elaborator<'_> {
             }
         }
         vars
+    }
+
+    /// Reads the value of a parameter from a node of a file of values.
+    fn given(
+        &mut self,
+        node: &Node,
+        source: SourceId,
+        declarations: &Declarations,
+        given: &mut BTreeMap<String, Value>,
+    ) {
+        let span = |r: &Range| Span { source, start: r.start, end: r.end };
+        let Some(param) = find(declarations, &node.name) else {
+            self.out.push(
+                Diagnostic::error(
+                    Code::UnknownParam,
+                    span(&node.name_range),
+                    format!("there is no parameter `{}`", node.name),
+                )
+                .suggest(&node.name, names(declarations)),
+            );
+            return;
+        };
+        let base = FileRef::project("");
+        let place = ValuePlace { source, base: &base, span: span(&node.head_range) };
+        if let Some(value) = self.value(&node.args, param.ty, &place, &Scope::default())
+            && given.insert(node.name.clone(), value).is_some()
+        {
+            let message = format!("`{}` is given twice", node.name);
+            self.out.push(
+                Diagnostic::error(Code::Duplicate, span(&node.name_range), message)
+                    .help("remove one of them"),
+            );
+        }
+        if let Some(prop) = node.props.first() {
+            let message = format!("`{}` takes arguments, not properties", node.name);
+            self.out.push(
+                Diagnostic::error(Code::UnknownProperty, span(&prop.name_range), message)
+                    .help(format!("write `{} VALUE`", node.name)),
+            );
+        }
     }
 
     fn default(&mut self, input: &Input, vars: &Vars) -> Option<Value> {
