@@ -24,6 +24,7 @@ pub mod object;
 mod transport;
 mod registry;
 mod service;
+mod budget;
 pub mod remote;
 mod caches;
 pub mod gc;

@@ -1,7 +1,6 @@
 //! Downloads states from a cache.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -20,11 +19,10 @@ use crate::disk::qcow2;
 use crate::event::{Event, Sink};
 use crate::store::{Area, DiskKind, Origin, Store};
 
-/// Maximum gap between two chunks of one request, in bytes: a request costs as
-/// much as this much data.
-const GAP: u64 = 256 << 10;
-/// Maximum size of a request, in bytes.
-const MAX_RANGE: u64 = 8 << 20;
+mod parts;
+
+use parts::{Part, missing, write};
+
 /// Parallel requests per file.
 const PARTS: usize = 4;
 /// Age at which interrupted downloads are removed.
@@ -226,7 +224,7 @@ impl Fetching<'_> {
             }
             false => list,
         };
-        let parts = parts(list);
+        let parts = parts::group(list);
         let all: u64 = parts.iter().map(|p| p.length).sum();
         let (done, failed) = (AtomicU64::new(0), AtomicBool::new(false));
         let fetched = futures_util::stream::iter(parts).map(|part| {
@@ -306,72 +304,6 @@ impl Fetching<'_> {
     }
 }
 
-/// Chunks that are together in a pack: one request.
-struct Part {
-    pack: u32,
-    from: u64,
-    length: u64,
-    chunks: Vec<Chunk>,
-}
-
-/// Groups chunks into requests.
-fn parts(mut chunks: Vec<Chunk>) -> Vec<Part> {
-    chunks.sort_unstable_by_key(|p| (p.pack, p.from, p.at));
-    let mut parts: Vec<Part> = Vec::new();
-    for chunk in chunks {
-        let end = chunk.from + u64::from(chunk.stored);
-        match parts.last_mut() {
-            Some(part)
-                if part.pack == chunk.pack
-                    && chunk.from <= part.from + part.length + GAP
-                    && end - part.from <= MAX_RANGE =>
-            {
-                part.length = part.length.max(end - part.from);
-                part.chunks.push(chunk);
-            }
-            _ => parts.push(Part {
-                pack: chunk.pack,
-                from: chunk.from,
-                length: u64::from(chunk.stored),
-                chunks: vec![chunk],
-            }),
-        }
-    }
-    parts
-}
-
-/// Decompresses chunks into their file. Stops and returns `false` at the first
-/// damaged chunk.
-fn write(bytes: &[u8], from: u64, chunks: &[Chunk], file: &File) -> std::io::Result<bool> {
-    // The same chunk may be in several places of the file. These are neighbours
-    // here.
-    let (mut known, mut unpacked) = (None, Vec::new());
-    for chunk in chunks {
-        let place = (chunk.from, chunk.digest);
-        if known != Some(place) {
-            let start = (chunk.from - from) as usize;
-            let stored = bytes.get(start..start + chunk.stored as usize);
-            let found = stored.and_then(|stored| chunk::unpack(stored, chunk.length, &chunk.digest));
-            let Some(found) = found else { return Ok(false) };
-            (known, unpacked) = (Some(place), found);
-        }
-        file.write_all_at(&unpacked, chunk.at)?;
-    }
-    Ok(true)
-}
-
-/// Returns the chunks that the file does not have yet.
-fn missing(file: &File, chunks: Vec<Chunk>) -> Vec<Chunk> {
-    let mut buffer = Vec::new();
-    let lacks = |chunk: &Chunk| {
-        buffer.resize(chunk.length as usize, 0);
-        file.read_exact_at(&mut buffer, chunk.at).is_err()
-            || *blake3::hash(&buffer).as_bytes() != chunk.digest
-    };
-    let mut lacks = lacks;
-    chunks.into_iter().filter(|chunk| lacks(chunk)).collect()
-}
-
 /// Disk usage of a file, in bytes.
 fn on_disk(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
@@ -391,24 +323,5 @@ fn reap(dir: &Path) {
         if matches!(age, Ok(Ok(age)) if age > STALE) {
             let _ = fs::remove_dir_all(entry.path());
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn chunk(at: u64, pack: u32, from: u64) -> Chunk {
-        Chunk { at, length: 10, digest: [0; 32], pack, from, stored: 10 }
-    }
-
-    #[test]
-    fn neighbours_come_in_one_request() {
-        let far = GAP + 100;
-        let list =
-            vec![chunk(0, 0, 0), chunk(10, 1, 5), chunk(20, 0, 10), chunk(30, 0, 10), chunk(40, 0, 20 + far)];
-        let parts: Vec<_> =
-            parts(list).into_iter().map(|p| (p.pack, p.from, p.length, p.chunks.len())).collect();
-        assert_eq!(parts, [(0, 0, 20, 3), (0, 20 + far, 10, 1), (1, 5, 10, 1)]);
     }
 }

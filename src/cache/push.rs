@@ -1,34 +1,24 @@
 //! Uploads states to a cache.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
-
-use bytes::Bytes;
-use tokio::task::JoinSet;
 
 use super::caches::{Caches, Refusal, now};
-use super::chunk::{self, Chunk, blocking};
+use super::chunk::{self, blocking};
 use super::entry::{self, BLOB, Build, Contents, Entry, Pack, Place, Signed};
-use super::object::{GRACE, Meta, Object, sha256};
+use super::object::Object;
 use super::remote::Remote;
 use super::wire::WireState;
 use crate::digest::{Digest, Key};
 use crate::event::{Event, Sink};
-use crate::store::{Record, StateId, Store};
+use crate::store::{Record, Store};
 
-/// Size of a full pack, in bytes: large enough that a disk is a few requests,
-/// small enough that one request is soon done.
-const FULL: usize = 16 << 20;
-/// Parallel uploads of packs.
-const AT_ONCE: usize = 4;
-/// Bytes of a file that are read and compressed at once.
-const BATCH: u64 = 16 << 20;
-/// If the chunks of a file are in more packs than this, those in the smallest
-/// packs are sent again. This limits fragmentation.
-const SCATTERED: usize = 24;
+mod ages;
+mod packing;
+
+use ages::Ages;
+use packing::Packing;
 
 /// A state that may be sent.
 #[derive(Debug, Clone)]
@@ -85,15 +75,10 @@ impl Caches {
             domain,
             store,
             sink,
-            known: Known::default(),
             signed: HashMap::new(),
-            packs: Vec::new(),
-            current: Vec::new(),
-            sending: JoinSet::new(),
-            anew: false,
-            looked: HashMap::new(),
+            packing: Packing::new(remote, sink),
+            ages: Ages::new(remote),
             pushed: Pushed::default(),
-            start: Instant::now(),
         };
         let before = remote.moved().1;
         let builds = self.builds(remote).await;
@@ -123,9 +108,6 @@ impl Caches {
     }
 }
 
-/// Chunks in the cache, by digest: pack, offset and stored length.
-type Known = HashMap<[u8; 32], (Slot, u64, u32)>;
-
 /// An upload.
 struct Push<'a> {
     caches: &'a Caches,
@@ -133,20 +115,12 @@ struct Push<'a> {
     domain: &'a str,
     store: &'a Store,
     sink: &'a Sink,
-    known: Known,
     /// Records in the cache, each with the disks below; `None` if the cache has
     /// another build of the state.
     signed: HashMap<Key, Option<Vec<Signed>>>,
-    /// New packs, `None` until they are sent.
-    packs: Vec<Option<Pack>>,
-    current: Vec<u8>,
-    sending: JoinSet<Result<(usize, Pack), String>>,
-    /// Write packs even if they seem to exist, because one of them is damaged.
-    anew: bool,
-    /// Old packs that were checked, and whether they exist.
-    looked: HashMap<Pack, bool>,
+    packing: Packing<'a>,
+    ages: Ages<'a>,
     pushed: Pushed,
-    start: Instant,
 }
 
 /// The state of the cache, compared with a state in the store.
@@ -159,13 +133,6 @@ enum Found {
     Foreign,
     /// The cache has this build; its entries.
     There(Vec<Signed>),
-}
-
-/// The pack of a chunk: one that the cache had, or a new one.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Slot {
-    Old(Pack),
-    New(usize),
 }
 
 impl Push<'_> {
@@ -255,14 +222,14 @@ impl Push<'_> {
             // Records of other domains are never replaced.
             let useless = if domain == self.domain { Found::Useless } else { Found::Missing };
             if self.caches.is_broken(self.remote, domain, &record.key) {
-                self.distrust();
+                self.packing.distrust();
                 found = useless;
                 continue;
             }
             match self.caches.record(self.remote, domain, &record.key).await {
                 Ok(Some(chain)) if chain[0].entry.state.id == record.id => {
-                    if !self.keep_young(domain, &chain).await {
-                        self.distrust();
+                    if !self.ages.keep_young(domain, domain == self.domain, &chain).await {
+                        self.packing.distrust();
                         found = useless;
                         continue;
                     }
@@ -297,75 +264,15 @@ impl Push<'_> {
         }
     }
 
-    /// Notes that something in the cache is damaged. From now on this upload
-    /// refers only to packs that it writes itself.
-    fn distrust(&mut self) {
-        self.anew = true;
-        self.known.retain(|_, (slot, ..)| matches!(slot, Slot::New(_)));
-    }
-
-    /// Refreshes the age of what a bucket's expiry rule might delete. `false`
-    /// if some of it is gone already.
-    async fn keep_young(&mut self, domain: &str, chain: &[Signed]) -> bool {
-        let Some(own) = chain.first() else { return false };
-        let object = Object::Record { domain: domain.to_owned(), key: own.entry.state.key };
-        let Ok(Some(meta)) = self.remote.stat(&object).await else { return true };
-        if !self.is_old(meta) {
-            return true;
-        }
-        // Packs first: a record must never be younger than its packs.
-        let packs = Pack::distinct(chain.iter().flat_map(|s| s.entry.packs()));
-        if !self.are_there(&packs).await {
-            return false;
-        }
-        // Only the writers of a domain refresh its records.
-        domain != self.domain || self.touch(&object).await
-    }
-
-    fn is_old(&self, meta: Meta) -> bool {
-        meta.age().is_some_and(|age| age >= self.remote.spec.touch_refresh)
-    }
-
-    /// Refreshes the age of an object. `false` if it does not exist. A missing
-    /// right to do so is only noted.
-    async fn touch(&self, object: &Object) -> bool {
-        self.remote.touch(object).await.unwrap_or_else(|trouble| {
-            if !trouble.known {
-                self.remote.add_fault(format!("can't refresh the age of objects: {trouble}"));
-            }
-            true
-        })
-    }
-
-    /// Whether packs exist, as far as the cache answers. Refreshes old ones.
-    async fn are_there(&mut self, all: &[Pack]) -> bool {
-        use futures_util::StreamExt;
-        let packs = Pack::distinct(all.iter().filter(|p| !self.looked.contains_key(p)));
-        let this = &*self;
-        let dependencies = packs.into_iter().map(|pack| async move {
-            let object = Object::Pack(pack.clone());
-            let there = match this.remote.stat(&object).await {
-                Ok(Some(meta)) if meta.size == pack.size => !this.is_old(meta) || this.touch(&object).await,
-                Ok(_) => false,
-                Err(_) => return None,
-            };
-            Some((pack, there))
-        });
-        let looked: Vec<Option<(Pack, bool)>> =
-            futures_util::stream::iter(dependencies).buffer_unordered(AT_ONCE).collect().await;
-        self.looked.extend(looked.into_iter().flatten());
-        !all.iter().any(|pack| self.looked.get(pack) == Some(&false))
-    }
-
     /// Learns which chunks an earlier build of a node left in the cache.
     async fn learn(&mut self, key: &Key) {
-        if self.anew {
+        if !self.packing.trusts() {
             return;
         }
         let domains = self.remote.spec.domains.clone();
         for domain in domains.iter().filter(|d| !self.caches.is_broken(self.remote, d, key)) {
             let Ok(Some(chain)) = self.caches.record(self.remote, domain, key).await else { continue };
-            if self.keep_young(domain, &chain).await {
+            if self.ages.keep_young(domain, domain == self.domain, &chain).await {
                 for contents in chain.iter().take(1).flat_map(|s| &s.entry.files) {
                     self.learn_file(contents).await;
                 }
@@ -386,32 +293,15 @@ impl Push<'_> {
             return;
         };
         let Some(list) = chunk::read_list(&bytes, contents.size, &contents.packs) else { return };
-        let mut used: HashMap<u32, u64> = HashMap::new();
-        for chunk in &list {
-            *used.entry(chunk.pack).or_default() += u64::from(chunk.stored);
-        }
-        let mut small: Vec<(u64, u32)> = used.into_iter().map(|(pack, bytes)| (bytes, pack)).collect();
-        small.sort_unstable();
-        let mut again = Vec::new();
-        let mut bytes = 0;
-        for (used, pack) in &small {
-            bytes += used;
-            if small.len() <= SCATTERED || bytes > FULL as u64 {
-                break;
-            }
-            again.push(*pack);
-        }
-        let used: Vec<Pack> = small
-            .iter()
-            .filter(|(_, pack)| !again.contains(pack))
-            .filter_map(|(_, pack)| contents.packs.get(*pack as usize).cloned())
-            .collect();
-        self.are_there(&used).await;
+        let again = packing::scattered(&list);
+        let used: BTreeSet<u32> = list.iter().map(|c| c.pack).filter(|pack| !again.contains(pack)).collect();
+        let used: Vec<Pack> =
+            used.iter().filter_map(|pack| contents.packs.get(*pack as usize).cloned()).collect();
+        self.ages.are_there(&used).await;
         for chunk in list.iter().filter(|p| !again.contains(&p.pack)) {
             let pack = contents.packs.get(chunk.pack as usize);
-            if let Some(pack) = pack.filter(|pack| self.looked.get(pack) == Some(&true)) {
-                let slot = Slot::Old(pack.clone());
-                self.known.insert(chunk.digest, (slot, chunk.from, chunk.stored));
+            if let Some(pack) = pack.filter(|pack| self.ages.has(pack)) {
+                self.packing.learn(chunk, pack);
             }
         }
     }
@@ -434,14 +324,10 @@ impl Push<'_> {
             match known {
                 // The kernel is usually that of the state below.
                 Some(known) => files.push(known.clone()),
-                None => staged.push(self.file(&record.name, name, &path, digest).await?),
+                None => staged.push(self.packing.file(&record.name, name, &path, digest).await?),
             }
         }
-        self.flush()?;
-        self.settle(0).await?;
-        for draft in staged {
-            files.push(draft.finish(&self.packs)?);
-        }
+        files.extend(self.packing.finish(staged).await?);
         let signer = self.caches.signer.as_ref().ok_or("there is no signing key")?;
         // Paths of this machine are not sent.
         let signed = Entry::sign(self.domain, now(), WireState::of(record), files, below.first(), signer)?;
@@ -493,182 +379,5 @@ impl Push<'_> {
         blobs.dedup();
         files.extend(blobs.into_iter().map(|digest| (BLOB, self.store.blob(&digest), Some(digest))));
         files
-    }
-
-    async fn file(
-        &mut self,
-        node: &str,
-        name: &str,
-        path: &Path,
-        digest: Option<Digest>,
-    ) -> Result<Draft, String> {
-        let fail = |e: std::io::Error| format!("{}: {e}", path.display());
-        let file = Arc::new(File::open(path).map_err(fail)?);
-        let length = file.metadata().map_err(fail)?.len();
-        let owned = path.to_owned();
-        let cut = blocking(move || chunk::cut(&owned)).await?.map_err(fail)?;
-        let all: u64 = cut.iter().map(|(_, length)| u64::from(*length)).sum();
-        let mut draft = Draft { name: name.to_owned(), size: length, digest, slots: Vec::new(), list: None };
-        let mut list: Vec<Chunk> = Vec::new();
-        let (mut rest, mut done) = (cut.as_slice(), 0);
-        while !rest.is_empty() {
-            let mut bytes = 0;
-            let count = rest.iter().take_while(|(_, length)| {
-                bytes += u64::from(*length);
-                bytes <= BATCH
-            });
-            let count = count.count().max(1);
-            let (batch, others) = rest.split_at(count);
-            rest = others;
-            let (file, chunks, known) = (file.clone(), batch.to_vec(), std::mem::take(&mut self.known));
-            let (packed, known) = blocking(move || {
-                let packed = chunk::pack(&file, &chunks, &known);
-                (packed, known)
-            })
-            .await?;
-            self.known = known;
-            for ((at, length), packed) in batch.iter().zip(packed.map_err(fail)?) {
-                done += u64::from(*length);
-                if packed.zero {
-                    continue;
-                }
-                let (slot, from, stored) = self.place(packed.digest, packed.bytes).await?;
-                let pack = draft.slot(slot);
-                list.push(Chunk { at: *at, length: *length, digest: packed.digest, pack, from, stored });
-            }
-            (self.sink)(Event::Moving {
-                node: node.to_owned(),
-                cache: self.remote.spec.label.clone(),
-                sent: true,
-                done,
-                all,
-                seconds: self.start.elapsed().as_secs_f64(),
-            });
-        }
-        let bytes = chunk::write_list(&list).ok_or("a file has too many chunks")?;
-        let digest = Digest::of(&bytes);
-        let packed = zstd::bulk::compress(&bytes, 3).map_err(|e| e.to_string())?;
-        let (length, stored) = (bytes.len() as u32, packed.len().min(bytes.len()) as u32);
-        let packed = if packed.len() < bytes.len() { packed } else { bytes };
-        let slot = Slot::New(self.packs.len());
-        let from = self.current.len() as u64;
-        self.add(&packed).await?;
-        let pack = draft.slot(slot);
-        draft.list = Some(Place { pack, from, stored, length, digest });
-        Ok(draft)
-    }
-
-    /// Returns the place of a chunk. Adds new chunks to the current pack.
-    async fn place(&mut self, digest: [u8; 32], bytes: Option<Vec<u8>>) -> Result<(Slot, u64, u32), String> {
-        // The same batch may have contained it before.
-        if let Some(known) = self.known.get(&digest) {
-            return Ok(known.clone());
-        }
-        let bytes = bytes.ok_or("a chunk is unknown")?;
-        let place = (Slot::New(self.packs.len()), self.current.len() as u64, bytes.len() as u32);
-        self.known.insert(digest, place.clone());
-        self.add(&bytes).await?;
-        Ok(place)
-    }
-
-    /// Adds bytes to the current pack.
-    async fn add(&mut self, bytes: &[u8]) -> Result<(), String> {
-        self.current.extend_from_slice(bytes);
-        if self.current.len() >= FULL {
-            self.flush()?;
-            self.settle(AT_ONCE - 1).await?;
-        }
-        Ok(())
-    }
-
-    /// Sends the current pack.
-    fn flush(&mut self) -> Result<(), String> {
-        if self.current.is_empty() {
-            return Ok(());
-        }
-        let (bytes, number) = (std::mem::take(&mut self.current), self.packs.len());
-        self.packs.push(None);
-        let (remote, anew) = (self.remote.clone(), self.anew);
-        self.sending.spawn(async move {
-            let (bytes, sha256) = blocking(move || {
-                let sha256 = sha256(&bytes);
-                (bytes, sha256)
-            })
-            .await?;
-            let bytes = Bytes::from(bytes);
-            let pack = Pack { sha256, size: bytes.len() as u64 };
-            let object = Object::Pack(pack.clone());
-            // An interrupted upload may have sent it.
-            let there = match anew && remote.replaces() {
-                true => None,
-                false => remote.stat(&object).await.map_err(|e| e.to_string())?,
-            };
-            // Garbage collection may be about to remove an old pack.
-            let old = there.and_then(|meta| meta.age()).is_some_and(|age| age > GRACE / 2);
-            let write = (old && remote.replaces()) || there.is_none_or(|meta| meta.size != pack.size);
-            if !write || remote.put(&object, bytes.clone(), &[]).await.map_err(|e| e.to_string())? {
-                return Ok((number, pack));
-            }
-            // Another writer has started to write it, and may never finish.
-            let there = remote.stat(&object).await.map_err(|e| e.to_string())?;
-            if there.is_some_and(|meta| meta.size == pack.size) {
-                return Ok((number, pack));
-            }
-            let mut bytes = Vec::from(bytes);
-            // These extra bytes give the pack another name. No chunk refers to
-            // them.
-            bytes.extend_from_slice(StateId::new().to_string().as_bytes());
-            let pack = Pack { sha256: self::sha256(&bytes), size: bytes.len() as u64 };
-            match remote.put(&Object::Pack(pack.clone()), bytes, &[]).await.map_err(|e| e.to_string())? {
-                true => Ok((number, pack)),
-                false => Err("the cache does not accept new objects".into()),
-            }
-        });
-        Ok(())
-    }
-
-    /// Waits until at most `most` packs are being sent.
-    async fn settle(&mut self, most: usize) -> Result<(), String> {
-        while self.sending.len() > most {
-            let Some(done) = self.sending.join_next().await else { return Ok(()) };
-            let (number, pack) = done.map_err(|e| e.to_string())??;
-            self.packs[number] = Some(pack);
-        }
-        Ok(())
-    }
-}
-
-/// A file whose packs are not all sent yet.
-struct Draft {
-    name: String,
-    size: u64,
-    digest: Option<Digest>,
-    slots: Vec<Slot>,
-    list: Option<Place>,
-}
-
-impl Draft {
-    /// Returns the index of a pack in this file's packs.
-    fn slot(&mut self, slot: Slot) -> u32 {
-        // It is usually the last one.
-        if let Some(n) = self.slots.iter().rposition(|s| *s == slot) {
-            return n as u32;
-        }
-        self.slots.push(slot);
-        (self.slots.len() - 1) as u32
-    }
-
-    fn finish(self, packs: &[Option<Pack>]) -> Result<Contents, String> {
-        let pack = |slot| match slot {
-            Slot::Old(pack) => Ok(pack),
-            Slot::New(number) => packs.get(number).cloned().flatten().ok_or("a pack was not sent"),
-        };
-        Ok(Contents {
-            name: self.name,
-            size: self.size,
-            digest: self.digest,
-            packs: self.slots.into_iter().map(pack).collect::<Result<_, _>>()?,
-            list: self.list.ok_or("a file has no list of chunks")?,
-        })
     }
 }

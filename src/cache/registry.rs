@@ -19,9 +19,10 @@ use std::time::Duration;
 
 use super::entry::Pack;
 use super::object::{Meta, Object, Trouble, sha256};
-use super::spec::{Spec, is_name};
+use super::spec::Spec;
 use super::transport::{Faults, ready_for_tls};
-use crate::digest::Key;
+
+mod tag;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
@@ -140,26 +141,6 @@ impl Registry {
         )
     }
 
-    /// The tag of an object; `None` for blobs. Domains and names contain no
-    /// `:`, like tags.
-    fn tag(object: &Object) -> Option<String> {
-        match object {
-            Object::Record { domain, key } => Some(format!("r-{domain}-{key}")),
-            Object::Build { domain, name } => Some(format!("b-{}-{domain}-{name}", domain.len())),
-            Object::Pack(_) | Object::Tombstones | Object::Aside(_) => None,
-        }
-    }
-
-    fn parse(tag: &str) -> Option<Object> {
-        if let Some(rest) = tag.strip_prefix("r-") {
-            let (domain, key) = rest.rsplit_once('-').filter(|(domain, _)| is_name(domain))?;
-            return Some(Object::Record { domain: domain.to_owned(), key: Key(key.parse().ok()?) });
-        }
-        let (length, rest) = tag.strip_prefix("b-")?.split_once('-')?;
-        let (domain, name) = rest.split_at_checked(length.parse().ok()?)?;
-        Some(Object::Build { domain: domain.to_owned(), name: name.strip_prefix('-')?.to_owned() })
-    }
-
     /// Requests access for the next operation. The registry may return a token
     /// for it.
     async fn enter(&self, operation: RegistryOperation) -> Answer<Option<String>> {
@@ -251,7 +232,7 @@ impl Registry {
 
     pub(super) async fn get(&self, object: &Object, most: u64) -> Answer<Option<Vec<u8>>> {
         let token = self.enter(RegistryOperation::Pull).await?;
-        let Some(tag) = Self::tag(object) else {
+        let Some(tag) = tag::of(object) else {
             return match object {
                 Object::Pack(pack) => self.blob(&format!("sha256:{}", pack.sha256), None, most).await,
                 _ => Ok(None),
@@ -279,7 +260,7 @@ impl Registry {
 
     pub(super) async fn put(&self, object: &Object, bytes: Bytes, needs: &[Pack]) -> Answer<()> {
         self.enter(RegistryOperation::Push).await?;
-        let Some(tag) = Self::tag(object) else {
+        let Some(tag) = tag::of(object) else {
             return match object {
                 Object::Pack(pack) => self.put_blob(&bytes, &format!("sha256:{}", pack.sha256)).await,
                 _ => Err(Trouble::new("a registry can't store such an object")),
@@ -316,7 +297,7 @@ impl Registry {
             let there = self.again(|| self.client.blob_exists(&self.repository, &digest)).await?;
             return Ok(there.then_some(Meta { size: pack.size, modified: None }));
         }
-        let Some(tag) = Self::tag(object) else { return Ok(None) };
+        let Some(tag) = tag::of(object) else { return Ok(None) };
         Ok(self.manifest(&tag, token.as_deref()).await?.map(|(_, size)| Meta { size, modified: None }))
     }
 
@@ -333,7 +314,7 @@ impl Registry {
                 return Err(Trouble::content("it has too many tags"));
             }
             for tag in &tags {
-                let Some(object) = Self::parse(tag) else { continue };
+                let Some(object) = tag::parse(tag) else { continue };
                 let Some((manifest, size)) = self.manifest(tag, token).await? else { continue };
                 for layer in manifest.layers.iter().filter(|l| l.media_type == PACK) {
                     let Some(sha256) = layer.digest.strip_prefix("sha256:") else { continue };
@@ -400,26 +381,5 @@ fn describe(error: &OciDistributionError) -> Trouble {
             None => Trouble::new("the connection broke"),
         },
         other => Trouble::new(format!("request failed: {other}")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tags_are_read_as_they_were_written() {
-        let key = Key(crate::digest::Digest::of(b"x"));
-        let objects = [
-            Object::Record { domain: "pr-12".into(), key },
-            Object::Build { domain: "a-b.c".into(), name: "web-1".into() },
-        ];
-        for object in objects {
-            let tag = Registry::tag(&object).unwrap();
-            assert!(tag.len() <= 128, "{tag}");
-            assert_eq!(Registry::parse(&tag), Some(object));
-        }
-        assert_eq!(Registry::parse("latest"), None);
-        assert_eq!(Registry::parse("b-99-x-y"), None);
     }
 }

@@ -2,25 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use bytes::Bytes;
-use futures_util::TryStreamExt;
 use opendal::{ErrorKind, Operator};
 
+use super::budget::Budget;
 use super::entry::Pack;
 use super::kind::Says;
 use super::object::{Answer, Meta, Object, Trouble, root};
 use super::registry::Registry;
-use super::service::{RETRIES, SLOWEST, describe, is_not_implemented, is_there, operators};
+use super::service::{describe, is_not_implemented, is_there, meta, operators, stream, walk};
 use super::spec::{Kind, Spec};
 use super::transport::{Faults, RateLimit};
 use crate::store::StateId;
 
-/// Response time that does not count against the retry budget.
-const PROMPT: Duration = Duration::from_secs(2);
 /// Typical size of a record, in bytes.
 const RECORD: u64 = 250_000;
 
@@ -36,16 +34,10 @@ pub struct Remote {
     /// Its spec.
     pub spec: Spec,
     backend: Backend,
-    /// The rest of the retry budget.
-    left: Mutex<Duration>,
-    /// Size of the current transfers, in bytes.
-    moving: AtomicU64,
-    gone: AtomicBool,
-    rate_limit: Arc<RateLimit>,
+    budget: Budget,
     faults: Arc<Faults>,
     down: AtomicU64,
     up: AtomicU64,
-    requests: AtomicU64,
 }
 
 impl std::fmt::Debug for Remote {
@@ -70,22 +62,18 @@ impl Remote {
             }
         };
         Ok(Self {
-            left: Mutex::new(spec.timeout),
-            moving: AtomicU64::new(0),
-            gone: AtomicBool::new(false),
-            rate_limit,
+            budget: Budget::new(spec.label.clone(), spec.timeout, rate_limit, faults.clone()),
             faults,
             spec,
             backend,
             down: AtomicU64::new(0),
             up: AtomicU64::new(0),
-            requests: AtomicU64::new(0),
         })
     }
 
     /// Whether the retry budget is spent, so that the cache is no longer used.
     pub fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Relaxed)
+        self.budget.is_gone()
     }
 
     /// Returns the failures since the last call, and how often each occurred.
@@ -129,12 +117,13 @@ impl Remote {
     /// Returns bytes read, bytes written, and the number of requests.
     pub fn moved(&self) -> (u64, u64, u64) {
         let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
-        (load(&self.down), load(&self.up), load(&self.requests))
+        (load(&self.down), load(&self.up), self.budget.requests())
     }
 
     /// Reads an object of at most `most` bytes; `None` if it does not exist.
     pub async fn get(&self, object: &Object, most: u64) -> Answer<Option<Vec<u8>>> {
         let bytes = self
+            .budget
             .guard(if matches!(object, Object::Pack(_)) { most } else { RECORD }, || async {
                 match &self.backend {
                     Backend::Objects(op, _) => stream(op, &object.path(), None, most).await,
@@ -150,6 +139,7 @@ impl Remote {
     /// may be shorter or damaged: the caller must check it.
     pub async fn range(&self, pack: &Pack, from: u64, length: u64) -> Answer<Option<Vec<u8>>> {
         let bytes = self
+            .budget
             .guard(length, || async {
                 match &self.backend {
                     Backend::Objects(op, _) => {
@@ -187,7 +177,7 @@ impl Remote {
 
     async fn write(&self, object: &Object, bytes: Bytes, needs: &[Pack], new: bool) -> Answer<bool> {
         let length = bytes.len() as u64;
-        let written = self.guard(length, || async {
+        let written = self.budget.guard(length, || async {
             match &self.backend {
                 Backend::Objects(read, write) => {
                     let slow = matches!(object, Object::Pack(_)) || !self.replaces();
@@ -222,19 +212,20 @@ impl Remote {
 
     /// Reads an object's metadata; `None` if it does not exist.
     pub async fn stat(&self, object: &Object) -> Answer<Option<Meta>> {
-        self.guard(0, || async {
-            match &self.backend {
-                Backend::Objects(op, _) => match op.stat(&object.path()).await {
-                    Ok(found) => Ok(Some(meta(&found))),
-                    Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-                    // The caller then reads the object instead.
-                    Err(e) if e.kind() == ErrorKind::Unsupported => Ok(None),
-                    Err(e) => Err(describe(&e)),
-                },
-                Backend::Registry(registry) => registry.stat(object).await,
-            }
-        })
-        .await
+        self.budget
+            .guard(0, || async {
+                match &self.backend {
+                    Backend::Objects(op, _) => match op.stat(&object.path()).await {
+                        Ok(found) => Ok(Some(meta(&found))),
+                        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+                        // The caller then reads the object instead.
+                        Err(e) if e.kind() == ErrorKind::Unsupported => Ok(None),
+                        Err(e) => Err(describe(&e)),
+                    },
+                    Backend::Registry(registry) => registry.stat(object).await,
+                }
+            })
+            .await
     }
 
     /// Lists all objects in the cache.
@@ -245,7 +236,7 @@ impl Remote {
             Backend::Objects(op, _) => op,
             Backend::Registry(registry) => return registry.list().await,
         };
-        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.budget.add_request();
         let top = format!("{}/", root());
         let entries = match self.spec.kind {
             Kind::Local | Kind::Webdav => walk(op, top).await,
@@ -278,16 +269,17 @@ impl Remote {
 
     /// Deletes an object, if it exists.
     pub async fn delete(&self, object: &Object) -> Answer<()> {
-        self.guard(0, || async {
-            match &self.backend {
-                Backend::Objects(op, _) => match op.delete(&object.path()).await {
-                    Err(e) if e.kind() != ErrorKind::NotFound => Err(describe(&e)),
-                    _ => Ok(()),
-                },
-                Backend::Registry(registry) => registry.delete(object).await,
-            }
-        })
-        .await
+        self.budget
+            .guard(0, || async {
+                match &self.backend {
+                    Backend::Objects(op, _) => match op.delete(&object.path()).await {
+                        Err(e) if e.kind() != ErrorKind::NotFound => Err(describe(&e)),
+                        _ => Ok(()),
+                    },
+                    Backend::Registry(registry) => registry.delete(object).await,
+                }
+            })
+            .await
     }
 
     /// Refreshes an object's age, as if it were written now; `false` if it does
@@ -323,166 +315,22 @@ impl Remote {
         }
         // No service can copy an object onto itself.
         let aside = Object::Aside(StateId::new().to_string()).path();
-        self.guard(0, || async {
-            let done = async {
-                op.copy(&path, &aside).await?;
-                op.copy(&aside, &path).await?;
-                op.delete(&aside).await
-            };
-            match done.await {
-                Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
-                Err(e) => Err(describe(&e)),
-                Ok(()) => Ok(true),
-            }
-        })
-        .await
-    }
-
-    /// Runs a request that transfers `bytes`, and subtracts failures and slow
-    /// responses from the retry budget. Retries only after a rate limit; the
-    /// layers below retry other failures.
-    async fn guard<T, F: Future<Output = Answer<T>>>(&self, bytes: u64, work: impl Fn() -> F) -> Answer<T> {
-        let gone =
-            || Trouble { known: true, ..Trouble::new(format!("{} is no longer used", self.spec.label)) };
-        let mut tries = 0;
-        loop {
-            if self.is_gone() {
-                return Err(gone());
-            }
-            let start = Instant::now();
-            // Other transfers slow this one down.
-            let beside = Moving::add(&self.moving, bytes);
-            let left = *self.left.lock().unwrap_or_else(PoisonError::into_inner);
-            let rest = self.rate_limit.left().unwrap_or_default();
-            let limit = left + Duration::from_secs(beside.all() / SLOWEST);
-            let result = if rest > left {
-                tries = RETRIES;
-                let (rest, left) = (rest.as_secs(), left.as_secs());
-                Err(Trouble::new(format!(
-                    "rate limited: Retry-After is {rest} s, only {left} s of the retry budget are left"
-                )))
-            } else {
-                tokio::time::sleep(rest).await;
-                self.requests.fetch_add(1, Ordering::Relaxed);
-                let late = |_| Trouble::new(format!("no response within {} s", limit.as_secs()));
-                tokio::time::timeout(limit.saturating_sub(rest), work())
-                    .await
-                    .unwrap_or_else(|e| Err(late(e)))
-            };
-            // A slow response also costs budget, beyond the time that it may
-            // take.
-            let fair = PROMPT + Duration::from_secs_f64(beside.all() as f64 / SLOWEST as f64);
-            drop(beside);
-            if result.is_ok() {
-                let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-                *left = left.saturating_sub(start.elapsed().saturating_sub(fair));
-                if left.is_zero() && !self.gone.swap(true, Ordering::Relaxed) {
-                    self.faults.add("it is too slow, and this build no longer uses it".into());
+        self.budget
+            .guard(0, || async {
+                let done = async {
+                    op.copy(&path, &aside).await?;
+                    op.copy(&aside, &path).await?;
+                    op.delete(&aside).await
+                };
+                match done.await {
+                    Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+                    Err(e) => Err(describe(&e)),
+                    Ok(()) => Ok(true),
                 }
-            }
-            let Err(trouble) = result else { return result };
-            if trouble.content {
-                return Err(trouble);
-            }
-            {
-                let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-                *left = left.saturating_sub(start.elapsed());
-                if left.is_zero() || rest > *left {
-                    // Only the first failure after the end of the budget gives
-                    // the reason.
-                    let first = !self.gone.swap(true, Ordering::Relaxed);
-                    return Err(if first { trouble } else { gone() });
-                }
-            }
-            tries += 1;
-            if tries > RETRIES || self.rate_limit.left().is_none() {
-                return Err(trouble);
-            }
-            self.faults.add(trouble.why);
-        }
+            })
+            .await
     }
 }
-
-/// Counts bytes as being transferred, until it is dropped.
-struct Moving<'a> {
-    all: &'a AtomicU64,
-    own: u64,
-    /// All bytes in flight when these began, including these.
-    begun: u64,
-}
-
-impl<'a> Moving<'a> {
-    fn add(all: &'a AtomicU64, own: u64) -> Self {
-        Self { all, own, begun: all.fetch_add(own, Ordering::Relaxed) + own }
-    }
-
-    /// The largest known number of bytes in flight since these began.
-    fn all(&self) -> u64 {
-        self.begun.max(self.all.load(Ordering::Relaxed))
-    }
-}
-
-impl Drop for Moving<'_> {
-    fn drop(&mut self) {
-        self.all.fetch_sub(self.own, Ordering::Relaxed);
-    }
-}
-
-fn meta(found: &opendal::Metadata) -> Meta {
-    Meta { size: found.content_length(), modified: found.last_modified().map(SystemTime::from) }
-}
-
-/// Lists a directory and all directories below it. The library does that by
-/// itself, but its own recursion ends without an error where a request fails and
-/// is tried again: garbage collection would then delete what is not in the list.
-async fn walk(op: &Operator, top: String) -> opendal::Result<Vec<opendal::Entry>> {
-    let (mut files, mut dirs) = (Vec::new(), vec![top]);
-    while let Some(dir) = dirs.pop() {
-        for entry in op.list(&dir).await? {
-            match entry.metadata().is_dir() {
-                // A directory lists itself as well.
-                true if entry.path() != dir => dirs.push(entry.path().to_owned()),
-                true => {}
-                false => files.push(entry),
-            }
-        }
-    }
-    Ok(files)
-}
-
-/// Reads an object or a range of it, at most `most` bytes.
-async fn stream(op: &Operator, path: &str, part: Option<(u64, u64)>, most: u64) -> Answer<Option<Vec<u8>>> {
-    let read = async {
-        let reader = op.reader(path).await?;
-        let mut stream = match part {
-            Some((from, length)) => reader.into_stream(from..from + length).await?,
-            None => reader.into_stream(..).await?,
-        };
-        let mut bytes = Vec::new();
-        while let Some(buffer) = stream.try_next().await? {
-            for chunk in buffer {
-                bytes.extend_from_slice(&chunk);
-            }
-            if bytes.len() as u64 > most {
-                return Ok(None);
-            }
-        }
-        Ok(Some(bytes))
-    };
-    match read.await {
-        Ok(Some(bytes)) => Ok(Some(bytes)),
-        Ok(None) => Err(Trouble::content("the cache sent more than requested")),
-        Err(e) => match opendal::Error::kind(&e) {
-            ErrorKind::NotFound => Ok(None),
-            // The pack is shorter than expected.
-            ErrorKind::RangeNotSatisfied => Ok(Some(Vec::new())),
-            _ => Err(describe(&e)),
-        },
-    }
-}
-
-/// Remotes that are shared by many tasks.
-pub type BuildState = Arc<Remote>;
 
 #[cfg(test)]
 mod tests {

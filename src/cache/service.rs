@@ -3,12 +3,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use futures_util::TryStreamExt;
 use opendal::layers::{ConcurrentLimitLayer, RetryLayer, TimeoutLayer};
 use opendal::{ErrorKind, Operator, services};
 
-use super::object::Trouble;
+use super::object::{Answer, Meta, Trouble};
 use super::spec::{Kind, Spec};
 use super::transport::{Faults, RateLimit, Transport};
 
@@ -140,4 +141,62 @@ pub(super) fn operators(
         _ => write.layer(retry()).layer(limit()),
     };
     Ok((op.layer(timeout(stall)).layer(retry()).layer(limit()), write))
+}
+
+pub(super) fn meta(found: &opendal::Metadata) -> Meta {
+    Meta { size: found.content_length(), modified: found.last_modified().map(SystemTime::from) }
+}
+
+/// Lists a directory and all directories below it. The library does that by
+/// itself, but its own recursion ends without an error where a request fails and
+/// is tried again: garbage collection would then delete what is not in the list.
+pub(super) async fn walk(op: &Operator, top: String) -> opendal::Result<Vec<opendal::Entry>> {
+    let (mut files, mut dirs) = (Vec::new(), vec![top]);
+    while let Some(dir) = dirs.pop() {
+        for entry in op.list(&dir).await? {
+            match entry.metadata().is_dir() {
+                // A directory lists itself as well.
+                true if entry.path() != dir => dirs.push(entry.path().to_owned()),
+                true => {}
+                false => files.push(entry),
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// Reads an object or a range of it, at most `most` bytes.
+pub(super) async fn stream(
+    op: &Operator,
+    path: &str,
+    part: Option<(u64, u64)>,
+    most: u64,
+) -> Answer<Option<Vec<u8>>> {
+    let read = async {
+        let reader = op.reader(path).await?;
+        let mut stream = match part {
+            Some((from, length)) => reader.into_stream(from..from + length).await?,
+            None => reader.into_stream(..).await?,
+        };
+        let mut bytes = Vec::new();
+        while let Some(buffer) = stream.try_next().await? {
+            for chunk in buffer {
+                bytes.extend_from_slice(&chunk);
+            }
+            if bytes.len() as u64 > most {
+                return Ok(None);
+            }
+        }
+        Ok(Some(bytes))
+    };
+    match read.await {
+        Ok(Some(bytes)) => Ok(Some(bytes)),
+        Ok(None) => Err(Trouble::content("the cache sent more than requested")),
+        Err(e) => match opendal::Error::kind(&e) {
+            ErrorKind::NotFound => Ok(None),
+            // The pack is shorter than expected.
+            ErrorKind::RangeNotSatisfied => Ok(Some(Vec::new())),
+            _ => Err(describe(&e)),
+        },
+    }
 }
