@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use vimg_lang::ReadError;
 
 use super::dependency::Dependency;
-use super::project::{Project, read_error};
+use super::error::read_error;
+use super::project::Project;
 use super::stamps::{self, SETTLED};
 
 /// All that a build saw of a project.

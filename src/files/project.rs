@@ -7,12 +7,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use ignore::Match;
-use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
-use vimg_agent::protocol::{Entry, Manifest, Node};
 use vimg_agent::xattrs;
-use vimg_lang::model::Content;
 use vimg_lang::{Document, FileKind, FileRef, Files, ReadError, Root};
 
 use crate::digest::{Blob, Digest};
@@ -20,10 +16,8 @@ use crate::host::space;
 
 use super::dependency::Dependency;
 use super::embedded;
+use super::error::{FileError, error, kind_name, read_error, words};
 use super::stamps::{self, Stamps};
-
-/// Maximum number of files in a directory of a recipe.
-const MAX_TREE: usize = 500_000;
 
 /// Maximum number of directories that are kept open; a process may open 1,024
 /// files by default.
@@ -31,7 +25,7 @@ const MAX_OPEN_DIRS: usize = 256;
 
 /// A project on this machine.
 pub struct Project {
-    root: PathBuf,
+    pub(super) root: PathBuf,
     dir: OwnedFd,
     stamps: Mutex<Stamps>,
     seen: Mutex<Seen>,
@@ -41,7 +35,7 @@ pub struct Project {
     pub(super) opened: i64,
     /// Paths that are left out of directories: the outputs of the recipe
     /// itself.
-    left_out: BTreeSet<String>,
+    pub(super) left_out: BTreeSet<String>,
 }
 
 /// What this process has seen already. A build asks for each file more than
@@ -55,17 +49,6 @@ pub(super) struct Seen {
     pub(super) dependencies: Vec<Dependency>,
     /// Whether an access failed in a way that can't be checked again.
     pub(super) unsure: bool,
-}
-
-/// Why a file could not be hashed or copied.
-#[derive(Debug)]
-pub struct FileError {
-    /// The file.
-    pub file: String,
-    /// The reason.
-    pub why: String,
-    /// Whether its copy did not fit on the disk.
-    pub is_full: bool,
 }
 
 impl Project {
@@ -124,7 +107,7 @@ impl Project {
         hashed.map(|(blob, mode, _)| (blob, mode))
     }
 
-    fn hash_project(&self, path: &str) -> io::Result<(Blob, u32, BTreeMap<String, String>)> {
+    pub(super) fn hash_project(&self, path: &str) -> io::Result<(Blob, u32, BTreeMap<String, String>)> {
         let stat = self.stat(path)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, kind_name(&stat)));
@@ -150,7 +133,7 @@ impl Project {
     }
 
     /// Returns the metadata of a path. Follows links within the project.
-    fn stat(&self, path: &str) -> io::Result<Stat> {
+    pub(super) fn stat(&self, path: &str) -> io::Result<Stat> {
         let mut seen = self.seen();
         if let Some(stat) = seen.files.get(path) {
             return Ok(*stat);
@@ -192,177 +175,6 @@ impl Project {
         self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Reads the tree below a directory, sorted by raw names.
-    pub fn tree(&self, dir: &FileRef) -> Result<Manifest, FileError> {
-        if dir.root == Root::Std {
-            return Err(error(dir, "the standard library has no directories to copy"));
-        }
-        // The directory may be a link to another one of the project.
-        let _ = self.stat(&dir.path);
-        let top = self
-            .open_at(&dir.path, OFlags::PATH | OFlags::DIRECTORY)
-            .and_then(|fd| std::fs::canonicalize(format!("/proc/self/fd/{}", fd.as_raw_fd())))
-            .map_err(|e| error(dir, &words(&e)))?;
-        let inner = top.strip_prefix(&self.root).map_err(|_| error(dir, "it is outside the project"))?;
-        let inner = inner.to_str().ok_or_else(|| error(dir, "its name is not UTF-8"))?.to_owned();
-        let mut entries: BTreeMap<String, Node> = BTreeMap::new();
-        let mut ignored = self.ignored_above(&inner).map_err(|why| error(dir, &why))?;
-        // The ignore file of a directory is read before the rest.
-        let first = |entry: &walkdir::DirEntry| (entry.file_name() != IGNORE, entry.file_name().to_owned());
-        let mut walk = walkdir::WalkDir::new(&top).follow_links(false).sort_by_key(first).into_iter();
-        while let Some(found) = walk.next() {
-            let found = found.map_err(|e| error(dir, &e.to_string()))?;
-            if self.is_left_out(&found, &inner, &top, &mut ignored).map_err(|why| error(dir, &why))? {
-                if found.file_type().is_dir() {
-                    walk.skip_current_dir();
-                }
-                continue;
-            }
-            let relative = found.path().strip_prefix(&top).unwrap_or(found.path());
-            let path = relative
-                .to_str()
-                .ok_or_else(|| error(dir, &format!("the name {relative:?} is not UTF-8; rename the file")))?;
-            let whole = format!("{inner}/{path}");
-            let whole = whole.trim_matches('/');
-            if found.file_type().is_file() {
-                // `hash_project` records the access.
-                let (blob, mode, attributes) =
-                    self.hash_project(whole).map_err(|e| error(dir, &format!("{path}: {}", words(&e))))?;
-                entries.insert(path.to_owned(), Node::File(mode, blob, attributes));
-            } else {
-                let stat = rustix::fs::lstat(found.path()).map_err(|e| error(dir, &e.to_string()))?;
-                self.seen().dependencies.push(Dependency::entry(whole, &stat));
-                let node = match FileType::from_raw_mode(stat.st_mode) {
-                    FileType::Directory => Node::Dir(DIRECTORY_MODE),
-                    // Sockets and FIFOs are left over from programs, and are
-                    // not copied.
-                    FileType::Socket | FileType::Fifo => continue,
-                    FileType::Symlink => {
-                        let target = std::fs::read_link(found.path()).map_err(|e| error(dir, &words(&e)))?;
-                        let target = target.to_str().ok_or_else(|| {
-                            error(dir, &format!("the link {path} points to a name that is not UTF-8"))
-                        })?;
-                        Node::Link(target.to_owned())
-                    }
-                    _ => {
-                        let kind = kind_name(&stat);
-                        return Err(error(dir, &format!("{path} is {kind}, which can't be copied")));
-                    }
-                };
-                entries.insert(path.to_owned(), node);
-            }
-            if entries.len() > MAX_TREE {
-                return Err(error(dir, &format!("it contains more than {MAX_TREE} files")));
-            }
-        }
-        Ok(Manifest { entries: entries.into_iter().map(|(path, node)| Entry { path, node }).collect() })
-    }
-
-    /// Reads the `.vimgignore` files above a directory.
-    fn ignored_above(&self, dir: &str) -> Result<Vec<(PathBuf, Gitignore)>, String> {
-        let mut all = Vec::new();
-        let ancestors: Vec<&Path> = Path::new(dir).ancestors().skip(1).collect();
-        for above in ancestors.into_iter().rev().filter(|_| !dir.is_empty()) {
-            let path = above.join(IGNORE);
-            let path = path.to_str().ok_or("its name is not UTF-8")?;
-            match self.read(&FileRef::project(path), MAX_IGNORE) {
-                Ok(bytes) => all.push((above.to_owned(), gitignore(above, &bytes)?)),
-                Err(ReadError::NotFound) => {}
-                Err(_) => return Err(format!("can't read `{path}`")),
-            }
-        }
-        Ok(all)
-    }
-
-    /// Whether an entry of the tree at `inner` is ignored. Reading a
-    /// `.vimgignore` adds its rules.
-    fn is_left_out(
-        &self,
-        found: &walkdir::DirEntry,
-        inner: &str,
-        top: &Path,
-        ignored: &mut Vec<(PathBuf, Gitignore)>,
-    ) -> Result<bool, String> {
-        let relative = found.path().strip_prefix(top).unwrap_or(found.path());
-        let whole = Path::new(inner).join(relative);
-        ignored.retain(|(dir, _)| whole.starts_with(dir));
-        let name = found.file_name();
-        if name == IGNORE && found.file_type().is_file() {
-            let dir = whole.parent().unwrap_or(Path::new("")).to_owned();
-            let path = whole.to_str().ok_or("its name is not UTF-8")?;
-            let bytes = self.read(&FileRef::project(path), MAX_IGNORE);
-            let bytes = bytes.map_err(|_| format!("can't read `{path}`"))?;
-            let rules = gitignore(&dir, &bytes)?;
-            ignored.push((dir, rules));
-            return Ok(true);
-        }
-        let bytes = name.as_encoded_bytes();
-        let is_draft = bytes.starts_with(b".") && bytes.ends_with(b".vimg-new");
-        if is_draft || whole.to_str().is_some_and(|path| self.left_out.contains(path)) {
-            return Ok(true);
-        }
-        let is_dir = found.file_type().is_dir();
-        // The nearest `.vimgignore` takes precedence.
-        for (_, rules) in ignored.iter().rev().filter(|_| found.depth() > 0) {
-            match rules.matched(&whole, is_dir) {
-                Match::Ignore(_) => return Ok(true),
-                Match::Whitelist(_) => return Ok(false),
-                Match::None => {}
-            }
-        }
-        Ok(false)
-    }
-
-    /// Whether a script has its own shell and continues after errors.
-    pub fn goes_on(&self, content: &Content) -> bool {
-        let text = match content {
-            Content::Text(text) | Content::Rendered(text, _) => text.clone(),
-            Content::File(file) => {
-                let bytes = self.read(file, MAX_SCRIPT).unwrap_or_default();
-                String::from_utf8_lossy(&bytes).into_owned()
-            }
-        };
-        let mut lines = text.lines();
-        let first = lines.next().and_then(|line| line.strip_prefix("#!")).unwrap_or_default();
-        let mut words = first.split_whitespace();
-        let is_shell = words
-            .any(|word| ["sh", "bash", "dash"].iter().any(|shell| word.rsplit('/').next() == Some(*shell)));
-        let stops = |word: &str| word.starts_with('-') && !word.starts_with("--") && word.contains('e');
-        let says = |line: &str| {
-            let line = line.trim_start();
-            let mut words = line.strip_prefix("set ").unwrap_or_default().split_whitespace();
-            words.any(|word| stops(word) || word == "errexit")
-        };
-        is_shell && !words.any(stops) && !lines.any(says)
-    }
-
-    /// Returns why a script can't run as it is.
-    pub fn unfit(&self, content: &Content) -> Option<String> {
-        let mut start = [0; 512];
-        let read = match content {
-            Content::Text(text) | Content::Rendered(text, _) => {
-                let n = text.len().min(start.len());
-                start[..n].copy_from_slice(&text.as_bytes()[..n]);
-                n
-            }
-            // An unreadable file is reported where it is hashed.
-            Content::File(file) if file.root == Root::Project => {
-                self.open_file(&file.path).and_then(|mut opened| opened.read(&mut start)).unwrap_or(0)
-            }
-            Content::File(_) => 0,
-        };
-        let start = &start[..read];
-        if start.starts_with(b"\xef\xbb\xbf") {
-            return Some(
-                "it begins with a byte order mark, which hides its `#!`; save it as UTF-8 without one".into(),
-            );
-        }
-        let line = start.split(|b| *b == b'\n').next().unwrap_or_default();
-        line.ends_with(b"\r").then(|| {
-            "line 1 ends in a carriage return, as on Windows; convert the file with `dos2unix`".into()
-        })
-    }
-
     /// Copies a file to `to` and checks that it did not change since it was
     /// hashed.
     pub fn copy(&self, file: &FileRef, expected: &Digest, to: &Path) -> Result<(), FileError> {
@@ -387,7 +199,7 @@ impl Project {
         Ok(File::from(self.open_at(path, OFlags::RDONLY)?))
     }
 
-    fn open_at(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
+    pub(super) fn open_at(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
         let flags = if flags.contains(OFlags::PATH) {
             flags | OFlags::CLOEXEC
         } else {
@@ -482,17 +294,6 @@ impl Files for Project {
     }
 }
 
-/// The name of the ignore file.
-const IGNORE: &str = ".vimgignore";
-/// Maximum size of an ignore file, in bytes.
-const MAX_IGNORE: usize = 1 << 20;
-/// How much of a script is examined, in bytes.
-const MAX_SCRIPT: usize = 1 << 20;
-
-/// The mode of directories in a tree. It is fixed, because the mode in a
-/// checkout depends on the umask.
-const DIRECTORY_MODE: u32 = 0o755;
-
 /// The mode of a file as git stores it: 0755 if its owner may execute it,
 /// otherwise 0644. Set-id bits are kept: they are never an accident of the
 /// checkout.
@@ -514,51 +315,6 @@ fn attributes(file: &File) -> io::Result<BTreeMap<String, String>> {
 /// Whether a file is on tmpfs (`TMPFS_MAGIC` in linux/magic.h).
 fn in_memory(file: &File) -> bool {
     rustix::fs::fstatfs(file).is_ok_and(|fs| fs.f_type == 0x0102_1994)
-}
-
-fn gitignore(dir: &Path, bytes: &[u8]) -> Result<Gitignore, String> {
-    let file = dir.join(IGNORE);
-    let text = std::str::from_utf8(bytes).map_err(|_| format!("`{}` is not UTF-8", file.display()))?;
-    let mut builder = GitignoreBuilder::new(dir);
-    for (n, line) in text.lines().enumerate() {
-        let added = builder.add_line(None, line);
-        added.map_err(|e| format!("`{}`, line {}: {e}", file.display(), n + 1))?;
-    }
-    builder.build().map_err(|e| format!("`{}`: {e}", file.display()))
-}
-
-fn error(file: &FileRef, why: &str) -> FileError {
-    FileError { file: file.to_string(), why: why.to_owned(), is_full: false }
-}
-
-fn words(error: &io::Error) -> String {
-    match read_error(error) {
-        ReadError::NotFound => "it does not exist".into(),
-        ReadError::Outside => "a symbolic link leads out of the project".into(),
-        _ => error.to_string(),
-    }
-}
-
-pub(super) fn read_error(error: &io::Error) -> ReadError {
-    match rustix::io::Errno::from_io_error(error) {
-        // RESOLVE_BENEATH fails with EXDEV if a path leads out.
-        Some(rustix::io::Errno::XDEV) => ReadError::Outside,
-        Some(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => ReadError::NotFound,
-        Some(rustix::io::Errno::LOOP) => ReadError::Other("too many symbolic links".into()),
-        // A socket can't be opened at all.
-        Some(rustix::io::Errno::NXIO) => ReadError::NotAFile("a socket"),
-        _ => ReadError::Other(error.to_string()),
-    }
-}
-
-fn kind_name(stat: &Stat) -> &'static str {
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory => "a directory",
-        FileType::Fifo => "a FIFO",
-        FileType::Socket => "a socket",
-        FileType::BlockDevice | FileType::CharacterDevice => "a device",
-        _ => "a special file",
-    }
 }
 
 #[cfg(test)]
