@@ -23,6 +23,7 @@ mod project;
 mod lock;
 mod staging;
 mod states;
+mod commit;
 mod server;
 pub mod gc;
 

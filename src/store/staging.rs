@@ -128,3 +128,26 @@ fn reap(abandoned: Vec<(PathBuf, Option<File>)>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn staging_of_the_dead_is_reaped_and_of_the_living_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let parent = dir.path().join("staging");
+        fs::create_dir(&parent).unwrap();
+        let living = Staging::new(&parent).unwrap();
+        let dead = dir.path().join("staging/1-1");
+        fs::create_dir(&dead).unwrap();
+        fs::write(dir.path().join("staging/1-1.lock"), "").unwrap();
+        let _other = Staging::new(&parent).unwrap();
+        settle();
+        assert!(!dead.exists());
+        assert!(living.path().exists());
+        let path = living.path().to_owned();
+        drop(living);
+        assert!(!path.exists());
+    }
+}
