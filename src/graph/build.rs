@@ -66,6 +66,20 @@ struct Builder<'a> {
 /// A check of a layer, and the layer's name in the machine.
 type Promise<'a> = (&'a str, &'a Check);
 
+/// What a node does, what it needs for that, and what enters its key besides
+/// its parent.
+struct What {
+    work: Work,
+    needs: Needs,
+    description: Description,
+}
+
+impl What {
+    fn new(work: Work, needs: Needs, description: Description) -> Self {
+        Self { work, needs, description }
+    }
+}
+
 impl<'a> Builder<'a> {
     fn image(&mut self, image: &'a Image) {
         let mut top = match &image.origin {
@@ -79,13 +93,13 @@ impl<'a> Builder<'a> {
                         Description::default()
                     }
                 };
-                let work = (Work::Bootstrap(bootstrap.clone()), Needs::Nothing);
-                self.push(image, format!("{}:base", image.name), work, None, description, image.origin_span)
+                let what = What::new(Work::Bootstrap(bootstrap.clone()), Needs::Nothing, description);
+                self.push(image, format!("{}:base", image.name), what, None, image.origin_span)
             }
             Origin::Disk { file, sha256 } => {
-                let work = (Work::Import { file: file.clone(), sha256: sha256.clone() }, Needs::Nothing);
-                let description = describe::import(sha256);
-                self.push(image, format!("{}:base", image.name), work, None, description, image.origin_span)
+                let work = Work::Import { file: file.clone(), sha256: sha256.clone() };
+                let what = What::new(work, Needs::Nothing, describe::import(sha256));
+                self.push(image, format!("{}:base", image.name), what, None, image.origin_span)
             }
         };
         // An imported disk has no kernel for an appliance, and the host's
@@ -102,8 +116,8 @@ impl<'a> Builder<'a> {
                 Ok((work, description)) => {
                     let name = format!("{}@{}", image.name, layer.name);
                     let needs = if booted { Needs::Machine } else { Needs::Disk };
-                    let work = (Work::Layer(Arc::new(work)), needs);
-                    top = self.push(image, name, work, Some(top), description, layer.span);
+                    let what = What::new(Work::Layer(Arc::new(work)), needs, description);
+                    top = self.push(image, name, what, Some(top), layer.span);
                 }
                 Err(errors) => self.errors.extend(errors),
             }
@@ -123,21 +137,16 @@ impl<'a> Builder<'a> {
         let ran = |id: &NodeId| self.graph.node(*id).needs == Needs::Machine;
         let booted = imported || self.graph.chain(top).iter().any(ran);
         let needs = if booted { Needs::Machine } else { Needs::Disk };
-        let sealed = self.push(image, name, (Work::Seal, needs), Some(top), describe::seal(needs), span);
+        let what = What::new(Work::Seal, needs, describe::seal(needs));
+        let sealed = self.push(image, name, what, Some(top), span);
         let mut made: Vec<(DiskFormat, NodeId)> = Vec::new();
         for output in &image.outputs {
             let known = made.iter().find(|(format, _)| *format == output.format).map(|(_, id)| *id);
             let node = known.unwrap_or_else(|| {
                 let name = format!("{}:{}", image.name, output.format.name());
                 let description = describe::export(output.format);
-                let id = self.push(
-                    image,
-                    name,
-                    (Work::Export(output.format), Needs::Nothing),
-                    Some(sealed),
-                    description,
-                    output.span,
-                );
+                let what = What::new(Work::Export(output.format), Needs::Nothing, description);
+                let id = self.push(image, name, what, Some(sealed), output.span);
                 made.push((output.format, id));
                 id
             });
@@ -162,8 +171,8 @@ impl<'a> Builder<'a> {
                 unique = format!("{name}#{n}");
             }
             let (work, description) = describe::check(check, &image.machine);
-            let work = (Work::Check(Arc::new(work)), Needs::Machine);
-            nodes.push(self.push(image, unique, work, Some(top), description, check.span));
+            let what = What::new(Work::Check(Arc::new(work)), Needs::Machine, description);
+            nodes.push(self.push(image, unique, what, Some(top), check.span));
         }
         self.graph.checks.push(nodes);
         self.checks.push(promised);
@@ -192,9 +201,8 @@ impl<'a> Builder<'a> {
         &mut self,
         image: &Image,
         name: String,
-        (work, needs): (Work, Needs),
+        What { work, needs, mut description }: What,
         parent: Option<NodeId>,
-        mut description: Description,
         span: Span,
     ) -> NodeId {
         if let Some(parent) = parent {
