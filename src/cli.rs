@@ -13,13 +13,17 @@ pub use output::failure_text;
 
 mod global;
 mod output;
+mod interrupt;
 mod read;
 mod settings;
 mod consent;
+mod ci;
+mod secrets;
 mod caching;
 mod junit;
 mod project;
 mod build;
+mod keys;
 mod cache;
 mod check;
 mod diff;

@@ -2,17 +2,18 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
-use tokio::sync::watch;
 use vimg_lang::Sources;
 
 use super::caching::{self as cache, CacheArgs};
 use super::consent::Consent;
 use super::global::Global;
-use super::output::{Error, INTERRUPTED, Outcome};
+use super::interrupt::{interrupted, interruptible, stopped};
+use super::output::{Error, Outcome};
 use super::project::{self, Extent};
+use super::secrets;
 use super::settings::{self, ProviderArgs};
 use crate::base;
 use crate::disk::QemuDisks;
@@ -23,6 +24,7 @@ use crate::files::{Places, Project};
 use crate::graph::{Graph, NodeId};
 use crate::host;
 use crate::host::Lines;
+use crate::host::network::Access;
 use crate::plan::{Plan, PlanCache, Wanted};
 use crate::provider::host::Host;
 use crate::provider::qemu::Qemu;
@@ -86,17 +88,9 @@ pub(super) struct Asked<'a> {
 pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     let mut opened = project::open(global)?;
     let mut asked: Vec<&str> = args.images.iter().map(String::as_str).collect();
-    asked.push(match args.extent {
-        Extent::States => "states",
-        Extent::Checks => "checks",
-        Extent::Outputs => "outputs",
-    });
+    asked.push(args.extent.word());
     let request = opened.request(global, &asked);
     let dir = args.dir.clone().unwrap_or_else(|| opened.project.root().to_owned());
-    let places = || {
-        let opened = Places::open(&dir);
-        opened.map_err(|e| Error::Message(format!("{}: {e}", dir.display()), None, super::output::STORE))
-    };
     let caching = args.how.cache.open(&opened.consent, &opened.store)?;
     opened.store = caching.store(&opened.store);
     let cache::Opened { caches, notices, .. } = caching;
@@ -106,15 +100,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
         && let Some(standing) = opened.notes.standing::<PlanCache>()
         && standing.holds(&request, &opened.project, &opened.store)
     {
-        let reporter = report::reporter(style);
-        cache::tell(&reporter.sink(), notices);
-        nothing_to_build(&reporter.sink(), standing.nodes());
-        reporter.end();
-        if standing.wanted.is_empty() {
-            return Ok(());
-        }
-        let staged = Arc::new(StagedOutputs::default());
-        return write(standing.wanted, &opened.store, &opened.notes, places()?, &staged, &reporter.sink());
+        return reuse(standing, &opened, &dir, notices, style);
     }
     let mut loaded = opened.compile(global, None)?;
     let graph = project::graph(&mut loaded)?;
@@ -124,12 +110,13 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     let project::Loaded { project, sources, model, store, notes, consent, .. } = loaded;
     let reporter = report::reporter(style);
     let project = Arc::new(project);
-    let secrets = project::secrets(&model, &project, &consent);
-    let mut context = context(graph, &store, &project, secrets, reporter.sink(), args.how, &consent)?;
+    let secrets = secrets::read_all(&model, &project, &consent);
+    let machines = Machines::new(args.how, &store, &consent, &reporter.sink())?;
+    let mut context = context(graph, &store, &project, secrets, reporter.sink(), machines)?;
     let asked_for = images.iter().collect::<HashSet<_>>();
     let is_asked_for = |image: &String| args.extent == Extent::Outputs && asked_for.contains(image);
     let targets: Vec<_> = context.graph.targets().iter().filter(|t| is_asked_for(&t.image)).collect();
-    let below = if targets.is_empty() { None } else { Some(places()?) };
+    let below = if targets.is_empty() { None } else { Some(places(&dir)?) };
     let staged = match &below {
         Some(below) => Arc::new(StagedOutputs::new(targets.into_iter(), below)),
         None => Arc::default(),
@@ -139,15 +126,12 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     let sink = reporter.sink();
     cache::tell(&sink, notices);
     let caching = Caching { caches: &caches, store: &store, sink: &sink, may_leave: &may_leave };
-    let Some(made) = interruptible(execute::make(&mut context, &caching, &last, &nodes))? else {
+    let made = interruptible(execute::make(&mut context, &caching, &last, &nodes))?;
+    if made.is_none() {
         reporter.end();
-        return Err(Error::Message(
-            "stopped; finished layers are stored, and the next build continues from them".into(),
-            None,
-            INTERRUPTED,
-        ));
-    };
-    let (plan, outcome) = made;
+    }
+    let text = "stopped; finished layers are stored, and the next build continues from them";
+    let (plan, outcome) = made.ok_or_else(|| interrupted(text))?;
     let graph = context.graph.clone();
     drop(context);
 
@@ -159,19 +143,11 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     let passed = |image: &str| graph.checks(image).iter().all(|id| store.has(&graph.node(*id).key));
     let targets = graph.targets().iter().filter(|t| is_asked_for(&t.image) && passed(&t.image));
     let wanted: Vec<Wanted> = targets.map(|target| Wanted::new(&graph, target)).collect();
-    if let Ok(project) = Arc::try_unwrap(project) {
-        if outcome.failures.is_empty()
-            && let Some(standing) = PlanCache::new(request, &project, &graph, &plan, wanted.clone())
-        {
-            // Best effort: without a plan cache, the next build is only slower.
-            let _ = notes.set_standing(&standing);
-        }
-        project::keep_stamps(&notes, project);
-    }
-    let written = match below {
-        Some(below) => write(wanted, &store, &notes, below, &staged, &sink),
-        None => Ok(()),
-    };
+    let is_whole = outcome.failures.is_empty();
+    remember(project, &notes, |project| {
+        is_whole.then(|| PlanCache::new(request, project, &graph, &plan, wanted.clone())).flatten()
+    });
+    let written = below.map_or(Ok(()), |below| write(wanted, &store, &notes, below, &staged, &sink));
     // Uploads come last: they may take long, and the outputs are written by now.
     let sent = match caches.to.is_empty() {
         true => Ok(Some(Ok(()))),
@@ -185,13 +161,48 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     if !outcome.failures.is_empty() {
         return Err(Error::Build(Box::new(sources), outcome.failures));
     }
-    match sent? {
-        Some(sent) => sent.map_err(Error::host),
-        None => {
-            let text = "stopped; everything is built, but not everything was sent to the caches".into();
-            Err(Error::Message(text, None, INTERRUPTED))
-        }
+    let text = "stopped; everything is built, but not everything was sent to the caches";
+    sent?.ok_or_else(|| interrupted(text))?.map_err(Error::host)
+}
+
+/// Ends a build that has nothing to do: writes the outputs that are missing.
+fn reuse(
+    standing: PlanCache,
+    opened: &project::Opened,
+    dir: &Path,
+    notices: Vec<String>,
+    style: Style,
+) -> Outcome {
+    let reporter = report::reporter(style);
+    let sink = reporter.sink();
+    cache::tell(&sink, notices);
+    let reused = standing.nodes();
+    sink(Event::Planned { nodes: reused, reused });
+    sink(Event::Finished { built: 0, reused, failed: 0, seconds: 0.0, boots: 0 });
+    reporter.end();
+    if standing.wanted.is_empty() {
+        return Ok(());
     }
+    write(standing.wanted, &opened.store, &opened.notes, places(dir)?, &Arc::default(), &sink)
+}
+
+/// Stores what makes the next build faster. Best effort: without a plan cache,
+/// it is only slower.
+fn remember(
+    project: Arc<Project>,
+    notes: &ProjectFiles,
+    standing: impl FnOnce(&Project) -> Option<PlanCache>,
+) {
+    let Ok(project) = Arc::try_unwrap(project) else { return };
+    if let Some(standing) = standing(&project) {
+        let _ = notes.set_standing(&standing);
+    }
+    project::keep_stamps(notes, project);
+}
+
+fn places(dir: &Path) -> Result<Places, Error> {
+    let opened = Places::open(dir);
+    opened.map_err(|e| Error::Message(format!("{}: {e}", dir.display()), None, super::output::STORE))
 }
 
 /// States that exist, with the context in which their machines can start.
@@ -230,8 +241,9 @@ pub(super) fn states(
     if let Some(text) = first {
         sink(Event::Notice { text });
     }
-    let secrets = project::secrets(&model, &project, &consent);
-    let mut context = context(graph, &store, &project, secrets, sink.clone(), how, &consent)?;
+    let secrets = secrets::read_all(&model, &project, &consent);
+    let machines = Machines::new(how, &store, &consent, &sink)?;
+    let mut context = context(graph, &store, &project, secrets, sink.clone(), machines)?;
     if building {
         cache::tell(&sink, notices);
         // The user waits for a machine, so vimg uploads nothing here.
@@ -248,32 +260,42 @@ pub(super) fn states(
     Ok(Made { context, sources })
 }
 
-pub(super) fn stopped() -> Error {
-    Error::Message("stopped".into(), None, INTERRUPTED)
+/// What runs the machines of a build, as the user asked for.
+struct Machines {
+    provider: Host,
+    disks: QemuDisks,
+    access: Access,
+    budget: Budget,
+}
+
+impl Machines {
+    fn new(how: &How, store: &Store, consent: &Consent, sink: &Sink) -> Result<Self, Error> {
+        let password = consent.allows_proxy_password();
+        if !password && settings::proxies().have_password() {
+            let text =
+                "guests do not get the password of your proxy; to allow it, run `vimg trust`".to_owned();
+            sink(Event::Notice { text });
+        }
+        let (choice, accel) = how.provider.choose()?;
+        let notice = sink.clone();
+        let notice: Lines = Arc::new(move |text: &str| notice(Event::Notice { text: text.to_owned() }));
+        let (access, dirs) = (how.provider.access(password)?, settings::dirs(store));
+        let disks = QemuDisks::new(dirs.probes.clone());
+        let qemu = Qemu::new(accel, dirs, access.clone(), notice.clone());
+        let provider = Host::new(choice, qemu, store.root(), notice);
+        Ok(Self { provider, disks, access, budget: budget(how) })
+    }
 }
 
 /// Creates the context of a build on this host.
-pub(super) fn context(
+fn context(
     graph: Graph,
     store: &Store,
     project: &Arc<Project>,
     secrets: Secrets,
     sink: Sink,
-    how: &How,
-    consent: &Consent,
+    machines: Machines,
 ) -> Result<BuildContext<Host>, Error> {
-    let notice = sink.clone();
-    let password = consent.allows_proxy_password();
-    if !password && settings::proxies().have_password() {
-        let text = "guests do not get the password of your proxy; to allow it, run `vimg trust`".to_owned();
-        sink(Event::Notice { text });
-    }
-    let (choice, accel) = how.provider.choose()?;
-    let notice: Lines = Arc::new(move |text: &str| notice(Event::Notice { text: text.to_owned() }));
-    let (access, dirs) = (how.provider.access(password)?, settings::dirs(store));
-    let disks = Arc::new(QemuDisks::new(dirs.probes.clone()));
-    let qemu = Qemu::new(accel, dirs, access.clone(), notice.clone());
-    let provider = Host::new(choice, qemu, store.root(), notice);
     let (room, lease) = Room::lease(store, &graph, &sink)?;
     Ok(BuildContext {
         lease,
@@ -281,20 +303,15 @@ pub(super) fn context(
         store: store.clone(),
         project: project.clone(),
         secrets: Arc::new(secrets),
-        provider: Arc::new(provider),
-        disks,
+        provider: Arc::new(machines.provider),
+        disks: Arc::new(machines.disks),
         distributions: base::BUILT_IN,
-        access,
+        access: machines.access,
         sink,
-        budget: budget(how),
+        budget: machines.budget,
         staged: Arc::default(),
         room: Arc::new(room),
     })
-}
-
-fn nothing_to_build(sink: &Sink, reused: usize) {
-    sink(Event::Planned { nodes: reused, reused });
-    sink(Event::Finished { built: 0, reused, failed: 0, seconds: 0.0, boots: 0 });
 }
 
 /// Writes outputs; Ctrl-C stops it. An old file stays in place until the new one
@@ -313,62 +330,6 @@ fn write(
     written.map_err(|e| Error::host(e.to_string()))?.map_err(|(path, e)| {
         Error::Message(format!("can't write {}: {e}", path.display()), None, super::output::STORE)
     })
-}
-
-/// Runs `work` until it ends, or until SIGINT (Ctrl-C), SIGTERM or SIGHUP
-/// (`None`). Dropping a build kills its machines; a second signal ends the
-/// process at once, without waiting for that.
-pub(super) fn interruptible<T>(work: impl Future<Output = T>) -> Result<Option<T>, Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Error::host(format!("can't start the async runtime: {e}")))?;
-    let mut told = told_to_stop()?;
-    let result = runtime.block_on(async {
-        tokio::select! {
-            biased;
-            _ = told.wait_for(|stop| *stop) => None,
-            result = work => Some(result),
-        }
-    });
-    // Tasks remove their machines and staging directories as they end.
-    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
-    Ok(result)
-}
-
-/// Returns a flag that becomes true when a signal tells this process to stop.
-/// Signals count from the first call on, also between two pieces of work.
-fn told_to_stop() -> Result<watch::Receiver<bool>, Error> {
-    static TOLD: OnceLock<watch::Receiver<bool>> = OnceLock::new();
-    if let Some(told) = TOLD.get() {
-        return Ok(told.clone());
-    }
-    let fail = |e: std::io::Error| Error::host(format!("can't listen for signals: {e}"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(fail)?;
-    let (tell, told) = watch::channel(false);
-    let mut all = {
-        let _guard = runtime.enter();
-        use tokio::signal::unix::{SignalKind, signal};
-        [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
-            .into_iter()
-            .map(signal)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(fail)?
-    };
-    let listen = move || {
-        runtime.block_on(async {
-            for again in [false, true] {
-                let signals = all.iter_mut().map(|signal| Box::pin(signal.recv()));
-                futures_util::future::select_all(signals).await;
-                if again {
-                    std::process::exit(i32::from(INTERRUPTED));
-                }
-                let _ = tell.send(true);
-            }
-        });
-    };
-    std::thread::Builder::new().spawn(listen).map_err(fail)?;
-    Ok(TOLD.get_or_init(|| told).clone())
 }
 
 fn budget(args: &How) -> Budget {

@@ -2,24 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
 
-use super::build::{interruptible, stopped};
 use super::caching::{self, CacheArgs};
 use super::consent::Consent;
 use super::global::Global;
+use super::interrupt::{interruptible, stopped};
+use super::keys;
 use super::output::{Error, Outcome, print, print_json};
 use super::project;
 use crate::cache::gc::{self, Cleaned, Keep, Listing};
 use crate::cache::object::Trouble;
 use crate::cache::remote::Remote;
-use crate::cache::sign::{PublicKey, Signer};
-use crate::cache::spec::{duration, is_name};
+use crate::cache::spec::duration;
 use crate::execute::caching::{Caching, Looked};
 use crate::execute::remember;
 use crate::report::{self, Style, bytes, duration as for_people};
@@ -145,8 +144,8 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
                 )),
             }
         }
-        Command::Keygen { file } => keygen(file.as_ref()),
-        Command::Trust { key, domain, project } => trust(key, domain, *project, global),
+        Command::Keygen { file } => keys::keygen(file.as_ref()),
+        Command::Trust { key, domain, project } => keys::trust(key, domain, *project, global),
     }
 }
 
@@ -353,59 +352,4 @@ fn none(flag: &str, notices: Vec<String>) -> Error {
 fn eprint(text: &str) {
     // A closed standard error is no reason to fail.
     let _ = std::io::stderr().write_all(text.as_bytes());
-}
-
-fn keygen(file: Option<&PathBuf>) -> Outcome {
-    let signer = Signer::generate().map_err(|e| Error::host(format!("can't create a key: {e}")))?;
-    if file.is_some_and(|file| file.as_os_str() == "-") {
-        return print(&format!("{}\n{}\n", signer.secret(), signer.public()));
-    }
-    let path = match file {
-        Some(file) => file.clone(),
-        None => caching::key_path().ok_or_else(|| Error::host("neither XDG_CONFIG_HOME nor HOME is set"))?,
-    };
-    let fail = |e: std::io::Error| {
-        let help = (e.kind() == std::io::ErrorKind::AlreadyExists)
-            .then(|| "others may trust this key: delete the file only if no one needs it".to_owned());
-        Error::Message(format!("can't write {}: {e}", path.display()), help, super::output::HOST)
-    };
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir).map_err(fail)?;
-    }
-    let mut opened =
-        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(fail)?;
-    opened.write_all(format!("{}\n", signer.secret()).as_bytes()).map_err(fail)?;
-    eprint(&format!("wrote {}; readers must trust its public half:\n", path.display()));
-    print(&format!("{}\n", signer.public()))
-}
-
-fn trust(key: &str, domain: &str, in_project: bool, global: &Global) -> Outcome {
-    let wrong = |why: String| Error::Message(why, None, 2);
-    let key: PublicKey = key.parse().map_err(wrong)?;
-    if !is_name(domain.strip_suffix('*').filter(|d| !d.is_empty()).unwrap_or(domain)) && domain != "*" {
-        return Err(wrong(format!(
-            "invalid trust domain `{domain}`: expected letters, digits, `.`, `-`, `_`; `*` only last"
-        )));
-    }
-    let path = match in_project {
-        true => project::find(global)?.0.join(super::settings::PROJECT_SETTINGS),
-        false => super::settings::dir()
-            .ok_or_else(|| Error::host("neither XDG_CONFIG_HOME nor HOME is set"))?
-            .join("config.kdl"),
-    };
-    let mut text = match path.exists() {
-        true => super::read::read_recipe(&path)?,
-        false => String::new(),
-    };
-    let line = format!("trust \"{domain}\" \"{key}\"\n");
-    if text.contains(line.trim_end()) {
-        return print(&format!("{} already trusts this key for `{domain}`\n", path.display()));
-    }
-    if !text.is_empty() && !text.ends_with('\n') {
-        text.push('\n');
-    }
-    text.push_str(&line);
-    crate::store::replace(&path, text.as_bytes())
-        .map_err(|e| Error::host(format!("can't write {}: {e}", path.display())))?;
-    print(&format!("added to {}: {line}", path.display()))
 }

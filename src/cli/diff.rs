@@ -2,8 +2,9 @@
 
 use serde_json::json;
 
-use super::build::{self, How, Made, stopped};
+use super::build::{self, How, Made};
 use super::global::Global;
+use super::interrupt::{interruptible, stopped};
 use super::output::{Error, Outcome, print, print_json};
 use super::project;
 use crate::execute::{self, Change, Comparison};
@@ -41,7 +42,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         None => [project::machine(&graph, &vimg_lang::rebuilt_name(image))?, to],
     };
     let Made { context, sources } = build::states(loaded, graph, &states, &args.how, style, None)?;
-    let compared = build::interruptible(execute::compare(&context, states))?.ok_or_else(stopped)?;
+    let compared = interruptible(execute::compare(&context, states))?.ok_or_else(stopped)?;
     let comparison = compared.map_err(|failure| Error::Build(Box::new(sources), vec![*failure]))?;
     if style.json { print_json(&json!(comparison)) } else { print(&text(&comparison)) }
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use super::build::{interruptible, stopped};
 use super::caching::{self, CacheArgs, Opened};
 use super::global::Global;
+use super::interrupt::{interruptible, stopped};
 use super::output::{Error, Outcome, print, print_json};
 use super::project;
 use super::settings::ProviderArgs;

@@ -1,21 +1,17 @@
 //! Opens the project and compiles its recipe, which most commands do first.
 
-use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use vimg_lang::model::{Secret, SecretSource};
 use vimg_lang::{Code, FileRef, Model, Request, Sources, compile};
 
 use super::caching::CacheArgs;
-use super::consent::{self, Consent};
+use super::consent::Consent;
 use super::global::Global;
 use super::output::{Error, HOST, RECIPE};
 use crate::base;
 use crate::digest::{Description, Digest};
-use crate::execute::Secrets;
 use crate::files::Project;
 use crate::graph::{Graph, GraphError, GraphErrorKind, NodeId, Work};
 use crate::store::{Area, Last, ProjectFiles, Store};
@@ -254,47 +250,6 @@ pub(super) fn unreadable(loaded: &mut Loaded, errors: Vec<GraphError>) -> Error 
     Error::Recipe(Box::new(std::mem::take(&mut loaded.sources)), diagnostics)
 }
 
-/// Size limit of a secret, in bytes.
-const MAX_SECRET: u64 = 1 << 20;
-
-/// Reads the values of the recipe's secrets: from the source that the user names,
-/// or from the recipe's source if the user allowed that.
-pub(super) fn secrets(model: &Model, project: &Project, consent: &Consent) -> Secrets {
-    let read = |secret: &Secret| -> Result<Arc<[u8]>, String> {
-        let given = consent.given.iter().rev().find(|(name, _)| *name == secret.name);
-        let (source, own) = match given {
-            Some((_, source)) => (source, false),
-            None => match consent.refuses(secret) {
-                Some(why) => return Err(why),
-                None => (&secret.source, true),
-            },
-        };
-        match source {
-            SecretSource::Env(name) => std::env::var_os(name)
-                .map(|value| Arc::from(value.as_encoded_bytes()))
-                .ok_or_else(|| format!("the variable {name} is not set")),
-            SecretSource::File(path) => {
-                let fail = |why: String| format!("{path}: {why}");
-                // Files of the project are opened beneath its root, without
-                // following links out of it.
-                let opened = match own && consent::is_inside(path) {
-                    true => project.open_file(path),
-                    false => std::fs::File::open(if own { project.root().join(path) } else { path.into() }),
-                };
-                let file = opened.map_err(|e| fail(e.to_string()))?;
-                let meta = file.metadata().map_err(|e| fail(e.to_string()))?;
-                if !meta.is_file() || meta.len() > MAX_SECRET {
-                    return Err(fail("expected a file of at most 1 MiB".into()));
-                }
-                let mut bytes = Vec::new();
-                file.take(MAX_SECRET).read_to_end(&mut bytes).map_err(|e| fail(e.to_string()))?;
-                Ok(Arc::from(bytes))
-            }
-        }
-    };
-    model.secrets.iter().map(|secret| (secret.name.clone(), read(secret))).collect()
-}
-
 /// Stores the digests of files. Best effort: without them, the next run only
 /// hashes files again.
 pub(super) fn keep_stamps(notes: &ProjectFiles, project: Project) {
@@ -371,6 +326,17 @@ pub(super) enum Extent {
     Outputs,
 }
 
+impl Extent {
+    /// Its name in the request of a build.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::States => "states",
+            Self::Checks => "checks",
+            Self::Outputs => "outputs",
+        }
+    }
+}
+
 /// Returns the nodes that a command needs of some images. If it needs checks or
 /// outputs, it does not need the image's last layer: those may exist without it.
 pub(super) fn nodes_of(graph: &Graph, images: &[String], extent: Extent) -> Vec<NodeId> {
@@ -391,46 +357,4 @@ pub(super) fn nodes_of(graph: &Graph, images: &[String], extent: Extent) -> Vec<
     nodes.sort_unstable();
     nodes.dedup();
     nodes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn secrets_are_read_only_from_where_the_user_says() {
-        let dir = tempfile::tempdir().unwrap();
-        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
-        write(
-            "main.vimg",
-            "secret \"own\" file=\"own\"\nsecret \"far\" file=\"../far\"\nsecret \"k\" env=\"PATH\"\n",
-        );
-        write("own", "of the project");
-        let outside = tempfile::tempdir().unwrap();
-        let far = outside.path().join("far");
-        std::fs::write(&far, "of the user").unwrap();
-        let project = Project::open(dir.path()).unwrap();
-        let mut sources = Sources::default();
-        let entry = FileRef::project("main.vimg");
-        let request =
-            Request { files: &project, entry, set: &[], values: None, rebuilt: None, distributions: &[] };
-        let model = compile(&request, &mut sources).unwrap();
-        let read = |consent: &Consent, name: &str| secrets(&model, &project, consent)[name].clone();
-
-        let none = Consent::for_tests(project.root(), &[], Vec::new());
-        assert_eq!(&*read(&none, "own").unwrap(), b"of the project");
-        assert!(read(&none, "far").unwrap_err().contains("far is not allowed; see `vimg trust`"));
-        assert!(read(&none, "k").unwrap_err().contains("the variable PATH"));
-        let given = vec![
-            ("k".to_owned(), SecretSource::Env("HOME".into())),
-            ("far".to_owned(), SecretSource::File(far.to_str().unwrap().to_owned())),
-        ];
-        let given = Consent::for_tests(project.root(), &[], given);
-        assert_eq!(&*read(&given, "far").unwrap(), b"of the user");
-        assert_eq!(&*read(&given, "k").unwrap(), std::env::var("HOME").unwrap().as_bytes());
-        let allowed =
-            Consent::for_tests(project.root(), &["the variable PATH as the secret `k`"], Vec::new());
-        assert_eq!(&*read(&allowed, "k").unwrap(), std::env::var("PATH").unwrap().as_bytes());
-        assert!(read(&allowed, "far").is_err());
-    }
 }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use serde_json::json;
 use vimg_agent::protocol::{AGENT, Exec};
 
-use super::build::{self, How, Made, stopped};
+use super::build::{self, How, Made};
 use super::global::Global;
+use super::interrupt::{interruptible, stopped};
 use super::output::{Error, Outcome, print, print_foreign, print_json};
 use super::{project, settings, terminal};
 use crate::disk::QemuDisks;
@@ -190,7 +191,7 @@ pub(super) fn up(args: &UpArgs, global: &Global, style: Style) -> Outcome {
     let Planned { made, plan, home } = planned(&args.server, &args.how, global, style, true)?;
     let Made { context, sources } = made;
     let start = std::time::Instant::now();
-    let came = build::interruptible(server::up(&context, &plan, &home))?.ok_or_else(stopped)?;
+    let came = interruptible(server::up(&context, &plan, &home))?.ok_or_else(stopped)?;
     let came = came.map_err(|failure| Error::Build(Box::new(sources), vec![*failure]))?;
     let how = match came {
         Came::Running => "is already running".to_owned(),
@@ -214,7 +215,7 @@ pub(super) fn apply(args: &ApplyArgs, global: &Global, style: Style) -> Outcome 
         let difference = server::difference(&plan, &home).map_err(|why| message(&plan.name, why, None))?;
         return print(&told(&plan, &difference));
     }
-    let applied = build::interruptible(server::apply(&context, &plan, &home))?.ok_or_else(stopped)?;
+    let applied = interruptible(server::apply(&context, &plan, &home))?.ok_or_else(stopped)?;
     let difference = applied.map_err(|failure| Error::Build(Box::new(sources), vec![*failure]))?;
     print(&told(&plan, &difference))
 }
@@ -237,7 +238,7 @@ pub(super) fn ps(global: &Global, style: Style) -> Outcome {
     let mut found: Vec<(String, ServerRecord, bool)> = Vec::new();
     for entry in entries {
         let Some(record) = server::known(&entry.path()) else { continue };
-        let runs = build::interruptible(server::runs(&qemu, &entry.path()))?.ok_or_else(stopped)?;
+        let runs = interruptible(server::runs(&qemu, &entry.path()))?.ok_or_else(stopped)?;
         found.push((entry.file_name().to_string_lossy().into_owned(), record, runs));
     }
     found.sort_by(|a, b| a.0.cmp(&b.0));
@@ -300,7 +301,7 @@ pub(super) fn enter(server: &str, command: Vec<String>, on_terminal: bool, globa
         raw = on_terminal.then(terminal::Raw::enter);
         terminal::listen(on_terminal)
     };
-    let ended = build::interruptible(server::exec(&yard.qemu, &home, exec, listen, terminal::write));
+    let ended = interruptible(server::exec(&yard.qemu, &home, exec, listen, terminal::write));
     drop(raw);
     match ended?.ok_or_else(stopped)? {
         Ok(ended) => terminal::outcome(ended),
@@ -312,7 +313,7 @@ pub(super) fn down(args: &DownArgs, global: &Global) -> Outcome {
     let yard = Yard::open(global)?;
     let home = yard.take(&args.server)?;
     let down = server::down(&yard.qemu, &home, args.force, args.remove);
-    let down = build::interruptible(down)?.ok_or_else(stopped)?;
+    let down = interruptible(down)?.ok_or_else(stopped)?;
     let help = "`--force` ends it without shutting it down".to_owned();
     let ran = down.map_err(|why| message(&args.server, why, Some(help)))?;
     let what = if ran { "is off" } else { "was already off" };
@@ -324,7 +325,7 @@ pub(super) fn restart(args: &RestartArgs, global: &Global, style: Style) -> Outc
     let down_args = DownArgs { server: args.server.clone(), force: false, remove: false };
     down(&down_args, global)?;
     let Planned { made, plan, home } = planned(&args.server, &args.how, global, style, false)?;
-    let came = build::interruptible(server::up(&made.context, &plan, &home))?.ok_or_else(stopped)?;
+    let came = interruptible(server::up(&made.context, &plan, &home))?.ok_or_else(stopped)?;
     came.map_err(|failure| Error::Build(Box::new(made.sources), vec![*failure]))?;
     print(&format!("{} is back{}\n", plan.name, leads(&plan)))
 }
@@ -336,8 +337,7 @@ pub(super) fn save(args: &SaveArgs, global: &Global) -> Outcome {
         return Err(message(&args.server, format!("{} already exists", args.to.display()), None));
     }
     let to = std::path::absolute(&args.to).unwrap_or_else(|_| args.to.clone());
-    let saved =
-        build::interruptible(server::save(&yard.qemu, &yard.disks, &home, &to))?.ok_or_else(stopped)?;
+    let saved = interruptible(server::save(&yard.qemu, &yard.disks, &home, &to))?.ok_or_else(stopped)?;
     saved.map_err(|why| message(&args.server, why, None))?;
     let sum = sha256_of(&to).map_err(|e| message(&args.server, format!("{}: {e}", to.display()), None))?;
     let name = args.to.display();

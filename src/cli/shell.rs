@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use vimg_agent::protocol::{Exec, Stream};
 use vimg_lang::Sources;
 
-use super::build::{self, How, Made, stopped};
+use super::build::{self, How, Made};
 use super::global::Global;
+use super::interrupt::{interruptible, stopped};
 use super::output::{Error, Outcome};
 use super::terminal::{Raw, listen, outcome, terminal, write};
 use super::{project, server};
@@ -87,7 +88,7 @@ pub(super) fn run(args: &RunArgs, global: &Global, style: Style) -> Outcome {
 
 pub(super) fn console(args: &ConsoleArgs, global: &Global, style: Style) -> Outcome {
     let Ready { context, id, sources, .. } = prepare(&args.image, false, &args.how, global, style)?;
-    let watched = build::interruptible(execute::watch(&context, id, |bytes| write(Stream::Output, bytes)))?;
+    let watched = interruptible(execute::watch(&context, id, |bytes| write(Stream::Output, bytes)))?;
     match watched.ok_or_else(stopped)? {
         Ok(()) => Ok(()),
         Err(failure) => Err(Error::Build(Box::new(sources), vec![*failure])),
@@ -111,7 +112,7 @@ fn enter(door: Door, how: &How, global: &Global, style: Style) -> Outcome {
         raw = on_terminal.then(Raw::enter);
         listen(on_terminal)
     };
-    let ended = build::interruptible(execute::interact(&context, id, disks, exec, enter, write));
+    let ended = interruptible(execute::interact(&context, id, disks, exec, enter, write));
     drop(raw);
     match ended?.ok_or_else(stopped)? {
         Ok(ended) => outcome(ended),
