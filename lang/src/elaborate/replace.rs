@@ -13,6 +13,16 @@ use crate::resolve::{self, At};
 use crate::source::Span;
 use crate::syntax::Scalar;
 
+/// A layer that reverts some parts and applies others.
+struct Exchange<'a, 'd> {
+    name: String,
+    /// All parts in effect.
+    list: &'a [Rc<Applied<'d>>],
+    /// The indexes of those to revert.
+    taken: &'a [usize],
+    apply: Vec<Use<'d>>,
+}
+
 impl Elaborator<'_> {
     /// Replaces the provider of a capability by another.
     pub(super) fn replace<'d>(&mut self, at: At<'d>, growing: &mut Growing<'d>, below: &Below<'_, 'd>) {
@@ -32,7 +42,8 @@ impl Elaborator<'_> {
         self.can_be_taken_back(at, &list, &taken);
         let again = taken.iter().filter(|n| **n != place).map(|n| list[*n].wanted.clone());
         let apply: Vec<Use> = std::iter::once(wanted).chain(again).collect();
-        self.exchange(at, name.to_owned(), (&list, &taken), apply, growing, below);
+        let exchange = Exchange { name: name.to_owned(), list: &list, taken: &taken, apply };
+        self.exchange(at, exchange, growing, below);
     }
 
     /// Removes the provider of a capability.
@@ -57,7 +68,8 @@ impl Elaborator<'_> {
         }
         self.can_be_taken_back(at, &list, &taken);
         let name = format!("remove-{}", at.name());
-        self.exchange(at, name, (&list, &taken), Vec::new(), growing, below);
+        let exchange = Exchange { name, list: &list, taken: &taken, apply: Vec::new() };
+        self.exchange(at, exchange, growing, below);
     }
 
     /// All parts in effect, and the index of the one that provides the capability.
@@ -129,9 +141,7 @@ impl Elaborator<'_> {
     fn exchange<'d>(
         &mut self,
         at: At<'d>,
-        name: String,
-        (list, taken): (&[Rc<Applied<'d>>], &[usize]),
-        apply: Vec<Use<'d>>,
+        Exchange { name, list, taken, apply }: Exchange<'_, 'd>,
         growing: &mut Growing<'d>,
         below: &Below<'_, 'd>,
     ) {
