@@ -15,6 +15,7 @@
 
 mod batches;
 mod staged;
+mod node_failure;
 mod failure;
 mod room;
 mod states;
@@ -43,9 +44,10 @@ pub mod server;
 pub use compare::{Change, Comparison, How, compare};
 pub use context::{Budget, BuildContext, Secrets};
 pub use cutoff::{make, remember};
-pub use failure::{Failure, FailureKind};
+pub use failure::Failure;
 pub use interact::{interact, watch};
 pub use log::read as read_log;
+pub use node_failure::FailureKind;
 pub use output::write_outputs;
 pub use room::Room;
 pub use schedule::build;

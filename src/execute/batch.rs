@@ -10,8 +10,8 @@ use vimg_lang::model::DiskFormat;
 
 use super::batches::Batch;
 use super::context::{BuildState, JOB};
-use super::failure::{Failure, FailureKind};
 use super::make::{Facts, Made, NodeBuild};
+use super::node_failure::{FailureKind, NodeFailure};
 use super::prewarm::Prewarm;
 use super::staged::{Before, Copies};
 use super::states::Step;
@@ -43,7 +43,7 @@ pub(super) async fn make<P: Provider>(
         let lock = match shared.store.lock(&node.key).await {
             Ok(lock) => lock,
             Err(error) => {
-                return fail(&shared, rest, Box::new(Failure::store(&node.name, node.span, &error))).await;
+                return fail(&shared, rest, Box::new(NodeFailure::store(&node.name, &error))).await;
             }
         };
         if !shared.store.has(&node.key) {
@@ -63,7 +63,7 @@ pub(super) async fn make<P: Provider>(
 
 /// Ends the build of the first node of `rest` with a failure. Returns the nodes
 /// that can be tried again.
-async fn fail<P>(shared: &BuildState<P>, rest: &[NodeId], failure: Box<Failure>) -> Batch {
+async fn fail<P>(shared: &BuildState<P>, rest: &[NodeId], failure: Box<NodeFailure>) -> Batch {
     match shared.fail(rest[0], failure).await {
         true => rest.to_vec(),
         false => Vec::new(),
@@ -266,7 +266,7 @@ async fn machine<P: Provider>(
                 }
                 Err(error) => {
                     running.guest.stop().await;
-                    let failure = Failure::store(&node.name, node.span, &error);
+                    let failure = NodeFailure::store(&node.name, &error);
                     return fail(shared, &rest[n..], Box::new(failure)).await;
                 }
             };

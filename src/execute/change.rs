@@ -2,24 +2,56 @@
 //! then runs their checks in the server.
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::Arc;
 
 use vimg_agent::protocol::Apply;
 use vimg_lang::Span;
 
 use super::explain::explain;
-use super::failure::{Failure, FailureKind};
+use super::failure::{Failure, placed};
 use super::guest::{Guest, Stopped};
 use super::layer::{Staged, stage_blobs};
 use super::log::clean;
 use super::node::NodeContext;
+use super::node_failure::{FailureKind, NodeFailure};
 use super::session::{Progress, SessionError};
-use crate::graph::{CheckWork, Difference, LayerWork, ServerPart, ServerPlan, ServerWork};
+use crate::graph::{CheckWork, Difference, Graph, LayerWork, ServerPart, ServerPlan, ServerWork};
 use crate::provider::{Instance, Provider};
 use crate::store::Staging;
 
 /// The most lines of output that are shown for a failed step.
 pub(super) const TAIL: usize = 20;
+
+/// A server, and the context of its image.
+pub(super) struct ServerContext<'a, P> {
+    pub(super) site: NodeContext<'a, P>,
+    pub(super) graph: &'a Graph,
+    pub(super) plan: &'a ServerPlan,
+}
+
+impl<P> ServerContext<'_, P> {
+    /// Makes a failure of the server that no step has caused.
+    pub(super) fn failure(&self, kind: FailureKind, why: &str) -> Box<Failure> {
+        let name = &self.plan.name;
+        Box::new(Failure::at(self.plan.span, NodeFailure::new(name, kind, format!("server `{name}`: {why}"))))
+    }
+
+    /// Makes a failure of the host.
+    pub(super) fn host(&self, why: String) -> Box<Failure> {
+        self.failure(FailureKind::Host, &why)
+    }
+
+    /// Finds the place of a failure of the image's node.
+    pub(super) fn placed(&self, failure: NodeFailure) -> Box<Failure> {
+        placed(self.graph, self.plan.image, failure)
+    }
+
+    /// Makes the failure for a file of the server.
+    pub(super) fn io_failure(&self, path: &Path, error: std::io::Error) -> Box<Failure> {
+        self.placed(*self.site.io_failure(path, error))
+    }
+}
 
 /// A prepared change: all files that it needs are read.
 pub(super) struct Change {
@@ -32,25 +64,28 @@ pub(super) struct Change {
 
 /// Prepares the change that a difference asks for, and reads all its files.
 pub(super) async fn prepare<P: Provider>(
-    site: &NodeContext<'_, P>,
-    plan: &ServerPlan,
+    server: &ServerContext<'_, P>,
     difference: &Difference,
 ) -> Result<Change, Box<Failure>> {
-    let work = plan.work(difference, &site.shared.project).map_err(|errors| {
+    let work = server.plan.work(difference, &server.site.shared.project).map_err(|errors| {
         let why = errors.first().map(|e| e.error.to_string());
-        at(plan, FailureKind::Recipe, why.unwrap_or_default())
+        server.failure(FailureKind::Recipe, &why.unwrap_or_default())
     })?;
     let ServerWork { layer: work, checks, after } = work;
-    let (work, staging) = (Arc::new(work), site.staging()?);
-    let blobs = stage_blobs(site, &work, &staging).await?;
+    let (work, staging) = (Arc::new(work), server.site.staging().map_err(|e| server.placed(*e))?);
+    let blobs = stage_blobs(&server.site, &work, &staging).await.map_err(|failure| {
+        match failure.step.and_then(|step| work.places.get(step)) {
+            Some((span, _)) => Box::new(Failure::at(*span, *failure)),
+            None => server.placed(*failure),
+        }
+    })?;
     Ok(Change { work, checks, after, blobs, _staging: staging })
 }
 
 /// Applies a change, if it has any steps, and runs its checks. Returns the
 /// parts that are in effect then.
 pub(super) async fn make<P: Provider>(
-    site: &NodeContext<'_, P>,
-    plan: &ServerPlan,
+    server: &ServerContext<'_, P>,
     change: Change,
     guest: &mut Guest<P::Instance>,
 ) -> Result<Vec<ServerPart>, Box<Failure>> {
@@ -58,7 +93,7 @@ pub(super) async fn make<P: Provider>(
     if work.steps.is_empty() {
         return Ok(after);
     }
-    let mut told = Told { site, places: &work.places, tail: VecDeque::new() };
+    let mut told = Told { server, places: &work.places, tail: VecDeque::new() };
     let (layer, steps) = (work.layer.clone(), work.steps.clone());
     let way_out = guest.instance.way_out();
     let host = way_out.host.clone();
@@ -67,28 +102,25 @@ pub(super) async fn make<P: Provider>(
     match guest.ask(async |session| session.apply(&what, &blobs, &way_out, &mut hear).await).await {
         Ok(applied) if applied.next.is_none() => {}
         Ok(_) => {
-            return Err(at(
-                plan,
-                FailureKind::Recipe,
-                "a layer with a `reboot` step can't be applied to a server".into(),
-            ));
+            let why = "a layer with a `reboot` step can't be applied to a server";
+            return Err(server.failure(FailureKind::Recipe, why));
         }
-        Err(stopped) => return Err(told.failure(plan, &mut guest.instance, stopped).await),
+        Err(stopped) => return Err(told.failure(&mut guest.instance, stopped).await),
     }
     // The checks run in the server itself, not in a fork: the change must work
     // there.
-    let mut told = Told { site, places: &checks.places, tail: VecDeque::new() };
+    let mut told = Told { server, places: &checks.places, tail: VecDeque::new() };
     let mut hear = |progress: Progress<'_>| told.hear(progress);
     let variables = &way_out.variables;
     match guest.ask(async |session| session.check(&checks.probes, variables, &mut hear).await).await {
         Ok(()) => Ok(after),
-        Err(stopped) => Err(told.failure(plan, &mut guest.instance, stopped).await),
+        Err(stopped) => Err(told.failure(&mut guest.instance, stopped).await),
     }
 }
 
 /// Sends the output of steps as events, and keeps its last lines.
 struct Told<'a, P> {
-    site: &'a NodeContext<'a, P>,
+    server: &'a ServerContext<'a, P>,
     places: &'a [(Span, String)],
     tail: VecDeque<String>,
 }
@@ -98,11 +130,11 @@ impl<P: Provider> Told<'_, P> {
         match progress {
             Progress::Started(step) => {
                 self.tail.clear();
-                self.site.phase(&self.places[step].1);
+                self.server.site.phase(&self.places[step].1);
             }
             Progress::Output(text) => {
                 for line in text.lines().map(clean) {
-                    self.site.line(&line);
+                    self.server.site.line(&line);
                     self.tail.push_back(line);
                 }
                 self.tail.drain(..self.tail.len().saturating_sub(TAIL));
@@ -111,22 +143,19 @@ impl<P: Provider> Told<'_, P> {
         }
     }
 
-    async fn failure(self, plan: &ServerPlan, instance: &mut P::Instance, trouble: Stopped) -> Box<Failure> {
+    async fn failure(self, instance: &mut P::Instance, trouble: Stopped) -> Box<Failure> {
         let tail = Vec::from(self.tail);
         match trouble {
             Stopped::Session(SessionError::Step { step, message, .. }) => {
                 let (span, name) = &self.places[step];
                 let message = format!("{name} failed: {}", clean(&message));
-                let mut failure = Failure::new(&plan.name, *span, FailureKind::Recipe, message);
-                failure.tail = tail;
-                Box::new(failure)
+                let failure = NodeFailure::new(&self.server.plan.name, FailureKind::Recipe, message);
+                Box::new(Failure::at(*span, NodeFailure { tail, ..failure }))
             }
-            trouble => explain(self.site, instance, trouble, Some(tail)).await,
+            trouble => {
+                let failure = explain(&self.server.site, instance, trouble, Some(tail)).await;
+                self.server.placed(*failure)
+            }
         }
     }
-}
-
-/// Makes a failure of a server that no step has caused.
-pub(super) fn at(plan: &ServerPlan, kind: FailureKind, why: String) -> Box<Failure> {
-    Box::new(Failure::new(&plan.name, plan.span, kind, format!("server `{}`: {why}", plan.name)))
 }

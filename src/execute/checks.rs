@@ -15,10 +15,10 @@ use vimg_agent::protocol::Probe;
 
 use super::context::{BuildState, JOB};
 use super::explain::explain;
-use super::failure::{Failure, FailureKind};
 use super::guest::Stopped;
 use super::log::Log;
 use super::make::{Facts, NodeBuild};
+use super::node_failure::{FailureKind, NodeFailure};
 use super::prewarm::{self, Prewarm};
 use super::session::Progress;
 use super::states::{Built, Step};
@@ -90,7 +90,7 @@ struct Machine<P: Provider> {
     /// A prewarmed fork, until a check takes it.
     prewarmed: Mutex<Option<Prewarm<P>>>,
     /// Why the machine does not start, once a check has found that out.
-    broken: Mutex<Option<Failure>>,
+    broken: Mutex<Option<NodeFailure>>,
 }
 
 /// Runs checks in one fork. Returns the checks that are left: those after one
@@ -156,14 +156,14 @@ async fn one<'a, P: Provider>(
     id: NodeId,
     fork: &mut Option<Fork<'a, P::Instance>>,
     machine: &Machine<P>,
-) -> Result<Asked, Box<Failure>> {
+) -> Result<Asked, Box<NodeFailure>> {
     let node = shared.graph.node(id);
     let lock = match fork {
         None => shared.store.lock(&node.key).await.map(Some),
         // Do not wait for another process while this one holds a machine.
         Some(_) => shared.store.try_lock(&node.key),
     };
-    let lock = lock.map_err(|error| Box::new(Failure::store(&node.name, node.span, &error)))?;
+    let lock = lock.map_err(|error| Box::new(NodeFailure::store(&node.name, &error)))?;
     let Some(lock) = lock else { return Ok(Asked::Left) };
     if shared.store.has(&node.key) {
         return Ok(Asked::There);
@@ -203,12 +203,12 @@ async fn one<'a, P: Provider>(
 async fn start<'a, P: Provider>(
     build: &NodeBuild<'a, P>,
     machine: &Machine<P>,
-) -> Result<Fork<'a, P::Instance>, Box<Failure>> {
+) -> Result<Fork<'a, P::Instance>, Box<NodeFailure>> {
     let (shared, node) = (build.shared, build.node);
     let memory = shared.reserve(node).await;
     let known = machine.broken.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if let Some(failure) = known {
-        return Err(Box::new(Failure { node: node.name.clone(), span: node.span, ..failure }));
+        return Err(Box::new(NodeFailure { node: node.name.clone(), ..failure }));
     }
     let parent = node.parent().map(|id| shared.graph.node(id)).ok_or_else(|| build.gone())?;
     let stand = Stand::of_check(node, parent);
@@ -226,7 +226,7 @@ async fn start<'a, P: Provider>(
             // A full disk may have room for the next one.
             if failure.kind != FailureKind::Full {
                 *machine.broken.lock().unwrap_or_else(PoisonError::into_inner) =
-                    Some(Failure::clone(failure));
+                    Some(NodeFailure::clone(failure));
             }
         })?;
     Ok(Fork { up, _scratch: scratch, _memory: memory })

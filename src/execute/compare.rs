@@ -7,9 +7,10 @@ use vimg_agent::protocol::{Digest, Kind, Listed};
 
 use super::context::{BuildContext, BuildState};
 use super::explain::explain;
-use super::failure::Failure;
+use super::failure::{Failure, placed};
 use super::guest::Stopped;
 use super::node::NodeContext;
+use super::node_failure::{FailureKind, NodeFailure};
 use super::session::SessionError;
 use super::up::{self, Stand, Up};
 use crate::graph::{Needs, NodeId, Work};
@@ -191,6 +192,7 @@ fn enabled(files: &BTreeMap<String, Listed>) -> BTreeMap<String, String> {
 
 /// An instance that reads the disk of a state.
 struct Reader<'a, P: Provider> {
+    id: NodeId,
     site: NodeContext<'a, P>,
     up: Up<P::Instance>,
     _scratch: Staging,
@@ -203,7 +205,8 @@ impl<'a, P: Provider> Reader<'a, P> {
     async fn open(shared: &'a BuildState<P>, id: NodeId) -> Result<Self, Box<Failure>> {
         let node = shared.graph.node(id);
         let site = NodeContext { shared, node };
-        let scratch = site.staging()?;
+        let at = |failure: Box<NodeFailure>| placed(&shared.graph, id, *failure);
+        let scratch = site.staging().map_err(at)?;
         let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
         // An imported disk has no kernel for an appliance.
         let chain = shared.graph.chain(id);
@@ -219,8 +222,8 @@ impl<'a, P: Provider> Reader<'a, P> {
             retarget: Retarget::Never,
             lasting: None,
         };
-        let up = up::up(&site, &stand, scratch.path(), &overlay).await?;
-        Ok(Self { site, up, _scratch: scratch })
+        let up = up::up(&site, &stand, scratch.path(), &overlay).await.map_err(at)?;
+        Ok(Self { id, site, up, _scratch: scratch })
     }
 
     async fn list(&mut self) -> Result<Lists, Box<Failure>> {
@@ -246,13 +249,12 @@ impl<'a, P: Provider> Reader<'a, P> {
     }
 
     async fn explained<T>(&mut self, result: Result<T, Stopped>) -> Result<T, Box<Failure>> {
-        match result {
-            Ok(result) => Ok(result),
-            Err(Stopped::Session(SessionError::Refused(why))) => {
-                Err(self.site.failure(super::failure::FailureKind::Host, why))
-            }
-            Err(trouble) => Err(explain(&self.site, &mut self.up.guest.instance, trouble, None).await),
-        }
+        let failure = match result {
+            Ok(result) => return Ok(result),
+            Err(Stopped::Session(SessionError::Refused(why))) => self.site.failure(FailureKind::Host, why),
+            Err(trouble) => explain(&self.site, &mut self.up.guest.instance, trouble, None).await,
+        };
+        Err(placed(&self.site.shared.graph, self.id, *failure))
     }
 
     async fn close(self) {

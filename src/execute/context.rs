@@ -6,7 +6,8 @@ use std::sync::atomic::AtomicUsize;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::failure::{Failure, FailureKind};
+use super::failure::placed;
+use super::node_failure::{FailureKind, NodeFailure};
 use super::room::Room;
 use super::staged::StagedOutputs;
 use super::states::{States, Step};
@@ -72,7 +73,8 @@ impl<P> BuildState<P> {
     /// Ends the build of a node with a failure. All failures arrive here. If
     /// the disk was full and there is room now, returns `true`: the node can be
     /// built again.
-    pub(super) async fn fail(&self, id: NodeId, failure: Box<Failure>) -> bool {
+    pub(super) async fn fail(&self, id: NodeId, failure: Box<NodeFailure>) -> bool {
+        let failure = placed(&self.graph, id, *failure);
         let failure = match failure.kind {
             FailureKind::Full => {
                 self.room.make(&self.store, &self.sink, failure, || self.states.running(id)).await

@@ -6,10 +6,10 @@ use std::time::Duration;
 use vimg_agent::protocol::{Around, Order};
 use vimg_model::Tool;
 
-use super::failure::{Failure, FailureKind};
 use super::guest::Stopped;
 use super::log::clean;
 use super::node::NodeContext;
+use super::node_failure::{FailureKind, NodeFailure};
 use super::session::SessionError;
 use crate::graph::{Needs, Work};
 use crate::host::space;
@@ -26,7 +26,7 @@ pub(super) async fn explain<P: Provider>(
     instance: &mut P::Instance,
     trouble: Stopped,
     tail: Option<Vec<String>>,
-) -> Box<Failure> {
+) -> Box<NodeFailure> {
     let node = site.node;
     let console = |instance: &P::Instance| {
         let text = instance.console();
@@ -66,22 +66,20 @@ pub(super) async fn explain<P: Provider>(
             let message: String = message.lines().map(clean).collect::<Vec<_>>().join(" ");
             let mut failure = site.failure(FailureKind::Recipe, message.clone());
             if let Work::Layer(work) = &node.work
-                && let Some((span, name)) = work.places.get(step)
+                && let Some((_, name)) = work.places.get(step)
             {
-                failure.span = *span;
                 failure.message = format!("{name} failed: {message}");
                 let offline = node.needs == Needs::Disk;
                 failure.help =
                     advice(&work.steps[step], offline, &message, tail.as_deref().unwrap_or_default());
             }
             if let Work::Check(work) = &node.work
-                && let Some((span, name)) = work.places.get(step)
+                && let Some((_, name)) = work.places.get(step)
             {
-                failure.span = *span;
                 failure.message = format!("{name}: {message}");
             }
-            let place = layer.and_then(|layer| site.shared.graph.applied(node, &layer));
-            failure.related = place.map(|span| (span, "this layer changed it".to_owned()));
+            failure.step = Some(step);
+            failure.layer = layer;
             failure.tail = tail.unwrap_or_default();
             return failure;
         }

@@ -1,11 +1,12 @@
-//! Failures of nodes, in words for a person.
+//! Failures of nodes with their places in the recipe, for a person. This is
+//! where the failure of a worker gets its place.
 
 use std::path::PathBuf;
 
 use vimg_lang::Span;
 
-use crate::host::HostError;
-use crate::store::StoreError;
+use super::node_failure::{FailureKind, NodeFailure};
+use crate::graph::{Graph, NodeId, Work};
 
 /// Why a node could not be built.
 #[derive(Debug, Clone)]
@@ -28,55 +29,26 @@ pub struct Failure {
     pub log: Option<PathBuf>,
 }
 
-/// Kinds of failure, for exit codes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FailureKind {
-    /// What the recipe asks for does not work.
-    Recipe,
-    /// The host lacks something, or a program of it failed.
-    Host,
-    /// The store can't be written.
-    Store,
-    /// The disk that holds the store is full.
-    Full,
+impl Failure {
+    /// Gives a failure a place in the recipe.
+    pub(super) fn at(span: Span, failure: NodeFailure) -> Self {
+        let NodeFailure { node, kind, message, help, tail, log, .. } = failure;
+        Self { node, span, kind, message, related: None, help, tail, log }
+    }
 }
 
-/// What to do about a full disk.
-const MAKE_ROOM: &str = "make room: `vimg store gc` removes what nothing needs; or set VIMG_STORE to another \
-                         disk. Finished layers are stored";
-
-impl Failure {
-    pub(super) fn new(node: &str, span: Span, kind: FailureKind, message: impl Into<String>) -> Self {
-        Self {
-            node: node.to_owned(),
-            span,
-            kind,
-            message: message.into(),
-            related: None,
-            help: None,
-            tail: Vec::new(),
-            log: None,
-        }
-    }
-
-    /// Makes the failure for a full disk. `message` says what could not be
-    /// written, if that is known.
-    pub(super) fn full(node: &str, span: Span, message: Option<String>) -> Self {
-        let message = message.unwrap_or_else(|| "the disk that holds the store is full".into());
-        Self { help: Some(MAKE_ROOM.into()), ..Self::new(node, span, FailureKind::Full, message) }
-    }
-
-    pub(super) fn provider(node: &str, span: Span, error: HostError) -> Self {
-        match error.is_full {
-            true => Self::full(node, span, Some(error.message)),
-            false => Self { help: error.help, ..Self::new(node, span, FailureKind::Host, error.message) },
-        }
-    }
-
-    pub(super) fn store(node: &str, span: Span, error: &StoreError) -> Self {
-        match error.is_full() {
-            true => Self::full(node, span, Some(error.to_string())),
-            false => Self::new(node, span, FailureKind::Store, error.to_string()),
-        }
-    }
+/// Finds the place in the recipe of a node's failure: that of the failed step,
+/// or that of the node.
+pub(super) fn placed(graph: &Graph, id: NodeId, failure: NodeFailure) -> Box<Failure> {
+    let node = graph.node(id);
+    let spans = match &node.work {
+        Work::Layer(work) => work.places.as_slice(),
+        Work::Check(work) => work.places.as_slice(),
+        Work::Bootstrap(_) | Work::Import { .. } | Work::Seal | Work::Export(_) => &[],
+    };
+    let step = failure.step.and_then(|step| spans.get(step));
+    let layer = failure.layer.as_ref().and_then(|layer| graph.applied(node, layer));
+    let mut failure = Failure::at(step.map_or(node.span, |(span, _)| *span), failure);
+    failure.related = layer.map(|span| (span, "this layer changed it".to_owned()));
+    Box::new(failure)
 }

@@ -9,10 +9,11 @@ use vimg_agent::protocol::{Exec, Stream};
 
 use super::context::BuildContext;
 use super::explain::explain;
-use super::failure::Failure;
+use super::failure::{Failure, placed};
 use super::guest::Stopped;
 use super::log::clean;
 use super::node::NodeContext;
+use super::node_failure::NodeFailure;
 use super::session::{Ended, Input, SessionError};
 use super::up::{self, Stand};
 use crate::graph::NodeId;
@@ -39,10 +40,11 @@ pub async fn interact<P: Provider>(
     let shared = context.share(&Plan::default());
     let node = context.graph.node(id);
     let site = NodeContext { shared: &shared, node };
-    let scratch = site.staging()?;
+    let at = |failure: Box<NodeFailure>| placed(&context.graph, id, *failure);
+    let scratch = site.staging().map_err(at)?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
     let stand = Stand { chain: failed, ..Stand::of_person(node, Retarget::Discarded) };
-    let mut up = up::up(&site, &stand, scratch.path(), &overlay).await?;
+    let mut up = up::up(&site, &stand, scratch.path(), &overlay).await.map_err(at)?;
     // Until now, Ctrl-C stopped vimg. From now on, it goes to the program.
     let input = listen();
     let ended = up.guest.ask(async |session| session.exec(exec, input, &mut output).await).await;
@@ -60,7 +62,7 @@ pub async fn interact<P: Provider>(
         Err(trouble) => {
             let failure = explain(&site, &mut up.guest.instance, trouble, None).await;
             up.guest.stop().await;
-            Err(failure)
+            Err(at(failure))
         }
     }
 }
@@ -75,13 +77,14 @@ pub async fn watch<P: Provider>(
     let shared = context.share(&Plan::default());
     let node = context.graph.node(id);
     let site = NodeContext { shared: &shared, node };
-    let scratch = site.staging()?;
+    let at = |failure: Box<NodeFailure>| placed(&context.graph, id, *failure);
+    let scratch = site.staging().map_err(at)?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
     let stand = Stand::of_person(node, Retarget::Never);
-    let (launch, _) = up::prepare(&site, &stand, scratch.path(), &overlay)?;
+    let (launch, _) = up::prepare(&site, &stand, scratch.path(), &overlay).map_err(at)?;
     // The user wants to see the boot, so do not fork.
     let launch = Launch { memory: None, ..launch };
-    let mut instance = shared.provider.launch(&launch).await.map_err(|e| site.provider_failure(e))?;
+    let mut instance = shared.provider.launch(&launch).await.map_err(|e| at(site.provider_failure(e)))?;
     // The agent's channel stays open: without it, the agent would wait.
     let _channel = instance.channel();
     let mut seen = 0;
@@ -101,7 +104,7 @@ pub async fn watch<P: Provider>(
     output(&instance.console_since(seen).1);
     let result = match ended {
         provider::Ended::Off => Ok(()),
-        other => Err(explain(&site, &mut instance, Stopped::Ended(other), None).await),
+        other => Err(at(explain(&site, &mut instance, Stopped::Ended(other), None).await)),
     };
     instance.stop().await;
     result

@@ -10,12 +10,11 @@ use tokio::sync::SemaphorePermit;
 use vimg_agent::protocol::Apply;
 
 use super::explain::explain;
-use super::failure::Failure;
-use super::failure::FailureKind;
 use super::guest::{Guest, Stopped};
 use super::log::Log;
 use super::make::{Facts, Made, NodeBuild};
 use super::node::NodeContext;
+use super::node_failure::{FailureKind, NodeFailure};
 use super::session::{Blobs, Progress, SessionError, Source};
 use super::up::{self, Up};
 use crate::digest::Digest;
@@ -113,7 +112,7 @@ pub(super) async fn make<P: Provider>(
 /// Why the build of a layer stops.
 enum Stop {
     /// The reason is known.
-    Failure(Box<Failure>),
+    Failure(Box<NodeFailure>),
     /// The machine's console or its end may say why.
     Stopped(Stopped),
 }
@@ -218,7 +217,7 @@ async fn keep_failed<P: Provider>(
     running: &mut Running<'_, P::Instance>,
     staging: &Staging,
     next_disk: &Path,
-    failure: &Failure,
+    failure: &NodeFailure,
 ) {
     let Running { guest, made, .. } = running;
     let Some(on) = made.disk.backing else { return };
@@ -323,9 +322,9 @@ pub(super) async fn stage_blobs<P: Provider>(
     site: &NodeContext<'_, P>,
     work: &Arc<LayerWork>,
     staging: &Staging,
-) -> Result<Staged, Box<Failure>> {
+) -> Result<Staged, Box<NodeFailure>> {
     let mut secrets = BTreeMap::new();
-    for (step, (span, _)) in work.steps.iter().zip(&work.places) {
+    for (n, step) in work.steps.iter().enumerate() {
         for name in step.secrets() {
             match site.shared.secrets.get(name) {
                 Some(Ok(value)) => secrets.insert(name.clone(), value.clone()),
@@ -333,7 +332,7 @@ pub(super) async fn stage_blobs<P: Provider>(
                     let why = unknown.and_then(|u| u.as_ref().err()).map_or("it is unknown", String::as_str);
                     let mut failure = site
                         .failure(FailureKind::Recipe, format!("the secret `{name}` is not available: {why}"));
-                    failure.span = *span;
+                    failure.step = Some(n);
                     return Err(failure);
                 }
             };

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::context::BuildState;
-use super::failure::{Failure, FailureKind};
 use super::node::NodeContext;
+use super::node_failure::{FailureKind, NodeFailure};
 use super::retargeted::hands_secrets;
 use super::states::{Built, Step};
 use crate::digest::{Blob, Key};
@@ -15,7 +15,7 @@ use crate::graph::{Edge, Needs, NodeId, Role, Work};
 use crate::provider::Provider;
 use crate::store::{Boot, Disk, DiskKind, KeyLock, Origin, Record, Staging, StateId};
 
-pub(super) type Made = Result<Built, Box<Failure>>;
+pub(super) type Made = Result<Built, Box<NodeFailure>>;
 
 /// The build of one node, whatever its kind.
 pub(super) struct NodeBuild<'a, P> {
@@ -66,7 +66,7 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
         &self,
         staging: Staging,
         made: Facts,
-    ) -> Result<(Option<StateId>, Built), Box<Failure>> {
+    ) -> Result<(Option<StateId>, Built), Box<NodeFailure>> {
         let mut record = self.record(&made);
         // The store checks the origins of the disks below. Those of everything
         // else that the state is made from must be in its own record.
@@ -124,7 +124,7 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
     }
 
     /// Commits a file to the store as a blob.
-    pub(super) fn keep_file(&self, path: &Path) -> Result<Blob, Box<Failure>> {
+    pub(super) fn keep_file(&self, path: &Path) -> Result<Blob, Box<NodeFailure>> {
         let file = std::fs::File::open(path).map_err(|e| self.io_failure(path, e))?;
         let blob = Blob::copy(file, &mut std::io::sink()).map_err(|e| self.io_failure(path, e))?;
         self.shared.store.commit_blob(path, &blob).map_err(|e| self.store_failure(&e))?;
@@ -132,7 +132,7 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
     }
 
     /// Commits kernel and initrd to the store.
-    pub(super) fn keep_boot(&self, files: &(PathBuf, PathBuf)) -> Result<Boot, Box<Failure>> {
+    pub(super) fn keep_boot(&self, files: &(PathBuf, PathBuf)) -> Result<Boot, Box<NodeFailure>> {
         Ok(Boot { kernel: self.keep_file(&files.0)?, initrd: self.keep_file(&files.1)? })
     }
 }

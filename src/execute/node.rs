@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::context::BuildState;
-use super::failure::{Failure, FailureKind};
+use super::node_failure::{FailureKind, NodeFailure};
 use crate::event::Event;
 use crate::graph::Node;
 use crate::host::{HostError, space};
@@ -28,19 +28,19 @@ impl<P> NodeContext<'_, P> {
         self.shared.tell(Event::Notice { text: text.to_owned() });
     }
 
-    pub(super) fn failure(&self, kind: FailureKind, message: impl Into<String>) -> Box<Failure> {
-        Box::new(Failure::new(&self.node.name, self.node.span, kind, message))
+    pub(super) fn failure(&self, kind: FailureKind, message: impl Into<String>) -> Box<NodeFailure> {
+        Box::new(NodeFailure::new(&self.node.name, kind, message))
     }
 
-    pub(super) fn provider_failure(&self, error: HostError) -> Box<Failure> {
-        Box::new(Failure::provider(&self.node.name, self.node.span, error))
+    pub(super) fn provider_failure(&self, error: HostError) -> Box<NodeFailure> {
+        Box::new(NodeFailure::provider(&self.node.name, error))
     }
 
-    pub(super) fn store_failure(&self, error: &StoreError) -> Box<Failure> {
-        Box::new(Failure::store(&self.node.name, self.node.span, error))
+    pub(super) fn store_failure(&self, error: &StoreError) -> Box<NodeFailure> {
+        Box::new(NodeFailure::store(&self.node.name, error))
     }
 
-    pub(super) fn io_failure(&self, path: &Path, error: std::io::Error) -> Box<Failure> {
+    pub(super) fn io_failure(&self, path: &Path, error: std::io::Error) -> Box<NodeFailure> {
         let message = format!("{}: {error}", path.display());
         match space::is_full(&error) {
             true => self.full(Some(message)),
@@ -48,19 +48,17 @@ impl<P> NodeContext<'_, P> {
         }
     }
 
-    /// Makes the failure for a full disk; see [`Failure::full`].
-    pub(super) fn full(&self, message: Option<String>) -> Box<Failure> {
-        Box::new(Failure::full(&self.node.name, self.node.span, message))
+    /// Makes the failure for a full disk; see [`NodeFailure::full`].
+    pub(super) fn full(&self, message: Option<String>) -> Box<NodeFailure> {
+        Box::new(NodeFailure::full(&self.node.name, message))
     }
 
     /// Makes the failure for a state that has disappeared.
-    pub(super) fn gone(&self) -> Box<Failure> {
-        let mut failure = self.failure(FailureKind::Store, "the state below was removed during the build");
-        failure.help = Some("build again".into());
-        failure
+    pub(super) fn gone(&self) -> Box<NodeFailure> {
+        Box::new(NodeFailure::gone(&self.node.name))
     }
 
-    pub(super) fn staging(&self) -> Result<Staging, Box<Failure>> {
+    pub(super) fn staging(&self) -> Result<Staging, Box<NodeFailure>> {
         self.shared.store.staging().map_err(|e| self.store_failure(&e))
     }
 

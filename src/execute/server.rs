@@ -8,12 +8,13 @@ use tokio::sync::mpsc;
 use vimg_agent::protocol::{AGENT, Exec, Stream};
 use vimg_lang::model::{DiskFormat, Forward, Machine};
 
-use super::change::{self, TAIL, at};
+use super::change::{self, ServerContext, TAIL};
 use super::context::{BuildContext, BuildState};
-use super::failure::{Failure, FailureKind};
+use super::failure::Failure;
 use super::guest::{Guest, Stopped};
 use super::log::clean;
 use super::node::NodeContext;
+use super::node_failure::{FailureKind, NodeFailure};
 use super::session::{Ended, Input, SessionError};
 use super::up::{self, Stand};
 use crate::disk::DiskTool;
@@ -146,6 +147,16 @@ pub async fn runs<P: Provider>(provider: &P, dir: &Path) -> bool {
     }
 }
 
+/// Returns the context of a server.
+fn server<'a, P>(
+    context: &'a BuildContext<P>,
+    shared: &'a BuildState<P>,
+    plan: &'a ServerPlan,
+) -> ServerContext<'a, P> {
+    let site = NodeContext { shared, node: context.graph.node(plan.image) };
+    ServerContext { site, graph: &context.graph, plan }
+}
+
 /// Starts a server, or boots it again from its disk.
 pub async fn up<P: Provider>(
     context: &BuildContext<P>,
@@ -153,23 +164,22 @@ pub async fn up<P: Provider>(
     home: &ServerHome,
 ) -> Result<Came, Box<Failure>> {
     let shared = context.share(&Plan::default());
-    let site = NodeContext { shared: &shared, node: context.graph.node(plan.image) };
-    let host = |why: String| at(plan, FailureKind::Host, why);
+    let server = server(context, &shared, plan);
     if let Some(mut record) = home.record() {
         if runs(&*shared.provider, home.dir()).await {
             return Ok(Came::Running);
         }
         home.step_back(&mut record);
         if let Some(gone) = home.missing(&record) {
-            let mut failure = host(format!("one of its disks is missing: {}", gone.display()));
+            let mut failure = server.host(format!("one of its disks is missing: {}", gone.display()));
             failure.help = Some(format!("`vimg down --force --remove {}` deletes the rest of it", plan.name));
             return Err(failure);
         }
-        let lives = back(&site, plan, home, &record).await?;
+        let lives = back(&server, home, &record).await?;
         return lives.map(|()| Came::Back);
     }
     if home.has_record() {
-        let mut failure = host("its record can't be read, so its disk stays as it is".into());
+        let mut failure = server.host("its record can't be read, so its disk stays as it is".into());
         failure.help = Some(format!("if you do not need the disk, delete {}", home.dir().display()));
         return Err(failure);
     }
@@ -181,36 +191,33 @@ pub async fn up<P: Provider>(
     }
     home.forget()
         .and_then(|()| std::fs::create_dir_all(home.dir()))
-        .map_err(|e| site.io_failure(home.dir(), e))?;
-    let made = start(&shared, &site, plan, home).await;
+        .map_err(|e| server.io_failure(home.dir(), e))?;
+    let made = start(&server, home).await;
     if made.is_err() {
         let _ = home.forget();
     }
     made.map(|()| Came::New)
 }
 
-async fn start<P: Provider>(
-    shared: &BuildState<P>,
-    site: &NodeContext<'_, P>,
-    plan: &ServerPlan,
-    home: &ServerHome,
-) -> Result<(), Box<Failure>> {
+async fn start<P: Provider>(server: &ServerContext<'_, P>, home: &ServerHome) -> Result<(), Box<Failure>> {
+    let ServerContext { site, graph, plan } = server;
     let overlay = home.free_disk();
     let stand = Stand {
         machine: plan.machine,
         lasting: Some(Lasting { forwards: plan.forwards.clone() }),
         ..Stand::of_person(site.node, Retarget::Never)
     };
-    let up = up::up(site, &stand, home.dir(), &home.dir().join(&overlay)).await?;
+    let up = up::up(site, &stand, home.dir(), &home.dir().join(&overlay)).await;
+    let up = up.map_err(|failure| server.placed(*failure))?;
     let mut found = up.guest;
-    let chain = match own(site, plan, home, &up.launch.chain, &up.record) {
+    let chain = match own(server, home, &up.launch.chain, &up.record) {
         Ok(chain) => chain,
         Err(failure) => {
             found.stop().await;
             return Err(failure);
         }
     };
-    let root = shared.graph.node(shared.graph.chain(plan.image)[0]).key;
+    let root = graph.node(graph.chain(plan.image)[0]).key;
     let Machine { cpus, memory, disk } = plan.machine;
     let mut record = ServerRecord {
         image: site.node.image.clone(),
@@ -228,15 +235,15 @@ async fn start<P: Provider>(
     lead(&mut record, &plan.forwards);
     let difference = plan.difference(&record.parts);
     let made = async {
-        let change = change::prepare(site, plan, &difference).await?;
-        let parts = change::make(site, plan, change, &mut found).await?;
-        live(site, plan, &mut found, "begin").await.map(|()| parts)
+        let change = change::prepare(server, &difference).await?;
+        let parts = change::make(server, change, &mut found).await?;
+        live(server, &mut found, "begin").await.map(|()| parts)
     };
     match made.await {
         Ok(parts) => {
             record.parts = parts;
-            home.keep(&record).map_err(|e| site.io_failure(home.dir(), e))?;
-            leave(&*shared.provider, found);
+            home.keep(&record).map_err(|e| server.io_failure(home.dir(), e))?;
+            leave(&*site.shared.provider, found);
             Ok(())
         }
         Err(failure) => {
@@ -249,41 +256,42 @@ async fn start<P: Provider>(
 /// Gives a server that has started everything that it stands on. Returns the
 /// names of its disks.
 fn own<P>(
-    site: &NodeContext<'_, P>,
-    plan: &ServerPlan,
+    server: &ServerContext<'_, P>,
     home: &ServerHome,
     chain: &[PathBuf],
     state: &Record,
 ) -> Result<Vec<PathBuf>, Box<Failure>> {
-    let store = &site.shared.store;
+    let store = &server.site.shared.store;
     let names = home.adopt(chain).and_then(|names| home.boot(store, &state.boot).map(|_| names));
     let names = names.map_err(|error| {
         let message = format!("it can't have hard links to its disks: {error}");
-        let mut failure = at(plan, FailureKind::Store, message);
+        let mut failure = server.failure(FailureKind::Store, &message);
         failure.help = Some("the store must be in one filesystem that has hard links".into());
         failure
     })?;
     // The links must be to the disks that the machine has started from.
     let stood = store.chain_of(&(state.key, state.id)).is_some_and(|now| now == chain);
-    if stood { Ok(names) } else { Err(site.gone()) }
+    if stood { Ok(names) } else { Err(server.placed(*server.site.gone())) }
 }
 
 /// Boots a server from its disk. The inner result says whether its hooks
 /// passed; it keeps running in any case.
 async fn back<P: Provider>(
-    site: &NodeContext<'_, P>,
-    plan: &ServerPlan,
+    server: &ServerContext<'_, P>,
     home: &ServerHome,
     record: &ServerRecord,
 ) -> Result<Result<(), Box<Failure>>, Box<Failure>> {
+    let ServerContext { site, plan, .. } = server;
     let boot = home.boot(&site.shared.store, &record.boot).map_err(|error| {
-        let mut failure = at(plan, FailureKind::Store, format!("its kernel or initrd is missing: {error}"));
+        let why = format!("its kernel or initrd is missing: {error}");
+        let mut failure = server.failure(FailureKind::Store, &why);
         failure.help = Some("its disks are whole: `vimg save` writes them to a file".into());
         failure
     })?;
-    let mut found = up::again(site, &launch(home, record, boot)).await?;
-    home.keep(record).map_err(|e| site.io_failure(home.dir(), e))?;
-    let lives = live(site, plan, &mut found, "live").await.map_err(|mut failure| {
+    let found = up::again(site, &launch(home, record, boot)).await;
+    let mut found = found.map_err(|failure| server.placed(*failure))?;
+    home.keep(record).map_err(|e| server.io_failure(home.dir(), e))?;
+    let lives = live(server, &mut found, "live").await.map_err(|mut failure| {
         failure.help = Some(format!("the server runs; `vimg restart {}` tries again", plan.name));
         failure
     });
@@ -293,14 +301,13 @@ async fn back<P: Provider>(
 
 /// Runs the hooks of a server's boot.
 async fn live<P: Provider>(
-    site: &NodeContext<'_, P>,
-    plan: &ServerPlan,
+    server: &ServerContext<'_, P>,
     found: &mut Guest<P::Instance>,
     what: &str,
 ) -> Result<(), Box<Failure>> {
-    site.phase("hooks");
-    hooks::<P>(found, what, |line| site.line(line)).await.map_err(|mut tail| {
-        let mut failure = at(plan, FailureKind::Recipe, tail.pop().unwrap_or_default());
+    server.site.phase("hooks");
+    hooks::<P>(found, what, |line| server.site.line(line)).await.map_err(|mut tail| {
+        let mut failure = server.failure(FailureKind::Recipe, &tail.pop().unwrap_or_default());
         failure.tail = tail;
         failure
     })
@@ -362,16 +369,15 @@ pub async fn apply<P: Provider>(
     home: &ServerHome,
 ) -> Result<Difference, Box<Failure>> {
     let shared = context.share(&Plan::default());
-    let site = NodeContext { shared: &shared, node: context.graph.node(plan.image) };
-    let host = |why: String| at(plan, FailureKind::Host, why);
-    let mut record = home.record().ok_or_else(|| host("it was never started".into()))?;
+    let server = server(context, &shared, plan);
+    let mut record = home.record().ok_or_else(|| server.host("it was never started".into()))?;
     if shared.graph.node(shared.graph.chain(plan.image)[0]).key != record.root {
-        let mut failure = at(plan, FailureKind::Recipe, "its image has another base now".into());
+        let mut failure = server.failure(FailureKind::Recipe, "its image has another base now");
         failure.help = Some(format!("start anew: `vimg down --remove {0}`, then `vimg up {0}`", plan.name));
         return Err(failure);
     }
     if record.changing {
-        let mut failure = host("its last change was interrupted".into());
+        let mut failure = server.host("its last change was interrupted".into());
         failure.help = Some(format!(
             "to go back to the disk before it: `vimg down --force {0}`, then `vimg up {0}`",
             plan.name
@@ -385,22 +391,22 @@ pub async fn apply<P: Provider>(
     }
     if let Some(stuck) = difference.stuck.first() {
         let message = format!("`{stuck}` can't be reverted: one of its scripts has no `undo`");
-        let mut failure = at(plan, FailureKind::Recipe, message);
+        let mut failure = server.failure(FailureKind::Recipe, &message);
         failure.help = Some(format!("start anew: `vimg down --remove {0}`, then `vimg up {0}`", plan.name));
         return Err(failure);
     }
-    let found = find(&*shared.provider, home).await.map_err(host)?;
+    let found = find(&*shared.provider, home).await.map_err(|why| server.host(why))?;
     let mut found = found.ok_or_else(|| {
-        let mut failure = host("it is switched off".into());
+        let mut failure = server.host("it is switched off".into());
         failure.help = Some(format!("`vimg up {}` boots it", plan.name));
         failure
     })?;
     if record.chain.len() >= MOST_DISKS {
         leave(&*shared.provider, found);
-        return Err(host("its disk has seen too many changes; start anew".into()));
+        return Err(server.host("its disk has seen too many changes; start anew".into()));
     }
     if !difference.is_empty() {
-        let change = match change::prepare(&site, plan, &difference).await {
+        let change = match change::prepare(&server, &difference).await {
             Ok(change) => change,
             Err(failure) => {
                 leave(&*shared.provider, found);
@@ -409,15 +415,15 @@ pub async fn apply<P: Provider>(
         };
         if let Err(why) = branch::<P>(home, &mut record, true, &mut found).await {
             leave(&*shared.provider, found);
-            return Err(host(why));
+            return Err(server.host(why));
         }
-        match change::make(&site, plan, change, &mut found).await {
+        match change::make(&server, change, &mut found).await {
             Ok(parts) => record.parts = parts,
             Err(mut failure) => {
                 found.stop().await;
                 home.step_back(&mut record);
-                if let Err(hook) = back(&site, plan, home, &record).await? {
-                    site.notice(&hook.message);
+                if let Err(hook) = back(&server, home, &record).await? {
+                    server.site.notice(&hook.message);
                 }
                 failure.help = Some("the server has booted from its disk as it was before".into());
                 return Err(failure);
@@ -425,16 +431,16 @@ pub async fn apply<P: Provider>(
         }
         record.changing = false;
         record.parting = plan.has_parting();
-        home.keep(&record).map_err(|e| site.io_failure(home.dir(), e))?;
+        home.keep(&record).map_err(|e| server.io_failure(home.dir(), e))?;
     }
-    let servers = servers(&*shared.provider).map_err(host)?;
+    let servers = servers(&*shared.provider).map_err(|why| server.host(why))?;
     let led = servers.forward(&mut found.instance, &forwards, &plan.forwards).await;
     if led.is_ok() {
         lead(&mut record, &plan.forwards);
     }
-    home.keep(&record).map_err(|e| site.io_failure(home.dir(), e))?;
+    home.keep(&record).map_err(|e| server.io_failure(home.dir(), e))?;
     leave(&*shared.provider, found);
-    led.map_err(|e| Box::new(Failure::provider(&plan.name, plan.span, e)))?;
+    led.map_err(|e| Box::new(Failure::at(plan.span, NodeFailure::provider(&plan.name, e))))?;
     Ok(difference)
 }
 

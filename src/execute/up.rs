@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering;
 use vimg_lang::model::Machine;
 
 use super::explain::explain;
-use super::failure::{Failure, FailureKind};
 use super::guest::{Guest, Stopped};
 use super::node::NodeContext;
+use super::node_failure::{FailureKind, NodeFailure};
 use super::retargeted;
 use super::session::SessionError;
 use crate::graph::{Needs, Node, Work};
@@ -81,7 +81,7 @@ pub(super) fn prepare<P: Provider>(
     stand: &Stand<'_>,
     scratch: &Path,
     overlay: &Path,
-) -> Result<(Launch, Record), Box<Failure>> {
+) -> Result<(Launch, Record), Box<NodeFailure>> {
     let (shared, parent) = (site.shared, stand.state);
     let record = shared.store.record(&parent.key).ok_or_else(|| site.gone())?;
     let own = || shared.store.chain(&parent.key);
@@ -111,7 +111,7 @@ pub(super) async fn up<P: Provider>(
     stand: &Stand<'_>,
     scratch: &Path,
     overlay: &Path,
-) -> Result<Up<P::Instance>, Box<Failure>> {
+) -> Result<Up<P::Instance>, Box<NodeFailure>> {
     let (mut launch, record) = prepare(site, stand, scratch, overlay)?;
     let (mut tries, mut refused, mut hung) = (0, None::<String>, false);
     loop {
@@ -220,7 +220,7 @@ pub(super) async fn up<P: Provider>(
 async fn start<P: Provider>(
     site: &NodeContext<'_, P>,
     launch: &Launch,
-) -> Result<Guest<P::Instance>, Box<Failure>> {
+) -> Result<Guest<P::Instance>, Box<NodeFailure>> {
     site.phase("start");
     let instance = site.shared.provider.launch(launch).await.map_err(|e| site.provider_failure(e))?;
     let guest = Guest::connect(instance)
@@ -240,7 +240,7 @@ async fn start<P: Provider>(
 pub(super) async fn again<P: Provider>(
     site: &NodeContext<'_, P>,
     launch: &Launch,
-) -> Result<Guest<P::Instance>, Box<Failure>> {
+) -> Result<Guest<P::Instance>, Box<NodeFailure>> {
     let mut guest = start(site, launch).await?;
     match guest.ask(async |session| session.ready(true).await).await {
         Ok(units) => {
