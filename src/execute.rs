@@ -13,17 +13,19 @@
 //! it have other keys than the plan assumed, and most of them exist. `cutoff`
 //! plans again and continues.
 
-mod batches;
-mod staged;
 mod node_failure;
 mod failure;
+mod order;
 mod room;
+mod staged;
 mod states;
 mod context;
 mod session;
+mod inputs;
+mod node;
+mod batch_context;
 mod guest;
 mod log;
-mod node;
 mod explain;
 mod retargeted;
 mod make;
@@ -32,7 +34,9 @@ mod prewarm;
 mod checks;
 mod layer;
 mod batch;
+mod batches;
 pub mod caching;
+mod project_inputs;
 mod change;
 mod compare;
 mod schedule;

@@ -1,7 +1,9 @@
 //! The disk formats of outputs.
 
+use serde::{Deserialize, Serialize};
+
 /// A disk format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DiskFormat {
     /// qcow2, compressed with zstd.
     Qcow2,

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 pub use vimg_model::{Around, Owner, Probe, Run, ServiceState, User, When};
 
 pub use crate::disk_format::DiskFormat;
@@ -123,7 +124,7 @@ pub enum Origin {
 }
 
 /// A new disk with a distribution.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bootstrap {
     /// The distribution: `debian`.
     pub distribution: String,
@@ -136,7 +137,7 @@ pub struct Bootstrap {
 }
 
 /// The virtual machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     /// Number of CPUs.
     pub cpus: u32,

@@ -118,7 +118,11 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     let targets: Vec<_> = context.graph.targets().iter().filter(|t| is_asked_for(&t.image)).collect();
     let below = if targets.is_empty() { None } else { Some(places(&dir)?) };
     let staged = match &below {
-        Some(below) => Arc::new(StagedOutputs::new(targets.into_iter(), below)),
+        Some(below) => {
+            let name = |id| context.graph.node(id).name.as_str();
+            let outputs = targets.into_iter().map(|t| (name(t.node), t.output.path.as_str()));
+            Arc::new(StagedOutputs::new(outputs, below))
+        }
         None => Arc::default(),
     };
     context.staged = staged.clone();

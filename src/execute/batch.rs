@@ -8,10 +8,11 @@ use tokio::sync::SemaphorePermit;
 use vimg_agent::protocol::Order;
 use vimg_lang::model::DiskFormat;
 
-use super::batches::Batch;
+use super::batch_context::BatchContext;
 use super::context::{BuildState, JOB};
 use super::make::{Facts, Made, NodeBuild};
 use super::node_failure::{FailureKind, NodeFailure};
+use super::order::{NodeOrder, Task};
 use super::prewarm::Prewarm;
 use super::staged::{Before, Copies};
 use super::states::Step;
@@ -20,95 +21,97 @@ use crate::base::{self, Base, Wanted, import};
 use crate::digest::Description;
 use crate::disk::Exported;
 use crate::event::Event;
-use crate::graph::{NodeId, Work};
 use crate::host::{Lines, space};
 use crate::provider::{Provider, Retarget};
 use crate::store::{Boot, Disk, DiskKind, KeyLock, Record};
 
 /// Builds the nodes of a batch in order. If another process builds one of them,
-/// or a full disk has room again, returns that node and those after it, as a
-/// batch to try again.
+/// or a full disk has room again, returns that node and those after it, to try
+/// again.
 pub(super) async fn make<P: Provider>(
-    shared: Arc<BuildState<P>>,
-    nodes: Batch,
+    batch: Arc<BatchContext<P>>,
     prewarmed: Option<Prewarm<P>>,
-) -> Batch {
-    if matches!(shared.graph.node(nodes[0]).work, Work::Check(_)) {
-        checks::make(shared, nodes, prewarmed).await;
+) -> Vec<usize> {
+    if matches!(batch.order.nodes[0].task, Task::Check(_)) {
+        checks::make(batch, prewarmed).await;
         return Vec::new();
     }
-    let mut rest = nodes.as_slice();
-    while let Some((first, others)) = rest.split_first() {
-        let node = shared.graph.node(*first);
+    let shared = &batch.shared;
+    for (n, node) in batch.order.nodes.iter().enumerate() {
         let lock = match shared.store.lock(&node.key).await {
             Ok(lock) => lock,
-            Err(error) => {
-                return fail(&shared, rest, Box::new(NodeFailure::store(&node.name, &error))).await;
-            }
+            Err(error) => return fail(&batch, n, Box::new(NodeFailure::store(&node.name, &error))).await,
         };
         if !shared.store.has(&node.key) {
-            return start(&shared, rest, lock).await;
+            return start(&batch, n, lock).await;
         }
         // Another process built it while we waited, or it is in the graph
         // twice.
         if shared.has_moved(node) {
-            shared.states.set(*first, Step::Supersede(None));
+            batch.set(n, Step::Supersede(None));
             break;
         }
-        shared.states.set(*first, Step::Reuse);
-        rest = others;
+        batch.set(n, Step::Reuse);
     }
     Vec::new()
 }
 
-/// Ends the build of the first node of `rest` with a failure. Returns the nodes
-/// that can be tried again.
-async fn fail<P>(shared: &BuildState<P>, rest: &[NodeId], failure: Box<NodeFailure>) -> Batch {
-    match shared.fail(rest[0], failure).await {
-        true => rest.to_vec(),
+/// Ends the build of a node with a failure. Returns the nodes that can be tried
+/// again.
+async fn fail<P>(batch: &BatchContext<P>, n: usize, failure: Box<NodeFailure>) -> Vec<usize> {
+    match batch.fail(n, failure).await {
+        true => batch.rest(n),
         false => Vec::new(),
     }
 }
 
-async fn start<P: Provider>(shared: &BuildState<P>, rest: &[NodeId], lock: KeyLock) -> Batch {
-    let node = shared.graph.node(rest[0]);
-    let job = if matches!(node.work, Work::Export(_)) { 1 } else { JOB };
+async fn start<P: Provider>(batch: &BatchContext<P>, n: usize, lock: KeyLock) -> Vec<usize> {
+    let (shared, node) = (&batch.shared, &batch.order.nodes[n]);
+    let job = if matches!(node.task, Task::Export { .. }) { 1 } else { JOB };
     // A semaphore that is never closed always gives its permits.
     let mut job = shared.jobs.acquire_many(job).await.ok();
+    // Another process may have built the state below again while we waited. A
+    // new order then names that state.
+    if n == 0
+        && let Some((key, id)) = batch.order.parent
+        && shared.store.record(&key).is_some_and(|record| record.id != id)
+    {
+        return batch.rest(n);
+    }
     let lock = Arc::new(lock);
-    let result = match &node.work {
-        Work::Bootstrap(_) | Work::Import { .. } => base(shared, rest[0], lock).await,
-        Work::Export(format) => export(shared, rest[0], *format, lock).await,
-        Work::Layer(_) | Work::Check(_) | Work::Seal => {
+    let result = match &node.task {
+        Task::Bootstrap(_) | Task::Import { .. } => base(batch, n, lock).await,
+        Task::Export { format, .. } => export(batch, n, *format, lock).await,
+        Task::Layer { .. } | Task::Check(_) | Task::Seal => {
             let _memory = shared.reserve(node).await;
-            return machine(shared, rest, lock, &mut job).await;
+            return machine(batch, n, lock, &mut job).await;
         }
     };
     match result {
         Ok(built) => {
-            shared.states.set(rest[0], Step::Build(built));
+            batch.set(n, Step::Build(built));
             Vec::new()
         }
-        Err(failure) => fail(shared, rest, failure).await,
+        Err(failure) => fail(batch, n, failure).await,
     }
 }
 
-async fn base<P: Provider>(shared: &BuildState<P>, id: NodeId, lock: Arc<KeyLock>) -> Made {
-    let build = NodeBuild::begin(shared, id, lock);
-    let node = build.node;
+async fn base<P: Provider>(batch: &BatchContext<P>, n: usize, lock: Arc<KeyLock>) -> Made {
+    let build = NodeBuild::begin(batch, n, lock);
+    let (shared, node) = (build.shared, build.node);
     let staging = build.staging()?;
     let (sink, name) = (shared.sink.clone(), node.name.clone());
     let lines: Lines =
         Arc::new(move |line: &str| sink(Event::Output { node: name.clone(), line: line.to_owned() }));
-    let created = match &node.work {
-        Work::Import { file, sha256 } => {
+    let created = match &node.task {
+        Task::Import { file, sha256 } => {
             build.phase("copy");
             // Check and convert a copy: the file of the project may change
             // meanwhile.
             let copy = staging.path().join("import");
-            let (project, path, to) = (shared.project.clone(), file.path.clone(), copy.clone());
+            let (inputs, from, to) = (build.inputs.clone(), file.clone(), copy.clone());
             let copied = tokio::task::spawn_blocking(move || {
-                std::io::copy(&mut project.open_file(&path)?, &mut std::fs::File::create(to)?)
+                std::io::copy(&mut inputs.open(&from)?, &mut std::fs::File::create(to)?)
             });
             match copied.await {
                 Ok(Ok(_)) => {}
@@ -119,7 +122,7 @@ async fn base<P: Provider>(shared: &BuildState<P>, id: NodeId, lock: Arc<KeyLock
             import::check(&copy, sha256).await.map_err(|e| build.provider_failure(e))?;
             Base { disk: copy, boot: None, modules: None }
         }
-        Work::Bootstrap(bootstrap) => {
+        Task::Bootstrap(bootstrap) => {
             build.phase("bootstrap");
             let Some(distribution) = base::find(shared.distributions, &bootstrap.distribution) else {
                 let message = format!("vimg knows no distribution `{}`", bootstrap.distribution);
@@ -146,7 +149,7 @@ async fn base<P: Provider>(shared: &BuildState<P>, id: NodeId, lock: Arc<KeyLock
         disk: Disk { kind: DiskKind::Qcow2, backing: None, depth: 0 },
         boot,
         appliance,
-        trusted_filesystem: matches!(node.work, Work::Bootstrap(_)),
+        trusted_filesystem: matches!(node.task, Task::Bootstrap(_)),
         way: shared.disks.name(),
         source: None,
         inherited: Vec::new(),
@@ -157,21 +160,21 @@ async fn base<P: Provider>(shared: &BuildState<P>, id: NodeId, lock: Arc<KeyLock
 }
 
 async fn export<P: Provider>(
-    shared: &BuildState<P>,
-    id: NodeId,
+    batch: &BatchContext<P>,
+    n: usize,
     format: DiskFormat,
     lock: Arc<KeyLock>,
 ) -> Made {
-    let build = NodeBuild::begin(shared, id, lock);
-    let node = build.node;
+    let build = NodeBuild::begin(batch, n, lock);
+    let (shared, node) = (build.shared, build.node);
     build.phase("convert");
     let kind = DiskKind::from(format);
     let store = &shared.store;
-    let parent = node.parent().map(|parent| shared.graph.node(parent)).ok_or_else(|| build.gone())?;
-    let source = store.record(&parent.key).map(|record| (parent.key, record.id));
+    let parent = node.parent.ok_or_else(|| build.gone())?;
+    let source = store.record(&parent).map(|record| (parent, record.id));
     let chain = source.and_then(|source| store.chain_of(&source)).ok_or_else(|| build.gone())?;
-    copy_earlier(shared, id);
-    let revised = match shared.staged.take_earlier(id) {
+    copy_earlier(shared, node);
+    let revised = match shared.staged.take_earlier(&node.name) {
         Some(earlier) => earlier.revise(store, &*shared.disks, &chain).await,
         None => None,
     };
@@ -186,7 +189,7 @@ async fn export<P: Provider>(
             (staging, Copies::new())
         }
     };
-    shared.staged.begin(id, &node.key, &staging.path().join(kind.file_name()), copies);
+    shared.staged.begin(&node.name, &node.key, &staging.path().join(kind.file_name()), copies);
     build.phase("store");
     let made = Facts { source, ..Facts::of(kind, shared.disks.name()) };
     build.commit(staging, made).await.map(|(_, built)| built)
@@ -194,20 +197,19 @@ async fn export<P: Provider>(
 
 /// Begins to copy the previous output, if most of the new one is probably in
 /// it.
-pub(super) fn copy_earlier<P>(shared: &BuildState<P>, id: NodeId) {
-    let (node, store) = (shared.graph.node(id), &shared.store);
-    if !matches!(node.work, Work::Export(DiskFormat::Qcow2)) || shared.staged.has_earlier(id) {
+pub(super) fn copy_earlier<P>(shared: &BuildState<P>, node: &NodeOrder) {
+    let store = &shared.store;
+    let Task::Export { format: DiskFormat::Qcow2, layer } = &node.task else { return };
+    if shared.staged.has_earlier(&node.name) {
         return;
     }
     let same_way = |record: &Record| {
         let fields = |d: &Description| d.own().cloned().collect::<Vec<_>>();
         fields(&record.description) == fields(&node.description)
     };
-    let earlier = shared.notes.nodes().get(&node.name).and_then(|key| store.record(key)).filter(same_way);
+    let earlier = node.before.and_then(|key| store.record(&key)).filter(same_way);
     // On another base, hardly a block would be the same.
     let lowest = |chain: &[PathBuf]| chain.first().cloned();
-    let below = |id: NodeId| shared.graph.node(id).parent();
-    let layer = below(id).map(|seal| below(seal).unwrap_or(seal)).map(|id| shared.graph.node(id).key);
     let base = layer.and_then(|key| lowest(&store.chain(&key)?));
     let before = earlier.and_then(|record| {
         let (state, source) = ((record.key, record.id), record.source?);
@@ -216,26 +218,28 @@ pub(super) fn copy_earlier<P>(shared: &BuildState<P>, id: NodeId) {
         Some(Before { state, source, exported: Exported { disk, chain } })
     });
     if let (Some(before), Ok(staging)) = (before, store.staging()) {
-        shared.staged.copy_earlier(id, before, staging);
+        shared.staged.copy_earlier(&node.name, before, staging);
     }
 }
 
 async fn machine<P: Provider>(
-    shared: &BuildState<P>,
-    rest: &[NodeId],
+    batch: &BatchContext<P>,
+    first: usize,
     first_lock: Arc<KeyLock>,
     job: &mut Option<SemaphorePermit<'_>>,
-) -> Batch {
-    let mut build = NodeBuild::begin(shared, rest[0], first_lock);
+) -> Vec<usize> {
+    let shared = &batch.shared;
+    let rest = &batch.order.nodes[first..];
+    let mut build = NodeBuild::begin(batch, first, first_lock);
     // The instance's own files must outlive the staging directories of its
     // states.
     let (scratch, mut staging) = match (build.staging(), build.staging()) {
         (Ok(scratch), Ok(staging)) => (scratch, staging),
-        (Err(failure), _) | (_, Err(failure)) => return fail(shared, rest, failure).await,
+        (Err(failure), _) | (_, Err(failure)) => return fail(batch, first, failure).await,
     };
-    let network = rest.iter().any(|id| wants_network(&shared.graph.node(*id).work));
-    let Some(parent) = build.node.parent().map(|id| shared.graph.node(id)) else {
-        return fail(shared, rest, build.gone()).await;
+    let network = rest.iter().any(|node| wants_network(&node.task));
+    let Some(parent) = build.node.parent else {
+        return fail(batch, first, build.gone()).await;
     };
     let stand = up::Stand {
         state: parent,
@@ -250,11 +254,10 @@ async fn machine<P: Provider>(
     let overlay = staging.path().join(DiskKind::Qcow2.file_name());
     let mut running = match up::up(&build, &stand, scratch.path(), &overlay).await {
         Ok(up) => layer::Running::on(up, job.as_mut().and_then(|job| job.split(JOB as usize - 1))),
-        Err(failure) => return fail(shared, rest, failure).await,
+        Err(failure) => return fail(batch, first, failure).await,
     };
-    for (n, id) in rest.iter().enumerate() {
-        let node = shared.graph.node(*id);
-        if n > 0 {
+    for (n, node) in batch.order.nodes.iter().enumerate().skip(first) {
+        if n > first {
             // The machine's disk is this node's parent now. Do not wait for
             // another process that builds the node: this one would hold a
             // machine meanwhile.
@@ -262,37 +265,37 @@ async fn machine<P: Provider>(
                 Ok(Some(lock)) if !shared.store.has(&node.key) => Arc::new(lock),
                 Ok(_) => {
                     running.guest.stop().await;
-                    return rest[n..].to_vec();
+                    return batch.rest(n);
                 }
                 Err(error) => {
                     running.guest.stop().await;
                     let failure = NodeFailure::store(&node.name, &error);
-                    return fail(shared, &rest[n..], Box::new(failure)).await;
+                    return fail(batch, n, Box::new(failure)).await;
                 }
             };
-            build = NodeBuild::begin(shared, *id, lock);
+            build = NodeBuild::begin(batch, n, lock);
         }
         let next = match build.staging() {
             Ok(next) => next,
             Err(failure) => {
                 running.guest.stop().await;
-                return fail(shared, &rest[n..], failure).await;
+                return fail(batch, n, failure).await;
             }
         };
-        let last = n + 1 == rest.len();
+        let last = n + 1 == batch.order.nodes.len();
         let spent = std::mem::replace(&mut staging, next);
         let next_disk = staging.path().join(DiskKind::Qcow2.file_name());
         match layer::make(&build, &mut running, spent, &next_disk, last).await {
             Ok(built) => {
                 if shared.has_moved(node) {
-                    shared.states.set(*id, Step::Supersede(Some(built)));
+                    batch.set(n, Step::Supersede(Some(built)));
                     break;
                 }
-                shared.states.set(*id, Step::Build(built));
+                batch.set(n, Step::Build(built));
             }
             Err(failure) => {
                 running.guest.stop().await;
-                return fail(shared, &rest[n..], failure).await;
+                return fail(batch, n, failure).await;
             }
         }
     }
@@ -301,9 +304,9 @@ async fn machine<P: Provider>(
 }
 
 /// Whether a layer may need the network.
-fn wants_network(work: &Work) -> bool {
-    match work {
-        Work::Layer(work) => work.steps.iter().any(Order::wants_network),
+fn wants_network(task: &Task) -> bool {
+    match task {
+        Task::Layer { layer, .. } => layer.steps.iter().any(Order::wants_network),
         _ => false,
     }
 }

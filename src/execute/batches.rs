@@ -90,7 +90,7 @@ pub(super) fn cut(graph: &Graph, plan: &Plan) -> Vec<Batch> {
 /// only for steps in which the agent itself writes files.
 fn is_quiet(work: &Work) -> bool {
     let Work::Layer(layer) = work else { return false };
-    layer.steps.iter().all(Order::is_quiet)
+    layer.order.steps.iter().all(Order::is_quiet)
 }
 
 /// Returns how long the longest path from each node to the end of the build

@@ -231,7 +231,7 @@ impl Caching<'_> {
     /// Returns a secret that a layer receives and that must not reach a cache.
     fn keeps_secret(&self, work: &Work) -> Option<String> {
         let Work::Layer(work) = work else { return None };
-        work.steps.iter().flat_map(Order::secrets).find(|name| !(self.may_leave)(name)).cloned()
+        work.order.steps.iter().flat_map(Order::secrets).find(|name| !(self.may_leave)(name)).cloned()
     }
 }
 

@@ -11,12 +11,14 @@ use vimg_lang::Span;
 use super::explain::explain;
 use super::failure::{Failure, placed};
 use super::guest::{Guest, Stopped};
+use super::inputs::Inputs;
 use super::layer::{Staged, stage_blobs};
 use super::log::clean;
 use super::node::NodeContext;
 use super::node_failure::{FailureKind, NodeFailure};
+use super::project_inputs::ProjectInputs;
 use super::session::{Progress, SessionError};
-use crate::graph::{CheckWork, Difference, Graph, LayerWork, ServerPart, ServerPlan, ServerWork};
+use crate::graph::{CheckWork, Difference, Graph, LayerOrder, LayerWork, ServerPart, ServerPlan, ServerWork};
 use crate::provider::{Instance, Provider};
 use crate::store::Staging;
 
@@ -55,7 +57,7 @@ impl<P> ServerContext<'_, P> {
 
 /// A prepared change: all files that it needs are read.
 pub(super) struct Change {
-    work: Arc<LayerWork>,
+    work: LayerWork,
     checks: CheckWork,
     after: Vec<ServerPart>,
     blobs: Staged,
@@ -67,17 +69,19 @@ pub(super) async fn prepare<P: Provider>(
     server: &ServerContext<'_, P>,
     difference: &Difference,
 ) -> Result<Change, Box<Failure>> {
-    let work = server.plan.work(difference, &server.site.shared.project).map_err(|errors| {
+    let shared = server.site.shared;
+    let work = server.plan.work(difference, &shared.project).map_err(|errors| {
         let why = errors.first().map(|e| e.error.to_string());
         server.failure(FailureKind::Recipe, &why.unwrap_or_default())
     })?;
     let ServerWork { layer: work, checks, after } = work;
-    let (work, staging) = (Arc::new(work), server.site.staging().map_err(|e| server.placed(*e))?);
-    let blobs = stage_blobs(&server.site, &work, &staging).await.map_err(|failure| {
-        match failure.step.and_then(|step| work.places.get(step)) {
-            Some((span, _)) => Box::new(Failure::at(*span, *failure)),
-            None => server.placed(*failure),
-        }
+    let staging = server.site.staging().map_err(|e| server.placed(*e))?;
+    let inputs = ProjectInputs::new(shared.project.clone(), shared.secrets.clone(), std::iter::once(&work));
+    let (inputs, digests): (Arc<dyn Inputs>, _) = (Arc::new(inputs), work.blobs.keys().copied().collect());
+    let blobs = stage_blobs(&server.site, &inputs, &work.order, digests, &staging).await;
+    let blobs = blobs.map_err(|failure| match failure.step.and_then(|step| work.spans.get(step)) {
+        Some(span) => Box::new(Failure::at(*span, *failure)),
+        None => server.placed(*failure),
     })?;
     Ok(Change { work, checks, after, blobs, _staging: staging })
 }
@@ -90,11 +94,11 @@ pub(super) async fn make<P: Provider>(
     guest: &mut Guest<P::Instance>,
 ) -> Result<Vec<ServerPart>, Box<Failure>> {
     let Change { work, checks, after, blobs, _staging } = change;
-    if work.steps.is_empty() {
+    let LayerOrder { layer, steps, labels, .. } = work.order;
+    if steps.is_empty() {
         return Ok(after);
     }
-    let mut told = Told { server, places: &work.places, tail: VecDeque::new() };
-    let (layer, steps) = (work.layer.clone(), work.steps.clone());
+    let mut told = Told { server, spans: &work.spans, labels: &labels, tail: VecDeque::new() };
     let way_out = guest.instance.way_out();
     let host = way_out.host.clone();
     let what = Apply { layer, steps, from: 0, offline: false, durable: true, host };
@@ -109,10 +113,10 @@ pub(super) async fn make<P: Provider>(
     }
     // The checks run in the server itself, not in a fork: the change must work
     // there.
-    let mut told = Told { server, places: &checks.places, tail: VecDeque::new() };
+    let mut told = Told { server, spans: &checks.spans, labels: &checks.order.labels, tail: VecDeque::new() };
     let mut hear = |progress: Progress<'_>| told.hear(progress);
     let variables = &way_out.variables;
-    match guest.ask(async |session| session.check(&checks.probes, variables, &mut hear).await).await {
+    match guest.ask(async |session| session.check(&checks.order.probes, variables, &mut hear).await).await {
         Ok(()) => Ok(after),
         Err(stopped) => Err(told.failure(&mut guest.instance, stopped).await),
     }
@@ -121,7 +125,8 @@ pub(super) async fn make<P: Provider>(
 /// Sends the output of steps as events, and keeps its last lines.
 struct Told<'a, P> {
     server: &'a ServerContext<'a, P>,
-    places: &'a [(Span, String)],
+    spans: &'a [Span],
+    labels: &'a [String],
     tail: VecDeque<String>,
 }
 
@@ -130,7 +135,7 @@ impl<P: Provider> Told<'_, P> {
         match progress {
             Progress::Started(step) => {
                 self.tail.clear();
-                self.server.site.phase(&self.places[step].1);
+                self.server.site.phase(&self.labels[step]);
             }
             Progress::Output(text) => {
                 for line in text.lines().map(clean) {
@@ -147,7 +152,7 @@ impl<P: Provider> Told<'_, P> {
         let tail = Vec::from(self.tail);
         match trouble {
             Stopped::Session(SessionError::Step { step, message, .. }) => {
-                let (span, name) = &self.places[step];
+                let (span, name) = (&self.spans[step], &self.labels[step]);
                 let message = format!("{name} failed: {}", clean(&message));
                 let failure = NodeFailure::new(&self.server.plan.name, FailureKind::Recipe, message);
                 Box::new(Failure::at(*span, NodeFailure { tail, ..failure }))

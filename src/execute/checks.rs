@@ -13,36 +13,33 @@ use tokio::sync::SemaphorePermit;
 use tokio::task::JoinSet;
 use vimg_agent::protocol::Probe;
 
-use super::context::{BuildState, JOB};
+use super::batch_context::BatchContext;
+use super::context::JOB;
 use super::explain::explain;
 use super::guest::Stopped;
 use super::log::Log;
 use super::make::{Facts, NodeBuild};
 use super::node_failure::{FailureKind, NodeFailure};
+use super::order::{BatchOrder, Task};
 use super::prewarm::{self, Prewarm};
 use super::session::Progress;
 use super::states::{Built, Step};
 use super::up::{self, Stand, Up};
-use crate::graph::{NodeId, Work};
 use crate::provider::{Instance, Provider};
 use crate::store::{DiskKind, Staging};
 
 /// Runs all checks of a machine, in parallel as far as processors allow.
-pub(super) async fn make<P: Provider>(
-    shared: Arc<BuildState<P>>,
-    nodes: Vec<NodeId>,
-    prewarmed: Option<Prewarm<P>>,
-) {
+pub(super) async fn make<P: Provider>(batch: Arc<BatchContext<P>>, prewarmed: Option<Prewarm<P>>) {
     let machine = Arc::new(Machine { prewarmed: Mutex::new(prewarmed), broken: Mutex::default() });
     let mut tasks = JoinSet::new();
-    let mut parties = parties(&shared, nodes);
+    let mut parties = parties(&batch.order);
     loop {
         for party in parties.drain(..) {
-            let (shared, machine) = (shared.clone(), machine.clone());
-            tasks.spawn(async move { together(&shared, party, &machine).await });
+            let (batch, machine) = (batch.clone(), machine.clone());
+            tasks.spawn(async move { together(&batch, party, &machine).await });
         }
         match tasks.join_next().await {
-            Some(Ok(left)) => parties.extend(left.into_iter().map(|id| vec![id])),
+            Some(Ok(left)) => parties.extend(left.into_iter().map(|n| vec![n])),
             Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Some(Err(_)) => {}
             None => return,
@@ -51,14 +48,14 @@ pub(super) async fn make<P: Provider>(
 }
 
 /// Groups checks by fork, each group in the order in which it runs.
-fn parties<P>(shared: &BuildState<P>, nodes: Vec<NodeId>) -> Vec<Vec<NodeId>> {
+fn parties(order: &BatchOrder) -> Vec<Vec<usize>> {
     let (mut looking, mut calling, mut alone) = (Vec::new(), Vec::new(), Vec::new());
-    for id in nodes {
-        let Work::Check(work) = &shared.graph.node(id).work else { continue };
-        match work.probes.iter().map(way).reduce(|a, b| if a == b { a } else { Way::Alone }) {
-            Some(Way::Looks) => looking.push(id),
-            Some(Way::Calls) => calling.push(id),
-            Some(Way::Alone) | None => alone.push(vec![id]),
+    for (n, node) in order.nodes.iter().enumerate() {
+        let Task::Check(check) = &node.task else { continue };
+        match check.probes.iter().map(way).reduce(|a, b| if a == b { a } else { Way::Alone }) {
+            Some(Way::Looks) => looking.push(n),
+            Some(Way::Calls) => calling.push(n),
+            Some(Way::Alone) | None => alone.push(vec![n]),
         }
     }
     looking.extend(calling);
@@ -98,31 +95,32 @@ struct Machine<P: Provider> {
 /// one that a full disk has stopped, if there is room now; and one that another
 /// process runs, with those after it.
 async fn together<P: Provider>(
-    shared: &BuildState<P>,
-    party: Vec<NodeId>,
+    batch: &BatchContext<P>,
+    party: Vec<usize>,
     machine: &Machine<P>,
-) -> Vec<NodeId> {
+) -> Vec<usize> {
+    let shared = &batch.shared;
     // A semaphore that is never closed always gives its permits. They are taken
     // before the lock, so that few files are open at once. A fork keeps one
     // processor busy, a machine that boots more.
     let job = if shared.use_snapshots { 1 } else { JOB };
     let _job = shared.jobs.acquire_many(job).await;
     let mut fork = None;
-    for (n, id) in party.iter().enumerate() {
-        let step = match one(shared, *id, &mut fork, machine).await {
+    for (place, n) in party.iter().enumerate() {
+        let step = match one(batch, *n, &mut fork, machine).await {
             Ok(Asked::Passed(built)) => Step::Build(built),
             Ok(Asked::There) => Step::Reuse,
             Ok(Asked::Left) => {
                 leave(fork).await;
-                return party[n..].to_vec();
+                return party[place..].to_vec();
             }
             Err(failure) => {
                 leave(fork).await;
-                let again = shared.fail(*id, failure).await;
-                return party[n + usize::from(!again)..].to_vec();
+                let again = batch.fail(*n, failure).await;
+                return party[place + usize::from(!again)..].to_vec();
             }
         };
-        shared.states.set(*id, step);
+        batch.set(*n, step);
     }
     leave(fork).await;
     Vec::new()
@@ -152,12 +150,12 @@ enum Asked {
 
 /// Runs one check, in the given fork or in a new one.
 async fn one<'a, P: Provider>(
-    shared: &'a BuildState<P>,
-    id: NodeId,
+    batch: &'a BatchContext<P>,
+    n: usize,
     fork: &mut Option<Fork<'a, P::Instance>>,
     machine: &Machine<P>,
 ) -> Result<Asked, Box<NodeFailure>> {
-    let node = shared.graph.node(id);
+    let (shared, node) = (&batch.shared, &batch.order.nodes[n]);
     let lock = match fork {
         None => shared.store.lock(&node.key).await.map(Some),
         // Do not wait for another process while this one holds a machine.
@@ -168,7 +166,7 @@ async fn one<'a, P: Provider>(
     if shared.store.has(&node.key) {
         return Ok(Asked::There);
     }
-    let build = NodeBuild::begin(shared, id, Arc::new(lock));
+    let build = NodeBuild::begin(batch, n, Arc::new(lock));
     let staging = build.staging()?;
     let log_path = staging.path().join(DiskKind::None.file_name());
     let mut in_company = fork.is_some();
@@ -210,7 +208,7 @@ async fn start<'a, P: Provider>(
     if let Some(failure) = known {
         return Err(Box::new(NodeFailure { node: node.name.clone(), ..failure }));
     }
-    let parent = node.parent().map(|id| shared.graph.node(id)).ok_or_else(|| build.gone())?;
+    let parent = node.parent.ok_or_else(|| build.gone())?;
     let stand = Stand::of_check(node, parent);
     let prewarm = || machine.prewarmed.lock().unwrap_or_else(PoisonError::into_inner).take();
     let prewarmed = if stand.network { None } else { prewarm() };
@@ -237,13 +235,13 @@ async fn ask<P: Provider>(
     up: &mut Up<P::Instance>,
     log: &mut Log,
 ) -> Result<(), Stopped> {
-    let Work::Check(work) = &build.node.work else { return Ok(()) };
+    let Task::Check(check) = &build.node.task else { return Ok(()) };
     build.phase("check");
-    let variables = if work.network { up.guest.instance.way_out().variables } else { Vec::new() };
+    let variables = if check.network { up.guest.instance.way_out().variables } else { Vec::new() };
     let mut hear = |progress: Progress<'_>| match progress {
-        Progress::Started(step) => log.heading(&work.places[step].1),
+        Progress::Started(step) => log.heading(&check.labels[step]),
         Progress::Output(text) => log.text(text, |line| build.line(line)),
         Progress::Finished { .. } => {}
     };
-    up.guest.ask(async |session| session.check(&work.probes, &variables, &mut hear).await).await
+    up.guest.ask(async |session| session.check(&check.probes, &variables, &mut hear).await).await
 }

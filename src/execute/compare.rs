@@ -11,6 +11,7 @@ use super::failure::{Failure, placed};
 use super::guest::Stopped;
 use super::node::NodeContext;
 use super::node_failure::{FailureKind, NodeFailure};
+use super::order::NodeOrder;
 use super::session::SessionError;
 use super::up::{self, Stand, Up};
 use crate::graph::{Needs, NodeId, Work};
@@ -70,8 +71,11 @@ pub async fn compare<P: Provider>(
         return Ok(Comparison::default());
     }
     let shared = context.share(&Plan::default());
-    let (mut first, mut second) =
-        tokio::try_join!(Reader::open(&shared, states[0]), Reader::open(&shared, states[1]))?;
+    let orders = states.map(|id| NodeOrder::new(&context.graph, id, &BTreeMap::new()));
+    let (mut first, mut second) = tokio::try_join!(
+        Reader::open(&shared, &orders[0], states[0]),
+        Reader::open(&shared, &orders[1], states[1])
+    )?;
     let ((packages_a, files_a), (packages_b, files_b)) = tokio::try_join!(first.list(), second.list())?;
     // Read only files that may differ. On two disks with the same base, files
     // with equal inode numbers and times are identical.
@@ -202,8 +206,7 @@ struct Reader<'a, P: Provider> {
 type Lists = (BTreeMap<String, String>, BTreeMap<String, Listed>);
 
 impl<'a, P: Provider> Reader<'a, P> {
-    async fn open(shared: &'a BuildState<P>, id: NodeId) -> Result<Self, Box<Failure>> {
-        let node = shared.graph.node(id);
+    async fn open(shared: &'a BuildState<P>, node: &'a NodeOrder, id: NodeId) -> Result<Self, Box<Failure>> {
         let site = NodeContext { shared, node };
         let at = |failure: Box<NodeFailure>| placed(&shared.graph, id, *failure);
         let scratch = site.staging().map_err(at)?;
@@ -213,7 +216,7 @@ impl<'a, P: Provider> Reader<'a, P> {
         let imported = matches!(shared.graph.node(chain[0]).work, Work::Import { .. });
         let needs = if imported { Needs::Machine } else { Needs::Disk };
         let stand = Stand {
-            state: node,
+            state: node.key,
             machine: node.machine,
             needs,
             network: false,

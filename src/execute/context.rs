@@ -8,6 +8,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::failure::placed;
 use super::node_failure::{FailureKind, NodeFailure};
+use super::order::{Needs, NodeOrder, Task};
 use super::room::Room;
 use super::staged::StagedOutputs;
 use super::states::{States, Step};
@@ -15,7 +16,7 @@ use crate::base::Distribution;
 use crate::disk::DiskTool;
 use crate::event::{Event, Sink};
 use crate::files::Project;
-use crate::graph::{Graph, Needs, Node, NodeId, Work};
+use crate::graph::{Graph, NodeId};
 use crate::host::network::Access;
 use crate::plan::Plan;
 use crate::provider::OFFLINE_MEMORY;
@@ -92,15 +93,15 @@ impl<P> BuildState<P> {
 
     /// Whether a state exists under another key than the plan assumed (early
     /// cutoff).
-    pub(super) fn has_moved(&self, node: &Node) -> bool {
-        matches!(node.work, Work::Layer(_)) && self.store.stands_for(&node.key) != node.stands_for
+    pub(super) fn has_moved(&self, node: &NodeOrder) -> bool {
+        matches!(node.task, Task::Layer { .. }) && self.store.stands_for(&node.key) != node.stands_for
     }
 
     /// The memory that an instance for a node may take, in MiB.
-    pub(super) fn memory_of(&self, node: &Node) -> u32 {
+    pub(super) fn memory_of(&self, node: &NodeOrder) -> u32 {
         let memory = match node.needs {
             // A fork for checks writes to little of the memory that it maps.
-            Needs::Machine if self.use_snapshots && matches!(node.work, Work::Check(_)) => {
+            Needs::Machine if self.use_snapshots && matches!(node.task, Task::Check(_)) => {
                 node.machine.memory / 4
             }
             Needs::Machine => node.machine.memory,
@@ -110,7 +111,7 @@ impl<P> BuildState<P> {
     }
 
     /// Waits for the memory of an instance for a node.
-    pub(super) async fn reserve(&self, node: &Node) -> Option<SemaphorePermit<'_>> {
+    pub(super) async fn reserve(&self, node: &NodeOrder) -> Option<SemaphorePermit<'_>> {
         // A semaphore that is never closed always gives its permits.
         self.memory.acquire_many(self.memory_of(node)).await.ok()
     }

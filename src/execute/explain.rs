@@ -10,8 +10,8 @@ use super::guest::Stopped;
 use super::log::clean;
 use super::node::NodeContext;
 use super::node_failure::{FailureKind, NodeFailure};
+use super::order::{Needs, Task};
 use super::session::SessionError;
-use crate::graph::{Needs, Work};
 use crate::host::space;
 use crate::provider::{Ended, Instance, Provider};
 
@@ -65,16 +65,16 @@ pub(super) async fn explain<P: Provider>(
         Stopped::Session(SessionError::Step { step, message, layer }) => {
             let message: String = message.lines().map(clean).collect::<Vec<_>>().join(" ");
             let mut failure = site.failure(FailureKind::Recipe, message.clone());
-            if let Work::Layer(work) = &node.work
-                && let Some((_, name)) = work.places.get(step)
+            if let Task::Layer { layer, .. } = &node.task
+                && let Some(name) = layer.labels.get(step)
             {
                 failure.message = format!("{name} failed: {message}");
                 let offline = node.needs == Needs::Disk;
                 failure.help =
-                    advice(&work.steps[step], offline, &message, tail.as_deref().unwrap_or_default());
+                    advice(&layer.steps[step], offline, &message, tail.as_deref().unwrap_or_default());
             }
-            if let Work::Check(work) = &node.work
-                && let Some((_, name)) = work.places.get(step)
+            if let Task::Check(check) = &node.task
+                && let Some(name) = check.labels.get(step)
             {
                 failure.message = format!("{name}: {message}");
             }

@@ -42,13 +42,13 @@ impl Failure {
 pub(super) fn placed(graph: &Graph, id: NodeId, failure: NodeFailure) -> Box<Failure> {
     let node = graph.node(id);
     let spans = match &node.work {
-        Work::Layer(work) => work.places.as_slice(),
-        Work::Check(work) => work.places.as_slice(),
+        Work::Layer(work) => work.spans.as_slice(),
+        Work::Check(work) => work.spans.as_slice(),
         Work::Bootstrap(_) | Work::Import { .. } | Work::Seal | Work::Export(_) => &[],
     };
     let step = failure.step.and_then(|step| spans.get(step));
     let layer = failure.layer.as_ref().and_then(|layer| graph.applied(node, layer));
-    let mut failure = Failure::at(step.map_or(node.span, |(span, _)| *span), failure);
+    let mut failure = Failure::at(step.copied().unwrap_or(node.span), failure);
     failure.related = layer.map(|span| (span, "this layer changed it".to_owned()));
     Box::new(failure)
 }

@@ -1,6 +1,7 @@
 //! Runs a person's program in a fork of a state's machine, which is thrown
 //! away.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use super::guest::Stopped;
 use super::log::clean;
 use super::node::NodeContext;
 use super::node_failure::NodeFailure;
+use super::order::NodeOrder;
 use super::session::{Ended, Input, SessionError};
 use super::up::{self, Stand};
 use crate::graph::NodeId;
@@ -38,12 +40,12 @@ pub async fn interact<P: Provider>(
     mut output: impl FnMut(Stream, &[u8]) + Send,
 ) -> Result<Ended, Box<Failure>> {
     let shared = context.share(&Plan::default());
-    let node = context.graph.node(id);
-    let site = NodeContext { shared: &shared, node };
+    let node = NodeOrder::new(&context.graph, id, &BTreeMap::new());
+    let site = NodeContext { shared: &shared, node: &node };
     let at = |failure: Box<NodeFailure>| placed(&context.graph, id, *failure);
     let scratch = site.staging().map_err(at)?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
-    let stand = Stand { chain: failed, ..Stand::of_person(node, Retarget::Discarded) };
+    let stand = Stand { chain: failed, ..Stand::of_person(&node, Retarget::Discarded) };
     let mut up = up::up(&site, &stand, scratch.path(), &overlay).await.map_err(at)?;
     // Until now, Ctrl-C stopped vimg. From now on, it goes to the program.
     let input = listen();
@@ -75,12 +77,12 @@ pub async fn watch<P: Provider>(
     mut output: impl FnMut(&[u8]) + Send,
 ) -> Result<(), Box<Failure>> {
     let shared = context.share(&Plan::default());
-    let node = context.graph.node(id);
-    let site = NodeContext { shared: &shared, node };
+    let node = NodeOrder::new(&context.graph, id, &BTreeMap::new());
+    let site = NodeContext { shared: &shared, node: &node };
     let at = |failure: Box<NodeFailure>| placed(&context.graph, id, *failure);
     let scratch = site.staging().map_err(at)?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
-    let stand = Stand::of_person(node, Retarget::Never);
+    let stand = Stand::of_person(&node, Retarget::Never);
     let (launch, _) = up::prepare(&site, &stand, scratch.path(), &overlay).map_err(at)?;
     // The user wants to see the boot, so do not fork.
     let launch = Launch { memory: None, ..launch };

@@ -1,8 +1,8 @@
 //! Builds one layer in a running instance: applies it, freezes the disk and
 //! commits it.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,15 +11,16 @@ use vimg_agent::protocol::Apply;
 
 use super::explain::explain;
 use super::guest::{Guest, Stopped};
+use super::inputs::Inputs;
 use super::log::Log;
 use super::make::{Facts, Made, NodeBuild};
 use super::node::NodeContext;
 use super::node_failure::{FailureKind, NodeFailure};
+use super::order::{LayerOrder, Needs, Task};
 use super::session::{Blobs, Progress, SessionError, Source};
 use super::up::{self, Up};
 use crate::digest::Digest;
 use crate::files;
-use crate::graph::{BlobSource, LayerWork, Needs, Work};
 use crate::host::space;
 use crate::provider::{Instance, Launch, Provider};
 use crate::store::{Disk, DiskKind, FailedDisk, Staging};
@@ -72,10 +73,10 @@ pub(super) async fn make<P: Provider>(
     let node = build.node;
     let log_path = staging.path().join("log.zst");
     let mut log = Log::create(&log_path).map_err(|e| build.io_failure(&log_path, e))?;
-    let outcome = match &node.work {
-        Work::Layer(work) => {
-            let blobs = stage_blobs(build, work, &staging).await?;
-            match apply(build, running, work, &blobs, &staging, &mut log).await {
+    let outcome = match &node.task {
+        Task::Layer { layer, blobs } => {
+            let blobs = stage_blobs(build, build.inputs, layer, blobs.clone(), &staging).await?;
+            match apply(build, running, layer, &blobs, &staging, &mut log).await {
                 Err(Stop::Failure(failure)) => return Err(failure),
                 Err(Stop::Stopped(trouble)) => Err(trouble),
                 Ok(boot_changed) => Ok(boot_changed),
@@ -123,37 +124,38 @@ enum Stop {
 async fn apply<P: Provider>(
     build: &NodeBuild<'_, P>,
     running: &mut Running<'_, P::Instance>,
-    work: &LayerWork,
+    what: &LayerOrder,
     blobs: &Staged,
     staging: &Staging,
     log: &mut Log,
 ) -> Result<bool, Stop> {
-    for note in &work.notes {
+    for note in &what.notes {
         build.notice(&format!("{}: {note}", build.node.name));
     }
     build.phase("apply");
     let offline = build.node.needs == Needs::Disk;
-    let names = &work.places;
-    let (layer, steps) = (work.layer.clone(), work.steps.clone());
+    let names = &what.labels;
+    let (layer, steps) = (what.layer.clone(), what.steps.clone());
     let host = running.guest.instance.way_out().host;
-    let mut what = Apply { layer, steps, from: 0, offline, durable: false, host };
+    let mut apply = Apply { layer, steps, from: 0, offline, durable: false, host };
     loop {
         let Running { guest, spare, .. } = &mut *running;
         let way_out = guest.instance.way_out();
         let mut hear = |progress: Progress<'_>| match progress {
             Progress::Started(step) => {
                 *spare = None;
-                log.heading(&names[step].1);
-                build.phase(&names[step].1);
+                log.heading(&names[step]);
+                build.phase(&names[step]);
             }
             Progress::Output(text) => log.text(text, |line| build.line(line)),
             Progress::Finished { step, changed } => {
                 if !changed {
-                    log.heading(&format!("{}: unchanged", names[step].1));
+                    log.heading(&format!("{}: unchanged", names[step]));
                 }
             }
         };
-        let applied = guest.ask(async |session| session.apply(&what, blobs, &way_out, &mut hear).await).await;
+        let applied =
+            guest.ask(async |session| session.apply(&apply, blobs, &way_out, &mut hear).await).await;
         // The next layer must not find the network open.
         let closed = way_out.set(false).await;
         let applied = applied.map_err(Stop::Stopped)?;
@@ -165,7 +167,7 @@ async fn apply<P: Provider>(
             take_boot(build, running, staging).await?;
         }
         reboot(build, running, staging).await?;
-        what.from = next;
+        apply.from = next;
     }
 }
 
@@ -221,8 +223,8 @@ async fn keep_failed<P: Provider>(
 ) {
     let Running { guest, made, .. } = running;
     let Some(on) = made.disk.backing else { return };
-    let parent = build.node.parent().map(|id| build.shared.graph.node(id).key);
-    let Some(below) = parent.and_then(|key| Some((key, build.shared.store.record(&key)?.id))) else {
+    let Some(below) = build.node.parent.and_then(|key| Some((key, build.shared.store.record(&key)?.id)))
+    else {
         return;
     };
     let rest = tokio::time::timeout(LAST_REST, async {
@@ -296,21 +298,13 @@ async fn keep<P: Provider>(
 
 /// The blobs of a layer, copied so that no other program can change them.
 pub(super) struct Staged {
-    blobs: BTreeMap<Digest, StagedBlob>,
+    blobs: BTreeMap<Digest, Source>,
     secrets: BTreeMap<String, Arc<[u8]>>,
-}
-
-enum StagedBlob {
-    Bytes(Arc<[u8]>),
-    File(PathBuf),
 }
 
 impl Blobs for Staged {
     fn get(&self, digest: &Digest) -> Option<Source> {
-        Some(match self.blobs.get(digest)? {
-            StagedBlob::Bytes(bytes) => Source::Bytes(bytes.clone()),
-            StagedBlob::File(path) => Source::File(path.clone()),
-        })
+        self.blobs.get(digest).cloned()
     }
 
     fn secret(&self, name: &str) -> Option<Arc<[u8]>> {
@@ -318,18 +312,20 @@ impl Blobs for Staged {
     }
 }
 
+/// Gets the blobs and the secrets of a layer.
 pub(super) async fn stage_blobs<P: Provider>(
     site: &NodeContext<'_, P>,
-    work: &Arc<LayerWork>,
+    inputs: &Arc<dyn Inputs>,
+    layer: &LayerOrder,
+    blobs: BTreeSet<Digest>,
     staging: &Staging,
 ) -> Result<Staged, Box<NodeFailure>> {
     let mut secrets = BTreeMap::new();
-    for (n, step) in work.steps.iter().enumerate() {
+    for (n, step) in layer.steps.iter().enumerate() {
         for name in step.secrets() {
-            match site.shared.secrets.get(name) {
-                Some(Ok(value)) => secrets.insert(name.clone(), value.clone()),
-                unknown => {
-                    let why = unknown.and_then(|u| u.as_ref().err()).map_or("it is unknown", String::as_str);
+            match inputs.secret(name) {
+                Ok(value) => secrets.insert(name.clone(), value),
+                Err(why) => {
                     let mut failure = site
                         .failure(FailureKind::Recipe, format!("the secret `{name}` is not available: {why}"));
                     failure.step = Some(n);
@@ -338,27 +334,15 @@ pub(super) async fn stage_blobs<P: Provider>(
             };
         }
     }
-    let dir = staging.path().join("inputs");
-    let (project, work, to) = (site.shared.project.clone(), work.clone(), dir.clone());
+    let (inputs, to) = (inputs.clone(), staging.path().join("inputs"));
     let copied = tokio::task::spawn_blocking(move || {
         std::fs::create_dir_all(&to).map_err(|e| files::FileError {
             file: to.display().to_string(),
             why: e.to_string(),
             is_full: space::is_full(&e),
         })?;
-        let mut staged = BTreeMap::new();
-        for (digest, source) in &work.blobs {
-            let blob = match source {
-                BlobSource::Bytes(bytes) => StagedBlob::Bytes(bytes.clone()),
-                BlobSource::File(file) => {
-                    let path = to.join(digest.to_string());
-                    project.copy(file, digest, &path)?;
-                    StagedBlob::File(path)
-                }
-            };
-            staged.insert(*digest, blob);
-        }
-        Ok::<_, files::FileError>(staged)
+        let blob = |digest| Ok((digest, inputs.blob(&digest, &to.join(digest.to_string()))?));
+        blobs.into_iter().map(blob).collect::<Result<BTreeMap<_, _>, files::FileError>>()
     })
     .await;
     match copied {

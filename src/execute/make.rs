@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use super::context::BuildState;
+use super::batch_context::BatchContext;
+use super::inputs::Inputs;
 use super::node::NodeContext;
 use super::node_failure::{FailureKind, NodeFailure};
+use super::order::{Needs, Task};
 use super::retargeted::hands_secrets;
 use super::states::{Built, Step};
 use crate::digest::{Blob, Key};
 use crate::disk;
-use crate::graph::{Edge, Needs, NodeId, Role, Work};
 use crate::provider::Provider;
 use crate::store::{Boot, Disk, DiskKind, KeyLock, Origin, Record, Staging, StateId};
 
@@ -20,6 +21,7 @@ pub(super) type Made = Result<Built, Box<NodeFailure>>;
 /// The build of one node, whatever its kind.
 pub(super) struct NodeBuild<'a, P> {
     site: NodeContext<'a, P>,
+    pub(super) inputs: &'a Arc<dyn Inputs>,
     start: Instant,
     /// Held until the node's state is committed, or the build of the node has
     /// failed.
@@ -35,15 +37,15 @@ impl<'a, P> std::ops::Deref for NodeBuild<'a, P> {
 }
 
 impl<'a, P: Provider> NodeBuild<'a, P> {
-    pub(super) fn begin(shared: &'a BuildState<P>, id: NodeId, lock: Arc<KeyLock>) -> Self {
-        let site = NodeContext { shared, node: shared.graph.node(id) };
-        shared.states.set(id, Step::Start);
-        Self { site, start: Instant::now(), lock }
+    /// Begins to build the node `n` of a batch.
+    pub(super) fn begin(batch: &'a BatchContext<P>, n: usize, lock: Arc<KeyLock>) -> Self {
+        batch.set(n, Step::Start);
+        Self { site: batch.site(n), inputs: &batch.inputs, start: Instant::now(), lock }
     }
 
     /// Makes the record of a state that is built now.
     fn record(&self, made: &Facts) -> Record {
-        let (kind, description) = (self.node.work.kind(), self.node.description.clone());
+        let (kind, description) = (&self.node.kind, self.node.description.clone());
         let mut record = Record::new(self.node.key, kind, &self.node.name, description, made.disk.clone());
         record.boot = made.boot;
         record.appliance = made.appliance;
@@ -70,11 +72,9 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
         let mut record = self.record(&made);
         // The store checks the origins of the disks below. Those of everything
         // else that the state is made from must be in its own record.
-        let is_below = |input: &&Edge| input.role == Role::Parent && record.disk.backing.is_some();
-        let others: Vec<&Edge> = self.node.inputs.iter().filter(|input| !is_below(input)).collect();
-        for input in others {
-            let key = self.shared.graph.node(input.node).key;
-            record.inherited.extend(self.shared.store.origins(&key));
+        let parent = self.node.parent.filter(|_| record.disk.backing.is_none());
+        for key in parent.iter().chain(&self.node.others) {
+            record.inherited.extend(self.shared.store.origins(key));
         }
         record.inherited.sort();
         record.inherited.dedup();
@@ -101,8 +101,8 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
     /// written to is identical to it (early cutoff).
     pub(super) async fn same(&self, below: &[PathBuf], disk: &Path, made: &Facts) -> Option<(Key, StateId)> {
         let (node, store) = (self.node, &self.shared.store);
-        let Work::Layer(_) = node.work else { return None };
-        let key = *self.shared.notes.nodes().get(&node.name)?;
+        let Task::Layer { .. } = node.task else { return None };
+        let key = node.before?;
         let was = store.record(&key)?;
         let now = self.record(made);
         let facts = |record: &Record| (record.description.facts.parent, record.description.facts.booted);

@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 
 use super::context::BuildState;
 use super::node_failure::{FailureKind, NodeFailure};
+use super::order::NodeOrder;
 use crate::event::Event;
-use crate::graph::Node;
 use crate::host::{HostError, space};
 use crate::store::{Boot, Staging, StoreError};
 
 /// A node that is built, and the state of its build.
 pub(super) struct NodeContext<'a, P> {
     pub(super) shared: &'a BuildState<P>,
-    pub(super) node: &'a Node,
+    pub(super) node: &'a NodeOrder,
 }
 
 impl<P> NodeContext<'_, P> {

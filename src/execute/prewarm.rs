@@ -12,8 +12,8 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::context::BuildState;
 use super::guest::Guest;
 use super::node::NodeContext;
+use super::order::PrewarmOrder;
 use super::up::{self, Stand, Up};
-use crate::graph::{Node, NodeId};
 use crate::provider::{Instance, Place, Provider};
 use crate::store::{Disk, DiskKind, Staging};
 
@@ -33,11 +33,11 @@ pub(super) struct Prewarm<P: Provider> {
 
 impl<P: Provider> Prewarm<P> {
     /// Begins to start a fork for a check whose image does not exist yet.
-    pub(super) fn begin(shared: Arc<BuildState<P>>, check: NodeId) -> Self {
+    pub(super) fn begin(shared: Arc<BuildState<P>>, order: PrewarmOrder) -> Self {
         let (mut tasks, wanted) = (JoinSet::new(), Arc::new(Notify::new()));
         let called = wanted.clone();
         let task = tasks.spawn(async move {
-            let prewarm = fork(&shared, check).await?;
+            let prewarm = fork(&shared, &order).await?;
             match tokio::time::timeout(AGE, called.notified()).await {
                 Ok(()) => Some(prewarm),
                 Err(_) => {
@@ -70,8 +70,8 @@ pub(super) struct PrewarmedFork<P: Provider> {
     scratch: Staging,
 }
 
-async fn fork<P: Provider>(shared: &BuildState<P>, check: NodeId) -> Option<PrewarmedFork<P>> {
-    let node = shared.graph.node(check);
+async fn fork<P: Provider>(shared: &BuildState<P>, order: &PrewarmOrder) -> Option<PrewarmedFork<P>> {
+    let PrewarmOrder { check: node, below, before } = order;
     // A fork that waits must hold nothing that a layer needs. It holds a part
     // of a job only until it is up. It reserves no memory, because it takes
     // little for a short time.
@@ -79,15 +79,11 @@ async fn fork<P: Provider>(shared: &BuildState<P>, check: NodeId) -> Option<Prew
     if shared.memory.available_permits() < shared.memory_of(node) as usize {
         return None;
     }
-    let below = |node: &Node| node.parent().map(|id| shared.graph.node(id));
-    let image = below(node)?;
-    let state =
-        std::iter::successors(Some(image), |node| below(node)).find(|node| shared.store.has(&node.key))?;
+    let state = *below.iter().find(|key| shared.store.has(key))?;
     let snapshots = shared.provider.snapshots()?;
     let site = NodeContext { shared, node };
     let scratch = site.staging().ok()?;
     // The new image is probably almost like the previous one.
-    let before = shared.notes.nodes().get(&image.name).copied();
     let chain = before.and_then(|key| shared.store.chain(&key));
     // A check with a network starts its own fork.
     let stand = Stand { chain, network: false, ..Stand::of_check(node, state) };
@@ -131,7 +127,7 @@ impl<P: Provider> PrewarmedFork<P> {
     pub(super) async fn adopt(
         self,
         site: &NodeContext<'_, P>,
-        stand: &Stand<'_>,
+        stand: &Stand,
     ) -> Option<(Up<P::Instance>, Staging)> {
         let Self { mut guest, failed, scratch } = self;
         let (mut launch, record) = up::prepare(site, stand, scratch.path(), &overlay(&scratch)).ok()?;
@@ -149,7 +145,7 @@ impl<P: Provider> PrewarmedFork<P> {
         };
         up::tell_failed(site, &failed);
         launch.chain = retargeted.chain;
-        let backing = Some((stand.state.key, record.id));
+        let backing = Some((stand.state, record.id));
         let disk = Disk { kind: DiskKind::Qcow2, backing, depth: record.disk.depth + 1 };
         Some((Up { guest, launch, record, disk }, scratch))
     }

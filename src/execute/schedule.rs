@@ -8,9 +8,12 @@ use std::sync::atomic::Ordering;
 use tokio::task::JoinSet;
 
 use super::batch;
+use super::batch_context::BatchContext;
 use super::batches::{self, Batch};
 use super::context::{BuildContext, BuildState};
+use super::order::{BatchOrder, NodeOrder, PrewarmOrder};
 use super::prewarm::Prewarm;
+use super::project_inputs::ProjectInputs;
 use super::states::{NodeState, Outcome};
 use crate::graph::{NodeId, Work};
 use crate::plan::Plan;
@@ -41,6 +44,14 @@ impl<P: Provider> Schedule<'_, P> {
         ready
     }
 
+    /// Begins to copy the previous output, if the node is an output.
+    fn copy_earlier(&self, id: NodeId) {
+        let BuildState { graph, notes, .. } = &**self.shared;
+        if matches!(graph.node(id).work, Work::Export(_)) {
+            batch::copy_earlier(self.shared, &NodeOrder::new(graph, id, &notes.nodes()));
+        }
+    }
+
     fn is_waiting(&self, id: NodeId) -> bool {
         self.waiting.iter().any(|batch| batch.contains(&id))
     }
@@ -60,7 +71,7 @@ impl<P: Provider> Prewarmer<P> {
     }
 
     fn observe(&mut self, schedule: &Schedule<'_, P>) {
-        let BuildState { graph, states, use_snapshots, .. } = &**schedule.shared;
+        let BuildState { graph, states, notes, use_snapshots, .. } = &**schedule.shared;
         self.fork.take_if(|(check, fork)| fork.is_over() || states.has_lost_inputs(*check));
         if self.fork.is_some() || !use_snapshots || schedule.is_stopping() {
             return;
@@ -76,7 +87,8 @@ impl<P: Provider> Prewarmer<P> {
         });
         if let Some(check) = next {
             self.tried.push(check);
-            self.fork = Some((check, Prewarm::begin(schedule.shared.clone(), check)));
+            let order = PrewarmOrder::new(graph, check, &notes.nodes());
+            self.fork = Some((check, Prewarm::begin(schedule.shared.clone(), order)));
         }
     }
 }
@@ -96,10 +108,27 @@ impl Copier {
             let layer = seal.and_then(|seal| schedule.shared.states.of_parent(seal));
             if layer.is_none_or(NodeState::is_there) && !self.0.contains(&id) {
                 self.0.push(id);
-                batch::copy_earlier(schedule.shared, id);
+                schedule.copy_earlier(id);
             }
         }
     }
+}
+
+/// Has a batch built. Returns the nodes to try again.
+async fn run<P: Provider>(shared: Arc<BuildState<P>>, batch: Batch, prewarmed: Option<Prewarm<P>>) -> Batch {
+    let graph = &shared.graph;
+    let parent = graph.node(batch[0]).parent().map(|id| graph.node(id).key);
+    let parent = parent.and_then(|key| Some((key, shared.store.record(&key)?.id)));
+    let order = BatchOrder::new(graph, &batch, &shared.notes.nodes(), parent);
+    let layers = batch.iter().filter_map(|id| match &graph.node(*id).work {
+        Work::Layer(work) => Some(&**work),
+        _ => None,
+    });
+    let inputs = ProjectInputs::new(shared.project.clone(), shared.secrets.clone(), layers);
+    let context =
+        BatchContext { shared: shared.clone(), ids: batch.clone(), order, inputs: Arc::new(inputs) };
+    let left = batch::make(Arc::new(context), prewarmed).await;
+    left.into_iter().map(|n| batch[n]).collect()
 }
 
 /// Builds the nodes of `plan`, except those above a state that turns out to be
@@ -118,7 +147,7 @@ pub async fn build<P: Provider>(context: &BuildContext<P>, plan: &Plan) -> Outco
         ready.sort_by(|a, b| critical_path[&b[0]].total_cmp(&critical_path[&a[0]]));
         for batch in ready {
             let prewarmed = prewarmer.take(batch[0]);
-            tasks.spawn(batch::make(shared.clone(), batch, prewarmed));
+            tasks.spawn(run(shared.clone(), batch, prewarmed));
         }
         prewarmer.observe(&schedule);
         copier.observe(&schedule);

@@ -1,6 +1,7 @@
 //! Servers: machines that keep running after vimg has ended. Each has a
 //! directory with its disks, its sockets and a record.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,6 +16,7 @@ use super::guest::{Guest, Stopped};
 use super::log::clean;
 use super::node::NodeContext;
 use super::node_failure::{FailureKind, NodeFailure};
+use super::order::NodeOrder;
 use super::session::{Ended, Input, SessionError};
 use super::up::{self, Stand};
 use crate::disk::DiskTool;
@@ -151,9 +153,10 @@ pub async fn runs<P: Provider>(provider: &P, dir: &Path) -> bool {
 fn server<'a, P>(
     context: &'a BuildContext<P>,
     shared: &'a BuildState<P>,
+    node: &'a NodeOrder,
     plan: &'a ServerPlan,
 ) -> ServerContext<'a, P> {
-    let site = NodeContext { shared, node: context.graph.node(plan.image) };
+    let site = NodeContext { shared, node };
     ServerContext { site, graph: &context.graph, plan }
 }
 
@@ -164,7 +167,8 @@ pub async fn up<P: Provider>(
     home: &ServerHome,
 ) -> Result<Came, Box<Failure>> {
     let shared = context.share(&Plan::default());
-    let server = server(context, &shared, plan);
+    let node = NodeOrder::new(&context.graph, plan.image, &BTreeMap::new());
+    let server = server(context, &shared, &node, plan);
     if let Some(mut record) = home.record() {
         if runs(&*shared.provider, home.dir()).await {
             return Ok(Came::Running);
@@ -220,7 +224,7 @@ async fn start<P: Provider>(server: &ServerContext<'_, P>, home: &ServerHome) ->
     let root = graph.node(graph.chain(plan.image)[0]).key;
     let Machine { cpus, memory, disk } = plan.machine;
     let mut record = ServerRecord {
-        image: site.node.image.clone(),
+        image: graph.node(plan.image).image.clone(),
         root,
         since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         forwards: Vec::new(),
@@ -369,7 +373,8 @@ pub async fn apply<P: Provider>(
     home: &ServerHome,
 ) -> Result<Difference, Box<Failure>> {
     let shared = context.share(&Plan::default());
-    let server = server(context, &shared, plan);
+    let node = NodeOrder::new(&context.graph, plan.image, &BTreeMap::new());
+    let server = server(context, &shared, &node, plan);
     let mut record = home.record().ok_or_else(|| server.host("it was never started".into()))?;
     if shared.graph.node(shared.graph.chain(plan.image)[0]).key != record.root {
         let mut failure = server.failure(FailureKind::Recipe, "its image has another base now");

@@ -95,6 +95,7 @@ pub(super) trait Blobs: Sync {
 }
 
 /// A blob.
+#[derive(Clone)]
 pub(super) enum Source {
     Bytes(std::sync::Arc<[u8]>),
     File(PathBuf),

@@ -16,7 +16,6 @@ use crate::digest::Key;
 use crate::disk::sparse;
 use crate::disk::{DiskTool, Exported, direct};
 use crate::files::{Place, Places};
-use crate::graph::{NodeId, Target};
 use crate::store::{DiskKind, Staging, StateId, Store};
 
 /// A copy that may turn out useless is made only if this many times its size is
@@ -27,8 +26,8 @@ const ROOM: u64 = 4;
 #[derive(Default)]
 pub struct StagedOutputs {
     /// The places of each output.
-    places: BTreeMap<NodeId, Vec<Place>>,
-    earlier: Mutex<BTreeMap<NodeId, Earlier>>,
+    places: BTreeMap<String, Vec<Place>>,
+    earlier: Mutex<BTreeMap<String, Earlier>>,
     /// Held while a previous output is copied, so that each copy sees how much
     /// space the others took.
     turn: Arc<Mutex<()>>,
@@ -64,31 +63,32 @@ pub(super) struct Earlier {
 }
 
 impl StagedOutputs {
-    /// Makes staged outputs for targets below a directory. An output in a
-    /// directory that does not exist yet is not staged.
-    pub fn new<'a>(targets: impl Iterator<Item = &'a Target>, below: &Places) -> Self {
-        let mut places: BTreeMap<NodeId, Vec<Place>> = BTreeMap::new();
-        for target in targets {
-            places.entry(target.node).or_default().extend(below.at(&target.output.path, false));
+    /// Makes staged outputs below a directory, from the names of their nodes and
+    /// their paths. An output in a directory that does not exist yet is not
+    /// staged.
+    pub fn new<'a>(targets: impl Iterator<Item = (&'a str, &'a str)>, below: &Places) -> Self {
+        let mut places: BTreeMap<String, Vec<Place>> = BTreeMap::new();
+        for (node, path) in targets {
+            places.entry(node.to_owned()).or_default().extend(below.at(path, false));
         }
         Self { places, ..Self::default() }
     }
 
-    fn places(&self, id: NodeId) -> impl Iterator<Item = &Place> {
-        self.places.get(&id).into_iter().flatten()
+    fn places(&self, node: &str) -> impl Iterator<Item = &Place> {
+        self.places.get(node).into_iter().flatten()
     }
 
     /// Whether copying the previous output was begun.
-    pub(super) fn has_earlier(&self, id: NodeId) -> bool {
-        self.earlier.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&id)
+    pub(super) fn has_earlier(&self, node: &str) -> bool {
+        self.earlier.lock().unwrap_or_else(PoisonError::into_inner).contains_key(node)
     }
 
     /// Begins to copy a previous output, to `staging` and next to its places.
     /// Best effort.
-    pub(super) fn copy_earlier(&self, id: NodeId, of: Before, staging: Staging) {
+    pub(super) fn copy_earlier(&self, node: &str, of: Before, staging: Staging) {
         let (from, own) = (of.exported.disk.clone(), staging.path().join(DiskKind::Qcow2.file_name()));
         let turn = self.turn.clone();
-        let places: Vec<Place> = self.places(id).cloned().collect();
+        let places: Vec<Place> = self.places(node).cloned().collect();
         let (tell, done) = oneshot::channel();
         let copy = move || {
             let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
@@ -98,20 +98,20 @@ impl StagedOutputs {
         };
         if std::thread::Builder::new().spawn(copy).is_ok() {
             let mut all = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
-            all.insert(id, Earlier { of, staging, done });
+            all.insert(node.to_owned(), Earlier { of, staging, done });
         }
     }
 
     /// Takes the copies of a previous output.
-    pub(super) fn take_earlier(&self, id: NodeId) -> Option<Earlier> {
-        self.earlier.lock().unwrap_or_else(PoisonError::into_inner).remove(&id)
+    pub(super) fn take_earlier(&self, node: &str) -> Option<Earlier> {
+        self.earlier.lock().unwrap_or_else(PoisonError::into_inner).remove(node)
     }
 
     /// Begins to copy a finished output next to its places. It uses those of
     /// `copies` that exist. A copy that fails is made when the output is
     /// written.
-    pub(super) fn begin(&self, id: NodeId, key: &Key, disk: &Path, mut copies: Copies) {
-        for place in self.places(id) {
+    pub(super) fn begin(&self, node: &str, key: &Key, disk: &Path, mut copies: Copies) {
+        for place in self.places(node) {
             let to = place.path();
             let there = copies.remove(to).map(|copy| (copy, true));
             let Some((copy, is_there)) = there.or_else(|| Some((place.nameless().ok()?, false))) else {
@@ -198,13 +198,15 @@ mod tests {
         let [key, other] = [b"a", b"b"].map(|bytes| Key(Digest::of(bytes)));
         fs::write(&disk, "new").unwrap();
         fs::write(&to, "old").unwrap();
-        let id = NodeId::of(0);
+        let node = "image:qcow2";
         let place = Places::open(dir.path()).unwrap().at("it.img", false).unwrap();
-        let staged =
-            StagedOutputs { places: BTreeMap::from([(id, vec![place.clone()])]), ..StagedOutputs::default() };
-        staged.begin(id, &key, &disk, Copies::new());
+        let staged = StagedOutputs {
+            places: BTreeMap::from([(node.to_owned(), vec![place.clone()])]),
+            ..StagedOutputs::default()
+        };
+        staged.begin(node, &key, &disk, Copies::new());
         assert!(staged.take(&other, &to).is_none(), "it is of another disk");
-        staged.begin(id, &key, &disk, Copies::new());
+        staged.begin(node, &key, &disk, Copies::new());
         let copy = staged.take(&key, &to).unwrap();
         let names = fs::read_dir(dir.path()).unwrap().count();
         assert_eq!(
@@ -216,7 +218,7 @@ mod tests {
         let there = place.nameless().unwrap();
         io::copy(&mut b"there".as_slice(), &mut &there).unwrap();
         (&there).rewind().unwrap();
-        staged.begin(id, &key, &disk, Copies::from([(to.clone(), there)]));
+        staged.begin(node, &key, &disk, Copies::from([(to.clone(), there)]));
         assert_eq!(content(&staged.take(&key, &to).unwrap()), "there");
     }
 

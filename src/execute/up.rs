@@ -10,9 +10,10 @@ use super::explain::explain;
 use super::guest::{Guest, Stopped};
 use super::node::NodeContext;
 use super::node_failure::{FailureKind, NodeFailure};
+use super::order::{Needs, NodeOrder, Task};
 use super::retargeted;
 use super::session::SessionError;
-use crate::graph::{Needs, Node, Work};
+use crate::digest::Key;
 use crate::provider::{Ended, Instance, Lasting, Launch, Offline, Place, Provider, Retarget};
 use crate::store::{Disk, DiskKind, Record};
 
@@ -32,9 +33,9 @@ pub(super) struct Up<I: Instance> {
 }
 
 /// The state that an instance starts on, and its options.
-pub(super) struct Stand<'a> {
+pub(super) struct Stand {
     /// The state whose disk it gets.
-    pub(super) state: &'a Node,
+    pub(super) state: Key,
     /// The size of the machine.
     pub(super) machine: Machine,
     /// Whether it is a machine, or an appliance or container.
@@ -52,15 +53,15 @@ pub(super) struct Stand<'a> {
     pub(super) lasting: Option<Lasting>,
 }
 
-impl<'a> Stand<'a> {
+impl Stand {
     /// Returns the options for a check: a machine on `state` that is thrown
     /// away.
-    pub(super) fn of_check(check: &Node, state: &'a Node) -> Self {
+    pub(super) fn of_check(check: &NodeOrder, state: Key) -> Self {
         Self {
             state,
             machine: check.machine,
             needs: check.needs,
-            network: matches!(&check.work, Work::Check(work) if work.network),
+            network: matches!(&check.task, Task::Check(check) if check.network),
             opens: true,
             chain: None,
             retarget: Retarget::Discarded,
@@ -68,9 +69,10 @@ impl<'a> Stand<'a> {
         }
     }
 
-    /// Returns the options for a person: a machine on `state`, with a network.
-    pub(super) fn of_person(state: &'a Node, retarget: Retarget) -> Self {
-        let (machine, needs) = (state.machine, Needs::Machine);
+    /// Returns the options for a person: a machine on the state of a node, with
+    /// a network.
+    pub(super) fn of_person(node: &NodeOrder, retarget: Retarget) -> Self {
+        let (state, machine, needs) = (node.key, node.machine, Needs::Machine);
         Self { state, machine, needs, network: true, opens: true, chain: None, retarget, lasting: None }
     }
 }
@@ -78,13 +80,13 @@ impl<'a> Stand<'a> {
 /// Returns the request to launch an instance, and the record of its state.
 pub(super) fn prepare<P: Provider>(
     site: &NodeContext<'_, P>,
-    stand: &Stand<'_>,
+    stand: &Stand,
     scratch: &Path,
     overlay: &Path,
 ) -> Result<(Launch, Record), Box<NodeFailure>> {
-    let (shared, parent) = (site.shared, stand.state);
-    let record = shared.store.record(&parent.key).ok_or_else(|| site.gone())?;
-    let own = || shared.store.chain(&parent.key);
+    let shared = site.shared;
+    let record = shared.store.record(&stand.state).ok_or_else(|| site.gone())?;
+    let own = || shared.store.chain(&stand.state);
     let chain = stand.chain.clone().or_else(own).ok_or_else(|| site.gone())?;
     let offline = (stand.needs == Needs::Disk)
         .then(|| Offline { appliance: site.boot_paths(&record.appliance), ours: record.trusted_filesystem });
@@ -96,7 +98,7 @@ pub(super) fn prepare<P: Provider>(
         machine: Machine { ..stand.machine },
         boot: site.boot_paths(&record.boot),
         offline,
-        memory: kept.then(|| format!("{}:{}", parent.key, record.id)),
+        memory: kept.then(|| format!("{}:{}", stand.state, record.id)),
         network: stand.network,
         retarget: stand.retarget,
         scratch: scratch.to_owned(),
@@ -108,7 +110,7 @@ pub(super) fn prepare<P: Provider>(
 /// Starts an instance and waits until its agent is ready.
 pub(super) async fn up<P: Provider>(
     site: &NodeContext<'_, P>,
-    stand: &Stand<'_>,
+    stand: &Stand,
     scratch: &Path,
     overlay: &Path,
 ) -> Result<Up<P::Instance>, Box<NodeFailure>> {
@@ -120,7 +122,7 @@ pub(super) async fn up<P: Provider>(
         }
         let mut guest = start(site, &launch).await?;
         let mut place = guest.instance.place();
-        let mut on = ((stand.state.key, record.id), record.disk.depth);
+        let mut on = ((stand.state, record.id), record.disk.depth);
         if let Place::Retargeted(retargeted) = &mut place
             && launch.retarget == Retarget::Stored
         {

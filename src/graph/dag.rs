@@ -153,8 +153,8 @@ impl Graph {
         while let Some(node) = next.map(|id| self.node(id)) {
             if let Work::Layer(work) = &node.work {
                 let named = |step: &Order| matches!(step, Order::Layer { name } if name == part);
-                let place = work.steps.iter().rposition(named).map(|n| work.places[n].0);
-                let first = || (work.layer.as_deref() == Some(part)).then_some(node.span);
+                let place = work.order.steps.iter().rposition(named).map(|n| work.spans[n]);
+                let first = || (work.order.layer.as_deref() == Some(part)).then_some(node.span);
                 if let Some(span) = place.or_else(first) {
                     return Some(span);
                 }

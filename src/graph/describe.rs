@@ -16,7 +16,9 @@ use vimg_lang::model::{
 use vimg_lang::{FileRef, Span};
 use vimg_model::{Convert, Fields};
 
-use super::node::{BlobSource, CheckWork, GraphError, GraphErrorKind, LayerWork, Needs};
+use super::node::{
+    BlobSource, CheckOrder, CheckWork, GraphError, GraphErrorKind, LayerOrder, LayerWork, Needs,
+};
 use crate::base::Distribution;
 use crate::digest::{Blob, Description};
 use crate::files::{FileError, Project};
@@ -79,11 +81,13 @@ pub(super) fn check(check: &Check, machine: &Machine) -> (CheckWork, Description
     d.value("machine cpus", machine.cpus);
     d.value("machine memory", machine.memory);
     let network = check.probes.iter().any(|(probe, _)| probe.wants_network());
-    let mut work = CheckWork { probes: Vec::new(), places: Vec::new(), network };
+    let order = CheckOrder { probes: Vec::new(), labels: Vec::new(), network };
+    let mut work = CheckWork { order, spans: Vec::new() };
     for (probe, span) in &check.probes {
         probe.describe(&mut d);
-        work.probes.push(probe.clone());
-        work.places.push((*span, probe.label()));
+        work.order.probes.push(probe.clone());
+        work.order.labels.push(probe.label());
+        work.spans.push(*span);
     }
     (work, d)
 }
@@ -113,11 +117,14 @@ pub(super) fn layer(
         project,
         d: Description::default(),
         work: LayerWork {
-            layer: first.map(|part| part.id.clone()),
-            steps: Vec::new(),
-            places: Vec::new(),
+            order: LayerOrder {
+                layer: first.map(|part| part.id.clone()),
+                steps: Vec::new(),
+                labels: Vec::new(),
+                notes: Vec::new(),
+            },
+            spans: Vec::new(),
             blobs: BTreeMap::new(),
-            notes: Vec::new(),
         },
         errors: Vec::new(),
     };
@@ -164,8 +171,9 @@ impl Walk<'_> {
     }
 
     fn add(&mut self, span: Span, name: String, step: Order) {
-        self.work.steps.push(step);
-        self.work.places.push((span, name));
+        self.work.order.steps.push(step);
+        self.work.order.labels.push(name);
+        self.work.spans.push(span);
     }
 
     fn step(&mut self, primitive: &Primitive, span: Span) {
@@ -253,7 +261,7 @@ impl Convert<Content, FileRef, SecretUse> for Walk<'_> {
             return Err(FileError { file, why, is_full: false });
         }
         if self.project.goes_on(script) {
-            self.work.notes.push(format!(
+            self.work.order.notes.push(format!(
                 "{name}: a script with its own `#!` line continues after a failed command; add `set -e`"
             ));
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use vimg_agent::protocol::{Order, Probe};
 use vimg_lang::model::{Bootstrap, DiskFormat, Machine};
 use vimg_lang::{FileRef, Span};
@@ -13,14 +14,6 @@ use crate::files::FileError;
 /// Index of a node in a [`super::dag::Graph`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub(super) u32);
-
-#[cfg(test)]
-impl NodeId {
-    /// Makes any ID, for tests.
-    pub(crate) fn of(number: u32) -> Self {
-        Self(number)
-    }
-}
 
 /// A state that can be built, with its key.
 #[derive(Debug, Clone)]
@@ -81,7 +74,7 @@ pub enum Role {
 }
 
 /// What the build of a state needs of the machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Needs {
     /// Nothing of the machine.
     Nothing,
@@ -129,7 +122,7 @@ impl Work {
     pub fn takes_back(&self) -> Vec<&str> {
         let Self::Layer(work) = self else { return Vec::new() };
         let mut taken = Vec::new();
-        for step in &work.steps {
+        for step in &work.order.steps {
             if let Order::Revert { layer } = step {
                 taken.push(layer.as_str());
             }
@@ -138,28 +131,46 @@ impl Work {
     }
 }
 
-/// The steps of a layer for the agent, and where they are declared.
+/// A layer: what a worker is told of it, and what only the project knows.
 #[derive(Debug)]
 pub struct LayerWork {
+    /// The part for a worker.
+    pub order: LayerOrder,
+    /// The place in the recipe of each step.
+    pub spans: Vec<Span>,
+    /// The sources of the blobs of the steps.
+    pub blobs: BTreeMap<Digest, BlobSource>,
+}
+
+/// What a worker is told of a layer: the steps for the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerOrder {
     /// Its name in the machine; `None` if its steps say so.
     pub layer: Option<String>,
     /// The steps.
     pub steps: Vec<Order>,
-    /// Place in the recipe and name of each step.
-    pub places: Vec<(Span, String)>,
-    /// The sources of the blobs of the steps.
-    pub blobs: BTreeMap<Digest, BlobSource>,
+    /// The name of each step, for people.
+    pub labels: Vec<String>,
     /// Notes to print when the layer is built.
     pub notes: Vec<String>,
 }
 
-/// The questions of a check for the agent, and where they are declared.
+/// A check: what a worker is told of it, and its places in the recipe.
 #[derive(Debug)]
 pub struct CheckWork {
-    /// The questions.
+    /// The part for a worker.
+    pub order: CheckOrder,
+    /// The place in the recipe of each probe.
+    pub spans: Vec<Span>,
+}
+
+/// What a worker is told of a check: the probes for the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckOrder {
+    /// The probes.
     pub probes: Vec<Probe>,
-    /// Place in the recipe and name of each question.
-    pub places: Vec<(Span, String)>,
+    /// The name of each probe, for people.
+    pub labels: Vec<String>,
     /// Whether its scripts may use the network.
     pub network: bool,
 }

@@ -11,7 +11,7 @@ use vimg_model::Turn;
 
 use super::dag::Graph;
 use super::describe;
-use super::node::{CheckWork, GraphError, LayerWork, NodeId};
+use super::node::{CheckOrder, CheckWork, GraphError, LayerOrder, LayerWork, NodeId};
 use crate::digest::Key;
 use crate::files::Project;
 
@@ -136,12 +136,14 @@ impl ServerPlan {
             after.push(ServerPart { id: part.id.clone(), ..self.wanted[*place].clone() });
             parts.push(Arc::new(part));
         }
-        let mut checks = CheckWork { probes: Vec::new(), places: Vec::new(), network: true };
+        let order = CheckOrder { probes: Vec::new(), labels: Vec::new(), network: true };
+        let mut checks = CheckWork { order, spans: Vec::new() };
         for check in parts.iter().flat_map(|part: &Arc<Part>| &part.checks) {
             let (work, _) = describe::check(check, &self.machine);
-            checks.probes.extend(work.probes);
-            let named = |(span, what)| (span, format!("check {}: {what}", check.name));
-            checks.places.extend(work.places.into_iter().map(named));
+            checks.order.probes.extend(work.order.probes);
+            let labels = work.order.labels.iter().map(|what| format!("check {}: {what}", check.name));
+            checks.order.labels.extend(labels);
+            checks.spans.extend(work.spans);
         }
         let layer = Layer {
             name: self.name.clone(),
@@ -160,8 +162,9 @@ impl ServerPlan {
 /// old service runs as long as possible: new packages are installed first, and
 /// old ones are purged when the new parts work.
 fn switch_over(work: &mut LayerWork) {
-    let all: Vec<_> =
-        std::mem::take(&mut work.steps).into_iter().zip(std::mem::take(&mut work.places)).collect();
+    let LayerWork { order: LayerOrder { steps, labels, .. }, spans, .. } = work;
+    let places = spans.drain(..).zip(labels.drain(..));
+    let all: Vec<_> = steps.drain(..).zip(places).collect();
     let (going, coming): (Vec<_>, Vec<_>) =
         all.into_iter().partition(|(step, _)| matches!(step, Order::Revert { .. }));
     let leaving: Vec<String> = going
@@ -171,7 +174,7 @@ fn switch_over(work: &mut LayerWork) {
     let turns = || coming.iter().filter_map(|(step, _)| step.primitive()).map(Made::turn);
     let adds = turns().any(|turn| matches!(turn, Turn::Early(_)));
     let plain = turns().any(|turn| turn == Turn::AfterAll);
-    let steps: Vec<_> = if leaving.is_empty() || !adds || plain {
+    let sorted: Vec<_> = if leaving.is_empty() || !adds || plain {
         going.into_iter().chain(coming).collect()
     } else {
         let (mut ahead, mut paths) = (Vec::new(), Vec::new());
@@ -196,7 +199,11 @@ fn switch_over(work: &mut LayerWork) {
         let leave = place.map(|place| (Order::Leave { layers: leaving, paths }, place));
         ahead.into_iter().chain(leave).chain(coming).chain(going).collect()
     };
-    (work.steps, work.places) = steps.into_iter().unzip();
+    for (step, (span, label)) in sorted {
+        steps.push(step);
+        labels.push(label);
+        spans.push(span);
+    }
 }
 
 fn part(one: &InEffect, machine: &Machine, project: &Project) -> Result<ServerPart, Vec<GraphError>> {
@@ -273,10 +280,13 @@ mod tests {
         let revert = |layer: &str| Order::Revert { layer: layer.into() };
         let link = || Order::Make(Made::Symlink { path: "/x".into(), target: "y".into() });
         let work = |steps: &[Order]| LayerWork {
-            notes: Vec::new(),
-            layer: None,
-            steps: steps.to_vec(),
-            places: steps.iter().map(|_| (span, String::new())).collect(),
+            order: LayerOrder {
+                layer: None,
+                steps: steps.to_vec(),
+                labels: vec![String::new(); steps.len()],
+                notes: Vec::new(),
+            },
+            spans: vec![span; steps.len()],
             blobs: Default::default(),
         };
         let mut whole = work(&[
@@ -291,11 +301,11 @@ mod tests {
         let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
         let ahead = Order::Preinstall { names: names(&["lighttpd"]), leaving: names(&["site", "nginx"]) };
         let leave = Order::Leave { layers: names(&["site", "nginx"]), paths: names(&["/x"]) };
-        let (first, second) = whole.steps.split_at(4);
+        let (first, second) = whole.order.steps.split_at(4);
         assert_eq!(first, [layer("light"), ahead, layer("site#2"), leave]);
         let rest =
             [layer("light"), package("lighttpd"), layer("site#2"), link(), revert("site"), revert("nginx")];
-        assert_eq!((second, whole.places.len()), (&rest[..], 10));
+        assert_eq!((second, whole.spans.len(), whole.order.labels.len()), (&rest[..], 10, 10));
         // Nothing is added, nothing is removed, or there is an account: the
         // plain order.
         let group = || Order::Make(Made::Group { name: "g".into(), gid: None, system: false });
@@ -307,7 +317,7 @@ mod tests {
         for steps in plain {
             let mut same = work(&steps);
             switch_over(&mut same);
-            assert_eq!(same.steps, steps);
+            assert_eq!(same.order.steps, steps);
         }
     }
 
