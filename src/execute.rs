@@ -6,22 +6,21 @@
 //! once. Each node becomes a state of its own. Where a chain forks, one branch
 //! continues in the instance, and the others start from the stored state.
 //! Batches whose first parent exists run in parallel, as far as processors and
-//! memory allow. `schedule` starts batches, `batch` builds one, `session` talks
-//! to an agent, and `log` stores the output of programs.
+//! memory allow. `schedule` starts batches, `dispatch` makes orders for them,
+//! `local` is the executor that builds them here, `session` talks to an agent,
+//! and `log` stores the output of programs.
 //!
 //! A rebuilt layer may be identical to the previous one. Then the nodes above
 //! it have other keys than the plan assumed, and most of them exist. `cutoff`
 //! plans again and continues.
 
-mod node_failure;
-mod failure;
-mod order;
-mod room;
-mod staged;
-mod states;
-mod context;
 mod session;
 mod inputs;
+mod node_failure;
+mod order;
+mod executor;
+mod staged;
+mod worker;
 mod node;
 mod batch_context;
 mod guest;
@@ -32,13 +31,20 @@ mod make;
 mod up;
 mod prewarm;
 mod checks;
+mod export;
 mod layer;
 mod batch;
 mod batches;
 pub mod caching;
+mod failure;
+mod room;
+mod states;
+mod context;
 mod project_inputs;
 mod change;
 mod compare;
+mod dispatch;
+mod local;
 mod schedule;
 mod cutoff;
 mod interact;

@@ -1,29 +1,24 @@
 //! Builds one batch: locks the keys, starts an instance, and commits a state
 //! after each node.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::SemaphorePermit;
 use vimg_agent::protocol::Order;
-use vimg_lang::model::DiskFormat;
 
 use super::batch_context::BatchContext;
-use super::context::{BuildState, JOB};
+use super::executor::Report;
 use super::make::{Facts, Made, NodeBuild};
 use super::node_failure::{FailureKind, NodeFailure};
-use super::order::{NodeOrder, Task};
+use super::order::Task;
 use super::prewarm::Prewarm;
-use super::staged::{Before, Copies};
-use super::states::Step;
-use super::{checks, layer, up};
+use super::worker::JOB;
+use super::{checks, export, layer, up};
 use crate::base::{self, Base, Wanted, import};
-use crate::digest::Description;
-use crate::disk::Exported;
 use crate::event::Event;
 use crate::host::{Lines, space};
 use crate::provider::{Provider, Retarget};
-use crate::store::{Boot, Disk, DiskKind, KeyLock, Record};
+use crate::store::{Boot, Disk, DiskKind, KeyLock};
 
 /// Builds the nodes of a batch in order. If another process builds one of them,
 /// or a full disk has room again, returns that node and those after it, to try
@@ -36,22 +31,22 @@ pub(super) async fn make<P: Provider>(
         checks::make(batch, prewarmed).await;
         return Vec::new();
     }
-    let shared = &batch.shared;
+    let worker = &batch.worker;
     for (n, node) in batch.order.nodes.iter().enumerate() {
-        let lock = match shared.store.lock(&node.key).await {
+        let lock = match worker.store.lock(&node.key).await {
             Ok(lock) => lock,
             Err(error) => return fail(&batch, n, Box::new(NodeFailure::store(&node.name, &error))).await,
         };
-        if !shared.store.has(&node.key) {
+        if !worker.store.has(&node.key) {
             return start(&batch, n, lock).await;
         }
         // Another process built it while we waited, or it is in the graph
         // twice.
-        if shared.has_moved(node) {
-            batch.set(n, Step::Supersede(None));
+        if worker.has_moved(node) {
+            batch.report(n, Report::Supersede(None));
             break;
         }
-        batch.set(n, Step::Reuse);
+        batch.report(n, Report::Reuse);
     }
     Vec::new()
 }
@@ -66,30 +61,30 @@ async fn fail<P>(batch: &BatchContext<P>, n: usize, failure: Box<NodeFailure>) -
 }
 
 async fn start<P: Provider>(batch: &BatchContext<P>, n: usize, lock: KeyLock) -> Vec<usize> {
-    let (shared, node) = (&batch.shared, &batch.order.nodes[n]);
+    let (worker, node) = (&batch.worker, &batch.order.nodes[n]);
     let job = if matches!(node.task, Task::Export { .. }) { 1 } else { JOB };
     // A semaphore that is never closed always gives its permits.
-    let mut job = shared.jobs.acquire_many(job).await.ok();
+    let mut job = worker.jobs.acquire_many(job).await.ok();
     // Another process may have built the state below again while we waited. A
     // new order then names that state.
     if n == 0
         && let Some((key, id)) = batch.order.parent
-        && shared.store.record(&key).is_some_and(|record| record.id != id)
+        && worker.store.record(&key).is_some_and(|record| record.id != id)
     {
         return batch.rest(n);
     }
     let lock = Arc::new(lock);
     let result = match &node.task {
         Task::Bootstrap(_) | Task::Import { .. } => base(batch, n, lock).await,
-        Task::Export { format, .. } => export(batch, n, *format, lock).await,
+        Task::Export { format, .. } => export::export(batch, n, *format, lock).await,
         Task::Layer { .. } | Task::Check(_) | Task::Seal => {
-            let _memory = shared.reserve(node).await;
+            let _memory = worker.reserve(node).await;
             return machine(batch, n, lock, &mut job).await;
         }
     };
     match result {
         Ok(built) => {
-            batch.set(n, Step::Build(built));
+            batch.report(n, Report::Build(built));
             Vec::new()
         }
         Err(failure) => fail(batch, n, failure).await,
@@ -98,9 +93,9 @@ async fn start<P: Provider>(batch: &BatchContext<P>, n: usize, lock: KeyLock) ->
 
 async fn base<P: Provider>(batch: &BatchContext<P>, n: usize, lock: Arc<KeyLock>) -> Made {
     let build = NodeBuild::begin(batch, n, lock);
-    let (shared, node) = (build.shared, build.node);
+    let (worker, node) = (build.worker, build.node);
     let staging = build.staging()?;
-    let (sink, name) = (shared.sink.clone(), node.name.clone());
+    let (sink, name) = (worker.sink.clone(), node.name.clone());
     let lines: Lines =
         Arc::new(move |line: &str| sink(Event::Output { node: name.clone(), line: line.to_owned() }));
     let created = match &node.task {
@@ -124,18 +119,18 @@ async fn base<P: Provider>(batch: &BatchContext<P>, n: usize, lock: Arc<KeyLock>
         }
         Task::Bootstrap(bootstrap) => {
             build.phase("bootstrap");
-            let Some(distribution) = base::find(shared.distributions, &bootstrap.distribution) else {
+            let Some(distribution) = base::find(worker.distributions, &bootstrap.distribution) else {
                 let message = format!("vimg knows no distribution `{}`", bootstrap.distribution);
                 return Err(build.failure(FailureKind::Recipe, message));
             };
             let (size, dir) = (node.machine.disk, staging.path());
-            let wanted = Wanted { bootstrap, size, dir, access: &shared.access, lines: &lines };
+            let wanted = Wanted { bootstrap, size, dir, access: &worker.access, lines: &lines };
             distribution.make(wanted).await.map_err(|e| build.provider_failure(e))?
         }
         _ => return Err(build.failure(FailureKind::Recipe, "the node is not a base")),
     };
     let disk = staging.path().join(DiskKind::Qcow2.file_name());
-    shared.disks.import(&created.disk, &disk).await.map_err(|e| build.provider_failure(e))?;
+    worker.disks.import(&created.disk, &disk).await.map_err(|e| build.provider_failure(e))?;
     let _ = std::fs::remove_file(&created.disk);
     let boot = match &created.boot {
         Some(files) => Some(build.keep_boot(files)?),
@@ -150,7 +145,7 @@ async fn base<P: Provider>(batch: &BatchContext<P>, n: usize, lock: Arc<KeyLock>
         boot,
         appliance,
         trusted_filesystem: matches!(node.task, Task::Bootstrap(_)),
-        way: shared.disks.name(),
+        way: worker.disks.name(),
         source: None,
         inherited: Vec::new(),
         same: None,
@@ -159,76 +154,13 @@ async fn base<P: Provider>(batch: &BatchContext<P>, n: usize, lock: Arc<KeyLock>
     build.commit(staging, made).await.map(|(_, built)| built)
 }
 
-async fn export<P: Provider>(
-    batch: &BatchContext<P>,
-    n: usize,
-    format: DiskFormat,
-    lock: Arc<KeyLock>,
-) -> Made {
-    let build = NodeBuild::begin(batch, n, lock);
-    let (shared, node) = (build.shared, build.node);
-    build.phase("convert");
-    let kind = DiskKind::from(format);
-    let store = &shared.store;
-    let parent = node.parent.ok_or_else(|| build.gone())?;
-    let source = store.record(&parent).map(|record| (parent, record.id));
-    let chain = source.and_then(|source| store.chain_of(&source)).ok_or_else(|| build.gone())?;
-    copy_earlier(shared, node);
-    let revised = match shared.staged.take_earlier(&node.name) {
-        Some(earlier) => earlier.revise(store, &*shared.disks, &chain).await,
-        None => None,
-    };
-    let stood = source.and_then(|source| store.chain_of(&source)).is_some_and(|now| now == chain);
-    let revised = revised.filter(|_| stood);
-    let (staging, copies) = match revised {
-        Some(revised) => revised,
-        None => {
-            let staging = build.staging()?;
-            let exported = shared.disks.export(&chain, format, &staging.path().join(kind.file_name())).await;
-            exported.map_err(|e| build.provider_failure(e))?;
-            (staging, Copies::new())
-        }
-    };
-    shared.staged.begin(&node.name, &node.key, &staging.path().join(kind.file_name()), copies);
-    build.phase("store");
-    let made = Facts { source, ..Facts::of(kind, shared.disks.name()) };
-    build.commit(staging, made).await.map(|(_, built)| built)
-}
-
-/// Begins to copy the previous output, if most of the new one is probably in
-/// it.
-pub(super) fn copy_earlier<P>(shared: &BuildState<P>, node: &NodeOrder) {
-    let store = &shared.store;
-    let Task::Export { format: DiskFormat::Qcow2, layer } = &node.task else { return };
-    if shared.staged.has_earlier(&node.name) {
-        return;
-    }
-    let same_way = |record: &Record| {
-        let fields = |d: &Description| d.own().cloned().collect::<Vec<_>>();
-        fields(&record.description) == fields(&node.description)
-    };
-    let earlier = node.before.and_then(|key| store.record(&key)).filter(same_way);
-    // On another base, hardly a block would be the same.
-    let lowest = |chain: &[PathBuf]| chain.first().cloned();
-    let base = layer.and_then(|key| lowest(&store.chain(&key)?));
-    let before = earlier.and_then(|record| {
-        let (state, source) = ((record.key, record.id), record.source?);
-        let disk = store.state_dir(&record.key).join(record.disk.kind.file_name());
-        let chain = store.chain_of(&source).filter(|chain| lowest(chain) == base)?;
-        Some(Before { state, source, exported: Exported { disk, chain } })
-    });
-    if let (Some(before), Ok(staging)) = (before, store.staging()) {
-        shared.staged.copy_earlier(&node.name, before, staging);
-    }
-}
-
 async fn machine<P: Provider>(
     batch: &BatchContext<P>,
     first: usize,
     first_lock: Arc<KeyLock>,
     job: &mut Option<SemaphorePermit<'_>>,
 ) -> Vec<usize> {
-    let shared = &batch.shared;
+    let worker = &batch.worker;
     let rest = &batch.order.nodes[first..];
     let mut build = NodeBuild::begin(batch, first, first_lock);
     // The instance's own files must outlive the staging directories of its
@@ -261,8 +193,8 @@ async fn machine<P: Provider>(
             // The machine's disk is this node's parent now. Do not wait for
             // another process that builds the node: this one would hold a
             // machine meanwhile.
-            let lock = match shared.store.try_lock(&node.key) {
-                Ok(Some(lock)) if !shared.store.has(&node.key) => Arc::new(lock),
+            let lock = match worker.store.try_lock(&node.key) {
+                Ok(Some(lock)) if !worker.store.has(&node.key) => Arc::new(lock),
                 Ok(_) => {
                     running.guest.stop().await;
                     return batch.rest(n);
@@ -287,11 +219,11 @@ async fn machine<P: Provider>(
         let next_disk = staging.path().join(DiskKind::Qcow2.file_name());
         match layer::make(&build, &mut running, spent, &next_disk, last).await {
             Ok(built) => {
-                if shared.has_moved(node) {
-                    batch.set(n, Step::Supersede(Some(built)));
+                if worker.has_moved(node) {
+                    batch.report(n, Report::Supersede(Some(built)));
                     break;
                 }
-                batch.set(n, Step::Build(built));
+                batch.report(n, Report::Build(built));
             }
             Err(failure) => {
                 running.guest.stop().await;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use vimg_agent::protocol::Apply;
 use vimg_lang::Span;
 
+use super::context::BuildContext;
 use super::explain::explain;
 use super::failure::{Failure, placed};
 use super::guest::{Guest, Stopped};
@@ -18,7 +19,7 @@ use super::node::NodeContext;
 use super::node_failure::{FailureKind, NodeFailure};
 use super::project_inputs::ProjectInputs;
 use super::session::{Progress, SessionError};
-use crate::graph::{CheckWork, Difference, Graph, LayerOrder, LayerWork, ServerPart, ServerPlan, ServerWork};
+use crate::graph::{CheckWork, Difference, LayerOrder, LayerWork, ServerPart, ServerPlan, ServerWork};
 use crate::provider::{Instance, Provider};
 use crate::store::Staging;
 
@@ -28,7 +29,7 @@ pub(super) const TAIL: usize = 20;
 /// A server, and the context of its image.
 pub(super) struct ServerContext<'a, P> {
     pub(super) site: NodeContext<'a, P>,
-    pub(super) graph: &'a Graph,
+    pub(super) context: &'a BuildContext<P>,
     pub(super) plan: &'a ServerPlan,
 }
 
@@ -46,7 +47,7 @@ impl<P> ServerContext<'_, P> {
 
     /// Finds the place of a failure of the image's node.
     pub(super) fn placed(&self, failure: NodeFailure) -> Box<Failure> {
-        placed(self.graph, self.plan.image, failure)
+        placed(&self.context.graph, self.plan.image, failure)
     }
 
     /// Makes the failure for a file of the server.
@@ -69,14 +70,14 @@ pub(super) async fn prepare<P: Provider>(
     server: &ServerContext<'_, P>,
     difference: &Difference,
 ) -> Result<Change, Box<Failure>> {
-    let shared = server.site.shared;
-    let work = server.plan.work(difference, &shared.project).map_err(|errors| {
+    let context = server.context;
+    let work = server.plan.work(difference, &context.project).map_err(|errors| {
         let why = errors.first().map(|e| e.error.to_string());
         server.failure(FailureKind::Recipe, &why.unwrap_or_default())
     })?;
     let ServerWork { layer: work, checks, after } = work;
     let staging = server.site.staging().map_err(|e| server.placed(*e))?;
-    let inputs = ProjectInputs::new(shared.project.clone(), shared.secrets.clone(), std::iter::once(&work));
+    let inputs = ProjectInputs::new(context.project.clone(), context.secrets.clone(), std::iter::once(&work));
     let (inputs, digests): (Arc<dyn Inputs>, _) = (Arc::new(inputs), work.blobs.keys().copied().collect());
     let blobs = stage_blobs(&server.site, &inputs, &work.order, digests, &staging).await;
     let blobs = blobs.map_err(|failure| match failure.step.and_then(|step| work.spans.get(step)) {

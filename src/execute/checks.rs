@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use vimg_agent::protocol::Probe;
 
 use super::batch_context::BatchContext;
-use super::context::JOB;
+use super::executor::{Built, Report};
 use super::explain::explain;
 use super::guest::Stopped;
 use super::log::Log;
@@ -23,8 +23,8 @@ use super::node_failure::{FailureKind, NodeFailure};
 use super::order::{BatchOrder, Task};
 use super::prewarm::{self, Prewarm};
 use super::session::Progress;
-use super::states::{Built, Step};
 use super::up::{self, Stand, Up};
+use super::worker::JOB;
 use crate::provider::{Instance, Provider};
 use crate::store::{DiskKind, Staging};
 
@@ -99,17 +99,17 @@ async fn together<P: Provider>(
     party: Vec<usize>,
     machine: &Machine<P>,
 ) -> Vec<usize> {
-    let shared = &batch.shared;
+    let worker = &batch.worker;
     // A semaphore that is never closed always gives its permits. They are taken
     // before the lock, so that few files are open at once. A fork keeps one
     // processor busy, a machine that boots more.
-    let job = if shared.use_snapshots { 1 } else { JOB };
-    let _job = shared.jobs.acquire_many(job).await;
+    let job = if worker.use_snapshots { 1 } else { JOB };
+    let _job = worker.jobs.acquire_many(job).await;
     let mut fork = None;
     for (place, n) in party.iter().enumerate() {
-        let step = match one(batch, *n, &mut fork, machine).await {
-            Ok(Asked::Passed(built)) => Step::Build(built),
-            Ok(Asked::There) => Step::Reuse,
+        let report = match one(batch, *n, &mut fork, machine).await {
+            Ok(Asked::Passed(built)) => Report::Build(built),
+            Ok(Asked::There) => Report::Reuse,
             Ok(Asked::Left) => {
                 leave(fork).await;
                 return party[place..].to_vec();
@@ -120,7 +120,7 @@ async fn together<P: Provider>(
                 return party[place + usize::from(!again)..].to_vec();
             }
         };
-        batch.set(*n, step);
+        batch.report(*n, report);
     }
     leave(fork).await;
     Vec::new()
@@ -155,15 +155,15 @@ async fn one<'a, P: Provider>(
     fork: &mut Option<Fork<'a, P::Instance>>,
     machine: &Machine<P>,
 ) -> Result<Asked, Box<NodeFailure>> {
-    let (shared, node) = (&batch.shared, &batch.order.nodes[n]);
+    let (worker, node) = (&batch.worker, &batch.order.nodes[n]);
     let lock = match fork {
-        None => shared.store.lock(&node.key).await.map(Some),
+        None => worker.store.lock(&node.key).await.map(Some),
         // Do not wait for another process while this one holds a machine.
-        Some(_) => shared.store.try_lock(&node.key),
+        Some(_) => worker.store.try_lock(&node.key),
     };
     let lock = lock.map_err(|error| Box::new(NodeFailure::store(&node.name, &error)))?;
     let Some(lock) = lock else { return Ok(Asked::Left) };
-    if shared.store.has(&node.key) {
+    if worker.store.has(&node.key) {
         return Ok(Asked::There);
     }
     let build = NodeBuild::begin(batch, n, Arc::new(lock));
@@ -202,8 +202,8 @@ async fn start<'a, P: Provider>(
     build: &NodeBuild<'a, P>,
     machine: &Machine<P>,
 ) -> Result<Fork<'a, P::Instance>, Box<NodeFailure>> {
-    let (shared, node) = (build.shared, build.node);
-    let memory = shared.reserve(node).await;
+    let (worker, node) = (build.worker, build.node);
+    let memory = worker.reserve(node).await;
     let known = machine.broken.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if let Some(failure) = known {
         return Err(Box::new(NodeFailure { node: node.name.clone(), ..failure }));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use vimg_agent::protocol::{Digest, Kind, Listed};
 
-use super::context::{BuildContext, BuildState};
+use super::context::BuildContext;
 use super::explain::explain;
 use super::failure::{Failure, placed};
 use super::guest::Stopped;
@@ -14,8 +14,8 @@ use super::node_failure::{FailureKind, NodeFailure};
 use super::order::NodeOrder;
 use super::session::SessionError;
 use super::up::{self, Stand, Up};
-use crate::graph::{Needs, NodeId, Work};
-use crate::plan::Plan;
+use super::worker::Worker;
+use crate::graph::{Graph, Needs, NodeId, Work};
 use crate::provider::{Provider, Retarget};
 use crate::store::{DiskKind, Staging};
 
@@ -70,11 +70,11 @@ pub async fn compare<P: Provider>(
     if a.key == b.key {
         return Ok(Comparison::default());
     }
-    let shared = context.share(&Plan::default());
+    let worker = context.worker();
     let orders = states.map(|id| NodeOrder::new(&context.graph, id, &BTreeMap::new()));
     let (mut first, mut second) = tokio::try_join!(
-        Reader::open(&shared, &orders[0], states[0]),
-        Reader::open(&shared, &orders[1], states[1])
+        Reader::open(context, &worker, &orders[0], states[0]),
+        Reader::open(context, &worker, &orders[1], states[1])
     )?;
     let ((packages_a, files_a), (packages_b, files_b)) = tokio::try_join!(first.list(), second.list())?;
     // Read only files that may differ. On two disks with the same base, files
@@ -196,6 +196,7 @@ fn enabled(files: &BTreeMap<String, Listed>) -> BTreeMap<String, String> {
 
 /// An instance that reads the disk of a state.
 struct Reader<'a, P: Provider> {
+    graph: &'a Graph,
     id: NodeId,
     site: NodeContext<'a, P>,
     up: Up<P::Instance>,
@@ -206,14 +207,19 @@ struct Reader<'a, P: Provider> {
 type Lists = (BTreeMap<String, String>, BTreeMap<String, Listed>);
 
 impl<'a, P: Provider> Reader<'a, P> {
-    async fn open(shared: &'a BuildState<P>, node: &'a NodeOrder, id: NodeId) -> Result<Self, Box<Failure>> {
-        let site = NodeContext { shared, node };
-        let at = |failure: Box<NodeFailure>| placed(&shared.graph, id, *failure);
+    async fn open(
+        context: &'a BuildContext<P>,
+        worker: &'a Worker<P>,
+        node: &'a NodeOrder,
+        id: NodeId,
+    ) -> Result<Self, Box<Failure>> {
+        let (graph, site) = (&*context.graph, NodeContext { worker, node });
+        let at = |failure: Box<NodeFailure>| placed(graph, id, *failure);
         let scratch = site.staging().map_err(at)?;
         let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
         // An imported disk has no kernel for an appliance.
-        let chain = shared.graph.chain(id);
-        let imported = matches!(shared.graph.node(chain[0]).work, Work::Import { .. });
+        let chain = graph.chain(id);
+        let imported = matches!(graph.node(chain[0]).work, Work::Import { .. });
         let needs = if imported { Needs::Machine } else { Needs::Disk };
         let stand = Stand {
             state: node.key,
@@ -226,7 +232,7 @@ impl<'a, P: Provider> Reader<'a, P> {
             lasting: None,
         };
         let up = up::up(&site, &stand, scratch.path(), &overlay).await.map_err(at)?;
-        Ok(Self { id, site, up, _scratch: scratch })
+        Ok(Self { graph, id, site, up, _scratch: scratch })
     }
 
     async fn list(&mut self) -> Result<Lists, Box<Failure>> {
@@ -257,7 +263,7 @@ impl<'a, P: Provider> Reader<'a, P> {
             Err(Stopped::Session(SessionError::Refused(why))) => self.site.failure(FailureKind::Host, why),
             Err(trouble) => explain(&self.site, &mut self.up.guest.instance, trouble, None).await,
         };
-        Err(placed(&self.site.shared.graph, self.id, *failure))
+        Err(placed(self.graph, self.id, *failure))
     }
 
     async fn close(self) {

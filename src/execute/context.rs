@@ -1,25 +1,24 @@
-//! The context of a build: what the caller gives, and what all nodes share.
+//! The context of a build: what the caller gives, and what the scheduler knows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::Semaphore;
 
 use super::failure::placed;
 use super::node_failure::{FailureKind, NodeFailure};
-use super::order::{Needs, NodeOrder, Task};
 use super::room::Room;
 use super::staged::StagedOutputs;
 use super::states::{States, Step};
+use super::worker::{JOB, Worker};
 use crate::base::Distribution;
 use crate::disk::DiskTool;
-use crate::event::{Event, Sink};
+use crate::event::Sink;
 use crate::files::Project;
 use crate::graph::{Graph, NodeId};
 use crate::host::network::Access;
 use crate::plan::Plan;
-use crate::provider::OFFLINE_MEMORY;
 use crate::store::{Lease, ProjectFiles, Store};
 
 /// How much of the host a build may use.
@@ -38,39 +37,22 @@ pub struct Budget {
 /// Secrets by name, each with its value or the reason why it has none.
 pub type Secrets = BTreeMap<String, Result<Arc<[u8]>, String>>;
 
-/// The parts of a job. A job is for two processors: a machine that starts keeps
-/// both busy. A running machine, a fork for checks and a conversion take half a
-/// job.
-pub(super) const JOB: u32 = 2;
-
-/// What all batches of a build share.
-pub(super) struct BuildState<P> {
+/// What a build has above the workers.
+pub(super) struct BuildState<E> {
     pub(super) graph: Arc<Graph>,
-    pub(super) store: Store,
     pub(super) project: Arc<Project>,
     pub(super) secrets: Arc<Secrets>,
-    pub(super) provider: Arc<P>,
-    pub(super) disks: Arc<dyn DiskTool>,
-    pub(super) distributions: &'static [&'static dyn Distribution],
-    pub(super) access: Access,
-    pub(super) sink: Sink,
+    pub(super) store: Store,
     pub(super) states: States,
-    /// Free jobs, in parts of a job.
-    pub(super) jobs: Semaphore,
-    /// Free memory for instances, in MiB.
-    pub(super) memory: Semaphore,
-    pub(super) memory_mib: u32,
-    pub(super) use_snapshots: bool,
-    pub(super) staged: Arc<StagedOutputs>,
-    pub(super) boots: AtomicUsize,
-    /// The notes of the project, which also hold the logs and disks of failed
-    /// layers.
+    /// The notes of the project.
     pub(super) notes: ProjectFiles,
-    pub(super) lease: Lease,
+    /// Builds the batches.
+    pub(super) executor: E,
+    sink: Sink,
     room: Arc<Room>,
 }
 
-impl<P> BuildState<P> {
+impl<E> BuildState<E> {
     /// Ends the build of a node with a failure. All failures arrive here. If
     /// the disk was full and there is room now, returns `true`: the node can be
     /// built again.
@@ -85,35 +67,6 @@ impl<P> BuildState<P> {
         let again = failure.is_none();
         self.states.set(id, failure.map_or(Step::Again, Step::Fail));
         again
-    }
-
-    pub(super) fn tell(&self, event: Event) {
-        (self.sink)(event);
-    }
-
-    /// Whether a state exists under another key than the plan assumed (early
-    /// cutoff).
-    pub(super) fn has_moved(&self, node: &NodeOrder) -> bool {
-        matches!(node.task, Task::Layer { .. }) && self.store.stands_for(&node.key) != node.stands_for
-    }
-
-    /// The memory that an instance for a node may take, in MiB.
-    pub(super) fn memory_of(&self, node: &NodeOrder) -> u32 {
-        let memory = match node.needs {
-            // A fork for checks writes to little of the memory that it maps.
-            Needs::Machine if self.use_snapshots && matches!(node.task, Task::Check(_)) => {
-                node.machine.memory / 4
-            }
-            Needs::Machine => node.machine.memory,
-            Needs::Disk | Needs::Nothing => OFFLINE_MEMORY,
-        };
-        ((memory >> 20) as u32).min(self.memory_mib)
-    }
-
-    /// Waits for the memory of an instance for a node.
-    pub(super) async fn reserve(&self, node: &NodeOrder) -> Option<SemaphorePermit<'_>> {
-        // A semaphore that is never closed always gives its permits.
-        self.memory.acquire_many(self.memory_of(node)).await.ok()
     }
 }
 
@@ -162,29 +115,39 @@ impl<P> BuildContext<P> {
         changed
     }
 
-    pub(super) fn share(&self, plan: &Plan) -> BuildState<P> {
-        let notes = self.store.project(self.project.root());
+    /// Makes the context of all that this machine builds.
+    pub(super) fn worker(&self) -> Worker<P> {
         let memory_mib = (self.budget.memory >> 20).clamp(128, u64::from(u32::MAX >> 4)) as u32;
-        BuildState {
+        Worker {
             store: self.store.clone(),
-            lease: self.lease.clone(),
-            room: self.room.clone(),
-            project: self.project.clone(),
-            secrets: self.secrets.clone(),
             provider: self.provider.clone(),
             disks: self.disks.clone(),
             distributions: self.distributions,
             access: self.access.clone(),
             sink: self.sink.clone(),
-            states: States::new(self.graph.clone(), self.sink.clone(), plan),
             jobs: Semaphore::new(self.budget.jobs.max(1) * JOB as usize),
             memory: Semaphore::new(memory_mib as usize),
             memory_mib,
             use_snapshots: self.budget.use_snapshots,
             staged: self.staged.clone(),
             boots: AtomicUsize::new(0),
-            notes,
+            notes: self.store.project(self.project.root()),
+            lease: self.lease.clone(),
+        }
+    }
+
+    /// Makes the state of a build whose batches `executor` builds.
+    pub(super) fn share<E>(&self, plan: &Plan, executor: E) -> BuildState<E> {
+        BuildState {
             graph: self.graph.clone(),
+            project: self.project.clone(),
+            secrets: self.secrets.clone(),
+            store: self.store.clone(),
+            states: States::new(self.graph.clone(), self.sink.clone(), plan),
+            notes: self.store.project(self.project.root()),
+            executor,
+            sink: self.sink.clone(),
+            room: self.room.clone(),
         }
     }
 }

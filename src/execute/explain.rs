@@ -156,7 +156,7 @@ fn is_full<P>(site: &NodeContext<'_, P>, trouble: &Stopped) -> bool {
             false
         }
     };
-    may_be && space::is_scarce(site.shared.store.root())
+    may_be && space::is_scarce(site.worker.store.root())
 }
 
 /// Messages of programs that need a booted machine.

@@ -19,7 +19,6 @@ use super::order::NodeOrder;
 use super::session::{Ended, Input, SessionError};
 use super::up::{self, Stand};
 use crate::graph::NodeId;
-use crate::plan::Plan;
 use crate::provider::{self, Instance, Launch, Provider, Retarget};
 use crate::store::DiskKind;
 
@@ -39,9 +38,9 @@ pub async fn interact<P: Provider>(
     listen: impl FnOnce() -> mpsc::Receiver<Input>,
     mut output: impl FnMut(Stream, &[u8]) + Send,
 ) -> Result<Ended, Box<Failure>> {
-    let shared = context.share(&Plan::default());
+    let worker = context.worker();
     let node = NodeOrder::new(&context.graph, id, &BTreeMap::new());
-    let site = NodeContext { shared: &shared, node: &node };
+    let site = NodeContext { worker: &worker, node: &node };
     let at = |failure: Box<NodeFailure>| placed(&context.graph, id, *failure);
     let scratch = site.staging().map_err(at)?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
@@ -76,9 +75,9 @@ pub async fn watch<P: Provider>(
     id: NodeId,
     mut output: impl FnMut(&[u8]) + Send,
 ) -> Result<(), Box<Failure>> {
-    let shared = context.share(&Plan::default());
+    let worker = context.worker();
     let node = NodeOrder::new(&context.graph, id, &BTreeMap::new());
-    let site = NodeContext { shared: &shared, node: &node };
+    let site = NodeContext { worker: &worker, node: &node };
     let at = |failure: Box<NodeFailure>| placed(&context.graph, id, *failure);
     let scratch = site.staging().map_err(at)?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
@@ -86,7 +85,7 @@ pub async fn watch<P: Provider>(
     let (launch, _) = up::prepare(&site, &stand, scratch.path(), &overlay).map_err(at)?;
     // The user wants to see the boot, so do not fork.
     let launch = Launch { memory: None, ..launch };
-    let mut instance = shared.provider.launch(&launch).await.map_err(|e| at(site.provider_failure(e)))?;
+    let mut instance = worker.provider.launch(&launch).await.map_err(|e| at(site.provider_failure(e)))?;
     // The agent's channel stays open: without it, the agent would wait.
     let _channel = instance.channel();
     let mut seen = 0;

@@ -20,7 +20,7 @@ use super::order::{LayerOrder, Needs, Task};
 use super::session::{Blobs, Progress, SessionError, Source};
 use super::up::{self, Up};
 use crate::digest::Digest;
-use crate::files;
+use crate::files::FileError;
 use crate::host::space;
 use crate::provider::{Instance, Launch, Provider};
 use crate::store::{Disk, DiskKind, FailedDisk, Staging};
@@ -223,7 +223,7 @@ async fn keep_failed<P: Provider>(
 ) {
     let Running { guest, made, .. } = running;
     let Some(on) = made.disk.backing else { return };
-    let Some(below) = build.node.parent.and_then(|key| Some((key, build.shared.store.record(&key)?.id)))
+    let Some(below) = build.node.parent.and_then(|key| Some((key, build.worker.store.record(&key)?.id)))
     else {
         return;
     };
@@ -234,7 +234,7 @@ async fn keep_failed<P: Provider>(
     if let Ok(Some(())) = rest.await {
         let disk = staging.path().join(DiskKind::Qcow2.file_name());
         let failed = FailedDisk { below, on, why: failure.message.clone() };
-        let _ = build.shared.notes.keep_failed(&build.node.name, &disk, &failed);
+        let _ = build.worker.notes.keep_failed(&build.node.name, &disk, &failed);
     }
 }
 
@@ -266,7 +266,7 @@ async fn keep<P: Provider>(
     running: &mut Running<'_, P::Instance>,
     staging: Staging,
 ) -> Made {
-    let (shared, node) = (build.shared, build.node);
+    let (worker, node) = (build.worker, build.node);
     let own = staging.path().join(DiskKind::Qcow2.file_name());
     let mut made = running.made.clone();
     if made.disk.depth >= MAX_DEPTH {
@@ -274,12 +274,12 @@ async fn keep<P: Provider>(
         let mut chain = running.launch.chain.clone();
         chain.push(own.clone());
         let flat = staging.path().join("flat.qcow2");
-        shared.disks.flatten(&chain, &flat).await.map_err(|e| build.provider_failure(e))?;
+        worker.disks.flatten(&chain, &flat).await.map_err(|e| build.provider_failure(e))?;
         // The running machine still has the old file open.
         std::fs::rename(&flat, &own).map_err(|e| build.io_failure(&own, e))?;
         // A retargeted machine has booted from other disks than its parent's.
-        let owners = running.launch.chain.iter().filter_map(|disk| shared.store.owner(disk));
-        made.inherited = owners.flat_map(|owner| shared.store.origins(&owner.key)).collect();
+        let owners = running.launch.chain.iter().filter_map(|disk| worker.store.owner(disk));
+        made.inherited = owners.flat_map(|owner| worker.store.origins(&owner.key)).collect();
         made.disk = Disk { kind: DiskKind::Qcow2, backing: None, depth: 0 };
     }
     made.same = build.same(&running.launch.chain, &own, &made).await;
@@ -292,7 +292,7 @@ async fn keep<P: Provider>(
         return Err(build.gone());
     };
     running.made.disk = Disk { kind: DiskKind::Qcow2, backing: Some((node.key, id)), depth: depth + 1 };
-    running.launch.chain = shared.store.chain(&node.key).ok_or_else(|| build.gone())?;
+    running.launch.chain = worker.store.chain(&node.key).ok_or_else(|| build.gone())?;
     Ok(built)
 }
 
@@ -336,13 +336,13 @@ pub(super) async fn stage_blobs<P: Provider>(
     }
     let (inputs, to) = (inputs.clone(), staging.path().join("inputs"));
     let copied = tokio::task::spawn_blocking(move || {
-        std::fs::create_dir_all(&to).map_err(|e| files::FileError {
+        std::fs::create_dir_all(&to).map_err(|e| FileError {
             file: to.display().to_string(),
             why: e.to_string(),
             is_full: space::is_full(&e),
         })?;
         let blob = |digest| Ok((digest, inputs.blob(&digest, &to.join(digest.to_string()))?));
-        blobs.into_iter().map(blob).collect::<Result<BTreeMap<_, _>, files::FileError>>()
+        blobs.into_iter().map(blob).collect::<Result<BTreeMap<_, _>, FileError>>()
     })
     .await;
     match copied {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::batch_context::BatchContext;
+use super::executor::{Built, Report};
 use super::inputs::Inputs;
 use super::node::NodeContext;
 use super::node_failure::{FailureKind, NodeFailure};
 use super::order::{Needs, Task};
 use super::retargeted::hands_secrets;
-use super::states::{Built, Step};
 use crate::digest::{Blob, Key};
 use crate::disk;
 use crate::provider::Provider;
@@ -39,8 +39,8 @@ impl<'a, P> std::ops::Deref for NodeBuild<'a, P> {
 impl<'a, P: Provider> NodeBuild<'a, P> {
     /// Begins to build the node `n` of a batch.
     pub(super) fn begin(batch: &'a BatchContext<P>, n: usize, lock: Arc<KeyLock>) -> Self {
-        batch.set(n, Step::Start);
-        Self { site: batch.site(n), inputs: &batch.inputs, start: Instant::now(), lock }
+        batch.report(n, Report::Start);
+        Self { site: batch.site(n), inputs: &batch.seam.inputs, start: Instant::now(), lock }
     }
 
     /// Makes the record of a state that is built now.
@@ -74,14 +74,14 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
         // else that the state is made from must be in its own record.
         let parent = self.node.parent.filter(|_| record.disk.backing.is_none());
         for key in parent.iter().chain(&self.node.others) {
-            record.inherited.extend(self.shared.store.origins(key));
+            record.inherited.extend(self.worker.store.origins(key));
         }
         record.inherited.sort();
         record.inherited.dedup();
         record.bytes = on_disk(&staging.path().join(made.disk.kind.file_name()));
         let (bytes, id) = (record.bytes, record.id);
-        self.shared.notes.forget_failed(&self.node.name);
-        let (store, lock) = (self.shared.store.clone(), self.lock.clone());
+        self.worker.notes.forget_failed(&self.node.name);
+        let (store, lock) = (self.worker.store.clone(), self.lock.clone());
         let done = tokio::task::spawn_blocking(move || {
             let done = store.commit(staging, &record);
             drop(lock);
@@ -100,7 +100,7 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
     /// Returns the previous state of this node, if a new disk that is no longer
     /// written to is identical to it (early cutoff).
     pub(super) async fn same(&self, below: &[PathBuf], disk: &Path, made: &Facts) -> Option<(Key, StateId)> {
-        let (node, store) = (self.node, &self.shared.store);
+        let (node, store) = (self.node, &self.worker.store);
         let Task::Layer { .. } = node.task else { return None };
         let key = node.before?;
         let was = store.record(&key)?;
@@ -116,7 +116,7 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
         let booted = node.needs == Needs::Machine;
         let before = disk::Made { disk: chain.pop()?, during: was.during(), booted };
         let after = disk::Made { disk: disk.to_owned(), during: now.during(), booted };
-        let alike = chain == below && self.shared.disks.alike(below, &before, &after).await;
+        let alike = chain == below && self.worker.disks.alike(below, &before, &after).await;
         // The state that the previous one was identical to, if that still
         // counts.
         let known = was.same.filter(|(other, _)| *other != node.key && store.stands_for(&key) == *other);
@@ -127,7 +127,7 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
     pub(super) fn keep_file(&self, path: &Path) -> Result<Blob, Box<NodeFailure>> {
         let file = std::fs::File::open(path).map_err(|e| self.io_failure(path, e))?;
         let blob = Blob::copy(file, &mut std::io::sink()).map_err(|e| self.io_failure(path, e))?;
-        self.shared.store.commit_blob(path, &blob).map_err(|e| self.store_failure(&e))?;
+        self.worker.store.commit_blob(path, &blob).map_err(|e| self.store_failure(&e))?;
         Ok(blob)
     }
 

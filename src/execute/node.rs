@@ -2,30 +2,30 @@
 
 use std::path::{Path, PathBuf};
 
-use super::context::BuildState;
 use super::node_failure::{FailureKind, NodeFailure};
 use super::order::NodeOrder;
+use super::worker::Worker;
 use crate::event::Event;
 use crate::host::{HostError, space};
 use crate::store::{Boot, Staging, StoreError};
 
 /// A node that is built, and the state of its build.
 pub(super) struct NodeContext<'a, P> {
-    pub(super) shared: &'a BuildState<P>,
+    pub(super) worker: &'a Worker<P>,
     pub(super) node: &'a NodeOrder,
 }
 
 impl<P> NodeContext<'_, P> {
     pub(super) fn phase(&self, phase: &str) {
-        self.shared.tell(Event::Phase { node: self.node.name.clone(), phase: phase.to_owned() });
+        self.worker.tell(Event::Phase { node: self.node.name.clone(), phase: phase.to_owned() });
     }
 
     pub(super) fn line(&self, line: &str) {
-        self.shared.tell(Event::Output { node: self.node.name.clone(), line: line.to_owned() });
+        self.worker.tell(Event::Output { node: self.node.name.clone(), line: line.to_owned() });
     }
 
     pub(super) fn notice(&self, text: &str) {
-        self.shared.tell(Event::Notice { text: text.to_owned() });
+        self.worker.tell(Event::Notice { text: text.to_owned() });
     }
 
     pub(super) fn failure(&self, kind: FailureKind, message: impl Into<String>) -> Box<NodeFailure> {
@@ -59,19 +59,19 @@ impl<P> NodeContext<'_, P> {
     }
 
     pub(super) fn staging(&self) -> Result<Staging, Box<NodeFailure>> {
-        self.shared.store.staging().map_err(|e| self.store_failure(&e))
+        self.worker.store.staging().map_err(|e| self.store_failure(&e))
     }
 
     /// Returns kernel and initrd, if they are still in the store.
     pub(super) fn boot_paths(&self, boot: &Option<Boot>) -> Option<(PathBuf, PathBuf)> {
-        let store = &self.shared.store;
+        let store = &self.worker.store;
         let boot = boot.filter(|b| store.has_blob(&b.kernel) && store.has_blob(&b.initrd))?;
         Some((store.blob(&boot.kernel.digest), store.blob(&boot.initrd.digest)))
     }
 
     /// Keeps the log of a failed node. Returns its path.
     pub(super) fn keep_log(&self, log: &Path) -> Option<PathBuf> {
-        let kept = self.shared.notes.failed_log(&self.node.name);
+        let kept = self.worker.notes.failed_log(&self.node.name);
         if let Some(dir) = kept.parent() {
             let _ = std::fs::create_dir_all(dir);
         }

@@ -9,11 +9,11 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::context::BuildState;
 use super::guest::Guest;
 use super::node::NodeContext;
 use super::order::PrewarmOrder;
 use super::up::{self, Stand, Up};
+use super::worker::Worker;
 use crate::provider::{Instance, Place, Provider};
 use crate::store::{Disk, DiskKind, Staging};
 
@@ -33,11 +33,11 @@ pub(super) struct Prewarm<P: Provider> {
 
 impl<P: Provider> Prewarm<P> {
     /// Begins to start a fork for a check whose image does not exist yet.
-    pub(super) fn begin(shared: Arc<BuildState<P>>, order: PrewarmOrder) -> Self {
+    pub(super) fn begin(worker: Arc<Worker<P>>, order: PrewarmOrder) -> Self {
         let (mut tasks, wanted) = (JoinSet::new(), Arc::new(Notify::new()));
         let called = wanted.clone();
         let task = tasks.spawn(async move {
-            let prewarm = fork(&shared, &order).await?;
+            let prewarm = fork(&worker, &order).await?;
             match tokio::time::timeout(AGE, called.notified()).await {
                 Ok(()) => Some(prewarm),
                 Err(_) => {
@@ -70,25 +70,25 @@ pub(super) struct PrewarmedFork<P: Provider> {
     scratch: Staging,
 }
 
-async fn fork<P: Provider>(shared: &BuildState<P>, order: &PrewarmOrder) -> Option<PrewarmedFork<P>> {
+async fn fork<P: Provider>(worker: &Worker<P>, order: &PrewarmOrder) -> Option<PrewarmedFork<P>> {
     let PrewarmOrder { check: node, below, before } = order;
     // A fork that waits must hold nothing that a layer needs. It holds a part
     // of a job only until it is up. It reserves no memory, because it takes
     // little for a short time.
-    let _job = shared.jobs.acquire().await.ok()?;
-    if shared.memory.available_permits() < shared.memory_of(node) as usize {
+    let _job = worker.jobs.acquire().await.ok()?;
+    if worker.memory.available_permits() < worker.memory_of(node) as usize {
         return None;
     }
-    let state = *below.iter().find(|key| shared.store.has(key))?;
-    let snapshots = shared.provider.snapshots()?;
-    let site = NodeContext { shared, node };
+    let state = *below.iter().find(|key| worker.store.has(key))?;
+    let snapshots = worker.provider.snapshots()?;
+    let site = NodeContext { worker, node };
     let scratch = site.staging().ok()?;
     // The new image is probably almost like the previous one.
-    let chain = before.and_then(|key| shared.store.chain(&key));
+    let chain = before.and_then(|key| worker.store.chain(&key));
     // A check with a network starts its own fork.
     let stand = Stand { chain, network: false, ..Stand::of_check(node, state) };
     let (mut launch, _) = up::prepare(&site, &stand, scratch.path(), &overlay(&scratch)).ok()?;
-    if let Some(record) = before.and_then(|key| shared.store.record(&key)) {
+    if let Some(record) = before.and_then(|key| worker.store.record(&key)) {
         launch.boot = site.boot_paths(&record.boot);
     }
     let mut guest = Guest::connect(snapshots.prewarm(&launch).await?).ok()?;
@@ -131,7 +131,7 @@ impl<P: Provider> PrewarmedFork<P> {
     ) -> Option<(Up<P::Instance>, Staging)> {
         let Self { mut guest, failed, scratch } = self;
         let (mut launch, record) = up::prepare(site, stand, scratch.path(), &overlay(&scratch)).ok()?;
-        let snapshots = site.shared.provider.snapshots()?;
+        let snapshots = site.worker.provider.snapshots()?;
         let retargeted = match snapshots.retargeted(&launch, &guest.instance).await {
             Some(retargeted) if snapshots.resume(&mut guest.instance).await.is_ok() => {
                 let done = guest.ask(async |session| session.retarget(&retargeted.altered).await).await;

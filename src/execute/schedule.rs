@@ -3,30 +3,28 @@
 //! beside the build, and observe the states of the nodes.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use tokio::task::JoinSet;
 
-use super::batch;
-use super::batch_context::BatchContext;
 use super::batches::{self, Batch};
 use super::context::{BuildContext, BuildState};
-use super::order::{BatchOrder, NodeOrder, PrewarmOrder};
-use super::prewarm::Prewarm;
-use super::project_inputs::ProjectInputs;
+use super::dispatch;
+use super::executor::Executor;
+use super::local::Local;
+use super::order::{NodeOrder, PrewarmOrder};
 use super::states::{NodeState, Outcome};
 use crate::graph::{NodeId, Work};
 use crate::plan::Plan;
 use crate::provider::Provider;
 
 /// Batches that have not started, and what decides whether they can.
-struct Schedule<'a, P> {
-    shared: &'a Arc<BuildState<P>>,
+struct Schedule<'a, E> {
+    shared: &'a Arc<BuildState<E>>,
     waiting: Vec<Batch>,
     keep_going: bool,
 }
 
-impl<P: Provider> Schedule<'_, P> {
+impl<E: Executor> Schedule<'_, E> {
     /// Whether no more batches start.
     fn is_stopping(&self) -> bool {
         !self.keep_going && self.shared.states.has_failures()
@@ -46,9 +44,9 @@ impl<P: Provider> Schedule<'_, P> {
 
     /// Begins to copy the previous output, if the node is an output.
     fn copy_earlier(&self, id: NodeId) {
-        let BuildState { graph, notes, .. } = &**self.shared;
+        let BuildState { graph, notes, executor, .. } = &**self.shared;
         if matches!(graph.node(id).work, Work::Export(_)) {
-            batch::copy_earlier(self.shared, &NodeOrder::new(graph, id, &notes.nodes()));
+            executor.copy_earlier(&NodeOrder::new(graph, id, &notes.nodes()));
         }
     }
 
@@ -59,21 +57,21 @@ impl<P: Provider> Schedule<'_, P> {
 
 /// Forks a machine for checks while their image is still built: one at a time,
 /// and once for each.
-struct Prewarmer<P: Provider> {
-    fork: Option<(NodeId, Prewarm<P>)>,
+struct Prewarmer<E: Executor> {
+    fork: Option<(NodeId, E::Fork)>,
     tried: Vec<NodeId>,
 }
 
-impl<P: Provider> Prewarmer<P> {
+impl<E: Executor> Prewarmer<E> {
     /// The fork for a batch of checks that starts.
-    fn take(&mut self, first: NodeId) -> Option<Prewarm<P>> {
+    fn take(&mut self, first: NodeId) -> Option<E::Fork> {
         self.fork.take_if(|(check, _)| *check == first).map(|(_, fork)| fork)
     }
 
-    fn observe(&mut self, schedule: &Schedule<'_, P>) {
-        let BuildState { graph, states, notes, use_snapshots, .. } = &**schedule.shared;
-        self.fork.take_if(|(check, fork)| fork.is_over() || states.has_lost_inputs(*check));
-        if self.fork.is_some() || !use_snapshots || schedule.is_stopping() {
+    fn observe(&mut self, schedule: &Schedule<'_, E>) {
+        let BuildState { graph, states, notes, executor, .. } = &**schedule.shared;
+        self.fork.take_if(|(check, fork)| executor.is_over(fork) || states.has_lost_inputs(*check));
+        if self.fork.is_some() || schedule.is_stopping() {
             return;
         }
         // A fork for checks that come much later would only wait.
@@ -88,7 +86,7 @@ impl<P: Provider> Prewarmer<P> {
         if let Some(check) = next {
             self.tried.push(check);
             let order = PrewarmOrder::new(graph, check, &notes.nodes());
-            self.fork = Some((check, Prewarm::begin(schedule.shared.clone(), order)));
+            self.fork = executor.prewarm(order).map(|fork| (check, fork));
         }
     }
 }
@@ -98,7 +96,7 @@ impl<P: Provider> Prewarmer<P> {
 struct Copier(Vec<NodeId>);
 
 impl Copier {
-    fn observe<P: Provider>(&mut self, schedule: &Schedule<'_, P>) {
+    fn observe<E: Executor>(&mut self, schedule: &Schedule<'_, E>) {
         if schedule.is_stopping() {
             return;
         }
@@ -114,28 +112,11 @@ impl Copier {
     }
 }
 
-/// Has a batch built. Returns the nodes to try again.
-async fn run<P: Provider>(shared: Arc<BuildState<P>>, batch: Batch, prewarmed: Option<Prewarm<P>>) -> Batch {
-    let graph = &shared.graph;
-    let parent = graph.node(batch[0]).parent().map(|id| graph.node(id).key);
-    let parent = parent.and_then(|key| Some((key, shared.store.record(&key)?.id)));
-    let order = BatchOrder::new(graph, &batch, &shared.notes.nodes(), parent);
-    let layers = batch.iter().filter_map(|id| match &graph.node(*id).work {
-        Work::Layer(work) => Some(&**work),
-        _ => None,
-    });
-    let inputs = ProjectInputs::new(shared.project.clone(), shared.secrets.clone(), layers);
-    let context =
-        BatchContext { shared: shared.clone(), ids: batch.clone(), order, inputs: Arc::new(inputs) };
-    let left = batch::make(Arc::new(context), prewarmed).await;
-    left.into_iter().map(|n| batch[n]).collect()
-}
-
 /// Builds the nodes of `plan`, except those above a state that turns out to be
 /// identical to an earlier one (early cutoff).
 pub async fn build<P: Provider>(context: &BuildContext<P>, plan: &Plan) -> Outcome {
     let BuildContext { graph, budget, .. } = context;
-    let shared = Arc::new(context.share(plan));
+    let shared = Arc::new(context.share(plan, Local::new(context.worker())));
     let critical_path = batches::critical_path(graph, plan, &shared.store, &shared.notes.nodes());
     let (waiting, keep_going) = (batches::cut(graph, plan), budget.keep_going);
     let mut schedule = Schedule { shared: &shared, waiting, keep_going };
@@ -146,13 +127,13 @@ pub async fn build<P: Provider>(context: &BuildContext<P>, plan: &Plan) -> Outco
         // The first to start gets a processor first.
         ready.sort_by(|a, b| critical_path[&b[0]].total_cmp(&critical_path[&a[0]]));
         for batch in ready {
-            let prewarmed = prewarmer.take(batch[0]);
-            tasks.spawn(run(shared.clone(), batch, prewarmed));
+            let fork = prewarmer.take(batch[0]);
+            tasks.spawn(dispatch::run(shared.clone(), batch, fork));
         }
         prewarmer.observe(&schedule);
         copier.observe(&schedule);
         if tasks.is_empty() {
-            return shared.states.finish(shared.boots.load(Ordering::Relaxed));
+            return shared.states.finish(shared.executor.boots());
         }
         tokio::select! {
             () = shared.states.changed() => {}

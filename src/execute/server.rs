@@ -10,7 +10,7 @@ use vimg_agent::protocol::{AGENT, Exec, Stream};
 use vimg_lang::model::{DiskFormat, Forward, Machine};
 
 use super::change::{self, ServerContext, TAIL};
-use super::context::{BuildContext, BuildState};
+use super::context::BuildContext;
 use super::failure::Failure;
 use super::guest::{Guest, Stopped};
 use super::log::clean;
@@ -19,9 +19,9 @@ use super::node_failure::{FailureKind, NodeFailure};
 use super::order::NodeOrder;
 use super::session::{Ended, Input, SessionError};
 use super::up::{self, Stand};
+use super::worker::Worker;
 use crate::disk::DiskTool;
 use crate::graph::{Difference, ServerPart, ServerPlan};
-use crate::plan::Plan;
 use crate::provider::{self, Instance, Lasting, Launch, Provider, Retarget, Servers};
 use crate::store::{self, Record, ServerHome, read_server};
 
@@ -152,12 +152,12 @@ pub async fn runs<P: Provider>(provider: &P, dir: &Path) -> bool {
 /// Returns the context of a server.
 fn server<'a, P>(
     context: &'a BuildContext<P>,
-    shared: &'a BuildState<P>,
+    worker: &'a Worker<P>,
     node: &'a NodeOrder,
     plan: &'a ServerPlan,
 ) -> ServerContext<'a, P> {
-    let site = NodeContext { shared, node };
-    ServerContext { site, graph: &context.graph, plan }
+    let site = NodeContext { worker, node };
+    ServerContext { site, context, plan }
 }
 
 /// Starts a server, or boots it again from its disk.
@@ -166,11 +166,11 @@ pub async fn up<P: Provider>(
     plan: &ServerPlan,
     home: &ServerHome,
 ) -> Result<Came, Box<Failure>> {
-    let shared = context.share(&Plan::default());
+    let worker = context.worker();
     let node = NodeOrder::new(&context.graph, plan.image, &BTreeMap::new());
-    let server = server(context, &shared, &node, plan);
+    let server = server(context, &worker, &node, plan);
     if let Some(mut record) = home.record() {
-        if runs(&*shared.provider, home.dir()).await {
+        if runs(&*worker.provider, home.dir()).await {
             return Ok(Came::Running);
         }
         home.step_back(&mut record);
@@ -188,7 +188,7 @@ pub async fn up<P: Provider>(
         return Err(failure);
     }
     // An earlier start may have been interrupted.
-    if let Some(servers) = shared.provider.servers()
+    if let Some(servers) = worker.provider.servers()
         && let Ok(Some(old)) = servers.find(home.dir()).await
     {
         old.stop().await;
@@ -204,7 +204,8 @@ pub async fn up<P: Provider>(
 }
 
 async fn start<P: Provider>(server: &ServerContext<'_, P>, home: &ServerHome) -> Result<(), Box<Failure>> {
-    let ServerContext { site, graph, plan } = server;
+    let ServerContext { site, context, plan } = server;
+    let graph = &context.graph;
     let overlay = home.free_disk();
     let stand = Stand {
         machine: plan.machine,
@@ -247,7 +248,7 @@ async fn start<P: Provider>(server: &ServerContext<'_, P>, home: &ServerHome) ->
         Ok(parts) => {
             record.parts = parts;
             home.keep(&record).map_err(|e| server.io_failure(home.dir(), e))?;
-            leave(&*site.shared.provider, found);
+            leave(&*site.worker.provider, found);
             Ok(())
         }
         Err(failure) => {
@@ -265,7 +266,7 @@ fn own<P>(
     chain: &[PathBuf],
     state: &Record,
 ) -> Result<Vec<PathBuf>, Box<Failure>> {
-    let store = &server.site.shared.store;
+    let store = &server.site.worker.store;
     let names = home.adopt(chain).and_then(|names| home.boot(store, &state.boot).map(|_| names));
     let names = names.map_err(|error| {
         let message = format!("it can't have hard links to its disks: {error}");
@@ -286,7 +287,7 @@ async fn back<P: Provider>(
     record: &ServerRecord,
 ) -> Result<Result<(), Box<Failure>>, Box<Failure>> {
     let ServerContext { site, plan, .. } = server;
-    let boot = home.boot(&site.shared.store, &record.boot).map_err(|error| {
+    let boot = home.boot(&site.worker.store, &record.boot).map_err(|error| {
         let why = format!("its kernel or initrd is missing: {error}");
         let mut failure = server.failure(FailureKind::Store, &why);
         failure.help = Some("its disks are whole: `vimg save` writes them to a file".into());
@@ -299,7 +300,7 @@ async fn back<P: Provider>(
         failure.help = Some(format!("the server runs; `vimg restart {}` tries again", plan.name));
         failure
     });
-    leave(&*site.shared.provider, found);
+    leave(&*site.worker.provider, found);
     Ok(lives)
 }
 
@@ -372,11 +373,11 @@ pub async fn apply<P: Provider>(
     plan: &ServerPlan,
     home: &ServerHome,
 ) -> Result<Difference, Box<Failure>> {
-    let shared = context.share(&Plan::default());
+    let worker = context.worker();
     let node = NodeOrder::new(&context.graph, plan.image, &BTreeMap::new());
-    let server = server(context, &shared, &node, plan);
+    let server = server(context, &worker, &node, plan);
     let mut record = home.record().ok_or_else(|| server.host("it was never started".into()))?;
-    if shared.graph.node(shared.graph.chain(plan.image)[0]).key != record.root {
+    if context.graph.node(context.graph.chain(plan.image)[0]).key != record.root {
         let mut failure = server.failure(FailureKind::Recipe, "its image has another base now");
         failure.help = Some(format!("start anew: `vimg down --remove {0}`, then `vimg up {0}`", plan.name));
         return Err(failure);
@@ -400,26 +401,26 @@ pub async fn apply<P: Provider>(
         failure.help = Some(format!("start anew: `vimg down --remove {0}`, then `vimg up {0}`", plan.name));
         return Err(failure);
     }
-    let found = find(&*shared.provider, home).await.map_err(|why| server.host(why))?;
+    let found = find(&*worker.provider, home).await.map_err(|why| server.host(why))?;
     let mut found = found.ok_or_else(|| {
         let mut failure = server.host("it is switched off".into());
         failure.help = Some(format!("`vimg up {}` boots it", plan.name));
         failure
     })?;
     if record.chain.len() >= MOST_DISKS {
-        leave(&*shared.provider, found);
+        leave(&*worker.provider, found);
         return Err(server.host("its disk has seen too many changes; start anew".into()));
     }
     if !difference.is_empty() {
         let change = match change::prepare(&server, &difference).await {
             Ok(change) => change,
             Err(failure) => {
-                leave(&*shared.provider, found);
+                leave(&*worker.provider, found);
                 return Err(failure);
             }
         };
         if let Err(why) = branch::<P>(home, &mut record, true, &mut found).await {
-            leave(&*shared.provider, found);
+            leave(&*worker.provider, found);
             return Err(server.host(why));
         }
         match change::make(&server, change, &mut found).await {
@@ -438,13 +439,13 @@ pub async fn apply<P: Provider>(
         record.parting = plan.has_parting();
         home.keep(&record).map_err(|e| server.io_failure(home.dir(), e))?;
     }
-    let servers = servers(&*shared.provider).map_err(|why| server.host(why))?;
+    let servers = servers(&*worker.provider).map_err(|why| server.host(why))?;
     let led = servers.forward(&mut found.instance, &forwards, &plan.forwards).await;
     if led.is_ok() {
         lead(&mut record, &plan.forwards);
     }
     home.keep(&record).map_err(|e| server.io_failure(home.dir(), e))?;
-    leave(&*shared.provider, found);
+    leave(&*worker.provider, found);
     led.map_err(|e| Box::new(Failure::at(plan.span, NodeFailure::provider(&plan.name, e))))?;
     Ok(difference)
 }

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use super::executor::{Built, Report};
 use super::failure::Failure;
-use crate::digest::Key;
 use crate::event::{Event, Sink};
 use crate::graph::{Graph, Node, NodeId};
 use crate::plan::{Plan, Reason};
@@ -61,31 +61,14 @@ impl NodeState {
 
 /// A change of a node's state, with what is known of it.
 pub(super) enum Step {
-    /// A worker begins to build it.
-    Start,
-    /// It was built.
-    Build(Built),
-    /// It exists: another process built it, or it is in the graph twice.
-    Reuse,
-    /// It exists under another key than the plan assumed; built now, or not.
-    Supersede(Option<Built>),
+    /// A worker reports it.
+    Report(Report),
     /// It can't be built.
     Fail(Box<Failure>),
     /// A full disk has stopped it, and there is room now.
     Again,
     /// It is not tried.
     Skip,
-}
-
-/// A state that was committed.
-#[derive(Debug, Clone)]
-pub(super) struct Built {
-    /// How long it took, in seconds.
-    pub(super) seconds: f64,
-    /// How large its own disk is, in bytes.
-    pub(super) bytes: u64,
-    /// The earlier state with the same contents.
-    pub(super) same: Option<Key>,
 }
 
 /// The result of a build.
@@ -195,20 +178,20 @@ impl States {
         // of the changes.
         let mut inner = self.inner();
         match step {
-            Step::Start => {
+            Step::Report(Report::Start) => {
                 inner.change(id, NodeState::Running);
                 let reason = self.reasons.get(&id).map_or_else(|| "needed".to_owned(), ToString::to_string);
                 (self.sink)(Event::Started { node: node.name.clone(), key: node.key.to_string(), reason });
             }
-            Step::Build(built) => {
+            Step::Report(Report::Build(built)) => {
                 inner.change(id, NodeState::Built);
                 self.tell(&mut inner, node, Some(built));
             }
-            Step::Reuse => {
+            Step::Report(Report::Reuse) => {
                 inner.change(id, NodeState::Reused);
                 self.tell(&mut inner, node, None);
             }
-            Step::Supersede(built) => {
+            Step::Report(Report::Supersede(built)) => {
                 inner.change(id, NodeState::Superseded);
                 inner.outcome.moved = true;
                 self.tell(&mut inner, node, built);
@@ -320,8 +303,9 @@ configuration \"y\" { file \"/y\" content=\"y\" }
         assert_eq!((graph.chain(y), graph.needed([y]).len()), (vec![base, x, y], 4));
         let states = States::new(Arc::new(graph), Arc::new(|_| {}), &plan);
         let built = |id| {
-            states.set(id, Step::Start);
-            states.set(id, Step::Build(super::Built { seconds: 0.0, bytes: 0, same: None }));
+            states.set(id, Step::Report(Report::Start));
+            let built = super::Built { seconds: 0.0, bytes: 0, same: None };
+            states.set(id, Step::Report(Report::Build(built)));
             [t, x, y].map(|id| states.of(id))
         };
         assert_eq!(built(base), [Ready, Ready, Waiting]);

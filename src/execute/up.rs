@@ -84,13 +84,13 @@ pub(super) fn prepare<P: Provider>(
     scratch: &Path,
     overlay: &Path,
 ) -> Result<(Launch, Record), Box<NodeFailure>> {
-    let shared = site.shared;
-    let record = shared.store.record(&stand.state).ok_or_else(|| site.gone())?;
-    let own = || shared.store.chain(&stand.state);
+    let worker = site.worker;
+    let record = worker.store.record(&stand.state).ok_or_else(|| site.gone())?;
+    let own = || worker.store.chain(&stand.state);
     let chain = stand.chain.clone().or_else(own).ok_or_else(|| site.gone())?;
     let offline = (stand.needs == Needs::Disk)
         .then(|| Offline { appliance: site.boot_paths(&record.appliance), ours: record.trusted_filesystem });
-    let kept = shared.use_snapshots && stand.needs == Needs::Machine && stand.chain.is_none();
+    let kept = worker.use_snapshots && stand.needs == Needs::Machine && stand.chain.is_none();
     let launch = Launch {
         chain,
         overlay: overlay.to_owned(),
@@ -126,10 +126,10 @@ pub(super) async fn up<P: Provider>(
         if let Place::Retargeted(retargeted) = &mut place
             && launch.retarget == Retarget::Stored
         {
-            match retargeted::vet(&site.shared.store, &launch.chain, retargeted) {
+            match retargeted::vet(&site.worker.store, &launch.chain, retargeted) {
                 Ok((below, altered)) => {
                     // The layer built here lies on another state than the recipe's.
-                    let _ = site.shared.store.lease_more(&site.shared.lease, [below.key]);
+                    let _ = site.worker.store.lease_more(&site.worker.lease, [below.key]);
                     on = ((below.key, below.id), below.disk.depth);
                     retargeted.altered = altered;
                 }
@@ -146,7 +146,7 @@ pub(super) async fn up<P: Provider>(
         {
             tell_why(site, &why);
         }
-        let snapshots = site.shared.provider.snapshots();
+        let snapshots = site.worker.provider.snapshots();
         let saves = snapshots.filter(|snapshots| snapshots.can_save(&guest.instance));
         let way_out = guest.instance.way_out();
         let ready = guest.ask(async |session| {
@@ -224,12 +224,12 @@ async fn start<P: Provider>(
     launch: &Launch,
 ) -> Result<Guest<P::Instance>, Box<NodeFailure>> {
     site.phase("start");
-    let instance = site.shared.provider.launch(launch).await.map_err(|e| site.provider_failure(e))?;
+    let instance = site.worker.provider.launch(launch).await.map_err(|e| site.provider_failure(e))?;
     let guest = Guest::connect(instance)
         .map_err(|_| site.failure(FailureKind::Host, "the machine has no agent port"))?;
     if guest.instance.place() == Place::Machine {
-        site.shared.boots.fetch_add(1, Ordering::Relaxed);
-        let snapshots = site.shared.provider.snapshots();
+        site.worker.boots.fetch_add(1, Ordering::Relaxed);
+        let snapshots = site.worker.provider.snapshots();
         if let Some(why) = snapshots.and_then(|snapshots| snapshots.boot_reason(&guest.instance)) {
             tell_why(site, &why);
         }

@@ -157,3 +157,34 @@ fn imports_inside_folders_point_down() {
         assert!(circle.is_empty(), "{crate_dir}: these import from each other: {circle:?}");
     }
 }
+
+/// What builds a batch knows only its order: it must be able to run elsewhere.
+#[test]
+fn the_executor_knows_no_graph() {
+    let known = modules("src");
+    let module = |path: &str| path.split("::").map(str::to_owned).collect::<Module>();
+    let (order, staged) = (module("execute::order"), module("execute::staged"));
+    let (mut below, mut next) = (BTreeSet::new(), vec![module("execute::local")]);
+    while let Some(own) = next.pop() {
+        if !below.insert(own.clone()) {
+            continue;
+        }
+        for path in paths(&known[&own], &BTreeSet::new()) {
+            let Some(to) = target(&path, &own, &known) else { continue };
+            let (file, name) = (own.join("::"), to.join("::"));
+            let scheduler = ["plan", "execute::states", "execute::context", "execute::project_inputs"];
+            assert!(!scheduler.contains(&name.as_str()), "{file} imports `{name}`");
+            // One file makes orders of nodes.
+            assert!(to[0] != "graph" || own == order, "{file} imports the graph");
+            // Outputs have their places in the project.
+            let project = to[0] == "files" && path.last().is_some_and(|last| last != "FileError");
+            assert!(!project || own == staged, "{file} knows the project");
+            if to[0] == "execute" {
+                next.push(to);
+            }
+        }
+    }
+    for name in ["batch", "checks", "explain", "export", "layer", "order", "prewarm", "up"] {
+        assert!(below.contains(&module(&format!("execute::{name}"))), "`{name}` was not reached");
+    }
+}

@@ -1,0 +1,80 @@
+//! Converts a sealed state to the file of an output.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use vimg_lang::model::DiskFormat;
+
+use super::batch_context::BatchContext;
+use super::make::{Facts, Made, NodeBuild};
+use super::order::{NodeOrder, Task};
+use super::staged::{Before, Copies};
+use super::worker::Worker;
+use crate::digest::Description;
+use crate::disk::Exported;
+use crate::provider::Provider;
+use crate::store::{DiskKind, KeyLock, Record};
+
+/// Writes an output, from a copy of the previous one if there is one.
+pub(super) async fn export<P: Provider>(
+    batch: &BatchContext<P>,
+    n: usize,
+    format: DiskFormat,
+    lock: Arc<KeyLock>,
+) -> Made {
+    let build = NodeBuild::begin(batch, n, lock);
+    let (worker, node) = (build.worker, build.node);
+    build.phase("convert");
+    let kind = DiskKind::from(format);
+    let store = &worker.store;
+    let parent = node.parent.ok_or_else(|| build.gone())?;
+    let source = store.record(&parent).map(|record| (parent, record.id));
+    let chain = source.and_then(|source| store.chain_of(&source)).ok_or_else(|| build.gone())?;
+    copy_earlier(worker, node);
+    let revised = match worker.staged.take_earlier(&node.name) {
+        Some(earlier) => earlier.revise(store, &*worker.disks, &chain).await,
+        None => None,
+    };
+    let stood = source.and_then(|source| store.chain_of(&source)).is_some_and(|now| now == chain);
+    let revised = revised.filter(|_| stood);
+    let (staging, copies) = match revised {
+        Some(revised) => revised,
+        None => {
+            let staging = build.staging()?;
+            let exported = worker.disks.export(&chain, format, &staging.path().join(kind.file_name())).await;
+            exported.map_err(|e| build.provider_failure(e))?;
+            (staging, Copies::new())
+        }
+    };
+    worker.staged.begin(&node.name, &node.key, &staging.path().join(kind.file_name()), copies);
+    build.phase("store");
+    let made = Facts { source, ..Facts::of(kind, worker.disks.name()) };
+    build.commit(staging, made).await.map(|(_, built)| built)
+}
+
+/// Begins to copy the previous output, if most of the new one is probably in
+/// it.
+pub(super) fn copy_earlier<P>(worker: &Worker<P>, node: &NodeOrder) {
+    let store = &worker.store;
+    let Task::Export { format: DiskFormat::Qcow2, layer } = &node.task else { return };
+    if worker.staged.has_earlier(&node.name) {
+        return;
+    }
+    let same_way = |record: &Record| {
+        let fields = |d: &Description| d.own().cloned().collect::<Vec<_>>();
+        fields(&record.description) == fields(&node.description)
+    };
+    let earlier = node.before.and_then(|key| store.record(&key)).filter(same_way);
+    // On another base, hardly a block would be the same.
+    let lowest = |chain: &[PathBuf]| chain.first().cloned();
+    let base = layer.and_then(|key| lowest(&store.chain(&key)?));
+    let before = earlier.and_then(|record| {
+        let (state, source) = ((record.key, record.id), record.source?);
+        let disk = store.state_dir(&record.key).join(record.disk.kind.file_name());
+        let chain = store.chain_of(&source).filter(|chain| lowest(chain) == base)?;
+        Some(Before { state, source, exported: Exported { disk, chain } })
+    });
+    if let (Some(before), Ok(staging)) = (before, store.staging()) {
+        worker.staged.copy_earlier(&node.name, before, staging);
+    }
+}
