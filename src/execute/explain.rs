@@ -27,29 +27,12 @@ pub(super) async fn explain<P: Provider>(
     trouble: Stopped,
     tail: Option<Vec<String>>,
 ) -> Box<NodeFailure> {
-    let node = site.node;
     let console = |instance: &P::Instance| {
         let text = instance.console();
         let lines: Vec<String> = text.lines().map(|l| clean(l.trim())).filter(|l| !l.is_empty()).collect();
         lines[lines.len().saturating_sub(12)..].to_vec()
     };
-    let trouble = match trouble {
-        // A broken channel is often an effect, so wait for its cause.
-        Stopped::Session(SessionError::Broken(why)) => {
-            match tokio::time::timeout(Duration::from_millis(500), instance.ended()).await {
-                Ok(ended) => Stopped::Ended(ended),
-                Err(_) => Stopped::Session(SessionError::Broken(why)),
-            }
-        }
-        other => other,
-    };
-    let trouble = match trouble {
-        Stopped::Ended(Ended::AgentGone) => match tokio::time::timeout(LAST_WORDS, instance.ended()).await {
-            Ok(ended) => Stopped::Ended(ended),
-            Err(_) => Stopped::Ended(Ended::AgentGone),
-        },
-        other => other,
-    };
+    let trouble = cause(instance, trouble).await;
     let recipe = |message: String, help: &str| {
         let mut failure = site.failure(FailureKind::Recipe, message);
         failure.help = Some(help.to_owned());
@@ -63,25 +46,8 @@ pub(super) async fn explain<P: Provider>(
     let mut failure = match trouble {
         trouble if is_full(site, &trouble) => site.full(None),
         Stopped::Session(SessionError::Step { step, message, layer }) => {
-            let message: String = message.lines().map(clean).collect::<Vec<_>>().join(" ");
-            let mut failure = site.failure(FailureKind::Recipe, message.clone());
-            if let Task::Layer { layer, .. } = &node.task
-                && let Some(name) = layer.labels.get(step)
-            {
-                failure.message = format!("{name} failed: {message}");
-                let offline = node.needs == Needs::Disk;
-                failure.help =
-                    advice(&layer.steps[step], offline, &message, tail.as_deref().unwrap_or_default());
-            }
-            if let Task::Check(check) = &node.task
-                && let Some(name) = check.labels.get(step)
-            {
-                failure.message = format!("{name}: {message}");
-            }
-            failure.step = Some(step);
-            failure.layer = layer;
-            failure.tail = tail.unwrap_or_default();
-            return failure;
+            let failure = step_failure(site, step, &message, tail.unwrap_or_default());
+            return Box::new(NodeFailure { layer, ..failure });
         }
         Stopped::Session(SessionError::Refused(why)) => {
             site.failure(FailureKind::Host, format!("the agent can't {}", clean(&why)))
@@ -102,43 +68,101 @@ pub(super) async fn explain<P: Provider>(
         Stopped::Session(SessionError::Broken(why)) => {
             host(format!("the connection to the agent broke: {why}"), "if it happens again, please report it")
         }
-        Stopped::Ended(Ended::Panic) => {
-            recipe("the machine's kernel panicked".into(), "the last lines of its console are above")
-        }
-        Stopped::Ended(Ended::Hangs(seconds)) => host(
-            format!("the machine hangs: its processors have been stuck for {seconds} s"),
-            "its console's last lines are above; build again: finished layers are stored",
-        ),
-        Stopped::Ended(Ended::Off) if node.needs == Needs::Disk => recipe(
-            "the appliance or container of the layer stopped".into(),
-            "did it use more than 1 GiB of memory? A layer that needs more must have `needs \"booted\"`",
-        ),
-        Stopped::Ended(Ended::Killed(words)) if node.needs == Needs::Disk => host(
-            format!("the appliance or container of the layer was killed or crashed: {words}"),
-            "was the host short of memory? build again: finished layers are stored",
-        ),
-        Stopped::Ended(Ended::Off) => recipe(
-            "the machine switched itself off or rebooted".into(),
-            "does a script call reboot or poweroff? Use the step `reboot` instead",
-        ),
-        Stopped::Ended(Ended::AgentGone) => recipe(
-            "the agent in the machine died".into(),
-            match node.needs {
-                Needs::Disk => "does a script kill processes, or use more than 1 GiB of memory?",
-                _ => "does a script kill processes, or run out of memory? `machine memory=` gives it more",
-            },
-        ),
-        Stopped::Ended(Ended::HostDiskFull) => site.full(None),
-        Stopped::Ended(Ended::DiskError(why)) => {
-            host(format!("the machine's disk failed: {why}"), "check the host's disk and its kernel log")
-        }
-        Stopped::Ended(Ended::Killed(words)) => host(
-            format!("QEMU was killed or crashed: {words}"),
-            "was the host short of memory? build again: finished layers are stored",
-        ),
+        Stopped::Ended(ended) => end_failure(site, ended),
     };
     failure.tail = console(instance);
     failure
+}
+
+/// Waits for the cause of what looks like an effect.
+async fn cause<I: Instance>(instance: &mut I, trouble: Stopped) -> Stopped {
+    let trouble = match trouble {
+        // A broken channel is often an effect, so wait for its cause.
+        Stopped::Session(SessionError::Broken(why)) => {
+            match tokio::time::timeout(Duration::from_millis(500), instance.ended()).await {
+                Ok(ended) => Stopped::Ended(ended),
+                Err(_) => Stopped::Session(SessionError::Broken(why)),
+            }
+        }
+        other => other,
+    };
+    match trouble {
+        Stopped::Ended(Ended::AgentGone) => match tokio::time::timeout(LAST_WORDS, instance.ended()).await {
+            Ok(ended) => Stopped::Ended(ended),
+            Err(_) => Stopped::Ended(Ended::AgentGone),
+        },
+        other => other,
+    }
+}
+
+/// Makes the failure of a step or a probe. `tail` has the last lines of output.
+fn step_failure<P>(site: &NodeContext<'_, P>, step: usize, message: &str, tail: Vec<String>) -> NodeFailure {
+    let message: String = message.lines().map(clean).collect::<Vec<_>>().join(" ");
+    let mut failure = *site.failure(FailureKind::Recipe, message.clone());
+    if let Task::Layer { layer, .. } = &site.node.task
+        && let Some(name) = layer.labels.get(step)
+    {
+        failure.message = format!("{name} failed: {message}");
+        let offline = site.node.needs == Needs::Disk;
+        failure.help = advice(&layer.steps[step], offline, &message, &tail);
+    }
+    if let Task::Check(check) = &site.node.task
+        && let Some(name) = check.labels.get(step)
+    {
+        failure.message = format!("{name}: {message}");
+    }
+    failure.step = Some(step);
+    failure.tail = tail;
+    failure
+}
+
+/// Makes the failure for the end of a guest.
+fn end_failure<P>(site: &NodeContext<'_, P>, ended: Ended) -> Box<NodeFailure> {
+    let failure = |kind, message: String, help: &str| {
+        let failure = NodeFailure::new(&site.node.name, kind, message);
+        Box::new(NodeFailure { help: Some(help.to_owned()), ..failure })
+    };
+    let recipe = |message: String, help: &str| failure(FailureKind::Recipe, message, help);
+    let host = |message: String, help: &str| failure(FailureKind::Host, message, help);
+    let offline = site.node.needs == Needs::Disk;
+    match ended {
+        Ended::Panic => {
+            recipe("the machine's kernel panicked".into(), "the last lines of its console are above")
+        }
+        Ended::Hangs(seconds) => host(
+            format!("the machine hangs: its processors have been stuck for {seconds} s"),
+            "its console's last lines are above; build again: finished layers are stored",
+        ),
+        Ended::Off if offline => recipe(
+            "the appliance or container of the layer stopped".into(),
+            "did it use more than 1 GiB of memory? A layer that needs more must have `needs \"booted\"`",
+        ),
+        Ended::Killed(words) if offline => host(
+            format!("the appliance or container of the layer was killed or crashed: {words}"),
+            "was the host short of memory? build again: finished layers are stored",
+        ),
+        Ended::Off => recipe(
+            "the machine switched itself off or rebooted".into(),
+            "does a script call reboot or poweroff? Use the step `reboot` instead",
+        ),
+        Ended::AgentGone => recipe(
+            "the agent in the machine died".into(),
+            match offline {
+                true => "does a script kill processes, or use more than 1 GiB of memory?",
+                false => {
+                    "does a script kill processes, or run out of memory? `machine memory=` gives it more"
+                }
+            },
+        ),
+        Ended::HostDiskFull => site.full(None),
+        Ended::DiskError(why) => {
+            host(format!("the machine's disk failed: {why}"), "check the host's disk and its kernel log")
+        }
+        Ended::Killed(words) => host(
+            format!("QEMU was killed or crashed: {words}"),
+            "was the host short of memory? build again: finished layers are stored",
+        ),
+    }
 }
 
 /// Whether a guest probably stopped because the disk that holds the store is
