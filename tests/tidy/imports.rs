@@ -70,7 +70,8 @@ fn paths(code: &str, children: &BTreeSet<&str>) -> Vec<Module> {
         let pattern = format!("{start}::");
         for (at, _) in code.match_indices(&pattern) {
             let before = code[..at].chars().next_back();
-            if before.is_some_and(|c| is_word(c) || c == ':') {
+            // A visibility, `pub(in crate::a)`, imports nothing.
+            if before.is_some_and(|c| is_word(c) || c == ':') || code[..at].ends_with("(in ") {
                 continue;
             }
             let end = code[at..].find(|c: char| !is_word(c) && c != ':').map_or(code.len(), |n| at + n);
