@@ -1,0 +1,64 @@
+//! A new file for the disk of a server that runs, and copies of its disk.
+
+use std::path::Path;
+
+use vimg_lang::model::DiskFormat;
+
+use super::super::guest::Guest;
+use super::record::{MOST_DISKS, ServerRecord};
+use super::running::{find, leave, words};
+use crate::disk::DiskTool;
+use crate::provider::{Instance, Provider};
+use crate::store::ServerHome;
+
+/// Continues a server's disk in a new file. Writes the record first, so that it
+/// never names a disk that is no longer written to.
+pub(super) async fn branch<P: Provider>(
+    home: &ServerHome,
+    record: &mut ServerRecord,
+    changing: bool,
+    found: &mut Guest<P::Instance>,
+) -> Result<(), String> {
+    let (before, name) = (record.clone(), home.free_disk());
+    let next = home.dir().join(&name);
+    record.chain.push(std::mem::replace(&mut record.overlay, name));
+    record.changing = changing;
+    home.keep(record).map_err(|e| e.to_string())?;
+    let branched = match found.ask(async |session| session.freeze().await).await {
+        Ok(()) => found.instance.snapshot(&next).await.map_err(|e| e.message),
+        Err(stopped) => Err(words(stopped)),
+    };
+    let thawed = found.ask(async |session| session.thaw().await).await.map_err(words);
+    if branched.is_err() {
+        let _ = std::fs::remove_file(&next);
+        *record = before;
+        home.keep(record).map_err(|e| e.to_string())?;
+    }
+    branched.and(thawed)
+}
+
+/// Writes the current disk of a server to a file without a backing file.
+pub async fn save<P: Provider>(
+    provider: &P,
+    disks: &dyn DiskTool,
+    home: &ServerHome,
+    to: &Path,
+) -> Result<(), String> {
+    let mut record = home.record().ok_or("it was never started")?;
+    if record.changing {
+        return Err("its last change was interrupted".into());
+    }
+    if let Some(mut found) = find(provider, home).await? {
+        let room = record.chain.len() < MOST_DISKS;
+        let branched = match room {
+            true => branch::<P>(home, &mut record, false, &mut found).await,
+            false => Err("its disk has seen too many changes".into()),
+        };
+        leave(provider, found);
+        branched?;
+        return disks.export(&home.chain(&record), DiskFormat::Qcow2, to).await.map_err(|e| e.message);
+    }
+    let mut chain = home.chain(&record);
+    chain.push(home.overlay(&record));
+    disks.export(&chain, DiskFormat::Qcow2, to).await.map_err(|e| e.message)
+}
