@@ -15,7 +15,7 @@ use super::retargeted;
 use super::session::SessionError;
 use crate::digest::Key;
 use crate::provider::{Ended, Instance, Lasting, Launch, Offline, Place, Provider, Retarget};
-use crate::store::{Disk, DiskKind, Record};
+use crate::store::{Disk, DiskKind, Record, StateId};
 
 /// How often a machine tries to store or resume a memory snapshot before it
 /// just boots.
@@ -115,87 +115,33 @@ pub(super) async fn up<P: Provider>(
     overlay: &Path,
 ) -> Result<Up<P::Instance>, Box<NodeFailure>> {
     let (mut launch, record) = prepare(site, stand, scratch, overlay)?;
-    let (mut tries, mut refused, mut hung) = (0, None::<String>, false);
+    let mut attempts = Attempts::default();
     loop {
-        if tries == TRIES {
+        if attempts.resumed == TRIES {
             launch.memory = None;
         }
         let mut guest = start(site, &launch).await?;
         let mut place = guest.instance.place();
-        let mut on = ((stand.state, record.id), record.disk.depth);
-        if let Place::Retargeted(retargeted) = &mut place
-            && launch.retarget == Retarget::Stored
-        {
-            match retargeted::vet(&site.worker.store, &launch.chain, retargeted) {
-                Ok((below, altered)) => {
-                    // The layer built here lies on another state than the recipe's.
-                    let _ = site.worker.store.lease_more(&site.worker.lease, [below.key]);
-                    on = ((below.key, below.id), below.disk.depth);
-                    retargeted.altered = altered;
-                }
-                Err(why) => {
-                    guest.stop().await;
-                    refused = Some(why);
-                    launch.retarget = Retarget::Never;
-                    continue;
-                }
+        let parent = match parent(site, &launch, &record, &mut place) {
+            Ok(parent) => parent,
+            Err(why) => {
+                guest.stop().await;
+                attempts.refuse(&mut launch, why);
+                continue;
             }
-        }
+        };
         if place == Place::Machine
-            && let Some(why) = refused.take()
+            && let Some(why) = attempts.refused.take()
         {
             tell_why(site, &why);
         }
         let snapshots = site.worker.provider.snapshots();
         let saves = snapshots.filter(|snapshots| snapshots.can_save(&guest.instance));
-        let way_out = guest.instance.way_out();
-        let ready = guest.ask(async |session| {
-            let units = session.ready(place == Place::Machine).await?;
-            match &place {
-                Place::Outside(network) => session.prepare(network.clone()).await?,
-                Place::Forked => session.resume().await?,
-                Place::Retargeted(retargeted) => session.retarget(&retargeted.altered).await?,
-                Place::Machine if saves.is_some() => session.prepare_snapshot().await?,
-                Place::Machine => {}
-            }
-            // Layers open it per step; other users get it at once.
-            if stand.opens && stand.network {
-                way_out.set(true).await.map_err(SessionError::from)?;
-            }
-            Ok(units)
-        });
-        match ready.await {
+        match greet(&mut guest, &place, saves.is_some(), stand.opens && stand.network).await {
             Ok(units) => tell_failed(site, &units),
-            // The snapshot is good, but the agent can't retarget it to this
-            // disk.
-            Err(Stopped::Session(SessionError::Refused(why))) if matches!(place, Place::Retargeted(_)) => {
-                guest.stop().await;
-                refused = Some(why);
-                launch.retarget = Retarget::Never;
-                continue;
-            }
-            // Only the boot is repeated: no layer has begun.
-            Err(Stopped::Ended(Ended::Hangs(seconds))) if place == Place::Machine && !hung => {
-                hung = true;
-                guest.stop().await;
-                let stuck = format!("its processors were stuck for {seconds} s");
-                site.notice(&format!("the machine hung while it booted ({stuck}); vimg boots it again"));
-                continue;
-            }
             Err(trouble) => {
-                if let Some(snapshots) = snapshots {
-                    snapshots.distrust(&mut guest.instance);
-                }
-                if matches!(place, Place::Forked | Place::Retargeted(_)) {
-                    tries += u32::from(place == Place::Forked);
-                    launch.retarget = Retarget::Never;
-                    guest.stop().await;
-                    site.notice("a memory snapshot can't be resumed; the machine boots");
-                    continue;
-                }
-                let failure = explain(site, &mut guest.instance, trouble, None).await;
-                guest.stop().await;
-                return Err(failure);
+                attempts.go_on(site, &mut launch, guest, &place, trouble).await?;
+                continue;
             }
         }
         let Some(saves) = saves else {
@@ -203,17 +149,126 @@ pub(super) async fn up<P: Provider>(
             if let Place::Retargeted(retargeted) = place {
                 launch.chain = retargeted.chain;
             }
-            let (backing, depth) = (Some(on.0), on.1 + 1);
-            let disk = Disk { kind: DiskKind::Qcow2, backing, depth };
+            let disk = Disk { kind: DiskKind::Qcow2, backing: Some(parent.0), depth: parent.1 + 1 };
             return Ok(Up { guest, launch, record, disk });
         };
         // Save its memory now, so that it never has to boot again. The loop
         // then forks it.
-        tries += 1;
+        attempts.resumed += 1;
         site.phase("keep");
         if let Err(error) = saves.save(guest.close()).await {
             site.notice(&format!("{error}; vimg boots the machine again"));
             launch.memory = None;
+        }
+    }
+}
+
+/// Returns the state that the new disk lies on, and the depth of that state's
+/// disk. This is the recipe's, or for a retargeted fork the one that its
+/// snapshot was made of. The error is the reason why the fork can't be used.
+fn parent<P: Provider>(
+    site: &NodeContext<'_, P>,
+    launch: &Launch,
+    record: &Record,
+    place: &mut Place,
+) -> Result<((Key, StateId), u32), String> {
+    if let Place::Retargeted(retargeted) = place
+        && launch.retarget == Retarget::Stored
+    {
+        let (below, altered) = retargeted::vet(&site.worker.store, &launch.chain, retargeted)?;
+        // The layer built here lies on another state than the recipe's.
+        let _ = site.worker.store.lease_more(&site.worker.lease, [below.key]);
+        retargeted.altered = altered;
+        return Ok(((below.key, below.id), below.disk.depth));
+    }
+    Ok(((record.key, record.id), record.disk.depth))
+}
+
+/// Waits until the agent of an instance is ready, and prepares it for its
+/// work. `opens` opens its network. Returns the units that failed to start.
+async fn greet<I: Instance>(
+    guest: &mut Guest<I>,
+    place: &Place,
+    saves: bool,
+    opens: bool,
+) -> Result<Vec<String>, Stopped> {
+    let way_out = guest.instance.way_out();
+    let ready = guest.ask(async |session| {
+        let units = session.ready(*place == Place::Machine).await?;
+        match place {
+            Place::Outside(network) => session.prepare(network.clone()).await?,
+            Place::Forked => session.resume().await?,
+            Place::Retargeted(retargeted) => session.retarget(&retargeted.altered).await?,
+            Place::Machine if saves => session.prepare_snapshot().await?,
+            Place::Machine => {}
+        }
+        if opens {
+            way_out.set(true).await.map_err(SessionError::from)?;
+        }
+        Ok(units)
+    });
+    ready.await
+}
+
+/// The attempts to start an instance.
+#[derive(Default)]
+struct Attempts {
+    /// How often a snapshot was stored or resumed.
+    resumed: u32,
+    /// Why the last fork could not be retargeted, until it is reported.
+    refused: Option<String>,
+    /// Whether a machine hung while it booted.
+    hung: bool,
+}
+
+impl Attempts {
+    /// Has the next attempt use no snapshot of another disk.
+    fn refuse(&mut self, launch: &mut Launch, why: String) {
+        self.refused = Some(why);
+        launch.retarget = Retarget::Never;
+    }
+
+    /// Stops an instance that did not get ready, and changes `launch` for
+    /// another attempt. The error says that there is none.
+    async fn go_on<P: Provider>(
+        &mut self,
+        site: &NodeContext<'_, P>,
+        launch: &mut Launch,
+        mut guest: Guest<P::Instance>,
+        place: &Place,
+        trouble: Stopped,
+    ) -> Result<(), Box<NodeFailure>> {
+        match trouble {
+            // The snapshot is good, but the agent can't retarget it to this
+            // disk.
+            Stopped::Session(SessionError::Refused(why)) if matches!(place, Place::Retargeted(_)) => {
+                guest.stop().await;
+                self.refuse(launch, why);
+                Ok(())
+            }
+            // Only the boot is repeated: no layer has begun.
+            Stopped::Ended(Ended::Hangs(seconds)) if *place == Place::Machine && !self.hung => {
+                self.hung = true;
+                guest.stop().await;
+                let stuck = format!("its processors were stuck for {seconds} s");
+                site.notice(&format!("the machine hung while it booted ({stuck}); vimg boots it again"));
+                Ok(())
+            }
+            trouble => {
+                if let Some(snapshots) = site.worker.provider.snapshots() {
+                    snapshots.distrust(&mut guest.instance);
+                }
+                if matches!(place, Place::Forked | Place::Retargeted(_)) {
+                    self.resumed += u32::from(*place == Place::Forked);
+                    launch.retarget = Retarget::Never;
+                    guest.stop().await;
+                    site.notice("a memory snapshot can't be resumed; the machine boots");
+                    return Ok(());
+                }
+                let failure = explain(site, &mut guest.instance, trouble, None).await;
+                guest.stop().await;
+                Err(failure)
+            }
         }
     }
 }
