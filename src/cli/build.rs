@@ -21,7 +21,7 @@ use crate::event::{Event, Sink};
 use crate::execute::caching::Caching;
 use crate::execute::{self, Budget, BuildContext, Room, Secrets, StagedOutputs};
 use crate::files::{Places, Project};
-use crate::graph::{Graph, NodeId};
+use crate::graph::{Graph, NodeId, Target};
 use crate::host;
 use crate::host::Lines;
 use crate::host::network::Access;
@@ -117,14 +117,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     let is_asked_for = |image: &String| args.extent == Extent::Outputs && asked_for.contains(image);
     let targets: Vec<_> = context.graph.targets().iter().filter(|t| is_asked_for(&t.image)).collect();
     let below = if targets.is_empty() { None } else { Some(places(&dir)?) };
-    let staged = match &below {
-        Some(below) => {
-            let name = |id| context.graph.node(id).name.as_str();
-            let outputs = targets.into_iter().map(|t| (name(t.node), t.output.path.as_str()));
-            Arc::new(StagedOutputs::new(outputs, below))
-        }
-        None => Arc::default(),
-    };
+    let staged = stage(&context.graph, targets, below.as_ref());
     context.staged = staged.clone();
     let may_leave = |name: &str| model.secrets.iter().any(|s| s.name == name && s.cache);
     let sink = reporter.sink();
@@ -167,6 +160,13 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     }
     let text = "stopped; everything is built, but not everything was sent to the caches";
     sent?.ok_or_else(|| interrupted(text))?.map_err(Error::host)
+}
+
+/// Returns the outputs to write ahead of their checks, if they have a place.
+fn stage(graph: &Graph, targets: Vec<&Target>, below: Option<&Places>) -> Arc<StagedOutputs> {
+    let name = |id| graph.node(id).name.as_str();
+    let outputs = targets.into_iter().map(|t| (name(t.node), t.output.path.as_str()));
+    below.map(|below| Arc::new(StagedOutputs::new(outputs, below))).unwrap_or_default()
 }
 
 /// Ends a build that has nothing to do: writes the outputs that are missing.
