@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 
 use super::inputs::Inputs;
 use super::node_failure::NodeFailure;
@@ -60,7 +61,7 @@ pub(super) trait Reports: Send + Sync {
 }
 
 /// What happens to a node, except for a failure.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) enum Report {
     /// The worker begins to build it.
     Start,
@@ -74,7 +75,7 @@ pub(super) enum Report {
 }
 
 /// A state that was committed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Built {
     /// How long it took, in seconds.
     pub(super) seconds: f64,

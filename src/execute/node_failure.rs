@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::host::HostError;
 use crate::store::StoreError;
 
 /// Why a node could not be built. Names the step instead of its place in the
 /// recipe; `failure::placed` finds that.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct NodeFailure {
     /// The node's name.
     pub(super) node: String,
@@ -28,7 +30,7 @@ pub(super) struct NodeFailure {
 }
 
 /// Kinds of failure, for exit codes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FailureKind {
     /// What the recipe asks for does not work.
     Recipe,

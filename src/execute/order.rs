@@ -159,6 +159,8 @@ impl PrewarmOrder {
 mod tests {
     use vimg_lang::{Request, Sources, compile};
 
+    use super::super::executor::{Built, Report};
+    use super::super::node_failure::NodeFailure;
     use super::*;
     use crate::files::Project;
     use crate::store::Record;
@@ -176,6 +178,25 @@ configuration \"site\" {
     run { script \"true\"; secret \"token\" }
 }
 ";
+
+    #[test]
+    fn the_answers_to_an_order_survive_their_way_through_json() {
+        let built = Built { seconds: 1.5, bytes: 1 << 40, same: Some(Key(Digest::of(b"same"))) };
+        for report in [
+            Report::Start,
+            Report::Build(built.clone()),
+            Report::Reuse,
+            Report::Supersede(Some(built)),
+            Report::Supersede(None),
+        ] {
+            let json = serde_json::to_string(&report).unwrap();
+            assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
+        }
+        let mut failure = NodeFailure::full("a@site", None);
+        failure.step = Some(2);
+        let json = serde_json::to_string(&failure).unwrap();
+        assert_eq!(serde_json::from_str::<NodeFailure>(&json).unwrap(), failure);
+    }
 
     #[test]
     fn an_order_survives_its_way_through_json() {
