@@ -9,7 +9,7 @@ use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::protocol::Resume;
 
-/// linux/random.h: RNDADDENTROPY is _IOW('R', 3, int[2]), RNDRESEEDCRNG is
+/// linux/random.h: RNDADDENTROPY is `_IOW('R', 3, int[2])`, RNDRESEEDCRNG is
 /// _IO('R', 7).
 const RNDADDENTROPY: Opcode = 0x4008_5203;
 const RNDRESEEDCRNG: Opcode = 0x5207;

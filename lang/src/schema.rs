@@ -1,6 +1,6 @@
 //! Which nodes there are, where they may stand and what they take.
 //!
-//! This table drives the checks of [`crate::shape`] and the reference in
+//! This table drives the checks of `shape` and the reference in
 //! `docs/reference/language.md`; a node that is not in it does not exist.
 
 use crate::disk_format::DiskFormat;

@@ -87,7 +87,7 @@ pub struct Contents {
 /// The signed part of a record: a state and its files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
-    /// [`SCHEMA`] of its writer.
+    /// The version of the format of its writer.
     pub schema: u32,
     /// The trust domain that it is for.
     pub domain: String,

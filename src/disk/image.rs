@@ -21,17 +21,17 @@ pub enum Compress {
     No,
 }
 
-/// A raw disk, for [`convert`].
+/// A raw disk, for a conversion.
 pub fn raw(path: &Path) -> Value {
     json!({ "driver": "raw", "file": { "driver": "file", "filename": path } })
 }
 
-/// A qcow2 disk without a backing file, for [`convert`].
+/// A qcow2 disk without a backing file, for a conversion.
 pub fn standalone(path: &Path) -> Value {
     json!({ "driver": "qcow2", "backing": null, "file": { "driver": "file", "filename": path } })
 }
 
-/// A chain of qcow2 disks, the lowest first, for [`convert`].
+/// A chain of qcow2 disks, the lowest first, for a conversion.
 pub fn qcow2s(chain: &[PathBuf]) -> Vec<Value> {
     chain.iter().map(|path| standalone(path)).collect()
 }

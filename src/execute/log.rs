@@ -95,7 +95,7 @@ pub(super) fn clean(line: &str) -> String {
     out
 }
 
-/// Reads a log that [`Log`] wrote, as far as possible. Also returns why the
+/// Reads a log that `Log` wrote, as far as possible. Also returns why the
 /// rest can't be read, if that is so: vimg was killed before it had written the
 /// end, or the file is damaged.
 ///

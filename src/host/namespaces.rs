@@ -27,7 +27,7 @@ pub enum Ids {
     /// Only the calling user, as itself.
     Same,
     /// The 65,536 ids of a system. If root makes the namespace, root inside is
-    /// [`FIRST`] outside; otherwise it is the calling user.
+    /// `FIRST` outside; otherwise it is the calling user.
     System,
 }
 
