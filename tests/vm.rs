@@ -140,7 +140,7 @@ fn a_fleet_shares_what_is_the_same() {
             "web@site",
         ]
     );
-    assert_eq!(built.boots(), 1, "only the database is asked while it runs");
+    assert_eq!(built.boots(), 1, "only the database is asked while it runs: {:?}", built.notices());
     let images = ["common", "bastion", "static", "web", "web-canary"];
     offline::a_container_makes_the_same(
         &project,

@@ -577,11 +577,14 @@ impl Tested {
         notices.map(|e| e["text"].as_str().unwrap().to_owned()).collect()
     }
 
+    /// Returns how often a machine booted. A boot that hung in the emulator is
+    /// repeated, and does not count.
     pub(crate) fn boots(&self) -> u64 {
         let events = self.events();
         let end =
             events.iter().find(|e| e["event"] == "finished").unwrap_or_else(|| panic!("{}", self.stderr));
-        end["boots"].as_u64().unwrap()
+        let hung = self.notices().iter().filter(|text| text.contains("hung while it booted")).count();
+        end["boots"].as_u64().unwrap() - hung as u64
     }
 
     pub(crate) fn built(&self) -> Vec<String> {
