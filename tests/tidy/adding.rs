@@ -1,5 +1,6 @@
 //! The lists of files in CONTRIBUTING.md: what to touch to add something. The
-//! files exist, and no list is long.
+//! files exist, no list is long, and a toy of the kind needs no other file.
+//! `tests/long/adding` compiles the toys and uses them.
 
 use super::root;
 
@@ -62,6 +63,56 @@ fn additions_touch_few_files_and_all_exist() {
         };
         assert!(code(false) <= MOST && code(true) <= 2, "CONTRIBUTING.md, {title}: too many files");
         assert!(code(false) + code(true) > 0, "CONTRIBUTING.md, {title}: no files");
+    }
+}
+
+/// Returns the paths that a patch touches, and whether each file is new.
+fn touched(patch: &str) -> Vec<(&str, bool)> {
+    let mut files = Vec::new();
+    let mut is_new = false;
+    for line in patch.lines() {
+        if let Some(path) = line.strip_prefix("--- ") {
+            is_new = path == "/dev/null";
+        } else if let Some(path) = line.strip_prefix("+++ b/") {
+            files.push((path, is_new));
+        }
+    }
+    files
+}
+
+/// The toys still fit, and touch only the files that the lists name. (The toy
+/// of a distribution is `tests/vm/adding.rs`.)
+#[test]
+fn toys_are_added_by_the_lists() {
+    let page = std::fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
+    let sections = sections(&page);
+    for (toy, title) in [
+        ("primitive", "Add a primitive"),
+        ("output-format", "Add an output format"),
+        ("cache", "Add a cache"),
+        ("command", "Add a command"),
+    ] {
+        let patch = root().join(format!("tests/long/toys/{toy}.patch"));
+        let applied = std::process::Command::new("git")
+            .args(["apply", "--check"])
+            .arg(&patch)
+            .current_dir(root())
+            .output()
+            .unwrap();
+        let why = String::from_utf8_lossy(&applied.stderr).into_owned();
+        assert!(applied.status.success(), "{toy}: make the patch again, with `git diff -U1`: {why}");
+        let text = std::fs::read_to_string(patch).unwrap();
+        let touched = touched(&text);
+        assert!(!touched.is_empty());
+        let (_, listed) = sections.iter().find(|(name, _)| *name == title).unwrap();
+        for (path, is_new) in touched {
+            let fits = |pattern: &str| match pattern.split_once("NAME") {
+                Some((start, end)) => path.starts_with(start) && path.ends_with(end),
+                None => path == pattern,
+            };
+            let there = listed.iter().any(|(pattern, new)| fits(pattern) && *new == is_new);
+            assert!(there, "{toy} touches {path}, which CONTRIBUTING.md does not list");
+        }
     }
 }
 
