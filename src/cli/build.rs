@@ -162,7 +162,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     sent?.ok_or_else(|| interrupted(text))?.map_err(Error::host)
 }
 
-/// Returns the outputs to write ahead of their checks, if they have a place.
+/// Prepares copies of outputs beside the places of the outputs, if they have a place.
 fn stage(graph: &Graph, targets: Vec<&Target>, below: Option<&Places>) -> Arc<StagedOutputs> {
     let name = |id| graph.node(id).name.as_str();
     let outputs = targets.into_iter().map(|t| (name(t.node), t.output.path.as_str()));

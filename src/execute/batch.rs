@@ -20,9 +20,9 @@ use crate::host::{Lines, space};
 use crate::provider::{Provider, Retarget};
 use crate::store::{Boot, Disk, DiskKind, KeyLock};
 
-/// Builds the nodes of a batch in order. If another process builds one of them,
-/// or a full disk has room again, returns that node and those after it, to try
-/// again.
+/// Builds the nodes of a batch in order, or its checks in parallel. If another
+/// process builds one of them, the state below was built again, or a full disk
+/// has room again, returns that node and those after it, to try again.
 pub(super) async fn make<P: Provider>(
     batch: Arc<BatchContext<P>>,
     prewarmed: Option<Prewarm<P>>,
@@ -65,6 +65,8 @@ async fn start<P: Provider>(batch: &BatchContext<P>, n: usize, lock: KeyLock) ->
     let job = if matches!(node.task, Task::Export { .. }) { 1 } else { JOB };
     // A semaphore that is never closed always gives its permits.
     let mut job = worker.jobs.acquire_many(job).await.ok();
+    let boots = matches!(node.task, Task::Layer { .. } | Task::Check(_) | Task::Seal);
+    let _memory = if boots { worker.reserve(node).await } else { None };
     // Another process may have built the state below again while we waited. A
     // new order then names that state.
     if n == 0
@@ -78,7 +80,6 @@ async fn start<P: Provider>(batch: &BatchContext<P>, n: usize, lock: KeyLock) ->
         Task::Bootstrap(_) | Task::Import { .. } => base(batch, n, lock).await,
         Task::Export { format, .. } => export::export(batch, n, *format, lock).await,
         Task::Layer { .. } | Task::Check(_) | Task::Seal => {
-            let _memory = worker.reserve(node).await;
             return machine(batch, n, lock, &mut job).await;
         }
     };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::executor::{Report, Seam};
+use super::executor::{OrderContext, Report};
 use super::node::NodeContext;
 use super::node_failure::NodeFailure;
 use super::order::BatchOrder;
@@ -12,7 +12,7 @@ use super::worker::Worker;
 pub(super) struct BatchContext<P> {
     pub(super) worker: Arc<Worker<P>>,
     pub(super) order: BatchOrder,
-    pub(super) seam: Seam,
+    pub(super) context: OrderContext,
 }
 
 impl<P> BatchContext<P> {
@@ -23,13 +23,13 @@ impl<P> BatchContext<P> {
 
     /// Reports what happens to a node.
     pub(super) fn report(&self, n: usize, report: Report) {
-        self.seam.reports.report(n, report);
+        self.context.reports.report(n, report);
     }
 
     /// Ends the build of a node with a failure. Returns whether the node can be
     /// tried again.
     pub(super) async fn fail(&self, n: usize, failure: Box<NodeFailure>) -> bool {
-        self.seam.reports.fail(n, failure).await
+        self.context.reports.fail(n, failure).await
     }
 
     /// Returns a node and all nodes after it.

@@ -106,18 +106,18 @@ async fn together<P: Provider>(
     let job = if worker.use_snapshots { 1 } else { JOB };
     let _job = worker.jobs.acquire_many(job).await;
     let mut fork = None;
-    for (place, n) in party.iter().enumerate() {
+    for (at, n) in party.iter().enumerate() {
         let report = match one(batch, *n, &mut fork, machine).await {
             Ok(Asked::Passed(built)) => Report::Build(built),
             Ok(Asked::There) => Report::Reuse,
             Ok(Asked::Left) => {
                 leave(fork).await;
-                return party[place..].to_vec();
+                return party[at..].to_vec();
             }
             Err(failure) => {
                 leave(fork).await;
                 let again = batch.fail(*n, failure).await;
-                return party[place + usize::from(!again)..].to_vec();
+                return party[at + usize::from(!again)..].to_vec();
             }
         };
         batch.report(*n, report);
@@ -206,7 +206,7 @@ async fn start<'a, P: Provider>(
     let memory = worker.reserve(node).await;
     let known = machine.broken.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if let Some(failure) = known {
-        return Err(Box::new(NodeFailure { node: node.name.clone(), ..failure }));
+        return Err(Box::new(NodeFailure { node: node.name.clone(), step: None, layer: None, ..failure }));
     }
     let parent = node.parent.ok_or_else(|| build.gone())?;
     let stand = Stand::of_check(node, parent);

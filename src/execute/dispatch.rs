@@ -1,4 +1,4 @@
-//! The scheduler's side of the seam: makes orders of nodes of the graph, and
+//! The scheduler's side of an executor: makes orders of nodes of the graph, and
 //! turns reports into states of nodes.
 
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 
 use super::batches::Batch;
 use super::context::BuildState;
-use super::executor::{Executor, Report, Reports, Seam};
+use super::executor::{Executor, OrderContext, Report, Reports};
 use super::node_failure::NodeFailure;
 use super::order::BatchOrder;
 use super::project_inputs::ProjectInputs;
@@ -29,19 +29,19 @@ pub(super) async fn run<E: Executor>(
         _ => None,
     });
     let inputs = ProjectInputs::new(shared.project.clone(), shared.secrets.clone(), layers);
-    let desk = Desk { shared: shared.clone(), batch: batch.clone() };
-    let seam = Seam { inputs: Arc::new(inputs), reports: Arc::new(desk) };
-    let left = shared.executor.execute(order, seam, fork).await;
+    let reports = BatchReports { shared: shared.clone(), batch: batch.clone() };
+    let context = OrderContext { inputs: Arc::new(inputs), reports: Arc::new(reports) };
+    let left = shared.executor.execute(order, context, fork).await;
     left.into_iter().filter_map(|n| batch.get(n).copied()).collect()
 }
 
 /// Takes the reports on a batch.
-struct Desk<E> {
+struct BatchReports<E> {
     shared: Arc<BuildState<E>>,
     batch: Batch,
 }
 
-impl<E: Executor> Reports for Desk<E> {
+impl<E: Executor> Reports for BatchReports<E> {
     fn report(&self, node: usize, report: Report) {
         if let Some(id) = self.batch.get(node) {
             self.shared.states.set(*id, Step::Report(report));

@@ -1,4 +1,4 @@
-//! The seam between the scheduler and the workers that build batches. Above it
+//! The border between the scheduler and the workers that build batches. Above it
 //! are the graph, the project and the states of nodes; below it are orders.
 
 use std::sync::Arc;
@@ -16,13 +16,14 @@ pub(super) trait Executor: Send + Sync + 'static {
     /// A fork that it has started before the checks that need it.
     type Fork: Send + 'static;
 
-    /// Builds the nodes of an order, one after the other. Returns the numbers
-    /// of the nodes to try again with a new order: another process builds them,
-    /// or a full disk has room now.
+    /// Builds the nodes of an order, one after the other, or its checks in
+    /// parallel. Returns the numbers of the nodes to try again with a new order:
+    /// another process builds them, the state below was built again, or a full
+    /// disk has room now.
     fn execute(
         &self,
         order: BatchOrder,
-        seam: Seam,
+        context: OrderContext,
         fork: Option<Self::Fork>,
     ) -> impl Future<Output = Vec<usize>> + Send;
 
@@ -43,7 +44,7 @@ pub(super) trait Executor: Send + Sync + 'static {
 
 /// What a worker gets with an order.
 #[derive(Clone)]
-pub(super) struct Seam {
+pub(super) struct OrderContext {
     /// The files and secrets of the order.
     pub(super) inputs: Arc<dyn Inputs>,
     /// Receives what happens to its nodes.

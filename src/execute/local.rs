@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::batch;
 use super::batch_context::BatchContext;
-use super::executor::{Executor, Seam};
+use super::executor::{Executor, OrderContext};
 use super::export;
 use super::order::{BatchOrder, NodeOrder, PrewarmOrder};
 use super::prewarm::Prewarm;
@@ -24,8 +24,13 @@ impl<P> Local<P> {
 impl<P: Provider> Executor for Local<P> {
     type Fork = Prewarm<P>;
 
-    async fn execute(&self, order: BatchOrder, seam: Seam, fork: Option<Prewarm<P>>) -> Vec<usize> {
-        batch::make(Arc::new(BatchContext { worker: self.0.clone(), order, seam }), fork).await
+    async fn execute(
+        &self,
+        order: BatchOrder,
+        context: OrderContext,
+        fork: Option<Prewarm<P>>,
+    ) -> Vec<usize> {
+        batch::make(Arc::new(BatchContext { worker: self.0.clone(), order, context }), fork).await
     }
 
     fn prewarm(&self, order: PrewarmOrder) -> Option<Prewarm<P>> {

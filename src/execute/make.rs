@@ -40,7 +40,7 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
     /// Begins to build the node `n` of a batch.
     pub(super) fn begin(batch: &'a BatchContext<P>, n: usize, lock: Arc<KeyLock>) -> Self {
         batch.report(n, Report::Start);
-        Self { site: batch.site(n), inputs: &batch.seam.inputs, start: Instant::now(), lock }
+        Self { site: batch.site(n), inputs: &batch.context.inputs, start: Instant::now(), lock }
     }
 
     /// Makes the record of a state that is built now.

@@ -9,7 +9,7 @@ use crate::event::Event;
 use crate::host::{HostError, space};
 use crate::store::{Boot, Staging, StoreError};
 
-/// A node that is built, and the state of its build.
+/// The order of a node, and the worker that builds it.
 pub(super) struct NodeContext<'a, P> {
     pub(super) worker: &'a Worker<P>,
     pub(super) node: &'a NodeOrder,

@@ -15,9 +15,10 @@ use crate::store::StateId;
 /// The order to build the nodes of a batch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct BatchOrder {
-    /// The state that the first node is built from; `None` for a base.
+    /// The build of the state that the first node is built from; `None` for a
+    /// base, and if that state is not there. Checks run on any build of it.
     pub(super) parent: Option<(Key, StateId)>,
-    /// The nodes, in the order in which they are built.
+    /// The nodes, in the order in which they are built. Checks run in parallel.
     pub(super) nodes: Vec<NodeOrder>,
 }
 

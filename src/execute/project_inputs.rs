@@ -29,8 +29,12 @@ impl ProjectInputs {
         secrets: Arc<Secrets>,
         layers: impl Iterator<Item = &'a LayerWork>,
     ) -> Self {
-        let sources = layers.flat_map(|layer| layer.blobs.iter().map(|(d, source)| (*d, source.clone())));
-        Self { project, secrets, sources: sources.collect() }
+        let mut sources = BTreeMap::new();
+        for (digest, source) in layers.flat_map(|layer| &layer.blobs) {
+            // Of equal files, the first layer's is read: a failure is placed there.
+            sources.entry(*digest).or_insert_with(|| source.clone());
+        }
+        Self { project, secrets, sources }
     }
 }
 

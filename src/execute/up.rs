@@ -117,12 +117,12 @@ pub(super) async fn up<P: Provider>(
     let (mut launch, record) = prepare(site, stand, scratch, overlay)?;
     let mut attempts = Attempts::default();
     loop {
-        if attempts.resumed == TRIES {
+        if attempts.tries == TRIES {
             launch.memory = None;
         }
         let mut guest = start(site, &launch).await?;
         let mut place = guest.instance.place();
-        let parent = match parent(site, &launch, &record, &mut place) {
+        let parent = match lies_on(site, &launch, &record, &mut place) {
             Ok(parent) => parent,
             Err(why) => {
                 guest.stop().await;
@@ -137,10 +137,10 @@ pub(super) async fn up<P: Provider>(
         }
         let snapshots = site.worker.provider.snapshots();
         let saves = snapshots.filter(|snapshots| snapshots.can_save(&guest.instance));
-        match greet(&mut guest, &place, saves.is_some(), stand.opens && stand.network).await {
+        match make_ready(&mut guest, &place, saves.is_some(), stand.opens && stand.network).await {
             Ok(units) => tell_failed(site, &units),
             Err(trouble) => {
-                attempts.go_on(site, &mut launch, guest, &place, trouble).await?;
+                attempts.after_failure(site, &mut launch, guest, &place, trouble).await?;
                 continue;
             }
         }
@@ -154,7 +154,7 @@ pub(super) async fn up<P: Provider>(
         };
         // Save its memory now, so that it never has to boot again. The loop
         // then forks it.
-        attempts.resumed += 1;
+        attempts.tries += 1;
         site.phase("keep");
         if let Err(error) = saves.save(guest.close()).await {
             site.notice(&format!("{error}; vimg boots the machine again"));
@@ -164,9 +164,10 @@ pub(super) async fn up<P: Provider>(
 }
 
 /// Returns the state that the new disk lies on, and the depth of that state's
-/// disk. This is the recipe's, or for a retargeted fork the one that its
-/// snapshot was made of. The error is the reason why the fork can't be used.
-fn parent<P: Provider>(
+/// disk. This is the recipe's, or for a retargeted fork whose result is stored
+/// the one that its snapshot was made of. The error is the reason why the fork
+/// can't be used.
+fn lies_on<P: Provider>(
     site: &NodeContext<'_, P>,
     launch: &Launch,
     record: &Record,
@@ -185,8 +186,10 @@ fn parent<P: Provider>(
 }
 
 /// Waits until the agent of an instance is ready, and prepares it for its
-/// work. `opens` opens its network. Returns the units that failed to start.
-async fn greet<I: Instance>(
+/// work. `saves` says that its memory is saved next. `opens` opens its network:
+/// layers open it for each step, other users at once. Returns the units that
+/// failed to start.
+async fn make_ready<I: Instance>(
     guest: &mut Guest<I>,
     place: &Place,
     saves: bool,
@@ -213,8 +216,8 @@ async fn greet<I: Instance>(
 /// The attempts to start an instance.
 #[derive(Default)]
 struct Attempts {
-    /// How often a snapshot was stored or resumed.
-    resumed: u32,
+    /// How often storing or resuming a snapshot was tried.
+    tries: u32,
     /// Why the last fork could not be retargeted, until it is reported.
     refused: Option<String>,
     /// Whether a machine hung while it booted.
@@ -230,7 +233,7 @@ impl Attempts {
 
     /// Stops an instance that did not get ready, and changes `launch` for
     /// another attempt. The error says that there is none.
-    async fn go_on<P: Provider>(
+    async fn after_failure<P: Provider>(
         &mut self,
         site: &NodeContext<'_, P>,
         launch: &mut Launch,
@@ -259,7 +262,7 @@ impl Attempts {
                     snapshots.distrust(&mut guest.instance);
                 }
                 if matches!(place, Place::Forked | Place::Retargeted(_)) {
-                    self.resumed += u32::from(*place == Place::Forked);
+                    self.tries += u32::from(*place == Place::Forked);
                     launch.retarget = Retarget::Never;
                     guest.stop().await;
                     site.notice("a memory snapshot can't be resumed; the machine boots");

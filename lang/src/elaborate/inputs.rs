@@ -28,7 +28,7 @@ impl Elaborator<'_> {
                 Err(errors) => self.out.extend(errors),
                 Ok(document) => {
                     for node in &document.nodes {
-                        self.given(node, source, declarations, &mut given);
+                        self.read_value(node, source, declarations, &mut given);
                     }
                 }
             }
@@ -78,7 +78,7 @@ impl Elaborator<'_> {
     }
 
     /// Reads the value of a parameter from a node of a file of values.
-    fn given(
+    fn read_value(
         &mut self,
         node: &Node,
         source: SourceId,

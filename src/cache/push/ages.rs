@@ -26,7 +26,7 @@ impl<'a> Ages<'a> {
 impl Ages<'_> {
     /// Refreshes the age of what a bucket's expiry rule might delete. `false`
     /// if some of it is gone already. Only the writers of a domain refresh its
-    /// records (`own`).
+    /// records; `own` says that this is one of them.
     pub(super) async fn keep_young(&mut self, domain: &str, own: bool, chain: &[Signed]) -> bool {
         let Some(top) = chain.first() else { return false };
         let object = Object::Record { domain: domain.to_owned(), key: top.entry.state.key };

@@ -80,7 +80,7 @@ pub async fn apply<P: Provider>(
         return Err(server.host("its disk has seen too many changes; start anew".into()));
     }
     if !difference.is_empty() {
-        found = changed(&server, home, (&mut record, &difference), found).await?;
+        found = carry_out(&server, home, (&mut record, &difference), found).await?;
     }
     let servers = servers(&*worker.provider).map_err(|why| server.host(why))?;
     let led = servers.forward(&mut found.instance, &forwards, &plan.forwards).await;
@@ -95,7 +95,7 @@ pub async fn apply<P: Provider>(
 
 /// Reverts and applies the parts of a difference in a running server, on a new
 /// disk. Returns the server.
-async fn changed<P: Provider>(
+async fn carry_out<P: Provider>(
     server: &ServerContext<'_, P>,
     home: &ServerHome,
     (record, difference): (&mut ServerRecord, &Difference),

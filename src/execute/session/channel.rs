@@ -9,7 +9,8 @@ use vimg_agent::protocol::{self, Frame, FromAgent, Malformed, ToAgent};
 /// heartbeat every five seconds, but an emulated machine may be slow.
 const SILENCE: Duration = Duration::from_secs(180);
 
-/// How long stopping services and cleaning up may take.
+/// How long stopping services and cleaning up, or sending a kernel or a list,
+/// may take.
 pub(super) const SEAL: Duration = Duration::from_secs(1800);
 
 /// How long a step may take beyond the time limit of its script.

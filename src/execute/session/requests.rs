@@ -9,7 +9,7 @@ use vimg_agent::protocol::{self, FromAgent, Network, Prepare, Resume, ToAgent};
 use super::channel::{SEAL, Session, SessionError};
 use crate::disk::ext4::Altered;
 
-/// How long it may take to freeze a filesystem, or to send a kernel.
+/// How long a request with a short answer may take.
 const REST: Duration = Duration::from_secs(600);
 
 impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 /// Networks that guests can't reach unless the user allows them: this network,
 /// private networks (RFC 1918), carrier-grade NAT (RFC 6598), loopback,
 /// link-local (RFC 3927; clouds serve credentials there), Azure's host
-/// (WireServer), special purposes (RFC 6890), benchmarks (RFC 2544), this
-/// module's own, multicast and everything above.
+/// (WireServer), special purposes (RFC 6890), benchmarks (RFC 2544), the
+/// gateway's own, multicast and everything above.
 const BLOCKED: &[&str] = &[
     "0.0.0.0/8",
     "10.0.0.0/8",

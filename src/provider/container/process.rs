@@ -38,7 +38,8 @@ pub(super) enum Way {
     Host,
 }
 
-/// The namespaces and the control group of a container's first process.
+/// The network, the namespaces and the control group of a container's first
+/// process.
 pub(super) struct Inside<'a> {
     pub(super) network: Way,
     pub(super) users: Option<&'a Namespaces>,
@@ -141,7 +142,7 @@ fn isolation(mounted: &Mounted, network: Way) -> Vec<String> {
 }
 
 /// Arguments of `bwrap`: its mounts. `own_nodes` is the directory of the device
-/// nodes, if it must not get those of the host.
+/// nodes, if the container must not get those of the host.
 fn mounts(own_nodes: Option<&Path>) -> Vec<OsString> {
     let mut args: Vec<OsString> = Vec::new();
     let mut add = |words: &[&OsStr]| args.extend(words.iter().map(|word| (*word).to_owned()));
@@ -172,7 +173,7 @@ fn mounts(own_nodes: Option<&Path>) -> Vec<OsString> {
 
 /// Makes a process enter its namespaces and its control group before it becomes
 /// `bwrap`, with the disk at [`STAGE`] and the descriptors `parts` (from, to),
-/// which must stay open until it was spawned.
+/// which must stay open until it is spawned.
 fn enter(command: &mut Command, mounted: &Mounted, inside: &Inside, parts: Vec<(i32, i32)>) {
     let mount = mounted.mount.as_raw_fd();
     match inside.group {
