@@ -69,7 +69,7 @@ pub struct Offline {
     /// Whether its filesystem was made on this host, and only a kernel's own
     /// filesystem code has written to it since. Only then can the host's kernel
     /// mount it.
-    pub ours: bool,
+    pub trusted_filesystem: bool,
 }
 
 /// Whether a snapshot of a near-identical disk may be used.

@@ -146,7 +146,7 @@ async fn base<P: Provider>(batch: &BatchContext<P>, n: usize, lock: Arc<KeyLock>
         boot,
         appliance,
         trusted_filesystem: matches!(node.task, Task::Bootstrap(_)),
-        way: worker.disks.name(),
+        provider: worker.disks.name(),
         source: None,
         inherited: Vec::new(),
         same: None,
@@ -174,7 +174,7 @@ async fn machine<P: Provider>(
     let Some(parent) = build.node.parent else {
         return fail(batch, first, build.gone()).await;
     };
-    let stand = up::Stand {
+    let options = up::StartOptions {
         state: parent,
         machine: build.node.machine,
         needs: build.node.needs,
@@ -185,7 +185,7 @@ async fn machine<P: Provider>(
         lasting: None,
     };
     let overlay = staging.path().join(DiskKind::Qcow2.file_name());
-    let mut running = match up::up(&build, &stand, scratch.path(), &overlay).await {
+    let mut running = match up::up(&build, &options, scratch.path(), &overlay).await {
         Ok(up) => layer::Running::on(up, job.as_mut().and_then(|job| job.split(JOB as usize - 1))),
         Err(failure) => return fail(batch, first, failure).await,
     };

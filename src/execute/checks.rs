@@ -23,7 +23,7 @@ use super::node_failure::{FailureKind, NodeFailure};
 use super::order::{BatchOrder, Task};
 use super::prewarm::{self, Prewarm};
 use super::session::Progress;
-use super::up::{self, Stand, Up};
+use super::up::{self, StartOptions, Started};
 use super::worker::JOB;
 use crate::provider::{Instance, Provider};
 use crate::store::{DiskKind, Staging};
@@ -52,10 +52,10 @@ fn parties(order: &BatchOrder) -> Vec<Vec<usize>> {
     let (mut looking, mut calling, mut alone) = (Vec::new(), Vec::new(), Vec::new());
     for (n, node) in order.nodes.iter().enumerate() {
         let Task::Check(check) = &node.task else { continue };
-        match check.probes.iter().map(way).reduce(|a, b| if a == b { a } else { Way::Alone }) {
-            Some(Way::Looks) => looking.push(n),
-            Some(Way::Calls) => calling.push(n),
-            Some(Way::Alone) | None => alone.push(vec![n]),
+        match check.probes.iter().map(effect).reduce(|a, b| if a == b { a } else { Effect::Alone }) {
+            Some(Effect::Looks) => looking.push(n),
+            Some(Effect::Calls) => calling.push(n),
+            Some(Effect::Alone) | None => alone.push(vec![n]),
         }
     }
     looking.extend(calling);
@@ -65,7 +65,7 @@ fn parties(order: &BatchOrder) -> Vec<Vec<usize>> {
 
 /// What a probe may do to a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Effect {
     /// Nothing.
     Looks,
     /// Start the service that answers its request.
@@ -74,11 +74,11 @@ enum Way {
     Alone,
 }
 
-fn way(probe: &Probe) -> Way {
+fn effect(probe: &Probe) -> Effect {
     match probe {
-        Probe::File { .. } | Probe::Service { .. } | Probe::Package { .. } => Way::Looks,
-        Probe::Http { .. } | Probe::Port { .. } => Way::Calls,
-        Probe::Run { .. } => Way::Alone,
+        Probe::File { .. } | Probe::Service { .. } | Probe::Package { .. } => Effect::Looks,
+        Probe::Http { .. } | Probe::Port { .. } => Effect::Calls,
+        Probe::Run { .. } => Effect::Alone,
     }
 }
 
@@ -128,7 +128,7 @@ async fn together<P: Provider>(
 
 /// A machine that runs checks, with its files and its memory permit.
 struct Fork<'a, I: Instance> {
-    up: Up<I>,
+    up: Started<I>,
     _scratch: Staging,
     _memory: Option<SemaphorePermit<'a>>,
 }
@@ -209,30 +209,31 @@ async fn start<'a, P: Provider>(
         return Err(Box::new(NodeFailure { node: node.name.clone(), step: None, layer: None, ..failure }));
     }
     let parent = node.parent.ok_or_else(|| build.gone())?;
-    let stand = Stand::of_check(node, parent);
+    let options = StartOptions::of_check(node, parent);
     let prewarm = || machine.prewarmed.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let prewarmed = if stand.network { None } else { prewarm() };
+    let prewarmed = if options.network { None } else { prewarm() };
     if let Some(prewarmed) = prewarmed
         && let Some(prewarm) = prewarmed.up().await
-        && let Some((up, scratch)) = prewarm.adopt(build, &stand).await
+        && let Some((up, scratch)) = prewarm.adopt(build, &options).await
     {
         return Ok(Fork { up, _scratch: scratch, _memory: memory });
     }
     let scratch = build.staging()?;
-    let up =
-        up::up(build, &stand, scratch.path(), &prewarm::overlay(&scratch)).await.inspect_err(|failure| {
+    let up = up::up(build, &options, scratch.path(), &prewarm::overlay(&scratch)).await.inspect_err(
+        |failure| {
             // A full disk may have room for the next one.
             if failure.kind != FailureKind::Full {
                 *machine.broken.lock().unwrap_or_else(PoisonError::into_inner) =
                     Some(NodeFailure::clone(failure));
             }
-        })?;
+        },
+    )?;
     Ok(Fork { up, _scratch: scratch, _memory: memory })
 }
 
 async fn ask<P: Provider>(
     build: &NodeBuild<'_, P>,
-    up: &mut Up<P::Instance>,
+    up: &mut Started<P::Instance>,
     log: &mut Log,
 ) -> Result<(), Stopped> {
     let Task::Check(check) = &build.node.task else { return Ok(()) };

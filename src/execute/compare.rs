@@ -13,7 +13,7 @@ use super::node::NodeContext;
 use super::node_failure::{FailureKind, NodeFailure};
 use super::order::NodeOrder;
 use super::session::SessionError;
-use super::up::{self, Stand, Up};
+use super::up::{self, StartOptions, Started};
 use super::worker::Worker;
 use crate::graph::{Graph, Needs, NodeId, Work};
 use crate::provider::{Provider, Retarget};
@@ -199,7 +199,7 @@ struct Reader<'a, P: Provider> {
     graph: &'a Graph,
     id: NodeId,
     site: NodeContext<'a, P>,
-    up: Up<P::Instance>,
+    up: Started<P::Instance>,
     _scratch: Staging,
 }
 
@@ -221,7 +221,7 @@ impl<'a, P: Provider> Reader<'a, P> {
         let chain = graph.chain(id);
         let imported = matches!(graph.node(chain[0]).work, Work::Import { .. });
         let needs = if imported { Needs::Machine } else { Needs::Disk };
-        let stand = Stand {
+        let options = StartOptions {
             state: node.key,
             machine: node.machine,
             needs,
@@ -231,7 +231,7 @@ impl<'a, P: Provider> Reader<'a, P> {
             retarget: Retarget::Never,
             lasting: None,
         };
-        let up = up::up(&site, &stand, scratch.path(), &overlay).await.map_err(at)?;
+        let up = up::up(&site, &options, scratch.path(), &overlay).await.map_err(at)?;
         Ok(Self { graph, id, site, up, _scratch: scratch })
     }
 

@@ -17,7 +17,7 @@ use super::node::NodeContext;
 use super::node_failure::NodeFailure;
 use super::order::NodeOrder;
 use super::session::{Ended, Input, SessionError};
-use super::up::{self, Stand};
+use super::up::{self, StartOptions};
 use crate::graph::NodeId;
 use crate::provider::{self, Instance, Launch, Provider, Retarget};
 use crate::store::DiskKind;
@@ -44,8 +44,8 @@ pub async fn interact<P: Provider>(
     let at = |failure: Box<NodeFailure>| placed(&context.graph, id, *failure);
     let scratch = site.staging().map_err(at)?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
-    let stand = Stand { chain: failed, ..Stand::of_person(&node, Retarget::Discarded) };
-    let mut up = up::up(&site, &stand, scratch.path(), &overlay).await.map_err(at)?;
+    let options = StartOptions { chain: failed, ..StartOptions::of_person(&node, Retarget::Discarded) };
+    let mut up = up::up(&site, &options, scratch.path(), &overlay).await.map_err(at)?;
     // Until now, Ctrl-C stopped vimg. From now on, it goes to the program.
     let input = listen();
     let ended = up.guest.ask(async |session| session.exec(exec, input, &mut output).await).await;
@@ -81,8 +81,8 @@ pub async fn watch<P: Provider>(
     let at = |failure: Box<NodeFailure>| placed(&context.graph, id, *failure);
     let scratch = site.staging().map_err(at)?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
-    let stand = Stand::of_person(&node, Retarget::Never);
-    let (launch, _) = up::prepare(&site, &stand, scratch.path(), &overlay).map_err(at)?;
+    let options = StartOptions::of_person(&node, Retarget::Never);
+    let (launch, _) = up::prepare(&site, &options, scratch.path(), &overlay).map_err(at)?;
     // The user wants to see the boot, so do not fork.
     let launch = Launch { memory: None, ..launch };
     let mut instance = worker.provider.launch(&launch).await.map_err(|e| at(site.provider_failure(e)))?;

@@ -18,7 +18,7 @@ use super::node::NodeContext;
 use super::node_failure::{FailureKind, NodeFailure};
 use super::order::{LayerOrder, Needs, Task};
 use super::session::{Blobs, Progress, SessionError, Source};
-use super::up::{self, Up};
+use super::up::{self, Started};
 use crate::digest::Digest;
 use crate::files::FileError;
 use crate::host::space;
@@ -46,14 +46,14 @@ pub(super) struct Running<'a, I: Instance> {
 }
 
 impl<'a, I: Instance> Running<'a, I> {
-    pub(super) fn on(up: Up<I>, spare: Option<SemaphorePermit<'a>>) -> Self {
-        let Up { guest, launch, record, disk } = up;
+    pub(super) fn on(up: Started<I>, spare: Option<SemaphorePermit<'a>>) -> Self {
+        let Started { guest, launch, record, disk } = up;
         let made = Facts {
             disk,
             boot: record.boot,
             appliance: record.appliance,
             trusted_filesystem: record.trusted_filesystem && guest.instance.guards_disk(),
-            way: guest.instance.runner(),
+            provider: guest.instance.runner(),
             source: None,
             inherited: Vec::new(),
             same: None,

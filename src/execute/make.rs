@@ -52,7 +52,7 @@ impl<'a, P: Provider> NodeBuild<'a, P> {
         record.trusted_filesystem = made.trusted_filesystem;
         record.made = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         record.seconds = self.start.elapsed().as_secs_f64();
-        record.provider = made.way.clone();
+        record.provider = made.provider.clone();
         record.source = made.source;
         record.inherited = made.inherited.clone();
         record.same = made.same;
@@ -145,7 +145,7 @@ pub(super) struct Facts {
     pub(super) appliance: Option<Boot>,
     pub(super) trusted_filesystem: bool,
     /// The runner, for people.
-    pub(super) way: String,
+    pub(super) provider: String,
     /// Of an output: the state that it was written from.
     pub(super) source: Option<(Key, StateId)>,
     /// The origins of the states that it was made from, besides those of its
@@ -158,14 +158,14 @@ pub(super) struct Facts {
 impl Facts {
     /// Returns the facts of a state that does not boot and has no states above
     /// it.
-    pub(super) fn of(kind: DiskKind, way: String) -> Self {
+    pub(super) fn of(kind: DiskKind, provider: String) -> Self {
         let disk = Disk { kind, backing: None, depth: 0 };
         Self {
             disk,
             boot: None,
             appliance: None,
             trusted_filesystem: false,
-            way,
+            provider,
             source: None,
             inherited: Vec::new(),
             same: None,

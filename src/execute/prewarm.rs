@@ -12,7 +12,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::guest::Guest;
 use super::node::NodeContext;
 use super::order::PrewarmOrder;
-use super::up::{self, Stand, Up};
+use super::up::{self, StartOptions, Started};
 use super::worker::Worker;
 use crate::provider::{Instance, Place, Provider};
 use crate::store::{Disk, DiskKind, Staging};
@@ -86,8 +86,8 @@ async fn fork<P: Provider>(worker: &Worker<P>, order: &PrewarmOrder) -> Option<P
     // The new image is probably almost like the previous one.
     let chain = before.and_then(|key| worker.store.chain(&key));
     // A check with a network starts its own fork.
-    let stand = Stand { chain, network: false, ..Stand::of_check(node, state) };
-    let (mut launch, _) = up::prepare(&site, &stand, scratch.path(), &overlay(&scratch)).ok()?;
+    let options = StartOptions { chain, network: false, ..StartOptions::of_check(node, state) };
+    let (mut launch, _) = up::prepare(&site, &options, scratch.path(), &overlay(&scratch)).ok()?;
     if let Some(record) = before.and_then(|key| worker.store.record(&key)) {
         launch.boot = site.boot_paths(&record.boot);
     }
@@ -127,10 +127,10 @@ impl<P: Provider> PrewarmedFork<P> {
     pub(super) async fn adopt(
         self,
         site: &NodeContext<'_, P>,
-        stand: &Stand,
-    ) -> Option<(Up<P::Instance>, Staging)> {
+        options: &StartOptions,
+    ) -> Option<(Started<P::Instance>, Staging)> {
         let Self { mut guest, failed, scratch } = self;
-        let (mut launch, record) = up::prepare(site, stand, scratch.path(), &overlay(&scratch)).ok()?;
+        let (mut launch, record) = up::prepare(site, options, scratch.path(), &overlay(&scratch)).ok()?;
         let snapshots = site.worker.provider.snapshots()?;
         let retargeted = match snapshots.retargeted(&launch, &guest.instance).await {
             Some(retargeted) if snapshots.resume(&mut guest.instance).await.is_ok() => {
@@ -145,8 +145,8 @@ impl<P: Provider> PrewarmedFork<P> {
         };
         up::tell_failed(site, &failed);
         launch.chain = retargeted.chain;
-        let backing = Some((stand.state, record.id));
+        let backing = Some((options.state, record.id));
         let disk = Disk { kind: DiskKind::Qcow2, backing, depth: record.disk.depth + 1 };
-        Some((Up { guest, launch, record, disk }, scratch))
+        Some((Started { guest, launch, record, disk }, scratch))
     }
 }

@@ -22,7 +22,7 @@ use crate::store::{Disk, DiskKind, Record, StateId};
 const TRIES: u32 = 2;
 
 /// An instance whose agent is ready.
-pub(super) struct Up<I: Instance> {
+pub(super) struct Started<I: Instance> {
     pub(super) guest: Guest<I>,
     /// How it was launched, with the disks below its own.
     pub(super) launch: Launch,
@@ -33,7 +33,7 @@ pub(super) struct Up<I: Instance> {
 }
 
 /// The state that an instance starts on, and its options.
-pub(super) struct Stand {
+pub(super) struct StartOptions {
     /// The state whose disk it gets.
     pub(super) state: Key,
     /// The size of the machine.
@@ -53,7 +53,7 @@ pub(super) struct Stand {
     pub(super) lasting: Option<Lasting>,
 }
 
-impl Stand {
+impl StartOptions {
     /// Returns the options for a check: a machine on `state` that is thrown
     /// away.
     pub(super) fn of_check(check: &NodeOrder, state: Key) -> Self {
@@ -80,29 +80,31 @@ impl Stand {
 /// Returns the request to launch an instance, and the record of its state.
 pub(super) fn prepare<P: Provider>(
     site: &NodeContext<'_, P>,
-    stand: &Stand,
+    options: &StartOptions,
     scratch: &Path,
     overlay: &Path,
 ) -> Result<(Launch, Record), Box<NodeFailure>> {
     let worker = site.worker;
-    let record = worker.store.record(&stand.state).ok_or_else(|| site.gone())?;
-    let own = || worker.store.chain(&stand.state);
-    let chain = stand.chain.clone().or_else(own).ok_or_else(|| site.gone())?;
-    let offline = (stand.needs == Needs::Disk)
-        .then(|| Offline { appliance: site.boot_paths(&record.appliance), ours: record.trusted_filesystem });
-    let kept = worker.use_snapshots && stand.needs == Needs::Machine && stand.chain.is_none();
+    let record = worker.store.record(&options.state).ok_or_else(|| site.gone())?;
+    let own = || worker.store.chain(&options.state);
+    let chain = options.chain.clone().or_else(own).ok_or_else(|| site.gone())?;
+    let offline = (options.needs == Needs::Disk).then(|| Offline {
+        appliance: site.boot_paths(&record.appliance),
+        trusted_filesystem: record.trusted_filesystem,
+    });
+    let kept = worker.use_snapshots && options.needs == Needs::Machine && options.chain.is_none();
     let launch = Launch {
         chain,
         overlay: overlay.to_owned(),
         again: false,
-        machine: Machine { ..stand.machine },
+        machine: Machine { ..options.machine },
         boot: site.boot_paths(&record.boot),
         offline,
-        memory: kept.then(|| format!("{}:{}", stand.state, record.id)),
-        network: stand.network,
-        retarget: stand.retarget,
+        memory: kept.then(|| format!("{}:{}", options.state, record.id)),
+        network: options.network,
+        retarget: options.retarget,
         scratch: scratch.to_owned(),
-        lasting: stand.lasting.clone(),
+        lasting: options.lasting.clone(),
     };
     Ok((launch, record))
 }
@@ -110,11 +112,11 @@ pub(super) fn prepare<P: Provider>(
 /// Starts an instance and waits until its agent is ready.
 pub(super) async fn up<P: Provider>(
     site: &NodeContext<'_, P>,
-    stand: &Stand,
+    options: &StartOptions,
     scratch: &Path,
     overlay: &Path,
-) -> Result<Up<P::Instance>, Box<NodeFailure>> {
-    let (mut launch, record) = prepare(site, stand, scratch, overlay)?;
+) -> Result<Started<P::Instance>, Box<NodeFailure>> {
+    let (mut launch, record) = prepare(site, options, scratch, overlay)?;
     let mut attempts = Attempts::default();
     loop {
         if attempts.tries == TRIES {
@@ -137,7 +139,7 @@ pub(super) async fn up<P: Provider>(
         }
         let snapshots = site.worker.provider.snapshots();
         let saves = snapshots.filter(|snapshots| snapshots.can_save(&guest.instance));
-        match make_ready(&mut guest, &place, saves.is_some(), stand.opens && stand.network).await {
+        match make_ready(&mut guest, &place, saves.is_some(), options.opens && options.network).await {
             Ok(units) => tell_failed(site, &units),
             Err(trouble) => {
                 attempts.after_failure(site, &mut launch, guest, &place, trouble).await?;
@@ -150,7 +152,7 @@ pub(super) async fn up<P: Provider>(
                 launch.chain = retargeted.chain;
             }
             let disk = Disk { kind: DiskKind::Qcow2, backing: Some(parent.0), depth: parent.1 + 1 };
-            return Ok(Up { guest, launch, record, disk });
+            return Ok(Started { guest, launch, record, disk });
         };
         // Save its memory now, so that it never has to boot again. The loop
         // then forks it.

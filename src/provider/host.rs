@@ -69,7 +69,7 @@ impl Host {
         // The probe of KVM takes time, so it comes last.
         let kernel = launch.boot.as_ref().or(offline.appliance.as_ref()).map(|(k, _)| k.as_path());
         let better = !asked && self.qemu.accel_quietly(kernel).await.is_ok_and(|accel| accel == Accel::Kvm);
-        Ok((offline.ours && !better).then_some(engine))
+        Ok((offline.trusted_filesystem && !better).then_some(engine))
     }
 }
 

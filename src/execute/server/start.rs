@@ -12,7 +12,7 @@ use super::super::failure::Failure;
 use super::super::node::NodeContext;
 use super::super::node_failure::FailureKind;
 use super::super::order::NodeOrder;
-use super::super::up::{self, Stand};
+use super::super::up::{self, StartOptions};
 use super::super::worker::Worker;
 use super::hooks::live;
 use super::record::{ServerRecord, launch, lead};
@@ -90,12 +90,12 @@ async fn start<P: Provider>(server: &ServerContext<'_, P>, home: &ServerHome) ->
     let ServerContext { site, context, plan } = server;
     let graph = &context.graph;
     let overlay = home.free_disk();
-    let stand = Stand {
+    let options = StartOptions {
         machine: plan.machine,
         lasting: Some(Lasting { forwards: plan.forwards.clone() }),
-        ..Stand::of_person(site.node, Retarget::Never)
+        ..StartOptions::of_person(site.node, Retarget::Never)
     };
-    let up = up::up(site, &stand, home.dir(), &home.dir().join(&overlay)).await;
+    let up = up::up(site, &options, home.dir(), &home.dir().join(&overlay)).await;
     let up = up.map_err(|failure| server.placed(*failure))?;
     let mut found = up.guest;
     let chain = match own(server, home, &up.launch.chain, &up.record) {
