@@ -36,34 +36,39 @@ const LASTS: u64 = 24 * 3600;
 /// Maximum output before the expected word, in bytes.
 const CHATTER: usize = 1 << 20;
 
-/// Chooses the accelerator, and reports the reason if it is not KVM. `None` if
-/// a test needs a kernel and there is none.
+/// Chooses the accelerator. If it is not KVM, tells the reason once in the time
+/// that a result is valid; `vimg doctor` always tells it. `None` if a test needs
+/// a kernel and there is none.
 pub(super) async fn choose(
     programs: &Programs,
     kernel: Option<&Path>,
     probes: &Path,
     tell: &impl Fn(String),
 ) -> Result<Option<Accel>, HostError> {
-    let why = match usable() {
-        Err(why) => why,
-        Ok(()) => {
-            let file = answer_file(programs, probes);
-            let answer = match (read(&file), kernel) {
-                (Some(answer), _) => answer,
-                (None, None) => return Ok(None),
-                (None, Some(kernel)) => {
-                    let answer = run(programs, kernel, probes).await?;
-                    keep(&file, &answer);
-                    answer
-                }
-            };
-            if answer.works {
-                return Ok(Some(Accel::Kvm));
+    let file = answer_file(programs, probes);
+    let answer = match usable() {
+        Err(why) => Answer { works: false, why, at: now() },
+        Ok(()) => match (read(&file), kernel) {
+            (Some(answer), _) => answer,
+            (None, None) => return Ok(None),
+            (None, Some(kernel)) => {
+                let answer = run(programs, kernel, probes).await?;
+                keep(&file, &answer);
+                answer
             }
-            format!("{}; vimg tests it again after 24 hours, or if you delete {}", answer.why, file.display())
-        }
+        },
     };
-    tell(format!("KVM is not used ({why}); machines are emulated, which is many times slower"));
+    if answer.works {
+        return Ok(Some(Accel::Kvm));
+    }
+    let told = file.with_extension("told");
+    if read(&told).is_none_or(|told| told.why != answer.why) {
+        keep(&told, &Answer { at: now(), ..answer.clone() });
+        let why = answer.why;
+        tell(format!(
+            "KVM is not used ({why}); machines are emulated, which is many times slower; see `vimg doctor`"
+        ));
+    }
     Ok(Some(Accel::Tcg))
 }
 
@@ -92,11 +97,17 @@ impl std::fmt::Display for Kvm {
 pub(super) fn report(programs: &Programs, probes: &Path) -> Kvm {
     match usable() {
         Err(why) => Kvm::Fails(why),
-        Ok(()) => match read(&answer_file(programs, probes)) {
-            Some(Answer { works: true, .. }) => Kvm::Works,
-            Some(Answer { works: false, why, .. }) => Kvm::Fails(why),
-            None => Kvm::Unknown,
-        },
+        Ok(()) => {
+            let file = answer_file(programs, probes);
+            match read(&file) {
+                Some(Answer { works: true, .. }) => Kvm::Works,
+                Some(Answer { works: false, why, .. }) => {
+                    let again = "vimg tests it again after 24 hours, or if you delete";
+                    Kvm::Fails(format!("{why}; {again} {}", file.display()))
+                }
+                None => Kvm::Unknown,
+            }
+        }
     }
 }
 
