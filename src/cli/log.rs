@@ -50,7 +50,11 @@ pub(super) fn run(args: &Args, global: &Global) -> Outcome {
         );
         return Err(Error::Message(message, Some(help), 1));
     }
-    let help = "a layer has a log once it was built or failed; `vimg build` builds it".to_owned();
+    let failed = graph.chain(id).into_iter().map(|id| &graph.node(id).name);
+    let help = match failed.into_iter().find(|name| loaded.notes.failed_log(name).exists()) {
+        Some(name) => format!("a layer below it failed: vimg log {name}"),
+        None => "a layer has a log once it was built or failed; `vimg build` builds it".to_owned(),
+    };
     Err(Error::Message(format!("there is no log of {}", node.name), Some(help), 1))
 }
 

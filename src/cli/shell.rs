@@ -2,7 +2,6 @@
 //! away afterwards.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
 
 use vimg_agent::protocol::{Exec, Stream};
 use vimg_lang::Sources;
@@ -14,7 +13,7 @@ use super::output::{Error, Outcome};
 use super::terminal::{Raw, listen, outcome, terminal, write};
 use super::{project, server};
 use crate::event::plain;
-use crate::execute::{self, BuildContext};
+use crate::execute::{self, BuildContext, FailedLayer};
 use crate::graph::{Graph, NodeId};
 use crate::provider::host::Host;
 use crate::report::Style;
@@ -105,14 +104,14 @@ struct Door<'a> {
 
 fn enter(door: Door, how: &How, global: &Global, style: Style) -> Outcome {
     let Door { name, failed, command, on_terminal } = door;
-    let Ready { context, id, disks, sources } = prepare(name, failed, how, global, style)?;
+    let Ready { context, id, failed, sources } = prepare(name, failed, how, global, style)?;
     let exec = Exec { command, terminal: terminal(on_terminal) };
     let mut raw = None;
     let enter = || {
         raw = on_terminal.then(Raw::enter);
         listen(on_terminal)
     };
-    let ended = interruptible(execute::interact(&context, id, disks, exec, enter, write));
+    let ended = interruptible(execute::interact(&context, id, failed, exec, enter, write));
     drop(raw);
     match ended?.ok_or_else(stopped)? {
         Ok(ended) => outcome(ended),
@@ -124,8 +123,8 @@ fn enter(door: Door, how: &How, global: &Global, style: Style) -> Outcome {
 struct Ready {
     context: BuildContext<Host>,
     id: NodeId,
-    /// The disks of a failed layer, if the machine starts from these.
-    disks: Option<Vec<PathBuf>>,
+    /// What a failed layer left, if the machine starts from that.
+    failed: Option<FailedLayer>,
     sources: Sources,
 }
 
@@ -134,23 +133,23 @@ fn prepare(name: &str, failed: bool, how: &How, global: &Global, style: Style) -
     let mut loaded = project::load(global)?;
     let graph = project::graph(&mut loaded)?;
     let mut id = project::machine(&graph, name)?;
-    let (mut disks, mut why) = (None, None);
+    let (mut left, mut why) = (None, None);
     if failed {
-        let (below, found, what) = find_failed(&graph, id, &loaded.store, &loaded.notes)?;
-        (id, disks, why) = (below, Some(found), Some(what));
+        let (below, layer, what) = find_failed(&graph, id, &loaded.store, &loaded.notes)?;
+        (id, left, why) = (below, Some(layer), Some(what));
     }
     let Made { context, sources } = build::states(loaded, graph, &[id], how, style, why)?;
-    Ok(Ready { context, id, disks, sources })
+    Ok(Ready { context, id, failed: left, sources })
 }
 
-/// Finds a failed layer of a chain. Returns the state below it, the disks that it
-/// left, and why it failed.
+/// Finds a failed layer of a chain. Returns the state below it, what it left, and
+/// why it failed.
 fn find_failed(
     graph: &Graph,
     id: NodeId,
     store: &Store,
     notes: &ProjectFiles,
-) -> Result<(NodeId, Vec<PathBuf>, String), Error> {
+) -> Result<(NodeId, FailedLayer, String), Error> {
     let name = &graph.node(id).name;
     for id in graph.chain(id) {
         let node = graph.node(id);
@@ -163,10 +162,10 @@ fn find_failed(
         if there && !store.has(&node.key) {
             let why = format!("{}: {}", node.name, plain(&failed.why));
             chain.push(disk);
-            return Ok((parent, chain, why));
+            return Ok((parent, FailedLayer { name: node.name.clone(), chain }, why));
         }
     }
-    let help =
-        "vimg keeps the disk of a failed layer until the layer is built, or something below it changes";
-    Err(Error::Message(format!("no layer of {name} has failed"), Some(help.into()), 1))
+    let help = "vimg keeps the disk of a failed layer until the layer is built, something below it changes, or \
+                `vimg store gc` removes it";
+    Err(Error::Message(format!("there is no disk of a failed layer of {name}"), Some(help.into()), 1))
 }

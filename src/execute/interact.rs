@@ -28,23 +28,37 @@ const NOT_FOUND: i32 = 127;
 /// The time between two reads of a console.
 const LOOK: Duration = Duration::from_millis(30);
 
+/// The disk that a failed layer left.
+#[derive(Debug, Clone)]
+pub struct FailedLayer {
+    /// The layer's name in the graph.
+    pub name: String,
+    /// The disk and those below it, the lowest first.
+    pub chain: Vec<PathBuf>,
+}
+
 /// Runs a program in the machine of an existing state, or in a machine with the
-/// disks `failed`, which a failed layer left.
+/// disk of a failed layer on it.
 pub async fn interact<P: Provider>(
     context: &BuildContext<P>,
     id: NodeId,
-    failed: Option<Vec<PathBuf>>,
+    failed: Option<FailedLayer>,
     exec: Exec,
     listen: impl FnOnce() -> mpsc::Receiver<Input>,
     mut output: impl FnMut(Stream, &[u8]) + Send,
 ) -> Result<Ended, Box<Failure>> {
     let worker = context.worker();
-    let node = NodeOrder::new(&context.graph, id, &BTreeMap::new());
+    let mut node = NodeOrder::new(&context.graph, id, &BTreeMap::new());
+    let chain = failed.map(|FailedLayer { name, chain }| {
+        // People see this name while the machine boots.
+        node.name = name;
+        chain
+    });
     let site = NodeContext { worker: &worker, node: &node };
     let at = |failure: Box<NodeFailure>| placed(&context.graph, id, *failure);
     let scratch = site.staging().map_err(at)?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
-    let options = StartOptions { chain: failed, ..StartOptions::of_person(&node, Retarget::Discarded) };
+    let options = StartOptions { chain, ..StartOptions::of_person(&node, Retarget::Discarded) };
     let mut up = up::up(&site, &options, scratch.path(), &overlay).await.map_err(at)?;
     // Until now, Ctrl-C stopped vimg. From now on, it goes to the program.
     let input = listen();

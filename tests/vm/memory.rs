@@ -402,6 +402,6 @@ fn people_get_into_forks() {
     project.vimg(&["build"]).succeeds();
     let repaired = project.vimg(&["shell", "--failed", "it"]);
     assert_eq!(repaired.code, 1);
-    repaired.says("no layer of it@broken has failed");
+    repaired.says("there is no disk of a failed layer of it@broken");
     project.nothing_runs();
 }
