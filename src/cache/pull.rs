@@ -98,8 +98,8 @@ impl Caches {
         let Some(near) = near else { return found.clone() };
         // A copy that could not be used is overwritten.
         let own = &hit.chain[0];
-        let anew = self.is_broken(near, &hit.domain, &own.entry.state.key);
-        match self.copy_packs(found, near, signed.entry.packs().cloned(), anew).await {
+        let overwrite = self.is_broken(near, &hit.domain, &own.entry.state.key);
+        match self.copy_packs(found, near, signed.entry.packs().cloned(), overwrite).await {
             Ok(_) => {}
             Err(trouble) => {
                 tell(sink, near, &format!("it can't store a copy: {trouble}"));
@@ -125,20 +125,20 @@ impl Caches {
         near.clone()
     }
 
-    /// Copies packs that `to` does not have, or all with `anew`. Returns the
+    /// Copies packs that `to` does not have, or all with `overwrite`. Returns the
     /// number of bytes copied.
     pub(super) async fn copy_packs(
         &self,
         from: &Remote,
         to: &Remote,
         packs: impl IntoIterator<Item = Pack>,
-        anew: bool,
+        overwrite: bool,
     ) -> Result<u64, Trouble> {
         let mut copied = 0;
         for pack in packs {
             let object = Object::Pack(pack.clone());
             let there = to.stat(&object).await?;
-            if !anew && there.is_some_and(|meta| meta.size == pack.size) {
+            if !overwrite && there.is_some_and(|meta| meta.size == pack.size) {
                 continue;
             }
             let bytes = from.get(&object, pack.size).await?;

@@ -108,9 +108,12 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
             }
             let what = if dry_run { "would remove" } else { "removed" };
             out.push_str(&format!(
-                "{what} {} in {} items; {} left\n",
+                "{what} {} in {}; {} left\n",
                 bytes(sum),
-                done.removed.len(),
+                match done.removed.len() {
+                    1 => "1 item".to_owned(),
+                    n => format!("{n} items"),
+                },
                 bytes(done.left)
             ));
             print(&out)

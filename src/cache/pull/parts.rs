@@ -68,12 +68,11 @@ pub(super) fn write(bytes: &[u8], from: u64, chunks: &[Chunk], file: &File) -> s
 /// Returns the chunks that the file does not have yet.
 pub(super) fn missing(file: &File, chunks: Vec<Chunk>) -> Vec<Chunk> {
     let mut buffer = Vec::new();
-    let lacks = |chunk: &Chunk| {
+    let mut lacks = |chunk: &Chunk| {
         buffer.resize(chunk.length as usize, 0);
         file.read_exact_at(&mut buffer, chunk.at).is_err()
             || *blake3::hash(&buffer).as_bytes() != chunk.digest
     };
-    let mut lacks = lacks;
     chunks.into_iter().filter(|chunk| lacks(chunk)).collect()
 }
 

@@ -49,7 +49,7 @@ pub(super) struct Packing<'a> {
     current: Vec<u8>,
     sending: JoinSet<Result<(usize, Pack), String>>,
     /// Write packs even if they seem to exist, because one of them is damaged.
-    anew: bool,
+    rewrites: bool,
     start: Instant,
 }
 
@@ -62,7 +62,7 @@ impl<'a> Packing<'a> {
             packs: Vec::new(),
             current: Vec::new(),
             sending: JoinSet::new(),
-            anew: false,
+            rewrites: false,
             start: Instant::now(),
         }
     }
@@ -71,7 +71,7 @@ impl<'a> Packing<'a> {
 impl Packing<'_> {
     /// Whether packs of the cache may be referred to.
     pub(super) fn trusts(&self) -> bool {
-        !self.anew
+        !self.rewrites
     }
 
     /// Notes that a pack of the cache has a chunk.
@@ -90,7 +90,7 @@ impl Packing<'_> {
     /// Refers from now on only to packs that this upload writes itself, because
     /// something in the cache is damaged.
     pub(super) fn distrust(&mut self) {
-        self.anew = true;
+        self.rewrites = true;
         self.known.retain(|_, (slot, ..)| matches!(slot, Slot::New(_)));
     }
 
@@ -188,7 +188,7 @@ impl Packing<'_> {
         }
         let (bytes, number) = (std::mem::take(&mut self.current), self.packs.len());
         self.packs.push(None);
-        let (remote, anew) = (self.remote.clone(), self.anew);
+        let (remote, rewrites) = (self.remote.clone(), self.rewrites);
         self.sending.spawn(async move {
             let (bytes, sha256) = blocking(move || {
                 let sha256 = sha256(&bytes);
@@ -199,7 +199,7 @@ impl Packing<'_> {
             let pack = Pack { sha256, size: bytes.len() as u64 };
             let object = Object::Pack(pack.clone());
             // An interrupted upload may have sent it.
-            let there = match anew && remote.replaces() {
+            let there = match rewrites && remote.replaces() {
                 true => None,
                 false => remote.stat(&object).await.map_err(|e| e.to_string())?,
             };

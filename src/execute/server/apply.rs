@@ -34,9 +34,9 @@ fn refusal<P>(
         failure.help = Some(help);
         Some(failure)
     };
-    let anew = || format!("start anew: `vimg down --remove {0}`, then `vimg up {0}`", plan.name);
+    let again = || create_again(&plan.name);
     if graph.node(graph.chain(plan.image)[0]).key != record.root {
-        return help(server.failure(FailureKind::Recipe, "its image has another base now"), anew());
+        return help(server.failure(FailureKind::Recipe, "its image has another base now"), again());
     }
     if record.changing {
         let back = "to go back to the disk before it";
@@ -47,7 +47,12 @@ fn refusal<P>(
     }
     let stuck = difference.stuck.first()?;
     let message = format!("`{stuck}` can't be reverted: one of its scripts has no `undo`");
-    help(server.failure(FailureKind::Recipe, &message), anew())
+    help(server.failure(FailureKind::Recipe, &message), again())
+}
+
+/// Says how to start over with a server.
+fn create_again(name: &str) -> String {
+    format!("create it again: `vimg down --remove {name}`, then `vimg up {name}`")
 }
 
 /// Changes a running server to match its recipe. If that fails, the server
@@ -77,7 +82,9 @@ pub async fn apply<P: Provider>(
     })?;
     if record.chain.len() >= MOST_DISKS {
         leave(&*worker.provider, found);
-        return Err(server.host("its disk has seen too many changes; start anew".into()));
+        let mut failure = server.host(format!("its disk has been changed {MOST_DISKS} times, the maximum"));
+        failure.help = Some(create_again(&plan.name));
+        return Err(failure);
     }
     if !difference.is_empty() {
         found = carry_out(&server, home, (&mut record, &difference), found).await?;

@@ -52,7 +52,9 @@ pub async fn save<P: Provider>(
         let room = record.chain.len() < MOST_DISKS;
         let branched = match room {
             true => branch::<P>(home, &mut record, false, &mut found).await,
-            false => Err("its disk has seen too many changes".into()),
+            false => Err(format!(
+                "its disk has been changed {MOST_DISKS} times, the maximum; `vimg down` it first"
+            )),
         };
         leave(provider, found);
         branched?;
