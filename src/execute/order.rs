@@ -158,12 +158,9 @@ impl PrewarmOrder {
 
 #[cfg(test)]
 mod tests {
-    use vimg_lang::{Request, Sources, compile};
-
     use super::super::executor::{Built, Report};
     use super::super::node_failure::NodeFailure;
     use super::*;
-    use crate::files::Project;
     use crate::store::Record;
 
     const RECIPE: &str = "secret \"token\" env=\"TOKEN\"
@@ -202,14 +199,7 @@ configuration \"site\" {
     #[test]
     fn an_order_survives_its_way_through_json() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("main.vimg"), RECIPE).unwrap();
-        let project = Project::open(dir.path()).unwrap();
-        let entry = FileRef::project("main.vimg");
-        let distributions = crate::base::known(crate::base::BUILT_IN);
-        let (set, values, rebuilt) = (&[], None, None);
-        let request = Request { files: &project, entry, set, values, rebuilt, distributions: &distributions };
-        let model = compile(&request, &mut Sources::default()).unwrap();
-        let graph = Graph::new(&model, &project, crate::base::BUILT_IN).unwrap();
+        let graph = Graph::of(dir.path(), RECIPE);
         let ids: Vec<NodeId> = graph.ids().collect();
         let kinds: BTreeSet<&str> = ids.iter().map(|id| graph.node(*id).work.kind()).collect();
         assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["base", "check", "layer", "output", "seal"]);

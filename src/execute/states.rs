@@ -259,12 +259,9 @@ impl States {
 mod tests {
     use std::collections::BTreeMap;
 
-    use vimg_lang::{FileRef, Request, Sources, compile};
-
     use super::super::batches;
     use super::NodeState::{self, *};
     use super::*;
-    use crate::files::Project;
     use crate::graph::{Edge, Role};
     use crate::store::{Last, Store};
 
@@ -281,15 +278,8 @@ configuration \"y\" { file \"/y\" content=\"y\" }
     #[test]
     fn a_node_waits_for_all_its_inputs() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("main.vimg"), RECIPE).unwrap();
-        let project = Project::open(dir.path()).unwrap();
-        let entry = FileRef::project("main.vimg");
-        let distributions = crate::base::known(crate::base::BUILT_IN);
-        let (set, values, rebuilt) = (&[], None, None);
-        let request = Request { files: &project, entry, set, values, rebuilt, distributions: &distributions };
-        let model = compile(&request, &mut Sources::default()).unwrap();
         let store = Store::open(&dir.path().join("store")).unwrap();
-        let mut graph = Graph::new(&model, &project, crate::base::BUILT_IN).unwrap();
+        let mut graph = Graph::of(dir.path(), RECIPE);
         let [base, t, x, y] = ["base:base", "tool@t", "top@x", "top@y"].map(|name| graph.find(name).unwrap());
         let plan = |graph: &Graph| Plan::new(graph, &store, &Last::default(), &BTreeMap::new(), &[y]);
         // With one input, the instance of its parent builds it.

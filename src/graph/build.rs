@@ -50,6 +50,23 @@ impl Graph {
     }
 }
 
+/// For the tests of what stands above.
+#[cfg(test)]
+impl Graph {
+    /// Builds the graph of a recipe whose files are in `dir`.
+    pub(crate) fn of(dir: &std::path::Path, recipe: &str) -> Self {
+        use vimg_lang::{FileRef, Request, Sources, compile};
+        std::fs::write(dir.join("main.vimg"), recipe).unwrap();
+        let project = Project::open(dir).unwrap();
+        let entry = FileRef::project("main.vimg");
+        let distributions = base::known(base::BUILT_IN);
+        let (set, values, rebuilt) = (&[], None, None);
+        let request = Request { files: &project, entry, set, values, rebuilt, distributions: &distributions };
+        let model = compile(&request, &mut Sources::default()).unwrap();
+        Self::new(&model, &project, base::BUILT_IN).unwrap()
+    }
+}
+
 struct Builder<'a> {
     graph: Graph,
     model: &'a Model,
