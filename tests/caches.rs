@@ -9,6 +9,8 @@ mod common;
 mod faults;
 #[path = "caches/poison.rs"]
 mod poison;
+#[path = "common/port.rs"]
+mod port;
 #[path = "caches/s3s.rs"]
 mod s3_here;
 #[path = "caches/servers.rs"]

@@ -16,6 +16,8 @@ mod machines;
 mod memory;
 #[path = "vm/offline.rs"]
 mod offline;
+#[path = "common/port.rs"]
+mod port;
 #[path = "vm/replace.rs"]
 mod replace;
 #[path = "vm/runners.rs"]

@@ -1,10 +1,12 @@
 //! Local servers with the protocols of the real services. `run-tests` installs
 //! them.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use crate::port;
 
 /// A server, and its spec as a cache.
 pub(crate) struct Server {
@@ -43,10 +45,6 @@ impl Drop for Server {
     }
 }
 
-fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
 fn start(
     command: &mut Command,
     address: SocketAddr,
@@ -83,7 +81,7 @@ fn s3(address: &SocketAddr) -> String {
 /// Starts moto, an S3 server. A plain request creates its bucket, because moto
 /// does not check credentials.
 pub(crate) fn moto() -> Server {
-    let address = free_port();
+    let address = port::free();
     let dir = tempfile::tempdir().unwrap();
     let mut command = python("moto_server");
     command.args(["-H", "127.0.0.1", "-p", &address.port().to_string()]);
@@ -98,7 +96,7 @@ pub(crate) fn moto() -> Server {
 }
 
 pub(crate) fn webdav() -> Server {
-    let address = free_port();
+    let address = port::free();
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
     std::fs::create_dir(&root).unwrap();
@@ -123,7 +121,7 @@ pub(crate) fn registry_with_password() -> Server {
 
 /// Starts Docker's registry, with the users of an htpasswd file or open to all.
 fn docker_registry(users: Option<&str>, spec: fn(&SocketAddr) -> String) -> Server {
-    let address = free_port();
+    let address = port::free();
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config.yml");
     let root = dir.path().join("root");
@@ -146,7 +144,7 @@ fn docker_registry(users: Option<&str>, spec: fn(&SocketAddr) -> String) -> Serv
 /// Starts Azurite, the emulator of Azure's blob storage, with its public
 /// account and key.
 pub(crate) fn azurite() -> Server {
-    let address = free_port();
+    let address = port::free();
     let dir = tempfile::tempdir().unwrap();
     let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/node/node_modules/.bin/azurite-blob");
     let mut command = Command::new(program);
@@ -183,7 +181,7 @@ const AZURITE_KEY: &str =
 
 /// Starts an emulator of Google's storage.
 pub(crate) fn google() -> Server {
-    let address = free_port();
+    let address = port::free();
     let dir = tempfile::tempdir().unwrap();
     let mut command = python("gcp-storage-emulator");
     command.args(["start", "--host", "127.0.0.1", "--port", &address.port().to_string(), "--in-memory"]);

@@ -612,7 +612,7 @@ impl Boot {
         let copy = dir.path().join("disk.qcow2");
         std::fs::copy(disk, &copy).unwrap();
         // A port that was free a moment ago.
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = crate::port::free().port();
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args(["-accel", "tcg,thread=multi", "-smp", "2", "-m", "1024", "-display", "none"])

@@ -153,7 +153,7 @@ impl Drop for Staging<'_> {
 #[test]
 fn the_replace_example_serves_all_the_while() {
     let project = Project::copy_of("replace-example", "examples/replace");
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = crate::port::free().port();
     project.edit("main.vimg", "host=8080", &format!("host={port}"));
     let root = project.as_root();
     let vimg = |args: &[&str]| match &root {

@@ -62,7 +62,7 @@ impl Drop for Servers {
 
 #[test]
 fn servers_are_changed_while_they_run_and_found_again() {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = crate::port::free().port();
     let project = Project::new("server");
     project.write("main.vimg", &RECIPE.replace("PORT", &port.to_string()));
     project.write("page.j2", PAGE);
@@ -103,7 +103,7 @@ fn servers_are_changed_while_they_run_and_found_again() {
     project.vimg(&["up", "staging"]).says("is already running");
 
     // Its forwarded ports change while it runs.
-    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let other = crate::port::free().port();
     let (now, then) = (format!("host={port} guest=80; layer"), format!("host={other} guest=80; layer"));
     project.edit("main.vimg", &now, &then);
     says(&["apply", "staging"]);

@@ -99,7 +99,7 @@ impl Drop for Proxy {
 #[test]
 fn a_proxy_of_the_users_is_used_and_leaves_no_trace() {
     let project = Project::new("proxy");
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = crate::port::free().port();
     let log = project.path("proxy.log");
     project.write(
         "proxy.conf",
