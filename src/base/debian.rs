@@ -32,7 +32,7 @@ impl Distribution for Debian {
     }
 
     fn behaviour(&self) -> u32 {
-        5
+        6
     }
 
     fn missing(&self) -> Option<HostError> {
@@ -44,8 +44,8 @@ impl Distribution for Debian {
     }
 }
 
-/// Packages of every base: enough to boot, to use a network and to install
-/// more. GRUB is purged again after it has made its images.
+/// Packages of every base: enough to boot, to use a network, to have the right
+/// time and to install more. GRUB is purged again after it has made its images.
 const PACKAGES: &[&str] = &[
     "linux-image-cloud-amd64",
     "initramfs-tools",
@@ -53,6 +53,7 @@ const PACKAGES: &[&str] = &[
     "xz-utils",
     "systemd-sysv",
     "systemd-resolved",
+    "systemd-timesyncd",
     "udev",
     "dbus",
     "kmod",
@@ -67,6 +68,14 @@ const PACKAGES: &[&str] = &[
     "grub-pc-bin",
     "grub-efi-amd64-bin",
 ];
+
+/// Lists the packages of a base.
+fn packages(bootstrap: &Bootstrap) -> Vec<&str> {
+    // Debian 13 split it off from the package `systemd`.
+    let repart = (bootstrap.suite != "bookworm").then_some("systemd-repart");
+    let own = bootstrap.packages.iter().map(String::as_str);
+    PACKAGES.iter().copied().chain(repart).chain(own).collect()
+}
 
 /// Files that the hooks write to, from descriptor 100 on: disk, kernel,
 /// modules, GRUB's core, its first sector, its UEFI program, an appliance's
@@ -97,7 +106,7 @@ async fn make(wanted: Wanted<'_>) -> Result<Base, HostError> {
     let files = open_outputs(dir, size).map_err(fail)?;
     let run = Run {
         suite: &bootstrap.suite,
-        packages: PACKAGES.iter().copied().chain(bootstrap.packages.iter().map(String::as_str)).collect(),
+        packages: packages(bootstrap),
         uploads: &UPLOADS,
         hooks: Hooks {
             setup: include_str!("debian/setup.sh"),

@@ -8,15 +8,24 @@ chmod 755 "$R/usr/lib/vimg/agent"
 
 echo debian >"$R/etc/hostname"
 printf '127.0.0.1\tlocalhost\n127.0.1.1\tdebian\n::1\tlocalhost ip6-localhost ip6-loopback\n' >"$R/etc/hosts"
-printf 'UUID=%s / ext4 rw,errors=remount-ro,discard 0 0\n' "$VIMG_ROOT_UUID" >"$R/etc/fstab"
-printf '[Match]\nType=ether\nKind=!*\n[Network]\nDHCP=yes\n[DHCPv4]\nClientIdentifier=mac\n' \
-    >"$R/etc/systemd/network/80-vimg-dhcp.network"
+printf 'UUID=%s / ext4 rw,errors=remount-ro,discard,x-systemd.growfs 0 0\n' "$VIMG_ROOT_UUID" >"$R/etc/fstab"
+# A written disk may be put on a larger one: the partition and the filesystem
+# grow when it boots. The type is the one of the partition table below.
+mkdir -p "$R/etc/repart.d"
+printf '[Partition]\nType=linux-generic\n' >"$R/etc/repart.d/50-root.conf"
+# DHCP on each Ethernet card that nothing else configures: networkd takes the
+# first file that matches, by its name, and ifupdown and NetworkManager have
+# their own.
+printf '[Match]\nType=ether\nKind=!*\nProperty=VIMG_DHCP=1\n[Network]\nDHCP=yes\n[DHCPv4]\nClientIdentifier=mac\n' \
+    >"$R/etc/systemd/network/zz-vimg-dhcp.network"
+cat >"$R/etc/udev/rules.d/80-vimg-dhcp.rules" <<'EOU'
+SUBSYSTEM!="net", GOTO="vimg_end"
+TEST=="/usr/sbin/NetworkManager", GOTO="vimg_end"
+PROGRAM=="/bin/grep -rqsE '^[[:space:]]*iface[[:space:]]+%k[[:space:]]' /etc/network/interfaces /etc/network/interfaces.d", GOTO="vimg_end"
+ENV{VIMG_DHCP}="1"
+LABEL="vimg_end"
+EOU
 chroot "$R" systemctl -q enable systemd-networkd systemd-resolved vimg-agent.service vimg-hooks.service
-# Nothing may take apt's lock, or change the disk, behind a layer's back.
-for unit in systemd-networkd-wait-online.service apt-daily.timer apt-daily-upgrade.timer \
-    e2scrub_all.timer e2scrub_reap.service fstrim.timer; do
-    chroot "$R" systemctl -q mask "$unit" || :
-done
 
 # Modules that our initramfs loads, in order, in a directory for what they
 # are for. A kernel may have some of them built in.
