@@ -13,8 +13,8 @@ mod show;
 
 pub use dag::{Graph, Target};
 pub use node::{
-    BlobSource, CheckOrder, CheckWork, Edge, GraphError, GraphErrorKind, LayerOrder, LayerWork, Needs, Node,
-    NodeId, Role, Work,
+    BlobSource, CheckOrder, CheckWork, Edge, Export, GraphError, GraphErrorKind, LayerOrder, LayerWork,
+    Needs, Node, NodeId, Role, Work,
 };
 pub use server::{Difference, ServerPart, ServerPlan, ServerWork};
 pub use show::{Format, show};

@@ -35,11 +35,69 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use machines::{Boot, Project, Tested, all_fail, ovmf, serves, with_layer};
+use machines::{Boot, Project, Tested, all_fail, ovmf, serves, serves_at, with_layer};
+
+/// A layer below the web server. When the written disk has booted, it serves what
+/// people look for on a disk of their distribution.
+const SHIPPED: &str = r#"
+configuration "shipped" {
+    package "openssh-server" "ssl-cert"
+    file "/etc/ssh/ssh_host_ed25519_key" content="declared\n" mode="0600"
+    file "/var/lib/cloud/seed/nocloud/user-data" content="declared\n"
+    file "/var/log/app/README" content="declared\n"
+    file "/etc/systemd/system/once.service" content="[Unit]\nConditionFirstBoot=yes\n[Service]\nExecStart=/bin/true\nRemainAfterExit=yes\n[Install]\nWantedBy=multi-user.target\n"
+    file "/etc/systemd/system/off.service" content="[Service]\nExecStart=/bin/true\nRemainAfterExit=yes\n[Install]\nWantedBy=multi-user.target\n"
+    file "/etc/systemd/system/instances.service" content="[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
+    file "/etc/systemd/system/instances@.service" content="[Service]\nExecStart=/bin/true\n"
+    file "/etc/systemd/system/report.service" content="[Unit]\nAfter=network-online.target ssh.service once.service\nWants=network-online.target\n[Service]\nType=oneshot\nExecStart=/bin/sh /srv/report.sh\n[Install]\nWantedBy=multi-user.target\n"
+    file "/srv/report.sh" from="report.sh"
+    service "once" enabled=#true
+    service "instances" enabled=#true
+    service "report" enabled=#true
+}
+"#;
+const REPORT: &str = r#"
+exec >/srv/report.txt 2>&1
+ask() { echo "$1: $(shift; "$@" | tr '\n' ' ')"; }
+ask timers systemctl is-enabled apt-daily.timer apt-daily-upgrade.timer fstrim.timer e2scrub_all.timer
+ask network systemctl is-enabled systemd-networkd-wait-online
+ask route sh -c "ip -4 route show default | grep -c ."
+ask clock systemctl is-active systemd-timesyncd
+ask declared cat /etc/ssh/ssh_host_ed25519_key /var/lib/cloud/seed/nocloud/user-data /var/log/app/README
+ask keys sh -c "ls /etc/ssh/ssh_host_rsa_key /etc/ssl/private/ssl-cert-snakeoil.key"
+ask first systemctl is-active once
+ask off systemctl is-enabled off
+ask order sh -c "systemctl show -p After ssh instances@7 | grep -c vimg-first-boot.service"
+ask size sh -c "df --output=size --block-size=1G / | tail -n 1"
+mkdir -p /srv/www && mv /srv/report.txt /srv/www/report.txt
+"#;
+/// The right values, and why.
+const RIGHT: [&str; 10] = [
+    // As on any Debian (F2).
+    "timers: enabled enabled enabled enabled ",
+    // A unit after network-online.target has an address (F5).
+    "network: enabled ",
+    "route: 1 ",
+    "clock: active ",
+    // What the recipe declares is there, also where sealing looks (F8).
+    "declared: declared declared declared ",
+    "keys: /etc/ssh/ssh_host_rsa_key /etc/ssl/private/ssl-cert-snakeoil.key ",
+    // It was a first boot, and nothing was enabled by that.
+    "first: active ",
+    "off: disabled ",
+    // Instances of templates wait for keys, too (F18).
+    "order: 2 ",
+    // The root filesystem grew to the disk (F11).
+    "size: 9 ",
+];
 
 #[test]
 fn the_web_example_is_built_served_and_rebuilt_only_where_it_changed() {
     let project = Project::copy_of("web", "examples/web");
+    project.edit("main.vimg", "layer \"nginx\"", "layer \"shipped\"\n    layer \"nginx\"");
+    project.edit("main.vimg", "path=\"web.qcow2\"", "path=\"web.qcow2\" size=\"10GiB\"");
+    project.edit("main.vimg", "// The pages:", &format!("{SHIPPED}\n// The pages:"));
+    project.write("report.sh", REPORT);
     let states = project.vimg(&["build", "--no-output"]);
     states.succeeds();
     assert_eq!(states.boots(), 0, "no layer needs a booted machine");
@@ -59,6 +117,10 @@ fn the_web_example_is_built_served_and_rebuilt_only_where_it_changed() {
         let page = serves(machine.port, Duration::from_secs(600));
         assert!(page.contains("<h1>It works</h1>"), "{page}");
         assert!(page.contains("/posts/layers.html"), "{page}");
+        let report = serves_at(machine.port, "/report.txt", Duration::from_secs(600));
+        for right in RIGHT {
+            assert!(report.lines().any(|line| line == right), "{right:?} is not in {report}");
+        }
     }
 
     // A container gives the same files, also sealed ones. `replace.rs` tests
@@ -88,7 +150,7 @@ fn the_web_example_is_built_served_and_rebuilt_only_where_it_changed() {
         [
             "web:check/nginx/answers",
             "web:check/site/greets",
-            "web:qcow2",
+            "web:qcow2-10240MiB",
             "web:seal",
             "web@site",
             "web@tuning"

@@ -1,5 +1,6 @@
 //! The init system of the machine. A new one is a file here and a line in the table.
 
+mod first_boot;
 mod manager;
 mod systemd;
 

@@ -33,6 +33,7 @@ mod http;
 mod check;
 mod exec;
 mod list;
+mod private_keys;
 mod seal;
 pub mod serve;
 pub mod early;

@@ -15,14 +15,14 @@ pub use blob::{Blob, CHUNK, Digest};
 pub use change::{Change, Inode, MAX_RETARGETED, Time};
 pub use frame::{Frame, MAX_FRAME, Malformed, SYNC, encode_data, encode_message, read_frame, write_message};
 pub use message::{
-    Apply, Exec, FromAgent, Kind, Listed, Network, Prepare, Resume, Size, Stream, Terminal, ToAgent,
+    Apply, Exec, FromAgent, Kind, Listed, Network, Prepare, Resume, Sealed, Size, Stream, Terminal, ToAgent,
 };
 pub use order::{Order, Primitive, Run, Script};
 pub use tree::{Entry, Manifest, Node};
 pub use vimg_model::{Around, Owner, Probe, ServiceState, User, When};
 
 /// The version of the protocol. Host and agent must have the same version.
-pub const PROTOCOL: u32 = 14;
+pub const PROTOCOL: u32 = 15;
 
 /// The behaviour version of the agent. It enters the keys of layers, checks and sealed
 /// disks, so raising it rebuilds all but the bases. Raise it when the same layer would

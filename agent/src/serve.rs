@@ -271,7 +271,10 @@ impl Agent {
                 done("freeze the disk", held, FromAgent::Frozen)
             }
             ToAgent::Thaw => done("thaw the disk", self.let_go(), FromAgent::Thawed),
-            ToAgent::Seal => done("seal the machine", seal::seal(), FromAgent::Sealed),
+            ToAgent::Seal { agent } => match seal::seal(agent) {
+                Ok(sealed) => FromAgent::Sealed(sealed),
+                Err(error) => done("seal the machine", Err(error), FromAgent::Prepared),
+            },
             ToAgent::List => {
                 list::list(&self.channel.sender)?;
                 return Ok(None);

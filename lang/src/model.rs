@@ -231,6 +231,10 @@ pub struct Output {
     pub format: DiskFormat,
     /// Normalised path below the output directory.
     pub path: String,
+    /// Size of the disk in bytes, if it is larger than that of the image.
+    pub size: Option<u64>,
+    /// Whether the agent stays on the disk.
+    pub agent: bool,
     /// The place of the declaration.
     pub span: Span,
 }

@@ -164,7 +164,7 @@ pub const IMAGE: &[Kind] = &[
         .props(&[
             opt("cpus", Ty::Int, "number of CPUs [default: 2]"),
             opt("memory", Ty::Size, "main memory [default: `1GiB`]"),
-            opt("disk", Ty::Size, "size of the disk, set only in the image with `bootstrap` [default: `8GiB`]"),
+            opt("disk", Ty::Size, "size of the disk. In an image on top of another one, it may be larger: its outputs have this size, and the root filesystem grows to it on the first boot [default: `8GiB`]"),
         ])
         .once(),
     LAYER,
@@ -175,7 +175,11 @@ pub const IMAGE: &[Kind] = &[
         "A disk file to write. It is sealed and boots on its own.",
         Args::One(req("format", Ty::Word(DiskFormat::WORDS), "the disk format")),
     )
-    .props(&[req("path", Ty::Str, "path below the output directory")]),
+    .props(&[
+        req("path", Ty::Str, "path below the output directory"),
+        opt("size", Ty::Size, "size of the disk; the root filesystem grows to it on the first boot [default: that of the image]"),
+        opt("agent", Ty::Bool, "whether the agent and its ledger stay on the disk. Hooks and operations need them [default: `#true`]"),
+    ]),
     CHECK,
 ];
 

@@ -234,6 +234,25 @@ impl<C, T, S> Primitive<C, T, S> {
         }
     }
 
+    /// Whether the agent runs it later, in the finished machine.
+    pub fn runs_later(&self) -> bool {
+        match self {
+            Self::Hook { .. } => true,
+            Self::Package { .. }
+            | Self::File { .. }
+            | Self::Directory { .. }
+            | Self::Symlink { .. }
+            | Self::Archive { .. }
+            | Self::Group { .. }
+            | Self::User(_)
+            | Self::Service { .. }
+            | Self::Sysctl { .. }
+            | Self::KernelModule { .. }
+            | Self::Reboot
+            | Self::Run(_) => false,
+        }
+    }
+
     /// Whether it may use the network while it is applied.
     pub fn wants_network(&self) -> bool {
         match self.tool() {

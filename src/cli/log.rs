@@ -37,7 +37,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Outcome {
             };
         }
     }
-    if !matches!(node.work, Work::Layer(_) | Work::Seal | Work::Check(_)) {
+    if !matches!(node.work, Work::Layer(_) | Work::Seal { .. } | Work::Check(_)) {
         let help = "layers and checks have logs; `vimg build --verbose` prints what a bootstrap prints";
         let message = format!("{} has no log", node.name);
         return Err(Error::Message(message, Some(help.to_owned()), 1));

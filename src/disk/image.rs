@@ -127,6 +127,17 @@ impl QemuImg {
         command.arg(format!("json:{graph}")).arg(to);
         run(command, "qemu-img convert").await
     }
+
+    /// Makes a disk larger. `size` is in bytes.
+    ///
+    /// # Errors
+    ///
+    /// What `qemu-img` says.
+    pub async fn resize(&self, disk: &Path, format: DiskFormat, size: u64) -> Result<(), HostError> {
+        let mut command = host::command(&self.program);
+        command.args(["resize", "-q", "-f", format.name()]).arg(disk).arg(size.to_string());
+        run(command, "qemu-img resize").await
+    }
 }
 
 async fn run(mut command: tokio::process::Command, what: &str) -> Result<(), HostError> {

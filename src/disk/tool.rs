@@ -25,11 +25,13 @@ pub trait DiskTool: Send + Sync {
     /// below.
     fn flatten<'a>(&'a self, chain: &'a [PathBuf], to: &'a Path) -> BoxFuture<'a, Result<(), HostError>>;
 
-    /// Converts a chain of disks to one file of another format.
+    /// Converts a chain of disks to one file of another format. With a `size` in
+    /// bytes, the disk is that large; its partitions stay as they are.
     fn export<'a>(
         &'a self,
         chain: &'a [PathBuf],
         format: DiskFormat,
+        size: Option<u64>,
         to: &'a Path,
     ) -> BoxFuture<'a, Result<(), HostError>>;
 
@@ -88,11 +90,17 @@ impl DiskTool for QemuDisks {
         &'a self,
         chain: &'a [PathBuf],
         format: DiskFormat,
+        size: Option<u64>,
         to: &'a Path,
     ) -> BoxFuture<'a, Result<(), HostError>> {
-        Box::pin(
-            async move { self.img().await?.convert(&image::qcow2s(chain), format, Compress::Yes, to).await },
-        )
+        Box::pin(async move {
+            let img = self.img().await?;
+            img.convert(&image::qcow2s(chain), format, Compress::Yes, to).await?;
+            match size {
+                Some(size) => img.resize(to, format, size).await,
+                None => Ok(()),
+            }
+        })
     }
 
     fn alike<'a>(&'a self, below: &'a [PathBuf], a: &'a Made, b: &'a Made) -> BoxFuture<'a, bool> {

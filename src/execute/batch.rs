@@ -65,7 +65,7 @@ async fn start<P: Provider>(batch: &BatchContext<P>, n: usize, lock: KeyLock) ->
     let job = if matches!(node.task, Task::Export { .. }) { 1 } else { JOB };
     // A semaphore that is never closed always gives its permits.
     let mut job = worker.jobs.acquire_many(job).await.ok();
-    let boots = matches!(node.task, Task::Layer { .. } | Task::Check(_) | Task::Seal);
+    let boots = matches!(node.task, Task::Layer { .. } | Task::Check(_) | Task::Seal { .. });
     let _memory = if boots { worker.reserve(node).await } else { None };
     // Another process may have built the state below again while we waited. A
     // new order then names that state.
@@ -78,8 +78,8 @@ async fn start<P: Provider>(batch: &BatchContext<P>, n: usize, lock: KeyLock) ->
     let lock = Arc::new(lock);
     let result = match &node.task {
         Task::Bootstrap(_) | Task::Import { .. } => base(batch, n, lock).await,
-        Task::Export { format, .. } => export::export(batch, n, *format, lock).await,
-        Task::Layer { .. } | Task::Check(_) | Task::Seal => {
+        Task::Export { export, .. } => export::export(batch, n, *export, lock).await,
+        Task::Layer { .. } | Task::Check(_) | Task::Seal { .. } => {
             return machine(batch, n, lock, &mut job).await;
         }
     };

@@ -213,7 +213,7 @@ impl Caching<'_> {
                 secret = secret.or(kept.map(|name| (node.name.clone(), name)));
                 continue;
             }
-            let seal = matches!(node.work, Work::Seal);
+            let seal = matches!(node.work, Work::Seal { .. });
             if (mode == Mode::Max || !seal) && self.store.has(&node.key) {
                 states.push(State { key: node.key, name: node.name.clone() });
             }

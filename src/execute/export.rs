@@ -7,7 +7,7 @@ use vimg_lang::model::DiskFormat;
 
 use super::batch_context::BatchContext;
 use super::make::{Facts, Made, NodeBuild};
-use super::order::{NodeOrder, Task};
+use super::order::{Export, NodeOrder, Task};
 use super::staged::{Before, Copies};
 use super::worker::Worker;
 use crate::digest::Description;
@@ -19,13 +19,13 @@ use crate::store::{DiskKind, KeyLock, Record};
 pub(super) async fn export<P: Provider>(
     batch: &BatchContext<P>,
     n: usize,
-    format: DiskFormat,
+    export: Export,
     lock: Arc<KeyLock>,
 ) -> Made {
     let build = NodeBuild::begin(batch, n, lock);
     let (worker, node) = (build.worker, build.node);
     build.phase("convert");
-    let kind = DiskKind::from(format);
+    let kind = DiskKind::from(export.format);
     let store = &worker.store;
     let parent = node.parent.ok_or_else(|| build.gone())?;
     let source = store.record(&parent).map(|record| (parent, record.id));
@@ -41,7 +41,8 @@ pub(super) async fn export<P: Provider>(
         Some(revised) => revised,
         None => {
             let staging = build.staging()?;
-            let exported = worker.disks.export(&chain, format, &staging.path().join(kind.file_name())).await;
+            let to = staging.path().join(kind.file_name());
+            let exported = worker.disks.export(&chain, export.format, export.size, &to).await;
             exported.map_err(|e| build.provider_failure(e))?;
             (staging, Copies::new())
         }
@@ -56,7 +57,7 @@ pub(super) async fn export<P: Provider>(
 /// it.
 pub(super) fn copy_earlier<P>(worker: &Worker<P>, node: &NodeOrder) {
     let store = &worker.store;
-    let Task::Export { format: DiskFormat::Qcow2, layer } = &node.task else { return };
+    let Task::Export { export: Export { format: DiskFormat::Qcow2, .. }, layer } = &node.task else { return };
     if worker.staged.has_earlier(&node.name) {
         return;
     }

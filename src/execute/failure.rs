@@ -44,7 +44,7 @@ pub(super) fn placed(graph: &Graph, id: NodeId, failure: NodeFailure) -> Box<Fai
     let spans = match &node.work {
         Work::Layer(work) => work.spans.as_slice(),
         Work::Check(work) => work.spans.as_slice(),
-        Work::Bootstrap(_) | Work::Import { .. } | Work::Seal | Work::Export(_) => &[],
+        Work::Bootstrap(_) | Work::Import { .. } | Work::Seal { .. } | Work::Export(_) => &[],
     };
     let step = failure.step.and_then(|step| spans.get(step));
     let layer = failure.layer.as_ref().and_then(|layer| graph.applied(node, layer));

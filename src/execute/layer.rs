@@ -82,11 +82,9 @@ pub(super) async fn make<P: Provider>(
                 Ok(boot_changed) => Ok(boot_changed),
             }
         }
-        _ => {
-            build.phase("seal");
-            running.spare = None;
-            let sealed = running.guest.ask(async |session| session.seal().await).await;
-            sealed.map(|()| false).inspect(|_| running.guest.instance.trim())
+        task => {
+            let agent = !matches!(task, Task::Seal { agent: false });
+            seal(build, running, &mut log, agent).await.map(|()| false)
         }
     };
     let boot_changed = match outcome {
@@ -108,6 +106,29 @@ pub(super) async fn make<P: Provider>(
         Err(Stop::Failure(failure)) => Err(failure),
         Err(Stop::Stopped(trouble)) => Err(explain(build, &mut running.guest.instance, trouble, None).await),
     }
+}
+
+/// Seals the machine, and tells what that removed.
+async fn seal<P: Provider>(
+    build: &NodeBuild<'_, P>,
+    running: &mut Running<'_, P::Instance>,
+    log: &mut Log,
+    agent: bool,
+) -> Result<(), Stopped> {
+    build.phase("seal");
+    running.spare = None;
+    let sealed = running.guest.ask(async |session| session.seal(agent).await).await?;
+    running.guest.instance.trim();
+    for removed in &sealed.removed {
+        log.text(&format!("removed {removed}\n"), |_| {});
+    }
+    for key in &sealed.private_keys {
+        build.notice(&format!(
+            "{}: all machines of this image have the private key {key}, which no layer declares",
+            build.node.name
+        ));
+    }
+    Ok(())
 }
 
 /// Why the build of a layer stops.

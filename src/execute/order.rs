@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use vimg_lang::FileRef;
-use vimg_lang::model::{Bootstrap, DiskFormat, Machine};
+use vimg_lang::model::{Bootstrap, Machine};
 
 use crate::digest::{Description, Digest, Key};
-pub(super) use crate::graph::{CheckOrder, LayerOrder, Needs};
+pub(super) use crate::graph::{CheckOrder, Export, LayerOrder, Needs};
 use crate::graph::{Graph, NodeId, Role, Work};
 use crate::store::StateId;
 
@@ -72,11 +72,14 @@ pub(super) enum Task {
     /// A check.
     Check(CheckOrder),
     /// Sealing the state below.
-    Seal,
+    Seal {
+        /// Whether the agent stays on the disk.
+        agent: bool,
+    },
     /// Converting the state below to one file.
     Export {
-        /// The format of the file.
-        format: DiskFormat,
+        /// The file.
+        export: Export,
         /// The highest layer below.
         layer: Option<Key>,
     },
@@ -121,10 +124,10 @@ impl NodeOrder {
                 Task::Layer { layer: work.order.clone(), blobs: work.blobs.keys().copied().collect() }
             }
             Work::Check(work) => Task::Check(work.order.clone()),
-            Work::Seal => Task::Seal,
-            Work::Export(format) => {
+            Work::Seal { agent } => Task::Seal { agent: *agent },
+            Work::Export(export) => {
                 let layer = node.parent().map(|seal| graph.node(seal).parent().unwrap_or(seal));
-                Task::Export { format: *format, layer: layer.map(key) }
+                Task::Export { export: *export, layer: layer.map(key) }
             }
         };
         Self {
@@ -219,7 +222,10 @@ configuration \"site\" {
         let output = order.nodes.iter().find(|node| node.name == "a:qcow2").unwrap();
         assert_eq!(
             output.task,
-            Task::Export { format: vimg_lang::model::DiskFormat::Qcow2, layer: Some(layer.key) }
+            Task::Export {
+                export: Export { format: vimg_lang::model::DiskFormat::Qcow2, size: None },
+                layer: Some(layer.key),
+            }
         );
         let check = graph.node_of("a:check/works").unwrap();
         let prewarm = PrewarmOrder::new(&graph, check, &before);

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use petgraph::graph::DiGraph;
 use vimg_agent::protocol;
 use vimg_lang::Span;
-use vimg_lang::model::{Check, DiskFormat, Image, Model, Origin};
+use vimg_lang::model::{Check, Image, Model, Origin};
 
 use super::dag::{Graph, Target};
 use super::describe;
-use super::node::{Edge, GraphError, GraphErrorKind, Needs, Node, NodeId, Role, Work, parent_state_id};
+use super::node::{
+    Edge, Export, GraphError, GraphErrorKind, Needs, Node, NodeId, Role, Work, parent_state_id,
+};
 use crate::base::{self, Distribution};
 use crate::digest::Description;
 use crate::files::Project;
@@ -147,28 +149,46 @@ impl<'a> Builder<'a> {
         if image.outputs.is_empty() {
             return;
         }
-        let span = image.outputs[0].span;
-        let name = format!("{}:seal", image.name);
         // If programs have run in the image, the machine is booted and shut
         // down in order before it is sealed.
         let ran = |id: &NodeId| self.graph.node(*id).needs == Needs::Machine;
         let booted = imported || self.graph.chain(top).iter().any(ran);
         let needs = if booted { Needs::Machine } else { Needs::Disk };
-        let what = What::new(Work::Seal, needs, describe::seal(needs));
-        let sealed = self.push(image, name, what, Some(top), span);
-        let mut made: Vec<(DiskFormat, NodeId)> = Vec::new();
+        let grown = Some(image.machine.disk).filter(|disk| *disk > self.lowest(image).machine.disk);
+        let mut sealed: Vec<(bool, NodeId)> = Vec::new();
+        let mut made: Vec<(bool, Export, NodeId)> = Vec::new();
         for output in &image.outputs {
-            let known = made.iter().find(|(format, _)| *format == output.format).map(|(_, id)| *id);
+            let agent = output.agent;
+            let suffix = if agent { "" } else { "-no-agent" };
+            let known = sealed.iter().find(|(other, _)| *other == agent).map(|(_, id)| *id);
+            let seal = known.unwrap_or_else(|| {
+                let name = format!("{}:seal{suffix}", image.name);
+                let what = What::new(Work::Seal { agent }, needs, describe::seal(needs, agent));
+                let id = self.push(image, name, what, Some(top), output.span);
+                sealed.push((agent, id));
+                id
+            });
+            let size = output.size.or(grown);
+            let export = Export { format: output.format, size };
+            let known = made.iter().find(|(a, e, _)| (*a, *e) == (agent, export)).map(|(_, _, id)| *id);
             let node = known.unwrap_or_else(|| {
-                let name = format!("{}:{}", image.name, output.format.name());
-                let description = describe::export(output.format);
-                let what = What::new(Work::Export(output.format), Needs::Nothing, description);
-                let id = self.push(image, name, what, Some(sealed), output.span);
-                made.push((output.format, id));
+                let size = export.size.map(|size| format!("-{}MiB", size >> 20)).unwrap_or_default();
+                let name = format!("{}:{}{size}{suffix}", image.name, export.format.name());
+                let what = What::new(Work::Export(export), Needs::Nothing, describe::export(export));
+                let id = self.push(image, name, what, Some(seal), output.span);
+                made.push((agent, export, id));
                 id
             });
             self.graph.targets.push(Target { image: image.name.clone(), node, output: output.clone() });
         }
+    }
+
+    /// Returns the image at the bottom of an image.
+    fn lowest(&self, mut image: &'a Image) -> &'a Image {
+        while let Origin::Image(below, _) = image.origin {
+            image = &self.model.images[below];
+        }
+        image
     }
 
     /// Checks of layers apply to every image that has these layers; the checks

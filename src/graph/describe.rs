@@ -10,21 +10,19 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 use vimg_agent::protocol::{self, Digest, Manifest, Order};
-use vimg_lang::model::{
-    Bootstrap, Check, Content, DiskFormat, Layer, Machine, Part, Primitive, Run, Script, SecretUse,
-};
+use vimg_lang::model::{Bootstrap, Check, Content, Layer, Machine, Part, Primitive, Run, Script, SecretUse};
 use vimg_lang::{FileRef, Span};
 use vimg_model::{Convert, Fields};
 
 use super::node::{
-    BlobSource, CheckOrder, CheckWork, GraphError, GraphErrorKind, LayerOrder, LayerWork, Needs,
+    BlobSource, CheckOrder, CheckWork, Export, GraphError, GraphErrorKind, LayerOrder, LayerWork, Needs,
 };
 use crate::base::Distribution;
 use crate::digest::{Blob, Description};
 use crate::files::{FileError, Project};
 
 /// Raise when sealing or exporting gives another disk.
-const OUTPUT_BEHAVIOUR: u32 = 1;
+const OUTPUT_BEHAVIOUR: u32 = 2;
 
 /// The architecture of machines. Caches are shared, and a disk of one
 /// architecture is of no use to another.
@@ -55,20 +53,24 @@ pub(super) fn import(sha256: &str) -> Description {
     d
 }
 
-pub(super) fn seal(needs: Needs) -> Description {
+pub(super) fn seal(needs: Needs, agent: bool) -> Description {
     let mut d = Description::default();
     d.value("kind", "seal");
     if needs == Needs::Machine {
         d.booted();
     }
+    d.value("agent stays", agent);
     d.value("output behaviour", OUTPUT_BEHAVIOUR);
     d
 }
 
-pub(super) fn export(format: DiskFormat) -> Description {
+pub(super) fn export(export: Export) -> Description {
     let mut d = Description::default();
     d.value("kind", "export");
-    d.value("format", format.name());
+    d.value("format", export.format.name());
+    if let Some(size) = export.size {
+        d.value("disk size", size);
+    }
     d.value("output behaviour", OUTPUT_BEHAVIOUR);
     d
 }

@@ -101,9 +101,21 @@ pub enum Work {
     /// Questions to the machine of the state below. The result has no disk.
     Check(Arc<CheckWork>),
     /// Sealing the state below.
-    Seal,
+    Seal {
+        /// Whether the agent stays on the disk.
+        agent: bool,
+    },
     /// Converting the state below to one file.
-    Export(DiskFormat),
+    Export(Export),
+}
+
+/// The file that a sealed state becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    /// The format of the file.
+    pub format: DiskFormat,
+    /// The size of the disk in bytes, if it is larger than that of the state.
+    pub size: Option<u64>,
 }
 
 impl Work {
@@ -113,7 +125,7 @@ impl Work {
             Self::Bootstrap(_) | Self::Import { .. } => "base",
             Self::Layer(_) => "layer",
             Self::Check(_) => "check",
-            Self::Seal => "seal",
+            Self::Seal { .. } => "seal",
             Self::Export(_) => "output",
         }
     }

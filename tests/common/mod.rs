@@ -18,7 +18,7 @@ use vimg::disk::{DiskTool, Exported, Made};
 use vimg::host::HostError;
 use vimg::provider::{Ended, Instance, Launch, Place, Provider};
 use vimg_agent::protocol::{
-    self, Apply, Blob, Digest, Frame, FromAgent, Manifest, Node, Order, Primitive, ToAgent,
+    self, Apply, Blob, Digest, Frame, FromAgent, Manifest, Node, Order, Primitive, Sealed, ToAgent,
 };
 use vimg_lang::model::DiskFormat;
 
@@ -170,6 +170,7 @@ impl DiskTool for Fake {
         &'a self,
         chain: &'a [PathBuf],
         format: DiskFormat,
+        _size: Option<u64>,
         to: &'a Path,
     ) -> BoxFuture<'a, Result<(), HostError>> {
         Box::pin(std::future::ready(self.write(to, &exported(chain, format))))
@@ -376,9 +377,9 @@ impl Agent {
                 ToAgent::PrepareSnapshot => self.say(&FromAgent::SnapshotReady).await?,
                 ToAgent::Freeze => self.say(&FromAgent::Frozen).await?,
                 ToAgent::Thaw => self.say(&FromAgent::Thawed).await?,
-                ToAgent::Seal => {
+                ToAgent::Seal { .. } => {
                     self.change(|s| s.insert("sealed".into(), "yes".into()));
-                    self.say(&FromAgent::Sealed).await?;
+                    self.say(&FromAgent::Sealed(Sealed::default())).await?;
                 }
                 ToAgent::Exec(_) => self.say(&FromAgent::Exited { code: Some(0), signal: None }).await?,
                 // The tests send none of these.

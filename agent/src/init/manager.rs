@@ -1,7 +1,6 @@
 //! What the agent needs of an init system.
 
 use std::io;
-use std::path::Path;
 
 use crate::command::Output;
 use crate::failure::Failure;
@@ -79,6 +78,7 @@ pub(crate) trait Init: Sync {
     /// be stopped are no error.
     fn stop_services(&self);
 
-    /// Has programs run once, early in the next boot; `stamp` exists until they have run.
-    fn run_at_next_boot(&self, commands: &[&str], stamp: &Path) -> io::Result<()>;
+    /// Makes the next boot the machine's first: runs programs once, before all services,
+    /// and keeps which services start at boot as it is.
+    fn prepare_first_boot(&self, commands: &[&str]) -> io::Result<()>;
 }

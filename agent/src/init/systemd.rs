@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use super::first_boot;
 use super::manager::{Init, Verb};
 use crate::command::{self, Output};
 use crate::failure::Failure;
@@ -31,10 +32,6 @@ const KEPT: &[&str] = &[
     "console-getty",
     "kmod-static-nodes",
 ];
-
-/// The unit that runs at the next boot, and the directory of units that this boot starts.
-const FIRST_BOOT: &str = "/etc/systemd/system/vimg-first-boot.service";
-const WANTED: &str = "/etc/systemd/system/multi-user.target.wants";
 
 /// How long systemd and services may take for a change.
 const CHANGE: Duration = Duration::from_secs(600);
@@ -196,25 +193,8 @@ impl Init for Systemd {
         }
     }
 
-    fn run_at_next_boot(&self, commands: &[&str], stamp: &Path) -> io::Result<()> {
-        let runs: String = commands.iter().map(|command| format!("ExecStart={command}\n")).collect();
-        let stamp = stamp.display();
-        let unit = format!(
-            "[Unit]\nDescription=Keys of this machine\nConditionPathExists={stamp}\n\
-             After=systemd-random-seed.service local-fs.target\n\
-             Before=ssh.service sshd.service postgresql.service postgresql@.service apache2.service \
-             nginx.service lighttpd.service postfix.service dovecot.service exim4.service\n\n\
-             [Service]\nType=oneshot\n{runs}ExecStartPost=/bin/rm -f {stamp}\n\n\
-             [Install]\nWantedBy=multi-user.target\n"
-        );
-        fs::write(FIRST_BOOT, unit)?;
-        fs::create_dir_all(WANTED)?;
-        let link = Path::new(WANTED).join("vimg-first-boot.service");
-        match fs::remove_file(&link) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        std::os::unix::fs::symlink(FIRST_BOOT, link)
+    fn prepare_first_boot(&self, commands: &[&str]) -> io::Result<()> {
+        first_boot::prepare(Path::new("/"), commands)
     }
 }
 

@@ -9,6 +9,16 @@ use super::blob::Digest;
 use super::change::Change;
 use super::order::Order;
 
+/// What sealing a machine did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sealed {
+    /// What was removed, for people.
+    pub removed: Vec<String>,
+    /// Files with private keys that no layer declares: all machines of the image will have
+    /// the same.
+    pub private_keys: Vec<String>,
+}
+
 /// From the host to the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -60,7 +70,10 @@ pub enum ToAgent {
     /// Allow writes again. Answered by `Thawed`.
     Thaw,
     /// Remove what two machines must not share. Answered by `Sealed`.
-    Seal,
+    Seal {
+        /// Whether the installed agent stays in the image.
+        agent: bool,
+    },
     /// Send the list of installed packages (one per line: name and architecture, version,
     /// `auto` or `manual`), and then the list of all files (one [`Listed`] as JSON per
     /// line), each followed by an empty frame of data.
@@ -308,7 +321,7 @@ pub enum FromAgent {
     /// Writes are allowed again.
     Thawed,
     /// The machine is sealed.
-    Sealed,
+    Sealed(Sealed),
     /// A request failed.
     Refused {
         /// What failed, and why.

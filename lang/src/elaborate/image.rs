@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::context::{Elaborator, Vars};
-use super::effect::Use;
+use super::effect::{Effect, Use};
 use super::growing::{Below, Growing, Inherited, Made};
 use super::primitive;
 use crate::diagnostic::{Code, Diagnostic, MOST};
@@ -13,6 +13,9 @@ use crate::source::{FileKind, FileRef, Span};
 use crate::syntax::{Arg, Scalar};
 use crate::template::Scope;
 use crate::value;
+
+/// The largest disk, in bytes: the most that vimg reads of a qcow2 file's header.
+const MAX_DISK: u64 = 16 << 40;
 
 impl Elaborator<'_> {
     pub(super) fn images<'d>(
@@ -105,8 +108,10 @@ impl Elaborator<'_> {
         let Growing { mut image, made } = growing;
         image.name_layers();
         for output in at.children_named("output") {
-            image.outputs.extend(self.output(output, &scope));
+            let output = self.output(output, &image.machine, &scope);
+            image.outputs.extend(output);
         }
+        self.scripts_have_an_agent(&image, &made.inherited.effect);
         image.checks = at.children_named("check").map(|c| self.check(c, &scope)).collect();
         (image, made)
     }
@@ -221,15 +226,15 @@ impl Elaborator<'_> {
         }
         if let Some(arg) = at.node.prop("disk") {
             match self.size(arg, at, scope).map(|n| n.checked_next_multiple_of(1 << 20).unwrap_or(n)) {
-                Some(n) if derived && n != machine.disk => self.out.push(
+                Some(n) if derived && n < machine.disk => self.out.push(
                     Diagnostic::error(
                         Code::Conflict,
                         at.span(&arg.range),
-                        "the disk size differs from that of the image below",
+                        "the disk is smaller than that of the image below",
                     )
-                    .help("set `disk` only in the image with `bootstrap`"),
+                    .help("disks only grow; set a smaller size in the image with `bootstrap`"),
                 ),
-                Some(n) if (1 << 30..=16 << 40).contains(&n) => machine.disk = n,
+                Some(n) if (1 << 30..=MAX_DISK).contains(&n) => machine.disk = n,
                 Some(_) => {
                     let message = "invalid disk size: expected 1 GiB to 16 TiB";
                     self.out.push(refuse(at, arg, message, "8GiB is enough for most machines"))
@@ -239,7 +244,21 @@ impl Elaborator<'_> {
         }
     }
 
-    pub(super) fn output(&mut self, at: At, scope: &Scope) -> Option<Output> {
+    /// Reports outputs without the agent of an image that has scripts for it.
+    fn scripts_have_an_agent(&mut self, image: &Image, effect: &Effect) {
+        let Some(output) = image.outputs.iter().find(|output| !output.agent) else { return };
+        let applied = effect.list();
+        let mut steps = applied.iter().flat_map(|applied| &applied.part.steps);
+        if let Some(script) = steps.find(|step| step.primitive.runs_later()) {
+            self.out.push(
+                Diagnostic::error(Code::Conflict, output.span, "this output needs the agent")
+                    .related(script.span, "the agent runs this script in the finished machine")
+                    .help("leave out `agent=#false`, or have the image's own init run the script"),
+            );
+        }
+    }
+
+    pub(super) fn output(&mut self, at: At, machine: &Machine, scope: &Scope) -> Option<Output> {
         let arg = at.node.prop("path")?;
         let path = self.text(arg, at, scope)?;
         let span = at.span(&arg.range);
@@ -257,7 +276,21 @@ impl Elaborator<'_> {
             return None;
         };
         let format = DiskFormat::parse(at.name())?;
-        Some(Output { format, path: file.path, span: at.head() })
+        let mut size = None;
+        if let Some(arg) = at.node.prop("size") {
+            let wanted = self.size(arg, at, scope)?;
+            if !(machine.disk..=MAX_DISK).contains(&wanted) {
+                let least = machine.disk >> 20;
+                self.out.push(
+                    Diagnostic::error(Code::InvalidValue, at.span(&arg.range), "invalid disk size").help(
+                        format!("expected {least} MiB, the size of the image, to 16 TiB; disks only grow"),
+                    ),
+                );
+            }
+            size = Some(wanted.next_multiple_of(1 << 20)).filter(|size| *size > machine.disk);
+        }
+        let agent = self.prop_bool(at, "agent", scope).unwrap_or(true);
+        Some(Output { format, path: file.path, size, agent, span: at.head() })
     }
 }
 

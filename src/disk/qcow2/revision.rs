@@ -138,7 +138,8 @@ impl Layout {
         file.read_exact_at(&mut head, 0)?;
         // Unknown autoclear features may use clusters, too.
         let plain = be32(&head, 96) == COUNT && be64(&head, 88) == 0;
-        if (qcow2.size, qcow2.bits, qcow2.zstd) != (size, BITS, true) || !plain {
+        // An output may be larger than the disk that it holds.
+        if qcow2.size < size || (qcow2.bits, qcow2.zstd) != (BITS, true) || !plain {
             return Err(odd("the previous file has another format"));
         }
         let end = length.next_multiple_of(CLUSTER);

@@ -58,9 +58,9 @@ pub async fn save<P: Provider>(
         };
         leave(provider, found);
         branched?;
-        return disks.export(&home.chain(&record), DiskFormat::Qcow2, to).await.map_err(|e| e.message);
+        return disks.export(&home.chain(&record), DiskFormat::Qcow2, None, to).await.map_err(|e| e.message);
     }
     let mut chain = home.chain(&record);
     chain.push(home.overlay(&record));
-    disks.export(&chain, DiskFormat::Qcow2, to).await.map_err(|e| e.message)
+    disks.export(&chain, DiskFormat::Qcow2, None, to).await.map_err(|e| e.message)
 }

@@ -54,12 +54,16 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
     }
 
     pub(super) async fn expect(&mut self, wanted: &FromAgent, time: Duration) -> Result<(), SessionError> {
-        let message =
-            tokio::time::timeout(time, self.message()).await.unwrap_or(Err(SessionError::Endless(time)))?;
-        match message {
+        let message = self.answer(time).await?;
+        if message == *wanted { Ok(()) } else { Err(unexpected(&message)) }
+    }
+
+    /// Waits for the answer to a request; a refusal is an error.
+    pub(super) async fn answer(&mut self, time: Duration) -> Result<FromAgent, SessionError> {
+        let message = tokio::time::timeout(time, self.message()).await;
+        match message.unwrap_or(Err(SessionError::Endless(time)))? {
             FromAgent::Refused { message } => Err(SessionError::Refused(message)),
-            message if message == *wanted => Ok(()),
-            other => Err(unexpected(&other)),
+            message => Ok(message),
         }
     }
 

@@ -4,9 +4,9 @@ use std::io::Read;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use vimg_agent::protocol::{self, FromAgent, Network, Prepare, Resume, ToAgent};
+use vimg_agent::protocol::{self, FromAgent, Network, Prepare, Resume, Sealed, ToAgent};
 
-use super::channel::{SEAL, Session, SessionError};
+use super::channel::{SEAL, Session, SessionError, unexpected};
 use crate::disk::ext4::Altered;
 
 /// How long a request with a short answer may take.
@@ -70,10 +70,13 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
         self.expect(&FromAgent::Thawed, REST).await
     }
 
-    /// Removes what two machines must not share.
-    pub(in crate::execute) async fn seal(&mut self) -> Result<(), SessionError> {
-        self.send(&ToAgent::Seal).await?;
-        self.expect(&FromAgent::Sealed, SEAL).await
+    /// Removes what two machines must not share, and the agent unless it stays.
+    pub(in crate::execute) async fn seal(&mut self, agent: bool) -> Result<Sealed, SessionError> {
+        self.send(&ToAgent::Seal { agent }).await?;
+        match self.answer(SEAL).await? {
+            FromAgent::Sealed(sealed) => Ok(sealed),
+            other => Err(unexpected(&other)),
+        }
     }
 }
 
