@@ -10,7 +10,8 @@ use serde::Serialize;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
-    /// The plan is ready.
+    /// The plan is ready: the first event of a build, before caches are asked,
+    /// and again each time that the plan changes.
     Planned {
         /// Nodes that this build needs.
         nodes: usize,

@@ -2,16 +2,21 @@
 //! and as JSON. Knows neither nodes nor the store, only texts and events.
 
 mod style;
+mod time;
 mod diagnostic;
 mod text;
 mod live;
 
 use std::io::Write;
 use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde::Serialize;
 
 pub use diagnostic::{Shown, diagnostics_json, render};
 pub use style::Style;
 pub use text::{bytes, duration};
+pub use time::rfc3339;
 
 use crate::event::{Event, Sink};
 
@@ -62,8 +67,17 @@ fn say(line: Option<String>) {
     }
 }
 
+/// An event as programs read it.
+#[derive(Serialize)]
+struct Stamped {
+    #[serde(flatten)]
+    event: Event,
+    time: String,
+}
+
 fn json_line(event: Event) {
-    if let Ok(line) = serde_json::to_string(&event) {
+    let stamped = Stamped { event, time: rfc3339(SystemTime::now()) };
+    if let Ok(line) = serde_json::to_string(&stamped) {
         let _ = writeln!(std::io::stdout().lock(), "{line}");
     }
 }

@@ -274,8 +274,7 @@ async fn follow(err: ChildStderr, lines: &Lines) -> Vec<String> {
     let mut reader = BufReader::new(err).split(b'\n');
     while let Ok(Some(line)) = reader.next_segment().await {
         let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-        // Its other lines repeat the text of the hooks.
-        if ["I: ", "W: ", "E: "].iter().any(|p| line.starts_with(p)) && !line.contains("-hook") {
+        if is_for_people(&line) {
             lines(&line);
         }
         tail.push_back(line);
@@ -284,6 +283,13 @@ async fn follow(err: ChildStderr, lines: &Lines) -> Vec<String> {
         }
     }
     tail.into()
+}
+
+/// Whether a line of mmdebstrap says something to the user. Its other lines
+/// repeat the text of the hooks, and name files of vimg.
+fn is_for_people(line: &str) -> bool {
+    ["I: ", "W: ", "E: "].iter().any(|p| line.starts_with(p))
+        && ![" hook", "-hook"].iter().any(|p| line.contains(p))
 }
 
 /// Quotes a path for mmdebstrap's own commands, which split words as a shell
@@ -295,6 +301,15 @@ fn quoted(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_vimg_itself_runs_is_not_shown() {
+        assert!(is_for_people("I: downloading and installing packages..."));
+        assert!(is_for_people("E: apt-get update failed"));
+        assert!(!is_for_people("Get:1 http://deb.debian.org/debian bookworm InRelease"));
+        assert!(!is_for_people("I: running special hook: upload '/store/staging/1-2/work/agent' /usr/lib"));
+        assert!(!is_for_people("I: running --customize-hook in shell: sh -c 'mkdir -p'"));
+    }
 
     #[test]
     fn quotes_are_quoted() {

@@ -32,6 +32,11 @@ use crate::report::{self, Style};
 use crate::store::{ProjectFiles, Store};
 
 /// Build images, check them and write their outputs
+///
+/// While it runs, vimg prints a line when a node starts and when it ends, and
+/// the last output of a node that fails; a terminal also shows the nodes in
+/// progress. `vimg log` prints the whole output of a layer, and `--verbose`
+/// prints all output as it comes.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Images to build [default: all that the project declares]
@@ -253,6 +258,9 @@ pub(super) fn states(
         // The user waits for a machine, so vimg uploads nothing here.
         let caching = Caching { caches: &caches, store: &store, sink: &sink, may_leave: &|_| false };
         let made = interruptible(execute::make(&mut context, &caching, &last, wanted))?;
+        if made.is_none() {
+            reporter.end();
+        }
         let (_, outcome) = made.ok_or_else(stopped)?;
         if !outcome.failures.is_empty() {
             reporter.end();

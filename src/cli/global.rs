@@ -40,7 +40,7 @@ pub(super) struct Global {
     /// Print only errors
     #[arg(short, long, global = true)]
     pub(super) quiet: bool,
-    /// Show each line that programs print
+    /// Print each phase and each line that programs print
     #[arg(short, long, global = true)]
     pub(super) verbose: bool,
 }

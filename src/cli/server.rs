@@ -20,7 +20,7 @@ use crate::host::Lines;
 use crate::host::keeper;
 use crate::host::network::Access;
 use crate::provider::qemu::Qemu;
-use crate::report::Style;
+use crate::report::{Style, duration};
 use crate::store::ServerHome;
 
 /// Start a server of the recipe, and leave it running
@@ -195,8 +195,8 @@ pub(super) fn up(args: &UpArgs, global: &Global, style: Style) -> Outcome {
     let came = came.map_err(|failure| Error::Build(Box::new(sources), vec![*failure]))?;
     let how = match came {
         Came::Running => "is already running".to_owned(),
-        Came::Back => format!("is back after {:.1} s", start.elapsed().as_secs_f64()),
-        Came::New => format!("is up after {:.1} s", start.elapsed().as_secs_f64()),
+        Came::Back => format!("is back after {}", duration(start.elapsed().as_secs_f64())),
+        Came::New => format!("is up after {}", duration(start.elapsed().as_secs_f64())),
     };
     (context.sink)(Event::Notice { text: format!("{} {how}{}", plan.name, leads(&plan)) });
     Ok(())

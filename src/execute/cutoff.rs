@@ -10,7 +10,7 @@ use super::context::BuildContext;
 use super::schedule::build;
 use super::states::Outcome;
 use crate::digest::Key;
-use crate::event::Event;
+use crate::event::{Event, Sink};
 use crate::graph::{Graph, NodeId};
 use crate::plan::{Plan, Step};
 use crate::provider::Provider;
@@ -32,6 +32,14 @@ pub async fn make<P: Provider>(
     let mut now = last.clone();
     let mut all = Outcome::default();
     let mut damaged = BTreeSet::new();
+    let planned = |sink: &Sink, plan: &Plan| {
+        sink(Event::Planned { nodes: plan.steps.len(), reused: plan.reused() });
+    };
+    if !caching.caches.from.is_empty() {
+        // Asking caches may take long, so what is at stake is told first.
+        let first = Plan::new(&context.graph, &context.store, &now, &BTreeMap::new(), wanted);
+        planned(&context.sink, &first);
+    }
     let plan = loop {
         let mut plan = caching.obtain(&context.graph, &now, wanted, &mut looked).await;
         // A state that was missing before may exist now.
@@ -44,7 +52,7 @@ pub async fn make<P: Provider>(
             continue;
         }
         leave_out(&mut plan, &context.graph, &all);
-        (context.sink)(Event::Planned { nodes: plan.steps.len(), reused: plan.reused() });
+        planned(&context.sink, &plan);
         let outcome = match plan.to_build().next() {
             Some(_) => build(context, &plan).await,
             None => Outcome { reused: plan.reused(), ..Outcome::default() },

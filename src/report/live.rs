@@ -6,10 +6,10 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 
 use super::style::Style;
-use super::text::{Plain, moving};
+use super::text::{Plain, moving, passed};
 use crate::event::Event;
 
 pub(super) struct Live {
@@ -23,6 +23,8 @@ struct Lines {
     nodes: HashMap<String, ProgressBar>,
     /// The line with the totals, if the build has something to do.
     totals: Option<ProgressBar>,
+    /// Whether the view has ended. Nodes that are stopped may still send events.
+    ended: bool,
     built: usize,
     reused: usize,
     all: usize,
@@ -44,15 +46,18 @@ impl Live {
 
     pub(super) fn event(&self, event: &Event) {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.ended {
+            drop(lines);
+            super::say(self.plain.lasting(event));
+            return;
+        }
         match event {
             Event::Planned { nodes, reused } => {
                 (lines.all, lines.reused) = (*nodes, *reused);
                 lines.built = 0;
                 if nodes > reused && lines.totals.is_none() {
                     let bar = self.all.add(ProgressBar::new_spinner());
-                    if let Ok(style) = ProgressStyle::with_template("  {elapsed} {wide_msg}") {
-                        bar.set_style(style);
-                    }
+                    set_style(&bar, "  {time} {wide_msg}");
                     bar.enable_steady_tick(Duration::from_secs(1));
                     lines.totals = Some(bar);
                 }
@@ -104,9 +109,7 @@ impl Live {
             Some(totals) => self.all.insert_before(totals, bar),
             None => self.all.add(bar),
         };
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} {elapsed} {wide_msg}") {
-            bar.set_style(style);
-        }
+        set_style(&bar, "{spinner} {prefix} {time} {wide_msg}");
         bar.set_prefix(node.to_owned());
         bar.enable_steady_tick(Duration::from_millis(120));
         lines.nodes.insert(node.to_owned(), bar);
@@ -114,8 +117,22 @@ impl Live {
 
     pub(super) fn end(&self) {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.nodes.clear();
-        lines.totals = None;
+        lines.ended = true;
+        let nodes = std::mem::take(&mut lines.nodes);
+        // A line that is only dropped stays on the screen.
+        for bar in nodes.into_values().chain(lines.totals.take()) {
+            bar.finish_and_clear();
+        }
         let _ = self.all.clear();
+    }
+}
+
+/// Sets the template of a line. `{time}` is the time since the line appeared.
+fn set_style(bar: &ProgressBar, template: &str) {
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        let time = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+            let _ = out.write_str(&passed(state.elapsed().as_secs()));
+        };
+        bar.set_style(style.with_key("time", time));
     }
 }

@@ -11,7 +11,7 @@ pub struct Style {
     pub json: bool,
     /// Print only errors.
     pub quiet: bool,
-    /// Print each line that programs print, even on a terminal.
+    /// Print each phase and each line that programs print, as lines.
     pub verbose: bool,
 }
 

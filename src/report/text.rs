@@ -19,13 +19,22 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
-/// Formats a number of seconds: `0.4 s`, `2 min 5 s`.
+/// Formats a number of seconds: `0.4 s`, `2 min 5 s`, `1 h 2 min`, `3 d 4 h`.
 pub fn duration(seconds: f64) -> String {
-    if seconds < 60.0 {
+    if seconds < 59.95 {
         return format!("{seconds:.1} s");
     }
-    let whole = seconds.round() as u64;
-    format!("{} min {} s", whole / 60, whole % 60)
+    passed(seconds.round() as u64)
+}
+
+/// Formats a number of seconds that grows on the screen: `4 s`, `2 min 5 s`.
+pub(super) fn passed(seconds: u64) -> String {
+    match (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60) {
+        (0, 0, 0, s) => format!("{s} s"),
+        (0, 0, min, s) => format!("{min} min {s} s"),
+        (0, h, min, _) => format!("{h} h {min} min"),
+        (d, h, _, _) => format!("{d} d {h} h"),
+    }
 }
 
 /// Formats the progress of a transfer: `12 MiB of 40 MiB, 8.1 MiB/s`.
@@ -68,11 +77,12 @@ const INDENT: usize = 6;
 pub(super) struct Plain {
     paint: Paint,
     quiet: bool,
+    verbose: bool,
 }
 
 impl Plain {
     pub(super) fn new(style: Style) -> Self {
-        Self { paint: Paint(style.colour), quiet: style.quiet }
+        Self { paint: Paint(style.colour), quiet: style.quiet, verbose: style.verbose }
     }
 
     pub(super) fn event(&self, event: &Event) -> Option<String> {
@@ -80,6 +90,7 @@ impl Plain {
             return None;
         }
         match event {
+            Event::Phase { .. } | Event::Output { .. } if !self.verbose => None,
             Event::Phase { node, phase } => Some(self.paint.dim(&format!("      {node}: {phase}"))),
             Event::Output { line, .. } => Some(self.paint.dim(&format!("      | {line}"))),
             other => self.lasting(other),
@@ -153,6 +164,27 @@ mod tests {
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(bytes(396 << 20), "396 MiB");
         assert_eq!(duration(0.04), "0.0 s");
+        assert_eq!(duration(59.97), "1 min 0 s");
         assert_eq!(duration(125.4), "2 min 5 s");
+        assert_eq!(duration(3725.0), "1 h 2 min");
+        assert_eq!(duration(273_600.0), "3 d 4 h");
+        assert_eq!((passed(7), passed(60)), ("7 s".to_owned(), "1 min 0 s".to_owned()));
+    }
+
+    #[test]
+    fn programs_are_quoted_only_if_that_is_asked_for() {
+        let output = Event::Output { node: "a".into(), line: "x".into() };
+        let phase = Event::Phase { node: "a".into(), phase: "boot".into() };
+        let skipped = Event::Skipped { node: "b".into() };
+        let failed = Event::Failed { node: "a".into(), message: "no\nmore".into() };
+        let seen = |quiet, verbose| {
+            let plain = Plain::new(Style { colour: false, json: false, quiet, verbose });
+            [&output, &phase, &skipped, &failed].map(|event| plain.event(event).unwrap_or_default())
+        };
+        assert_eq!(seen(false, false), ["", "", " skip b: not tried", " fail a: no"]);
+        assert_eq!(seen(false, true), ["      | x", "      a: boot", " skip b: not tried", " fail a: no"]);
+        for verbose in [false, true] {
+            assert_eq!(seen(true, verbose), ["", "", "", " fail a: no"]);
+        }
     }
 }

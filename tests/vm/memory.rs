@@ -235,7 +235,7 @@ fn a_kept_machine_is_given_only_what_no_boot_depends_on() {
     // A file that the boot has not read is written into a fork of the earlier
     // snapshot. The fork is then like a booted machine.
     project.edit("main.vimg", "page one", "page number two");
-    let ran = vimg(&["run", "it", "--", "cat", "/srv/page"]);
+    let ran = vimg(&["run", "it", "--verbose", "--", "cat", "/srv/page"]);
     assert_eq!(ran.stdout, "page number two\n");
     assert!(
         ran.stderr.contains("it@reads: start") && !ran.stderr.contains("it@reads: boot"),
