@@ -57,9 +57,9 @@ struct Args {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done; 1 a node could not be built; 2 wrong usage; 3 mistakes in
-a recipe; 4 the host lacks something; 5 the store can't be used; 130 stopped
-by Ctrl-C.";
+Exit codes: 0 done; 1 a node could not be built, or something is not there; 2
+wrong usage, such as an unknown image or server; 3 mistakes in a recipe; 4 the
+host lacks something; 5 the store can't be used; 130 stopped by Ctrl-C.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -161,8 +161,8 @@ fn run(command: &Command, global: &Global, style: Style) -> Outcome {
         Command::Save(args) => server::save(args, global),
         Command::Keep => server::keep(),
         Command::Why(args) => why::run(args, global, style),
-        Command::Graph(_) => graph::run(global),
-        Command::Log(args) => log::run(args, global),
+        Command::Graph(_) => graph::run(global, style),
+        Command::Log(args) => log::run(args, global, style),
         Command::List(_) => list::run(global, style),
         Command::Doctor(args) => doctor::run(args, global, style),
         Command::Trust(args) => trust::run(args, global, style),

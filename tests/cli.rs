@@ -203,6 +203,130 @@ fn keys_do_not_depend_on_where_a_checkout_is() {
     assert_eq!(key(a.path()), key(b.path()), "a parameter that no template reads");
 }
 
+/// The documents have a row for each exit code, and one thing has one code in all
+/// commands.
+#[test]
+fn exit_codes_are_those_of_the_table() {
+    let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference/events.md");
+    let text = std::fs::read_to_string(document).unwrap();
+    let table = text.split("## Exit codes").nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| ")?.split(' ').next()?.parse().ok());
+    let rows: Vec<i32> = rows.collect();
+    let help = vimg(Path::new("/"), &["--help"]);
+    let help = String::from_utf8(help.stdout).unwrap();
+    let told = help.split("Exit codes: ").nth(1).unwrap().split(';');
+    let told: Vec<i32> = told.map(|part| part.split_whitespace().next().unwrap().parse().unwrap()).collect();
+    assert_eq!(rows, told);
+
+    let dir = small();
+    let mut seen = vec![130];
+    let mut code = |code: i32, words: &str, commands: &[&[&str]]| {
+        for command in commands {
+            says(&vimg(dir.path(), command), code, words);
+        }
+        seen.push(code);
+    };
+    code(0, "", &[&["check"], &["plan"], &["list"], &["ps"], &["graph"], &["why", "it"]]);
+    code(1, "there is no", &[&["log", "it"], &["shell", "--failed", "it"]]);
+    let image: [&[&str]; 6] = [
+        &["build", "no"],
+        &["plan", "no"],
+        &["test", "no"],
+        &["diff", "it", "no"],
+        &["cache", "push", "no"],
+        &["cache", "pull", "no"],
+    ];
+    code(2, "there is no", &image);
+    code(
+        2,
+        "there is no `no` in the recipe",
+        &[&["log", "no"], &["why", "no"], &["run", "no", "--", "true"]],
+    );
+    code(2, "the recipe has no server `no`", &[&["up", "no"], &["apply", "no"]]);
+    let server: [&[&str]; 5] = [
+        &["exec", "no", "--", "true"],
+        &["down", "no"],
+        &["logs", "no"],
+        &["save", "no", "x"],
+        &["restart", "no"],
+    ];
+    code(2, "it was never started here", &server);
+    code(5, "the store can't create", &[&["check", "--store", "/proc/nothing"]]);
+    let none: &[&str] = &["build", "--provider", "qemu", "--accel", "tcg", "--no-output"];
+    let output = Command::new(env!("CARGO_BIN_EXE_vimg"))
+        .args(none)
+        .current_dir(dir.path())
+        .env_clear()
+        .env("PATH", dir.path())
+        .env("VIMG_STORE", dir.path().join(".store"))
+        .output()
+        .unwrap();
+    seen.push(output.status.code().unwrap());
+    std::fs::write(dir.path().join("main.vimg"), "image \"x\" { form \"y\" }\n").unwrap();
+    for command in ["check", "plan", "build", "list", "graph"] {
+        says(&vimg(dir.path(), &[command]), 3, "did you mean `from`?");
+    }
+    seen.push(3);
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen, rows);
+}
+
+/// What shows the structure of a recipe needs no values for its parameters. What
+/// builds asks for them.
+#[test]
+fn the_structure_is_shown_without_values_for_parameters() {
+    let recipe = "use \"std/debian.vimg\"\nparam \"user\"\nparam \"port\" type=\"int\"\nparam \"files\" type=\"path\"\nimage \"it\" {\n    from \"debian-12\"\n    layer \"c\" port=\"{{ port }}\"\n    output \"qcow2\" path=\"{{ user }}.qcow2\"\n}\nserver \"s\" {\n    image \"it\"\n    forward host=\"{{ port }}\" guest=80\n}\nconfiguration \"c\" {\n    input \"port\" type=\"int\"\n    user \"{{ user }}\" uid=\"{{ port }}\"\n    file \"/etc/{{ user }}\" content=\"{{ port + 1 }}\" mode=\"{{ user }}\"\n    directory \"/srv\" from=\"{{ files }}\"\n    package \"{{ user }}\"\n}\n";
+    let dir = project(recipe);
+    let open = "the parameters `user`, `port`, `files` have no value";
+    for command in [&["check"][..], &["graph"], &["list"], &["why", "it"]] {
+        says(&vimg(dir.path(), command), 0, open);
+    }
+    says(&vimg(dir.path(), &["list"]), 0, "‹user›.qcow2");
+    says(&vimg(dir.path(), &["log", "it"]), 1, "there is no log of it@c");
+    let json = vimg(dir.path(), &["check", "--format", "json"]);
+    let value: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(value, serde_json::json!({ "diagnostics": [], "open": ["user", "port", "files"] }));
+    let quiet = vimg(dir.path(), &["check", "--quiet"]);
+    assert!(quiet.stdout.is_empty() && quiet.stderr.is_empty());
+    for command in ["plan", "build"] {
+        says(&vimg(dir.path(), &[command]), 3, "set it with `--set user=...`");
+    }
+    // Mistakes that no value mends are found, also beside an open value.
+    for (from, to, words) in [
+        ("layer \"c\" port", "layer \"c\" prot", "did you mean `port`?"),
+        ("{{ port + 1 }}", "{{ prot }}", "did you mean `port`?"),
+        ("mode=\"{{ user }}\"", "mode=\"9\"", "octal digits"),
+    ] {
+        std::fs::write(dir.path().join("main.vimg"), recipe.replace(from, to)).unwrap();
+        says(&vimg(dir.path(), &["check"]), 3, words);
+    }
+}
+
+/// A file that only another image needs stops nobody.
+#[test]
+fn only_what_is_asked_for_must_have_its_files() {
+    let dir = project(
+        "use \"std/debian.vimg\"\nimage \"a\" { from \"debian-12\"; layer \"plain\" }\nimage \"b\" { from \"a\"; layer \"filed\" }\nimage \"c\" { from \"b\"; layer \"plain\" }\nserver \"sa\" { image \"a\" }\nserver \"sc\" { image \"c\" }\nconfiguration \"plain\" { file \"/a\" content=\"a\" }\nconfiguration \"filed\" { file \"/b\" from=\"bin/hello\" }\n",
+    );
+    let missing = "`bin/hello` does not exist";
+    says(&vimg(dir.path(), &["plan", "a"]), 0, "build a@plain never built here");
+    says(&vimg(dir.path(), &["why", "a@plain"]), 0, "file /a");
+    says(&vimg(dir.path(), &["log", "a"]), 1, "there is no log of a@plain");
+    for command in
+        [&["check"][..], &["plan"], &["plan", "b"], &["plan", "a", "c"], &["why", "c"], &["up", "sc"]]
+    {
+        says(&vimg(dir.path(), command), 3, missing);
+    }
+    // A directory in place of the file is found when it is hashed.
+    std::fs::create_dir_all(dir.path().join("bin")).unwrap();
+    symlink("/nowhere", dir.path().join("bin/hello")).unwrap();
+    says(&vimg(dir.path(), &["plan", "b"]), 3, "bin/hello");
+    std::fs::remove_file(dir.path().join("bin/hello")).unwrap();
+    std::fs::write(dir.path().join("bin/hello"), "x").unwrap();
+    says(&vimg(dir.path(), &["plan"]), 0, "build c@plain");
+}
+
 /// Each recipe gets a diagnostic, within the limits that `vimg` sets.
 #[test]
 fn hostile_recipes_get_a_diagnostic() {
@@ -293,11 +417,13 @@ fn servers_and_comparisons_that_are_none_are_said() {
     says(&vimg(&["ps"]), 0, "no server was started here");
     says(&vimg(&["ps", "--format", "json"]), 0, "\"servers\": []");
     says(&vimg(&["up", "stagin"]), 2, "did you mean `staging`?");
-    says(&vimg(&["apply", "staging"]), 4, "server `staging`: it was never started");
+    says(&vimg(&["apply", "staging"]), 2, "server `staging`: it was never started here");
+    says(&vimg(&["restart", "staging"]), 2, "it was never started here");
+    says(&vimg(&["save", "staging", "disk.qcow2"]), 2, "it was never started here");
     for name in ["staging", "../../x", ".."] {
-        says(&vimg(&["exec", name, "--", "true"]), 1, "it was never started here");
-        says(&vimg(&["down", "--remove", name]), 1, "it was never started here");
-        says(&vimg(&["logs", name]), 1, "it was never started here");
+        says(&vimg(&["exec", name, "--", "true"]), 2, "it was never started here");
+        says(&vimg(&["down", "--remove", name]), 2, "it was never started here");
+        says(&vimg(&["logs", name]), 2, "it was never started here");
     }
     says(&vimg(&["diff", "it"]), 2, "<IMAGE[@LAYER]>");
     says(&vimg(&["diff", "it", "that"]), 2, "there is no `that` in the recipe");

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use crate::diagnostic::{Diagnostic, MOST};
-use crate::elaborate::{self, Request};
+use crate::elaborate::{self, Partial, Request};
 use crate::kind::Grammar;
 use crate::load;
 use crate::model::Model;
@@ -18,6 +18,20 @@ use crate::source::Sources;
 ///
 /// All mistakes of the first phase that finds any.
 pub fn compile(request: &Request, sources: &mut Sources) -> Result<Model, Vec<Diagnostic>> {
+    compile_part(request, &Partial::default(), sources)
+}
+
+/// Compiles a recipe of which only a part must be complete; see [`compile`].
+///
+/// # Errors
+///
+/// All mistakes of the first phase that finds any, except those that `partial`
+/// leaves to others.
+pub fn compile_part(
+    request: &Request,
+    partial: &Partial,
+    sources: &mut Sources,
+) -> Result<Model, Vec<Diagnostic>> {
     let mut out = Vec::new();
     let grammar = Grammar { nodes: schema::RECIPE, distributions: request.distributions };
     let loaded = load::load(request.files, &request.entry, grammar, sources, &mut out);
@@ -25,7 +39,7 @@ pub fn compile(request: &Request, sources: &mut Sources) -> Result<Model, Vec<Di
         if out.is_empty() { resolve::resolve(&loaded, &mut out) } else { Declarations::default() };
     let mut model = Model::default();
     if out.is_empty() {
-        model = elaborate::elaborate(request, &declarations, sources, &mut out);
+        model = elaborate::elaborate(request, partial, &declarations, sources, &mut out);
     }
     if out.is_empty() {
         return Ok(model);

@@ -18,20 +18,21 @@ mod single;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Code, Diagnostic};
 use crate::model::Model;
 use crate::resolve::Declarations;
-use crate::source::Sources;
+use crate::source::{Sources, Span};
 use crate::template::Renderer;
 
 use context::Elaborator;
-pub use context::{Request, rebuilt_name};
+pub use context::{Partial, Request, rebuilt_name};
 pub(crate) use primitive::{PACKAGE, PRIMITIVES};
 pub(crate) use script::{NEEDS, NETWORK, ON, OPERATION};
 
 /// Converts declarations to the model. Adds mistakes to `out`.
 pub(crate) fn elaborate(
     request: &Request,
+    partial: &Partial,
     declarations: &Declarations,
     sources: &mut Sources,
     out: &mut Vec<Diagnostic>,
@@ -45,12 +46,28 @@ pub(crate) fn elaborate(
         templates: HashMap::new(),
         used: HashSet::new(),
         secrets: BTreeMap::new(),
+        open: Vec::new(),
     };
     let mut model = Model::default();
-    let params = elaborator.params(declarations, request);
+    let (params, open) = elaborator.params(declarations, request, partial.open);
     if elaborator.out.is_empty() {
-        model = elaborator.images(declarations, params, request.rebuilt);
+        let needed = image::needed(declarations, &partial.only);
+        model = elaborator.images(declarations, params, request.rebuilt, &needed);
+        model.open = open;
     }
+    let open = std::mem::take(&mut elaborator.open);
+    elaborator.out.retain(|diagnostic| !is_open(diagnostic, &open));
     out.append(&mut elaborator.out);
     model
+}
+
+/// Whether a diagnostic is about a value at one of these places, which may be right
+/// once its parameter has a value.
+fn is_open(diagnostic: &Diagnostic, places: &[Span]) -> bool {
+    let Some((at, _)) = diagnostic.primary else { return false };
+    places.iter().any(|place| {
+        let inside = place.start <= at.start && at.end <= place.end;
+        let around = at.start <= place.start && place.end <= at.end;
+        place.source == at.source && (inside || around && diagnostic.code == Code::InvalidValue)
+    })
 }

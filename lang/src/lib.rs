@@ -23,9 +23,9 @@ mod compile;
 mod format;
 mod settings;
 
-pub use compile::compile;
+pub use compile::{compile, compile_part};
 pub use diagnostic::{Code, Diagnostic, MOST, Severity};
-pub use elaborate::{Request, rebuilt_name};
+pub use elaborate::{Partial, Request, rebuilt_name};
 pub use format::format;
 pub use model::Model;
 pub use prescan::MAX_RECIPE;

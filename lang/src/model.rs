@@ -20,6 +20,8 @@ pub struct Model {
     pub servers: Vec<Server>,
     /// The secrets.
     pub secrets: Vec<Secret>,
+    /// The parameters without a value; see [`Partial`](crate::Partial).
+    pub open: Vec<String>,
 }
 
 /// A value for scripts that vimg keeps out of keys, logs, disks and snapshots.
@@ -104,6 +106,12 @@ pub struct Image {
     pub outputs: Vec<Output>,
     /// The image's own checks.
     pub checks: Vec<Check>,
+    /// Whether it must have all its files, because it was asked for, or an image that
+    /// starts from it; see [`Partial`](crate::Partial).
+    pub needed: bool,
+    /// Whether it has all its files, and the images below as well. If it does not,
+    /// steps are missing from its layers.
+    pub complete: bool,
 }
 
 /// The origin of an image: what it starts from.

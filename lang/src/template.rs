@@ -42,6 +42,14 @@ impl Scope {
     }
 }
 
+/// The result of a template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Rendered {
+    pub(crate) text: String,
+    /// Whether it has read a value that is open, so that the text is none to check.
+    pub(crate) open: bool,
+}
+
 /// The place of a template.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place {
@@ -78,15 +86,15 @@ impl Renderer {
     }
 
     /// Renders a string of a recipe.
-    pub(crate) fn string(&self, text: &str, place: Place, scope: &Scope) -> Result<String, Diagnostic> {
-        if let Some(text) = plain(text, scope) {
-            return Ok(text);
+    pub(crate) fn string(&self, text: &str, place: Place, scope: &Scope) -> Result<Rendered, Diagnostic> {
+        if let Some(rendered) = plain(text, scope) {
+            return Ok(rendered);
         }
         render(&self.strings, false, text, place, scope)
     }
 
     /// Renders a template file. `place` covers its whole text.
-    pub(crate) fn file(&self, text: &str, place: Place, scope: &Scope) -> Result<String, Diagnostic> {
+    pub(crate) fn file(&self, text: &str, place: Place, scope: &Scope) -> Result<Rendered, Diagnostic> {
         render(&self.files, true, text, place, scope)
     }
 }
@@ -109,6 +117,8 @@ fn environment(comments: (&'static str, &'static str)) -> Environment<'static> {
 struct Tracker {
     scope: Scope,
     missed: Arc<Mutex<Option<String>>>,
+    /// The last open value that was read.
+    open: Arc<Mutex<Option<String>>>,
 }
 
 impl Object for Tracker {
@@ -125,6 +135,10 @@ impl Object for Tracker {
             Value::Size(n) | Value::Duration(n) => (*n).into(),
             Value::Path(file) => path_text(file).into(),
             Value::List(items) => items.clone().into(),
+            Value::Open(text) => {
+                *self.open.lock().unwrap_or_else(PoisonError::into_inner) = Some(text.clone());
+                text.clone().into()
+            }
         })
     }
 
@@ -147,7 +161,7 @@ fn render(
     text: &str,
     place: Place,
     scope: &Scope,
-) -> Result<String, Diagnostic> {
+) -> Result<Rendered, Diagnostic> {
     if let Some(range) = long_tag(text) {
         let span = place.of(Some(range));
         let message = "this expression of a template is too long";
@@ -155,13 +169,23 @@ fn render(
             .help(format!("the limit is {MAX_TAG} bytes; split the expression with `{{% set %}}`")));
     }
     let missed = Arc::new(Mutex::new(None));
-    let tracker = Tracker { scope: scope.clone(), missed: missed.clone() };
+    let open = Arc::new(Mutex::new(None));
+    let tracker = Tracker { scope: scope.clone(), missed: missed.clone(), open: open.clone() };
     let context = minijinja::Value::from_object(tracker);
     let mut out = Bounded(Vec::new());
     let rendered =
         env.template_from_str(text).and_then(|t| t.render_captured_to(context, &mut out).map(|_| ()));
     let full = out.0.len() >= MAX_OUTPUT;
-    rendered.map(|()| String::from_utf8_lossy(&out.0).into_owned()).map_err(|error| {
+    let open = open.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let rendered = match (rendered, open) {
+        (Ok(()), open) => {
+            Ok(Rendered { text: String::from_utf8_lossy(&out.0).into_owned(), open: open.is_some() })
+        }
+        // A text is no number: what fails here may work with the real value.
+        (Err(_), Some(text)) => Ok(Rendered { text, open: true }),
+        (Err(error), None) => Err(error),
+    };
+    rendered.map_err(|error| {
         if full {
             let message = "the output of this template is too large";
             return Diagnostic::error(Code::TemplateFailed, place.span, message)
@@ -218,8 +242,9 @@ fn render(
 /// Renders a text that only inserts values, as most strings of a recipe do: the engine
 /// would compile a template for each. Returns `None` for everything else, including
 /// mistakes; the engine then renders the text.
-fn plain(text: &str, scope: &Scope) -> Option<String> {
+fn plain(text: &str, scope: &Scope) -> Option<Rendered> {
     let mut out = String::with_capacity(text.len());
+    let mut open = false;
     let mut read = Vec::new();
     let mut rest = text;
     while let Some(at) = rest.find('{') {
@@ -240,6 +265,10 @@ fn plain(text: &str, scope: &Scope) -> Option<String> {
             Value::Int(n) => out.push_str(&n.to_string()),
             Value::Size(n) | Value::Duration(n) => out.push_str(&n.to_string()),
             Value::Path(file) => out.push_str(&path_text(file)),
+            Value::Open(s) => {
+                out.push_str(s);
+                open = true;
+            }
             Value::Bool(_) | Value::List(_) => return None,
         }
         read.push(name);
@@ -252,7 +281,7 @@ fn plain(text: &str, scope: &Scope) -> Option<String> {
             reads.insert(name.to_owned());
         }
     }
-    Some(out)
+    Some(Rendered { text: out, open })
 }
 
 /// Finds the start of an unterminated template comment.
@@ -317,7 +346,7 @@ mod tests {
     fn rendered(text: &str) -> Result<String, Code> {
         let source = Sources::default().add("t", text);
         let place = Place { span: Span { source, start: 0, end: text.len() as u32 }, text_at: Some(0) };
-        Renderer::new().string(text, place, &scope()).map_err(|d| d.code)
+        Renderer::new().string(text, place, &scope()).map(|rendered| rendered.text).map_err(|d| d.code)
     }
 
     #[test]
@@ -336,6 +365,7 @@ mod tests {
                 ("path".to_owned(), Value::Path(crate::FileRef::project("a/b"))),
                 ("flag".to_owned(), Value::Bool(true)),
                 ("if".to_owned(), Value::Int(1)),
+                ("open".to_owned(), Value::open("size")),
             ])
         };
         let source = Sources::default().add("t", "");
@@ -352,6 +382,7 @@ mod tests {
             "{% if port %}{{ port }}{% endif %}",
             "{ {{ port }}",
             "{{{ port }}}",
+            "{{ open }}/{{ port }}",
         ] {
             let (short, long) = (Scope::new(vars()), Scope::new(vars()));
             let engine = render(&renderer.strings, false, text, place, &long).map_err(|d| d.code);
@@ -369,6 +400,24 @@ mod tests {
         let place = Place { span: Span { source, start: 0, end: 0 }, text_at: None };
         Renderer::new().string("{{ port }}", place, &scope).unwrap();
         assert_eq!(scope.reads().keys().collect::<Vec<_>>(), ["port"]);
+    }
+
+    #[test]
+    fn what_depends_on_an_open_value_is_open() {
+        let vars =
+            BTreeMap::from([("free".to_owned(), Value::open("free")), ("port".to_owned(), Value::Int(80))]);
+        let source = Sources::default().add("t", "");
+        let place = Place { span: Span { source, start: 0, end: 0 }, text_at: None };
+        for (text, expected, open) in [
+            ("{{ port }}", "80", false),
+            ("/srv/{{ free }}", "/srv/‹free›", true),
+            ("{{ free + 1 }}", "‹free›", true),
+            ("{% if free %}{{ port }}{% endif %}", "80", true),
+            ("{{ free[9].x }}", "‹free›", true),
+        ] {
+            let rendered = Renderer::new().string(text, place, &Scope::new(vars.clone())).unwrap();
+            assert_eq!((rendered.text.as_str(), rendered.open), (expected, open), "{text}");
+        }
     }
 
     #[test]

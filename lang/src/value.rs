@@ -23,6 +23,9 @@ pub enum Value {
     Path(FileRef),
     /// A list of strings.
     List(Vec<String>),
+    /// A value that depends on a parameter without a value, as a text with a
+    /// placeholder. Only [`crate::compile_part`] makes one.
+    Open(String),
 }
 
 impl fmt::Display for Value {
@@ -35,7 +38,15 @@ impl fmt::Display for Value {
             Value::Duration(n) => write!(f, "{n}s"),
             Value::Path(p) => write!(f, "{p}"),
             Value::List(items) => write!(f, "{items:?}"),
+            Value::Open(text) => f.write_str(text),
         }
+    }
+}
+
+impl Value {
+    /// Makes the value of a parameter that has none.
+    pub(crate) fn open(name: &str) -> Self {
+        Self::Open(format!("‹{name}›"))
     }
 }
 

@@ -107,7 +107,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     {
         return reuse(standing, &opened, &dir, notices, style);
     }
-    let mut loaded = opened.compile(global, None)?;
+    let mut loaded = opened.compile(global, &project::only(args.images), None)?;
     let graph = project::graph(&mut loaded)?;
     let images = project::wanted(&graph, &loaded, args.images)?;
     let nodes = project::nodes_of(&graph, &images, args.extent);

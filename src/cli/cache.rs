@@ -1,7 +1,6 @@
 //! `vimg cache`: inspects, fills and cleans up caches.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +12,7 @@ use super::consent::Consent;
 use super::global::Global;
 use super::interrupt::{interruptible, stopped};
 use super::keys;
-use super::output::{Error, Outcome, print, print_json};
+use super::output::{Error, Outcome, eprint, print, print_json};
 use super::project;
 use crate::cache::gc::{self, Cleaned, Keep, Listing};
 use crate::cache::object::Trouble;
@@ -279,7 +278,7 @@ fn verify(which: &Which, deep: bool, global: &Global, style: Style) -> Outcome {
 }
 
 fn push(moved: &Moved, global: &Global, style: Style) -> Outcome {
-    let mut loaded = project::load(global)?;
+    let mut loaded = project::load(global, &project::only(&moved.images))?;
     let graph = project::graph(&mut loaded)?;
     let images = project::wanted(&graph, &loaded, &moved.images)?;
     let nodes = project::nodes_of(&graph, &images, project::Extent::Outputs);
@@ -301,7 +300,7 @@ fn push(moved: &Moved, global: &Global, style: Style) -> Outcome {
 }
 
 fn pull(moved: &Moved, global: &Global, style: Style) -> Outcome {
-    let mut loaded = project::load(global)?;
+    let mut loaded = project::load(global, &project::only(&moved.images))?;
     let mut graph = project::graph(&mut loaded)?;
     let images = project::wanted(&graph, &loaded, &moved.images)?;
     let nodes = project::nodes_of(&graph, &images, project::Extent::Outputs);
@@ -347,9 +346,4 @@ fn none(flag: &str, notices: Vec<String>) -> Error {
         Some(notice) => Error::Message(notice, None, 2),
         None => Error::Message("no cache is configured".into(), Some(format!("name one with {flag}")), 2),
     }
-}
-
-fn eprint(text: &str) {
-    // A closed standard error is no reason to fail.
-    let _ = std::io::stderr().write_all(text.as_bytes());
 }

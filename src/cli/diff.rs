@@ -31,7 +31,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     let image = args.from.as_str();
-    let mut loaded = project::open(global)?.compile(global, args.residue.then_some(image))?;
+    let partial = project::only([&args.from].into_iter().chain(&args.to));
+    let mut loaded = project::open(global)?.compile(global, &partial, args.residue.then_some(image))?;
     let graph = project::graph(&mut loaded)?;
     let to = project::machine(&graph, image)?;
     let states = match &args.to {

@@ -15,8 +15,9 @@ use crate::report::{Style, bytes};
 pub(super) struct Args {}
 
 pub(super) fn run(global: &Global, style: Style) -> Outcome {
-    let mut loaded = project::load(global)?;
+    let mut loaded = project::load(global, &project::structure(&[]))?;
     let graph = project::graph(&mut loaded)?;
+    loaded.tell_open(style);
     project::keep_stamps(&loaded.notes, loaded.project);
     // Visits each node once: its totals are those of its parent plus its own.
     let mut chains: HashMap<NodeId, (usize, usize, u64)> = HashMap::new();

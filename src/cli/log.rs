@@ -3,12 +3,16 @@
 use std::path::Path;
 
 use super::global::Global;
-use super::output::{Error, Outcome, print_foreign};
+use super::output::{Error, Outcome, note, print_foreign};
 use super::project;
 use crate::execute::read_log;
 use crate::graph::Work;
+use crate::report::Style;
 
 /// Print the log of a layer: what its programs printed
+///
+/// If the layer has changed since it was built, vimg prints the log of its last
+/// build, and says so.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// A layer, or an image for its last layer
@@ -16,8 +20,8 @@ pub(super) struct Args {
     node: String,
 }
 
-pub(super) fn run(args: &Args, global: &Global) -> Outcome {
-    let mut loaded = project::load(global)?;
+pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
+    let mut loaded = project::load(global, &project::structure([&args.node]))?;
     let graph = project::graph(&mut loaded)?;
     let id = project::node(&graph, &args.node)?;
     let node = graph.node(id);
@@ -25,10 +29,16 @@ pub(super) fn run(args: &Args, global: &Global) -> Outcome {
     let state = loaded.store.state_dir(&node.key);
     let made = state.join("log.zst");
     let failed = loaded.notes.failed_log(&node.name);
+    let before = loaded.notes.nodes().get(&node.name).filter(|key| **key != node.key).copied();
+    let before = before.map(|key| loaded.store.state_dir(&key).join("log.zst"));
     // A built layer has the log of its build; any other has that of its last
-    // failure.
-    for path in [&made, &failed] {
+    // failure, or of its last build.
+    for path in [Some(&made), Some(&failed), before.as_ref()].into_iter().flatten() {
         if path.exists() {
+            if Some(path) == before.as_ref() {
+                let text = format!("{} has changed since its last build, whose log this is", node.name);
+                note(text, style);
+            }
             let (text, broken) = read_log(path).map_err(|e| damaged(&node.name, path, &e))?;
             print_foreign(&text)?;
             return match broken {

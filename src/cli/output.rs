@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 
 use vimg_lang::{Diagnostic, Sources};
 
-use crate::event::stripped;
+use crate::event::{Event, stripped};
 use crate::execute::{Failure, FailureKind};
 use crate::report::{Shown, Style, diagnostics_json, render};
 
@@ -20,6 +20,7 @@ pub(super) enum Error {
     Code(u8),
 }
 
+pub(super) const USAGE: u8 = 2;
 pub(super) const RECIPE: u8 = 3;
 pub(super) const HOST: u8 = 4;
 pub(super) const STORE: u8 = 5;
@@ -47,6 +48,19 @@ pub(super) fn print(text: &str) -> Outcome {
             Err(Error::host(format!("can't write to standard output: {e}")))
         }
         _ => Ok(()),
+    }
+}
+
+/// Prints to standard error. A closed standard error is no reason to fail.
+pub(super) fn eprint(text: &str) {
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// Prints a note for people, beside the output of a command.
+pub(super) fn note(text: String, style: Style) {
+    let style = Style { json: false, ..style };
+    if let Some(line) = crate::report::line(&Event::Notice { text }, style) {
+        eprint(&format!("{line}\n"));
     }
 }
 

@@ -27,7 +27,8 @@ pub(super) struct Args {
     cache: CacheArgs,
 }
 
-/// Plans a build, with the states that caches would provide.
+/// Plans a build, with the states that caches would provide. What is said about
+/// caches goes to standard error, because standard output has the plan.
 pub(super) fn previewed(
     args: &CacheArgs,
     graph: &Graph,
@@ -42,7 +43,7 @@ pub(super) fn previewed(
     if caches.from.is_empty() && notices.is_empty() {
         return Ok(Plan::new(graph, &store, last, &BTreeMap::new(), wanted));
     }
-    let reporter = report::reporter(style);
+    let reporter = report::reporter(Style { json: false, ..style });
     let sink = reporter.sink();
     caching::tell(&sink, notices);
     let caching = Caching { caches: &caches, store: &store, sink: &sink, may_leave: &|_| false };
@@ -52,7 +53,7 @@ pub(super) fn previewed(
 }
 
 pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
-    let mut loaded = project::load(global)?;
+    let mut loaded = project::load(global, &project::only(&args.images))?;
     let graph = project::graph(&mut loaded)?;
     let images = project::wanted(&graph, &loaded, &args.images)?;
     let nodes = project::nodes_of(&graph, &images, project::Extent::Outputs);

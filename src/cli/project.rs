@@ -4,16 +4,17 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
-use vimg_lang::{Code, FileRef, Model, Request, Sources, compile};
+use vimg_lang::{Code, FileRef, Model, Partial, Request, Sources, compile_part};
 
 use super::caching::CacheArgs;
 use super::consent::Consent;
 use super::global::Global;
-use super::output::{Error, HOST, RECIPE};
+use super::output::{Error, HOST, RECIPE, note};
 use crate::base;
 use crate::digest::{Description, Digest};
 use crate::files::Project;
 use crate::graph::{Graph, GraphError, GraphErrorKind, NodeId, Work};
+use crate::report::Style;
 use crate::store::{Area, Last, ProjectFiles, Store};
 
 /// A compiled recipe and everything that commands need with it.
@@ -28,6 +29,20 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
+    /// Says which parameters have no value, if any.
+    pub(super) fn tell_open(&self, style: Style) {
+        let names: Vec<String> = self.model.open.iter().map(|name| format!("`{name}`")).collect();
+        if let [first, ..] = self.model.open.as_slice() {
+            let (s, have) = if names.len() == 1 { ("", "has") } else { ("s", "have") };
+            let text = format!(
+                "the parameter{s} {} {have} no value, so what depends on that is not checked. \
+                 `--set {first}=...` or `--values FILE` gives one",
+                names.join(", ")
+            );
+            note(text, style);
+        }
+    }
+
     /// Returns the keys and states of the last build. Call it once: later calls
     /// return nothing.
     pub(super) fn last(&mut self) -> Last {
@@ -178,7 +193,12 @@ impl Opened {
     }
 
     /// Compiles the recipe. `rebuilt` names an image to add a clean rebuild of.
-    pub(super) fn compile(self, global: &Global, rebuilt: Option<&str>) -> Result<Loaded, Error> {
+    pub(super) fn compile(
+        self,
+        global: &Global,
+        partial: &Partial,
+        rebuilt: Option<&str>,
+    ) -> Result<Loaded, Error> {
         let Self { project, store, notes, consent, entry, values } = self;
         // Runs beside the compiler, because neither needs the other.
         let last = {
@@ -190,7 +210,7 @@ impl Opened {
         let distributions = base::known(base::BUILT_IN);
         let set = &global.set;
         let request = Request { files: &project, entry, set, values, rebuilt, distributions: &distributions };
-        match compile(&request, &mut sources) {
+        match compile_part(&request, partial, &mut sources) {
             Ok(model) => {
                 let mut outputs: Vec<String> =
                     model.images.iter().flat_map(|i| &i.outputs).map(|o| o.path.clone()).collect();
@@ -217,9 +237,22 @@ impl Opened {
     }
 }
 
-/// Opens the project and compiles its recipe.
-pub(super) fn load(global: &Global) -> Result<Loaded, Error> {
-    open(global)?.compile(global, None)
+/// Opens the project and compiles its recipe, as far as a command needs it.
+pub(super) fn load(global: &Global, partial: &Partial) -> Result<Loaded, Error> {
+    open(global)?.compile(global, partial, None)
+}
+
+/// The part of a recipe that a command needs for these images, nodes and servers;
+/// without any, the whole recipe.
+pub(super) fn only<'a>(names: impl IntoIterator<Item = &'a String>) -> Partial {
+    let image = |name: &String| name.split(['@', ':']).next().unwrap_or_default().to_owned();
+    Partial { only: names.into_iter().map(image).collect(), open: false }
+}
+
+/// The part of a recipe that a command needs to show how these nodes are made. It
+/// works without values for parameters.
+pub(super) fn structure<'a>(names: impl IntoIterator<Item = &'a String>) -> Partial {
+    Partial { open: true, ..only(names) }
 }
 
 /// Builds the graph of a compiled recipe.

@@ -9,7 +9,7 @@ use vimg_agent::protocol::{AGENT, Exec};
 use super::build::{self, How, Made};
 use super::global::Global;
 use super::interrupt::{interruptible, stopped};
-use super::output::{Error, Outcome, print, print_foreign, print_json};
+use super::output::{Error, Outcome, USAGE, print, print_foreign, print_json};
 use super::{project, settings, terminal};
 use crate::disk::QemuDisks;
 use crate::disk::image::sha256_of;
@@ -124,6 +124,12 @@ fn message(server: &str, why: impl std::fmt::Display, help: Option<String>) -> E
     Error::Message(format!("server `{server}`: {why}"), help, 1)
 }
 
+/// The error for a server that was never started.
+fn unknown(server: &str) -> Error {
+    let help = "`vimg ps` lists the servers that were started";
+    Error::Message(format!("server `{server}`: it was never started here"), Some(help.into()), USAGE)
+}
+
 /// The directory of the project's servers, and the provider that finds their
 /// machines.
 struct Yard {
@@ -149,8 +155,7 @@ impl Yard {
         if vimg_lang::value::is_name(server) && server::known(&dir).is_some() {
             return Ok(dir);
         }
-        let help = "`vimg ps` lists the servers that were started".to_owned();
-        Err(message(server, "it was never started here", Some(help)))
+        Err(unknown(server))
     }
 
     /// Locks the directory of a server, so that no other command works with it.
@@ -167,7 +172,7 @@ struct Planned {
 }
 
 fn planned(name: &str, how: &How, global: &Global, style: Style, build: bool) -> Result<Planned, Error> {
-    let mut loaded = project::load(global)?;
+    let mut loaded = project::load(global, &project::only([&name.to_owned()]))?;
     let graph = project::graph(&mut loaded)?;
     let Some(plan) = ServerPlan::new(&graph, &loaded.model, &loaded.project, name) else {
         let names = loaded.model.servers.iter().map(|s| s.name.as_str());
@@ -177,7 +182,7 @@ fn planned(name: &str, how: &How, global: &Global, style: Style, build: bool) ->
         )
         .suggest(name, names);
         let help = diagnostic.help.or_else(|| Some("declare it with `server`".into()));
-        return Err(Error::Message(diagnostic.message, help, 2));
+        return Err(Error::Message(diagnostic.message, help, USAGE));
     };
     let plan = plan.map_err(|errors| project::unreadable(&mut loaded, errors))?;
     let dir = loaded.store.servers(loaded.project.root()).join(name);
@@ -210,6 +215,9 @@ fn leads(plan: &ServerPlan) -> String {
 
 pub(super) fn apply(args: &ApplyArgs, global: &Global, style: Style) -> Outcome {
     let Planned { made, plan, home } = planned(&args.server, &args.how, global, style, false)?;
+    if server::known(home.dir()).is_none() {
+        return Err(unknown(&args.server));
+    }
     let Made { context, sources } = made;
     if args.dry_run {
         let difference = server::difference(&plan, &home).map_err(|why| message(&plan.name, why, None))?;

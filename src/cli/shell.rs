@@ -130,7 +130,7 @@ struct Ready {
 
 /// Builds a state, or finds what a failed layer left of it.
 fn prepare(name: &str, failed: bool, how: &How, global: &Global, style: Style) -> Result<Ready, Error> {
-    let mut loaded = project::load(global)?;
+    let mut loaded = project::load(global, &project::only([&name.to_owned()]))?;
     let graph = project::graph(&mut loaded)?;
     let mut id = project::machine(&graph, name)?;
     let (mut left, mut why) = (None, None);

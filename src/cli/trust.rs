@@ -48,7 +48,7 @@ fn requests(root: &Path, here: &Global) -> Result<(BTreeSet<String>, Outcome), E
     for (name, all) in settings::project(root)? {
         found.extend(all.iter().map(|texts| setting(&name, texts)));
     }
-    let compiled = project::load(here);
+    let compiled = project::load(here, &vimg_lang::Partial::default());
     if let Ok(loaded) = &compiled {
         let of = |secret: &Secret| Some(request(&origin(root, secret)?, secret));
         found.extend(loaded.model.secrets.iter().filter_map(of));

@@ -21,10 +21,11 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
-    let mut loaded = project::load(global)?;
+    let mut loaded = project::load(global, &project::structure([&args.node]))?;
     let graph = project::graph(&mut loaded)?;
     let id = project::node(&graph, &args.node)?;
     let last = loaded.last();
+    loaded.tell_open(style);
     let plan = super::plan::previewed(&args.cache, &graph, &loaded, &last, &[id], style)?;
     project::keep_stamps(&loaded.notes, loaded.project);
     let node = graph.node(id);

@@ -113,13 +113,14 @@ fn leave_out(plan: &mut Plan, graph: &Graph, so_far: &Outcome) {
 
 /// Stores which keys the project's nodes have now. They explain the next build,
 /// and keep their states from garbage collections. A node that this build did
-/// not need keeps its key. A node that left the recipe is forgotten.
+/// not need keeps its key, also if its image is left out because it lacks files.
+/// A node that left the recipe is forgotten.
 pub fn remember(graph: &Graph, plan: &Plan, store: &Store, notes: &ProjectFiles) {
     let is_there = |(id, step): &(&NodeId, &Step)| **step == Step::Reuse || store.has(&graph.node(**id).key);
     let there = plan.steps.iter().filter(is_there).map(|(id, _)| graph.node(*id));
     let there: Vec<_> = there.map(|node| (node.name.clone(), node.key)).collect();
     let _ = notes.change_nodes(|nodes| {
-        nodes.retain(|name, _| graph.node_of(name).is_some());
+        nodes.retain(|name, _| graph.node_of(name).is_some() || graph.leaves_out(name));
         nodes.extend(there);
     });
 }

@@ -1,6 +1,6 @@
 //! Builds the graph of a model: nodes, their descriptions and keys.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use petgraph::graph::DiGraph;
@@ -19,7 +19,7 @@ use crate::files::Project;
 
 impl Graph {
     /// Builds the graph of a model. Reports all files that can't be hashed
-    /// together.
+    /// together. Leaves out images that lack files, if nothing needs them.
     ///
     /// # Errors
     ///
@@ -37,6 +37,7 @@ impl Graph {
                 targets: Vec::new(),
                 by_name: HashMap::new(),
                 image_index: HashMap::new(),
+                left_out: BTreeSet::new(),
             },
             model,
             project,
@@ -101,6 +102,21 @@ impl What {
 
 impl<'a> Builder<'a> {
     fn image(&mut self, image: &'a Image) {
+        let below_is_out = match &image.origin {
+            Origin::Image(index, _) => self.states[*index].is_empty(),
+            Origin::Bootstrap(_) | Origin::Disk { .. } => false,
+        };
+        let layers = image.layers.iter().map(|layer| {
+            let booted = layer.booted || self.is_imported(image);
+            describe::layer(layer, booted, &image.machine, self.project).map(|made| (booted, made))
+        });
+        let layers: Vec<_> = layers.collect();
+        if !image.needed && (below_is_out || !image.complete || layers.iter().any(Result::is_err)) {
+            self.graph.left_out.insert(image.name.clone());
+            self.states.push(Vec::new());
+            self.checks.push(Vec::new());
+            return;
+        }
         let mut top = match &image.origin {
             Origin::Image(index, layers) => self.states[*index][*layers],
             Origin::Bootstrap(bootstrap) => {
@@ -121,18 +137,10 @@ impl<'a> Builder<'a> {
                 self.push(image, format!("{}:base", image.name), what, None, image.origin_span)
             }
         };
-        // An imported disk has no kernel for an appliance, and the host's
-        // kernel must not mount its filesystem.
-        let imported = self
-            .graph
-            .chain(top)
-            .first()
-            .is_some_and(|id| matches!(self.graph.node(*id).work, Work::Import { .. }));
         let mut states = vec![top];
-        for layer in &image.layers {
-            let booted = layer.booted || imported;
-            match describe::layer(layer, booted, &image.machine, self.project) {
-                Ok((work, description)) => {
+        for (layer, described) in image.layers.iter().zip(layers) {
+            match described {
+                Ok((booted, (work, description))) => {
                     let name = format!("{}@{}", image.name, layer.name);
                     let needs = if booted { Needs::Machine } else { Needs::Disk };
                     let what = What::new(Work::Layer(Arc::new(work)), needs, description);
@@ -152,7 +160,7 @@ impl<'a> Builder<'a> {
         // If programs have run in the image, the machine is booted and shut
         // down in order before it is sealed.
         let ran = |id: &NodeId| self.graph.node(*id).needs == Needs::Machine;
-        let booted = imported || self.graph.chain(top).iter().any(ran);
+        let booted = self.is_imported(image) || self.graph.chain(top).iter().any(ran);
         let needs = if booted { Needs::Machine } else { Needs::Disk };
         let grown = Some(image.machine.disk).filter(|disk| *disk > self.lowest(image).machine.disk);
         let mut sealed: Vec<(bool, NodeId)> = Vec::new();
@@ -189,6 +197,12 @@ impl<'a> Builder<'a> {
             image = &self.model.images[below];
         }
         image
+    }
+
+    /// Whether an image stands on an imported disk. Such a disk has no kernel for
+    /// an appliance, and the host's kernel must not mount its filesystem.
+    fn is_imported(&self, image: &'a Image) -> bool {
+        matches!(self.lowest(image).origin, Origin::Disk { .. })
     }
 
     /// Checks of layers apply to every image that has these layers; the checks

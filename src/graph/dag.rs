@@ -33,6 +33,8 @@ pub struct Graph {
     pub(super) targets: Vec<Target>,
     pub(super) by_name: HashMap<String, NodeId>,
     pub(super) image_index: HashMap<String, usize>,
+    /// Images that lack files, and that nothing needs now.
+    pub(super) left_out: BTreeSet<String>,
 }
 
 impl Graph {
@@ -86,6 +88,12 @@ impl Graph {
     /// Returns the last state of an image, before any output.
     pub fn image(&self, name: &str) -> Option<NodeId> {
         self.image_index.get(name).map(|n| self.images[*n].1)
+    }
+
+    /// Whether a node of this name may belong to an image that is left out,
+    /// because it lacks files and nothing needs it now.
+    pub fn leaves_out(&self, node: &str) -> bool {
+        self.left_out.contains(node.split(['@', ':']).next().unwrap_or_default())
     }
 
     /// Returns the checks of an image.

@@ -91,7 +91,7 @@ impl ServerPlan {
         name: &str,
     ) -> Option<Result<Self, Vec<GraphError>>> {
         let server = model.servers.iter().find(|s| s.name == name)?;
-        let image = graph.images()[server.image].1;
+        let image = graph.image(&model.images[server.image].name)?;
         let parts = |all: &[InEffect]| -> Result<Vec<ServerPart>, Vec<GraphError>> {
             all.iter().map(|one| part(one, &server.machine, project)).collect()
         };

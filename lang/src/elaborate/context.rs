@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::diagnostic::Diagnostic;
 use crate::kind::KnownDistribution;
-use crate::source::{FileRef, Files, SourceId, Sources};
+use crate::source::{FileRef, Files, SourceId, Sources, Span};
 use crate::template::Renderer;
 use crate::value::Value;
 
@@ -30,6 +30,17 @@ pub fn rebuilt_name(image: &str) -> String {
     format!("{image}:rebuilt")
 }
 
+/// A part of a recipe to compile.
+#[derive(Debug, Clone, Default)]
+pub struct Partial {
+    /// Names of images and servers. They and the images that they start from must
+    /// have all their files; other images may lack some. Empty means all.
+    pub only: Vec<String>,
+    /// Whether parameters without a value are left open, instead of reported.
+    /// Values that depend on them are not checked.
+    pub open: bool,
+}
+
 /// Values by name.
 pub(super) type Vars = BTreeMap<String, Value>;
 
@@ -45,4 +56,6 @@ pub(super) struct Elaborator<'a> {
     pub(super) used: HashSet<FileRef>,
     /// Versions of secrets, by name.
     pub(super) secrets: BTreeMap<String, String>,
+    /// The places of values that depend on a parameter without a value.
+    pub(super) open: Vec<Span>,
 }

@@ -1,6 +1,6 @@
 //! Images: their origin, machine, layers and outputs.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::context::{Elaborator, Vars};
 use super::effect::{Effect, Use};
@@ -23,6 +23,7 @@ impl Elaborator<'_> {
         declarations: &'d Declarations<'d>,
         params: Vars,
         rebuilt: Option<&str>,
+        needed: &HashSet<usize>,
     ) -> Model {
         let mut model = Model { secrets: self.all_secrets(declarations, &params), ..Model::default() };
         let mut placed: HashMap<usize, usize> = HashMap::new();
@@ -35,7 +36,11 @@ impl Elaborator<'_> {
             let declared = &declarations.images[index];
             let parent = declared.from.and_then(|i| placed.get(&i).copied());
             let image = Below { images: &model.images, made: &made, declarations, params: &params };
-            let (image, known) = self.image(declared.at, parent, &image);
+            let before = self.out.len();
+            let (mut image, known) = self.image(declared.at, parent, &image);
+            image.needed = needed.contains(&index);
+            let is_complete = image.needed || self.forgive(before);
+            image.complete = is_complete && parent.is_none_or(|parent| model.images[parent].complete);
             placed.insert(index, model.images.len());
             model.images.push(image);
             made.push(known);
@@ -48,11 +53,24 @@ impl Elaborator<'_> {
         for server in &declarations.servers {
             let Some(image) = placed.get(&server.image) else { continue };
             let below = Below { images: &model.images, made: &made, declarations, params: &params };
-            let server = self.server(server.at, *image, &below);
-            model.servers.push(server);
+            let before = self.out.len();
+            let made = self.server(server.at, *image, &below);
+            // An unneeded server that lacks files is left out.
+            if needed.contains(&server.image) || self.forgive(before) {
+                model.servers.push(made);
+            }
         }
         self.output_paths(&model);
         model
+    }
+
+    /// Forgets missing files among the mistakes from `before` on. Returns whether
+    /// there were none.
+    fn forgive(&mut self, before: usize) -> bool {
+        let since = self.out.split_off(before);
+        let count = since.len();
+        self.out.extend(since.into_iter().filter(|d| d.code != Code::UnreadableFile));
+        self.out.len() == before + count
     }
 
     /// Reports outputs that would overwrite each other or a file that the recipe reads.
@@ -101,6 +119,8 @@ impl Elaborator<'_> {
             layers: Vec::new(),
             outputs: Vec::new(),
             checks: Vec::new(),
+            needed: true,
+            complete: true,
         };
         let start = inherited.effect.clone();
         let mut growing = Growing { image, made: Made { inherited, below: start, after: Vec::new() } };
@@ -292,6 +312,26 @@ impl Elaborator<'_> {
         let agent = self.prop_bool(at, "agent", scope).unwrap_or(true);
         Some(Output { format, path: file.path, size, agent, span: at.head() })
     }
+}
+
+/// The indexes of the images that must have all their files: those with these names
+/// or of servers with these names, and those below. All, if there are no names.
+pub(super) fn needed(declarations: &Declarations, only: &[String]) -> HashSet<usize> {
+    let images = &declarations.images;
+    if only.is_empty() {
+        return (0..images.len()).collect();
+    }
+    let named = |at: At| only.iter().any(|name| name == at.name());
+    let servers = declarations.servers.iter().filter(|s| named(s.at)).map(|s| s.image);
+    let mut next: Vec<usize> = (0..images.len()).filter(|n| named(images[*n].at)).chain(servers).collect();
+    let mut needed = HashSet::new();
+    while let Some(index) = next.pop() {
+        // Images can start from each other in a circle only in a broken recipe.
+        if needed.insert(index) {
+            next.extend(images[index].from);
+        }
+    }
+    needed
 }
 
 impl Image {

@@ -8,7 +8,7 @@ use crate::load;
 use crate::resolve::{At, Configuration, Declarations, Input};
 use crate::source::{FileRef, SourceId, Span};
 use crate::syntax::{Arg, Node, Range, Scalar};
-use crate::template::Scope;
+use crate::template::{Rendered, Scope};
 use crate::value::{self, InputType, Value};
 
 fn find<'a, 'd>(declarations: &'a Declarations<'d>, name: &str) -> Option<&'a Input<'d>> {
@@ -20,7 +20,15 @@ fn names<'a>(declarations: &'a Declarations) -> impl Iterator<Item = &'a str> {
 }
 
 impl Elaborator<'_> {
-    pub(super) fn params(&mut self, declarations: &Declarations, request: &Request) -> Vars {
+    /// The values of the parameters. With `open`, also returns the names of those
+    /// that have none, instead of reporting them.
+    pub(super) fn params(
+        &mut self,
+        declarations: &Declarations,
+        request: &Request,
+        open: bool,
+    ) -> (Vars, Vec<String>) {
+        let mut unset = Vec::new();
         let mut given: BTreeMap<String, Value> = BTreeMap::new();
         if let Some((name, text)) = &request.values {
             let source = self.sources.add_new(name.clone(), text.as_str());
@@ -64,6 +72,11 @@ impl Elaborator<'_> {
                     vars.insert(value::template_name(param.at.name()), value);
                 }
                 None if param.default().is_some() => {}
+                None if open => {
+                    let name = param.at.name();
+                    unset.push(name.to_owned());
+                    vars.insert(value::template_name(name), Value::open(name));
+                }
                 None => self.out.push(
                     Diagnostic::error(
                         Code::MissingParam,
@@ -74,7 +87,7 @@ impl Elaborator<'_> {
                 ),
             }
         }
-        vars
+        (vars, unset)
     }
 
     /// Reads the value of a parameter from a node of a file of values.
@@ -205,12 +218,20 @@ impl Elaborator<'_> {
     fn value(&mut self, args: &[Arg], ty: InputType, place: &ValuePlace, scope: &Scope) -> Option<Value> {
         if ty == InputType::List {
             let mut items = Vec::new();
+            let mut open = false;
             for arg in args {
                 match &arg.value {
-                    Scalar::String(_) => items.push(self.render(arg, place.source, scope)?),
+                    Scalar::String(_) => {
+                        let rendered = self.render(arg, place.source, scope)?;
+                        open |= rendered.open;
+                        items.push(rendered.text);
+                    }
                     Scalar::Int(n) => items.push(n.to_string()),
                     _ => return self.wrong(ty, arg, place),
                 }
+            }
+            if open {
+                return Some(Value::Open(items.join(", ")));
             }
             return Some(Value::List(items));
         }
@@ -227,7 +248,10 @@ impl Elaborator<'_> {
         };
         match (&arg.value, ty) {
             (Scalar::String(written), _) => {
-                let rendered = self.render(arg, place.source, scope)?;
+                let Rendered { text: rendered, open } = self.render(arg, place.source, scope)?;
+                if open {
+                    return Some(Value::Open(rendered));
+                }
                 match ty {
                     InputType::String => Some(Value::String(rendered)),
                     InputType::Path => {

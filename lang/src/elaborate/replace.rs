@@ -257,6 +257,8 @@ impl Elaborator<'_> {
             layers: Vec::new(),
             outputs: Vec::new(),
             checks: Vec::new(),
+            needed: true,
+            complete: true,
         };
         let start = inherited.effect.clone();
         let mut growing = Growing { image: new, made: Made { inherited, below: start, after: Vec::new() } };

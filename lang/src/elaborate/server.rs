@@ -25,6 +25,8 @@ impl Elaborator<'_> {
             layers: Vec::new(),
             outputs: Vec::new(),
             checks: Vec::new(),
+            needed: true,
+            complete: true,
         };
         let base = in_effect(&start);
         let mut growing = Growing { image: grown, made: Made { inherited, below: start, after: Vec::new() } };

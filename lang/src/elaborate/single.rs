@@ -8,19 +8,24 @@ use crate::prescan::MAX_RECIPE;
 use crate::resolve::At;
 use crate::source::{FileKind, FileRef, ReadError, SourceId, Span};
 use crate::syntax::{Arg, Scalar};
-use crate::template::{Place, Scope};
+use crate::template::{Place, Rendered, Scope};
 use crate::value;
 
 impl Elaborator<'_> {
     /// Renders a string argument.
-    pub(super) fn render(&mut self, arg: &Arg, source: SourceId, scope: &Scope) -> Option<String> {
+    pub(super) fn render(&mut self, arg: &Arg, source: SourceId, scope: &Scope) -> Option<Rendered> {
         let Scalar::String(text) = &arg.value else { return None };
         if arg.raw || !value::is_template(text) {
-            return Some(text.clone());
+            return Some(Rendered { text: text.clone(), open: false });
         }
         let span = Span { source, start: arg.range.start, end: arg.range.end };
         match self.renderer.string(text, Place { span, text_at: arg.text_at }, scope) {
-            Ok(text) => Some(text),
+            Ok(rendered) => {
+                if rendered.open {
+                    self.open.push(span);
+                }
+                Some(rendered)
+            }
             Err(diagnostic) => {
                 self.out.push(diagnostic);
                 None
@@ -29,7 +34,7 @@ impl Elaborator<'_> {
     }
 
     pub(super) fn text(&mut self, arg: &Arg, at: At, scope: &Scope) -> Option<String> {
-        self.render(arg, at.loaded.source, scope)
+        self.render(arg, at.loaded.source, scope).map(|rendered| rendered.text)
     }
 
     /// Renders a string and parses it; reports an invalid value.
@@ -180,7 +185,7 @@ impl Elaborator<'_> {
         let text = self.sources.get(source).text.clone();
         let whole = Span { source, start: 0, end: text.len() as u32 };
         match self.renderer.file(&text, Place { span: whole, text_at: Some(0) }, scope) {
-            Ok(text) => Some(text),
+            Ok(rendered) => Some(rendered.text),
             Err(diagnostic) => {
                 self.out.push(diagnostic.related(span, "used here"));
                 None
