@@ -30,7 +30,7 @@ pub fn reporter(style: Style) -> Reporter {
         let shown = live.clone();
         return Reporter { sink: Arc::new(move |event| shown.event(&event)), live: Some(live) };
     }
-    Reporter { sink: Arc::new(move |event| say(line(&event, style))), live: None }
+    Reporter { sink: Arc::new(move |event| text::say(line(&event, style))), live: None }
 }
 
 /// Returns the line of text that a log shows for an event; `None` if it shows
@@ -59,14 +59,6 @@ impl Reporter {
     }
 }
 
-/// Writes a line to standard error, if there is one. A build does not fail because
-/// its standard error is closed.
-fn say(line: Option<String>) {
-    if let Some(line) = line {
-        let _ = writeln!(std::io::stderr().lock(), "{line}");
-    }
-}
-
 /// An event as programs read it.
 #[derive(Serialize)]
 struct Stamped {
@@ -79,5 +71,18 @@ fn json_line(event: Event) {
     let stamped = Stamped { event, time: rfc3339(SystemTime::now()) };
     if let Ok(line) = serde_json::to_string(&stamped) {
         let _ = writeln!(std::io::stdout().lock(), "{line}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_says_when_it_was_written() {
+        let event = Event::Skipped { node: "a".into() };
+        let line = serde_json::to_string(&Stamped { event, time: rfc3339(SystemTime::UNIX_EPOCH) });
+        let expected = r#"{"event":"skipped","node":"a","time":"1970-01-01T00:00:00.000Z"}"#;
+        assert_eq!(line.unwrap(), expected);
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 
 use super::style::Style;
-use super::text::{Plain, moving, passed};
+use super::text::{Plain, moving, passed, say};
 use crate::event::Event;
 
 pub(super) struct Live {
@@ -48,7 +48,7 @@ impl Live {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.ended {
             drop(lines);
-            super::say(self.plain.lasting(event));
+            say(self.plain.lasting(event));
             return;
         }
         match event {

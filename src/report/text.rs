@@ -1,5 +1,7 @@
 //! Events as lines of text.
 
+use std::io::Write;
+
 use super::style::Style;
 use crate::event::Event;
 
@@ -41,6 +43,14 @@ pub(super) fn passed(seconds: u64) -> String {
 pub(super) fn moving(done: u64, all: u64, seconds: f64) -> String {
     let rate = (done as f64 / seconds.max(0.001)) as u64;
     format!("{} of {}, {}/s", bytes(done), bytes(all), bytes(rate))
+}
+
+/// Writes a line to standard error, if there is one. A build does not fail because
+/// its standard error is closed.
+pub(super) fn say(line: Option<String>) {
+    if let Some(line) = line {
+        let _ = writeln!(std::io::stderr().lock(), "{line}");
+    }
 }
 
 /// Colours text for a terminal, if that is wanted.
