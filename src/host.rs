@@ -20,6 +20,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 use tokio::process::Command;
 
 pub mod space;
+pub mod limits;
 pub mod cgroup;
 pub mod child;
 mod error;

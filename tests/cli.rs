@@ -303,7 +303,7 @@ fn the_structure_is_shown_without_values_for_parameters() {
     }
 }
 
-/// A file that only another image needs stops nobody.
+/// A file that only another image needs stops no command.
 #[test]
 fn only_what_is_asked_for_must_have_its_files() {
     let dir = project(
@@ -325,6 +325,46 @@ fn only_what_is_asked_for_must_have_its_files() {
     std::fs::remove_file(dir.path().join("bin/hello")).unwrap();
     std::fs::write(dir.path().join("bin/hello"), "x").unwrap();
     says(&vimg(dir.path(), &["plan"]), 0, "build c@plain");
+}
+
+/// A name that the library has says which file declares it.
+#[test]
+fn what_the_library_has_is_named() {
+    let image = |body: &str| format!("image \"x\" {{ bootstrap \"debian\" suite=\"bookworm\"\n{body} }}\n");
+    for (recipe, words) in [
+        (
+            "image \"x\" { from \"debian-12\" }\n".to_owned(),
+            "the library has it: add `use \"std/debian.vimg\"`",
+        ),
+        (
+            "image \"x\" { from \"debian12\" }\n".to_owned(),
+            "did you mean `debian-12` of the library? Add `use \"std/debian.vimg\"`",
+        ),
+        (image("layer \"nginx\""), "add `use \"std/nginx.vimg\"`"),
+        (
+            image("layer \"c\"") + "configuration \"c\" { requires \"http-server\" }\n",
+            "add `use \"std/http-server.vimg\"`",
+        ),
+        (image("layer \"mine\"") + "configuration \"mime\" {}\n", "did you mean `mime`?"),
+    ] {
+        let dir = project(&recipe);
+        says(&vimg(dir.path(), &["check"]), 3, words);
+    }
+}
+
+/// A limit that the caller has set is named as such.
+#[test]
+fn limits_of_the_caller_are_named() {
+    let dir = small();
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -f 0; exec \"$0\" cache keygen key"])
+        .arg(env!("CARGO_BIN_EXE_vimg"))
+        .current_dir(dir.path())
+        .env("VIMG_STORE", dir.path().join(".store"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("File too large") && text.contains("`ulimit -f`"), "{text}");
 }
 
 /// Each recipe gets a diagnostic, within the limits that `vimg` sets.

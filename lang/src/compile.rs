@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use crate::diagnostic::{Diagnostic, MOST};
 use crate::elaborate::{self, Partial, Request};
 use crate::kind::Grammar;
+use crate::library;
 use crate::load;
 use crate::model::Model;
 use crate::resolve::{self, Declarations};
@@ -44,6 +45,7 @@ pub fn compile_part(
     if out.is_empty() {
         return Ok(model);
     }
+    library::hint(request.files, sources, &mut out);
     // A configuration that two layers apply reports its mistakes twice.
     let mut seen = HashSet::new();
     out.retain(|d| seen.insert((d.code, d.primary.as_ref().map(|(span, _)| *span), d.message.clone())));

@@ -186,6 +186,15 @@ impl Diagnostic {
         if self.help.is_some() { self } else { self.help(text) }
     }
 
+    /// Suggests the one of `names` that is nearest to `wanted`, if one is near.
+    pub fn suggest_near<'a>(self, wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Self {
+        let names: Vec<&str> = names.into_iter().take(MOST_NAMES).collect();
+        match nearest(wanted, &names) {
+            Some(near) => self.help(format!("did you mean `{near}`?")),
+            None => self,
+        }
+    }
+
     /// Suggests the one of `names` that is nearest to `wanted`. If none is near, lists
     /// all `names`, up to 20.
     pub fn suggest<'a>(self, wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Self {
@@ -204,7 +213,7 @@ impl Diagnostic {
 }
 
 /// Finds the name nearest to `wanted`, if one is near.
-fn nearest<'a>(wanted: &str, names: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(wanted: &str, names: &[&'a str]) -> Option<&'a str> {
     names
         .iter()
         .map(|name| (strsim::osa_distance(wanted, name), *name))

@@ -19,6 +19,7 @@ mod template;
 pub mod model;
 mod elaborate;
 pub mod schema;
+mod library;
 mod compile;
 mod format;
 mod settings;

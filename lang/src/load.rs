@@ -6,7 +6,7 @@ use crate::diagnostic::{Code, Diagnostic};
 use crate::kind::Grammar;
 use crate::prescan::MAX_RECIPE;
 use crate::shape;
-use crate::source::{FileRef, Files, ReadError, SourceId, Sources, Span};
+use crate::source::{FileRef, Files, ReadError, Root, SourceId, Sources, Span};
 use crate::syntax::{self, Document};
 
 /// The most files that one recipe may use.
@@ -184,7 +184,15 @@ pub(crate) fn unreadable(
     if *error == ReadError::NotFound {
         let name = file.path.rsplit('/').next().unwrap_or("");
         let names = files.siblings(file);
-        diagnostic = diagnostic.suggest(name, names.iter().map(String::as_str));
+        let names = names.iter().map(String::as_str);
+        diagnostic = match file.root {
+            Root::Std => diagnostic.suggest(name, names),
+            // Other files of the project are no help.
+            Root::Project => diagnostic.suggest_near(name, names).help_if_none(match at {
+                Some(_) => "create it, or correct its path: relative to this file, or `//...` from the root",
+                None => "create it, or correct its path",
+            }),
+        };
     }
     diagnostic.help_if_none("check the path and its permissions")
 }

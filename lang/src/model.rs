@@ -59,6 +59,8 @@ pub struct Server {
     pub machine: Machine,
     /// Forwarded ports.
     pub forwards: Vec<Forward>,
+    /// The place of each forwarded port in the recipe.
+    pub places: Vec<Span>,
     /// The parts that are in effect in the image.
     pub base: Vec<InEffect>,
     /// The parts that are in effect in the server after `vimg apply`.

@@ -110,7 +110,7 @@ impl Checker<'_> {
             );
         }
         for arg in node.args.iter().take(most) {
-            self.value(arg, &field, kind.name);
+            self.value(arg, &field, kind.name, ' ');
         }
     }
 
@@ -129,7 +129,7 @@ impl Checker<'_> {
                 );
             }
             if let Some(field) = kind.props.iter().find(|f| f.name == prop.name) {
-                self.value(&prop.arg, field, &prop.name);
+                self.value(&prop.arg, field, &prop.name, '=');
             } else if !kind.open_props {
                 self.out.push(
                     Diagnostic::error(
@@ -160,7 +160,8 @@ impl Checker<'_> {
         }
     }
 
-    fn value(&mut self, arg: &Arg, field: &Field, what: &str) {
+    /// Checks the value of `what`; `joint` stands between the two in a recipe.
+    fn value(&mut self, arg: &Arg, field: &Field, what: &str, joint: char) {
         match literal(arg, field, self.known) {
             Ok(()) => {}
             Err(Wrong::Type) => self.out.push(
@@ -169,7 +170,7 @@ impl Checker<'_> {
                     self.span(&arg.range),
                     format!("`{what}` takes {}, not {}", self.expected(field.ty), arg.value.type_name()),
                 )
-                .help(field.doc),
+                .help(format!("write `{what}{joint}{}`", self.corrected(arg, field))),
             ),
             Err(Wrong::Value(help)) => {
                 let mut diagnostic = Diagnostic::error(
@@ -190,6 +191,25 @@ impl Checker<'_> {
 
     fn expected(&self, ty: Ty) -> String {
         ty.words(self.known).map_or_else(|| ty.describe(), |words| alternatives(&words))
+    }
+
+    /// Returns a value of the right type: the given one in another spelling, if
+    /// that is possible, or else an example.
+    fn corrected(&self, arg: &Arg, field: &Field) -> String {
+        let is_word = field.ty.words(self.known).is_some();
+        let spelled = match (field.ty, &arg.value) {
+            (Ty::Int, Scalar::String(text)) => text.trim().parse::<i64>().ok().map(|n| n.to_string()),
+            (Ty::Bool, value) => value::boolean(&value.shown()).map(|is_true| format!("#{is_true}")),
+            (Ty::Mode, Scalar::Int(n)) => {
+                let text = format!("{n:04}");
+                value::mode(&text).ok().map(|_| format!("\"{text}\""))
+            }
+            (Ty::Name | Ty::Str | Ty::HostPath, Scalar::Int(_) | Scalar::Float(_) | Scalar::Bool(_)) => {
+                Some(format!("\"{}\"", arg.value.shown()))
+            }
+            _ => None,
+        };
+        spelled.filter(|_| !is_word).unwrap_or_else(|| self.example(field))
     }
 
     /// Returns a value for a message.

@@ -28,6 +28,17 @@ impl Scalar {
             Scalar::Null => "#null",
         }
     }
+
+    /// The value as text, without quotes and `#`.
+    pub(crate) fn shown(&self) -> String {
+        match self {
+            Scalar::String(text) => text.clone(),
+            Scalar::Int(n) => n.to_string(),
+            Scalar::Float(n) => n.to_string(),
+            Scalar::Bool(b) => b.to_string(),
+            Scalar::Null => "null".into(),
+        }
+    }
 }
 
 /// A range of bytes in the current file.

@@ -194,26 +194,7 @@ fn render(
         let span = place.of(error.range());
         let detail = error.detail().unwrap_or("").to_owned();
         match error.kind() {
-            ErrorKind::SyntaxError => {
-                match open_comment(text).filter(|_| is_file) {
-                    Some(at) => Diagnostic::error(
-                        Code::TemplateSyntax,
-                        place.of(Some(at..at + 2)),
-                        "unterminated comment: `{#` begins a template comment".to_owned(),
-                    )
-                    .help("for shell syntax, put {% raw %} before the text and {% endraw %} after it"),
-                    None => Diagnostic::error(
-                        Code::TemplateSyntax,
-                        span,
-                        "this template can't be parsed".to_owned(),
-                    )
-                    .label(detail)
-                    .help(match is_file {
-                        true => "`{{ name }}` inserts a value; {% raw %} ... {% endraw %} disables templates",
-                        false => "`{{ name }}` inserts a value; mark a string `(raw)\"...\"` to keep braces as they are",
-                    }),
-                }
-            }
+            ErrorKind::SyntaxError => unparsed(text, is_file, place, span, detail),
             ErrorKind::UndefinedError => {
                 // The error may be about another value than the last missing name.
                 let at = error.range().and_then(|r| text.get(r)).unwrap_or("").trim().to_owned();
@@ -237,6 +218,21 @@ fn render(
             }
         }
     })
+}
+
+/// The diagnostic for a template that the engine can't parse.
+fn unparsed(text: &str, is_file: bool, place: Place, span: Span, detail: String) -> Diagnostic {
+    if let Some(at) = open_comment(text).filter(|_| is_file) {
+        let message = "unterminated comment: `{#` begins a template comment";
+        return Diagnostic::error(Code::TemplateSyntax, place.of(Some(at..at + 2)), message)
+            .help("for shell syntax, put {% raw %} before the text and {% endraw %} after it");
+    }
+    Diagnostic::error(Code::TemplateSyntax, span, "this template can't be parsed").label(detail).help(
+        match is_file {
+            true => "`{{ name }}` inserts a value; {% raw %} ... {% endraw %} disables templates",
+            false => "`{{ name }}` inserts a value; mark a string `(raw)\"...\"` to keep braces as they are",
+        },
+    )
 }
 
 /// Renders a text that only inserts values, as most strings of a recipe do: the engine

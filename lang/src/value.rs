@@ -121,6 +121,15 @@ impl InputType {
     }
 }
 
+/// Guesses what a text that is no boolean of KDL means.
+pub(crate) fn boolean(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "1" => Some(true),
+        "false" | "no" | "off" | "0" => Some(false),
+        _ => None,
+    }
+}
+
 /// Parses a size such as `4096`, `512MiB`, `8GiB` or `10GB`; returns bytes.
 pub fn size(text: &str) -> Result<u64, String> {
     const UNITS: &[(&str, u64)] = &[

@@ -137,10 +137,12 @@ impl Run<'_> {
         }
         let mut child = command.spawn().map_err(fail)?;
         drop((command, copies));
-        let tail = match child.stderr.take() {
+        let said = match child.stderr.take() {
             Some(err) => follow(err, lines).await,
-            None => Vec::new(),
+            None => Said::default(),
         };
+        // It removes what it has written before it ends.
+        let is_full = said.is_full || host::space::is_scarce(self.dir);
         let status = child.wait().await.map_err(|e| HostError::io("mmdebstrap", &e))?;
         if status.success() {
             return Ok(());
@@ -148,7 +150,9 @@ impl Run<'_> {
         let help = "check that the mirror is reachable; allow a private address with `network-allow`. On \
                     Ubuntu, install Debian's keys: apt-get install debian-archive-keyring";
         let what = format!("mmdebstrap failed ({status})");
-        Err(HostError::program(what, &format!("\n{}", tail.join("\n"))).help(help))
+        let tail: Vec<String> = said.tail.into();
+        let error = HostError::program(what, &format!("\n{}", tail.join("\n"))).help(help);
+        Err(HostError { is_full: error.is_full || is_full, ..error })
     }
 
     /// Makes the command line. All processes and mounts are in one namespace
@@ -268,21 +272,31 @@ fn pass(command: &mut Command, files: &[File]) -> io::Result<Vec<OwnedFd>> {
     Ok(copies)
 }
 
-/// Reports what mmdebstrap prints, and returns the last lines.
-async fn follow(err: ChildStderr, lines: &Lines) -> Vec<String> {
-    let mut tail: VecDeque<String> = VecDeque::new();
+/// What mmdebstrap has printed.
+#[derive(Default)]
+struct Said {
+    /// The last lines.
+    tail: VecDeque<String>,
+    /// Whether a line, which may be further up, says that the disk is full.
+    is_full: bool,
+}
+
+/// Reports what mmdebstrap prints.
+async fn follow(err: ChildStderr, lines: &Lines) -> Said {
+    let mut said = Said::default();
     let mut reader = BufReader::new(err).split(b'\n');
     while let Ok(Some(line)) = reader.next_segment().await {
         let line = String::from_utf8_lossy(&line).trim_end().to_owned();
         if is_for_people(&line) {
             lines(&line);
         }
-        tail.push_back(line);
-        if tail.len() > 12 {
-            tail.pop_front();
+        said.is_full |= host::space::says_full(&line);
+        said.tail.push_back(line);
+        if said.tail.len() > 12 {
+            said.tail.pop_front();
         }
     }
-    tail.into()
+    said
 }
 
 /// Whether a line of mmdebstrap says something to the user. Its other lines

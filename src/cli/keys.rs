@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::caching;
 use super::global::Global;
-use super::output::{Error, HOST, Outcome, print};
+use super::output::{Error, HOST, Outcome, print, unwritten};
 use super::{project, read, settings};
 use crate::cache::sign::{PublicKey, Signer};
 use crate::cache::spec::is_name;
@@ -22,9 +22,11 @@ pub(super) fn keygen(file: Option<&PathBuf>) -> Outcome {
         None => caching::key_path().ok_or_else(|| Error::host("neither XDG_CONFIG_HOME nor HOME is set"))?,
     };
     let fail = |e: std::io::Error| {
-        let help = (e.kind() == std::io::ErrorKind::AlreadyExists)
-            .then(|| "others may trust this key: delete the file only if no one needs it".to_owned());
-        Error::Message(format!("can't write {}: {e}", path.display()), help, HOST)
+        if e.kind() != std::io::ErrorKind::AlreadyExists {
+            return unwritten(&path, &e, HOST);
+        }
+        let help = "others may trust this key: delete the file only if no one needs it".to_owned();
+        Error::Message(format!("can't write {}: {e}", path.display()), Some(help), HOST)
     };
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).map_err(fail)?;

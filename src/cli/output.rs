@@ -1,11 +1,13 @@
 //! Output of commands, their errors, and exit codes.
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 
 use vimg_lang::{Diagnostic, Sources};
 
 use crate::event::{Event, stripped};
 use crate::execute::{Failure, FailureKind};
+use crate::host::{limits, space};
 use crate::report::{Shown, Style, diagnostics_json, render};
 
 /// Why a command failed.
@@ -34,9 +36,22 @@ impl Error {
 
 impl From<crate::store::StoreError> for Error {
     fn from(error: crate::store::StoreError) -> Self {
-        let help = "name another place with --store DIR or VIMG_STORE".to_owned();
+        let other = "name another place with --store DIR or VIMG_STORE";
+        let help = match error.is_full() {
+            true => format!("the disk is full: `vimg store gc` removes what nothing needs; or {other}"),
+            false => limits::advice(&error.source).unwrap_or_else(|| other.to_owned()),
+        };
         Self::Message(error.to_string(), Some(help), STORE)
     }
+}
+
+/// The error for a file of the user that can't be written.
+pub(super) fn unwritten(path: &Path, error: &std::io::Error, code: u8) -> Error {
+    let help = match space::is_full(error) {
+        true => Some("the disk is full: make room there, or name another place".to_owned()),
+        false => limits::advice(error),
+    };
+    Error::Message(format!("can't write {}: {error}", path.display()), help, code)
 }
 
 pub(super) type Outcome = Result<(), Error>;

@@ -186,6 +186,11 @@ fn planned(name: &str, how: &How, global: &Global, style: Style, build: bool) ->
     };
     let plan = plan.map_err(|errors| project::unreadable(&mut loaded, errors))?;
     let dir = loaded.store.servers(loaded.project.root()).join(name);
+    if build && !dir.exists() {
+        // A build may take long, and an earlier start may not hold the ports.
+        let free = interruptible(server::free_ports(&plan))?.ok_or_else(stopped)?;
+        free.map_err(|failure| Error::Build(Box::new(std::mem::take(&mut loaded.sources)), vec![*failure]))?;
+    }
     let home = ServerHome::take(&dir).map_err(|why| message(name, why, None))?;
     let states = if build && server::known(&dir).is_none() { vec![plan.image] } else { Vec::new() };
     let made = build::states(loaded, graph, &states, how, style, None)?;

@@ -45,9 +45,15 @@ impl<P> ServerContext<'_, P> {
         self.failure(FailureKind::Host, &why)
     }
 
-    /// Finds the place of a failure of the image's node.
+    /// Finds the place of a failure of the image's node: that of the server, if
+    /// no step has failed.
     pub(super) fn placed(&self, failure: NodeFailure) -> Box<Failure> {
-        placed(&self.context.graph, self.plan.image, failure)
+        let step = failure.step;
+        let mut failure = placed(&self.context.graph, self.plan.image, failure);
+        if step.is_none() {
+            failure.span = self.plan.span;
+        }
+        failure
     }
 
     /// Makes the failure for a file of the server.

@@ -104,7 +104,7 @@ fn step_failure<P>(site: &NodeContext<'_, P>, step: usize, message: &str, tail: 
     {
         failure.message = format!("{name} failed: {message}");
         let offline = site.node.needs == Needs::Disk;
-        failure.help = advice(&layer.steps[step], offline, &message, &tail);
+        failure.help = advice(&site.node.name, &layer.steps[step], offline, &message, &tail);
     }
     if let Task::Check(check) = &site.node.task
         && let Some(name) = check.labels.get(step)
@@ -221,9 +221,9 @@ const NO_NETWORK: &[&str] = &[
 ];
 
 /// Returns a help text for a failed step; `None` if its cause is unknown.
-fn advice(step: &Order, offline: bool, message: &str, tail: &[String]) -> Option<String> {
+fn advice(node: &str, step: &Order, offline: bool, message: &str, tail: &[String]) -> Option<String> {
     let said = |text: &str| message.contains(text) || tail.iter().any(|l| l.contains(text));
-    if said("No space left on device") {
+    if tail.iter().any(|line| space::says_full(line)) || space::says_full(message) {
         return Some(
             "the machine's disk is full: give it more with `machine disk=` where it is bootstrapped".into(),
         );
@@ -248,14 +248,20 @@ fn advice(step: &Order, offline: bool, message: &str, tail: &[String]) -> Option
              package after that step"
                 .into(),
         ),
-        Tool::Script(around) => Some(script_advice(around, offline, message, &said)),
+        Tool::Script(around) => Some(script_advice(node, around, offline, message, &said)),
         Tool::Init if !offline => Some("the last lines of the unit's journal are above".into()),
         Tool::Packages | Tool::Init | Tool::Agent => None,
     }
 }
 
-/// Returns a help text for a failed script.
-fn script_advice(around: &Around, offline: bool, message: &str, said: &dyn Fn(&str) -> bool) -> String {
+/// Returns a help text for a failed script of the layer `node`.
+fn script_advice(
+    node: &str,
+    around: &Around,
+    offline: bool,
+    message: &str,
+    said: &dyn Fn(&str) -> bool,
+) -> String {
     let lost = NO_NETWORK.iter().any(|text| said(text));
     if lost && !around.network {
         "the script has no network; to allow it: `run network=#true`".into()
@@ -277,6 +283,9 @@ fn script_advice(around: &Around, offline: bool, message: &str, said: &dyn Fn(&s
          services or the machine's kernel, add `needs \"booted\"`"
             .into()
     } else {
-        "fix the script and build again: vimg continues from the last good layer".into()
+        format!(
+            "fix the script and build again: vimg continues from the last good layer. `vimg shell --failed \
+             {node}` opens the machine as the script left it"
+        )
     }
 }

@@ -6,7 +6,7 @@ use super::node_failure::{FailureKind, NodeFailure};
 use super::order::NodeOrder;
 use super::worker::Worker;
 use crate::event::Event;
-use crate::host::{HostError, space};
+use crate::host::{HostError, limits, space};
 use crate::store::{Boot, Staging, StoreError};
 
 /// The order of a node, and the worker that builds it.
@@ -44,7 +44,10 @@ impl<P> NodeContext<'_, P> {
         let message = format!("{}: {error}", path.display());
         match space::is_full(&error) {
             true => self.full(Some(message)),
-            false => self.failure(FailureKind::Store, message),
+            false => {
+                let failure = NodeFailure::new(&self.node.name, FailureKind::Store, message);
+                Box::new(NodeFailure { help: limits::advice(&error), ..failure })
+            }
         }
     }
 

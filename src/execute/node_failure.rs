@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::HostError;
+use crate::host::{HostError, limits};
 use crate::store::StoreError;
 
 /// Why a node could not be built. Names the step instead of its place in the
@@ -43,7 +43,7 @@ pub enum FailureKind {
 }
 
 /// What to do about a full disk.
-const MAKE_ROOM: &str = "make room: `vimg store gc` removes what nothing needs; or set VIMG_STORE to another \
+const MAKE_ROOM: &str = "make room on this host: `vimg store gc` removes what nothing needs; or set VIMG_STORE to another \
                          disk. Finished layers are stored";
 
 impl NodeFailure {
@@ -63,7 +63,8 @@ impl NodeFailure {
     /// Makes the failure for a full disk. `message` says what could not be
     /// written, if that is known.
     pub(super) fn full(node: &str, message: Option<String>) -> Self {
-        let message = message.unwrap_or_else(|| "the disk that holds the store is full".into());
+        let full = "the disk that holds the store is full";
+        let message = message.map_or(full.to_owned(), |message| format!("{full}: {message}"));
         Self { help: Some(MAKE_ROOM.into()), ..Self::new(node, FailureKind::Full, message) }
     }
 
@@ -77,7 +78,10 @@ impl NodeFailure {
     pub(super) fn store(node: &str, error: &StoreError) -> Self {
         match error.is_full() {
             true => Self::full(node, Some(error.to_string())),
-            false => Self::new(node, FailureKind::Store, error.to_string()),
+            false => {
+                let help = limits::advice(&error.source);
+                Self { help, ..Self::new(node, FailureKind::Store, error.to_string()) }
+            }
         }
     }
 

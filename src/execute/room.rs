@@ -67,9 +67,12 @@ impl Room {
         if collected.bytes > 0 && collected.again.remove(&failure.node) {
             return None;
         }
-        let text = "vimg has already removed what nothing needs. Make room on the disk, or set \
-                    VIMG_STORE to another one; finished layers are stored";
-        Some(Box::new(Failure { help: Some(text.into()), ..*failure }))
+        let text = format!(
+            "vimg has already removed what nothing needs. Make room on the host's disk of {}, or set \
+             VIMG_STORE to another one; finished layers are stored",
+            store.root().display()
+        );
+        Some(Box::new(Failure { help: Some(text), ..*failure }))
     }
 }
 

@@ -2,6 +2,7 @@
 //! directory with its disks, its sockets and a record.
 
 mod record;
+mod ports;
 mod running;
 mod branch;
 mod hooks;
@@ -12,6 +13,7 @@ mod apply;
 pub use apply::{apply, difference};
 pub use branch::save;
 pub use end::{down, exec};
+pub use ports::free_ports;
 pub use record::{ServerRecord, known};
 pub use running::runs;
 pub use start::{Came, up};

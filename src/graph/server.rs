@@ -43,6 +43,8 @@ pub struct ServerPlan {
     pub machine: Machine,
     /// Ports that are forwarded into it.
     pub forwards: Vec<Forward>,
+    /// Where each of these forwards is declared.
+    pub places: Vec<Span>,
     /// The parts in effect in the image.
     pub base: Vec<ServerPart>,
     /// The parts that should be in effect.
@@ -102,6 +104,7 @@ impl ServerPlan {
             image,
             machine: server.machine,
             forwards: server.forwards.clone(),
+            places: server.places.clone(),
             base,
             wanted,
             parts: server.parts.iter().map(|one| one.part.clone()).collect(),

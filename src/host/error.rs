@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::space;
+use super::{limits, space};
 
 /// An error of this host.
 #[derive(Debug, Clone)]
@@ -22,19 +22,22 @@ impl HostError {
         Self { message: message.into(), help: None, is_full: false }
     }
 
-    /// Makes an error of a system call; `what` names what failed.
+    /// Makes an error of a system call; `what` names what failed. The help text
+    /// names a limit of this process that may be the cause.
     pub fn io(what: impl std::fmt::Display, error: &io::Error) -> Self {
-        Self { is_full: space::is_full(error), ..Self::new(format!("{what}: {error}")) }
+        let (is_full, help) = (space::is_full(error), limits::advice(error));
+        Self { is_full, help, ..Self::new(format!("{what}: {error}")) }
     }
 
     /// Makes an error of a program of the host from its output.
     pub fn program(what: impl std::fmt::Display, output: &str) -> Self {
-        Self { is_full: space::says_full(output), ..Self::new(format!("{what}: {output}")) }
+        let (is_full, help) = (space::says_full(output), limits::advice_for(output));
+        Self { is_full, help, ..Self::new(format!("{what}: {output}")) }
     }
 
-    /// Adds a help text.
+    /// Adds a help text, unless the cause is known: a limit of this process.
     pub fn help(mut self, help: impl Into<String>) -> Self {
-        self.help = Some(help.into());
+        self.help.get_or_insert_with(|| help.into());
         self
     }
 }

@@ -12,6 +12,9 @@ const LITTLE: u64 = 16 << 20;
 /// vimg starts.
 const WORDS: &str = "No space left on device";
 
+/// How apt says it, before it writes anything.
+const APT: &str = "have enough free space in";
+
 /// Whether a system call failed because a disk is full.
 pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
@@ -20,7 +23,7 @@ pub fn is_full(error: &io::Error) -> bool {
 /// Whether a program of the host says that a disk is full. Programs have no
 /// other way to tell it.
 pub fn says_full(output: &str) -> bool {
-    output.contains(WORDS)
+    output.contains(WORDS) || output.contains(APT)
 }
 
 /// Whether the disk that holds `path` is full, or nearly so.
@@ -36,6 +39,7 @@ mod tests {
     fn a_full_disk_is_told_from_other_errors() {
         let full = io::Error::from_raw_os_error(libc::ENOSPC);
         assert!(is_full(&full) && says_full(&format!("qemu-img: {full}")));
+        assert!(says_full("E: You don't have enough free space in /var/cache/apt/archives/."));
         assert!(is_full(&io::Error::from_raw_os_error(libc::EDQUOT)));
         let other = io::Error::from_raw_os_error(libc::EIO);
         assert!(!is_full(&other) && !says_full(&other.to_string()));

@@ -58,7 +58,7 @@ fn a_full_disk_with_nothing_to_remove_is_the_error() {
     let [failure] = &built.outcome.failures[..] else { panic!("{:?}", built.outcome.failures) };
     assert_eq!((failure.kind, built.launches), (FailureKind::Full, 1));
     assert_eq!(failure.message, "the disk that holds the store is full");
-    assert!(failure.help.as_ref().unwrap().contains("Make room on the disk, or set VIMG_STORE"));
+    assert!(failure.help.as_ref().unwrap().contains("Make room on the host's disk of"));
     assert_eq!(built.notices, ["the disk is full: the store has nothing to remove"]);
     assert_eq!(bench.states(), ["base:base"]);
     // With room, the next build continues.

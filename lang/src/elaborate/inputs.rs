@@ -304,7 +304,7 @@ impl Elaborator<'_> {
                 place.arg(arg),
                 format!("expected {}, not {what}", article(ty)),
             )
-            .help(format!("the declared type is `{}`", ty.name())),
+            .help(corrected(ty, &arg.value)),
         );
         None
     }
@@ -320,6 +320,31 @@ struct ValuePlace<'a> {
 impl ValuePlace<'_> {
     fn arg(&self, arg: &Arg) -> Span {
         Span { source: self.source, start: arg.range.start, end: arg.range.end }
+    }
+}
+
+/// Says how to write a value of a type: the given one in another spelling, if that
+/// is possible, or else an example.
+fn corrected(ty: InputType, given: &Scalar) -> String {
+    let spelled = match (ty, given) {
+        (InputType::Int, Scalar::String(text)) => text.trim().parse::<i64>().ok().map(|n| n.to_string()),
+        (InputType::Bool, given) => value::boolean(&given.shown()).map(|is_true| format!("#{is_true}")),
+        (InputType::String | InputType::Path, Scalar::Int(_) | Scalar::Float(_) | Scalar::Bool(_)) => {
+            Some(format!("\"{}\"", given.shown()))
+        }
+        _ => None,
+    };
+    let example = match ty {
+        InputType::String | InputType::Path => "\"...\"",
+        InputType::Int => "80",
+        InputType::Bool => "#true",
+        InputType::Size => "\"512MiB\"",
+        InputType::Duration => "\"90s\"",
+        InputType::List => "\"a\" \"b\"",
+    };
+    match spelled {
+        Some(spelled) => format!("write `{spelled}`"),
+        None => format!("the type is `{}`: write a value such as `{example}`", ty.name()),
     }
 }
 

@@ -51,6 +51,7 @@ impl Elaborator<'_> {
             span: growing.image.span,
             image,
             machine: growing.image.machine,
+            places: forwards.iter().map(|(_, place)| *place).collect(),
             forwards: forwards.into_iter().map(|(forward, _)| forward).collect(),
             base,
             parts: in_effect(&growing.made.inherited.effect),

@@ -15,6 +15,7 @@ use super::super::order::NodeOrder;
 use super::super::up::{self, StartOptions};
 use super::super::worker::Worker;
 use super::hooks::live;
+use super::ports::free_ports;
 use super::record::{ServerRecord, launch, lead};
 use super::running::{leave, runs};
 use crate::graph::ServerPlan;
@@ -79,7 +80,10 @@ pub async fn up<P: Provider>(
     home.forget()
         .and_then(|()| std::fs::create_dir_all(home.dir()))
         .map_err(|e| server.io_failure(home.dir(), e))?;
-    let made = start(&server, home).await;
+    let made = match free_ports(plan).await {
+        Ok(()) => start(&server, home).await,
+        Err(taken) => Err(taken),
+    };
     if made.is_err() {
         let _ = home.forget();
     }
