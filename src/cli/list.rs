@@ -1,16 +1,20 @@
 //! `vimg list`
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::json;
 
 use super::global::Global;
 use super::output::{Outcome, print, print_json};
-use super::project;
-use crate::graph::NodeId;
+use super::project::{self, Extent};
+use crate::plan::Plan;
 use crate::report::{Style, bytes};
 
 /// List the images of the recipe and how much of them is built
+///
+/// A state counts for the image that declares it: the size of a base is not part
+/// of the images that start from it. `vimg store du` shows what the store takes in
+/// total.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {}
 
@@ -18,17 +22,15 @@ pub(super) fn run(global: &Global, style: Style) -> Outcome {
     let mut loaded = project::load(global, &project::structure(&[]))?;
     let graph = project::graph(&mut loaded)?;
     loaded.tell_open(style);
+    let last = loaded.last();
     project::keep_stamps(&loaded.notes, loaded.project);
-    // Visits each node once: its totals are those of its parent plus its own.
-    let mut chains: HashMap<NodeId, (usize, usize, u64)> = HashMap::new();
-    let mut known = HashMap::new();
-    for id in graph.ids() {
-        let node = graph.node(id);
-        let (states, there, size) = node.parent().and_then(|p| chains.get(&p).copied()).unwrap_or_default();
-        let complete = loaded.store.complete(&node.key, &mut known).is_some();
-        let record = if complete { loaded.store.record(&node.key) } else { None };
-        let own = record.map_or((0, 0), |r| (1, r.bytes));
-        chains.insert(id, (states + 1, there + own.0, size + own.1));
+    // Each state counts for the image that declares it, so that the sizes of all
+    // images add up.
+    let mut sizes: HashMap<&str, u64> = HashMap::new();
+    let mut seen = HashSet::new();
+    for node in graph.ids().map(|id| graph.node(id)) {
+        let record = loaded.store.record(&node.key).filter(|_| seen.insert(node.key));
+        *sizes.entry(&node.image).or_default() += record.map_or(0, |record| record.bytes);
     }
     let mut outputs: HashMap<&str, Vec<&str>> = HashMap::new();
     for target in graph.targets() {
@@ -37,8 +39,12 @@ pub(super) fn run(global: &Global, style: Style) -> Outcome {
     let rows: Vec<_> = graph
         .images()
         .iter()
-        .map(|(name, top)| {
-            let (states, there, size) = chains.get(top).copied().unwrap_or_default();
+        .map(|(name, _)| {
+            // What a build would need: a state below one that exists is not needed.
+            let nodes = project::nodes_of(&graph, std::slice::from_ref(name), Extent::Outputs);
+            let plan = Plan::new(&graph, &loaded.store, &last, &BTreeMap::new(), &nodes);
+            let (states, there) = (plan.steps.len(), plan.reused());
+            let size = sizes.get(name.as_str()).copied().unwrap_or_default();
             (name, states, there, size, outputs.remove(name.as_str()).unwrap_or_default())
         })
         .collect();

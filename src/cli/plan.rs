@@ -67,7 +67,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         true => Some(args.provider.explain(&loaded.store)?),
         false => None,
     };
-    let offline = explained.as_ref().filter(|_| disks).map(|e| e.offline.as_str());
+    let offline = explained.as_ref().filter(|_| disks).map(|e| e.offline.text.as_str());
     let booted = explained.as_ref().filter(|_| machines).map(|e| e.booted.as_str());
     if style.json {
         let mut plan = as_json(&graph, &plan);

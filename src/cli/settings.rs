@@ -129,7 +129,9 @@ pub(super) fn dirs(store: &Store) -> qemu::Dirs {
 /// How layers are applied and machines are booted, and why, for people.
 pub(super) struct Explained {
     /// For layers that need no booted machine.
-    pub(super) offline: String,
+    pub(super) offline: host::Offline,
+    /// The state of knowledge about KVM; `None` if it does not matter.
+    pub(super) kvm: Option<Kvm>,
     /// For machines.
     pub(super) booted: String,
 }
@@ -146,7 +148,8 @@ impl ProviderArgs {
             let kvm = match (accel, qemu::Programs::find(None).await) {
                 (_, Err(error)) => {
                     let why = format!("not at all: {error}");
-                    return Ok(Explained { offline: why.clone(), booted: why });
+                    let offline = host::Offline { text: why.clone(), trouble: None };
+                    return Ok(Explained { offline, kvm: None, booted: why });
                 }
                 (Some(Accel::Kvm), _) => Kvm::Works,
                 (Some(Accel::Tcg), _) => Kvm::Fails("emulation was requested".into()),
@@ -158,7 +161,8 @@ impl ProviderArgs {
                 Kvm::Fails(_) => "under QEMU, emulated",
             };
             let offline = host::explain(choice, &kvm, store.root()).await;
-            Ok(Explained { offline, booted: booted.into() })
+            let kvm = accel.is_none().then_some(kvm);
+            Ok(Explained { offline, kvm, booted: booted.into() })
         })
     }
 }

@@ -26,6 +26,10 @@ pub enum Choice {
     Container,
 }
 
+/// What it costs to apply layers without KVM and without containers: measured
+/// with a recipe that installs 400 packages.
+pub const SLOWER: &str = "about six times slower than in a container";
+
 /// The provider.
 pub struct Host {
     choice: Choice,
@@ -64,12 +68,28 @@ impl Host {
                 let help = e.help.unwrap_or_else(|| "use `--provider auto`".into());
                 return Err(HostError::new(message).help(help));
             }
-            Err(_) => return Ok(None),
+            Err(why) => {
+                self.tell_cost(&why, launch).await;
+                return Ok(None);
+            }
         };
         // The probe of KVM takes time, so it comes last.
         let kernel = launch.boot.as_ref().or(offline.appliance.as_ref()).map(|(k, _)| k.as_path());
         let better = !asked && self.qemu.accel_quietly(kernel).await.is_ok_and(|accel| accel == Accel::Kvm);
         Ok((offline.trusted_filesystem && !better).then_some(engine))
+    }
+}
+
+impl Host {
+    /// Tells once a day what it costs that there are no containers, if the user
+    /// can change that and KVM does not make up for it.
+    async fn tell_cost(&self, why: &HostError, launch: &Launch) {
+        let Some(help) = &why.help else { return };
+        let kernel = launch.boot.as_ref().map(|(kernel, _)| kernel.as_path());
+        if self.qemu.accel_quietly(kernel).await.is_ok_and(|accel| accel == Accel::Tcg) {
+            let text = format!("layers run in an emulated appliance, {SLOWER} ({why}); {help}");
+            self.qemu.tell_once("containers", &text);
+        }
     }
 }
 
@@ -86,19 +106,35 @@ fn owned(store: &Path) -> bool {
     roots(&store, false) && store.ancestors().skip(1).all(|dir| roots(dir, true))
 }
 
+/// How offline layers will be applied.
+#[derive(Debug, Clone)]
+pub struct Offline {
+    /// How, and why, for people.
+    pub text: String,
+    /// What makes this slow or impossible, if the user can change it, with its
+    /// help text.
+    pub trouble: Option<HostError>,
+}
+
 /// Describes how layers will be applied, and why, without starting anything.
-pub async fn explain(choice: Choice, kvm: &Kvm, store: &Path) -> String {
+pub async fn explain(choice: Choice, kvm: &Kvm, store: &Path) -> Offline {
     let engine = Engine::allowed(owned(store)).await;
     let container = |engine: &Engine| format!("in a {} ", engine.name());
-    match (choice, engine) {
+    let text = match (choice, &engine) {
         (Choice::Qemu, _) => "in an appliance under QEMU (as asked)".into(),
-        (Choice::Container, Ok(engine)) => container(&engine) + "(as asked)",
+        (Choice::Container, Ok(engine)) => container(engine) + "(as asked)",
         (Choice::Container, Err(why)) => format!("not at all: containers don't work here: {why}"),
         (Choice::Auto, _) if *kvm == Kvm::Works => "in an appliance under QEMU (KVM works)".into(),
-        (Choice::Auto, Ok(engine)) if *kvm == Kvm::Unknown => container(&engine) + "(unless KVM works)",
-        (Choice::Auto, Ok(engine)) => container(&engine) + "(KVM does not work)",
+        (Choice::Auto, Ok(engine)) if *kvm == Kvm::Unknown => container(engine) + "(unless KVM works)",
+        (Choice::Auto, Ok(engine)) => container(engine) + "(KVM is not used)",
         (Choice::Auto, Err(why)) => format!("in an appliance under QEMU (no containers: {why})"),
-    }
+    };
+    let trouble = match choice {
+        Choice::Qemu => None,
+        Choice::Container => engine.err(),
+        Choice::Auto => engine.err().filter(|why| matches!(kvm, Kvm::Fails(_)) && why.help.is_some()),
+    };
+    Offline { text, trouble }
 }
 
 /// Describes the isolation of containers; `None` if there are no containers on

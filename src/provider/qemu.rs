@@ -101,6 +101,11 @@ impl Qemu {
         Ok(accel)
     }
 
+    /// Prints a text, once a day.
+    pub(super) fn tell_once(&self, about: &str, text: &str) {
+        probe::tell_once(&self.probes.join(format!("{about}.told")), text, &|text| (self.notice)(&text));
+    }
+
     async fn rig_of(&self, launch: &Launch) -> Result<Rig<'_>, HostError> {
         self.rig(launch.boot.as_ref().map(|(kernel, _)| kernel.as_path())).await
     }

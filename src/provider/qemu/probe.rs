@@ -61,15 +61,21 @@ pub(super) async fn choose(
     if answer.works {
         return Ok(Some(Accel::Kvm));
     }
-    let told = file.with_extension("told");
-    if read(&told).is_none_or(|told| told.why != answer.why) {
-        keep(&told, &Answer { at: now(), ..answer.clone() });
-        let why = answer.why;
-        tell(format!(
-            "KVM is not used ({why}); machines are emulated, which is many times slower; see `vimg doctor`"
-        ));
-    }
+    let why = answer.why;
+    let text = format!(
+        "KVM is not used ({why}); machines are emulated, which is many times slower; see `vimg doctor`"
+    );
+    tell_once(&file.with_extension("told"), &text, tell);
     Ok(Some(Accel::Tcg))
+}
+
+/// Tells a text, unless it was told in the time that a result is valid. `told` is
+/// the file that remembers it.
+pub(super) fn tell_once(told: &Path, text: &str, tell: &impl Fn(String)) {
+    if read(told).is_none_or(|told| told.why != text) {
+        keep(told, &Answer { works: false, why: text.to_owned(), at: now() });
+        tell(text.to_owned());
+    }
 }
 
 /// The state of knowledge about KVM on this host.
