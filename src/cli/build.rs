@@ -11,7 +11,8 @@ use super::caching::{self as cache, CacheArgs};
 use super::consent::Consent;
 use super::global::Global;
 use super::interrupt::{interrupted, interruptible, stopped};
-use super::output::{Error, Outcome};
+use super::junit::{self, Times};
+use super::output::{Error, HOST, Outcome, STORE, unwritten};
 use super::project::{self, Extent};
 use super::secrets;
 use super::settings::{self, ProviderArgs};
@@ -117,7 +118,9 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     let project = Arc::new(project);
     let secrets = secrets::read_all(&model, &project, &consent);
     let machines = Machines::new(args.how, &store, &consent, &reporter.sink())?;
-    let mut context = context(graph, &store, &project, secrets, reporter.sink(), machines)?;
+    let times = Arc::new(Times::default());
+    let sink = if args.junit.is_some() { times.measuring(reporter.sink()) } else { reporter.sink() };
+    let mut context = context(graph, &store, &project, secrets, sink, machines)?;
     let asked_for = images.iter().collect::<HashSet<_>>();
     let is_asked_for = |image: &String| args.extent == Extent::Outputs && asked_for.contains(image);
     let targets: Vec<_> = context.graph.targets().iter().filter(|t| is_asked_for(&t.image)).collect();
@@ -138,8 +141,8 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     drop(context);
 
     let reported = args.junit.map_or(Ok(()), |path| {
-        let text = super::junit::report(&graph, &images, &store, &outcome.failures);
-        std::fs::write(path, text).map_err(|e| Error::host(format!("can't write {}: {e}", path.display())))
+        let text = junit::report(&graph, &sources, &images, &store, &outcome.failures, &times);
+        std::fs::write(path, text).map_err(|e| unwritten(path, &e, HOST))
     });
     // vimg writes the outputs of an image only after all its checks passed.
     let passed = |image: &str| graph.checks(image).iter().all(|id| store.has(&graph.node(*id).key));
@@ -211,7 +214,7 @@ fn remember(
 
 fn places(dir: &Path) -> Result<Places, Error> {
     let opened = Places::open(dir);
-    opened.map_err(|e| Error::Message(format!("{}: {e}", dir.display()), None, super::output::STORE))
+    opened.map_err(|e| Error::Message(format!("{}: {e}", dir.display()), None, STORE))
 }
 
 /// States that exist, with the context in which their machines can start.
@@ -339,9 +342,7 @@ fn write(
     let (store, notes, staged, sink) = (store.clone(), notes.clone(), staged.clone(), sink.clone());
     let work = move || execute::write_outputs(&wanted, &store, &notes, &places, &staged, &sink);
     let written = interruptible(async { tokio::task::spawn_blocking(work).await })?.ok_or_else(stopped)?;
-    written.map_err(|e| Error::host(e.to_string()))?.map_err(|(path, e)| {
-        Error::Message(format!("can't write {}: {e}", path.display()), None, super::output::STORE)
-    })
+    written.map_err(|e| Error::host(e.to_string()))?.map_err(|(path, e)| unwritten(&path, &e, STORE))
 }
 
 fn budget(args: &How) -> Budget {

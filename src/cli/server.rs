@@ -1,6 +1,6 @@
 //! `vimg up` and the other commands for servers.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::json;
@@ -133,6 +133,8 @@ fn unknown(server: &str) -> Error {
 /// The directory of the project's servers, and the provider that finds their
 /// machines.
 struct Yard {
+    /// The project's root.
+    root: PathBuf,
     dir: PathBuf,
     qemu: Qemu,
     disks: QemuDisks,
@@ -145,7 +147,8 @@ impl Yard {
         let dirs = settings::dirs(&opened.store);
         let disks = QemuDisks::new(dirs.probes.clone());
         let qemu = Qemu::new(None, dirs, Access::default(), quiet);
-        Ok(Self { dir: opened.store.servers(opened.project.root()), qemu, disks })
+        let root = opened.project.root().to_owned();
+        Ok(Self { dir: opened.store.servers(&root), root, qemu, disks })
     }
 
     /// Returns the directory of a server that was started.
@@ -353,15 +356,56 @@ pub(super) fn save(args: &SaveArgs, global: &Global) -> Outcome {
     let saved = interruptible(server::save(&yard.qemu, &yard.disks, &home, &to))?.ok_or_else(stopped)?;
     saved.map_err(|why| message(&args.server, why, None))?;
     let sum = sha256_of(&to).map_err(|e| message(&args.server, format!("{}: {e}", to.display()), None))?;
-    let name = args.to.display();
-    print(&format!(
-        "{name} is the disk of {}. To start an image from it:\n  disk \"{name}\" sha256=\"{sum}\"\n",
-        args.server
-    ))
+    let (name, how) = (args.to.display(), pasted(&yard.root, &to, &sum));
+    print(&format!("{name} is the disk of {}. {how}\n", args.server))
+}
+
+/// Says how an image starts from a disk. A recipe can name only files of its
+/// project.
+fn pasted(root: &Path, disk: &Path, sum: &str) -> String {
+    let real = disk.canonicalize();
+    let below = real.as_deref().unwrap_or(disk).strip_prefix(root).ok().and_then(Path::to_str);
+    let line = |path: &str| format!("disk {} sha256=\"{sum}\"", vimg_lang::quoted(path));
+    match below {
+        Some(path) => format!("To start an image from it:\n  {}", line(&format!("//{path}"))),
+        None => {
+            let name = disk.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+            format!(
+                "It is not in the project: copy it there to start an image from it:\n  cp {} {}\n  {}",
+                disk.display(),
+                root.display(),
+                line(&format!("//{name}"))
+            )
+        }
+    }
 }
 
 /// Runs the companion process of a server: see [`keeper::keep`].
 pub(super) fn keep() -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.and_then(|runtime| runtime.block_on(keeper::keep())).map_err(|e| Error::host(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The line that `save` prints works in a recipe of the project.
+    #[test]
+    fn a_saved_disk_is_named_as_a_recipe_can_name_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let sum = "0123456789abcdef".repeat(4);
+        for path in ["saved.qcow2", "disks/my \"old\" one.qcow2"] {
+            let disk = root.join(path);
+            std::fs::create_dir_all(disk.parent().unwrap()).unwrap();
+            std::fs::write(&disk, "disk").unwrap();
+            let told = pasted(&root, &disk, &sum);
+            let line = told.lines().nth(1).unwrap();
+            let graph = crate::graph::Graph::of(&root, &format!("image \"golden\" {{ {line} }}\n"));
+            assert!(graph.image("golden").is_some(), "{told}");
+        }
+        let told = pasted(&root.join("disks"), &root.join("saved.qcow2"), &sum);
+        assert!(told.contains("copy it there") && told.contains("disk \"//saved.qcow2\""), "{told}");
+    }
 }
