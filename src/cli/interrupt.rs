@@ -1,10 +1,15 @@
 //! Work that a signal interrupts.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use super::output::{Error, INTERRUPTED};
+
+/// How long tasks may take to end.
+const ENDING: Duration = Duration::from_secs(5);
 
 pub(super) fn stopped() -> Error {
     interrupted("stopped")
@@ -19,10 +24,7 @@ pub(super) fn interrupted(text: &str) -> Error {
 /// (`None`). Dropping a build kills its machines; a second signal ends the
 /// process at once, without waiting for that.
 pub(super) fn interruptible<T>(work: impl Future<Output = T>) -> Result<Option<T>, Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Error::host(format!("can't start the async runtime: {e}")))?;
+    let runtime = runtime()?;
     let mut told = told_to_stop()?;
     let result = runtime.block_on(async {
         tokio::select! {
@@ -32,8 +34,31 @@ pub(super) fn interruptible<T>(work: impl Future<Output = T>) -> Result<Option<T
         }
     });
     // Tasks remove their machines and staging directories as they end.
-    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    runtime.shutdown_timeout(ENDING);
     Ok(result)
+}
+
+/// Runs `work` until it ends, even after a signal: it gets a future that is then
+/// ready, and ends what it does in an orderly way. A second signal ends the
+/// process at once.
+pub(super) fn orderly<T, W: Future<Output = T>>(
+    work: impl FnOnce(BoxFuture<'static, ()>) -> W,
+) -> Result<T, Error> {
+    let runtime = runtime()?;
+    let mut told = told_to_stop()?;
+    let stop = async move {
+        if told.wait_for(|stop| *stop).await.is_err() {
+            std::future::pending().await
+        }
+    };
+    let result = runtime.block_on(work(Box::pin(stop)));
+    runtime.shutdown_timeout(ENDING);
+    Ok(result)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| Error::host(format!("can't start the async runtime: {e}")))
 }
 
 /// Returns a flag that becomes true when a signal tells this process to stop.

@@ -8,19 +8,19 @@ use vimg_agent::protocol::{AGENT, Exec};
 
 use super::build::{self, How, Made};
 use super::global::Global;
-use super::interrupt::{interruptible, stopped};
+use super::interrupt::{interrupted, interruptible, orderly, stopped};
 use super::output::{Error, Outcome, USAGE, print, print_foreign, print_json};
 use super::{project, settings, terminal};
 use crate::disk::QemuDisks;
 use crate::disk::image::sha256_of;
 use crate::event::Event;
-use crate::execute::server::{self, Came, ServerRecord};
-use crate::graph::{Difference, ServerPlan};
+use crate::execute::server::{self, Came, Changes, ServerRecord};
+use crate::graph::ServerPlan;
 use crate::host::Lines;
 use crate::host::keeper;
 use crate::host::network::Access;
 use crate::provider::qemu::Qemu;
-use crate::report::{Style, duration};
+use crate::report::{Style, bytes, duration};
 use crate::store::ServerHome;
 
 /// Start a server of the recipe, and leave it running
@@ -38,7 +38,9 @@ pub(super) struct UpArgs {
 /// Change a running server to match the recipe
 ///
 /// vimg reverts what the recipe no longer contains, and applies what is new or
-/// changed. If that fails, the server boots from its disk as it was before.
+/// changed. If that fails, or on Ctrl-C, the server boots from its disk as it was
+/// before; a second Ctrl-C leaves at once. Another number of CPUs or other memory
+/// takes effect with `vimg restart`.
 #[derive(Debug, clap::Args)]
 pub(super) struct ApplyArgs {
     /// A server of the recipe
@@ -206,19 +208,35 @@ pub(super) fn up(args: &UpArgs, global: &Global, style: Style) -> Outcome {
     let start = std::time::Instant::now();
     let came = interruptible(server::up(&context, &plan, &home))?.ok_or_else(stopped)?;
     let came = came.map_err(|failure| Error::Build(Box::new(sources), vec![*failure]))?;
+    let leads = leads(&plan, &home);
     let how = match came {
         Came::Running => "is already running".to_owned(),
         Came::Back => format!("is back after {}", duration(start.elapsed().as_secs_f64())),
         Came::New => format!("is up after {}", duration(start.elapsed().as_secs_f64())),
     };
-    (context.sink)(Event::Notice { text: format!("{} {how}{}", plan.name, leads(&plan)) });
+    (context.sink)(Event::Notice { text: format!("{} {how}{leads}", plan.name) });
     Ok(())
 }
 
-fn leads(plan: &ServerPlan) -> String {
-    let lead = |f: &vimg_lang::model::Forward| format!("{}:{} -> {}", f.address, f.host, f.guest);
-    let all: Vec<String> = plan.forwards.iter().map(lead).collect();
-    if all.is_empty() { String::new() } else { format!(", {}", all.join(", ")) }
+/// Lists the ports that are forwarded into a server. The recipe may have others.
+fn leads(plan: &ServerPlan, home: &ServerHome) -> String {
+    let Some(record) = server::known(home.dir()) else { return String::new() };
+    let now = ports(&record);
+    let lead = |f: &vimg_lang::model::Forward| port(&f.address, f.host, f.guest);
+    let wanted: Vec<String> = plan.forwards.iter().map(lead).collect();
+    let leads = if now.is_empty() { String::new() } else { format!(", {}", now.join(", ")) };
+    match now == wanted {
+        true => leads,
+        false => format!("{leads}; `vimg apply {}` forwards the ports of the recipe", plan.name),
+    }
+}
+
+fn port(address: &str, host: u16, guest: u16) -> String {
+    format!("{address}:{host} -> {guest}")
+}
+
+fn ports(record: &ServerRecord) -> Vec<String> {
+    record.forwards.iter().map(|(address, host, guest)| port(address, *host, *guest)).collect()
 }
 
 pub(super) fn apply(args: &ApplyArgs, global: &Global, style: Style) -> Outcome {
@@ -228,22 +246,30 @@ pub(super) fn apply(args: &ApplyArgs, global: &Global, style: Style) -> Outcome 
     }
     let Made { context, sources } = made;
     if args.dry_run {
-        let difference = server::difference(&plan, &home).map_err(|why| message(&plan.name, why, None))?;
-        return print(&told(&plan, &difference));
+        let changes = server::difference(&plan, &home).map_err(|why| message(&plan.name, why, None))?;
+        return print(&told(&plan, &changes));
     }
-    let applied = interruptible(server::apply(&context, &plan, &home))?.ok_or_else(stopped)?;
-    let difference = applied.map_err(|failure| Error::Build(Box::new(sources), vec![*failure]))?;
-    print(&told(&plan, &difference))
+    let applied = orderly(|stop| server::apply(&context, &plan, &home, stop))?;
+    let changes = applied.map_err(|failure| Error::Build(Box::new(sources), vec![*failure]))?;
+    let text = "stopped; the server has booted from its disk as it was before";
+    print(&told(&plan, &changes.ok_or_else(|| interrupted(text))?))
 }
 
-/// Formats a line for each part that is reverted or applied.
-fn told(plan: &ServerPlan, difference: &Difference) -> String {
+/// Formats a line for each part that is reverted or applied, and for another size.
+fn told(plan: &ServerPlan, changes: &Changes) -> String {
     let mut out = String::new();
-    for id in &difference.reverts {
+    for id in &changes.parts.reverts {
         out.push_str(&format!("revert {id}\n"));
     }
-    for place in &difference.apply {
+    for place in &changes.parts.apply {
         out.push_str(&format!("apply  {}\n", plan.wanted[*place].id));
+    }
+    if changes.size {
+        let (cpus, memory) = (plan.machine.cpus, bytes(plan.machine.memory));
+        out.push_str(&format!(
+            "size   cpus={cpus}, {memory} of memory, after `vimg restart {}`\n",
+            plan.name
+        ));
     }
     if out.is_empty() { "nothing to apply\n".into() } else { out }
 }
@@ -259,9 +285,6 @@ pub(super) fn ps(global: &Global, style: Style) -> Outcome {
     }
     found.sort_by(|a, b| a.0.cmp(&b.0));
     let state = |runs: bool| if runs { "running" } else { "off" };
-    let ports = |record: &ServerRecord| -> Vec<String> {
-        record.forwards.iter().map(|(address, host, guest)| format!("{address}:{host} -> {guest}")).collect()
-    };
     if style.json {
         let servers: Vec<_> = found
             .iter()
@@ -343,7 +366,7 @@ pub(super) fn restart(args: &RestartArgs, global: &Global, style: Style) -> Outc
     let Planned { made, plan, home } = planned(&args.server, &args.how, global, style, false)?;
     let came = interruptible(server::up(&made.context, &plan, &home))?.ok_or_else(stopped)?;
     came.map_err(|failure| Error::Build(Box::new(made.sources), vec![*failure]))?;
-    print(&format!("{} is back{}\n", plan.name, leads(&plan)))
+    print(&format!("{} is back{}\n", plan.name, leads(&plan, &home)))
 }
 
 pub(super) fn save(args: &SaveArgs, global: &Global) -> Outcome {

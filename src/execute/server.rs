@@ -10,7 +10,7 @@ mod end;
 mod start;
 mod apply;
 
-pub use apply::{apply, difference};
+pub use apply::{Changes, apply, difference};
 pub use branch::save;
 pub use end::{down, exec};
 pub use ports::free_ports;

@@ -487,15 +487,20 @@ impl Running {
     /// Waits until it has printed these words, and returns the machine that
     /// runs then.
     pub(crate) fn machine_that_said(&mut self, words: &str) -> Pid {
+        self.waits_until_said(words);
+        let machines = children_of(self.child.id() as i32, "virtio-serial");
+        assert_eq!(machines.len(), 1);
+        Pid::from_raw(machines[0]).unwrap()
+    }
+
+    /// Waits until it has printed these words.
+    pub(crate) fn waits_until_said(&mut self, words: &str) {
         let start = Instant::now();
         while !String::from_utf8_lossy(&self.said.lock().unwrap()).contains(words) {
             assert!(start.elapsed() < Duration::from_secs(300), "{words} is not said");
             assert!(self.child.try_wait().unwrap().is_none(), "the build ended and did not say {words}");
             std::thread::sleep(Duration::from_millis(20));
         }
-        let machines = children_of(self.child.id() as i32, "virtio-serial");
-        assert_eq!(machines.len(), 1);
-        Pid::from_raw(machines[0]).unwrap()
     }
 
     /// Waits until a program of this run has been up for a moment.

@@ -144,6 +144,29 @@ fn servers_are_changed_while_they_run_and_found_again() {
         project.edit("main.vimg", to, from);
         assert_eq!(says(&["apply", "staging"]), "nothing to apply\n");
     }
+    // So does a change that is stopped.
+    let (from, to) = ("echo {{ port }} >>/note", "echo half >>/note; echo is half done; sleep 1000");
+    project.edit("main.vimg", from, to);
+    let mut stopped = project.start(&["apply", "staging"]);
+    stopped.waits_until_said("is half done");
+    stopped.signal(rustix::process::Signal::TERM);
+    let stopped = stopped.finish();
+    assert_eq!(stopped.code, 130, "{}", stopped.stderr);
+    stopped.says("stopped; the server has booted from its disk as it was before");
+    assert!(page().contains("two"));
+    assert_eq!(says(&["exec", "staging", "--", "cat", "/note"]), "80\n");
+    project.edit("main.vimg", to, from);
+    // Another size of the machine is of the next boot. vimg names the ports that
+    // the server has.
+    let size = ("image \"plain\" { from", "image \"plain\" { machine cpus=1; from");
+    project.edit("main.vimg", size.0, size.1);
+    let resized = "size   cpus=1, 1.0 GiB of memory, after `vimg restart staging`\n";
+    assert_eq!(says(&["apply", "staging", "--dry-run"]), resized);
+    assert_eq!(says(&["apply", "staging"]), resized);
+    assert_eq!(says(&["apply", "staging"]), "nothing to apply\n");
+    project.edit("main.vimg", &now, &then);
+    project.vimg(&["up", "staging"]).says(&format!("127.0.0.1:{port} -> 80; `vimg apply staging` forwards"));
+    project.edit("main.vimg", &then, &now);
     says(&["exec", "staging", "--", "chattr", "+i", "/note"]);
     project.edit("main.vimg", "content=\"two\"", "content=\"three\"");
     let stuck = project.vimg(&["apply", "staging"]);
@@ -198,8 +221,10 @@ fn servers_are_changed_while_they_run_and_found_again() {
     let saved = says(&["save", "staging", "saved.qcow2"]);
     assert!(saved.starts_with("saved.qcow2 is the disk of staging."), "{saved}");
     assert!(says(&["restart", "staging"]).contains("staging is back"));
-    // It booted at the start, after each failure, after the kill, and now.
-    assert_eq!(life(), format!("first\n{}", "boot\n".repeat(1 + faults.len() + 1 + 1 + 1)));
+    // It booted at the start, after each failure and the stop, after the kill, and
+    // now.
+    assert_eq!(life(), format!("first\n{}", "boot\n".repeat(1 + faults.len() + 1 + 1 + 1 + 1)));
+    assert_eq!(says(&["exec", "staging", "--", "nproc"]), "1\n");
     assert_eq!(says(&["exec", "staging", "--", "cat", "/note"]), "80\n");
     assert!(says(&["logs", "staging"]).contains("login:"));
     let stays = project.vimg(&["down", "staging", "--remove"]);

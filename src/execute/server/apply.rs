@@ -16,11 +16,29 @@ use crate::graph::{Difference, ServerPlan};
 use crate::provider::Provider;
 use crate::store::ServerHome;
 
+/// How a server differs from its recipe.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Changes {
+    /// The parts to revert and to apply.
+    pub parts: Difference,
+    /// Whether the recipe has another number of CPUs or other memory than the
+    /// machine has booted with.
+    pub size: bool,
+}
+
+impl Changes {
+    fn of(plan: &ServerPlan, record: &ServerRecord) -> Self {
+        let (cpus, memory, _) = record.machine;
+        let size = (cpus, memory) != (plan.machine.cpus, plan.machine.memory);
+        Self { parts: plan.difference(&record.parts), size }
+    }
+}
+
 /// Returns how a server differs from its recipe. The error says that it was
 /// never started.
-pub fn difference(plan: &ServerPlan, home: &ServerHome) -> Result<Difference, String> {
+pub fn difference(plan: &ServerPlan, home: &ServerHome) -> Result<Changes, String> {
     let record = home.record().ok_or("it was never started")?;
-    Ok(plan.difference(&record.parts))
+    Ok(Changes::of(plan, &record))
 }
 
 /// Returns why the server of a record can't be changed, if that is so.
@@ -55,24 +73,30 @@ fn create_again(name: &str) -> String {
     format!("create it again: `vimg down --remove {name}`, then `vimg up {name}`")
 }
 
-/// Changes a running server to match its recipe. If that fails, the server
-/// boots from its disk as it was before.
+/// Changes a running server to match its recipe. If that fails or `stop` is ready
+/// first, the server boots from its disk as it was before. `None` if it was
+/// stopped. Another size of the machine takes effect when the server boots again.
 pub async fn apply<P: Provider>(
     context: &BuildContext<P>,
     plan: &ServerPlan,
     home: &ServerHome,
-) -> Result<Difference, Box<Failure>> {
+    stop: impl Future<Output = ()>,
+) -> Result<Option<Changes>, Box<Failure>> {
     let worker = context.worker();
     let node = NodeOrder::new(&context.graph, plan.image, &BTreeMap::new());
     let server = server(context, &worker, &node, plan);
     let mut record = home.record().ok_or_else(|| server.host("it was never started".into()))?;
-    let difference = plan.difference(&record.parts);
-    if let Some(failure) = refusal(&server, &record, &difference) {
+    let changes = Changes::of(plan, &record);
+    if let Some(failure) = refusal(&server, &record, &changes.parts) {
         return Err(failure);
     }
     let forwards = forwards(&record);
-    if difference.is_empty() && forwards == plan.forwards {
-        return Ok(difference);
+    if changes.parts.is_empty() && forwards == plan.forwards {
+        if changes.size {
+            resize(&mut record, plan);
+            home.keep(&record).map_err(|e| server.io_failure(home.dir(), e))?;
+        }
+        return Ok(Some(changes));
     }
     let found = find(&*worker.provider, home).await.map_err(|why| server.host(why))?;
     let mut found = found.ok_or_else(|| {
@@ -86,9 +110,13 @@ pub async fn apply<P: Provider>(
         failure.help = Some(create_again(&plan.name));
         return Err(failure);
     }
-    if !difference.is_empty() {
-        found = carry_out(&server, home, (&mut record, &difference), found).await?;
+    if !changes.parts.is_empty() {
+        match carry_out(&server, home, (&mut record, &changes.parts), found, stop).await? {
+            Some(changed) => found = changed,
+            None => return Ok(None),
+        }
     }
+    resize(&mut record, plan);
     let servers = servers(&*worker.provider).map_err(|why| server.host(why))?;
     let led = servers.forward(&mut found.instance, &forwards, &plan.forwards).await;
     if led.is_ok() {
@@ -97,17 +125,25 @@ pub async fn apply<P: Provider>(
     home.keep(&record).map_err(|e| server.io_failure(home.dir(), e))?;
     leave(&*worker.provider, found);
     led.map_err(|e| Box::new(Failure::at(plan.span, NodeFailure::provider(&plan.name, e))))?;
-    Ok(difference)
+    Ok(Some(changes))
+}
+
+/// Notes the size that the recipe has for the machine. Its disk stays as large as
+/// it is.
+fn resize(record: &mut ServerRecord, plan: &ServerPlan) {
+    record.machine = (plan.machine.cpus, plan.machine.memory, record.machine.2);
 }
 
 /// Reverts and applies the parts of a difference in a running server, on a new
-/// disk. Returns the server.
+/// disk. Returns the server; `None` if `stop` was ready first, and the server has
+/// booted from its disk as it was before.
 async fn carry_out<P: Provider>(
     server: &ServerContext<'_, P>,
     home: &ServerHome,
     (record, difference): (&mut ServerRecord, &Difference),
     mut found: Guest<P::Instance>,
-) -> Result<Guest<P::Instance>, Box<Failure>> {
+    stop: impl Future<Output = ()>,
+) -> Result<Option<Guest<P::Instance>>, Box<Failure>> {
     let provider = &*server.site.worker.provider;
     let change = match change::prepare(server, difference).await {
         Ok(change) => change,
@@ -120,20 +156,33 @@ async fn carry_out<P: Provider>(
         leave(provider, found);
         return Err(server.host(why));
     }
-    match change::make(server, change, &mut found).await {
-        Ok(parts) => record.parts = parts,
-        Err(mut failure) => {
+    let made = tokio::select! {
+        biased;
+        made = change::make(server, change, &mut found) => Some(made),
+        () = stop => None,
+    };
+    match made {
+        Some(Ok(parts)) => record.parts = parts,
+        failed => {
+            if failed.is_none() {
+                server.site.notice("stopping: the server boots from its disk as it was before");
+            }
             found.stop().await;
             home.step_back(record);
             if let Err(hook) = back(server, home, record).await? {
                 server.site.notice(&hook.message);
             }
-            failure.help = Some("the server has booted from its disk as it was before".into());
-            return Err(failure);
+            return match failed {
+                Some(Err(mut failure)) => {
+                    failure.help = Some("the server has booted from its disk as it was before".into());
+                    Err(failure)
+                }
+                _ => Ok(None),
+            };
         }
     }
     record.changing = false;
     record.parting = server.plan.has_parting();
     home.keep(record).map_err(|e| server.io_failure(home.dir(), e))?;
-    Ok(found)
+    Ok(Some(found))
 }
