@@ -26,6 +26,7 @@ mod build;
 mod keys;
 mod cache;
 mod check;
+mod cp;
 mod diff;
 mod doctor;
 mod fmt;
@@ -72,6 +73,7 @@ enum Command {
     Shell(shell::ShellArgs),
     Run(shell::RunArgs),
     Console(shell::ConsoleArgs),
+    Cp(cp::Args),
     Diff(diff::Args),
     Up(server::UpArgs),
     Apply(server::ApplyArgs),
@@ -150,6 +152,7 @@ fn run(command: &Command, global: &Global, style: Style) -> Outcome {
         Command::Shell(args) => shell::shell(args, global, style),
         Command::Run(args) => shell::run(args, global, style),
         Command::Console(args) => shell::console(args, global, style),
+        Command::Cp(args) => cp::run(args, global, style),
         Command::Diff(args) => diff::run(args, global, style),
         Command::Up(args) => server::up(args, global, style),
         Command::Apply(args) => server::apply(args, global, style),

@@ -6,6 +6,7 @@ pub mod qcow2;
 pub mod ext4;
 pub mod gpt;
 pub mod layout;
+pub mod extract;
 pub mod difference;
 pub mod direct;
 pub mod image;

@@ -74,6 +74,16 @@ fn examples_and_the_library_are_good_and_laid_out() {
 }
 
 #[test]
+fn a_copy_out_of_an_image_that_is_not_built_names_the_build() {
+    let dir = small();
+    says(&vimg(dir.path(), &["cp", "it@c:/port", "-"]), 1, "`it@c` is not in the store");
+    says(&vimg(dir.path(), &["cp", "it@c:/port", "-"]), 1, "vimg build it");
+    says(&vimg(dir.path(), &["cp", "port", "-"]), 2, "expected a value like web:/etc/hosts");
+    says(&vimg(dir.path(), &["cp", "other:/port", "-"]), 2, "there is no `other` in the recipe");
+    says(&vimg(dir.path(), &["cp", "it:qcow2:/x", "-"]), 2, "there is no `it:qcow2`");
+}
+
+#[test]
 fn every_command_explains_itself() {
     let dir = tempfile::tempdir().unwrap();
     says(&vimg(dir.path(), &["--help"]), 0, "Exit codes: 0 done;");
@@ -86,6 +96,7 @@ fn every_command_explains_itself() {
         "test",
         "shell",
         "run",
+        "cp",
         "why",
         "graph",
         "log",

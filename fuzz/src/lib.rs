@@ -11,7 +11,7 @@ use vimg::cache::entry::{self, Asked, Build};
 use vimg::cache::sign::{Signer, Trust};
 use vimg::cache::spec::{Spec, fields};
 use vimg::digest::{Digest, Key};
-use vimg::disk::ext4::{Source, Special, differ};
+use vimg::disk::ext4::{Source, Special, Tree, differ};
 use vimg::disk::{gpt, qcow2};
 use vimg_agent::protocol::{Frame, FromAgent, ToAgent, read_frame};
 use vimg_lang::{FileKind, FileRef, Files, ReadError, Request, Sources, Takes};
@@ -115,9 +115,24 @@ pub fn gpt(data: &[u8]) -> bool {
     gpt::read(data.len() as u64, |at, buffer| disk.read_at(at, buffer)).is_ok()
 }
 
-/// Two filesystems of guests: the first and the second half of the bytes.
+/// Two filesystems of guests: the first and the second half of the bytes. Files
+/// of the first are found and read, then both are compared.
 pub fn ext4(data: &[u8]) -> bool {
     let (a, b) = data.split_at(data.len() / 2);
+    let mut disk = Disk(a);
+    if let Ok(mut tree) = Tree::open(&mut disk, 0)
+        && let Ok(Some(root)) = tree.find(b"/")
+    {
+        for number in tree.entries(&root).unwrap_or_default().into_values() {
+            let Ok(entry) = tree.named(number) else { continue };
+            let (_, _) = (tree.target(&entry), tree.entries(&entry));
+            let mut left = data.len();
+            let _ = tree.content(&entry, &mut |_, bytes| {
+                left = left.checked_sub(bytes.len()).ok_or(std::io::ErrorKind::InvalidData)?;
+                Ok(())
+            });
+        }
+    }
     let special = Special { apart: &["/var/log"], fixed: &["/boot"], most: 1 << 20, named: true };
     let whole = 0..b.len() as u64;
     differ(&mut Disk(a), &mut Disk(b), 0, &[whole], special).is_ok()

@@ -76,6 +76,9 @@ pub fn differ<S: Source>(
     special: Special<'_>,
 ) -> io::Result<Difference> {
     let (a, b) = (Ext4::open(a, start)?, Ext4::open(b, start)?);
+    if a.has_orphans || b.has_orphans {
+        return Err(odd("a filesystem has files that were deleted while they were open"));
+    }
     let plain = |superblock: &[u8; 1024]| {
         let mut plain = *superblock;
         COUNTERS.into_iter().for_each(|range| plain[range].fill(0));
@@ -545,7 +548,7 @@ mod tests {
             "/etc/one-too has several hard links",
         );
         more(&["set_super_value volume_name other"], "the filesystem is a different one");
-        more(&["feature needs_recovery"], "the filesystem has features that vimg can't compare");
+        more(&["feature needs_recovery"], "the ext4 filesystem has features that vimg can't read");
     }
 
     #[test]

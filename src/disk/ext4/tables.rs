@@ -8,8 +8,11 @@ use vimg_agent::protocol::Time;
 /// Maximum size of a file or directory that is read, in bytes.
 const MOST: u64 = 64 << 20;
 /// Maximum number of bytes read from one filesystem, so that overlapping tables
-/// and cyclic trees come to an end.
+/// and cyclic trees come to an end. The contents of files that are copied do not
+/// count.
 const BUDGET: u64 = 2 << 30;
+/// Maximum number of names in a directory.
+const NAMES: usize = 1 << 20;
 
 /// Random access to bytes.
 pub trait Source {
@@ -56,6 +59,8 @@ pub(super) struct Ext4<'a, S> {
     pub(super) source: &'a mut S,
     /// Its offset on the disk, in bytes.
     pub(super) start: u64,
+    /// Whether it lists inodes that were deleted while they were open.
+    pub(super) has_orphans: bool,
     pub(super) superblock: [u8; 1024],
     pub(super) block: u64,
     pub(super) inodes: u32,
@@ -75,8 +80,8 @@ impl<'a, S: Source> Ext4<'a, S> {
             return Err(odd("it is not an ext4 filesystem"));
         }
         let (incompat, ro_compat) = (u32_at(&s, 0x60), u32_at(&s, 0x64));
-        if incompat & !KNOWN != 0 || ro_compat & ORPHANS != 0 {
-            return Err(odd("the filesystem has features that vimg can't compare"));
+        if incompat & !KNOWN != 0 {
+            return Err(odd("the ext4 filesystem has features that vimg can't read"));
         }
         let (inodes, per_group) = (u32_at(&s, 0), u32_at(&s, 0x28));
         let (log, inode_size) = (u32_at(&s, 0x18), u64::from(u16_at(&s, 0x58)));
@@ -103,6 +108,7 @@ impl<'a, S: Source> Ext4<'a, S> {
         Ok(Self {
             source,
             start,
+            has_orphans: ro_compat & ORPHANS != 0,
             superblock: s,
             block,
             inodes,
@@ -117,13 +123,14 @@ impl<'a, S: Source> Ext4<'a, S> {
     /// something.
     pub(super) fn read_at(&mut self, at: u64, buffer: &mut [u8]) -> io::Result<()> {
         let cost = buffer.len() as u64 + 64;
-        self.budget = self.budget.checked_sub(cost).ok_or_else(|| odd("there is too much to compare"))?;
+        self.budget = self.budget.checked_sub(cost).ok_or_else(|| odd("there is too much to read"))?;
         self.source.read_at(at, buffer)
     }
 
-    pub(super) fn block(&mut self, number: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let at = number.checked_mul(self.block).and_then(|at| at.checked_add(self.start));
-        self.read_at(at.ok_or_else(|| odd("a block number is out of range"))?, buffer)
+    /// Returns the offset of a block on the disk, in bytes.
+    fn place(&self, block: u64) -> io::Result<u64> {
+        let at = block.checked_mul(self.block).and_then(|at| at.checked_add(self.start));
+        at.ok_or_else(|| odd("a block number is out of range"))
     }
 
     pub(super) fn inode(&mut self, number: u32) -> io::Result<Inode> {
@@ -141,22 +148,33 @@ impl<'a, S: Source> Ext4<'a, S> {
     /// Reads the content of a file or directory.
     pub(super) fn content(&mut self, inode: &Inode) -> io::Result<Vec<u8>> {
         if inode.size() > MOST {
-            return Err(odd("a file is too large to compare"));
+            return Err(odd("a file is too large to read"));
         }
         // The memory for the content also counts, because holes use it, too.
         let left = self.budget.checked_sub(inode.size());
-        self.budget = left.ok_or_else(|| odd("there is too much to compare"))?;
+        self.budget = left.ok_or_else(|| odd("there is too much to read"))?;
         let mut content = vec![0; inode.size() as usize];
         if !inode.has_extents() {
             return Err(odd("a file has no extents"));
         }
-        self.extents(inode.map().to_vec(), 5, &mut content)?;
+        let end = content.len() as u64;
+        self.extents(inode.map().to_vec(), 5, &mut |fs, extent| {
+            let from = extent.first.min(end) as usize;
+            let to = (extent.first + extent.length).min(end) as usize;
+            fs.read_at(extent.place, &mut content[from..to])
+        })?;
         Ok(content)
     }
 
-    /// Reads the content of a node of an extent tree, at most `depth` levels
-    /// above its leaves.
-    pub(super) fn extents(&mut self, node: Vec<u8>, depth: u16, content: &mut [u8]) -> io::Result<()> {
+    /// Calls `each` for the extents below a node of an extent tree, at most
+    /// `depth` levels above its leaves. Leaves out extents that were allocated
+    /// and never written.
+    pub(super) fn extents(
+        &mut self,
+        node: Vec<u8>,
+        depth: u16,
+        each: &mut dyn FnMut(&mut Self, Extent) -> io::Result<()>,
+    ) -> io::Result<()> {
         let (magic, entries, height) = (u16_at(&node, 0), u16_at(&node, 2), u16_at(&node, 6));
         if magic != 0xF30A || height > depth || 12 * (usize::from(entries) + 1) > node.len() {
             return Err(odd("an extent tree is invalid"));
@@ -165,9 +183,10 @@ impl<'a, S: Source> Ext4<'a, S> {
             if height > 0 {
                 let child = u64::from(u16_at(entry, 8)) << 32 | u64::from(u32_at(entry, 4));
                 let mut node = vec![0; self.block as usize];
-                self.block(child, &mut node)?;
+                let at = self.place(child)?;
+                self.read_at(at, &mut node)?;
                 // Each level is one nearer to the leaves.
-                self.extents(node, height - 1, content)?;
+                self.extents(node, height - 1, each)?;
                 continue;
             }
             let (first, length) = (u64::from(u32_at(entry, 0)), u16_at(entry, 4));
@@ -175,10 +194,10 @@ impl<'a, S: Source> Ext4<'a, S> {
             if length > 1 << 15 {
                 continue;
             }
-            let from = (first * self.block).min(content.len() as u64) as usize;
-            let to = ((first + u64::from(length)) * self.block).min(content.len() as u64) as usize;
             let block = u64::from(u16_at(entry, 6)) << 32 | u64::from(u32_at(entry, 8));
-            self.block(block, &mut content[from..to])?;
+            let place = self.place(block)?;
+            let length = u64::from(length) * self.block;
+            each(self, Extent { first: first * self.block, place, length })?;
         }
         Ok(())
     }
@@ -198,11 +217,23 @@ impl<'a, S: Source> Ext4<'a, S> {
                 if number != 0 && name != b"." && name != b".." {
                     entries.insert(name.to_vec(), number);
                 }
+                if entries.len() > NAMES {
+                    return Err(odd("a directory has too many entries"));
+                }
                 rest = rest.get(length..).ok_or_else(|| odd("a directory is invalid"))?;
             }
         }
         Ok(entries)
     }
+}
+
+/// Blocks of a file that are next to each other on the disk, in bytes.
+pub(super) struct Extent {
+    /// The offset in the file.
+    pub(super) first: u64,
+    /// The offset on the disk.
+    pub(super) place: u64,
+    pub(super) length: u64,
 }
 
 /// An inode as it is on disk.
@@ -270,6 +301,14 @@ impl Inode {
         let seconds = i64::from(u32_at(&self.0, 16).cast_signed());
         let extra = if self.extra() >= 12 { u32_at(&self.0, 136) } else { 0 };
         Time { seconds: seconds + (i64::from(extra & 3) << 32), nanoseconds: extra >> 2 }
+    }
+
+    /// The numbers of its user and group.
+    pub(super) fn owner(&self) -> (u32, u32) {
+        let number = |low: usize, high: usize| {
+            u32::from(u16_at(&self.0, high)) << 16 | u32::from(u16_at(&self.0, low))
+        };
+        (number(2, 120), number(24, 122))
     }
 
     /// The number of bytes of fields after the first 128.
