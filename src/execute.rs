@@ -55,7 +55,7 @@ pub use compare::{Change, Comparison, How, compare};
 pub use context::{Budget, BuildContext, Secrets};
 pub use cutoff::{make, remember};
 pub use failure::Failure;
-pub use interact::{FailedLayer, interact, watch};
+pub use interact::{Door, FailedLayer, interact, watch};
 pub use log::read as read_log;
 pub use node_failure::FailureKind;
 pub use output::write_outputs;

@@ -110,6 +110,20 @@ fn the_web_example_is_built_served_and_rebuilt_only_where_it_changed() {
     second.succeeds();
     assert_eq!((second.boots(), second.built()), (0, vec![]), "a second build does nothing");
 
+    // Files of a built image are read without a machine, and commands run without
+    // a boot.
+    let page = project.vimg(&["cp", "web:/etc/nginx/sites-enabled/default", "-"]);
+    assert!(page.code == 0 && page.stdout.contains("listen"), "{}{}", page.stdout, page.stderr);
+    let read = project.vimg(&["run", "--no-boot", "web", "--", "cat", "/etc/nginx/sites-enabled/default"]);
+    assert!(read.stdout.contains(&page.stdout), "{}{}", read.stdout, read.stderr);
+    assert_eq!((read.boots(), read.code), (0, 0));
+    let all =
+        project.sh("$VIMG cp web@nginx:/usr/share copied && du -s copied && find copied -type l | wc -l");
+    assert_eq!(all.code, 0, "{}", all.stderr);
+    let write = ["run", "--no-boot", "web", "--", "sh", "-c", "rm /etc/hostname; exit 7"];
+    assert_eq!(project.vimg(&write).code, 7);
+    assert_eq!(project.vimg(&["cp", "web:/etc/hostname", "-"]).code, 0);
+
     // The disk boots by itself and serves, from BIOS and from UEFI.
     let disk = project.path("web.qcow2");
     for firmware in [None, Some(ovmf())] {

@@ -13,8 +13,8 @@ use super::output::{Error, Outcome};
 use super::terminal::{Raw, listen, outcome, terminal, write};
 use super::{project, server};
 use crate::event::plain;
-use crate::execute::{self, BuildContext, FailedLayer};
-use crate::graph::{Graph, NodeId};
+use crate::execute::{self, BuildContext, Door, FailedLayer};
+use crate::graph::{Graph, NodeId, Work};
 use crate::provider::host::Host;
 use crate::report::Style;
 use crate::store::{ProjectFiles, Store};
@@ -50,6 +50,12 @@ pub(super) struct RunArgs {
     /// Give the command a terminal
     #[arg(short, long)]
     terminal: bool,
+    /// Run the command on the disk only, without booting the machine
+    ///
+    /// No service runs then, and there is no network. What the command writes is
+    /// thrown away, too.
+    #[arg(long, visible_alias = "read-only")]
+    no_boot: bool,
     #[command(flatten)]
     how: How,
     /// The command and its arguments
@@ -75,18 +81,20 @@ pub(super) fn shell(args: &ShellArgs, global: &Global, style: Style) -> Outcome 
     if !args.failed && server::is_one(&args.image, global) {
         return server::enter(&args.image, Vec::new(), on_terminal, global);
     }
-    let door = Door { name: &args.image, failed: args.failed, command: Vec::new(), on_terminal };
-    enter(door, &args.how, global, style)
+    let into = if args.failed { Target::Failed } else { Target::Machine };
+    let visit = Visit { name: &args.image, into, command: Vec::new(), on_terminal };
+    enter(visit, &args.how, global, style)
 }
 
 pub(super) fn run(args: &RunArgs, global: &Global, style: Style) -> Outcome {
     let command = args.command.clone();
-    let door = Door { name: &args.image, failed: false, command, on_terminal: args.terminal };
-    enter(door, &args.how, global, style)
+    let into = if args.no_boot { Target::Disk } else { Target::Machine };
+    let visit = Visit { name: &args.image, into, command, on_terminal: args.terminal };
+    enter(visit, &args.how, global, style)
 }
 
 pub(super) fn console(args: &ConsoleArgs, global: &Global, style: Style) -> Outcome {
-    let Ready { context, id, sources, .. } = prepare(&args.image, false, &args.how, global, style)?;
+    let Ready { context, id, sources, .. } = prepare(&args.image, Target::Machine, &args.how, global, style)?;
     let watched = interruptible(execute::watch(&context, id, |bytes| write(Stream::Output, bytes)))?;
     match watched.ok_or_else(stopped)? {
         Ok(()) => Ok(()),
@@ -94,24 +102,35 @@ pub(super) fn console(args: &ConsoleArgs, global: &Global, style: Style) -> Outc
     }
 }
 
+/// Where a command runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    /// The booted machine.
+    Machine,
+    /// The booted machine, as a failed layer left it.
+    Failed,
+    /// The disk only.
+    Disk,
+}
+
 /// A request to run a command, or a shell, in a machine.
-struct Door<'a> {
+struct Visit<'a> {
     name: &'a str,
-    failed: bool,
+    into: Target,
     command: Vec<String>,
     on_terminal: bool,
 }
 
-fn enter(door: Door, how: &How, global: &Global, style: Style) -> Outcome {
-    let Door { name, failed, command, on_terminal } = door;
-    let Ready { context, id, failed, sources } = prepare(name, failed, how, global, style)?;
+fn enter(visit: Visit, how: &How, global: &Global, style: Style) -> Outcome {
+    let Visit { name, into, command, on_terminal } = visit;
+    let Ready { context, id, door, sources } = prepare(name, into, how, global, style)?;
     let exec = Exec { command, terminal: terminal(on_terminal) };
     let mut raw = None;
     let enter = || {
         raw = on_terminal.then(Raw::enter);
         listen(on_terminal)
     };
-    let ended = interruptible(execute::interact(&context, id, failed, exec, enter, write));
+    let ended = interruptible(execute::interact(&context, id, door, exec, enter, write));
     drop(raw);
     match ended?.ok_or_else(stopped)? {
         Ok(ended) => outcome(ended),
@@ -123,23 +142,34 @@ fn enter(door: Door, how: &How, global: &Global, style: Style) -> Outcome {
 struct Ready {
     context: BuildContext<Host>,
     id: NodeId,
-    /// What a failed layer left, if the machine starts from that.
-    failed: Option<FailedLayer>,
+    door: Door,
     sources: Sources,
 }
 
 /// Builds a state, or finds what a failed layer left of it.
-fn prepare(name: &str, failed: bool, how: &How, global: &Global, style: Style) -> Result<Ready, Error> {
+fn prepare(name: &str, into: Target, how: &How, global: &Global, style: Style) -> Result<Ready, Error> {
     let mut loaded = project::load(global, &project::only([&name.to_owned()]))?;
     let graph = project::graph(&mut loaded)?;
     let mut id = project::machine(&graph, name)?;
-    let (mut left, mut why) = (None, None);
-    if failed {
-        let (below, layer, what) = find_failed(&graph, id, &loaded.store, &loaded.notes)?;
-        (id, left, why) = (below, Some(layer), Some(what));
+    let (mut door, mut why) = (Door::Machine, None);
+    match into {
+        Target::Machine => {}
+        Target::Failed => {
+            let (below, layer, what) = find_failed(&graph, id, &loaded.store, &loaded.notes)?;
+            (id, door, why) = (below, Door::Failed(layer), Some(what));
+        }
+        Target::Disk => {
+            // An imported disk has no kernel for an appliance.
+            if matches!(graph.node(graph.chain(id)[0]).work, Work::Import { .. }) {
+                let help = "leave out --no-boot: the machine can run the command when it is booted";
+                let message = format!("`{name}` stands on an imported disk, which has no appliance");
+                return Err(Error::Message(message, Some(help.into()), 2));
+            }
+            door = Door::Disk;
+        }
     }
     let Made { context, sources } = build::states(loaded, graph, &[id], how, style, why)?;
-    Ok(Ready { context, id, failed: left, sources })
+    Ok(Ready { context, id, door, sources })
 }
 
 /// Finds a failed layer of a chain. Returns the state below it, what it left, and

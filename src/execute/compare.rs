@@ -16,7 +16,7 @@ use super::session::SessionError;
 use super::up::{self, StartOptions, Started};
 use super::worker::Worker;
 use crate::graph::{Graph, Needs, NodeId, Work};
-use crate::provider::{Provider, Retarget};
+use crate::provider::Provider;
 use crate::store::{DiskKind, Staging};
 
 /// How many digests one request asks for.
@@ -221,16 +221,7 @@ impl<'a, P: Provider> Reader<'a, P> {
         let chain = graph.chain(id);
         let imported = matches!(graph.node(chain[0]).work, Work::Import { .. });
         let needs = if imported { Needs::Machine } else { Needs::Disk };
-        let options = StartOptions {
-            state: node.key,
-            machine: node.machine,
-            needs,
-            network: false,
-            opens: false,
-            chain: None,
-            retarget: Retarget::Never,
-            lasting: None,
-        };
+        let options = StartOptions { needs, ..StartOptions::of_disk(node) };
         let up = up::up(&site, &options, scratch.path(), &overlay).await.map_err(at)?;
         Ok(Self { graph, id, site, up, _scratch: scratch })
     }

@@ -28,6 +28,18 @@ const NOT_FOUND: i32 = 127;
 /// The time between two reads of a console.
 const LOOK: Duration = Duration::from_millis(30);
 
+/// What a person's program runs in.
+#[derive(Debug, Clone)]
+pub enum Door {
+    /// The booted machine of a state.
+    Machine,
+    /// The booted machine of a state, with what a failed layer left on its disk.
+    Failed(FailedLayer),
+    /// An appliance or a container with the disk of a state. No service runs, and
+    /// there is no network.
+    Disk,
+}
+
 /// The disk that a failed layer left.
 #[derive(Debug, Clone)]
 pub struct FailedLayer {
@@ -37,28 +49,33 @@ pub struct FailedLayer {
     pub chain: Vec<PathBuf>,
 }
 
-/// Runs a program in the machine of an existing state, or in a machine with the
-/// disk of a failed layer on it.
+/// Runs a program on an existing state, through a door. What it writes is thrown
+/// away.
 pub async fn interact<P: Provider>(
     context: &BuildContext<P>,
     id: NodeId,
-    failed: Option<FailedLayer>,
+    door: Door,
     exec: Exec,
     listen: impl FnOnce() -> mpsc::Receiver<Input>,
     mut output: impl FnMut(Stream, &[u8]) + Send,
 ) -> Result<Ended, Box<Failure>> {
     let worker = context.worker();
     let mut node = NodeOrder::new(&context.graph, id, &BTreeMap::new());
-    let chain = failed.map(|FailedLayer { name, chain }| {
+    let mut chain = None;
+    let is_booted = !matches!(door, Door::Disk);
+    if let Door::Failed(failed) = door {
         // People see this name while the machine boots.
-        node.name = name;
-        chain
-    });
+        node.name = failed.name;
+        chain = Some(failed.chain);
+    }
     let site = NodeContext { worker: &worker, node: &node };
     let at = |failure: Box<NodeFailure>| placed(&context.graph, id, *failure);
     let scratch = site.staging().map_err(at)?;
     let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
-    let options = StartOptions { chain, ..StartOptions::of_person(&node, Retarget::Discarded) };
+    let options = match is_booted {
+        true => StartOptions { chain, ..StartOptions::of_person(&node, Retarget::Discarded) },
+        false => StartOptions::of_disk(&node),
+    };
     let mut up = up::up(&site, &options, scratch.path(), &overlay).await.map_err(at)?;
     // Until now, Ctrl-C stopped vimg. From now on, it goes to the program.
     let input = listen();

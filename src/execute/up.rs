@@ -75,6 +75,21 @@ impl StartOptions {
         let (state, machine, needs) = (node.key, node.machine, Needs::Machine);
         Self { state, machine, needs, network: true, opens: true, chain: None, retarget, lasting: None }
     }
+
+    /// Returns the options for reads of the disk of a node's state, in an appliance
+    /// or container without a network.
+    pub(super) fn of_disk(node: &NodeOrder) -> Self {
+        Self {
+            state: node.key,
+            machine: node.machine,
+            needs: Needs::Disk,
+            network: false,
+            opens: false,
+            chain: None,
+            retarget: Retarget::Never,
+            lasting: None,
+        }
+    }
 }
 
 /// Returns the request to launch an instance, and the record of its state.

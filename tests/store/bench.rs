@@ -10,7 +10,7 @@ use vimg::cache::Caches;
 use vimg::event::{Event, Sink};
 use vimg::execute::caching::Caching;
 use vimg::execute::server::{self, Came};
-use vimg::execute::{Budget, BuildContext, Ended, Failure, Outcome, Room, interact, make};
+use vimg::execute::{Budget, BuildContext, Door, Ended, Failure, Outcome, Room, interact, make};
 use vimg::files::Project;
 use vimg::graph::{Graph, NodeId, ServerPlan};
 use vimg::store::gc::Keep;
@@ -138,7 +138,7 @@ pub(crate) fn fork(project: &Path, store: &Store, time: Duration) {
     while store.has(&context.graph.node(image).key) {
         let exec = Exec { command: vec!["true".into()], terminal: None };
         let listen = || tokio::sync::mpsc::channel(1).1;
-        let ended = runtime.block_on(interact(&context, image, None, exec, listen, |_, _| {}));
+        let ended = runtime.block_on(interact(&context, image, Door::Machine, exec, listen, |_, _| {}));
         assert_eq!(ended.unwrap(), Ended::Code(0));
         if start.elapsed() > time {
             return;
