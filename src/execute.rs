@@ -48,14 +48,16 @@ mod local;
 mod schedule;
 mod cutoff;
 mod interact;
+mod console;
 mod output;
 pub mod server;
 
 pub use compare::{Change, Comparison, How, compare};
+pub use console::{LEAVE, watch};
 pub use context::{Budget, BuildContext, Secrets};
 pub use cutoff::{make, remember};
 pub use failure::Failure;
-pub use interact::{Door, FailedLayer, interact, watch};
+pub use interact::{Door, FailedLayer, interact};
 pub use log::read as read_log;
 pub use node_failure::FailureKind;
 pub use output::write_outputs;

@@ -50,6 +50,9 @@ pub struct Launch {
     /// A directory for sockets and other temporary files. It is on the disk
     /// that the store is on.
     pub scratch: PathBuf,
+    /// Whether a person watches the console: it shows the boot then, and root is
+    /// logged in there.
+    pub watched: bool,
     /// Set for a server: it continues when vimg ends.
     pub lasting: Option<Lasting>,
 }
@@ -165,6 +168,12 @@ pub trait Instance: Send + Sync {
 
     /// Takes the stream to the agent; `None` after the first call.
     fn channel(&mut self) -> Option<Self::Channel>;
+
+    /// Takes the stream to what reads the serial console; `None` after the first
+    /// call, or if nothing does.
+    fn keyboard(&mut self) -> Option<Box<dyn AsyncWrite + Send + Sync + Unpin>> {
+        None
+    }
 
     /// Switches to a new disk file at `next` for writes; the previous one stays
     /// as it is. The agent must hold all writes.

@@ -154,7 +154,7 @@ fn providers_and_the_store_meet_in_the_executor() {
 /// machine. One place does that for all.
 #[test]
 fn only_a_guest_waits_for_the_end_of_its_instance() {
-    let allowed = ["src/execute/guest.rs", "src/execute/explain.rs", "src/execute/interact.rs"];
+    let allowed = ["src/execute/guest.rs", "src/execute/explain.rs", "src/execute/console.rs"];
     for (path, text) in sources("src/execute") {
         let waits = text.contains(".ended()");
         assert!(!waits || allowed.iter().any(|a| path == Path::new(a)), "{} waits by itself", path.display());

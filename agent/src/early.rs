@@ -23,9 +23,12 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, mount};
 
-use crate::protocol::{APPLIANCE, EARLY, FIXED, WATCHED};
+use crate::protocol::{APPLIANCE, CONSOLE, EARLY, FIXED, WATCHED};
 use crate::{modules, opened, system};
 
+/// A drop-in for systemd's unit of the serial console. The other options are the unit's own.
+const LOG_IN: &str = "[Service]\nExecStart=\n\
+    ExecStart=-/sbin/agetty --autologin root --keep-baud 115200,57600,38400,9600 - $TERM\n";
 /// The init of a distribution's initrd.
 const INIT: &str = "/init";
 /// The first argument of the agent's process. systemd spares it for the `@`.
@@ -116,11 +119,25 @@ fn boot(cmdline: &str) -> io::Result<Infallible> {
         // The kernel may lack fanotify. Then snapshots of the machine can't be retargeted.
         say(&format!("vimg-init: opened files are not recorded: {error}\n"));
     }
+    if cmdline.split_whitespace().any(|word| word == CONSOLE)
+        && let Err(error) = log_in("/root/run")
+    {
+        say(&format!("vimg-init: root is not logged in: {error}\n"));
+    }
     rustix::mount::mount_move("/dev", "/root/dev")?;
     rustix::mount::mount_move("/proc", "/root/proc")?;
     serve_in("/root")?;
     system::switch_root("/root")?;
     Err(Command::new("/sbin/init").exec())
+}
+
+/// Has systemd log root in on the serial console, in a filesystem that systemd keeps and
+/// that is gone when the machine is.
+fn log_in(run: &str) -> io::Result<()> {
+    mount("tmpfs", run, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, c"mode=0755")?;
+    let dir = Path::new(run).join("systemd/system/serial-getty@ttyS0.service.d");
+    fs::create_dir_all(&dir)?;
+    fs::write(dir.join("vimg.conf"), LOG_IN)
 }
 
 /// Starts the agent in the filesystem at `root`, which becomes that of all processes.

@@ -82,6 +82,9 @@ pub const APPLIANCE: &str = "vimg.appliance";
 /// The word that makes a machine record which files its boot opens.
 pub const WATCHED: &str = "vimg.watched";
 
+/// The word of a machine whose console a person watches: root is logged in there.
+pub const CONSOLE: &str = "vimg.console";
+
 /// The word that turns address randomisation off. An emulator caches translated code by
 /// its address: it then translates a library only once for all programs.
 pub const FIXED: &str = "vimg.fixed";

@@ -12,7 +12,7 @@ use super::interrupt::{interruptible, stopped};
 use super::output::{Error, Outcome};
 use super::terminal::{Raw, listen, outcome, terminal, write};
 use super::{project, server};
-use crate::event::plain;
+use crate::event::{Event, plain};
 use crate::execute::{self, BuildContext, Door, FailedLayer};
 use crate::graph::{Graph, NodeId, Work};
 use crate::provider::host::Host;
@@ -65,8 +65,10 @@ pub(super) struct RunArgs {
 
 /// Boot an image's machine and show its serial console
 ///
-/// vimg first builds what is missing of the image. When the machine switches off,
-/// or on Ctrl-C, it is thrown away. The image stays as it is.
+/// vimg first builds what is missing of the image. The console shows the boot, and
+/// then root's shell. All keys go to the machine, Ctrl-C too; Ctrl-] leaves. The
+/// machine is then thrown away, and the image stays as it is. If standard input is
+/// no terminal, vimg only shows the console, until the machine switches off.
 #[derive(Debug, clap::Args)]
 pub(super) struct ConsoleArgs {
     /// An image, or one of its layers
@@ -95,8 +97,24 @@ pub(super) fn run(args: &RunArgs, global: &Global, style: Style) -> Outcome {
 
 pub(super) fn console(args: &ConsoleArgs, global: &Global, style: Style) -> Outcome {
     let Ready { context, id, sources, .. } = prepare(&args.image, Target::Machine, &args.how, global, style)?;
-    let watched = interruptible(execute::watch(&context, id, |bytes| write(Stream::Output, bytes)))?;
-    match watched.ok_or_else(stopped)? {
+    let on_terminal = std::io::stdin().is_terminal();
+    let text = match on_terminal {
+        true => "leave with Ctrl-]; all other keys go to the machine, where root is logged in".to_owned(),
+        false => "leave with Ctrl-C; standard input is no terminal, so the machine gets no keys".to_owned(),
+    };
+    (context.sink)(Event::Notice { text });
+    let mut raw = None;
+    let keys = || {
+        raw = on_terminal.then(Raw::enter);
+        // A serial console knows nothing of the size of a terminal.
+        on_terminal.then(|| listen(false))
+    };
+    let watched = interruptible(execute::watch(&context, id, keys, |bytes| write(Stream::Output, bytes)));
+    if raw.is_some() {
+        write(Stream::Output, b"\r\n");
+    }
+    drop(raw);
+    match watched?.ok_or_else(stopped)? {
         Ok(()) => Ok(()),
         Err(failure) => Err(Error::Build(Box::new(sources), vec![*failure])),
     }

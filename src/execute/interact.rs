@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 use vimg_agent::protocol::{Exec, Stream};
@@ -19,14 +18,11 @@ use super::order::NodeOrder;
 use super::session::{Ended, Input, SessionError};
 use super::up::{self, StartOptions};
 use crate::graph::NodeId;
-use crate::provider::{self, Instance, Launch, Provider, Retarget};
+use crate::provider::{Provider, Retarget};
 use crate::store::DiskKind;
 
 /// The exit code of a shell for a command that it can't run.
 const NOT_FOUND: i32 = 127;
-
-/// The time between two reads of a console.
-const LOOK: Duration = Duration::from_millis(30);
 
 /// What a person's program runs in.
 #[derive(Debug, Clone)]
@@ -97,47 +93,4 @@ pub async fn interact<P: Provider>(
             Err(at(failure))
         }
     }
-}
-
-/// Boots the machine of an existing state and passes on its console output,
-/// until the machine is switched off.
-pub async fn watch<P: Provider>(
-    context: &BuildContext<P>,
-    id: NodeId,
-    mut output: impl FnMut(&[u8]) + Send,
-) -> Result<(), Box<Failure>> {
-    let worker = context.worker();
-    let node = NodeOrder::new(&context.graph, id, &BTreeMap::new());
-    let site = NodeContext { worker: &worker, node: &node };
-    let at = |failure: Box<NodeFailure>| placed(&context.graph, id, *failure);
-    let scratch = site.staging().map_err(at)?;
-    let overlay = scratch.path().join(DiskKind::Qcow2.file_name());
-    let options = StartOptions::of_person(&node, Retarget::Never);
-    let (launch, _) = up::prepare(&site, &options, scratch.path(), &overlay).map_err(at)?;
-    // The user wants to see the boot, so do not fork.
-    let launch = Launch { memory: None, ..launch };
-    let mut instance = worker.provider.launch(&launch).await.map_err(|e| at(site.provider_failure(e)))?;
-    // The agent's channel stays open: without it, the agent would wait.
-    let _channel = instance.channel();
-    let mut seen = 0;
-    let ended = loop {
-        let ended = tokio::time::timeout(LOOK, instance.ended()).await;
-        let (total, bytes) = instance.console_since(seen);
-        seen = total;
-        output(&bytes);
-        match ended {
-            // The agent ends before the machine does.
-            Ok(provider::Ended::AgentGone) | Err(_) => {}
-            Ok(ended) => break ended,
-        }
-    };
-    // The last output may still be on its way.
-    tokio::time::sleep(LOOK).await;
-    output(&instance.console_since(seen).1);
-    let result = match ended {
-        provider::Ended::Off => Ok(()),
-        other => Err(at(explain(&site, &mut instance, Stopped::Ended(other), None).await)),
-    };
-    instance.stop().await;
-    result
 }

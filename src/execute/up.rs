@@ -119,6 +119,7 @@ pub(super) fn prepare<P: Provider>(
         network: options.network,
         retarget: options.retarget,
         scratch: scratch.to_owned(),
+        watched: false,
         lasting: options.lasting.clone(),
     };
     Ok((launch, record))

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use futures_util::future::BoxFuture;
+use tokio::io::AsyncWrite;
 use tokio::sync::OnceCell;
 use vimg_lang::model::Forward;
 
@@ -289,6 +290,10 @@ impl Instance for HostInstance {
 
     fn channel(&mut self) -> Option<Self::Channel> {
         either!(self, i => i.channel())
+    }
+
+    fn keyboard(&mut self) -> Option<Box<dyn AsyncWrite + Send + Sync + Unpin>> {
+        either!(self, i => i.keyboard())
     }
 
     async fn snapshot(&mut self, next: &Path) -> Result<(), HostError> {

@@ -48,6 +48,7 @@ pub(super) fn launch(home: &ServerHome, record: &ServerRecord, boot: Option<(Pat
         network: true,
         retarget: Retarget::Never,
         scratch: home.dir().to_owned(),
+        watched: false,
         lasting: Some(Lasting { forwards: forwards(record) }),
     }
 }

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use vimg_agent::protocol::{APPLIANCE, FIXED, PORT, WATCHED};
+use vimg_agent::protocol::{APPLIANCE, CONSOLE, FIXED, PORT, WATCHED};
 use vimg_lang::model::Machine;
 
 use super::programs::Accel;
 use crate::agent::RDINIT;
-use crate::host::keeper::CONSOLE;
+use crate::host::keeper;
 use crate::provider::OFFLINE_MEMORY;
 
 /// The name of the first block node that takes the writes.
@@ -151,7 +151,7 @@ pub(super) fn channels() -> Vec<String> {
 /// Copies the console of a server to its companion process.
 pub(super) fn with_log(args: &mut [String]) {
     for arg in args.iter_mut().filter(|arg| arg.starts_with("socket,id=console,")) {
-        arg.push_str(&format!(",logfile={CONSOLE},logappend=on"));
+        arg.push_str(&format!(",logfile={},logappend=on", keeper::CONSOLE));
     }
 }
 
@@ -228,12 +228,26 @@ pub(super) fn writable(node: &str, file: &Path, backing: &Value, lasting: bool) 
     })
 }
 
-/// A direct boot from the root filesystem on the device `root`. A `watched`
-/// machine records what it opens on its disk.
-pub(super) fn boot(accel: Accel, kernel: &Path, initrd: &Path, root: &str, watched: bool) -> Vec<String> {
-    let watched = if watched { format!(" {WATCHED}") } else { String::new() };
+/// What a direct boot is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Work,
+    /// It becomes a snapshot, and records what it opens on its disk.
+    Snapshot,
+    /// A person watches the console: kernel and init show what they do, as on a
+    /// disk that ships, and root is logged in.
+    Console,
+}
+
+/// A direct boot from the root filesystem on the device `root`.
+pub(super) fn boot(accel: Accel, kernel: &Path, initrd: &Path, root: &str, purpose: Purpose) -> Vec<String> {
+    let cmdline = match purpose {
+        Purpose::Work => CMDLINE.to_owned(),
+        Purpose::Snapshot => format!("{CMDLINE} {WATCHED}"),
+        Purpose::Console => format!("{} {CONSOLE}", CMDLINE.replacen("quiet ", "", 1)),
+    };
     let held: String = HELD_BACK.iter().map(|unit| format!(" systemd.mask={unit}")).collect();
-    linux(accel, kernel, initrd, &format!("root={root} {CMDLINE}{held}{watched}"))
+    linux(accel, kernel, initrd, &format!("root={root} {cmdline}{held}"))
 }
 
 pub(super) fn words(text: &str) -> Vec<String> {
@@ -249,7 +263,7 @@ mod tests {
         let files = (PathBuf::from("kernel"), PathBuf::from("initrd"));
         for (accel, told) in [(Accel::Tcg, true), (Accel::Kvm, false)] {
             let both = [
-                boot(accel, &files.0, &files.1, "/dev/vda3", true),
+                boot(accel, &files.0, &files.1, "/dev/vda3", Purpose::Snapshot),
                 appliance_boot(accel, &files.0, &files.1),
             ];
             for args in both {
@@ -258,6 +272,14 @@ mod tests {
                 assert_eq!(cmdline.contains(TSC), told, "{cmdline}");
             }
         }
+    }
+
+    #[test]
+    fn only_a_console_that_is_watched_shows_the_boot() {
+        let cmdline = |purpose| boot(Accel::Kvm, Path::new("k"), Path::new("i"), "/dev/vda3", purpose).pop();
+        let shows =
+            |purpose| cmdline(purpose).is_some_and(|line| !line.contains("quiet") && line.contains(CONSOLE));
+        assert_eq!([Purpose::Work, Purpose::Snapshot, Purpose::Console].map(shows), [false, false, true]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::io::AsyncWrite;
 use tokio::net::UnixStream;
 use vimg_lang::model::Forward;
 
@@ -31,6 +32,10 @@ impl Instance for QemuInstance {
 
     fn channel(&mut self) -> Option<UnixStream> {
         self.agent.take()
+    }
+
+    fn keyboard(&mut self) -> Option<Box<dyn AsyncWrite + Send + Sync + Unpin>> {
+        Some(Box::new(self.keys.take()?))
     }
 
     async fn snapshot(&mut self, next: &Path) -> Result<(), HostError> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::mount::mount_bind;
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use vimg_agent::protocol::card;
@@ -43,6 +44,9 @@ pub struct QemuInstance {
     pub(super) events: mpsc::Receiver<Value>,
     pub(super) agent: Option<UnixStream>,
     pub(super) console: Tail,
+    /// The other half of the console's stream. QEMU drops the stream when it is
+    /// closed.
+    pub(super) keys: Option<OwnedWriteHalf>,
     pub(super) log: std::path::PathBuf,
     pub(super) disks: Disks,
     pub(super) panicked: bool,
@@ -193,13 +197,15 @@ impl QemuInstance {
             return Err(HostError::new(format!("QEMU does not start: {words}")));
         };
         let (qmp, events) = Qmp::new(qmp, EVENTS).await?;
-        let console = Tail::of(console_stream, CONSOLE);
+        let (console, keys) = console_stream.into_split();
+        let console = Tail::of(console, CONSOLE);
         Ok(Self {
             process: Process::Own(child),
             monitor: Monitor::new(qmp),
             events,
             agent: Some(agent),
             console,
+            keys: Some(keys),
             log,
             disks,
             panicked: false,
@@ -231,7 +237,8 @@ impl QemuInstance {
         let (qmp, events, drives) = connected.await.map_err(|_| busy())??;
         let disks = Disks::found(programs, &drives).ok_or_else(busy)?;
         let fail = |e: std::io::Error| HostError::io("can't connect to the machine", &e);
-        let console = Tail::of(connect(scratch, "console").await.map_err(fail)?, CONSOLE);
+        let (console, keys) = connect(scratch, "console").await.map_err(fail)?.into_split();
+        let console = Tail::of(console, CONSOLE);
         let agent = connect(scratch, "agent").await.map_err(fail)?;
         // Without the companion, the machine still answers. Only changes of
         // forwarded ports fail.
@@ -242,6 +249,7 @@ impl QemuInstance {
             events,
             agent: Some(agent),
             console,
+            keys: Some(keys),
             log: scratch.join("qemu.log"),
             disks,
             panicked: false,

@@ -13,6 +13,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::args::Purpose;
 use super::disks::Disks;
 use super::instance::{QemuInstance, Start, keeper, way_out};
 use super::programs::{Accel, Rig};
@@ -166,7 +167,7 @@ fn facts(rig: Rig<'_>, launch: &Launch) -> Result<Description, HostError> {
     let memory = Some((Path::new("memory"), true));
     facts.value("arguments", arguments(rig.accel, launch, memory, cut_off(rig, launch)).join(" "));
     if let Some((_, initrd)) = &launch.boot {
-        facts.value("boot", direct(rig.accel, launch, initrd, true)?.join(" "));
+        facts.value("boot", direct(rig.accel, launch, initrd, Purpose::Snapshot)?.join(" "));
         facts.content("agent", Digest::of(agent::PROGRAM));
     }
     facts
@@ -175,13 +176,13 @@ fn facts(rig: Rig<'_>, launch: &Launch) -> Result<Description, HostError> {
 }
 
 /// The arguments of a direct boot with this initrd.
-fn direct(accel: Accel, launch: &Launch, initrd: &Path, watched: bool) -> Result<Vec<String>, HostError> {
+fn direct(accel: Accel, launch: &Launch, initrd: &Path, purpose: Purpose) -> Result<Vec<String>, HostError> {
     let Some((kernel, _)) = &launch.boot else { return Ok(Vec::new()) };
     let layout = Layout::of_chain(&launch.chain).map_err(|e| {
         HostError::new(format!("the disk to boot from: {e}"))
             .help("vimg finds the root filesystem by the partition's type or name")
     })?;
-    Ok(args::boot(accel, kernel, initrd, &layout.device(), watched))
+    Ok(args::boot(accel, kernel, initrd, &layout.device(), purpose))
 }
 
 /// Whether a machine that becomes a snapshot boots with a restricted network
@@ -220,7 +221,12 @@ async fn boot(rig: Rig<'_>, launch: &Launch, memory: Option<&Path>) -> Result<Qe
         let fail = |e: std::io::Error| HostError::new(format!("can't write {}: {e}", initrd.display()));
         let more = tokio::fs::read(more).await.map_err(fail)?;
         tokio::fs::write(&initrd, agent::initramfs(&more)).await.map_err(fail)?;
-        all.extend(direct(rig.accel, launch, &initrd, memory.is_some())?);
+        let purpose = match memory {
+            Some(_) => Purpose::Snapshot,
+            None if launch.watched => Purpose::Console,
+            None => Purpose::Work,
+        };
+        all.extend(direct(rig.accel, launch, &initrd, purpose)?);
     }
     let way = format!("qemu {} {}", rig.programs.version, rig.accel.name());
     if disks.lasting() {
