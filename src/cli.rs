@@ -164,7 +164,7 @@ fn run(command: &Command, global: &Global, style: Style) -> Outcome {
         Command::Save(args) => server::save(args, global),
         Command::Keep => server::keep(),
         Command::Why(args) => why::run(args, global, style),
-        Command::Graph(_) => graph::run(global, style),
+        Command::Graph(args) => graph::run(args, global, style),
         Command::Log(args) => log::run(args, global, style),
         Command::List(_) => list::run(global, style),
         Command::Doctor(args) => doctor::run(args, global, style),

@@ -9,7 +9,6 @@ mod dag;
 mod describe;
 mod build;
 mod server;
-mod show;
 
 pub use dag::{Graph, Target};
 pub use node::{
@@ -17,4 +16,3 @@ pub use node::{
     Needs, Node, NodeId, Role, Work,
 };
 pub use server::{Difference, ServerPart, ServerPlan, ServerWork};
-pub use show::{Format, show};

@@ -5,6 +5,7 @@ mod style;
 mod time;
 mod diagnostic;
 mod text;
+pub mod graph;
 mod live;
 
 use std::io::Write;
@@ -15,7 +16,7 @@ use serde::Serialize;
 
 pub use diagnostic::{Shown, diagnostics_json, render};
 pub use style::Style;
-pub use text::{bytes, duration};
+pub use text::{Paint, bytes, duration};
 pub use time::rfc3339;
 
 use crate::event::{Event, Sink};

@@ -181,7 +181,24 @@ fn the_graph_is_shown_in_four_ways() {
     let value: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     let names: Vec<&str> =
         value["nodes"].as_array().unwrap().iter().map(|n| n["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["debian-12:base", "debian-13:base", "it@c"]);
+    assert_eq!(names, ["debian-12:base", "it@c"]);
+    assert_eq!((&value["nodes"][1]["status"], &value["nodes"][1]["bytes"]), (&"to build".into(), &().into()));
+    // A selection, and all that the library has.
+    let base = vimg(dir.path(), &["graph", "debian-12"]);
+    assert_eq!(String::from_utf8_lossy(&base.stdout), "○ debian-12:base  to build\n");
+    says(&vimg(dir.path(), &["graph", "it@c"]), 0, "○ debian-12:base to build ○ it@c to build");
+    says(&vimg(dir.path(), &["graph", "--all"]), 0, "debian-13:base");
+    says(&vimg(dir.path(), &["graph", "ot"]), 2, "did you mean `it`?");
+}
+
+#[test]
+fn colours_are_for_terminals() {
+    let dir = small();
+    let coloured = |args: &[&str]| vimg(dir.path(), args).stdout.contains(&0x1b);
+    for command in ["graph", "plan", "list"] {
+        assert!(!coloured(&[command]), "{command} colours a pipe");
+        assert!(coloured(&[command, "--color", "always"]), "{command} has no colours");
+    }
 }
 
 #[test]

@@ -49,7 +49,7 @@ configuration "tuning" {
 }
 "#;
 
-const STYLE: Style = Style { colour: false, json: false, quiet: false, verbose: false };
+const STYLE: Style = Style { colour: false, colour_out: false, json: false, quiet: false, verbose: false };
 
 /// A project with its store, and the screens that it showed so far.
 struct Session {

@@ -53,7 +53,13 @@ pub fn recipe(data: &[u8]) -> bool {
     // Each diagnostic can be shown.
     for diagnostic in compiled.err().into_iter().flatten() {
         let shown = vimg::report::Shown::new(&sources, &diagnostic);
-        let style = vimg::report::Style { colour: false, json: false, quiet: false, verbose: false };
+        let style = vimg::report::Style {
+            colour: false,
+            colour_out: false,
+            json: false,
+            quiet: false,
+            verbose: false,
+        };
         let _ = vimg::report::render(&shown, style);
     }
     if let Ok(text) = std::str::from_utf8(data) {

@@ -81,13 +81,19 @@ fn parse_secret(text: &str) -> Result<(String, SecretSource), String> {
 /// Derives the style of all output from the options and the environment.
 pub(super) fn style(global: &Global) -> Style {
     let set = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty());
-    let colour = match global.color {
+    let colour = |is_terminal: bool| match global.color {
         Colour::Always => true,
         Colour::Never => false,
         Colour::Auto => {
             let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
-            std::io::stderr().is_terminal() && !set("NO_COLOR") && !dumb
+            is_terminal && !set("NO_COLOR") && !dumb
         }
     };
-    Style { colour, json: global.format == Format::Json, quiet: global.quiet, verbose: global.verbose }
+    Style {
+        colour: colour(std::io::stderr().is_terminal()),
+        colour_out: colour(std::io::stdout().is_terminal()),
+        json: global.format == Format::Json,
+        quiet: global.quiet,
+        verbose: global.verbose,
+    }
 }

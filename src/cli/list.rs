@@ -8,7 +8,7 @@ use super::global::Global;
 use super::output::{Outcome, print, print_json};
 use super::project::{self, Extent};
 use crate::plan::Plan;
-use crate::report::{Style, bytes};
+use crate::report::{Paint, Style, bytes};
 
 /// List the images of the recipe and how much of them is built
 ///
@@ -58,10 +58,12 @@ pub(super) fn run(global: &Global, style: Style) -> Outcome {
         return print_json(&json!({ "images": images }));
     }
     let width = rows.iter().map(|r| r.0.chars().count()).max().unwrap_or(0).max(5);
+    let paint = Paint(style.colour_out);
     let mut out = format!("{:width$}  built  {:>8}  outputs\n", "image", "on disk");
     for (name, states, there, size, outputs) in rows {
-        let built = format!("{there}/{states}");
-        out.push_str(&format!("{name:width$}  {built:>5}  {:>8}  {}\n", bytes(size), outputs.join(", ")));
+        let built = format!("{:>5}", format!("{there}/{states}"));
+        let built = if there == states { paint.green(&built) } else { paint.yellow(&built) };
+        out.push_str(&format!("{name:width$}  {built}  {:>8}  {}\n", bytes(size), outputs.join(", ")));
     }
     let lines: Vec<&str> = out.lines().map(str::trim_end).collect();
     print(&format!("{}\n", lines.join("\n")))

@@ -13,7 +13,7 @@ use super::settings::ProviderArgs;
 use crate::execute::caching::Caching;
 use crate::graph::{Graph, Needs, NodeId};
 use crate::plan::{Plan, Reason, Step};
-use crate::report::{self, Style};
+use crate::report::{self, Paint, Style};
 use crate::store::Last;
 
 /// Show what a build would do, and why
@@ -75,7 +75,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         plan["booted"] = json!(booted);
         return print_json(&plan);
     }
-    let mut text = as_text(&graph, &plan);
+    let mut text = as_text(&graph, &plan, Paint(style.colour_out));
     for (what, how) in [("applied", offline), ("booted", booted)] {
         if let Some(how) = how {
             text.push_str(&format!("{what} {how}\n"));
@@ -95,29 +95,34 @@ fn word(step: &Step) -> &'static str {
     }
 }
 
-fn as_text(graph: &Graph, plan: &Plan) -> String {
+fn as_text(graph: &Graph, plan: &Plan, paint: Paint) -> String {
     let mut out = String::new();
     let width = plan.steps.keys().map(|id| graph.node(*id).name.chars().count()).max().unwrap_or(0).min(40);
     for (id, step) in &plan.steps {
         let name = &graph.node(*id).name;
         match step {
-            Step::Reuse => out.push_str(&format!("reuse  {name:width$}\n")),
-            Step::Fetch(cache) => out.push_str(&format!("fetch  {name:width$}  from {cache}\n")),
+            Step::Reuse => out.push_str(&format!("{}  {name}\n", paint.green("reuse"))),
+            Step::Fetch(cache) => {
+                out.push_str(&format!("{}  {name:width$}  from {cache}\n", paint.cyan("fetch")));
+            }
             Step::Build(Reason::Changed(changes)) => {
                 // Each change has its own line, because some are long.
                 for (n, change) in changes.iter().enumerate() {
-                    let (verb, name) = if n == 0 { ("build", name.as_str()) } else { ("", "") };
+                    let (verb, name) = match n {
+                        0 => (paint.yellow("build"), name.as_str()),
+                        _ => ("     ".to_owned(), ""),
+                    };
                     if n == 5 {
                         let more = changes.len() - n;
-                        out.push_str(&format!("{verb:5}  {name:width$}  and {more} more: vimg why\n"));
+                        out.push_str(&format!("{verb}  {name:width$}  and {more} more: vimg why\n"));
                         break;
                     }
-                    out.push_str(&format!("{verb:5}  {name:width$}  {}\n", change.text));
+                    out.push_str(&format!("{verb}  {name:width$}  {}\n", change.text));
                 }
             }
             Step::Build(reason) => {
                 let later = if matches!(reason, Reason::Parent(_)) { "; may be reused" } else { "" };
-                out.push_str(&format!("build  {name:width$}  {reason}{later}\n"));
+                out.push_str(&format!("{}  {name:width$}  {reason}{later}\n", paint.yellow("build")));
             }
         }
     }

@@ -5,8 +5,10 @@ use std::io::IsTerminal;
 /// The style of output.
 #[derive(Debug, Clone, Copy)]
 pub struct Style {
-    /// Use colours.
+    /// Use colours on standard error.
     pub colour: bool,
+    /// Use colours on standard output.
+    pub colour_out: bool,
     /// Print JSON lines on standard output.
     pub json: bool,
     /// Print only errors.

@@ -54,22 +54,32 @@ pub(super) fn say(line: Option<String>) {
 }
 
 /// Colours text for a terminal, if that is wanted.
-pub(super) struct Paint(pub(super) bool);
+#[derive(Debug, Clone, Copy)]
+pub struct Paint(pub bool);
 
 impl Paint {
-    pub(super) fn green(&self, text: &str) -> String {
+    /// Paints it green.
+    pub fn green(&self, text: &str) -> String {
         self.paint("32", text)
     }
 
-    pub(super) fn red(&self, text: &str) -> String {
+    /// Paints it red.
+    pub fn red(&self, text: &str) -> String {
         self.paint("31", text)
     }
 
-    pub(super) fn yellow(&self, text: &str) -> String {
+    /// Paints it yellow.
+    pub fn yellow(&self, text: &str) -> String {
         self.paint("33", text)
     }
 
-    pub(super) fn dim(&self, text: &str) -> String {
+    /// Paints it cyan.
+    pub fn cyan(&self, text: &str) -> String {
+        self.paint("36", text)
+    }
+
+    /// Makes it fainter.
+    pub fn dim(&self, text: &str) -> String {
         self.paint("2", text)
     }
 
