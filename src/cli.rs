@@ -7,7 +7,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::report::Style;
 use global::{Format, Global, style};
-use output::{Error, Outcome, print, report};
+use output::{Error, Outcome, report};
 
 pub use output::failure_text;
 
@@ -26,6 +26,7 @@ mod build;
 mod keys;
 mod cache;
 mod check;
+mod complete;
 mod cp;
 mod diff;
 mod doctor;
@@ -94,11 +95,10 @@ enum Command {
     Trust(trust::Args),
     Store(store::Args),
     Cache(cache::Args),
-    /// Print a completion script for a shell
-    Completions {
-        /// The shell
-        shell: clap_complete::Shell,
-    },
+    Completions(complete::Args),
+    /// Complete a command line (internal)
+    #[command(name = "__complete", hide = true)]
+    Complete(complete::CompleteArgs),
 }
 
 /// Returns the definition of the command line, from which a test generates
@@ -171,10 +171,7 @@ fn run(command: &Command, global: &Global, style: Style) -> Outcome {
         Command::Trust(args) => trust::run(args, global, style),
         Command::Store(args) => store::run(args, global, style),
         Command::Cache(args) => cache::run(args, global, style),
-        Command::Completions { shell } => {
-            let mut bytes = Vec::new();
-            clap_complete::generate(*shell, &mut Args::command(), "vimg", &mut bytes);
-            print(&String::from_utf8_lossy(&bytes))
-        }
+        Command::Completions(args) => complete::script(args, &mut Args::command()),
+        Command::Complete(args) => complete::run(args, Args::command()),
     }
 }

@@ -106,8 +106,11 @@ fn every_command_explains_itself() {
     ] {
         says(&vimg(dir.path(), &[command, "--help"]), 0, "Usage: vimg");
     }
-    let completions = vimg(dir.path(), &["completions", "bash"]);
-    assert!(String::from_utf8_lossy(&completions.stdout).contains("_vimg()"));
+    for shell in ["bash", "zsh", "fish"] {
+        says(&vimg(dir.path(), &["completions", shell]), 0, "__complete --");
+    }
+    let elvish = vimg(dir.path(), &["completions", "elvish"]);
+    assert!(String::from_utf8_lossy(&elvish.stdout).contains("edit:completion"));
     says(&vimg(dir.path(), &["bild"]), 2, "build");
 }
 
@@ -189,6 +192,62 @@ fn the_graph_is_shown_in_four_ways() {
     says(&vimg(dir.path(), &["graph", "it@c"]), 0, "○ debian-12:base to build ○ it@c to build");
     says(&vimg(dir.path(), &["graph", "--all"]), 0, "debian-13:base");
     says(&vimg(dir.path(), &["graph", "ot"]), 2, "did you mean `it`?");
+}
+
+/// Completes a command line in bash; returns the words that it offers.
+fn completed(dir: &Path, line: &str) -> Vec<String> {
+    let script = "source <(\"$VIMG\" completions bash); vimg() { \"$VIMG\" \"$@\"; }\n\
+                  COMP_LINE=$1 COMP_POINT=${#1}; _vimg; printf '%s\\n' \"${COMPREPLY[@]}\"";
+    let output = Command::new("bash")
+        .args(["-c", script, "bash", line])
+        .current_dir(dir)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("HOME", dir)
+        .env("VIMG", env!("CARGO_BIN_EXE_vimg"))
+        .env("COMP_WORDBREAKS", " \t\n\"'@><=;|&(:")
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{line}");
+    String::from_utf8_lossy(&output.stdout).split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn names_are_completed_in_recipes_without_values_and_with_mistakes() {
+    let dir = project(
+        "use \"std/debian.vimg\"\nparam \"port\" type=\"int\"\nsecret \"token\" env=\"T\"\n\
+         image \"it\" { from \"debian-12\"; layer \"c\"; layer \"d\"; layer \"c\" }\n\
+         image \"other\" { from \"nothing\" }\nserver \"staging\" { image \"it\" }\n",
+    );
+    let recipe = dir.path().join("main.vimg");
+    std::fs::write(dir.path().join("vimg.kdl"), "cache-from \"type=local,src=/srv/cache\"\n").unwrap();
+    let offers = |line: &str, expected: &[&str]| assert_eq!(completed(dir.path(), line), expected, "{line}");
+    offers("vimg bu", &["build"]);
+    offers("vimg build --no-o", &["--no-output"]);
+    offers("vimg build ", &["it", "other", "debian-12", "debian-13"]);
+    offers("vimg build it o", &["other"]);
+    offers("vimg diff it oth", &["other"]);
+    // Readline completes what comes after `@`, `=` and `:`.
+    offers("vimg run it", &["it", "it@c", "it@d", "it@c#2"]);
+    offers("vimg run it@", &["c", "d", "c#2"]);
+    offers("vimg cp it@d", &["d:/"]);
+    offers("vimg up ", &["staging"]);
+    offers("vimg -q exec sta", &["staging"]);
+    offers("vimg shell st", &["staging"]);
+    offers("vimg plan --set ", &["port="]);
+    offers("vimg plan --secret=tok", &["token=env:", "token=file:"]);
+    offers("vimg plan --color ", &["auto", "always", "never"]);
+    offers("vimg cache du ", &["type=local,src=/srv/cache"]);
+    offers("vimg run it -- i", &[]);
+    offers("vimg nothing ", &[]);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let line = format!("vimg --file {} build o", recipe.display());
+    assert_eq!(completed(elsewhere.path(), &line), ["other"]);
+    assert_eq!(completed(elsewhere.path(), "vimg build "), [""; 0]);
+    // Nothing is written.
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    std::fs::write(&recipe, "image \"it\" {").unwrap();
+    offers("vimg build ", &[]);
 }
 
 #[test]

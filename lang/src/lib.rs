@@ -21,6 +21,7 @@ mod elaborate;
 pub mod schema;
 mod library;
 mod compile;
+mod names;
 mod format;
 mod settings;
 
@@ -29,6 +30,7 @@ pub use diagnostic::{Code, Diagnostic, MOST, Severity};
 pub use elaborate::{Partial, Request, rebuilt_name};
 pub use format::format;
 pub use model::Model;
+pub use names::{ImageNames, Names, names};
 pub use prescan::MAX_RECIPE;
 pub use schema::KnownDistribution;
 pub use settings::{Setting, Settings, Takes, quoted, settings};
