@@ -63,7 +63,9 @@ fn init_writes_a_recipe_that_is_good() {
 #[test]
 fn examples_and_the_library_are_good_and_laid_out() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for example in ["web", "fleet"] {
+    let examples =
+        ["web", "fleet", "replace", "coming-from/packer", "coming-from/docker", "coming-from/mkosi"];
+    for example in examples {
         let dir = tempfile::tempdir().unwrap();
         let file = root.join("examples").join(example).join("main.vimg");
         says(&vimg(dir.path(), &["check", "--file", file.to_str().unwrap()]), 0, "no mistakes");
