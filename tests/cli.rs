@@ -53,11 +53,38 @@ fn small() -> tempfile::TempDir {
 #[test]
 fn init_writes_a_recipe_that_is_good() {
     let dir = tempfile::tempdir().unwrap();
-    says(&vimg(dir.path(), &["init"]), 0, "next: vimg build");
+    let written = vimg(dir.path(), &["init"]);
+    says(&written, 0, "next: vimg build # build web.qcow2");
+    says(&written, 0, "There is no key ~/.ssh/id_*.pub, so the image has no login.");
+    assert!(!String::from_utf8_lossy(&written.stdout).contains("admin@localhost"));
     says(&vimg(dir.path(), &["check"]), 0, "no mistakes");
     says(&vimg(dir.path(), &["fmt", "--check"]), 0, "");
     says(&vimg(dir.path(), &["plan"]), 0, "build web@site never built here");
     says(&vimg(dir.path(), &["init"]), 2, "main.vimg already exists");
+    assert_eq!(std::fs::read_to_string(dir.path().join(".gitignore")).unwrap(), "*.qcow2\n");
+}
+
+#[test]
+fn init_lets_the_caller_log_in() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join(".ssh")).unwrap();
+    let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA";
+    std::fs::write(dir.path().join(".ssh/id_ed25519.pub"), format!("{key} me@host\n")).unwrap();
+    let written = vimg(dir.path(), &["init", "new"]);
+    says(&written, 0, "The key ~/.ssh/id_ed25519.pub logs in as `admin`");
+    says(&written, 0, "cd new");
+    says(&written, 0, "-p 2222 admin@localhost");
+    for line in String::from_utf8_lossy(&written.stdout).lines() {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+    let new = dir.path().join("new");
+    let recipe = std::fs::read_to_string(new.join("main.vimg")).unwrap();
+    assert!(recipe.contains(&format!("param \"ssh-key\" default=\"{key} me@host\"")), "{recipe}");
+    says(&vimg(&new, &["check"]), 0, "no mistakes");
+    says(&vimg(&new, &["fmt", "--check"]), 0, "");
+    // What the machine gets: the same words, and another key for another person.
+    says(&vimg(&new, &["why", "web@admin"]), 0, "/home/admin/.ssh/authorized_keys");
+    says(&vimg(&new, &["check", "--set", "ssh-key=ssh-rsa AAAA her@host"]), 0, "no mistakes");
 }
 
 #[test]
