@@ -110,6 +110,20 @@ fn recipes_in_documents_compile() {
     assert!(count >= 3);
 }
 
+/// The tutorial shows the recipe that `vimg init` writes, without comments.
+#[test]
+fn the_tutorial_shows_the_starter() {
+    let lines = |text: &str| -> Vec<String> {
+        let lines = text.lines().filter(|line| !line.is_empty() && !line.trim_start().starts_with("//"));
+        // The key is the reader's own.
+        let key = "param \"ssh-key\" default=";
+        lines.map(|line| if line.starts_with(key) { key.to_owned() } else { line.to_owned() }).collect()
+    };
+    let page = read("docs/tutorial.md");
+    let shown = page.split("```kdl\n").nth(1).unwrap().split("```").next().unwrap();
+    assert_eq!(lines(shown), lines(&read("src/cli/init/main.vimg")));
+}
+
 #[test]
 fn links_lead_somewhere() {
     let mut count = 0;

@@ -30,6 +30,8 @@ mod secrets;
 mod server;
 #[path = "vm/strangers.rs"]
 mod strangers;
+#[path = "vm/tutorial.rs"]
+mod tutorial;
 
 use std::path::Path;
 use std::process::Command;
