@@ -191,7 +191,7 @@ configuration "c" {
     archive "/PATH/a" from="HOST" owner="root"
     group "name" gid=1
     user "name" uid=1
-    service "name" enabled=#true state="running"
+    service "name" enabled=#true masked=#false state="running"
     sysctl "NAME" value=1
     run network=#true { script "x"; env NAME="1"; undo "y"; secret "name" }
     run "HOST" { undo "y" }

@@ -2,6 +2,7 @@
 
 mod first_boot;
 mod manager;
+mod units;
 mod systemd;
 
 use crate::failure::Failure;

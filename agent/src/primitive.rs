@@ -55,7 +55,9 @@ fn make(primitive: &Primitive, context: &mut Context) -> Result<bool, Failure> {
         }
         Primitive::Group { name, gid, system } => account::group(name, *gid, *system, context),
         Primitive::User(user) => account::user(user, context),
-        Primitive::Service { unit, enabled, state } => service::apply(unit, *enabled, *state, context),
+        Primitive::Service { unit, enabled, masked, state } => {
+            service::apply(unit, *enabled, *masked, *state, context)
+        }
         Primitive::Sysctl { key, value } => sysctl::apply(key, value, context),
         Primitive::KernelModule { name } => kernel_module::apply(name, context),
         Primitive::Run(run) => run::apply(run, context),

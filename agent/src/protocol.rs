@@ -19,7 +19,7 @@ pub use message::{
 };
 pub use order::{Order, Primitive, Run, Script};
 pub use tree::{Entry, Manifest, Node};
-pub use vimg_model::{Around, Owner, Probe, ServiceState, User, When};
+pub use vimg_model::{Around, Owner, Probe, ServiceState, User, When, unit};
 
 /// The version of the protocol. Host and agent must have the same version.
 pub const PROTOCOL: u32 = 15;
@@ -28,7 +28,7 @@ pub const PROTOCOL: u32 = 15;
 /// disks, so raising it rebuilds all but the bases. Raise it when the same layer would
 /// now give another machine. `agent/behaviour.lock` has the digest of the sources for
 /// which this was last decided.
-pub const BEHAVIOUR: u32 = 7;
+pub const BEHAVIOUR: u32 = 8;
 
 /// The path of the agent in a machine. Its first argument is a command; see `hooks`.
 pub const AGENT: &str = "/usr/lib/vimg/agent";

@@ -17,4 +17,4 @@ pub use field::{Convert, Fields};
 pub use primitive::{Converted, Primitive, Tool, Turn};
 pub use probe::Probe;
 pub use script::{Around, Run, Script, When};
-pub use service::ServiceState;
+pub use service::{ServiceState, unit};

@@ -32,7 +32,7 @@ pub enum Primitive<C, T = C, S = String> {
     /// A user.
     User(User),
     /// A unit of the init system; `unit` includes the suffix.
-    Service { unit: String, enabled: Option<bool>, state: Option<ServiceState> },
+    Service { unit: String, enabled: Option<bool>, masked: Option<bool>, state: Option<ServiceState> },
     /// A kernel setting.
     Sysctl { key: String, value: String },
     /// A kernel module.
@@ -371,11 +371,12 @@ impl<C, T, S> Primitive<C, T, S> {
                 user.describe(&label, to);
                 Primitive::User(user.clone())
             }
-            Self::Service { unit, enabled, state } => {
+            Self::Service { unit, enabled, masked, state } => {
                 to.value(&label, &"");
                 optional(to, &format!("{label} enabled"), enabled.as_ref());
+                optional(to, &format!("{label} masked"), masked.as_ref());
                 optional(to, &format!("{label} state"), state.map(ServiceState::word).as_ref());
-                Primitive::Service { unit: unit.clone(), enabled: *enabled, state: *state }
+                Primitive::Service { unit: unit.clone(), enabled: *enabled, masked: *masked, state: *state }
             }
             Self::Sysctl { key, value } => {
                 to.value(&label, value);

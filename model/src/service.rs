@@ -1,6 +1,26 @@
-//! The state of a service.
+//! Units of the init system: their names, and the state of a service.
 
 use serde::{Deserialize, Serialize};
+
+/// The types of units, which are the suffixes of their names (systemd.unit(5)).
+const TYPES: [&str; 11] = [
+    ".service",
+    ".socket",
+    ".target",
+    ".device",
+    ".mount",
+    ".automount",
+    ".swap",
+    ".timer",
+    ".path",
+    ".slice",
+    ".scope",
+];
+
+/// Completes the name of a unit: a name without a type is that of a service.
+pub fn unit(name: &str) -> String {
+    if TYPES.iter().any(|end| name.ends_with(end)) { name.to_owned() } else { format!("{name}.service") }
+}
 
 /// The state of a service after the step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +59,15 @@ impl ServiceState {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_unit_without_a_type_is_a_service() {
+        for whole in ["mnt-data.automount", "swapfile.swap", "a@b.timer", "a.service"] {
+            assert_eq!(unit(whole), whole);
+        }
+        assert_eq!(unit("openvpn@office"), "openvpn@office.service");
+        assert_eq!(unit("org.example.daemon"), "org.example.daemon.service");
+    }
 
     #[test]
     fn each_word_is_a_state_and_no_other() {

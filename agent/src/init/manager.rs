@@ -1,6 +1,7 @@
 //! What the agent needs of an init system.
 
 use std::io;
+use std::path::PathBuf;
 
 use crate::command::Output;
 use crate::failure::Failure;
@@ -38,16 +39,33 @@ pub(crate) trait Init: Sync {
     /// Whether it is stopping the machine.
     fn is_going_off(&self) -> bool;
 
-    /// Completes the name of a unit.
-    fn unit(&self, name: &str) -> String;
+    /// Finds a unit, and returns the name of its file: `name` may be an alias. With `file`,
+    /// it must have one, and not only exist while the machine runs.
+    ///
+    /// # Errors
+    ///
+    /// There is no such unit.
+    fn unit(&self, name: &str, file: bool) -> Result<String, Failure>;
 
     /// Decides whether a unit starts at boot.
+    ///
+    /// # Errors
+    ///
+    /// The unit can't be enabled or disabled; the message says what to do instead.
     fn set_at_boot(&self, unit: &str, enabled: bool, output: &Output) -> Result<(), Failure>;
 
     /// Returns whether a unit starts at boot, and a word for the ledger: `enabled`, maybe
     /// with a suffix, if it was set to start; `disabled` if it could be; another word, or
     /// none if there is no such unit.
     fn at_boot(&self, unit: &str) -> Result<(bool, String), Failure>;
+
+    /// Returns the place of the link to `/dev/null` that masks a unit, so that nothing
+    /// starts it, and whether the unit is masked, at the next boot too.
+    ///
+    /// # Errors
+    ///
+    /// The mask can't be made there, or can't be removed.
+    fn mask(&self, unit: &str, wanted: bool) -> Result<(PathBuf, bool), Failure>;
 
     /// Does something with a unit. After a failure, `output` gets what the unit has logged.
     fn control(&self, verb: Verb, unit: &str, output: &Output) -> Result<(), Failure>;

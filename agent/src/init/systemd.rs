@@ -2,14 +2,16 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::first_boot;
 use super::manager::{Init, Verb};
+use super::units::Units;
 use crate::command::{self, Output};
 use crate::failure::Failure;
+use crate::offline;
 
 /// Where systemd's first process is, with a separate `/lib` and without.
 const PROGRAMS: [&str; 2] = ["/usr/lib/systemd/systemd", "/lib/systemd/systemd"];
@@ -85,19 +87,77 @@ impl Init for Systemd {
             || command::query(&mut state, command::QUESTION).is_ok_and(|(_, text)| text.trim() == "stopping")
     }
 
-    fn unit(&self, name: &str) -> String {
-        if name.contains('.') { name.to_owned() } else { format!("{name}.service") }
+    fn unit(&self, name: &str, file: bool) -> Result<String, Failure> {
+        let units = Units::new();
+        if let Some(real) = units.real(name) {
+            return Ok(real);
+        }
+        let made = Units::is_made_at_boot(name);
+        // A unit that exists only in memory; a mask does not need a unit.
+        let lives =
+            !offline::is() && !["not-found", "masked"].contains(&property(name, "LoadState")?.as_str());
+        if !file && (lives || offline::is() && made) {
+            return Ok(name.to_owned());
+        }
+        let help = match units.similar(name).as_slice() {
+            _ if lives || made => "; if systemd makes it at each boot, for instance from /etc/fstab, change \
+                                   that, or use `masked=#true`"
+                .to_owned(),
+            [] => "; which package or file has it, and does that come before this step?".to_owned(),
+            near => format!("; did you mean {}?", near.join(" or ")),
+        };
+        Err(Failure::new(format!("the machine has no unit {name}{help}")))
     }
 
     fn set_at_boot(&self, unit: &str, enabled: bool, output: &Output) -> Result<(), Failure> {
-        act(if enabled { "enable" } else { "disable" }, unit, output)
+        let verb = if enabled { "enable" } else { "disable" };
+        let mut change = of_files();
+        change.args([verb, "--", unit]);
+        command::run(&mut change, CHANGE, output).map_err(|failure| named(verb, unit, failure))?;
+        if !offline::is() {
+            self.reload(output)?;
+        }
+        let (starts, word) = self.at_boot(unit)?;
+        let help = match (word.as_str(), Units::new().trigger(unit)) {
+            _ if !enabled && starts => {
+                "a unit of its package starts it, which can't be changed: to keep it from starting, use \
+                 `masked=#true`"
+                    .to_owned()
+            }
+            ("static", Some(trigger)) if enabled && !starts => {
+                format!("it has no [Install] section; {trigger} starts it, so enable that")
+            }
+            ("static", None) if enabled && !starts => {
+                "it has no [Install] section that says when it starts; add one by a drop-in file, such as \
+                 `WantedBy=multi-user.target`"
+                    .to_owned()
+            }
+            _ => return Ok(()),
+        };
+        Err(Failure::new(format!("systemctl {verb} {unit} has no effect: {help}")))
     }
 
     fn at_boot(&self, unit: &str) -> Result<(bool, String), Failure> {
-        let mut question = systemctl();
+        let mut question = of_files();
         question.args(["is-enabled", "--", unit]);
-        let (enabled, text) = command::query(&mut question, command::QUESTION)?;
-        Ok((enabled, text.trim().to_owned()))
+        let (_, text) = command::query(&mut question, command::QUESTION)?;
+        let word = text.trim();
+        let starts = word.starts_with("enabled") || word == "static" && Units::new().is_wanted(unit);
+        Ok((starts, word.to_owned()))
+    }
+
+    fn mask(&self, unit: &str, wanted: bool) -> Result<(PathBuf, bool), Failure> {
+        let (units, link) = (Units::new(), Units::new().mask(unit));
+        match units.masked_by(unit) {
+            Some(file) if !wanted && file != link => {
+                Err(Failure::new(format!("{unit} is masked by {}, which is not below /etc", file.display())))
+            }
+            None if wanted && fs::symlink_metadata(&link).is_ok_and(|meta| meta.is_file()) => {
+                let why = "that is the unit's own file; remove it, or use `enabled=#false`";
+                Err(Failure::new(format!("{unit} can't be masked by {}: {why}", link.display())))
+            }
+            masked => Ok((link, masked.is_some())),
+        }
     }
 
     fn control(&self, verb: Verb, unit: &str, output: &Output) -> Result<(), Failure> {
@@ -108,7 +168,16 @@ impl Init for Systemd {
             Verb::TryRestart => "try-restart",
             Verb::TryReload => "try-reload-or-restart",
         };
-        act(verb, unit, output)
+        act(verb, unit, output).map_err(|mut failure| {
+            let masked = property(unit, "LoadState").is_ok_and(|state| state == "masked");
+            if masked && Units::new().masked_by(unit).is_none() {
+                failure.message = format!(
+                    "{unit} is masked by the kernel's command line: vimg does that while it builds with units \
+                     that change the disk. `enabled=#true` alone starts it in the finished image"
+                );
+            }
+            failure
+        })
     }
 
     fn stop_all(&self, units: &[String], output: &Output) -> Result<(), Failure> {
@@ -207,16 +276,35 @@ fn names(table: &str) -> impl Iterator<Item = &str> {
     table.lines().filter_map(|line| line.split_whitespace().next())
 }
 
+/// `systemctl` that looks at files only, and not at the systemd that runs: what the kernel's
+/// command line masks for this boot is not masked in the image.
+fn of_files() -> Command {
+    let mut systemctl = systemctl();
+    systemctl.env("SYSTEMD_OFFLINE", "1").env("SYSTEMD_UNIT_PATH", Units::search_path());
+    systemctl
+}
+
+/// Asks for a property of a unit.
+fn property(unit: &str, name: &str) -> Result<String, Failure> {
+    let mut show = systemctl();
+    show.args(["show", "--value", "--property", name, "--", unit]);
+    Ok(command::query(&mut show, command::QUESTION)?.1.trim().to_owned())
+}
+
+fn named(verb: &str, unit: &str, mut failure: Failure) -> Failure {
+    failure.message = format!("systemctl {verb} {unit}: {}", failure.message);
+    failure
+}
+
 fn act(verb: &str, unit: &str, output: &Output) -> Result<(), Failure> {
     let mut systemctl = systemctl();
     systemctl.args([verb, "--", unit]);
-    command::run(&mut systemctl, CHANGE, output).map_err(|mut failure| {
+    command::run(&mut systemctl, CHANGE, output).map_err(|failure| {
         // Print the journal, because systemctl refers to it.
         let mut journal = command::command("journalctl");
         journal.args(["--no-pager", "--lines=20", "--output=cat", "--unit", unit]);
         let _ = command::run(&mut journal, Duration::from_secs(60), output);
-        failure.message = format!("systemctl {verb} {unit}: {}", failure.message);
-        failure
+        named(verb, unit, failure)
     })
 }
 
@@ -229,7 +317,6 @@ mod tests {
         let files = "/lib/systemd/system/nginx.service\n/usr/lib/systemd/system/getty@.service\n\
                      /etc/nginx/nginx.service\n/lib/systemd/system/a.target\n/usr/lib/systemd/system/b.timer\n";
         assert_eq!(Systemd.units_among(files), ["nginx.service", "getty@*.service", "b.timer"]);
-        assert_eq!((Systemd.unit("a"), Systemd.unit("a.socket")), ("a.service".into(), "a.socket".into()));
         assert!(Systemd.reads("/etc/systemd/system/a.service") && !Systemd.reads("/etc/a.service"));
     }
 }

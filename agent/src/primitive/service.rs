@@ -1,21 +1,34 @@
-//! `service`: enables or disables a unit and, in a booted machine, starts or stops it.
+//! `service`: enables, disables or masks a unit and, in a booted machine, starts or stops it.
+
+use std::path::Path;
 
 use super::context::Context;
+use super::symlink;
 use crate::failure::Failure;
 use crate::init::{self, Verb};
 use crate::ledger::Entry;
 use crate::offline;
+use crate::place::Place;
 use crate::protocol::ServiceState;
 
 pub(super) fn apply(
-    unit: &str,
+    name: &str,
     enabled: Option<bool>,
+    masked: Option<bool>,
     state: Option<ServiceState>,
     context: &mut Context,
 ) -> Result<bool, Failure> {
     let init = init::find()?;
-    let active = if offline::is() { None } else { Some(init.runs(unit, &context.output())?) };
-    let (at_boot, was) = init.at_boot(unit)?;
+    let unit = match (init.unit(name, enabled.is_some()), masked) {
+        // A mask also keeps a package that comes later from starting its unit.
+        (Err(_), Some(_)) if enabled != Some(true) => name.to_owned(),
+        (unit, _) => unit?,
+    };
+    // A unit that is enabled can't stay masked.
+    let masked = masked.or(enabled.filter(|enabled| *enabled).map(|_| false));
+    let other_mask = masked.map_or(Ok(false), |masked| set_mask(&unit, masked, context))?;
+    let active = if offline::is() { None } else { Some(init.runs(&unit, &context.output())?) };
+    let (at_boot, was) = init.at_boot(&unit)?;
     let other = enabled.filter(|enabled| at_boot != *enabled);
     // Offline, nothing is started or stopped.
     let verb = match (state, active) {
@@ -28,17 +41,35 @@ pub(super) fn apply(
         | (None, _) => None,
     };
     if other.is_none() && verb.is_none() {
-        return Ok(false);
+        return Ok(other_mask);
     }
-    context.ledger.note(&Entry::Service { unit: unit.to_owned(), enabled: was, active })?;
+    context.ledger.note(&Entry::Service { unit: unit.clone(), enabled: was, active })?;
     if let Some(enabled) = other {
-        init.set_at_boot(unit, enabled, &context.output())?;
+        init.set_at_boot(&unit, enabled, &context.output())?;
     }
     if let Some(verb) = verb {
-        init.control(verb, unit, &context.output())?;
+        init.control(verb, &unit, &context.output())?;
     }
     if let Some(Verb::Start | Verb::Restart) = verb {
-        context.switch.is_new(unit);
+        context.switch.is_new(&unit);
+    }
+    Ok(true)
+}
+
+/// Masks a unit or removes its mask; returns whether that changed anything.
+fn set_mask(unit: &str, wanted: bool, context: &mut Context) -> Result<bool, Failure> {
+    let init = init::find()?;
+    let (link, is) = init.mask(unit, wanted)?;
+    if is == wanted {
+        return Ok(false);
+    }
+    context.ledger.path(&link)?;
+    match wanted {
+        true => symlink::put(&link, Path::new("/dev/null"), (0, 0))?,
+        false => Place::find(&link).and_then(|place| place.remove()).map_err(|e| Failure::at(&link, e))?,
+    }
+    if !offline::is() {
+        init.reload(&context.output())?;
     }
     Ok(true)
 }

@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::init::{self, Verb};
 use crate::ledger::Entry;
 use crate::packages;
-use crate::protocol::Order;
+use crate::protocol::{Order, unit};
 
 /// Does the postponed work of a layer, if it must be done before the step `next`.
 pub(crate) fn settle(next: Option<&Order>, context: &mut Context) -> Result<(), Failure> {
@@ -45,7 +45,7 @@ fn release(held: &Held, context: &Context) -> Result<(), Failure> {
             try_to(Verb::Start, unit, context)?;
         }
     }
-    held.asked.iter().try_for_each(|(name, verb)| try_to(*verb, &init.unit(name), context))
+    held.asked.iter().try_for_each(|(name, verb)| try_to(*verb, &unit(name), context))
 }
 
 fn try_to(verb: Verb, unit: &str, context: &Context) -> Result<(), Failure> {

@@ -211,8 +211,9 @@ impl Elaborator<'_> {
     }
 }
 
-const SERVICE: Kind = kind("service", "A systemd unit.", Args::One(req("unit", Ty::Str, "the unit name; `.service` may be left out"))).props(&[
-    opt("enabled", Ty::Bool, "start the unit at boot"),
+const SERVICE: Kind = kind("service", "A systemd unit of any type.", Args::One(req("unit", Ty::Str, "the unit name, such as `nginx`, `openvpn@office` or `fstrim.timer`; a name without a type is that of a `.service`"))).props(&[
+    opt("enabled", Ty::Bool, "start the unit at boot; `#true` also unmasks it. A unit that is disabled can still be started by another unit, a socket or D-Bus"),
+    opt("masked", Ty::Bool, "mask the unit, so that nothing can start it, or unmask it. The unit need not exist yet"),
     opt("state", Ty::Word(ServiceState::WORDS), "state of the unit after this step; no effect offline, where `enabled` decides what the next boot starts"),
 ]);
 
@@ -233,7 +234,18 @@ impl Elaborator<'_> {
             }
             None => None,
         };
-        Some(Primitive::Service { unit, enabled: self.prop_bool(at, "enabled", scope), state })
+        let [enabled, masked] = ["enabled", "masked"].map(|name| self.prop_bool(at, name, scope));
+        if masked == Some(true)
+            && (enabled == Some(true) || state.is_some_and(|s| s != ServiceState::Stopped))
+        {
+            let span = at.node.prop("masked").map_or_else(|| at.head(), |a| at.span(&a.range));
+            let help = "nothing can start a masked unit: leave out `masked`, or the other property";
+            self.out.push(
+                Diagnostic::error(Code::Conflict, span, "this unit is masked and started at the same time")
+                    .help(help),
+            );
+        }
+        Some(Primitive::Service { unit, enabled, masked, state })
     }
 }
 
@@ -347,14 +359,12 @@ pub(super) fn package_name(text: &str) -> Result<String, String> {
 }
 
 fn unit_name(text: &str) -> Result<String, String> {
-    const SUFFIXES: &[&str] = &[".service", ".socket", ".timer", ".path", ".mount", ".target"];
     let good = text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c));
     if !good {
         return Err("expected a unit name: letters, digits and `:-_.\\@`".into());
     }
-    let whole = SUFFIXES.iter().any(|s| text.ends_with(s));
-    Ok(if whole { text.to_owned() } else { format!("{text}.service") })
+    Ok(vimg_model::unit(text))
 }
 
 #[cfg(test)]
