@@ -10,7 +10,7 @@ use crate::command::{self, Output};
 use crate::failure::Failure;
 use crate::fetch::Sender;
 use crate::http;
-use crate::init;
+use crate::init::{self, Observed, State};
 use crate::packages;
 use crate::protocol::{FromAgent, Probe};
 
@@ -39,6 +39,13 @@ pub(crate) fn check(
             }
         }
     }
+    // Services come last: they prove themselves while the other probes are asked.
+    for (step, probe) in probes.iter().enumerate() {
+        let Probe::Service { unit, within } = probe else { continue };
+        if let Err(failure) = stays_up(unit, *within, &Output { sender, step, hidden: &[] }) {
+            return Ok(failure.of(step));
+        }
+    }
     Ok(FromAgent::Passed)
 }
 
@@ -55,7 +62,7 @@ fn ask(probe: &Probe, variables: &[(String, String)], output: &Output) -> Result
             command::run(&mut shell, Duration::from_secs(*timeout), output)
         }
         Probe::File { path, contains } => file(path, contains.as_deref()).map_err(Failure::new),
-        Probe::Service { unit, within } => again(*within, |_| service(unit)),
+        Probe::Service { unit, within } => comes_up(unit, *within, output),
         Probe::Package { name } => package(name).map_err(Failure::new),
     }
 }
@@ -118,8 +125,55 @@ fn file(path: &str, contains: Option<&str>) -> Result<(), String> {
     }
 }
 
-fn service(unit: &str) -> Result<(), String> {
-    init::find().map_err(|failure| failure.message)?.ask(unit)
+/// Waits until a unit is up.
+fn comes_up(unit: &str, within: u64, output: &Output) -> Result<(), Failure> {
+    let init = init::find()?;
+    // Asked again, a unit that does not exist gives the same answer.
+    init.observe(unit).map_err(Failure::new)?;
+    let up = again(within, |_| match init.observe(unit)? {
+        Observed { state: State::Runs(_) | State::Stands, .. } => Ok(()),
+        Observed { words, .. } => Err(words),
+    });
+    up.inspect_err(|_| init.print_log(unit, output))
+}
+
+/// Waits until a unit that was up has run for a moment without a restart. A machine that is
+/// asked just after its boot has services that will fail in their first seconds.
+fn stays_up(unit: &str, within: u64, output: &Output) -> Result<(), Failure> {
+    let init = init::find()?;
+    let moment = init.moment();
+    steady(moment, Duration::from_secs(within), || init.observe(unit)).map_err(|why| {
+        init.print_log(unit, output);
+        Failure::new(why)
+    })
+}
+
+/// Observes a unit that was up until it has run for a `moment`. After a restart it has
+/// `patience` to do that.
+fn steady(
+    moment: Duration,
+    patience: Duration,
+    mut observe: impl FnMut() -> Result<Observed, String>,
+) -> Result<(), String> {
+    let start = Instant::now();
+    loop {
+        let now = observe()?;
+        let left = match now.state {
+            State::Stands => return Ok(()),
+            State::Runs(time) if time >= moment => return Ok(()),
+            State::Runs(time) => moment - time,
+            State::Failed => return Err(format!("it was up and did not stay up: {}", now.words)),
+            State::Down => PAUSE,
+        };
+        if start.elapsed() >= patience + moment {
+            let restarts = match now.restarts {
+                0 => String::new(),
+                n => format!("; it was started again, {n} times so far"),
+            };
+            return Err(format!("it does not stay up for {} s: {}{restarts}", moment.as_secs(), now.words));
+        }
+        std::thread::sleep(left.min(moment));
+    }
 }
 
 fn package(name: &str) -> Result<(), String> {
@@ -151,6 +205,27 @@ mod tests {
         assert_eq!(file(name, Some("hello")), Ok(()));
         assert_eq!(file(name, Some("bye")), Err("`bye` is not in the file: hello world".into()));
         assert!(file(dir.path().to_str().unwrap(), Some("x")).unwrap_err().contains("not a regular file"));
+    }
+
+    #[test]
+    fn a_service_must_run_for_a_moment() {
+        let seen = |state, restarts| Ok(Observed { state, restarts, words: "it is there".into() });
+        let (moment, never) = (Duration::from_millis(20), Duration::ZERO);
+        let runs = |ms| State::Runs(Duration::from_millis(ms));
+        // It has run for long, or has no process: there is no wait.
+        assert_eq!(steady(moment, never, || seen(runs(21), 0)), Ok(()));
+        assert_eq!(steady(moment, never, || seen(State::Stands, 0)), Ok(()));
+        // It ends in its moment.
+        let mut states = vec![State::Failed, runs(1)];
+        let failure = steady(moment, never, || seen(states.pop().unwrap(), 0)).unwrap_err();
+        assert!(failure.contains("did not stay up: it is there"), "{failure}");
+        // It comes back, and stays.
+        let mut states = vec![runs(30), runs(1), State::Down, runs(1)];
+        let patience = Duration::from_secs(60);
+        assert_eq!(steady(moment, patience, || seen(states.pop().unwrap(), 1)), Ok(()));
+        // It is started again and again.
+        let failure = steady(moment, never, || seen(runs(1), 7)).unwrap_err();
+        assert!(failure.contains("started again, 7 times"), "{failure}");
     }
 
     #[test]

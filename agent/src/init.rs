@@ -2,12 +2,13 @@
 
 mod first_boot;
 mod manager;
+mod show;
 mod units;
 mod systemd;
 
 use crate::failure::Failure;
 
-pub(crate) use manager::{Init, Verb};
+pub(crate) use manager::{Init, Observed, State, Verb};
 
 /// The init systems that the agent knows.
 const KNOWN: &[&dyn Init] = &[&systemd::Systemd];

@@ -6,6 +6,9 @@
 //! request may start the service that answers it. A check that does both, or
 //! that runs a script, has its own fork. A check that fails in a shared fork
 //! runs again alone, so that no other check can be the cause.
+//!
+//! A check of services in a shared fork has passed only if the services are
+//! still up when all checks of the fork have been asked.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,15 +17,15 @@ use tokio::task::JoinSet;
 use vimg_agent::protocol::Probe;
 
 use super::batch_context::BatchContext;
-use super::executor::{Built, Report};
+use super::executor::Report;
 use super::explain::explain;
 use super::guest::Stopped;
-use super::log::Log;
-use super::make::{Facts, NodeBuild};
+use super::log::{Log, clean};
+use super::make::{Facts, Made, NodeBuild};
 use super::node_failure::{FailureKind, NodeFailure};
 use super::order::{BatchOrder, Task};
 use super::prewarm::{self, Prewarm};
-use super::session::Progress;
+use super::session::{Progress, SessionError};
 use super::up::{self, StartOptions, Started};
 use super::worker::JOB;
 use crate::provider::{Instance, Provider};
@@ -105,25 +108,93 @@ async fn together<P: Provider>(
     // processor busy, a machine that boots more.
     let job = if worker.use_snapshots { 1 } else { JOB };
     let _job = worker.jobs.acquire_many(job).await;
-    let mut fork = None;
+    let (mut fork, mut held, mut left) = (None, Vec::new(), Vec::new());
     for (at, n) in party.iter().enumerate() {
-        let report = match one(batch, *n, &mut fork, machine).await {
-            Ok(Asked::Passed(built)) => Report::Build(built),
-            Ok(Asked::There) => Report::Reuse,
+        match one(batch, *n, &mut fork, machine).await {
+            Ok(Asked::Passed(passed)) if party.len() > 1 && passed.services().next().is_some() => {
+                held.push((*n, passed));
+            }
+            Ok(Asked::Passed(passed)) => left.extend(end(batch, *n, passed.commit().await).await),
+            Ok(Asked::There) => batch.report(*n, Report::Reuse),
             Ok(Asked::Left) => {
-                leave(fork).await;
-                return party[at..].to_vec();
+                left.extend(&party[at..]);
+                break;
             }
             Err(failure) => {
-                leave(fork).await;
+                leave(fork.take()).await;
                 let again = batch.fail(*n, failure).await;
-                return party[at + usize::from(!again)..].to_vec();
+                left.extend(&party[at + usize::from(!again)..]);
+                break;
             }
+        }
+    }
+    for (n, passed) in held {
+        let passed = match &mut fork {
+            Some(fork) => passed.still(&mut fork.up).await,
+            None => Ok(passed),
         };
-        batch.report(*n, report);
+        let made = match passed {
+            Ok(passed) => passed.commit().await,
+            Err(failure) => Err(failure),
+        };
+        left.extend(end(batch, n, made).await);
     }
     leave(fork).await;
-    Vec::new()
+    left
+}
+
+/// Reports the end of a check. Returns the check if it can be tried again.
+async fn end<P: Provider>(batch: &BatchContext<P>, n: usize, made: Made) -> Option<usize> {
+    match made {
+        Ok(built) => {
+            batch.report(n, Report::Build(built));
+            None
+        }
+        Err(failure) => batch.fail(n, failure).await.then_some(n),
+    }
+}
+
+/// A check that has passed, before its state is committed.
+struct Passed<'a, P: Provider> {
+    build: NodeBuild<'a, P>,
+    staging: Staging,
+    made: Facts,
+}
+
+impl<P: Provider> Passed<'_, P> {
+    async fn commit(self) -> Made {
+        self.build.commit(self.staging, self.made).await.map(|(_, built)| built)
+    }
+
+    /// The services that the check names, with the steps that do.
+    fn services(&self) -> impl Iterator<Item = (usize, &Probe)> {
+        let probes = match &self.build.node.task {
+            Task::Check(check) => check.probes.as_slice(),
+            _ => &[],
+        };
+        probes.iter().enumerate().filter(|(_, probe)| matches!(probe, Probe::Service { .. }))
+    }
+
+    /// Asks again for the services, after the other checks of the fork.
+    async fn still(self, up: &mut Started<P::Instance>) -> Result<Self, Box<NodeFailure>> {
+        let log_path = self.staging.path().join(DiskKind::None.file_name());
+        let (steps, probes): (Vec<usize>, Vec<Probe>) =
+            self.services().map(|(step, probe)| (step, probe.clone())).unzip();
+        let mut lines = Vec::new();
+        let mut hear = |progress: Progress<'_>| {
+            if let Progress::Output(text) = progress {
+                lines.extend(text.lines().map(clean));
+            }
+        };
+        let asked = up.guest.ask(async |session| session.check(&probes, &[], &mut hear).await).await;
+        let Err(mut trouble) = asked else { return Ok(self) };
+        if let Stopped::Session(SessionError::Step { step, .. }) = &mut trouble {
+            *step = steps[*step];
+        }
+        let mut failure = explain(&self.build, &mut up.guest.instance, trouble, Some(lines)).await;
+        failure.log = self.build.keep_log(&log_path);
+        Err(failure)
+    }
 }
 
 /// A machine that runs checks, with its files and its memory permit.
@@ -140,8 +211,8 @@ async fn leave<I: Instance>(fork: Option<Fork<'_, I>>) {
 }
 
 /// The result of a check.
-enum Asked {
-    Passed(Built),
+enum Asked<'a, P: Provider> {
+    Passed(Passed<'a, P>),
     /// Another process has run it meanwhile.
     There,
     /// Another process runs it now.
@@ -154,7 +225,7 @@ async fn one<'a, P: Provider>(
     n: usize,
     fork: &mut Option<Fork<'a, P::Instance>>,
     machine: &Machine<P>,
-) -> Result<Asked, Box<NodeFailure>> {
+) -> Result<Asked<'a, P>, Box<NodeFailure>> {
     let (worker, node) = (&batch.worker, &batch.order.nodes[n]);
     let lock = match fork {
         None => worker.store.lock(&node.key).await.map(Some),
@@ -181,7 +252,7 @@ async fn one<'a, P: Provider>(
         match asked {
             Ok(()) => {
                 let made = Facts::of(DiskKind::None, up.guest.instance.runner());
-                return build.commit(staging, made).await.map(|(_, built)| Asked::Passed(built));
+                return Ok(Asked::Passed(Passed { build, staging, made }));
             }
             Err(_) if in_company => {
                 build.phase("ask again, alone");

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::command::Output;
 use crate::failure::Failure;
@@ -16,6 +17,29 @@ pub(crate) enum Verb {
     TryRestart,
     /// Have it read its files again if it runs, or else restart it.
     TryReload,
+}
+
+/// What a unit does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Observed {
+    pub(crate) state: State,
+    /// How often the init system has started it again.
+    pub(crate) restarts: u64,
+    /// The state in words, for people.
+    pub(crate) words: String,
+}
+
+/// Whether a unit is up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// It has processes, and has been up for this long.
+    Runs(Duration),
+    /// It is up and has no process that could end, or its work is done.
+    Stands,
+    /// It may still come up.
+    Down,
+    /// It ended with a failure, and the init system does not start it again.
+    Failed,
 }
 
 /// An init system. A unit is what it starts and stops.
@@ -79,8 +103,15 @@ pub(crate) trait Init: Sync {
     /// Whether a unit is active.
     fn is_active(&self, unit: &str) -> Result<bool, Failure>;
 
-    /// Returns what a unit does if it is not active, for people.
-    fn ask(&self, unit: &str) -> Result<(), String>;
+    /// Looks at what a unit does; the error says why it will never be up.
+    fn observe(&self, unit: &str) -> Result<Observed, String>;
+
+    /// How long a service of this machine must run before it counts as started well. A
+    /// machine that boots slowly also fails slowly.
+    fn moment(&self) -> Duration;
+
+    /// Prints the last lines that a unit has logged.
+    fn print_log(&self, unit: &str, output: &Output);
 
     /// Whether it has read the file at `path`, and must read it again after a change.
     fn reads(&self, path: &str) -> bool;

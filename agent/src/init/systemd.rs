@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::first_boot;
-use super::manager::{Init, Verb};
+use super::manager::{Init, Observed, Verb};
+use super::{first_boot, show};
 use super::units::Units;
 use crate::command::{self, Output};
 use crate::failure::Failure;
@@ -210,19 +210,24 @@ impl Init for Systemd {
         Ok(command::query(&mut question, command::QUESTION)?.0)
     }
 
-    fn ask(&self, unit: &str) -> Result<(), String> {
+    fn observe(&self, unit: &str) -> Result<Observed, String> {
         let mut show = systemctl();
-        show.args(["show", "--property=LoadState,ActiveState,SubState,Result", "--", unit]);
+        show.args(["show", "--property", show::PROPERTIES, "--", unit]);
         let (_, text) = command::query(&mut show, command::QUESTION).map_err(|f| f.message)?;
-        let property = |name: &str| {
-            let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix('='));
-            line.unwrap_or("unknown").to_owned()
-        };
-        match (property("ActiveState").as_str(), property("LoadState").as_str()) {
-            ("active" | "reloading", _) => Ok(()),
-            (_, "not-found") => Err("there is no such service".into()),
-            (state, _) => Err(format!("it is {state} ({}, {})", property("SubState"), property("Result"))),
-        }
+        show::observed(&text, show::now())
+    }
+
+    fn moment(&self) -> Duration {
+        let mut show = systemctl();
+        show.args(["show", "--value", "--property=FinishTimestampMonotonic"]);
+        let text = command::query(&mut show, command::QUESTION).map_or(String::new(), |(_, text)| text);
+        show::moment(&text)
+    }
+
+    fn print_log(&self, unit: &str, output: &Output) {
+        let mut journal = command::command("journalctl");
+        journal.args(["--no-pager", "--lines=20", "--output=cat", "--unit", unit]);
+        let _ = command::run(&mut journal, Duration::from_secs(60), output);
     }
 
     fn reads(&self, path: &str) -> bool {
@@ -300,10 +305,8 @@ fn act(verb: &str, unit: &str, output: &Output) -> Result<(), Failure> {
     let mut systemctl = systemctl();
     systemctl.args([verb, "--", unit]);
     command::run(&mut systemctl, CHANGE, output).map_err(|failure| {
-        // Print the journal, because systemctl refers to it.
-        let mut journal = command::command("journalctl");
-        journal.args(["--no-pager", "--lines=20", "--output=cat", "--unit", unit]);
-        let _ = command::run(&mut journal, Duration::from_secs(60), output);
+        // systemctl refers to the journal.
+        Systemd.print_log(unit, output);
         named(verb, unit, failure)
     })
 }
