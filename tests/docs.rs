@@ -191,6 +191,7 @@ configuration "c" {
     archive "/PATH/a" from="HOST" owner="root"
     group "name" gid=1
     user "name" uid=1
+    authorized-key "name" key="ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA000000000000000000000000000000000000000001"
     service "name" enabled=#true masked=#false state="running"
     sysctl "NAME" value=1
     run network=#true { script "x"; env NAME="1"; undo "y"; secret "name" }

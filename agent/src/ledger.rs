@@ -64,6 +64,15 @@ pub(crate) enum Entry {
         /// The home directory, if the step created it.
         home: Option<String>,
     },
+    /// A line of a file that has lines of several layers.
+    Key {
+        path: String,
+        line: String,
+        /// The line that it replaced.
+        was: Option<String>,
+        /// Whether the step created the file.
+        created: bool,
+    },
     Service {
         unit: String,
         /// The output of `systemctl is-enabled`.

@@ -7,6 +7,7 @@ mod lay;
 mod account;
 mod symlink;
 mod file;
+mod authorized_key;
 mod archive;
 mod directory;
 mod hook;
@@ -55,6 +56,7 @@ fn make(primitive: &Primitive, context: &mut Context) -> Result<bool, Failure> {
         }
         Primitive::Group { name, gid, system } => account::group(name, *gid, *system, context),
         Primitive::User(user) => account::user(user, context),
+        Primitive::AuthorizedKey { user, key } => authorized_key::apply(user, key, context),
         Primitive::Service { unit, enabled, masked, state } => {
             service::apply(unit, *enabled, *masked, *state, context)
         }

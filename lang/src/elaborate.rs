@@ -6,6 +6,7 @@ mod check;
 mod effect;
 mod growing;
 mod script;
+mod authorized_key;
 mod primitive;
 mod steps;
 mod image;

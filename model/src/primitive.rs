@@ -31,6 +31,8 @@ pub enum Primitive<C, T = C, S = String> {
     Group { name: String, gid: Option<u32>, system: bool },
     /// A user.
     User(User),
+    /// A public key with which a user can log in by SSH.
+    AuthorizedKey { user: String, key: String },
     /// A unit of the init system; `unit` includes the suffix.
     Service { unit: String, enabled: Option<bool>, masked: Option<bool>, state: Option<ServiceState> },
     /// A kernel setting.
@@ -88,6 +90,7 @@ impl<C, T, S> Primitive<C, T, S> {
             Self::Archive { path, .. } => format!("archive {path}"),
             Self::Group { name, .. } => format!("group {name}"),
             Self::User(user) => format!("user {}", user.name),
+            Self::AuthorizedKey { user, .. } => format!("authorized-key {user}"),
             Self::Service { unit, .. } => format!("service {unit}"),
             Self::Sysctl { key, .. } => format!("sysctl {key}"),
             Self::KernelModule { name } => format!("kernel-module {name}"),
@@ -107,9 +110,10 @@ impl<C, T, S> Primitive<C, T, S> {
             Self::Sysctl { key, .. } => Some(format!("the setting `{key}`")),
             Self::KernelModule { name } => Some(format!("the kernel module `{name}`")),
             Self::Service { unit, .. } => Some(format!("the service `{unit}`")),
-            // Trees and archives may be merged, packages are joined, and scripts are
-            // no resources.
+            // Trees and archives may be merged, packages are joined, a user may have
+            // several keys, and scripts are no resources.
             Self::Directory { tree: Some(_), .. }
+            | Self::AuthorizedKey { .. }
             | Self::Package { .. }
             | Self::Archive { .. }
             | Self::Reboot
@@ -128,6 +132,7 @@ impl<C, T, S> Primitive<C, T, S> {
             Self::Package { .. }
             | Self::Group { .. }
             | Self::User(_)
+            | Self::AuthorizedKey { .. }
             | Self::Service { .. }
             | Self::Sysctl { .. }
             | Self::KernelModule { .. }
@@ -149,6 +154,7 @@ impl<C, T, S> Primitive<C, T, S> {
             | Self::Archive { .. }
             | Self::Group { .. }
             | Self::User(_)
+            | Self::AuthorizedKey { .. }
             | Self::Sysctl { .. }
             | Self::KernelModule { .. }
             | Self::Reboot
@@ -161,7 +167,8 @@ impl<C, T, S> Primitive<C, T, S> {
         match self {
             Self::Package { names } => Turn::Early(names),
             Self::Group { .. } | Self::User(_) => Turn::AfterAll,
-            Self::File { .. }
+            Self::AuthorizedKey { .. }
+            | Self::File { .. }
             | Self::Directory { .. }
             | Self::Symlink { .. }
             | Self::Archive { .. }
@@ -182,7 +189,8 @@ impl<C, T, S> Primitive<C, T, S> {
             | Self::Directory { .. }
             | Self::Symlink { .. }
             | Self::Group { .. }
-            | Self::User(_) => true,
+            | Self::User(_)
+            | Self::AuthorizedKey { .. } => true,
             Self::Package { .. }
             | Self::Archive { .. }
             | Self::Service { .. }
@@ -206,6 +214,7 @@ impl<C, T, S> Primitive<C, T, S> {
             | Self::Archive { .. }
             | Self::Group { .. }
             | Self::User(_)
+            | Self::AuthorizedKey { .. }
             | Self::Service { .. }
             | Self::Sysctl { .. }
             | Self::KernelModule { .. }
@@ -226,6 +235,7 @@ impl<C, T, S> Primitive<C, T, S> {
             | Self::Archive { .. }
             | Self::Group { .. }
             | Self::User(_)
+            | Self::AuthorizedKey { .. }
             | Self::Service { .. }
             | Self::Sysctl { .. }
             | Self::KernelModule { .. }
@@ -295,6 +305,7 @@ impl<C, T, S> Primitive<C, T, S> {
             | Self::Archive { .. }
             | Self::Group { .. }
             | Self::User(_)
+            | Self::AuthorizedKey { .. }
             | Self::Sysctl { .. }
             | Self::KernelModule { .. }
             | Self::Reboot
@@ -313,6 +324,7 @@ impl<C, T, S> Primitive<C, T, S> {
             | Self::Archive { .. }
             | Self::Group { .. }
             | Self::User(_)
+            | Self::AuthorizedKey { .. }
             | Self::Service { .. }
             | Self::Sysctl { .. }
             | Self::KernelModule { .. }
@@ -370,6 +382,10 @@ impl<C, T, S> Primitive<C, T, S> {
             Self::User(user) => {
                 user.describe(&label, to);
                 Primitive::User(user.clone())
+            }
+            Self::AuthorizedKey { user, key } => {
+                to.value(&label, key);
+                Primitive::AuthorizedKey { user: user.clone(), key: key.clone() }
             }
             Self::Service { unit, enabled, masked, state } => {
                 to.value(&label, &"");

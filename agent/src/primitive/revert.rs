@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::context::Context;
-use super::{account, file, package, run, service, sysctl};
+use super::{account, authorized_key, file, package, run, service, sysctl};
 use crate::failure::Failure;
 use crate::ledger::{self, Entry, Page};
 use crate::protocol::Digest;
@@ -80,6 +80,7 @@ impl Going {
                 }
                 Entry::Group { name, was } => account::revert_group(name, *was, context)?,
                 Entry::User { .. } => account::revert_user(entry, context)?,
+                Entry::Key { .. } => authorized_key::revert(entry)?,
                 Entry::Service { unit, enabled, active } => service::revert(unit, enabled, *active, context)?,
                 Entry::Setting { path, value } => sysctl::revert(path, value)?,
                 Entry::Run { .. } => run::revert(entry, context)?,

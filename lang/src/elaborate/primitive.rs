@@ -1,6 +1,7 @@
 //! The primitives of a configuration: what each takes in the language, and what it means.
 //! A new one is a kind, a function and a line in the table.
 
+use super::authorized_key::AUTHORIZED_KEY;
 use super::context::Elaborator;
 use super::script::{ENV, INLINE, NEEDS, NETWORK, RUN_AS, SCRIPT_FILE, TEMPLATE, TIMEOUT, WORKDIR};
 use crate::diagnostic::{Code, Diagnostic};
@@ -24,6 +25,7 @@ pub(super) const TABLE: &[(Kind, Read)] = &[
     (ARCHIVE, |e, at, scope| e.archive(at, scope)),
     (GROUP, |e, at, scope| e.group(at, scope)),
     (USER, |e, at, scope| e.user(at, scope)),
+    (AUTHORIZED_KEY, |e, at, scope| e.authorized_key(at, scope)),
     (SERVICE, |e, at, scope| e.service(at, scope)),
     (SYSCTL, |e, at, scope| e.sysctl(at, scope)),
     (KERNEL_MODULE, |e, at, scope| e.kernel_module(at, scope)),
@@ -323,7 +325,7 @@ impl Elaborator<'_> {
 }
 
 impl Elaborator<'_> {
-    fn account(&mut self, at: At, scope: &Scope) -> Option<String> {
+    pub(super) fn account(&mut self, at: At, scope: &Scope) -> Option<String> {
         self.parsed(at.node.args.first()?, at, scope, |t| {
             let good = !t.is_empty()
                 && t.len() <= 32
