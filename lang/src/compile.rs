@@ -43,12 +43,18 @@ pub fn compile_part(
         model = elaborate::elaborate(request, partial, &declarations, sources, &mut out);
     }
     if out.is_empty() {
+        tidy(&mut model.warnings);
         return Ok(model);
     }
     library::hint(request.files, sources, &mut out);
-    // A configuration that two layers apply reports its mistakes twice.
-    let mut seen = HashSet::new();
-    out.retain(|d| seen.insert((d.code, d.primary.as_ref().map(|(span, _)| *span), d.message.clone())));
-    out.truncate(MOST);
+    tidy(&mut out);
     Err(out)
+}
+
+/// Removes repetitions: a configuration that two layers apply reports its mistakes twice.
+fn tidy(diagnostics: &mut Vec<Diagnostic>) {
+    let mut seen = HashSet::new();
+    diagnostics
+        .retain(|d| seen.insert((d.code, d.primary.as_ref().map(|(span, _)| *span), d.message.clone())));
+    diagnostics.truncate(MOST);
 }

@@ -111,6 +111,9 @@ codes! {
     UndefinedName = "undefined-name",
     /// A template fails while vimg renders it.
     TemplateFailed = "template-failed",
+    /// A warning: a program in the machine ignores the file without a word, because of its
+    /// name, mode, owner or last line.
+    IgnoredFile = "ignored-file",
 }
 
 /// The most mistakes that vimg reports at once: more are likely repetitions.
@@ -147,6 +150,11 @@ impl Diagnostic {
             related: Vec::new(),
             help: None,
         }
+    }
+
+    /// Creates a warning at a place.
+    pub fn warning(code: Code, span: Span, message: impl Into<String>) -> Self {
+        Self { severity: Severity::Warning, ..Self::error(code, span, message) }
     }
 
     /// Creates an error without a place.

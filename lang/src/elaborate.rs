@@ -7,6 +7,7 @@ mod effect;
 mod growing;
 mod script;
 mod authorized_key;
+mod form;
 mod primitive;
 mod steps;
 mod image;
@@ -43,6 +44,7 @@ pub(crate) fn elaborate(
         distributions: request.distributions,
         sources,
         out: Vec::new(),
+        warnings: Vec::new(),
         renderer: Renderer::new(),
         templates: HashMap::new(),
         used: HashSet::new(),
@@ -54,6 +56,7 @@ pub(crate) fn elaborate(
     if elaborator.out.is_empty() {
         let needed = image::needed(declarations, &partial.only);
         model = elaborator.images(declarations, params, request.rebuilt, &needed);
+        model.warnings = std::mem::take(&mut elaborator.warnings);
         model.open = open;
     }
     let open = std::mem::take(&mut elaborator.open);

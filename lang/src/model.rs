@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 pub use vimg_model::{Around, Owner, Probe, Run, ServiceState, User, When};
 
+use crate::diagnostic::Diagnostic;
 pub use crate::disk_format::DiskFormat;
 use crate::source::{FileRef, Span};
 use crate::value::Value;
@@ -22,6 +23,8 @@ pub struct Model {
     pub secrets: Vec<Secret>,
     /// The parameters without a value; see [`Partial`](crate::Partial).
     pub open: Vec<String>,
+    /// Warnings: probable mistakes that a build would not notice.
+    pub warnings: Vec<Diagnostic>,
 }
 
 /// A value for scripts that vimg keeps out of keys, logs, disks and snapshots.

@@ -12,7 +12,7 @@ use super::consent::Consent;
 use super::global::Global;
 use super::interrupt::{interrupted, interruptible, stopped};
 use super::junit::{self, Times};
-use super::output::{Error, HOST, Outcome, STORE, unwritten};
+use super::output::{Error, HOST, Outcome, STORE, unwritten, warn};
 use super::project::{self, Extent};
 use super::secrets;
 use super::settings::{self, ProviderArgs};
@@ -109,6 +109,9 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
         return reuse(standing, &opened, &dir, notices, style);
     }
     let mut loaded = opened.compile(global, &project::only(args.images), None)?;
+    if !style.json && !style.quiet {
+        warn(&loaded.sources, &loaded.model.warnings, style);
+    }
     let graph = project::graph(&mut loaded)?;
     let images = project::wanted(&graph, &loaded, args.images)?;
     let nodes = project::nodes_of(&graph, &images, args.extent);

@@ -1,11 +1,9 @@
 //! `vimg check`
 
-use serde_json::json;
-
 use super::global::Global;
-use super::output::{Outcome, print_json};
+use super::output::{Outcome, print_json, warn};
 use super::project;
-use crate::report::Style;
+use crate::report::{self, Style};
 
 /// Check the recipe for mistakes; needs neither QEMU nor a network
 ///
@@ -19,9 +17,13 @@ pub(super) fn run(global: &Global, style: Style) -> Outcome {
     project::graph(&mut loaded)?;
     loaded.tell_open(style);
     project::keep_stamps(&loaded.notes, loaded.project);
+    let warnings = &loaded.model.warnings;
     if style.json {
-        return print_json(&json!({ "diagnostics": [], "open": loaded.model.open }));
+        let mut json = report::diagnostics_json(&loaded.sources, warnings);
+        json["open"] = loaded.model.open.clone().into();
+        return print_json(&json);
     }
+    warn(&loaded.sources, warnings, style);
     if style.quiet {
         return Ok(());
     }
@@ -31,5 +33,9 @@ pub(super) fn run(global: &Global, style: Style) -> Outcome {
     let images = loaded.model.images.iter();
     let images = images.filter(|image| is_own(&loaded.sources.get(image.span.source).name)).count();
     let s = |n: usize| if n == 1 { "" } else { "s" };
-    super::output::print(&format!("no mistakes in {files} file{}, {images} image{}\n", s(files), s(images)))
+    let found = match warnings.len() {
+        0 => "no mistakes".to_owned(),
+        n => format!("no mistakes and {n} warning{}", s(n)),
+    };
+    super::output::print(&format!("{found} in {files} file{}, {images} image{}\n", s(files), s(images)))
 }

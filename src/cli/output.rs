@@ -89,6 +89,14 @@ pub(super) fn print_json(value: &serde_json::Value) -> Outcome {
     print(&format!("{}\n", serde_json::to_string_pretty(value).unwrap_or_default()))
 }
 
+/// Prints warnings about a recipe to standard error.
+pub(super) fn warn(sources: &Sources, warnings: &[Diagnostic], style: Style) {
+    let mut err = std::io::stderr().lock();
+    for warning in warnings {
+        let _ = write!(err, "{}", render(&Shown::new(sources, warning), style));
+    }
+}
+
 /// Prints why a command failed, and returns the exit code.
 pub(super) fn report(error: &Error, style: Style) -> u8 {
     let mut err = std::io::stderr().lock();

@@ -50,6 +50,8 @@ pub(super) struct Elaborator<'a> {
     pub(super) distributions: &'a [KnownDistribution],
     pub(super) sources: &'a mut Sources,
     pub(super) out: Vec<Diagnostic>,
+    /// Probable mistakes, which do not make the recipe useless.
+    pub(super) warnings: Vec<Diagnostic>,
     pub(super) renderer: Renderer,
     pub(super) templates: HashMap<FileRef, Option<SourceId>>,
     /// Files and directories of the project that the recipe names.

@@ -3,10 +3,12 @@
 
 use super::authorized_key::AUTHORIZED_KEY;
 use super::context::Elaborator;
+use super::form;
 use super::script::{ENV, INLINE, NEEDS, NETWORK, RUN_AS, SCRIPT_FILE, TEMPLATE, TIMEOUT, WORKDIR};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::kind::{Args, Field, Kind, Ty, kind, opt, req};
 use crate::model::{Content, Owner, Primitive, Run, ServiceState, User};
+use crate::prescan::MAX_RECIPE;
 use crate::resolve::At;
 use crate::source::FileKind;
 use crate::syntax::Scalar;
@@ -100,7 +102,28 @@ impl Elaborator<'_> {
         };
         let mode = self.mode(at, scope);
         let owner = self.owner(at, scope);
-        Some(Primitive::File { path: path?, content: content?, mode, owner })
+        let (path, content) = (path?, content?);
+        self.form(at, &path, &content, (mode, &owner));
+        Some(Primitive::File { path, content, mode, owner })
+    }
+
+    /// Warns of a file that a program of the machine would ignore.
+    fn form(&mut self, at: At, path: &str, content: &Content, (mode, owner): (Option<u32>, &Owner)) {
+        let read;
+        // A file of the project has a mode of its own.
+        let (text, default) = match content {
+            Content::Text(text) => (Some(text.as_bytes()), Some(0o644)),
+            Content::Rendered(text, _) => (Some(text.as_bytes()), None),
+            Content::File(file) if form::needs_newline(path) => {
+                read = self.files.read(file, MAX_RECIPE).ok();
+                (read.as_deref(), None)
+            }
+            Content::File(_) => (None, None),
+        };
+        for ignored in form::ignored(path, text, mode.or(default), owner) {
+            let warning = Diagnostic::warning(Code::IgnoredFile, at.head(), ignored.message);
+            self.warnings.push(warning.help(ignored.help));
+        }
     }
 }
 
