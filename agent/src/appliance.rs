@@ -11,7 +11,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, 
 
 use crate::filesystem;
 use crate::protocol::Prepare;
-use crate::{modules, network, offline, resume, system};
+use crate::{modules, network, offline, resolver, resume, system};
 
 /// The kernel's name of the disk, which is the only virtio-blk disk.
 const DISK: &str = "vda";
@@ -32,7 +32,7 @@ pub(crate) fn prepare(prepare: &Prepare) -> io::Result<Attached> {
     network::loopback()?;
     if let Some(network) = &prepare.network {
         network::up()?;
-        offline::resolve_by(&network.resolv_conf);
+        resolver::set(&network.resolv_conf);
     }
     let esp = filesystem::esp(&found).filter(|_| Path::new("/root").join(&ESP[1..]).is_dir());
     if let Some(esp) = esp {

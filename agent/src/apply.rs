@@ -11,6 +11,7 @@ use crate::offline::Guests;
 use crate::packages;
 use crate::primitive::{self, Context, Switch};
 use crate::protocol::{Apply, FromAgent, Order};
+use crate::resolver::Resolver;
 use crate::system;
 
 /// Applies steps up to the first `reboot`, and reports each of them. Returns the last
@@ -39,6 +40,11 @@ pub(crate) fn apply(channel: &mut Channel, what: &Apply, boot_stamp: &mut String
         if order.is_reboot() {
             return Ok(FromAgent::RebootDue { step, boot_changed: boot_changed(boot_stamp) });
         }
+        let entered = if order.wants_network() { Resolver::enter() } else { Ok(None) };
+        let resolver = match entered {
+            Ok(resolver) => resolver,
+            Err(error) => return Ok(FromAgent::Refused { message: format!("prepare the network: {error}") }),
+        };
         let mut context =
             Context { channel, sender: &sender, ledger: &mut ledger, switch: &mut switch, step };
         let made = primitive::settle(Some(order), &mut context)
@@ -47,6 +53,7 @@ pub(crate) fn apply(channel: &mut Channel, what: &Apply, boot_stamp: &mut String
                 Some(_) => Ok(changed),
                 None => primitive::settle(None, &mut context).map(|()| changed),
             });
+        drop(resolver);
         match made {
             Ok(changed) => sender.send(&FromAgent::Finished { step, changed })?,
             Err(failure) => return Ok(failure.of(step)),

@@ -36,7 +36,7 @@ pub(crate) fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     command
         .env_clear()
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("PATH", offline::path())
         .env("HOME", "/root")
         .env("LANG", "C.UTF-8")
         .current_dir("/")

@@ -10,6 +10,7 @@ pub mod fsctl;
 pub mod xattrs;
 mod system;
 mod place;
+mod resolver;
 mod offline;
 mod fetch;
 mod priority;

@@ -16,10 +16,29 @@ use crate::protocol::CAPABILITIES;
 
 static OFFLINE: AtomicBool = AtomicBool::new(false);
 static CONFINED: AtomicBool = AtomicBool::new(false);
-static RESOLV_CONF: Mutex<Option<String>> = Mutex::new(None);
 static PROXIES: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
 
-const RESOLV: &str = "/etc/resolv.conf";
+/// Programs that stand in for those of the machine while a layer is applied offline. Not on
+/// the disk, and not in a directory that the layer may empty.
+const STAND_INS: &str = "/run/vimg/bin";
+/// Scripts ask `uname` for the kernel of the machine to get its headers or modules, or to
+/// remove the other kernels. The kernel that runs is another one.
+const UNAME: &str = r#"#!/bin/sh
+# The machine is switched off. This answers with the kernel that it boots.
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+text=$(uname "$@") || exit
+runs=$(uname -r)
+boots=$(readlink -f /vmlinuz)
+case $boots in
+*/vmlinuz-*)
+    case $text in
+    *"$runs"*) text="${text%%"$runs"*}${boots##*/vmlinuz-}${text#*"$runs"}" ;;
+    esac
+    ;;
+esac
+printf '%s\n' "$text"
+"#;
+
 /// hosts(5).
 pub(crate) const HOSTS: &str = "/etc/hosts";
 
@@ -34,11 +53,6 @@ pub(crate) fn confine() {
     CONFINED.store(true, Ordering::Relaxed);
 }
 
-/// Sets the text of `/etc/resolv.conf` for the time while layers are applied.
-pub(crate) fn resolve_by(resolv_conf: &str) {
-    *RESOLV_CONF.lock().unwrap_or_else(PoisonError::into_inner) = Some(resolv_conf.to_owned());
-}
-
 /// Sets the environment variables that name the user's proxies, for programs that may use
 /// the network. They enter no file and no key.
 pub(crate) fn set_proxies(variables: Vec<(String, String)>) {
@@ -48,6 +62,12 @@ pub(crate) fn set_proxies(variables: Vec<(String, String)>) {
 /// Returns the variables of [`set_proxies`].
 pub(crate) fn proxies() -> Vec<(String, String)> {
     PROXIES.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Returns the search path of programs in the current layer.
+pub(crate) fn path() -> String {
+    const OWN: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    if is() { format!("{STAND_INS}:{OWN}") } else { OWN.to_owned() }
 }
 
 /// Adapts a program to the current layer: environment and capabilities.
@@ -127,7 +147,7 @@ fn others_live() -> bool {
 /// Files that are in the machine only while a layer is applied to it. Drop removes them,
 /// unless the layer has replaced them.
 pub(crate) struct Guests {
-    put: Vec<(PathBuf, String, Option<Vec<u8>>)>,
+    put: Vec<(PathBuf, String)>,
 }
 
 /// The line of [`HOSTS`] that names the host of the build, with the content and
@@ -163,12 +183,18 @@ impl Guests {
     ) -> io::Result<Self> {
         OFFLINE.store(offline, Ordering::Relaxed);
         let mut guests = Self { put: Vec::new() };
+        if offline {
+            let uname = Path::new(STAND_INS).join("uname");
+            fs::create_dir_all(STAND_INS)?;
+            fs::write(&uname, UNAME)?;
+            fs::set_permissions(&uname, fs::Permissions::from_mode(0o755))?;
+        }
         if let Some((path, text)) = forbids
             && offline
             && Path::new(path).parent().is_some_and(Path::is_dir)
             && fs::symlink_metadata(path).is_err()
         {
-            guests.put(path.into(), text.into(), None)?;
+            guests.put(path.into(), text.into())?;
             fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
         }
         if let Some(host) = host
@@ -181,34 +207,12 @@ impl Guests {
             *HOST_LINE.lock().unwrap_or_else(PoisonError::into_inner) =
                 Some(HostLine { line, was, modified });
         }
-        let resolv_conf = RESOLV_CONF.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(text) = resolv_conf
-            && Path::new("/etc").is_dir()
-        {
-            match fs::read_link(RESOLV) {
-                // The link leads to a file of a service that is not running.
-                Ok(target) => {
-                    let target = Path::new("/etc").join(target);
-                    let below_run = clean(&target).strip_prefix("/run").is_ok();
-                    if below_run && !target.exists() {
-                        if let Some(dir) = target.parent() {
-                            fs::create_dir_all(clean(dir))?;
-                        }
-                        guests.put(target, text, None)?;
-                    }
-                }
-                Err(_) => {
-                    let was = fs::read(RESOLV).ok();
-                    guests.put(RESOLV.into(), text, was)?;
-                }
-            }
-        }
         Ok(guests)
     }
 
-    fn put(&mut self, path: PathBuf, text: String, was: Option<Vec<u8>>) -> io::Result<()> {
+    fn put(&mut self, path: PathBuf, text: String) -> io::Result<()> {
         fs::write(&path, &text)?;
-        self.put.push((path, text, was));
+        self.put.push((path, text));
         Ok(())
     }
 }
@@ -229,31 +233,13 @@ impl Drop for Guests {
                     fs::File::options().write(true).open(HOSTS).and_then(|file| file.set_modified(modified));
             }
         }
-        for (path, text, was) in self.put.drain(..) {
-            if fs::read(&path).ok().as_deref() != Some(text.as_bytes()) {
-                continue;
+        for (path, text) in self.put.drain(..) {
+            if fs::read(&path).ok().as_deref() == Some(text.as_bytes()) {
+                let _ = fs::remove_file(&path);
             }
-            let _ = match was {
-                Some(was) => fs::write(&path, was),
-                None => fs::remove_file(&path),
-            };
         }
         OFFLINE.store(false, Ordering::Relaxed);
     }
-}
-
-/// Removes `..` from a path, without looking at the filesystem.
-fn clean(path: &Path) -> PathBuf {
-    let mut out = PathBuf::new();
-    for part in path.components() {
-        match part {
-            std::path::Component::ParentDir => {
-                out.pop();
-            }
-            part => out.push(part),
-        }
-    }
-    out
 }
 
 #[cfg(test)]
@@ -265,6 +251,28 @@ mod tests {
         let line = b"198.51.100.1 host.vimg.internal\n";
         let text = [&b"127.0.0.1 localhost\n"[..], line, b"10.0.0.5 db"].concat();
         assert_eq!(without(&text, line), b"127.0.0.1 localhost\n10.0.0.5 db");
+    }
+
+    #[test]
+    fn the_kernel_is_that_which_the_machine_boots() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().to_str().unwrap();
+        let uname = |arguments: &[&str]| {
+            let text = UNAME.replace("/vmlinuz)", &format!("{root}/vmlinuz)"));
+            let out = Command::new("sh").args(["-c", &text, "uname"]).args(arguments).output().unwrap();
+            String::from_utf8(out.stdout).unwrap()
+        };
+        let real = |arguments: &[&str]| {
+            String::from_utf8(Command::new("uname").args(arguments).output().unwrap().stdout).unwrap()
+        };
+        // A machine without a kernel.
+        assert_eq!(uname(&["-r"]), real(&["-r"]));
+        fs::create_dir(dir.path().join("boot")).unwrap();
+        fs::write(dir.path().join("boot/vmlinuz-6.1.0-9-cloud-amd64"), "").unwrap();
+        std::os::unix::fs::symlink("boot/vmlinuz-6.1.0-9-cloud-amd64", dir.path().join("vmlinuz")).unwrap();
+        assert_eq!(uname(&["-r"]), "6.1.0-9-cloud-amd64\n");
+        assert_eq!(uname(&["-m"]), real(&["-m"]));
+        assert_eq!(uname(&["-a"]), real(&["-a"]).replacen(real(&["-r"]).trim(), "6.1.0-9-cloud-amd64", 1));
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::list;
 use crate::offline;
 use crate::priority;
 use crate::protocol::{self, Change, Exec, FromAgent, PORT, Prepare, Resume, ToAgent};
+use crate::resolver;
 use crate::resume;
 use crate::retarget;
 use crate::seal;
@@ -335,7 +336,7 @@ impl Agent {
             }
             Place::Container => {
                 if let Some(network) = &what.network {
-                    offline::resolve_by(&network.resolv_conf);
+                    resolver::set(&network.resolv_conf);
                 }
                 Ok(())
             }

@@ -18,11 +18,12 @@ const DECLARED: &str = "
         test ! -d /sys/module/overlay
         test \"$(cat /proc/sys/vm/swappiness)\" != 7
         test -e /usr/sbin/policy-rc.d
-        getent hosts deb.debian.org || grep -q nameserver /etc/resolv.conf
         systemctl is-enabled --quiet ticker
         test \"$(hostname)\" = debian
         date +%s >/made-at
         \"\"\" }
+    run network=#true { script \"grep -q nameserver /etc/resolv.conf\" }
+    run { script \"! grep -q nameserver /etc/resolv.conf\" }
 ";
 const BOOTED: &str = "
     needs \"booted\"

@@ -347,7 +347,9 @@ fn apt_get() -> Command {
         .env("NEEDRESTART_MODE", "l")
         .env("EDITOR", "true")
         .envs(offline::proxies())
-        .arg("--quiet=2");
+        .arg("--quiet=2")
+        // apt would give package scripts a search path of its own.
+        .arg(format!("--option=DPkg::Path={}", offline::path()));
     command
 }
 
