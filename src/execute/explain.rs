@@ -19,6 +19,21 @@ use crate::provider::{Ended, Instance, Provider};
 /// tells the cause, such as a panic.
 const LAST_WORDS: Duration = Duration::from_secs(20);
 
+/// What the kernel prints when it panics (`kernel/panic.c`).
+const PANIC: &str = "Kernel panic - not syncing";
+/// How many lines of a console are shown, and how many of them are before a panic.
+const SHOWN: usize = 12;
+const BEFORE_PANIC: usize = 4;
+
+/// Picks the lines of a console that tell why the machine stopped: those around
+/// a panic, or the last ones.
+fn telling(lines: Vec<String>) -> Vec<String> {
+    let last = lines.len().saturating_sub(SHOWN);
+    let panic = lines.iter().position(|line| line.contains(PANIC));
+    let start = panic.map_or(last, |at| at.saturating_sub(BEFORE_PANIC).min(last));
+    lines.into_iter().skip(start).take(SHOWN).collect()
+}
+
 /// Makes a failure that says what happened, where, and what to do. `tail` has
 /// the last lines of output; `None` if no step has run.
 pub(super) async fn explain<P: Provider>(
@@ -29,10 +44,18 @@ pub(super) async fn explain<P: Provider>(
 ) -> Box<NodeFailure> {
     let console = |instance: &P::Instance| {
         let text = instance.console();
-        let lines: Vec<String> = text.lines().map(|l| clean(l.trim())).filter(|l| !l.is_empty()).collect();
-        lines[lines.len().saturating_sub(12)..].to_vec()
+        telling(text.lines().map(|l| clean(l.trim())).filter(|l| !l.is_empty()).collect())
     };
-    let trouble = cause(instance, trouble).await;
+    let trouble = match cause(instance, trouble).await {
+        // Without a device that tells QEMU of a panic, the kernel reboots or stops.
+        Stopped::Ended(Ended::Off | Ended::AgentGone)
+        | Stopped::Session(SessionError::Silent(_) | SessionError::Broken(_))
+            if instance.console().contains(PANIC) =>
+        {
+            Stopped::Ended(Ended::Panic)
+        }
+        other => other,
+    };
     let recipe = |message: String, help: &str| {
         let mut failure = site.failure(FailureKind::Recipe, message);
         failure.help = Some(help.to_owned());
@@ -126,9 +149,11 @@ fn end_failure<P>(site: &NodeContext<'_, P>, ended: Ended) -> Box<NodeFailure> {
     let host = |message: String, help: &str| failure(FailureKind::Host, message, help);
     let offline = site.node.needs == Needs::Disk;
     match ended {
-        Ended::Panic => {
-            recipe("the machine's kernel panicked".into(), "the last lines of its console are above")
-        }
+        Ended::Panic => recipe(
+            "the machine's kernel panicked".into(),
+            "its console's lines are above; does a layer change the kernel, its initrd or the root \
+                 filesystem, or need more memory?",
+        ),
         Ended::Hangs(seconds) => host(
             format!("the machine hangs: its processors have been stuck for {seconds} s"),
             "its console's last lines are above; build again: finished layers are stored",
@@ -239,6 +264,11 @@ fn advice(node: &str, step: &Order, offline: bool, message: &str, tail: &[String
         Order::Preinstall { .. } | Order::Leave { .. } | Order::Layer { .. } => return None,
     };
     match primitive.tool() {
+        Tool::Packages if lost() && !offline => Some(
+            "the booted machine can't reach the mirror: does its own /etc/resolv.conf name a server that it \
+             can reach? Offline layers use that of vimg; allow a private network with `network-allow`"
+                .into(),
+        ),
         Tool::Packages if lost() || said("no network") => Some(
             "can't reach the mirror: check the host's network; allow a private mirror with `network-allow`"
                 .into(),
@@ -267,9 +297,9 @@ fn script_advice(
         "the script has no network; to allow it: `run network=#true`".into()
     } else if lost {
         "scripts reach only the internet; allow private networks with `network-allow`".into()
-    } else if offline && said("no new privileges") {
-        "set-user-id programs have no effect in an offline layer: run the script as root, or add \
-         `needs \"booted\"`"
+    } else if offline && ["no new privileges", "effective uid is not 0"].iter().any(|text| said(text)) {
+        "set-user-id programs such as sudo have no effect in an offline layer: leave out `user=` to run \
+         the script as root, or add `needs \"booted\"`"
             .into()
     } else if said("did not end within") {
         format!("its time limit is {} s; raise it with `timeout=`", around.timeout)
@@ -287,5 +317,28 @@ fn script_advice(
             "fix the script and build again: vimg continues from the last good layer. `vimg shell --failed \
              {node}` opens the machine as the script left it"
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_shown_with_the_lines_before_it() {
+        let line = |n: usize| format!("line {n}");
+        let calm: Vec<String> = (0..30).map(line).collect();
+        assert_eq!(telling(calm.clone()), calm[18..]);
+        assert_eq!(telling(calm[..5].to_vec()), calm[..5]);
+        let panic = format!("[    3.1] {PANIC}: VFS: Unable to mount root fs on unknown-block(0,0)");
+        let mut lines = calm.clone();
+        lines.insert(10, panic.clone());
+        let shown = telling(lines.clone());
+        assert_eq!((shown.len(), shown[BEFORE_PANIC].as_str()), (SHOWN, panic.as_str()));
+        assert_eq!(shown[0], "line 6");
+        // At the end, nothing is lost.
+        lines.remove(10);
+        lines.push(panic.clone());
+        assert_eq!(telling(lines).last(), Some(&panic));
     }
 }
