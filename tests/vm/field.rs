@@ -33,6 +33,7 @@ image "it" {
     from "debian-12"
     layer "repository"; layer "newer"; layer "both"; layer "older"; layer "asked"
     layer "home"; layer "root"; layer "trees"; layer "unpacked"; layer "shells"; layer "seen"
+    layer "keys"; layer "units"; layer "resolver"; layer "elsewhere"; layer "kernel"
 }
 image "backwards" { from "debian-12"; layer "repository"; layer "newer"; layer "holds"; layer "steps-back" }
 configuration "repository" { package "jq"; run "repository.sh" }
@@ -94,6 +95,48 @@ configuration "shells" {
     run { script #"printf '\tfoo bar\n' | grep -E '^\s*foo\b' >/dev/null; echo '{ {# ${x} }' >/opt/text"# }
     run { script "test \"$(cat /opt/text)\" = '{ {# ${x} }'" }
 }
+// A user has all keys, in the own home, and sshd accepts owners and modes (F1).
+configuration "keys" {
+    user "bob" home="/srv/bob"
+    authorized-key "bob" key="ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA000000000000000000000000000000000000000001 one"
+    authorized-key "bob" key="ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA000000000000000000000000000000000000000002 two"
+    authorized-key "root" key="ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA000000000000000000000000000000000000000000"
+    run { script #"""
+        test "$(grep -c ssh-ed25519 /srv/bob/.ssh/authorized_keys)" = 2
+        test "$(stat -c '%a %U %G' /srv/bob/.ssh /srv/bob/.ssh/authorized_keys | tr '\n' ' ')" = '700 bob bob 600 bob bob '
+        test "$(stat -c '%a %U %G' /root/.ssh /root/.ssh/authorized_keys | tr '\n' ' ')" = '700 root root 600 root root '
+        """# }
+}
+// Units of all types, and masked ones (F2, F34).
+configuration "units" {
+    file "/etc/systemd/system/mnt-data.mount" content="[Mount]\nWhat=tmpfs\nWhere=/mnt/data\nType=tmpfs\n"
+    file "/etc/systemd/system/mnt-data.automount" content="[Automount]\nWhere=/mnt/data\n[Install]\nWantedBy=multi-user.target\n"
+    file "/etc/systemd/system/swapfile.swap" content="[Swap]\nWhat=/swapfile\n[Install]\nWantedBy=swap.target\n"
+    run { script "systemctl enable swapfile.swap; systemctl mask dpkg-db-backup.timer" }
+    service "mnt-data.automount" enabled=#true
+    service "swapfile.swap" enabled=#false
+    service "dpkg-db-backup.timer" enabled=#true
+    service "comes-later" masked=#true
+    run { script #"""
+        systemctl is-enabled mnt-data.automount dpkg-db-backup.timer
+        test "$(systemctl is-enabled swapfile.swap || true)" = disabled
+        test "$(readlink /etc/systemd/system/comes-later.service)" = /dev/null
+        """# }
+}
+// The image's own resolver does not keep a layer from the network (F25).
+configuration "resolver" {
+    file "/etc/resolv.conf" content="nameserver 192.0.2.53\n"
+    package "tree"
+    run network=#true { script "! grep -F 192.0.2.53 /etc/resolv.conf" }
+    run { script "test \"$(cat /etc/resolv.conf)\" = 'nameserver 192.0.2.53'; test ! -e /etc/.vimg-resolv.conf" }
+}
+configuration "elsewhere" {
+    symlink "/etc/resolv.conf" target="/opt/resolv.conf"
+    run network=#true { script "! test -L /etc/resolv.conf" }
+    run { script "test \"$(readlink /etc/resolv.conf)\" = /opt/resolv.conf" }
+}
+// Scripts and packages get the name of the image's own kernel (F21).
+configuration "kernel" { run { script "test -e /boot/vmlinuz-$(uname -r)" } }
 // A script sees nothing of the host (A8): not the user's umask, open files,
 // host name or proxies.
 configuration "seen" {

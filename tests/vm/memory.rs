@@ -13,6 +13,8 @@ configuration "served" {
     file "/etc/systemd/system/hello@.service" content="[Service]\nStandardInput=socket\nExecStart=/usr/local/bin/hello\n"
     file "/usr/local/bin/hello" mode="0755" content="#!/bin/sh\nread -r method path rest\nwhile read -r line && [ ${#line} -gt 1 ]; do :; done\ncase $path in /) status=200;; *) status=404;; esac\nprintf 'HTTP/1.0 %s X\r\nX-Test: yes\r\n\r\nhello %s' $status $path\n"
     service "hello.socket" enabled=#true
+    file "/etc/systemd/system/dies.service" content="[Service]\nExecStart=/bin/sh -c 'sleep 4; exit 1'\n"
+    file "/etc/systemd/system/done.service" content="[Service]\nType=oneshot\nExecStart=/bin/true\n"
 }
 configuration "flood" {
     needs "booted"
@@ -110,6 +112,7 @@ fn checks_say_what_was_seen_and_hold_outputs_back() {
     check "open" { port 8000 }
     check "listens" { service "hello.socket" }
     check "both" { port 8000; service "hello.socket" }
+    check "done" { run "systemctl start done"; service "done" }
     check "spoils" { run "rm /usr/local/bin/hello; systemctl stop hello.socket" }"#;
     let bad = r#"
     check "status" { http "http://localhost:8000/x" within="1s" }
@@ -122,6 +125,7 @@ fn checks_say_what_was_seen_and_hold_outputs_back() {
     check "file" { file "/nothing" }
     check "content" { file "/etc/hostname" contains="other" }
     check "service" { service "nothing" within="1s" }
+    check "dies" { run "systemctl start dies"; service "dies" }
     check "package" { package "nginx" }"#;
     let project = project(
         "checks",
@@ -139,7 +143,8 @@ fn checks_say_what_was_seen_and_hold_outputs_back() {
         "it did not end within 1 s",
         "file /nothing: No such file",
         "`other` is not in the file: debian",
-        "service nothing: there is no such service",
+        "service nothing: the machine has no such unit",
+        "service dies: it was up and did not stay up: it is failed",
         "package nginx: it is not installed",
         "main.vimg:20:",
     ] {
@@ -150,7 +155,14 @@ fn checks_say_what_was_seen_and_hold_outputs_back() {
     passed.sort();
     assert_eq!(
         passed,
-        ["it:check/both", "it:check/good", "it:check/listens", "it:check/open", "it:check/spoils"],
+        [
+            "it:check/both",
+            "it:check/done",
+            "it:check/good",
+            "it:check/listens",
+            "it:check/open",
+            "it:check/spoils"
+        ],
         "none is in another's way"
     );
     // The check failed in a shared fork, and then ran again in its own.
@@ -158,7 +170,7 @@ fn checks_say_what_was_seen_and_hold_outputs_back() {
     assert_eq!(again, 1, "{}", built.stdout);
     assert_eq!(built.boots(), 1);
     let report = std::fs::read_to_string(project.path("report.xml")).unwrap();
-    assert!(report.contains("tests=\"16\" failures=\"11\" skipped=\"0\""), "{report}");
+    assert!(report.contains("tests=\"18\" failures=\"12\" skipped=\"0\""), "{report}");
 
     // vimg writes no output without its checks, and only failed checks run
     // again.

@@ -26,6 +26,11 @@ configuration "prep" {
         mkdir -p /srv/tree
         echo before >/srv/tree/a
         useradd --uid 1700 --create-home old
+        install -d -m 700 -o old -g old /home/old/.ssh
+        echo 'ssh-rsa AAAAold laptop' >/home/old/.ssh/authorized_keys
+        chmod 600 /home/old/.ssh/authorized_keys
+        chown old: /home/old/.ssh/authorized_keys
+        systemctl mask systemd-pstore.service
         """ }
 }
 configuration "apart" { file "/apart" content="1" }
@@ -40,7 +45,12 @@ configuration "all" provides="k" {
     group "crew" gid=1600
     user "mate" uid=1601 groups="crew"
     user "old" shell="/bin/false" groups="crew"
+    authorized-key "old" key="ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA000000000000000000000000000000000000000001"
+    authorized-key "mate" key="ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA000000000000000000000000000000000000000002"
     service "dpkg-db-backup.timer" enabled=#false
+    service "dpkg-db-backup.service" masked=#true
+    service "systemd-pstore" enabled=#true
+    service "getty@tty9" enabled=#true
     sysctl "vm.swappiness" value=7
     kernel-module "overlay"
     run { script "echo 1 >/did"; undo "rm /did" }
@@ -85,6 +95,9 @@ fn every_primitive_is_taken_back() {
         "~ file     /etc/issue  kind file -> link to /etc/motd, size 27 -> 0, mode 0644 -> 0777",
         "~ file     /etc/motd  content, mode 2640 -> 0600, owner 0:8 -> 0:0, no attributes user.note",
         "- unit     dpkg-db-backup.timer  by timers.target",
+        "+ file     /etc/systemd/system/dpkg-db-backup.service  link to /dev/null",
+        "- file     /etc/systemd/system/systemd-pstore.service  link to /dev/null",
+        "+ file     /home/mate/.ssh  directory",
     ] {
         assert!(with.stdout.lines().any(|line| line == changed), "no {changed:?} in\n{}", with.stdout);
     }
