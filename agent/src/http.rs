@@ -122,7 +122,7 @@ impl Head {
 struct Incoming {
     stream: TcpStream,
     deadline: Instant,
-    /// What is received and not used yet.
+    /// Received bytes that are not used yet.
     bytes: Vec<u8>,
     /// The bytes received so far.
     received: u64,

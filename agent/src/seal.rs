@@ -140,7 +140,7 @@ struct Sealing<'a> {
     root: &'a Path,
     /// The paths that layers declare.
     declared: HashSet<PathBuf>,
-    /// What has been removed, for people.
+    /// The removed paths, for people.
     removed: Vec<String>,
 }
 

@@ -255,6 +255,7 @@ impl<C, T, S> Primitive<C, T, S> {
             | Self::Archive { .. }
             | Self::Group { .. }
             | Self::User(_)
+            | Self::AuthorizedKey { .. }
             | Self::Service { .. }
             | Self::Sysctl { .. }
             | Self::KernelModule { .. }

@@ -63,7 +63,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     if args.preserve_owner && !rustix::process::geteuid().is_root() {
         return Err(Error::Message("only root can copy owners".into(), None, 2));
     }
-    let mut loaded = project::load(global)?;
+    let mut loaded = project::load(global, &project::only([name]))?;
     let graph = project::graph(&mut loaded)?;
     project::keep_stamps(&loaded.notes, loaded.project);
     let node = graph.node(project::machine(&graph, name)?);

@@ -198,7 +198,7 @@ mod tests {
         let skipped = Event::Skipped { node: "b".into() };
         let failed = Event::Failed { node: "a".into(), message: "no\nmore".into() };
         let seen = |quiet, verbose| {
-            let plain = Plain::new(Style { colour: false, json: false, quiet, verbose });
+            let plain = Plain::new(Style { colour: false, colour_out: false, json: false, quiet, verbose });
             [&output, &phase, &skipped, &failed].map(|event| plain.event(event).unwrap_or_default())
         };
         assert_eq!(seen(false, false), ["", "", " skip b: not tried", " fail a: no"]);

@@ -22,7 +22,8 @@ const LATE: &str = "multi-user.target.wants";
 const PRESET: &str = "etc/systemd/system-preset/00-vimg-first-boot.preset";
 
 /// systemd's questions on the console, which would wait for an answer before anything
-/// else starts (systemd-firstboot(1)). Nobody sits at the console of such a machine.
+/// else starts (systemd-firstboot(1)). A machine that starts from an image has no person at its
+/// console.
 const WIZARD: &str = "etc/systemd/system/systemd-firstboot.service.d/50-vimg-first-boot.conf";
 
 /// Writes the units for the machine below `root`.

@@ -7,8 +7,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::manager::{Init, Observed, Verb};
-use super::{first_boot, show};
 use super::units::Units;
+use super::{first_boot, show};
 use crate::command::{self, Output};
 use crate::failure::Failure;
 use crate::offline;

@@ -12,7 +12,7 @@ use super::order::Order;
 /// What sealing a machine did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sealed {
-    /// What was removed, for people.
+    /// The removed paths, for people.
     pub removed: Vec<String>,
     /// Files with private keys that no layer declares: all machines of the image will have
     /// the same.
