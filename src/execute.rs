@@ -53,7 +53,7 @@ mod output;
 pub mod server;
 
 pub use compare::{Change, Comparison, How, compare};
-pub use console::{LEAVE, watch};
+pub use console::watch;
 pub use context::{Budget, BuildContext, Secrets};
 pub use cutoff::{make, remember};
 pub use failure::Failure;

@@ -172,7 +172,8 @@ impl<S: Source> Copy<'_, '_, S> {
             EntryKind::Link => self.link(dir, name, entry),
             EntryKind::Special => {
                 self.done.skipped.push(self.shown());
-                return Ok(drop(self.path.pop()));
+                self.path.pop();
+                return Ok(());
             }
         };
         // The first error on the way out knows the path.

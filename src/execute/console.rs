@@ -22,7 +22,7 @@ use crate::store::DiskKind;
 /// The time between two reads of a console.
 const LOOK: Duration = Duration::from_millis(30);
 /// The key that leaves the console: Ctrl-], as in telnet and `virsh console`.
-pub const LEAVE: u8 = 0x1d;
+const LEAVE: u8 = 0x1d;
 /// How many keys wait for the machine, in bytes. Later ones are dropped.
 const WAITING: usize = 64 << 10;
 
@@ -56,7 +56,10 @@ pub async fn watch<P: Provider>(
     let ended = loop {
         let ended = tokio::select! {
             ended = instance.ended() => Some(ended),
-            () = keys.pressed() => return Ok(instance.stop().await),
+            () = keys.pressed() => {
+                instance.stop().await;
+                return Ok(());
+            }
             () = tokio::time::sleep(LOOK) => None,
         };
         let (total, bytes) = instance.console_since(seen);
