@@ -4,6 +4,7 @@
 //! This module knows nothing of the store. The plan decides whether a state
 //! exists.
 
+mod parameters;
 mod node;
 mod dag;
 mod describe;
@@ -15,4 +16,5 @@ pub use node::{
     BlobSource, CheckOrder, CheckWork, Edge, Export, GraphError, GraphErrorKind, LayerOrder, LayerWork,
     Needs, Node, NodeId, Role, Work,
 };
+pub use parameters::KernelParameters;
 pub use server::{Difference, ServerPart, ServerPlan, ServerWork};

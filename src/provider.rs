@@ -33,6 +33,9 @@ pub struct Launch {
     pub again: bool,
     /// The machine.
     pub machine: Machine,
+    /// Words for the kernel's command line of a direct boot, besides those of
+    /// the provider, with spaces between them.
+    pub parameters: String,
     /// Kernel and initrd for a direct boot; `None` boots with the disk's own
     /// loader.
     pub boot: Option<(PathBuf, PathBuf)>,

@@ -177,6 +177,7 @@ image "d" { from "a"; replace "k" with="c"; layer "e"; layer "e" }
 capability "k"
 configuration "e" {
     kernel-module "name"
+    kernel-parameter "x=1"
     reboot
 }
 secret "name" env="NAME"

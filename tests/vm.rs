@@ -137,6 +137,8 @@ fn the_web_example_is_built_served_and_rebuilt_only_where_it_changed() {
         for right in RIGHT {
             assert!(report.lines().any(|line| line == right), "{right:?} is not in {report}");
         }
+        // The kernel's parameters come from files of `update-grub`.
+        assert!(machine.serial().contains("net.ifnames=0"), "{}", machine.serial());
     }
 
     // A container gives the same files, also sealed ones. `replace.rs` tests
@@ -265,6 +267,7 @@ fn every_primitive_is_applied_and_idempotent() {
         archive \"/opt/unpacked\" from=\"some.tar.gz\" strip=1 owner=\"kim\" group=\"crew\"
         sysctl \"vm.swappiness\" value=7
         kernel-module \"overlay\"
+        kernel-parameter \"quirk=1\"
         service \"ticker\" enabled=#true state=\"running\"
     ";
     let test = "
@@ -282,6 +285,7 @@ fn every_primitive_is_applied_and_idempotent() {
             test \"$(cat /opt/unpacked/inner)\" = packed
             test \"$(cat /proc/sys/vm/swappiness)\" = 7
             test -d /sys/module/overlay
+            grep -qw quirk=1 /proc/cmdline
             systemctl is-enabled --quiet ticker
             systemctl is-active --quiet ticker
             test \"$(id -u kim) $(id -gn kim)\" = '3001 crew'
@@ -321,7 +325,7 @@ fn every_primitive_is_applied_and_idempotent() {
     assert!(tar.unwrap().success());
     project.give_away();
     project.vimg(&["build"]).succeeds();
-    // The second time, nothing changes.
+    // The second time, nothing changes but the layer's own line of kernel parameters.
     let log = project.vimg(&["log", "it@all#2"]).stdout;
     let so = log.lines().filter(|l| l.ends_with(": unchanged")).count();
     assert_eq!(so, 16, "{log}");

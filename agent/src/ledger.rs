@@ -85,6 +85,10 @@ pub(crate) enum Entry {
         path: String,
         value: String,
     },
+    /// Words that were added to the kernel's command line.
+    KernelParameters {
+        words: Vec<String>,
+    },
     Run {
         undo: Option<String>,
         #[serde(flatten)]

@@ -15,6 +15,7 @@ mod offline;
 mod fetch;
 mod priority;
 mod command;
+mod boot_loader;
 pub mod hooks;
 mod ledger;
 mod distribution;

@@ -12,6 +12,7 @@ mod archive;
 mod directory;
 mod hook;
 mod kernel_module;
+mod kernel_parameter;
 mod package;
 mod run;
 mod service;
@@ -62,6 +63,7 @@ fn make(primitive: &Primitive, context: &mut Context) -> Result<bool, Failure> {
         }
         Primitive::Sysctl { key, value } => sysctl::apply(key, value, context),
         Primitive::KernelModule { name } => kernel_module::apply(name, context),
+        Primitive::KernelParameter { words } => kernel_parameter::apply(words, context),
         Primitive::Run(run) => run::apply(run, context),
         Primitive::Hook { when, script } => hook::apply(when, script, context),
         Primitive::Reboot => Err(Failure::new("the agent can't apply a reboot")),

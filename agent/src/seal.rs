@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::boot_loader;
 use crate::failure::HOME;
 use crate::fsctl;
 use crate::hooks;
@@ -92,6 +93,7 @@ pub(crate) fn seal(agent: bool) -> io::Result<Sealed> {
     if let Some(init) = init.filter(|init| init.is_up()) {
         init.stop_services();
     }
+    boot_loader::settle()?;
     let root = Path::new("/");
     let pages = Ledger::below(Path::new(HOME), false).pages().map_err(|f| io::Error::other(f.message))?;
     let entries = pages.iter().flat_map(|page| &page.entries);

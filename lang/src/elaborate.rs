@@ -8,6 +8,7 @@ mod growing;
 mod script;
 mod authorized_key;
 mod form;
+mod kernel_parameter;
 mod primitive;
 mod steps;
 mod image;

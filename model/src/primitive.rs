@@ -39,6 +39,8 @@ pub enum Primitive<C, T = C, S = String> {
     Sysctl { key: String, value: String },
     /// A kernel module.
     KernelModule { name: String },
+    /// Words of the kernel's command line.
+    KernelParameter { words: Vec<String> },
     /// A clean shutdown of the machine, followed by a boot.
     Reboot,
     /// A script that runs once, when the layer is applied.
@@ -94,6 +96,7 @@ impl<C, T, S> Primitive<C, T, S> {
             Self::Service { unit, .. } => format!("service {unit}"),
             Self::Sysctl { key, .. } => format!("sysctl {key}"),
             Self::KernelModule { name } => format!("kernel-module {name}"),
+            Self::KernelParameter { words } => format!("kernel-parameter {}", words.join(" ")),
             Self::Reboot => "reboot".to_owned(),
             Self::Run(_) => "run".to_owned(),
             Self::Hook { when, .. } => when.label(),
@@ -110,11 +113,12 @@ impl<C, T, S> Primitive<C, T, S> {
             Self::Sysctl { key, .. } => Some(format!("the setting `{key}`")),
             Self::KernelModule { name } => Some(format!("the kernel module `{name}`")),
             Self::Service { unit, .. } => Some(format!("the service `{unit}`")),
-            // Trees and archives may be merged, packages are joined, a user may have
-            // several keys, and scripts are no resources.
+            // Trees and archives may be merged, packages and kernel parameters are joined,
+            // a user may have several keys, and scripts are no resources.
             Self::Directory { tree: Some(_), .. }
             | Self::AuthorizedKey { .. }
             | Self::Package { .. }
+            | Self::KernelParameter { .. }
             | Self::Archive { .. }
             | Self::Reboot
             | Self::Run(_)
@@ -136,6 +140,7 @@ impl<C, T, S> Primitive<C, T, S> {
             | Self::Service { .. }
             | Self::Sysctl { .. }
             | Self::KernelModule { .. }
+            | Self::KernelParameter { .. }
             | Self::Reboot
             | Self::Run(_)
             | Self::Hook { .. } => None,
@@ -157,6 +162,7 @@ impl<C, T, S> Primitive<C, T, S> {
             | Self::AuthorizedKey { .. }
             | Self::Sysctl { .. }
             | Self::KernelModule { .. }
+            | Self::KernelParameter { .. }
             | Self::Reboot
             | Self::Hook { .. } => Tool::Agent,
         }
@@ -175,6 +181,7 @@ impl<C, T, S> Primitive<C, T, S> {
             | Self::Service { .. }
             | Self::Sysctl { .. }
             | Self::KernelModule { .. }
+            | Self::KernelParameter { .. }
             | Self::Reboot
             | Self::Run(_)
             | Self::Hook { .. } => Turn::InLayer,
@@ -196,6 +203,7 @@ impl<C, T, S> Primitive<C, T, S> {
             | Self::Service { .. }
             | Self::Sysctl { .. }
             | Self::KernelModule { .. }
+            | Self::KernelParameter { .. }
             | Self::Reboot
             | Self::Run(_)
             | Self::Hook { .. } => false,
@@ -218,6 +226,7 @@ impl<C, T, S> Primitive<C, T, S> {
             | Self::Service { .. }
             | Self::Sysctl { .. }
             | Self::KernelModule { .. }
+            | Self::KernelParameter { .. }
             | Self::Reboot
             | Self::Hook { .. } => true,
         }
@@ -239,6 +248,7 @@ impl<C, T, S> Primitive<C, T, S> {
             | Self::Service { .. }
             | Self::Sysctl { .. }
             | Self::KernelModule { .. }
+            | Self::KernelParameter { .. }
             | Self::Run(_)
             | Self::Hook { .. } => false,
         }
@@ -259,6 +269,7 @@ impl<C, T, S> Primitive<C, T, S> {
             | Self::Service { .. }
             | Self::Sysctl { .. }
             | Self::KernelModule { .. }
+            | Self::KernelParameter { .. }
             | Self::Reboot
             | Self::Run(_) => false,
         }
@@ -309,8 +320,30 @@ impl<C, T, S> Primitive<C, T, S> {
             | Self::AuthorizedKey { .. }
             | Self::Sysctl { .. }
             | Self::KernelModule { .. }
+            | Self::KernelParameter { .. }
             | Self::Reboot
             | Self::Hook { .. } => false,
+        }
+    }
+
+    /// The words that it adds to the kernel's command line.
+    pub fn kernel_parameters(&self) -> &[String] {
+        match self {
+            Self::KernelParameter { words } => words,
+            Self::Package { .. }
+            | Self::File { .. }
+            | Self::Directory { .. }
+            | Self::Symlink { .. }
+            | Self::Archive { .. }
+            | Self::Group { .. }
+            | Self::User(_)
+            | Self::AuthorizedKey { .. }
+            | Self::Service { .. }
+            | Self::Sysctl { .. }
+            | Self::KernelModule { .. }
+            | Self::Reboot
+            | Self::Run(_)
+            | Self::Hook { .. } => &[],
         }
     }
 
@@ -329,6 +362,7 @@ impl<C, T, S> Primitive<C, T, S> {
             | Self::Service { .. }
             | Self::Sysctl { .. }
             | Self::KernelModule { .. }
+            | Self::KernelParameter { .. }
             | Self::Reboot
             | Self::Hook { .. } => &[],
         }
@@ -402,6 +436,10 @@ impl<C, T, S> Primitive<C, T, S> {
             Self::KernelModule { name } => {
                 to.value(&label, &"");
                 Primitive::KernelModule { name: name.clone() }
+            }
+            Self::KernelParameter { words } => {
+                to.value("kernel-parameter", &words.join(" "));
+                Primitive::KernelParameter { words: words.clone() }
             }
             Self::Reboot => {
                 to.value(&label, &"");

@@ -84,8 +84,9 @@ const OUTPUTS: [&str; 7] =
     ["disk.raw", "vmlinuz", "modules.cpio", "core.img", "boot.img", "bootx64.efi", "appliance.cpio"];
 
 /// Files that a base has besides the packages of its distribution.
-const UPLOADS: [(&str, &[u8], &str); 3] = [
+const UPLOADS: [(&str, &[u8], &str); 4] = [
     ("agent", agent::PROGRAM, protocol::AGENT),
+    ("update-grub", include_bytes!("debian/update-grub"), "/usr/lib/vimg/update-grub"),
     (
         "vimg-agent.service",
         include_bytes!("debian/vimg-agent.service"),

@@ -177,6 +177,7 @@ async fn machine<P: Provider>(
     let options = up::StartOptions {
         state: parent,
         machine: build.node.machine,
+        parameters: build.node.parameters.line(),
         needs: build.node.needs,
         network,
         opens: false,

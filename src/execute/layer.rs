@@ -187,21 +187,25 @@ async fn apply<P: Provider>(
         if applied.boot_changed {
             take_boot(build, running, staging).await?;
         }
-        reboot(build, running, staging).await?;
+        reboot(build, running, staging, next).await?;
         apply.from = next;
     }
 }
 
-/// Shuts the machine down in order and boots it again on the same disk.
+/// Shuts the machine down in order and boots it again on the same disk, after the
+/// first `steps` steps of the layer.
 async fn reboot<P: Provider>(
     build: &NodeBuild<'_, P>,
     running: &mut Running<'_, P::Instance>,
     staging: &Staging,
+    steps: usize,
 ) -> Result<(), Stop> {
     running.guest.switch_off().await.map_err(Stop::Stopped)?;
+    let node = build.node;
     running.launch = Launch {
         overlay: staging.path().join(DiskKind::Qcow2.file_name()),
         again: true,
+        parameters: node.task.parameters(&node.parameters, steps).line(),
         boot: build.boot_paths(&running.made.boot),
         memory: None,
         ..running.launch.clone()

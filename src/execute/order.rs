@@ -9,7 +9,7 @@ use vimg_lang::model::{Bootstrap, Machine};
 
 use crate::digest::{Description, Digest, Key};
 pub(super) use crate::graph::{CheckOrder, Export, LayerOrder, Needs};
-use crate::graph::{Graph, NodeId, Role, Work};
+use crate::graph::{Graph, KernelParameters, NodeId, Role, Work};
 use crate::store::StateId;
 
 /// The order to build the nodes of a batch.
@@ -45,6 +45,8 @@ pub(super) struct NodeOrder {
     pub(super) needs: Needs,
     /// The machine.
     pub(super) machine: Machine,
+    /// The kernel parameters of a machine that boots from the state below.
+    pub(super) parameters: KernelParameters,
     /// How to build it.
     pub(super) task: Task,
 }
@@ -116,6 +118,7 @@ impl NodeOrder {
     pub(super) fn new(graph: &Graph, id: NodeId, before: &BTreeMap<String, Key>) -> Self {
         let node = graph.node(id);
         let key = |id: NodeId| graph.node(id).key;
+        let below = node.parent();
         let others = node.inputs.iter().filter(|input| input.role != Role::Parent);
         let task = match &node.work {
             Work::Bootstrap(bootstrap) => Task::Bootstrap(bootstrap.clone()),
@@ -136,12 +139,31 @@ impl NodeOrder {
             key: node.key,
             stands_for: node.stands_for,
             description: node.description.clone(),
-            parent: node.parent().map(key),
+            parent: below.map(key),
             others: others.map(|input| key(input.node)).collect(),
             before: before.get(&node.name).copied(),
             needs: node.needs,
             machine: node.machine,
+            parameters: below.map(|id| graph.node(id).parameters.clone()).unwrap_or_default(),
             task,
+        }
+    }
+}
+
+impl Task {
+    /// Returns the kernel parameters of a machine that boots after the first `steps` steps
+    /// on a state that has `below`.
+    pub(super) fn parameters(&self, below: &KernelParameters, steps: usize) -> KernelParameters {
+        match self {
+            Self::Layer { layer, .. } => {
+                let steps = &layer.steps[..steps.min(layer.steps.len())];
+                below.after(layer.layer.as_deref(), steps)
+            }
+            Self::Bootstrap(_)
+            | Self::Import { .. }
+            | Self::Check(_)
+            | Self::Seal { .. }
+            | Self::Export { .. } => below.clone(),
         }
     }
 }

@@ -38,6 +38,8 @@ pub(super) struct StartOptions {
     pub(super) state: Key,
     /// The size of the machine.
     pub(super) machine: Machine,
+    /// Words for the kernel's command line, besides vimg's own.
+    pub(super) parameters: String,
     /// Whether it is a machine, or an appliance or container.
     pub(super) needs: Needs,
     /// Whether something in it may need the network.
@@ -60,6 +62,7 @@ impl StartOptions {
         Self {
             state,
             machine: check.machine,
+            parameters: check.parameters.line(),
             needs: check.needs,
             network: matches!(&check.task, Task::Check(check) if check.network),
             opens: true,
@@ -72,8 +75,17 @@ impl StartOptions {
     /// Returns the options for a person: a machine on the state of a node, with
     /// a network.
     pub(super) fn of_person(node: &NodeOrder, retarget: Retarget) -> Self {
-        let (state, machine, needs) = (node.key, node.machine, Needs::Machine);
-        Self { state, machine, needs, network: true, opens: true, chain: None, retarget, lasting: None }
+        Self {
+            state: node.key,
+            machine: node.machine,
+            parameters: node.task.parameters(&node.parameters, usize::MAX).line(),
+            needs: Needs::Machine,
+            network: true,
+            opens: true,
+            chain: None,
+            retarget,
+            lasting: None,
+        }
     }
 
     /// Returns the options for reads of the disk of a node's state, in an appliance
@@ -82,6 +94,7 @@ impl StartOptions {
         Self {
             state: node.key,
             machine: node.machine,
+            parameters: node.task.parameters(&node.parameters, usize::MAX).line(),
             needs: Needs::Disk,
             network: false,
             opens: false,
@@ -113,6 +126,7 @@ pub(super) fn prepare<P: Provider>(
         overlay: overlay.to_owned(),
         again: false,
         machine: Machine { ..options.machine },
+        parameters: options.parameters.clone(),
         boot: site.boot_paths(&record.boot),
         offline,
         memory: kept.then(|| format!("{}:{}", options.state, record.id)),

@@ -264,9 +264,11 @@ impl<'a> Builder<'a> {
             description.value("agent behaviour", protocol::BEHAVIOUR);
         }
         let key = description.key();
+        let below = parent.map(|parent| self.graph.node(parent).parameters.clone()).unwrap_or_default();
         self.graph.add(Node {
             name,
             image: image.name.clone(),
+            parameters: work.parameters(&below),
             work,
             inputs: parent.map(|node| Edge { role: Role::Parent, node }).into_iter().collect(),
             needs,

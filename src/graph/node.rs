@@ -8,6 +8,7 @@ use vimg_agent::protocol::{Order, Probe};
 use vimg_lang::model::{Bootstrap, DiskFormat, Machine};
 use vimg_lang::{FileRef, Span};
 
+use super::parameters::KernelParameters;
 use crate::digest::{Description, Digest, Key};
 use crate::files::FileError;
 
@@ -32,6 +33,8 @@ pub struct Node {
     pub needs: Needs,
     /// The machine of its image.
     pub machine: Machine,
+    /// The kernel parameters of a machine that boots from it.
+    pub parameters: KernelParameters,
     /// Everything that enters its key.
     pub description: Description,
     /// Its key.
@@ -127,6 +130,19 @@ impl Work {
             Self::Check(_) => "check",
             Self::Seal { .. } => "seal",
             Self::Export(_) => "output",
+        }
+    }
+
+    /// Returns the kernel parameters of a machine that boots from it, if those of the
+    /// state below are `below`.
+    pub fn parameters(&self, below: &KernelParameters) -> KernelParameters {
+        match self {
+            Self::Layer(work) => below.after(work.order.layer.as_deref(), &work.order.steps),
+            Self::Bootstrap(_)
+            | Self::Import { .. }
+            | Self::Check(_)
+            | Self::Seal { .. }
+            | Self::Export(_) => below.clone(),
         }
     }
 

@@ -28,6 +28,9 @@ pub struct ServerPart {
     pub provides: Vec<String>,
     /// Whether each of its scripts has an `undo`.
     pub undoable: bool,
+    /// The kernel parameters that it declares.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kernel_parameters: Vec<String>,
 }
 
 /// A server as the recipe declares it.
@@ -227,6 +230,13 @@ fn part(one: &InEffect, machine: &Machine, project: &Project) -> Result<ServerPa
         requires: one.requires.clone(),
         provides: one.provides.clone(),
         undoable,
+        kernel_parameters: one
+            .part
+            .steps
+            .iter()
+            .flat_map(|s| s.primitive.kernel_parameters())
+            .cloned()
+            .collect(),
     })
 }
 
@@ -271,6 +281,7 @@ mod tests {
             requires: names(requires),
             provides: names(provides),
             undoable: id != "run",
+            kernel_parameters: Vec::new(),
         }
     }
 

@@ -607,7 +607,7 @@ impl Tested {
 /// A copy of a disk, booted by its own loader under plain QEMU.
 pub(crate) struct Boot {
     child: Child,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     pub(crate) port: u16,
 }
 
@@ -637,7 +637,12 @@ impl Boot {
             command.arg("-drive").arg(format!("if=pflash,format=raw,file={}", vars.display()));
         }
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        Self { child, _dir: dir, port }
+        Self { child, dir, port }
+    }
+
+    /// Returns what it has printed to its serial console.
+    pub(crate) fn serial(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.dir.path().join("serial")).unwrap()).into_owned()
     }
 }
 

@@ -57,6 +57,15 @@ configuration "asked" {
     package "libjq1"
     run { script "apt-mark showmanual | grep -x libjq1 >/dev/null; apt-get -q -y purge jq; apt-get -q -y autoremove --purge; dpkg -s libjq1 >/dev/null; rm /var/cache/apt/*.bin" }
 }
+// Packages set kernel parameters and call `update-grub`, and GRUB's own tools
+// change nothing of what boots (F30).
+image "loader" { from "debian-12"; layer "loader"; output "raw" path="loader.img" }
+configuration "loader" {
+    file "/etc/default/grub.d/kdump.cfg" content="GRUB_CMDLINE_LINUX_DEFAULT=\"$GRUB_CMDLINE_LINUX_DEFAULT crashkernel=128M\"\n"
+    kernel-parameter "mitigations=off"
+    package "grub-pc"
+    run { script "update-grub; grep -q 'net.ifnames=0 mitigations=off quiet crashkernel=128M\"' /boot/grub/vimg.cfg; grep -q vimg.cfg /boot/grub/grub.cfg" }
+}
 configuration "holds" { package "tool=2.0"; run { script "apt-mark hold tool" } }
 configuration "steps-back" { package "tool=1.0"; run { script "test \"$(dpkg-query -W -f '${Version}' tool)\" = 1.0" } }
 // The user owns files in the home, and the directories above them (F14).
@@ -178,6 +187,8 @@ fn what_went_wrong_in_the_field_goes_right() {
     project.vimg(&["build", "it"]).succeeds();
     // A named version is installed, even if another version is held.
     project.vimg(&["build", "backwards"]).succeeds();
+
+    project.vimg(&["build", "loader"]).succeeds();
 
     // The same build in another environment has the same keys, so nothing is
     // built.

@@ -53,6 +53,7 @@ configuration "all" provides="k" {
     service "getty@tty9" enabled=#true
     sysctl "vm.swappiness" value=7
     kernel-module "overlay"
+    kernel-parameter "quirk=1"
     run { script "echo 1 >/did"; undo "rm /did" }
 }
 "#;

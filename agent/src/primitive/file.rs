@@ -95,6 +95,11 @@ pub(super) fn text(path: &Path, text: &str, context: &mut Context) -> Result<boo
         return Ok(false);
     }
     context.ledger.path(path)?;
+    put(path, text).map(|()| true)
+}
+
+/// Writes `text` to a file of root, without an entry in the ledger.
+pub(super) fn put(path: &Path, text: &str) -> Result<(), Failure> {
     let written = Place::make(path, (0, 0)).and_then(|place| {
         let put = || {
             let mut file = place.draft()?;
@@ -104,7 +109,7 @@ pub(super) fn text(path: &Path, text: &str, context: &mut Context) -> Result<boo
         };
         put().inspect_err(|_| place.give_up())
     });
-    written.map(|()| true).map_err(|e| Failure::at(path, e))
+    written.map_err(|e| Failure::at(path, e))
 }
 
 /// Creates missing parent directories of a file of `owner`, with mode 0755. They belong to

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::context::Context;
-use super::{account, authorized_key, file, package, run, service, sysctl};
+use super::{account, authorized_key, file, kernel_parameter, package, run, service, sysctl};
 use crate::failure::Failure;
 use crate::ledger::{self, Entry, Page};
 use crate::protocol::Digest;
@@ -83,6 +83,7 @@ impl Going {
                 Entry::Key { .. } => authorized_key::revert(entry)?,
                 Entry::Service { unit, enabled, active } => service::revert(unit, enabled, *active, context)?,
                 Entry::Setting { path, value } => sysctl::revert(path, value)?,
+                Entry::KernelParameters { words } => kernel_parameter::revert(words, context)?,
                 Entry::Run { .. } => run::revert(entry, context)?,
             }
         }

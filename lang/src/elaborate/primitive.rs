@@ -4,6 +4,7 @@
 use super::authorized_key::AUTHORIZED_KEY;
 use super::context::Elaborator;
 use super::form;
+use super::kernel_parameter;
 use super::script::{ENV, INLINE, NEEDS, NETWORK, RUN_AS, SCRIPT_FILE, TEMPLATE, TIMEOUT, WORKDIR};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::kind::{Args, Field, Kind, Ty, kind, opt, req};
@@ -31,6 +32,7 @@ pub(super) const TABLE: &[(Kind, Read)] = &[
     (SERVICE, |e, at, scope| e.service(at, scope)),
     (SYSCTL, |e, at, scope| e.sysctl(at, scope)),
     (KERNEL_MODULE, |e, at, scope| e.kernel_module(at, scope)),
+    (KERNEL_PARAMETER, |e, at, scope| e.kernel_parameter(at, scope)),
     (REBOOT, |_, _, _| Some(Primitive::Reboot)),
     (RUN, |e, at, scope| e.run(at, scope)),
 ];
@@ -313,6 +315,26 @@ impl Elaborator<'_> {
             if good { Ok(t.to_owned()) } else { Err("expected letters, digits, `-` and `_`".into()) }
         })?;
         Some(Primitive::KernelModule { name })
+    }
+}
+
+const KERNEL_PARAMETER: Kind = kind(
+    "kernel-parameter",
+    "Words of the kernel's command line. They are in effect from the next boot on: in layers above that need the booted machine, in checks, shells and servers, and on the disks that vimg writes. In the layer itself, they are in effect after a `reboot`. Words of later layers come after those of earlier ones. Appliances and containers have a kernel of their own, without these words.",
+    Args::Many(req(
+        "parameter",
+        Ty::Str,
+        "a parameter, for instance `mitigations=off`; the kernel's documentation lists them",
+    )),
+);
+
+impl Elaborator<'_> {
+    fn kernel_parameter(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
+        let mut words = Vec::new();
+        for arg in &at.node.args {
+            words.push(self.parsed(arg, at, scope, kernel_parameter::word)?);
+        }
+        Some(Primitive::KernelParameter { words })
     }
 }
 

@@ -4,7 +4,7 @@
 set -eu
 R=$1
 PATH=$PATH:/usr/sbin:/sbin
-chmod 755 "$R/usr/lib/vimg/agent"
+chmod 755 "$R/usr/lib/vimg/agent" "$R/usr/lib/vimg/update-grub"
 
 echo debian >"$R/etc/hostname"
 printf '127.0.0.1\tlocalhost\n127.0.1.1\tdebian\n::1\tlocalhost ip6-localhost ip6-loopback\n' >"$R/etc/hosts"
@@ -69,9 +69,10 @@ printf 'search.fs_uuid %s root\nset prefix=($root)/boot/grub\n' "$VIMG_ROOT_UUID
 cat >"$R/boot/grub/grub.cfg" <<EOG
 set timeout=0
 set default=0
+source /boot/grub/vimg.cfg
 menuentry "Debian" {
   search.fs_uuid $VIMG_ROOT_UUID root
-  linux /vmlinuz root=UUID=$VIMG_ROOT_UUID ro console=tty0 console=ttyS0,115200 net.ifnames=0
+  linux /vmlinuz root=UUID=$VIMG_ROOT_UUID ro \$parameters
   initrd /initrd.img
 }
 EOG
@@ -85,6 +86,14 @@ rm -f "$R/tmp/early.cfg" "$R/tmp/core.img" "$R/tmp/bootx64.efi"
 grub="grub2-common grub-common grub-pc-bin grub-efi-amd64-bin"
 chroot "$R" apt-get -y -q purge $grub --autoremove >/dev/null 2>&1 || chroot "$R" dpkg --purge $grub
 [ -e "$R/boot/grub/grub.cfg" ]
+# Packages and kernels call vimg's update-grub, also if GRUB's is installed.
+chroot "$R" dpkg-divert --quiet --local --no-rename --divert /usr/sbin/update-grub.grub --add /usr/sbin/update-grub
+ln -s ../lib/vimg/update-grub "$R/usr/sbin/update-grub"
+mkdir -p "$R/etc/default/grub.d"
+printf '%s\n' '# Kernel parameters of the base.' \
+    'GRUB_CMDLINE_LINUX="console=tty0 console=ttyS0,115200 net.ifnames=0 $GRUB_CMDLINE_LINUX"' \
+    >"$R/etc/default/grub.d/10-vimg.cfg"
+chroot "$R" update-grub
 cat "$R/vmlinuz" >/proc/self/fd/101
 
 # mmdebstrap cleans up after its hooks; the disk is made in this one.

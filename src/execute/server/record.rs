@@ -37,11 +37,14 @@ pub(super) fn lead(record: &mut ServerRecord, forwards: &[Forward]) {
 /// Returns the request to boot a server from its own disks.
 pub(super) fn launch(home: &ServerHome, record: &ServerRecord, boot: Option<(PathBuf, PathBuf)>) -> Launch {
     let (cpus, memory, disk) = record.machine;
+    let parameters: Vec<&str> =
+        record.parts.iter().flat_map(|part| &part.kernel_parameters).map(String::as_str).collect();
     Launch {
         chain: home.chain(record),
         overlay: home.overlay(record),
         again: true,
         machine: Machine { cpus, memory, disk },
+        parameters: parameters.join(" "),
         boot,
         offline: None,
         memory: None,

@@ -41,6 +41,10 @@ const CMDLINE: &str = "rootfstype=ext4 ro console=ttyS0 quiet panic=-1 \
                        cryptomgr.notests noreplace-smp net.ifnames=0 rcupdate.rcu_expedited=1 \
                        cloud-init=disabled";
 
+/// Parameters that a recipe can't take from vimg: it reads the last console,
+/// and notices a panic by the end of the machine.
+const KEPT: &str = "console=ttyS0 panic=-1";
+
 /// Tells the kernel that the time stamp counter is reliable: under emulation it
 /// is the host's, and the same on all processors. Otherwise the kernel reads
 /// the time from a device, which takes QEMU's big lock, and each read of the
@@ -239,15 +243,32 @@ pub(super) enum Purpose {
     Console,
 }
 
-/// A direct boot from the root filesystem on the device `root`.
-pub(super) fn boot(accel: Accel, kernel: &Path, initrd: &Path, root: &str, purpose: Purpose) -> Vec<String> {
-    let cmdline = match purpose {
+/// The variable parts of the kernel's command line of a direct boot.
+pub(super) struct Line<'a> {
+    /// The device of the root filesystem.
+    pub(super) root: &'a str,
+    /// The words that the recipe declares.
+    pub(super) parameters: &'a str,
+    pub(super) purpose: Purpose,
+}
+
+/// A direct boot. Where the recipe and vimg set the same parameter, the recipe's
+/// comes later and is in effect, except for [`KEPT`].
+pub(super) fn boot(accel: Accel, kernel: &Path, initrd: &Path, line: Line<'_>) -> Vec<String> {
+    let Line { root, parameters, purpose } = line;
+    let own = match purpose {
         Purpose::Work => CMDLINE.to_owned(),
         Purpose::Snapshot => format!("{CMDLINE} {WATCHED}"),
         Purpose::Console => format!("{} {CONSOLE}", CMDLINE.replacen("quiet ", "", 1)),
     };
-    let held: String = HELD_BACK.iter().map(|unit| format!(" systemd.mask={unit}")).collect();
-    linux(accel, kernel, initrd, &format!("root={root} {cmdline}{held}"))
+    let mut cmdline = format!("root={root} {own}");
+    for unit in HELD_BACK {
+        cmdline.push_str(&format!(" systemd.mask={unit}"));
+    }
+    if !parameters.is_empty() {
+        cmdline.push_str(&format!(" {parameters} {KEPT}"));
+    }
+    linux(accel, kernel, initrd, &cmdline)
 }
 
 pub(super) fn words(text: &str) -> Vec<String> {
@@ -262,10 +283,8 @@ mod tests {
     fn only_an_emulated_machine_is_told_what_holds_of_emulators() {
         let files = (PathBuf::from("kernel"), PathBuf::from("initrd"));
         for (accel, told) in [(Accel::Tcg, true), (Accel::Kvm, false)] {
-            let both = [
-                boot(accel, &files.0, &files.1, "/dev/vda3", Purpose::Snapshot),
-                appliance_boot(accel, &files.0, &files.1),
-            ];
+            let line = Line { root: "/dev/vda3", parameters: "", purpose: Purpose::Snapshot };
+            let both = [boot(accel, &files.0, &files.1, line), appliance_boot(accel, &files.0, &files.1)];
             for args in both {
                 let cmdline = args.last().unwrap();
                 assert_eq!(cmdline.contains(FIXED), told, "{cmdline}");
@@ -276,10 +295,27 @@ mod tests {
 
     #[test]
     fn only_a_console_that_is_watched_shows_the_boot() {
-        let cmdline = |purpose| boot(Accel::Kvm, Path::new("k"), Path::new("i"), "/dev/vda3", purpose).pop();
-        let shows =
-            |purpose| cmdline(purpose).is_some_and(|line| !line.contains("quiet") && line.contains(CONSOLE));
+        let shows = |purpose| {
+            let line = Line { root: "/dev/vda3", parameters: "", purpose };
+            let cmdline = boot(Accel::Kvm, Path::new("k"), Path::new("i"), line).pop();
+            cmdline.is_some_and(|line| !line.contains("quiet") && line.contains(CONSOLE))
+        };
         assert_eq!([Purpose::Work, Purpose::Snapshot, Purpose::Console].map(shows), [false, false, true]);
+    }
+
+    #[test]
+    fn words_of_the_recipe_come_after_those_of_vimg_but_for_the_console() {
+        let files = (PathBuf::from("kernel"), PathBuf::from("initrd"));
+        let line = |parameters| {
+            let line = Line { root: "/dev/vda3", parameters, purpose: Purpose::Snapshot };
+            boot(Accel::Kvm, &files.0, &files.1, line).pop().unwrap()
+        };
+        let cmdline = line("net.ifnames=1 console=tty1 panic=10");
+        let last = |name: &str| cmdline.split(' ').rfind(|word| word.starts_with(name)).unwrap();
+        assert_eq!(last("net.ifnames="), "net.ifnames=1");
+        assert_eq!((last("console="), last("panic=")), ("console=ttyS0", "panic=-1"));
+        assert!(cmdline.contains(WATCHED));
+        assert!(!line("").contains("  ") && !line("").contains(KEPT));
     }
 
     #[test]

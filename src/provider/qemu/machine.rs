@@ -182,7 +182,8 @@ fn direct(accel: Accel, launch: &Launch, initrd: &Path, purpose: Purpose) -> Res
         HostError::new(format!("the disk to boot from: {e}"))
             .help("vimg finds the root filesystem by the partition's type or name")
     })?;
-    Ok(args::boot(accel, kernel, initrd, &layout.device(), purpose))
+    let line = args::Line { root: &layout.device(), parameters: &launch.parameters, purpose };
+    Ok(args::boot(accel, kernel, initrd, line))
 }
 
 /// Whether a machine that becomes a snapshot boots with a restricted network
