@@ -169,6 +169,7 @@ fn filesystem(dir: &Path) -> Vec<u8> {
     let (tree, image) = (dir.join("tree/etc"), dir.join("image"));
     std::fs::create_dir_all(&tree).unwrap();
     std::fs::write(tree.join("page"), "x".repeat(5000)).unwrap();
+    std::os::unix::fs::symlink("../etc/page", tree.join("link")).unwrap();
     let made = Command::new("mke2fs")
         .args(["-q", "-t", "ext4", "-b", "1024", "-N", "32", "-O", "^has_journal,^resize_inode", "-d"])
         .args([dir.join("tree").as_os_str(), image.as_os_str()])
@@ -184,6 +185,38 @@ fn damaged_filesystems() {
     let dir = tempfile::tempdir().unwrap();
     let one = filesystem(dir.path());
     mutate("ext4", targets::ext4, &[[one.clone(), one].concat()], 400);
+}
+
+#[test]
+fn damaged_configurations_of_boot_loaders() {
+    let text = "set default=\"1>0\"\nset a='b c'\nif [ -s $prefix/grubenv ]; then\n  load_env\nelse\n  set x=${a}$a\nfi\n\
+                function f {\n  insmod all_video\n}\nmenuentry \"x\" --id y {\n  f\n  search.fs_uuid abc root\n  \
+                linux /vmlinuz root=UUID=abc $a\n  initrd /initrd.img\n}\n\
+                submenu z { menuentry 'w' { linux /old \\\n  ro; } }\n";
+    mutate("grub", targets::grub, &[text.as_bytes().to_vec()], 3000);
+}
+
+#[test]
+fn damaged_efi_system_partitions() {
+    let mut esp = vec![0; 16 << 10];
+    esp[510..512].copy_from_slice(&[0x55, 0xaa]);
+    esp[82..87].copy_from_slice(b"FAT32");
+    // Sectors of 512 bytes, one in a cluster, one before the only table, which has one.
+    for (at, value) in [(11, 0), (12, 2), (13, 1), (14, 1), (16, 1), (36, 1), (44, 2)] {
+        esp[at] = value;
+    }
+    for (n, (name, attributes)) in
+        [(b"EFI        ", 0x10), (b"BOOT       ", 0x10), (b"BOOTX64 EFI", 0)].into_iter().enumerate()
+    {
+        let entry = 1024 + n * 512;
+        esp[entry..entry + 11].copy_from_slice(name);
+        esp[entry + 11] = attributes;
+        esp[entry + 26] = n as u8 + 3;
+        esp[entry + 28] = 5;
+        // The end of its chain.
+        esp[512 + (n + 2) * 4..512 + (n + 3) * 4].copy_from_slice(&0x0fff_ffff_u32.to_le_bytes());
+    }
+    mutate("fat", targets::fat, &[esp], 2000);
 }
 
 /// Each target has a function, a file, an entry in the manifest, a row in its

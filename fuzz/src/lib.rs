@@ -12,7 +12,7 @@ use vimg::cache::sign::{Signer, Trust};
 use vimg::cache::spec::{Spec, fields};
 use vimg::digest::{Digest, Key};
 use vimg::disk::ext4::{Source, Special, Tree, differ};
-use vimg::disk::{gpt, qcow2};
+use vimg::disk::{fat, gpt, grub, qcow2};
 use vimg_agent::protocol::{Frame, FromAgent, ToAgent, read_frame};
 use vimg_lang::{FileKind, FileRef, Files, ReadError, Request, Sources, Takes};
 
@@ -121,6 +121,19 @@ pub fn gpt(data: &[u8]) -> bool {
     gpt::read(data.len() as u64, |at, buffer| disk.read_at(at, buffer)).is_ok()
 }
 
+/// The configuration of the boot loader on a disk that a guest wrote. Each other
+/// file has the same text.
+pub fn grub(data: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(data);
+    let found = grub::default_entry("/boot/grub/grub.cfg", &mut |_| Ok(Some(text.to_string())));
+    matches!(found, Ok(Ok(_)))
+}
+
+/// An EFI system partition that a guest wrote.
+pub fn fat(data: &[u8]) -> bool {
+    matches!(fat::size_of(&mut Disk(data), 0, "EFI/BOOT/BOOTX64.EFI"), Ok(Some(_)))
+}
+
 /// Two filesystems of guests: the first and the second half of the bytes. Files
 /// of the first are found and read, then both are compared.
 pub fn ext4(data: &[u8]) -> bool {
@@ -129,6 +142,7 @@ pub fn ext4(data: &[u8]) -> bool {
     if let Ok(mut tree) = Tree::open(&mut disk, 0)
         && let Ok(Some(root)) = tree.find(b"/")
     {
+        let _ = (tree.head("/etc/page", 4096), tree.head("/etc/../etc/link", 4096));
         for number in tree.entries(&root).unwrap_or_default().into_values() {
             let Ok(entry) = tree.named(number) else { continue };
             let (_, _) = (tree.target(&entry), tree.entries(&entry));

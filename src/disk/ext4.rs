@@ -5,9 +5,9 @@
 //! without the answer.
 
 mod tables;
-mod differ;
 mod tree;
+mod differ;
 
 pub use differ::{Altered, Difference, Special, differ};
 pub use tables::Source;
-pub use tree::{Entry, EntryKind, Tree};
+pub use tree::{Entry, EntryKind, Head, Tree};

@@ -51,6 +51,8 @@ pub struct Partition {
     pub number: usize,
     /// The GUID of its type, as stored on disk.
     pub kind: [u8; 16],
+    /// Its own GUID, as stored on disk.
+    pub guid: [u8; 16],
     /// Its name.
     pub name: String,
     /// Its place on the disk, in bytes.
@@ -99,6 +101,7 @@ pub fn read(size: u64, mut read: impl FnMut(u64, &mut [u8]) -> io::Result<()>) -
         partitions.push(Partition {
             number: n + 1,
             kind,
+            guid: std::array::from_fn(|n| entry[16 + n]),
             name: String::from_utf16_lossy(&name),
             place: first * SECTOR..(last + 1) * SECTOR,
         });

@@ -72,6 +72,7 @@ mod tests {
             .map(|(n, (kind, name))| Partition {
                 number: n + 1,
                 kind: *kind,
+                guid: [n as u8; 16],
                 name: (*name).into(),
                 place: place(n as u64 + 1),
             })

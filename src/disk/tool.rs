@@ -7,6 +7,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::OnceCell;
 use vimg_lang::model::DiskFormat;
 
+use super::bootable::{self, Problem};
 use super::difference::{self, Exported, Made};
 use super::image::{self, Compress, QemuImg};
 use super::qcow2;
@@ -38,6 +39,17 @@ pub trait DiskTool: Send + Sync {
     /// Whether two disks on top of the same ones are identical, apart from the
     /// times at which they were made. `false` if that is unclear.
     fn alike<'a>(&'a self, below: &'a [PathBuf], a: &'a Made, b: &'a Made) -> BoxFuture<'a, bool>;
+
+    /// Says what keeps the disk from booting, as far as that can be told without
+    /// a boot. `own` says that vimg made the disk, so that it boots by GRUB. A
+    /// tool that can't read disks finds nothing.
+    fn problems<'a>(
+        &'a self,
+        _chain: &'a [PathBuf],
+        _own: bool,
+    ) -> BoxFuture<'a, Result<Vec<Problem>, HostError>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
 
     /// Changes copies of a previous output so that they hold another chain.
     /// `None` if that is not possible or not worth it; the copies are then
@@ -109,6 +121,20 @@ impl DiskTool for QemuDisks {
         Box::pin(async move {
             let alike = tokio::task::spawn_blocking(move || difference::alike(&below, &a, &b)).await;
             matches!(alike, Ok(Ok(true)))
+        })
+    }
+
+    fn problems<'a>(
+        &'a self,
+        chain: &'a [PathBuf],
+        own: bool,
+    ) -> BoxFuture<'a, Result<Vec<Problem>, HostError>> {
+        // Reading disks blocks the thread.
+        let chain = chain.to_vec();
+        Box::pin(async move {
+            let read = tokio::task::spawn_blocking(move || bootable::problems(&chain, own)).await;
+            read.unwrap_or_else(|e| Err(std::io::Error::other(e)))
+                .map_err(|e| HostError::io("the disk can't be read", &e))
         })
     }
 

@@ -78,7 +78,7 @@ async fn start<P: Provider>(batch: &BatchContext<P>, n: usize, lock: KeyLock) ->
     let lock = Arc::new(lock);
     let result = match &node.task {
         Task::Bootstrap(_) | Task::Import { .. } => base(batch, n, lock).await,
-        Task::Export { export, .. } => export::export(batch, n, *export, lock).await,
+        Task::Export { export, own, .. } => export::export(batch, n, (*export, *own), lock).await,
         Task::Layer { .. } | Task::Check(_) | Task::Seal { .. } => {
             return machine(batch, n, lock, &mut job).await;
         }

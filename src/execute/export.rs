@@ -7,29 +7,32 @@ use vimg_lang::model::DiskFormat;
 
 use super::batch_context::BatchContext;
 use super::make::{Facts, Made, NodeBuild};
+use super::node_failure::{FailureKind, NodeFailure};
 use super::order::{Export, NodeOrder, Task};
 use super::staged::{Before, Copies};
 use super::worker::Worker;
 use crate::digest::Description;
-use crate::disk::Exported;
+use crate::disk::{Exported, Problem};
 use crate::provider::Provider;
 use crate::store::{DiskKind, KeyLock, Record};
 
-/// Writes an output, from a copy of the previous one if there is one.
+/// Writes an output, from a copy of the previous one if there is one. `own` says
+/// that vimg made the disk.
 pub(super) async fn export<P: Provider>(
     batch: &BatchContext<P>,
     n: usize,
-    export: Export,
+    (export, own): (Export, bool),
     lock: Arc<KeyLock>,
 ) -> Made {
     let build = NodeBuild::begin(batch, n, lock);
     let (worker, node) = (build.worker, build.node);
-    build.phase("convert");
     let kind = DiskKind::from(export.format);
     let store = &worker.store;
     let parent = node.parent.ok_or_else(|| build.gone())?;
     let source = store.record(&parent).map(|record| (parent, record.id));
     let chain = source.and_then(|source| store.chain_of(&source)).ok_or_else(|| build.gone())?;
+    inspect(&build, &chain, own).await?;
+    build.phase("convert");
     copy_earlier(worker, node);
     let revised = match worker.staged.take_earlier(&node.name) {
         Some(earlier) => earlier.revise(store, &*worker.disks, &chain).await,
@@ -53,11 +56,38 @@ pub(super) async fn export<P: Provider>(
     build.commit(staging, made).await.map(|(_, built)| built)
 }
 
+async fn inspect<P: Provider>(
+    build: &NodeBuild<'_, P>,
+    chain: &[PathBuf],
+    own: bool,
+) -> Result<(), Box<NodeFailure>> {
+    let disks = &build.worker.disks;
+    let found = disks.problems(chain, own).await.map_err(|e| build.provider_failure(e))?;
+    let Some((problem, more)) = found.split_first() else { return Ok(()) };
+    let message = format!("the disk would not boot, so nothing is written: {problem}");
+    let mut failure = build.failure(FailureKind::Recipe, message);
+    failure.tail = more.iter().map(Problem::to_string).collect();
+    failure.help = Some(problem.help.clone());
+    // Disks of lower states are there already, and reading one takes milliseconds.
+    for n in 1..chain.len() {
+        let since = disks.problems(&chain[..n], own).await.is_ok_and(|below| below.contains(problem));
+        let record = build.worker.store.owner(&chain[n - 1]).filter(|_| since);
+        if let Some(record) = record {
+            failure.layer = record.name.split_once('@').map(|(_, layer)| layer.to_owned());
+            failure.message.push_str(&format!(" (since {})", record.name));
+            break;
+        }
+    }
+    Err(failure)
+}
+
 /// Begins to copy the previous output, if most of the new one is probably in
 /// it.
 pub(super) fn copy_earlier<P>(worker: &Worker<P>, node: &NodeOrder) {
     let store = &worker.store;
-    let Task::Export { export: Export { format: DiskFormat::Qcow2, .. }, layer } = &node.task else { return };
+    let Task::Export { export: Export { format: DiskFormat::Qcow2, .. }, layer, .. } = &node.task else {
+        return;
+    };
     if worker.staged.has_earlier(&node.name) {
         return;
     }

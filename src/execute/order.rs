@@ -84,6 +84,8 @@ pub(super) enum Task {
         export: Export,
         /// The highest layer below.
         layer: Option<Key>,
+        /// Whether vimg made the disk, so that it boots by GRUB.
+        own: bool,
     },
 }
 
@@ -130,7 +132,8 @@ impl NodeOrder {
             Work::Seal { agent } => Task::Seal { agent: *agent },
             Work::Export(export) => {
                 let layer = node.parent().map(|seal| graph.node(seal).parent().unwrap_or(seal));
-                Task::Export { export: *export, layer: layer.map(key) }
+                let own = matches!(graph.node(graph.chain(id)[0]).work, Work::Bootstrap(_));
+                Task::Export { export: *export, layer: layer.map(key), own }
             }
         };
         Self {
@@ -247,6 +250,7 @@ configuration \"site\" {
             Task::Export {
                 export: Export { format: vimg_lang::model::DiskFormat::Qcow2, size: None },
                 layer: Some(layer.key),
+                own: true,
             }
         );
         let check = graph.node_of("a:check/works").unwrap();

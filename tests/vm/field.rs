@@ -66,6 +66,9 @@ configuration "loader" {
     package "grub-pc"
     run { script "update-grub; grep -q 'net.ifnames=0 mitigations=off quiet crashkernel=128M\"' /boot/grub/vimg.cfg; grep -q vimg.cfg /boot/grub/grub.cfg" }
 }
+// A disk that can't boot is not written (F9).
+image "broken" { from "debian-12"; layer "broken"; layer "home"; output "qcow2" path="broken.qcow2" }
+configuration "broken" { run { script "echo nonsense >>/boot/grub/grub.cfg" } }
 configuration "holds" { package "tool=2.0"; run { script "apt-mark hold tool" } }
 configuration "steps-back" { package "tool=1.0"; run { script "test \"$(dpkg-query -W -f '${Version}' tool)\" = 1.0" } }
 // The user owns files in the home, and the directories above them (F14).
@@ -189,6 +192,11 @@ fn what_went_wrong_in_the_field_goes_right() {
     project.vimg(&["build", "backwards"]).succeeds();
 
     project.vimg(&["build", "loader"]).succeeds();
+    let broken = project.vimg(&["build", "broken"]);
+    assert_eq!(broken.code, 1, "{}", broken.stderr);
+    broken.says("GRUB has no command `nonsense`");
+    broken.says("since broken@broken");
+    assert!(!project.path("broken.qcow2").exists());
 
     // The same build in another environment has the same keys, so nothing is
     // built.

@@ -1,4 +1,4 @@
-//! Files and directories of one filesystem, for copies to the host.
+//! Finds and reads files of one filesystem by their paths.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,6 +22,17 @@ pub struct Tree<'a, S>(Ext4<'a, S>);
 pub struct Entry {
     number: u32,
     inode: Inode,
+}
+
+/// The beginning of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// The size of the file, in bytes.
+    pub size: u64,
+    /// Its permission bits.
+    pub mode: u16,
+    /// Its first bytes.
+    pub bytes: Vec<u8>,
 }
 
 /// The type of an entry.
@@ -189,10 +200,37 @@ impl<'a, S: Source> Tree<'a, S> {
         file: &Entry,
         each: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
     ) -> io::Result<()> {
+        self.begin(file, file.size(), each)
+    }
+
+    /// Reads at most the first `most` bytes of the file at an absolute path.
+    /// Follows symbolic links. `None` if there is no file.
+    ///
+    /// # Errors
+    ///
+    /// Something can't be read or is invalid.
+    pub fn head(&mut self, path: &str, most: usize) -> io::Result<Option<Head>> {
+        let file = self.find(path.as_bytes())?.filter(|entry| entry.kind() == EntryKind::File);
+        let Some(file) = file else { return Ok(None) };
+        let mut bytes = vec![0; file.size().min(most as u64) as usize];
+        self.begin(&file, bytes.len() as u64, &mut |at, piece| {
+            let at = at as usize;
+            bytes[at..at + piece.len()].copy_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(Some(Head { size: file.size(), mode: file.inode.mode() & 0o7777, bytes }))
+    }
+
+    /// Calls `each` for the first `size` bytes of a file; see [`Self::content`].
+    fn begin(
+        &mut self,
+        file: &Entry,
+        size: u64,
+        each: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
         if !file.inode.has_extents() {
             return Err(odd("a file has no extents"));
         }
-        let size = file.size();
         let mut buffer = Vec::new();
         self.0.extents(file.inode.map().to_vec(), 5, &mut |fs, extent| {
             let end = (extent.first + extent.length).min(size);
