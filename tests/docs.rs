@@ -169,7 +169,7 @@ fn anchor_of(heading: &str) -> String {
 const EVERYTHING: &str = r#"
 param "NAME" default="x"
 image "a" {
-    bootstrap "debian" suite="bookworm" mirror="http://mirror.test" { package "p" }
+    bootstrap "debian" suite="bookworm" mirror="http://mirror.test" kernel="generic" { package "p" }
     layer "c"
     output "qcow2" path="a"
 }

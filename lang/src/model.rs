@@ -145,8 +145,39 @@ pub struct Bootstrap {
     pub suite: String,
     /// The URL of a mirror that replaces the host's default.
     pub mirror: Option<String>,
+    /// The kernel.
+    pub kernel: Kernel,
     /// Packages in addition to those of every base, sorted.
     pub packages: Vec<String>,
+}
+
+/// A kernel of a distribution.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kernel {
+    /// The small one, with drivers for the hardware of clouds.
+    #[default]
+    Cloud,
+    /// The one with all drivers.
+    Generic,
+}
+
+impl Kernel {
+    /// The words of recipes for [`Self::Cloud`] and [`Self::Generic`].
+    pub const WORDS: &[&str] = &["cloud", "generic"];
+
+    /// Returns the word of recipes.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Cloud => Self::WORDS[0],
+            Self::Generic => Self::WORDS[1],
+        }
+    }
+
+    /// Finds a kernel by its word.
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Cloud, Self::Generic].into_iter().find(|kernel| kernel.word() == word)
+    }
 }
 
 /// The virtual machine.

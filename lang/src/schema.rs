@@ -6,6 +6,7 @@
 use crate::disk_format::DiskFormat;
 use crate::elaborate::{self, NEEDS, NETWORK, PACKAGE};
 use crate::kind::{kind, opt, req};
+use crate::model::Kernel;
 
 pub use crate::kind::{Args, Children, Field, INPUT_TYPES, Kind, KnownDistribution, Ty};
 
@@ -150,6 +151,7 @@ pub const IMAGE: &[Kind] = &[
     .props(&[
         req("suite", Ty::Suite, "release of the distribution, such as `bookworm` or `trixie`"),
         opt("mirror", Ty::Str, "`http://` or `https://` URL of a mirror that replaces the main archive; security updates still come from the security archive [default: the mirror that mmdebstrap uses on the host]"),
+        opt("kernel", Ty::Word(Kernel::WORDS), "`cloud` is small, and has drivers for virtual hardware of clouds; `generic` has all drivers of the distribution [default: `cloud`]"),
     ])
     .of(&[PACKAGE])
     .once(),

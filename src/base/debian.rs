@@ -10,7 +10,7 @@ use std::process::Stdio;
 
 use futures_util::future::BoxFuture;
 use vimg_agent::protocol;
-use vimg_lang::model::Bootstrap;
+use vimg_lang::model::{Bootstrap, Kernel};
 
 use super::distribution::{Base, Distribution, Wanted};
 use super::mmdebstrap::{self, Hooks, Run};
@@ -44,10 +44,10 @@ impl Distribution for Debian {
     }
 }
 
-/// Packages of every base: enough to boot, to use a network, to have the right
-/// time and to install more. GRUB is purged again after it has made its images.
+/// Packages of every base besides its kernel: enough to boot, to use a network, to
+/// have the right time and to install more. GRUB is purged again after it has made
+/// its images.
 const PACKAGES: &[&str] = &[
-    "linux-image-cloud-amd64",
     "initramfs-tools",
     "zstd",
     "xz-utils",
@@ -74,7 +74,11 @@ fn packages(bootstrap: &Bootstrap) -> Vec<&str> {
     // Debian 13 split it off from the package `systemd`.
     let repart = (bootstrap.suite != "bookworm").then_some("systemd-repart");
     let own = bootstrap.packages.iter().map(String::as_str);
-    PACKAGES.iter().copied().chain(repart).chain(own).collect()
+    std::iter::once(kernel(bootstrap.kernel))
+        .chain(PACKAGES.iter().copied())
+        .chain(repart)
+        .chain(own)
+        .collect()
 }
 
 /// Files that the hooks write to, from descriptor 100 on: disk, kernel,
@@ -98,6 +102,15 @@ const UPLOADS: [(&str, &[u8], &str); 4] = [
         "/etc/systemd/system/vimg-hooks.service",
     ),
 ];
+
+/// The package of a kernel. The initrd of Debian has the drivers of all disks that
+/// the kernel has.
+fn kernel(kernel: Kernel) -> &'static str {
+    match kernel {
+        Kernel::Cloud => "linux-image-cloud-amd64",
+        Kernel::Generic => "linux-image-amd64",
+    }
+}
 
 async fn make(wanted: Wanted<'_>) -> Result<Base, HostError> {
     let Wanted { bootstrap, size, dir, access, lines } = wanted;
@@ -239,6 +252,7 @@ mod tests {
             distribution: "debian".into(),
             suite: suite.into(),
             mirror: None,
+            kernel: Kernel::default(),
             packages: vec![],
         };
         let a = disk_id(&bootstrap("bookworm"), 1 << 30);

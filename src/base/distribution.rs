@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use futures_util::future::BoxFuture;
 use vimg_lang::KnownDistribution;
-use vimg_lang::model::Bootstrap;
+use vimg_lang::model::{Bootstrap, Kernel};
 
 use crate::digest::Description;
 use crate::host::network::Access;
@@ -54,6 +54,9 @@ pub trait Distribution: Send + Sync {
         description.value("suite", &bootstrap.suite);
         if let Some(mirror) = &bootstrap.mirror {
             description.value("mirror", mirror);
+        }
+        if bootstrap.kernel != Kernel::default() {
+            description.value("kernel", bootstrap.kernel.word());
         }
         description.value("packages", bootstrap.packages.join(" "));
     }

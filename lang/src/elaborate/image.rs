@@ -7,7 +7,7 @@ use super::effect::{Effect, Use};
 use super::growing::{Below, Growing, Inherited, Made};
 use super::primitive;
 use crate::diagnostic::{Code, Diagnostic, MOST};
-use crate::model::{Bootstrap, DiskFormat, Image, Machine, Model, Origin, Output};
+use crate::model::{Bootstrap, DiskFormat, Image, Kernel, Machine, Model, Origin, Output};
 use crate::resolve::{At, Declarations};
 use crate::source::{FileKind, FileRef, Span};
 use crate::syntax::{Arg, Scalar};
@@ -199,6 +199,7 @@ impl Elaborator<'_> {
             distribution: node.name().to_owned(),
             suite: text("suite").and_then(|a| self.text(a, node, scope)).unwrap_or_default(),
             mirror: text("mirror").and_then(|a| self.parsed(a, node, scope, value::mirror_url)),
+            kernel: self.prop_text(node, "kernel", scope).and_then(|t| Kernel::parse(&t)).unwrap_or_default(),
             packages,
         };
         (Origin::Bootstrap(bootstrap), node.head())
