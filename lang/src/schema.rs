@@ -47,7 +47,7 @@ const CHECK: Kind = kind(
         .props(&[opt("timeout", Ty::Duration, "time limit [default: `5m`]"), NETWORK]),
     kind("file", "A file that must exist.", Args::One(req("path", Ty::GuestPath, "the path of the file")))
         .props(&[opt("contains", Ty::Str, "text that the file must contain")]),
-    kind("service", "A systemd unit that must be up. A service must also stay up, without a restart, until it has run for some seconds: a quarter of the boot, 5 to 10 s. A `oneshot` service must have succeeded.", Args::One(req("unit", Ty::Str, "the unit name")))
+    kind("service", "A systemd unit that must be up. A service must also stay up, without a restart, until it has run for some seconds: half of the boot, 5 to 30 s. A `oneshot` service must have succeeded.", Args::One(req("unit", Ty::Str, "the unit name")))
         .props(&[WITHIN]),
     kind("package", "A package that must be installed.", Args::One(req("name", Ty::Str, "the package name"))),
 ]);

@@ -12,9 +12,9 @@ pub(super) const PROPERTIES: &str = "LoadState,ActiveState,SubState,Result,Type,
 
 /// The share of the boot for which a service must run, and the limits of that time. Most
 /// services that can't work end within the first seconds, when they read their settings.
-const SHARE: u32 = 4;
+const SHARE: u32 = 2;
 const SHORTEST: Duration = Duration::from_secs(5);
-const LONGEST: Duration = Duration::from_secs(10);
+const LONGEST: Duration = Duration::from_secs(30);
 
 /// Returns the time on the clock of systemd's timestamps.
 pub(super) fn now() -> Duration {
@@ -139,6 +139,6 @@ mod tests {
     #[test]
     fn a_slow_machine_has_a_longer_moment() {
         let moments = ["3000000\n", "28000000\n", "90000000\n", "0\n", ""].map(moment);
-        assert_eq!(moments.map(|moment| moment.as_secs()), [5, 7, 10, 10, 10]);
+        assert_eq!(moments.map(|moment| moment.as_secs()), [5, 14, 30, 30, 30]);
     }
 }
