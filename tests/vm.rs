@@ -195,17 +195,17 @@ fn the_web_example_is_built_served_and_rebuilt_only_where_it_changed() {
 }
 
 #[test]
-// The longest test. Its name makes it start first, because tests run in the
-// order of their names.
 fn a_fleet_shares_what_is_the_same() {
     let project = Project::copy_of("fleet", "examples/fleet");
-    project.vimg(&["build", "debian-12"]).succeeds();
-    let built = project.vimg(&["build", "--no-output"]);
+    let images = ["common", "bastion", "static", "web", "web-canary"];
+    let build = [&["build", "--no-output"], &images[..]].concat();
+    let built = project.vimg(&build);
     built.succeeds();
-    // Six images of two shared layers and ten layers of their own. One instance
+    // Five images of two shared layers and seven layers of their own. One instance
     // builds the shared layers and continues with one branch; the others start
     // from there.
     let mut nodes = built.built();
+    nodes.retain(|node| node != "debian-12:base");
     nodes.sort();
     assert_eq!(
         nodes,
@@ -213,8 +213,6 @@ fn a_fleet_shares_what_is_the_same() {
             "bastion@motd",
             "common@openssh",
             "common@operators",
-            "database@motd",
-            "database@postgresql",
             "static@lighttpd",
             "static@site",
             "web-canary@motd",
@@ -222,30 +220,43 @@ fn a_fleet_shares_what_is_the_same() {
             "web@site",
         ]
     );
-    assert_eq!(built.boots(), 1, "only the database is asked while it runs: {:?}", built.notices());
-    let images = ["common", "bastion", "static", "web", "web-canary"];
+    assert_eq!(built.boots(), 0, "{:?}", built.notices());
     offline::a_container_makes_the_same(
         &project,
-        &[&["build", "--no-output"], &images[..]].concat(),
+        &build,
         &["common@operators", "bastion@motd", "static@site", "web@site", "web-canary@motd"],
     );
     // A parameter that only some images read rebuilds only those.
-    let canary = project.vimg(&["build", "--no-output", "--set", "domain=example.net"]);
+    let canary = project.vimg(&[&build[..], &["--set", "domain=example.net"]].concat());
     canary.succeeds();
     let mut nodes = canary.built();
     nodes.sort();
-    assert_eq!(nodes, ["bastion@motd", "database@motd", "web-canary@motd"]);
-    let again = project.vimg(&["build", "--no-output"]);
+    assert_eq!(nodes, ["bastion@motd", "web-canary@motd"]);
+    let again = project.vimg(&build);
     assert_eq!((again.boots(), again.built()), (0, vec![]), "going back costs nothing");
-    // The checks of the layers pass in the images. Each image boots once.
-    let tested = project.vimg(&["test", "database", "static"]);
+    // The checks of the layers pass in the image, which boots once.
+    let tested = project.vimg(&["test", "static"]);
     tested.succeeds();
-    assert_eq!(tested.boots(), 2);
+    assert_eq!(tested.boots(), 1);
     let mut checks = tested.built();
     checks.sort();
-    let expected = ["database:check/openssh/listens", "database:check/postgresql/listens"];
-    assert_eq!(checks[..2], expected);
-    assert_eq!(checks[2..], ["static:check/lighttpd/answers", "static:check/openssh/listens"]);
+    assert_eq!(checks, ["static:check/lighttpd/answers", "static:check/openssh/listens"]);
+}
+
+#[test]
+#[ignore = "it installs PostgreSQL, which takes 5 minutes where machines are emulated: tests/long/database"]
+fn a_database_is_installed_while_it_runs() {
+    let project = Project::copy_of("database", "examples/fleet");
+    project.vimg(&["build", "debian-12"]).succeeds();
+    let built = project.vimg(&["build", "--no-output", "database"]);
+    built.succeeds();
+    assert_eq!(built.boots(), 1, "only the database is asked while it runs: {:?}", built.notices());
+    let tested = project.vimg(&["test", "database"]);
+    tested.succeeds();
+    assert_eq!(tested.boots(), 1);
+    let mut checks = tested.built();
+    checks.sort();
+    assert_eq!(checks, ["database:check/openssh/listens", "database:check/postgresql/listens"]);
 }
 
 #[test]

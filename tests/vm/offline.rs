@@ -294,7 +294,7 @@ fn killed_containers_leave_nothing() {
 /// The only example image with a booted layer. Both runners must give the same
 /// files below and above it.
 #[test]
-#[ignore = "it installs PostgreSQL once more, which takes 10 minutes where machines are emulated"]
+#[ignore = "it installs PostgreSQL once more, which takes 10 minutes where machines are emulated: tests/long/database"]
 fn a_container_makes_the_same_database() {
     let project = Project::copy_of("same-database", "examples/fleet");
     project.vimg(&["build", "--no-output", "database"]).succeeds();
