@@ -237,6 +237,7 @@ fn an_edit_is_planned_and_built() {
     session.edit("site/index.html", "good evening");
     session.vimg("plan");
     session.vimg("why web@site");
+    session.vimg("log web@site");
     session.build();
     session.compare("edit.txt");
 }

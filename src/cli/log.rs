@@ -36,7 +36,12 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
     for path in [Some(&made), Some(&failed), before.as_ref()].into_iter().flatten() {
         if path.exists() {
             if Some(path) == before.as_ref() {
-                let text = format!("{} has changed since its last build, whose log this is", node.name);
+                let name = &node.name;
+                let text = match loaded.model.open.is_empty() {
+                    true => format!("{name} has changed since its last build, whose log this is"),
+                    // Without values it is unknown whether it has changed.
+                    false => format!("this is the log of the last build of {name}"),
+                };
                 note(text, style);
             }
             let (text, broken) = read_log(path).map_err(|e| damaged(&node.name, path, &e))?;
