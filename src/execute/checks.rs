@@ -112,7 +112,7 @@ async fn together<P: Provider>(
     for (at, n) in party.iter().enumerate() {
         match one(batch, *n, &mut fork, machine).await {
             Ok(Asked::Passed(passed)) if party.len() > 1 && passed.services().next().is_some() => {
-                held.push((*n, passed));
+                held.push((*n, *passed));
             }
             Ok(Asked::Passed(passed)) => left.extend(end(batch, *n, passed.commit().await).await),
             Ok(Asked::There) => batch.report(*n, Report::Reuse),
@@ -212,7 +212,7 @@ async fn leave<I: Instance>(fork: Option<Fork<'_, I>>) {
 
 /// The result of a check.
 enum Asked<'a, P: Provider> {
-    Passed(Passed<'a, P>),
+    Passed(Box<Passed<'a, P>>),
     /// Another process has run it meanwhile.
     There,
     /// Another process runs it now.
@@ -252,7 +252,7 @@ async fn one<'a, P: Provider>(
         match asked {
             Ok(()) => {
                 let made = Facts::of(DiskKind::None, up.guest.instance.runner());
-                return Ok(Asked::Passed(Passed { build, staging, made }));
+                return Ok(Asked::Passed(Box::new(Passed { build, staging, made })));
             }
             Err(_) if in_company => {
                 build.phase("ask again, alone");

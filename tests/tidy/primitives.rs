@@ -10,8 +10,7 @@ const PLACES: [&str; 3] =
     ["model/src/primitive.rs", "lang/src/elaborate/primitive.rs", "agent/src/primitive.rs"];
 
 /// Files that name one primitive because they do something that only it has.
-const OTHERS: [(&str, &str); 5] = [
-    ("lang/src/elaborate/authorized_key.rs", "AuthorizedKey"),
+const OTHERS: [(&str, &str); 4] = [
     ("lang/src/elaborate/script.rs", "Hook"),
     ("lang/src/elaborate/steps.rs", "Package"),
     ("src/graph/describe.rs", "Run"),

@@ -1,10 +1,4 @@
-//! `authorized-key`: a public key of SSH, whose form is checked before anything is built.
-
-use super::context::Elaborator;
-use crate::kind::{Args, Kind, Ty, kind, req};
-use crate::model::Primitive;
-use crate::resolve::At;
-use crate::template::Scope;
+//! The form of a public key of SSH: sshd skips a damaged one in silence.
 
 /// The types of keys that sshd takes (sshd(8), "AUTHORIZED_KEYS FILE FORMAT").
 const TYPES: [&str; 8] = [
@@ -18,23 +12,8 @@ const TYPES: [&str; 8] = [
     "sk-ecdsa-sha2-nistp256@openssh.com",
 ];
 
-pub(super) const AUTHORIZED_KEY: Kind = kind(
-    "authorized-key",
-    "A public key with which a user can log in by SSH: a line of `.ssh/authorized_keys` in the user's home. Other keys of the user stay. A revert removes only this line.",
-    Args::One(req("user", Ty::Str, "the name of the user")),
-)
-.props(&[req("key", Ty::Str, "the line of the key, as in the `.pub` file; options may come first")]);
-
-impl Elaborator<'_> {
-    pub(super) fn authorized_key(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
-        let user = self.account(at, scope)?;
-        let key = self.parsed(at.node.prop("key")?, at, scope, public_key)?;
-        Some(Primitive::AuthorizedKey { user, key })
-    }
-}
-
 /// Checks a line of `authorized_keys`; returns it without blanks around it.
-fn public_key(text: &str) -> Result<String, String> {
+pub(super) fn public_key(text: &str) -> Result<String, String> {
     let line = text.trim();
     if line.contains("PRIVATE KEY") {
         return Err("this is a private key, which belongs into no recipe: use the `.pub` file".into());

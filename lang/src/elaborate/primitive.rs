@@ -1,7 +1,7 @@
 //! The primitives of a configuration: what each takes in the language, and what it means.
 //! A new one is a kind, a function and a line in the table.
 
-use super::authorized_key::AUTHORIZED_KEY;
+use super::authorized_key::public_key;
 use super::context::Elaborator;
 use super::form;
 use super::kernel_parameter;
@@ -238,6 +238,21 @@ impl Elaborator<'_> {
     }
 }
 
+const AUTHORIZED_KEY: Kind = kind(
+    "authorized-key",
+    "A public key with which a user can log in by SSH: a line of `.ssh/authorized_keys` in the user's home. Other keys of the user stay. A revert removes only this line.",
+    Args::One(req("user", Ty::Str, "the name of the user")),
+)
+.props(&[req("key", Ty::Str, "the line of the key, as in the `.pub` file; options may come first")]);
+
+impl Elaborator<'_> {
+    fn authorized_key(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
+        let user = self.account(at, scope)?;
+        let key = self.parsed(at.node.prop("key")?, at, scope, public_key)?;
+        Some(Primitive::AuthorizedKey { user, key })
+    }
+}
+
 const SERVICE: Kind = kind("service", "A systemd unit of any type.", Args::One(req("unit", Ty::Str, "the unit name, such as `nginx`, `openvpn@office` or `fstrim.timer`; a name without a type is that of a `.service`"))).props(&[
     opt("enabled", Ty::Bool, "start the unit at boot; `#true` also unmasks it. A unit that is disabled can still be started by another unit, a socket or D-Bus"),
     opt("masked", Ty::Bool, "mask the unit, so that nothing can start it, or unmask it. The unit need not exist yet"),
@@ -370,7 +385,7 @@ impl Elaborator<'_> {
 }
 
 impl Elaborator<'_> {
-    pub(super) fn account(&mut self, at: At, scope: &Scope) -> Option<String> {
+    fn account(&mut self, at: At, scope: &Scope) -> Option<String> {
         self.parsed(at.node.args.first()?, at, scope, |t| {
             let good = !t.is_empty()
                 && t.len() <= 32
