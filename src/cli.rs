@@ -38,6 +38,7 @@ mod log;
 mod plan;
 mod terminal;
 mod server;
+mod apply;
 mod shell;
 mod store;
 mod test;
@@ -77,7 +78,7 @@ enum Command {
     Cp(cp::Args),
     Diff(diff::Args),
     Up(server::UpArgs),
-    Apply(server::ApplyArgs),
+    Apply(apply::Args),
     Ps(server::PsArgs),
     Logs(server::LogsArgs),
     Exec(server::ExecArgs),
@@ -155,7 +156,7 @@ fn run(command: &Command, global: &Global, style: Style) -> Outcome {
         Command::Cp(args) => cp::run(args, global, style),
         Command::Diff(args) => diff::run(args, global, style),
         Command::Up(args) => server::up(args, global, style),
-        Command::Apply(args) => server::apply(args, global, style),
+        Command::Apply(args) => apply::run(args, global, style),
         Command::Ps(_) => server::ps(global, style),
         Command::Logs(args) => server::logs(args, global),
         Command::Exec(args) => server::exec(args, global),

@@ -45,6 +45,10 @@ pub(crate) fn command(program: &str) -> Command {
     command
 }
 
+/// Runs a script in bash, and prints the line and the command that fails. The trap is also
+/// that of functions and subshells (`-E`).
+const WITH_PLACE: &str = r#"trap 'echo "line $LINENO: exit code $?: $BASH_COMMAND" >&2' ERR; . "$0""#;
+
 /// Prepares a script with the environment of its step. A script without a `#!` line runs
 /// in a shell, up to the first command that fails.
 pub(crate) fn script(path: &Path, around: &Around, user: &Account) -> io::Result<Command> {
@@ -60,7 +64,7 @@ pub(crate) fn script(path: &Path, around: &Around, user: &Account) -> io::Result
     // With `pipefail`, a pipe fails if any of its commands fails; dash lacks it.
     let words: &[&str] = match has_own {
         true => &[],
-        false if Path::new("/bin/bash").exists() => &["/bin/bash", "-euo", "pipefail"],
+        false if Path::new("/bin/bash").exists() => &["/bin/bash", "-Eeuo", "pipefail", "-c", WITH_PLACE],
         false => &["/bin/sh", "-eu"],
     };
     let script = path.to_string_lossy();
@@ -289,6 +293,28 @@ impl Forward<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failed_script_names_its_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let script_file = dir.path().join("script");
+        let text = "set -- \"$@\" more\necho \"$0 $*\"\nf() {\n    [ -e /nowhere ]\n}\nf || echo on\nf\necho never\n";
+        std::fs::write(&script_file, text).unwrap();
+        let around = Around {
+            env: std::collections::BTreeMap::new(),
+            user: "root".into(),
+            workdir: "/".into(),
+            timeout: 1,
+            network: false,
+        };
+        let (name, home, shell) = ("root".into(), "/root".into(), "/bin/sh".into());
+        let user = Account { name, uid: 0, gid: 0, comment: String::new(), home, shell };
+        let output = script(&script_file, &around, &user).unwrap().arg("word").output().unwrap();
+        let printed = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert_eq!(printed(&output.stdout), format!("{} word more\non\n", script_file.display()));
+        assert_eq!(printed(&output.stderr), "line 4: exit code 1: [ -e /nowhere ]\n");
+        assert_eq!(output.status.code(), Some(1));
+    }
 
     #[test]
     fn secrets_are_hidden_wherever_a_chunk_ends() {

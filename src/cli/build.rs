@@ -108,11 +108,7 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     {
         return reuse(standing, &opened, &dir, notices, style);
     }
-    let mut loaded = opened.compile(global, &project::only(args.images), None)?;
-    if !style.json && !style.quiet {
-        warn(&loaded.sources, &loaded.model.warnings, style);
-    }
-    let graph = project::graph(&mut loaded)?;
+    let (mut loaded, graph) = compile(opened, args.images, global, style)?;
     let images = project::wanted(&graph, &loaded, args.images)?;
     let nodes = project::nodes_of(&graph, &images, args.extent);
     let last = loaded.last();
@@ -171,6 +167,21 @@ pub(super) fn build(args: &Asked, global: &Global, style: Style) -> Outcome {
     }
     let text = "stopped; everything is built, but not everything was sent to the caches";
     sent?.ok_or_else(|| interrupted(text))?.map_err(Error::host)
+}
+
+/// Compiles the part of the recipe that these images need, and prints its warnings.
+fn compile(
+    opened: project::Opened,
+    images: &[String],
+    global: &Global,
+    style: Style,
+) -> Result<(project::Loaded, Graph), Error> {
+    let mut loaded = opened.compile(global, &project::only(images), None)?;
+    if !style.json && !style.quiet {
+        warn(&loaded.sources, &loaded.model.warnings, style);
+    }
+    let graph = project::graph(&mut loaded)?;
+    Ok((loaded, graph))
 }
 
 /// Prepares copies of outputs beside the places of the outputs, if they have a place.

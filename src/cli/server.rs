@@ -8,19 +8,19 @@ use vimg_agent::protocol::{AGENT, Exec};
 
 use super::build::{self, How, Made};
 use super::global::Global;
-use super::interrupt::{interrupted, interruptible, orderly, stopped};
+use super::interrupt::{interruptible, stopped};
 use super::output::{Error, Outcome, USAGE, print, print_foreign, print_json};
 use super::{project, settings, terminal};
 use crate::disk::QemuDisks;
 use crate::disk::image::sha256_of;
 use crate::event::Event;
-use crate::execute::server::{self, Came, Changes, ServerRecord};
+use crate::execute::server::{self, Came, ServerRecord};
 use crate::graph::ServerPlan;
 use crate::host::Lines;
 use crate::host::keeper;
 use crate::host::network::Access;
 use crate::provider::qemu::Qemu;
-use crate::report::{Style, bytes, duration};
+use crate::report::{Style, duration};
 use crate::store::ServerHome;
 
 /// Start a server of the recipe, and leave it running
@@ -31,23 +31,6 @@ use crate::store::ServerHome;
 pub(super) struct UpArgs {
     /// A server of the recipe
     server: String,
-    #[command(flatten)]
-    how: How,
-}
-
-/// Change a running server to match the recipe
-///
-/// vimg reverts what the recipe no longer contains, and applies what is new or
-/// changed. If that fails, or on Ctrl-C, the server boots from its disk as it was
-/// before; a second Ctrl-C leaves at once. Another number of CPUs or other memory
-/// takes effect with `vimg restart`.
-#[derive(Debug, clap::Args)]
-pub(super) struct ApplyArgs {
-    /// A server of the recipe
-    server: String,
-    /// Show what would be done, and change nothing
-    #[arg(long)]
-    dry_run: bool,
     #[command(flatten)]
     how: How,
 }
@@ -122,12 +105,12 @@ pub(super) struct SaveArgs {
     to: PathBuf,
 }
 
-fn message(server: &str, why: impl std::fmt::Display, help: Option<String>) -> Error {
+pub(super) fn message(server: &str, why: impl std::fmt::Display, help: Option<String>) -> Error {
     Error::Message(format!("server `{server}`: {why}"), help, 1)
 }
 
 /// The error for a server that was never started.
-fn unknown(server: &str) -> Error {
+pub(super) fn unknown(server: &str) -> Error {
     let help = "`vimg ps` lists the servers that were started";
     Error::Message(format!("server `{server}`: it was never started here"), Some(help.into()), USAGE)
 }
@@ -170,13 +153,19 @@ impl Yard {
 }
 
 /// A server of the recipe, with the states of its image and its locked directory.
-struct Planned {
-    made: Made,
-    plan: ServerPlan,
-    home: ServerHome,
+pub(super) struct Planned {
+    pub(super) made: Made,
+    pub(super) plan: ServerPlan,
+    pub(super) home: ServerHome,
 }
 
-fn planned(name: &str, how: &How, global: &Global, style: Style, build: bool) -> Result<Planned, Error> {
+pub(super) fn planned(
+    name: &str,
+    how: &How,
+    global: &Global,
+    style: Style,
+    build: bool,
+) -> Result<Planned, Error> {
     let mut loaded = project::load(global, &project::only([&name.to_owned()]))?;
     let graph = project::graph(&mut loaded)?;
     let Some(plan) = ServerPlan::new(&graph, &loaded.model, &loaded.project, name) else {
@@ -237,41 +226,6 @@ fn port(address: &str, host: u16, guest: u16) -> String {
 
 fn ports(record: &ServerRecord) -> Vec<String> {
     record.forwards.iter().map(|(address, host, guest)| port(address, *host, *guest)).collect()
-}
-
-pub(super) fn apply(args: &ApplyArgs, global: &Global, style: Style) -> Outcome {
-    let Planned { made, plan, home } = planned(&args.server, &args.how, global, style, false)?;
-    if server::known(home.dir()).is_none() {
-        return Err(unknown(&args.server));
-    }
-    let Made { context, sources } = made;
-    if args.dry_run {
-        let changes = server::difference(&plan, &home).map_err(|why| message(&plan.name, why, None))?;
-        return print(&told(&plan, &changes));
-    }
-    let applied = orderly(|stop| server::apply(&context, &plan, &home, stop))?;
-    let changes = applied.map_err(|failure| Error::Build(Box::new(sources), vec![*failure]))?;
-    let text = "stopped; the server has booted from its disk as it was before";
-    print(&told(&plan, &changes.ok_or_else(|| interrupted(text))?))
-}
-
-/// Formats a line for each part that is reverted or applied, and for another size.
-fn told(plan: &ServerPlan, changes: &Changes) -> String {
-    let mut out = String::new();
-    for id in &changes.parts.reverts {
-        out.push_str(&format!("revert {id}\n"));
-    }
-    for place in &changes.parts.apply {
-        out.push_str(&format!("apply  {}\n", plan.wanted[*place].id));
-    }
-    if changes.size {
-        let (cpus, memory) = (plan.machine.cpus, bytes(plan.machine.memory));
-        out.push_str(&format!(
-            "size   cpus={cpus}, {memory} of memory, after `vimg restart {}`\n",
-            plan.name
-        ));
-    }
-    if out.is_empty() { "nothing to apply\n".into() } else { out }
 }
 
 pub(super) fn ps(global: &Global, style: Style) -> Outcome {

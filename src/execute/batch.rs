@@ -17,7 +17,7 @@ use super::{checks, export, layer, up};
 use crate::base::{self, Base, Wanted, import};
 use crate::event::Event;
 use crate::host::{Lines, space};
-use crate::provider::{Provider, Retarget};
+use crate::provider::Provider;
 use crate::store::{Boot, Disk, DiskKind, KeyLock};
 
 /// Builds the nodes of a batch in order, or its checks in parallel. If another
@@ -174,17 +174,7 @@ async fn machine<P: Provider>(
     let Some(parent) = build.node.parent else {
         return fail(batch, first, build.gone()).await;
     };
-    let options = up::StartOptions {
-        state: parent,
-        machine: build.node.machine,
-        parameters: build.node.parameters.line(),
-        needs: build.node.needs,
-        network,
-        opens: false,
-        chain: None,
-        retarget: Retarget::Stored,
-        lasting: None,
-    };
+    let options = up::StartOptions::of_layers(build.node, parent, network);
     let overlay = staging.path().join(DiskKind::Qcow2.file_name());
     let mut running = match up::up(&build, &options, scratch.path(), &overlay).await {
         Ok(up) => layer::Running::on(up, job.as_mut().and_then(|job| job.split(JOB as usize - 1))),

@@ -72,6 +72,21 @@ impl StartOptions {
         }
     }
 
+    /// Returns the options for layers and seals that become states, on `state`.
+    pub(super) fn of_layers(first: &NodeOrder, state: Key, network: bool) -> Self {
+        Self {
+            state,
+            machine: first.machine,
+            parameters: first.parameters.line(),
+            needs: first.needs,
+            network,
+            opens: false,
+            chain: None,
+            retarget: Retarget::Stored,
+            lasting: None,
+        }
+    }
+
     /// Returns the options for a person: a machine on the state of a node, with
     /// a network.
     pub(super) fn of_person(node: &NodeOrder, retarget: Retarget) -> Self {

@@ -154,9 +154,14 @@ impl<'a> Builder<'a> {
         self.graph.image_index.insert(image.name.clone(), self.graph.images.len());
         self.graph.images.push((image.name.clone(), top));
         self.checks(image, top);
-        if image.outputs.is_empty() {
-            return;
+        if !image.outputs.is_empty() {
+            self.outputs(image, top);
         }
+    }
+
+    /// Seals an image once with its agent and once without, as its outputs want it,
+    /// and converts that to their formats and sizes.
+    fn outputs(&mut self, image: &'a Image, top: NodeId) {
         // If programs have run in the image, the machine is booted and shut
         // down in order before it is sealed.
         let ran = |id: &NodeId| self.graph.node(*id).needs == Needs::Machine;

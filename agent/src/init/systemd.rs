@@ -4,9 +4,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use super::manager::{Init, Observed, Verb};
+use super::manager::{Init, Observed, State, Verb};
 use super::units::Units;
 use super::{first_boot, show};
 use crate::command::{self, Output};
@@ -214,6 +215,15 @@ impl Init for Systemd {
         let mut show = systemctl();
         show.args(["show", "--property", show::PROPERTIES, "--", unit]);
         let (_, text) = command::query(&mut show, command::QUESTION).map_err(|f| f.message)?;
+        // Held back by the kernel's command line of this boot: without it, the unit starts if
+        // it is enabled.
+        if text.lines().any(|line| line == "LoadState=masked")
+            && Units::new().masked_by(unit).is_none()
+            && self.at_boot(unit).is_ok_and(|(starts, _)| starts)
+        {
+            let words = "it starts when the machine boots by itself".to_owned();
+            return Ok(Observed { state: State::Stands, restarts: 0, words });
+        }
         show::observed(&text, show::now())
     }
 
@@ -285,8 +295,22 @@ fn names(table: &str) -> impl Iterator<Item = &str> {
 /// command line masks for this boot is not masked in the image.
 fn of_files() -> Command {
     let mut systemctl = systemctl();
-    systemctl.env("SYSTEMD_OFFLINE", "1").env("SYSTEMD_UNIT_PATH", Units::search_path());
+    systemctl.env("SYSTEMD_OFFLINE", "1").env("SYSTEMD_UNIT_PATH", Units::search_path(of_packages()));
     systemctl
+}
+
+/// Returns the directory with the units of packages, by the name that systemd was compiled
+/// with. Debian's changed from `/lib` to `/usr/lib`.
+fn of_packages() -> &'static str {
+    static DIR: OnceLock<String> = OnceLock::new();
+    DIR.get_or_init(|| {
+        let mut path = command::command("systemd-path");
+        path.arg("systemd-system-unit");
+        match command::query(&mut path, command::QUESTION) {
+            Ok((true, dir)) if dir.starts_with('/') => dir.trim().to_owned(),
+            _ => "/usr/lib/systemd/system".to_owned(),
+        }
+    })
 }
 
 /// Asks for a property of a unit.

@@ -31,8 +31,12 @@ impl Units {
     }
 
     /// Returns the value of `SYSTEMD_UNIT_PATH` with which `systemctl` sees these files only.
-    pub(super) fn search_path() -> String {
-        DIRS.join(":")
+    /// `packages` is the directory in which it finds the units of packages: links to them
+    /// get that name.
+    pub(super) fn search_path(packages: &str) -> String {
+        let (own, others) = DIRS.split_at(2);
+        let others = others.iter().copied().filter(|dir| *dir != packages);
+        own.iter().copied().chain([packages]).chain(others).collect::<Vec<_>>().join(":")
     }
 
     /// Returns the place of a unit's mask.
@@ -219,6 +223,14 @@ mod tests {
         assert_eq!(units.similar("shh.service"), ["ssh.service"]);
         assert_eq!(units.similar("openssh.service"), ["ssh.service"]);
         assert!(units.similar("postgresql.service").is_empty());
+    }
+
+    #[test]
+    fn links_get_the_name_that_packages_use() {
+        let path =
+            "/etc/systemd/system:/usr/local/lib/systemd/system:/lib/systemd/system:/usr/lib/systemd/system";
+        assert_eq!(Units::search_path("/lib/systemd/system"), path);
+        assert_eq!(Units::search_path("/usr/lib/systemd/system"), DIRS.join(":"));
     }
 
     #[test]
