@@ -19,7 +19,7 @@ configuration "served" {
 configuration "flood" {
     needs "booted"
     input "words" type="string" default="once"
-    file "/etc/systemd/system/flood.service" content="[Service]\nExecStart=/bin/sh -c 'while :; do echo flood of words >/dev/console; done'\n"
+    file "/etc/systemd/system/flood.service" content="[Service]\nExecStart=/bin/sh -c 'while :; do echo flood of words >/dev/console; done'\n[Install]\nWantedBy=multi-user.target\n"
     service "flood" enabled=#true state="running"
     run { script "echo {{ words }} >/words; systemctl is-active flood" }
 }
@@ -146,7 +146,7 @@ fn checks_say_what_was_seen_and_hold_outputs_back() {
         "service nothing: the machine has no such unit",
         "service dies: it was up and did not stay up: it is failed",
         "package nginx: it is not installed",
-        "main.vimg:20:",
+        "main.vimg:21:",
     ] {
         built.says(words);
     }

@@ -147,7 +147,7 @@ fn servers_are_changed_while_they_run_and_found_again() {
     // So does a change that is stopped.
     let (from, to) = ("echo {{ port }} >>/note", "echo half >>/note; echo is half done; sleep 1000");
     project.edit("main.vimg", from, to);
-    let mut stopped = project.start(&["apply", "staging"]);
+    let mut stopped = project.start(&["apply", "staging", "--verbose"]);
     stopped.waits_until_said("is half done");
     stopped.signal(rustix::process::Signal::TERM);
     let stopped = stopped.finish();
