@@ -14,7 +14,8 @@ configuration "served" {
     file "/usr/local/bin/hello" mode="0755" content="#!/bin/sh\nread -r method path rest\nwhile read -r line && [ ${#line} -gt 1 ]; do :; done\ncase $path in /) status=200;; *) status=404;; esac\nprintf 'HTTP/1.0 %s X\r\nX-Test: yes\r\n\r\nhello %s' $status $path\n"
     service "hello.socket" enabled=#true
     file "/etc/systemd/system/dies.service" content="[Service]\nExecStart=/bin/sh -c 'sleep 4; exit 1'\n"
-    file "/etc/systemd/system/done.service" content="[Service]\nType=oneshot\nExecStart=/bin/true\n"
+    file "/etc/systemd/system/done.service" content="[Service]\nType=oneshot\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
+    service "done" enabled=#true
 }
 configuration "flood" {
     needs "booted"
@@ -112,7 +113,7 @@ fn checks_say_what_was_seen_and_hold_outputs_back() {
     check "open" { port 8000 }
     check "listens" { service "hello.socket" }
     check "both" { port 8000; service "hello.socket" }
-    check "done" { run "systemctl start done"; service "done" }
+    check "done" { service "done" }
     check "spoils" { run "rm /usr/local/bin/hello; systemctl stop hello.socket" }"#;
     let bad = r#"
     check "status" { http "http://localhost:8000/x" within="1s" }
