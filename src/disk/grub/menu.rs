@@ -6,76 +6,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use super::syntax::{Mistake, Node, Part, Word, parse};
+use super::commands;
+use super::entry::{DefaultEntry, local};
+use super::syntax::{Mistake, Node, Part, Trouble, Word, parse};
 
 /// Maximum number of files that are read.
 const MOST_FILES: u32 = 32;
 /// Maximum length of the words of a command, with the values of their variables,
 /// in bytes. The rest is left out.
 const MOST_TEXT: usize = 64 << 10;
-
-/// The commands of GRUB 2.06 and 2.12, and those of Debian's patches.
-const COMMANDS: &str = "\
-    . [ acpi all_functional_test appleloader authenticate background_color background_image backtrace badram \
-    blocklist boot break cat chainloader clear cmosclean cmosdump cmosset cmostest cmp configfile continue cpuid \
-    crc cryptomount cutmem date devicetree distrust_certificate distrust_pubkey drivemap dump echo efi-exit \
-    efifwsetup efitextmode eval exit export extract_entries_configfile extract_entries_source \
-    extract_legacy_entries_configfile extract_legacy_entries_source false file fix_video freedos fwconfig \
-    fwsetup getenv gettext gptsync halt hashsum hdparm hello help hexdump hexdump_random inb initrd initrd16 \
-    initrdefi inl insmod inw keymap keystatus legacy_check_password legacy_configfile legacy_initrd \
-    legacy_initrd_nounzip legacy_kernel legacy_password legacy_source linux linux16 linuxefi list_certificates \
-    list_env list_pubkeys load_env loadfont loopback ls lsacpi lsapm lsefi lsefimmap lsefisystab lsfonts lsmmap \
-    lsmod lspci lssal macppcbless mactelbless md5sum menuentry module module2 module_noverify multiboot \
-    multiboot2 nativedisk net_add_addr net_add_dns net_add_route net_bootp net_bootp6 net_del_addr net_del_dns \
-    net_del_route net_dhcp net_get_dhcp_option net_ipv6_autoconf net_ls_addr net_ls_cards net_ls_dns \
-    net_ls_routes net_nslookup net_set_vlan normal normal_exit ntldr outb outl outw parttool password \
-    password_pbkdf2 pcidump plan9 play probe pxechainloader rdmsr read read_byte read_dword read_word reboot \
-    regexp return rmmod save_env search search.file search.fs_label search.fs_uuid search_fs_file \
-    search_fs_uuid search_label sendkey serial set setparams setpci sha1sum sha256sum sha512sum shift shim_lock \
-    sleep smbios source submenu suspend tcpdump terminal_input terminal_output terminfo test test_blockarg \
-    testload testspeed time tr trigger_wait true trust trust_certificate truecrypt unset uppermem usb \
-    usbtest vbeinfo vbetest verify_detached versioninfo videoinfo videotest wrmsr write_byte write_dword \
-    write_word xen_hypervisor xen_initrd xen_linux xen_module xen_xsm xnu_boot xnu_devprop_load xnu_kernel \
-    xnu_kernel64 xnu_kext xnu_kextdir xnu_mkext xnu_ramdisk xnu_resume xnu_splash xnu_uuid zfs-bootfs zfsinfo \
-    zfskey kfreebsd kfreebsd_loadenv kfreebsd_module kfreebsd_module_elf knetbsd knetbsd_module \
-    knetbsd_module_elf kopenbsd kopenbsd_ramdisk blscfg bls_import increment terminal hiddenentry";
-
-/// A mistake in a configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trouble {
-    /// The path of the file.
-    pub file: String,
-    /// The line, counted from 1, if there is one.
-    pub line: Option<usize>,
-    /// The mistake, in a sentence.
-    pub what: String,
-}
-
-/// A file that an entry loads.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Loaded {
-    /// The file of the configuration that says so, and the line.
-    pub from: (String, usize),
-    /// The path of the file that it loads.
-    pub path: String,
-}
-
-/// The entry that boots without a choice in the menu.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct DefaultEntry {
-    /// Its title.
-    pub title: String,
-    /// The kernel.
-    pub kernel: Option<Loaded>,
-    /// The kernel's command line, as words.
-    pub words: Vec<String>,
-    /// The initial RAM disks.
-    pub initrds: Vec<Loaded>,
-    /// The UUIDs of the filesystems that it looks for, and the lines.
-    pub searched: Vec<((String, usize), String)>,
-    /// Whether it passes on to something else than a Linux kernel.
-    pub other: bool,
-}
 
 /// Reads the configuration at `path`. `read` returns the content of a file, or
 /// `None` if it does not exist.
@@ -211,7 +150,7 @@ impl Script<'_> {
                 None => Ok(()),
             },
             _ => {
-                load(&mut self.outside, name, rest, (place.file, line));
+                self.outside.load(name, rest, (place.file, line));
                 Ok(())
             }
         }
@@ -270,8 +209,7 @@ impl Script<'_> {
     }
 
     fn known(&mut self, name: &str, line: usize, file: &str) {
-        let known =
-            name.is_empty() || is_assignment(name) || COMMANDS.split_whitespace().any(|one| one == name);
+        let known = name.is_empty() || is_assignment(name) || commands::has(name);
         if !known {
             self.strange.push((file.to_owned(), line, name.to_owned()));
         }
@@ -309,7 +247,7 @@ impl Script<'_> {
                 Node::Command { line, words } => {
                     let words = self.expand(words);
                     if let Some((name, rest)) = words.split_first() {
-                        load(found, name, rest, (file, *line));
+                        found.load(name, rest, (file, *line));
                     }
                 }
                 Node::Block { .. } | Node::Function { .. } => {}
@@ -370,40 +308,6 @@ fn pick<'a>(entries: &'a [Entry], name: &str) -> Option<&'a Entry> {
 fn is_assignment(word: &str) -> bool {
     let name = word.split_once('=').map_or("", |(name, _)| name);
     !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-}
-
-/// Returns a path without the device before it; `None` if there is only a
-/// device.
-fn local(path: &str) -> Option<String> {
-    let path = match path.strip_prefix('(') {
-        Some(rest) => rest.split_once(')')?.1,
-        None => path,
-    };
-    path.starts_with('/').then(|| path.to_owned())
-}
-
-/// Notes what a command loads.
-fn load(found: &mut DefaultEntry, name: &str, words: &[String], from: (&str, usize)) {
-    let from = (from.0.to_owned(), from.1);
-    let loaded =
-        |path: &String| Loaded { from: from.clone(), path: local(path).unwrap_or_else(|| path.clone()) };
-    match name {
-        "linux" | "linux16" | "linuxefi" => {
-            found.kernel = words.first().map(loaded);
-            found.words = words.iter().skip(1).cloned().collect();
-        }
-        "initrd" | "initrd16" | "initrdefi" => found.initrds = words.iter().map(loaded).collect(),
-        "search.fs_uuid" => found.searched.extend(words.first().map(|uuid| (from.clone(), uuid.clone()))),
-        "search" if words.iter().any(|word| word == "--fs-uuid" || word == "-u") => {
-            found.searched.extend(words.last().map(|uuid| (from.clone(), uuid.clone())));
-        }
-        "chainloader" | "appleloader" | "multiboot" | "multiboot2" | "xen_hypervisor" | "kfreebsd"
-        | "knetbsd" | "kopenbsd" | "xnu_kernel" | "legacy_kernel" | "legacy_configfile" | "ntldr"
-        | "blscfg" => {
-            found.other = true;
-        }
-        _ => {}
-    }
 }
 
 #[cfg(test)]

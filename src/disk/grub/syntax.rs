@@ -58,6 +58,17 @@ pub(super) struct Mistake {
     pub(super) what: String,
 }
 
+/// A mistake in a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// The path of the file.
+    pub file: String,
+    /// The line, counted from 1, if there is one.
+    pub line: Option<usize>,
+    /// The mistake, in a sentence.
+    pub what: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Token {
     Word {
