@@ -40,6 +40,10 @@ const FILES: &[&str] = &[
     "/root/.bash_history",
 ];
 
+/// Certificates, each with its key: without the key, they are as random, and of no use.
+const CERTIFICATES: &[(&str, &str)] =
+    &[("/etc/ssl/certs/ssl-cert-snakeoil.pem", "/etc/ssl/private/ssl-cert-snakeoil.key")];
+
 /// Directories whose entries are of one machine, or of its build, and how the names of
 /// these entries begin.
 const ENTRIES: &[(&str, &str)] = &[
@@ -74,9 +78,10 @@ struct Again {
 
 const AGAIN: &[Again] = &[
     Again { exists: &["/usr/bin/ssh-keygen", "/etc/ssh/sshd_config"], command: "/usr/bin/ssh-keygen -A" },
+    // Overwrites no key that a layer declares.
     Again {
         exists: &["/usr/sbin/make-ssl-cert"],
-        command: "/usr/sbin/make-ssl-cert generate-default-snakeoil --force-overwrite",
+        command: "/usr/sbin/make-ssl-cert generate-default-snakeoil",
     },
     // As Debian's package does when it is installed.
     Again {
@@ -155,6 +160,11 @@ impl Sealing<'_> {
         }
         for path in FILES {
             self.remove(Path::new(path))?;
+        }
+        for (certificate, key) in CERTIFICATES {
+            if !self.at(Path::new(key)).exists() {
+                self.remove(Path::new(certificate))?;
+            }
         }
         for home in fs::read_dir(self.at(Path::new("/home"))).into_iter().flatten().flatten() {
             self.remove(&Path::new("/home").join(home.file_name()).join(".bash_history"))?;
@@ -272,6 +282,8 @@ mod tests {
             "/var/log/app/log",
             "/var/log/app/log.1",
             "/home/ada/.bash_history",
+            "/etc/ssl/certs/ssl-cert-snakeoil.pem",
+            "/etc/ssl/private/ssl-cert-snakeoil.key",
         ] {
             put(path, "x\n");
         }
@@ -292,6 +304,8 @@ mod tests {
             sealing.removed,
             [
                 "/etc/ssh/ssh_host_rsa_key",
+                "/etc/ssl/certs/ssl-cert-snakeoil.pem",
+                "/etc/ssl/private/ssl-cert-snakeoil.key",
                 "/home/ada/.bash_history",
                 "/var/lib/cloud/instance",
                 "/var/lib/cloud/seed/nocloud/other",
