@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, mount};
 
-use crate::protocol::{APPLIANCE, CONSOLE, EARLY, FIXED, WATCHED};
+use crate::protocol::{APPLIANCE, CONSOLE, EARLY, FIXED, PROBE, WATCHED};
 use crate::{modules, opened, system};
 
 /// A drop-in for systemd's unit of the serial console. The other options are the unit's own.
@@ -40,13 +40,7 @@ const DISK_WAIT: Duration = Duration::from_secs(30);
 
 /// Runs as the first process. Returns only after an error.
 pub fn main() -> io::Result<()> {
-    let result = if Path::new(INIT).exists() {
-        hand_over().map(|never| match never {})
-    } else if modules::any() {
-        start()
-    } else {
-        probe()
-    };
+    let result = if Path::new(INIT).exists() { hand_over().map(|never| match never {}) } else { start() };
     if let Err(error) = &result {
         say(&format!("vimg-init: {error}\n"));
     }
@@ -59,16 +53,17 @@ fn say(text: &str) {
     }
 }
 
-fn probe() -> io::Result<()> {
-    say("vimg-probe-hello\n");
-    rustix::system::reboot(rustix::system::RebootCommand::PowerOff)?;
-    Ok(())
-}
-
 fn start() -> io::Result<()> {
     mount("devtmpfs", "/dev", "devtmpfs", MountFlags::empty(), None)?;
     mount("proc", "/proc", "proc", MountFlags::empty(), None)?;
     let cmdline = fs::read_to_string("/proc/cmdline")?;
+    if cmdline.split_whitespace().any(|word| word == PROBE) {
+        say("vimg-probe-hello\n");
+        rustix::system::reboot(rustix::system::RebootCommand::PowerOff)?;
+    }
+    if !modules::any() {
+        return Err(io::Error::other("the initial RAM disk of the image has no /init"));
+    }
     if cmdline.split_whitespace().any(|word| word == FIXED) {
         system::fix_addresses();
     }

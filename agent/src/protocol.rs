@@ -79,6 +79,9 @@ pub const CAPABILITIES: [&str; 13] = [
 /// appliance.
 pub const APPLIANCE: &str = "vimg.appliance";
 
+/// The word of a machine that only shows that machines work here, and switches itself off.
+pub const PROBE: &str = "vimg.probe";
+
 /// The word that makes a machine record which files its boot opens.
 pub const WATCHED: &str = "vimg.watched";
 
