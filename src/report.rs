@@ -5,6 +5,7 @@ mod style;
 mod time;
 mod diagnostic;
 mod text;
+mod keys;
 pub mod graph;
 mod live;
 
@@ -15,6 +16,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 pub use diagnostic::{Shown, diagnostics_json, render};
+pub use keys::show_keys;
 pub use style::Style;
 pub use text::{Paint, bytes, duration};
 pub use time::rfc3339;

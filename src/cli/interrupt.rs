@@ -86,6 +86,7 @@ fn told_to_stop() -> Result<watch::Receiver<bool>, Error> {
                 let signals = all.iter_mut().map(|signal| Box::pin(signal.recv()));
                 futures_util::future::select_all(signals).await;
                 if again {
+                    crate::report::show_keys();
                     std::process::exit(i32::from(INTERRUPTED));
                 }
                 let _ = tell.send(true);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 
+use super::keys::{hide_keys, show_keys};
 use super::style::Style;
 use super::text::{Plain, moving, passed, say};
 use crate::event::Event;
@@ -41,6 +42,7 @@ impl Lines {
 
 impl Live {
     pub(super) fn new(style: Style) -> Self {
+        hide_keys();
         Self { all: MultiProgress::new(), lines: Mutex::default(), plain: Plain::new(style) }
     }
 
@@ -124,6 +126,7 @@ impl Live {
             bar.finish_and_clear();
         }
         let _ = self.all.clear();
+        show_keys();
     }
 }
 
