@@ -331,7 +331,10 @@ pub(super) fn save(args: &SaveArgs, global: &Global) -> Outcome {
     }
     let to = std::path::absolute(&args.to).unwrap_or_else(|_| args.to.clone());
     let saved = interruptible(server::save(&yard.qemu, &yard.disks, &home, &to))?.ok_or_else(stopped)?;
-    saved.map_err(|why| message(&args.server, why, None))?;
+    saved.map_err(|e| {
+        let full = e.is_full.then(|| "the disk is full: make room there, or name another place".to_owned());
+        message(&args.server, &e, full.or(e.help.clone()))
+    })?;
     let sum = sha256_of(&to).map_err(|e| message(&args.server, format!("{}: {e}", to.display()), None))?;
     let (name, how) = (args.to.display(), pasted(&yard.root, &to, &sum));
     print(&format!("{name} is the disk of {}. {how}\n", args.server))

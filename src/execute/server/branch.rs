@@ -1,6 +1,7 @@
 //! A new file for the disk of a server that runs, and copies of its disk.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use vimg_lang::model::DiskFormat;
 
@@ -8,6 +9,7 @@ use super::super::guest::Guest;
 use super::record::{MOST_DISKS, ServerRecord};
 use super::running::{find, leave, words};
 use crate::disk::DiskTool;
+use crate::host::HostError;
 use crate::provider::{Instance, Provider};
 use crate::store::ServerHome;
 
@@ -37,13 +39,27 @@ pub(super) async fn branch<P: Provider>(
     branched.and(thawed)
 }
 
-/// Writes the current disk of a server to a file without a backing file.
+/// Writes the current disk of a server to a file without a backing file. The file
+/// appears when it is complete.
+///
+/// # Errors
+///
+/// The server was never started, its last change was interrupted, its machine does
+/// not answer, or the file can't be written.
 pub async fn save<P: Provider>(
     provider: &P,
     disks: &dyn DiskTool,
     home: &ServerHome,
     to: &Path,
-) -> Result<(), String> {
+) -> Result<(), HostError> {
+    let chain = settled(provider, home).await.map_err(HostError::new)?;
+    let part = Part::beside(to);
+    disks.export(&chain, DiskFormat::Qcow2, None, &part.0).await?;
+    part.keep_as(to).map_err(|e| HostError::io(format_args!("can't write {}", to.display()), &e))
+}
+
+/// Returns disks of a server that no longer change.
+async fn settled<P: Provider>(provider: &P, home: &ServerHome) -> Result<Vec<PathBuf>, String> {
     let mut record = home.record().ok_or("it was never started")?;
     if record.changing {
         return Err("its last change was interrupted".into());
@@ -58,9 +74,30 @@ pub async fn save<P: Provider>(
         };
         leave(provider, found);
         branched?;
-        return disks.export(&home.chain(&record), DiskFormat::Qcow2, None, to).await.map_err(|e| e.message);
+        return Ok(home.chain(&record));
     }
     let mut chain = home.chain(&record);
     chain.push(home.overlay(&record));
-    disks.export(&chain, DiskFormat::Qcow2, None, to).await.map_err(|e| e.message)
+    Ok(chain)
+}
+
+/// A file that is not complete. Dropping it removes it.
+struct Part(PathBuf);
+
+impl Part {
+    /// Names the part of a file, in the same directory.
+    fn beside(to: &Path) -> Self {
+        let name = to.file_name().unwrap_or_default().to_string_lossy();
+        Self(to.with_file_name(format!(".{name}.{}.part", std::process::id())))
+    }
+
+    fn keep_as(self, to: &Path) -> io::Result<()> {
+        std::fs::rename(&self.0, to)
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
