@@ -147,7 +147,7 @@ fn servers_are_changed_while_they_run_and_found_again() {
     // So does a change that is stopped.
     let (from, to) = ("echo {{ port }} >>/note", "echo half >>/note; echo is half done; sleep 1000");
     project.edit("main.vimg", from, to);
-    let mut stopped = project.start(&["apply", "staging", "--verbose"]);
+    let mut stopped = project.start(&["apply", "staging", "--format", "json"]);
     stopped.waits_until_said("is half done");
     stopped.signal(rustix::process::Signal::TERM);
     let stopped = stopped.finish();
@@ -184,6 +184,8 @@ fn servers_are_changed_while_they_run_and_found_again() {
     let port_taken = project.vimg(&["up", "second"]);
     assert_eq!(port_taken.code, 4, "{}", port_taken.stderr);
     port_taken.says(&format!("can't listen on port {port} of 127.0.0.1"));
+    let line = RECIPE.lines().position(|line| line.starts_with("server \"second\"")).unwrap() + 1;
+    port_taken.says(&format!("main.vimg:{line}:34"));
     // The kernel removes its command line before it closes its sockets.
     project.sh("p=$(pgrep -f '[s]ervers/.*staging/disk'); kill -9 $p; \
          while [ -n \"$(ls /proc/$p/fd 2>/dev/null)\" ]; do sleep 0.1; done");
