@@ -134,7 +134,7 @@ fn comes_up(unit: &str, within: u64, output: &Output) -> Result<(), Failure> {
         Observed { state: State::Runs(_) | State::Stands, .. } => Ok(()),
         Observed { words, .. } => Err(words),
     });
-    up.inspect_err(|_| init.print_log(unit, output))
+    up.inspect_err(|_| explain(unit, output))
 }
 
 /// Waits until a unit that was up has run for a moment without a restart. A machine that is
@@ -143,9 +143,31 @@ fn stays_up(unit: &str, within: u64, output: &Output) -> Result<(), Failure> {
     let init = init::find()?;
     let moment = init.moment();
     steady(moment, Duration::from_secs(within), || init.observe(unit)).map_err(|why| {
-        init.print_log(unit, output);
+        explain(unit, output);
         Failure::new(why)
     })
+}
+
+/// Prints what a unit has logged, and what may be missing: vimg installs no packages that
+/// others only recommend, and some services do not work without them.
+fn explain(unit: &str, output: &Output) {
+    if let Ok(init) = init::find() {
+        init.print_log(unit, output);
+    }
+    let Ok(manager) = packages::find() else { return };
+    let file = match unit.split_once('@') {
+        Some((name, rest)) => format!("{name}@{}", rest.rsplit_once('.').map_or("", |(_, kind)| kind)),
+        None => unit.to_owned(),
+    };
+    for package in manager.with_file(&file) {
+        let lacking: Vec<String> = manager.lacking(&package).iter().map(|group| group.join(" or ")).collect();
+        if !lacking.is_empty() {
+            output.say(&format!(
+                "{package} recommends packages that are not installed: {}; to install them: package \"{package}\" recommends=#true",
+                lacking.join(", ")
+            ));
+        }
+    }
 }
 
 /// Observes a unit that was up until it has run for a `moment`. After a restart it has

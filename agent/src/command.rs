@@ -31,6 +31,13 @@ pub(crate) struct Output<'a> {
     pub(crate) hidden: &'a [Vec<u8>],
 }
 
+impl Output<'_> {
+    /// Prints a line of the agent's own. A host that is gone is no error here.
+    pub(crate) fn say(&self, line: &str) {
+        let _ = self.sender.send(&FromAgent::Output { step: self.step, text: format!("{line}\n") });
+    }
+}
+
 /// Prepares a program with the environment that all programs of a layer have.
 pub(crate) fn command(program: &str) -> Command {
     let mut command = Command::new(program);

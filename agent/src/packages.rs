@@ -2,12 +2,13 @@
 
 mod manager;
 mod route;
+mod control;
 mod apt;
 
 use crate::distribution::Distribution;
 use crate::failure::Failure;
 
-pub(crate) use manager::{List, Mark, Packages, parse, write};
+pub(crate) use manager::{List, Mark, Packages, With, parse, write};
 
 /// The package managers that the agent knows, by the family of distributions that has
 /// them.

@@ -44,7 +44,7 @@ pub(crate) fn apply(order: &Order, context: &mut Context) -> Result<bool, Failur
 /// Makes one primitive; returns whether that changed anything.
 fn make(primitive: &Primitive, context: &mut Context) -> Result<bool, Failure> {
     match primitive {
-        Primitive::Package { names } => package::apply(names, context),
+        Primitive::Package { names, recommends } => package::apply(names, recommends, context),
         Primitive::File { path, content, mode, owner } => {
             file::apply(Path::new(path), *content, mode.unwrap_or(file::MODE), ids(owner)?, context)
         }

@@ -16,8 +16,9 @@ use crate::service::ServiceState;
 #[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "the fields are those of the recipe language")]
 pub enum Primitive<C, T = C, S = String> {
-    /// All packages of a configuration, sorted.
-    Package { names: Vec<String> },
+    /// All packages of a configuration, sorted. Those in `recommends`, which are among the
+    /// names, come with the packages that they recommend.
+    Package { names: Vec<String>, recommends: Vec<String> },
     /// A file. Default mode: that of the content, which is 0644 or, for an executable
     /// file of the project, 0755.
     File { path: String, content: C, mode: Option<u32>, owner: Owner },
@@ -85,7 +86,7 @@ impl<C, T, S> Primitive<C, T, S> {
     /// Names the primitive for people, by its word in recipes.
     pub fn label(&self) -> String {
         match self {
-            Self::Package { names } => format!("package {}", names.join(" ")),
+            Self::Package { names, .. } => format!("package {}", names.join(" ")),
             Self::File { path, .. } => format!("file {path}"),
             Self::Directory { path, .. } => format!("directory {path}"),
             Self::Symlink { path, .. } => format!("symlink {path}"),
@@ -171,7 +172,7 @@ impl<C, T, S> Primitive<C, T, S> {
     /// Its turn in an update that replaces layers.
     pub fn turn(&self) -> Turn<'_> {
         match self {
-            Self::Package { names } => Turn::Early(names),
+            Self::Package { names, .. } => Turn::Early(names),
             Self::Group { .. } | Self::User(_) => Turn::AfterAll,
             Self::AuthorizedKey { .. }
             | Self::File { .. }
@@ -377,9 +378,11 @@ impl<C, T, S> Primitive<C, T, S> {
     pub fn convert<V: Convert<C, T, S>>(&self, to: &mut V) -> Result<Converted<V, C, T, S>, V::Error> {
         let label = self.label();
         Ok(match self {
-            Self::Package { names } => {
+            Self::Package { names, recommends } => {
                 to.value("package", &names.join(" "));
-                Primitive::Package { names: names.clone() }
+                let recommending = (!recommends.is_empty()).then(|| recommends.join(" "));
+                optional(to, "package recommends", recommending.as_ref());
+                Primitive::Package { names: names.clone(), recommends: recommends.clone() }
             }
             Self::File { path, content, mode, owner } => {
                 to.value(&label, &"");

@@ -289,7 +289,8 @@ mod tests {
     fn what_goes_works_until_what_comes_is_there() {
         let source = vimg_lang::Sources::default().add("x", "");
         let span = Span { source, start: 0, end: 0 };
-        let package = |name: &str| Order::Make(Made::Package { names: vec![name.into()] });
+        let package =
+            |name: &str| Order::Make(Made::Package { names: vec![name.into()], recommends: Vec::new() });
         let layer = |name: &str| Order::Layer { name: name.into() };
         let revert = |layer: &str| Order::Revert { layer: layer.into() };
         let link = || Order::Make(Made::Symlink { path: "/x".into(), target: "y".into() });

@@ -5,7 +5,7 @@
 use super::machines::Project;
 
 /// A script that creates a repository of packages in `/srv/repo`: `repo NAME
-/// VERSION...`.
+/// VERSION...`. `recommends` is what the package recommends.
 const REPOSITORY: &str = r#"
 mkdir -p /srv/repo && cd /srv/repo
 # Packages contain no build time, so that they are the same everywhere.
@@ -16,6 +16,7 @@ repo() {
         mkdir -p "$name/DEBIAN"
         printf 'Package: %s\nVersion: %s\nArchitecture: all\nMaintainer: nobody <nobody@example.org>\nDescription: x\n' \
             "$name" "$version" >"$name/DEBIAN/control"
+        [ -z "${recommends-}" ] || echo "Recommends: $recommends" >>"$name/DEBIAN/control"
         deb=${name}_${version}_all.deb
         dpkg-deb --build --root-owner-group "$name" "$deb" >/dev/null
         { dpkg-deb -f "$deb"; echo "Filename: ./$deb"; echo "Size: $(stat -c %s "$deb")"
@@ -25,6 +26,10 @@ repo() {
 repo hello 99.0
 repo own-tool 1.0
 repo tool 1.0 2.0
+repo helper 1.0
+repo extra 1.0
+recommends=helper repo second 1.0
+recommends='nowhere | extra' repo third 1.0
 "#;
 
 const RECIPE: &str = r##"
@@ -46,16 +51,18 @@ configuration "newer" {
 // One configuration has a source and a package of it (F16).
 configuration "both" {
     file "/etc/apt/sources.list.d/own.list" content="# Once more.\ndeb [trusted=yes] file:/srv/repo ./\n"
-    package "own-tool"
-    run { script "dpkg -s own-tool >/dev/null" }
+    package "own-tool" "third"
+    run { script "dpkg -s own-tool third >/dev/null; if dpkg -s extra; then exit 1; fi" }
 }
 // The package has the requested version (F17).
 configuration "older" { package "tool=1.0"; run { script "test \"$(dpkg-query -W -f '${Version}' tool)\" = 1.0" } }
 // A requested package stays when the package that had brought it is removed
-// (F27).
+// (F27). What a package recommends comes where the recipe says so, also if the package
+// is already there, and stays as long as the package (F26).
 configuration "asked" {
     package "libjq1"
-    run { script "apt-mark showmanual | grep -x libjq1 >/dev/null; apt-get -q -y purge jq; apt-get -q -y autoremove --purge; dpkg -s libjq1 >/dev/null; rm /var/cache/apt/*.bin" }
+    package "second" "third" recommends=#true
+    run { script "dpkg -s helper extra >/dev/null; apt-mark showmanual | grep -x libjq1 >/dev/null; apt-get -q -y purge jq; apt-get -q -y autoremove --purge; dpkg -s libjq1 helper extra >/dev/null; rm /var/cache/apt/*.bin" }
 }
 // Packages set kernel parameters and call `update-grub`, and GRUB's own tools
 // change nothing of what boots (F30).

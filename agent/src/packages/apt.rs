@@ -9,7 +9,8 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use super::manager::{Hold, List, Mark, Package, Packages, parse};
+use super::control::{field, installed, lacking};
+use super::manager::{Hold, List, Mark, Package, Packages, With, parse};
 use super::route;
 use crate::command::{self, Output};
 use crate::failure::Failure;
@@ -99,10 +100,14 @@ impl Packages for Apt {
         Ok(())
     }
 
-    fn install(&self, specs: &[&String], output: &Output) -> Result<(), Failure> {
+    fn install(&self, specs: &[&String], with: With, output: &Output) -> Result<(), Failure> {
         self.refresh(output)?;
         let mut install = apt_get();
-        install.args(DPKG).args(["--yes", "--no-install-recommends", "--option=Acquire::Retries=3"]);
+        let recommended = match with {
+            With::Needed => "--no-install-recommends",
+            With::Recommended => "--install-recommends",
+        };
+        install.args(DPKG).args(["--yes", recommended, "--option=Acquire::Retries=3"]);
         install.args(despite(specs)).args(["install", "--"]).args(specs);
         apt(&mut install, "apt-get install", output)?;
         let there = parse(&self.list());
@@ -112,6 +117,19 @@ impl Packages for Apt {
             return Err(Failure::new(format!("apt-get did not install {name}: a pin may forbid it")));
         }
         clean(output)
+    }
+
+    fn lacking(&self, spec: &str) -> Vec<Vec<String>> {
+        lacking(&fs::read_to_string(STATUS).unwrap_or_default(), bare(spec))
+    }
+
+    fn with_file(&self, name: &str) -> Vec<String> {
+        let mut search = command::command("dpkg-query");
+        let found =
+            command::query(search.args(["--search", "--"]).arg(format!("*/{name}")), command::QUESTION);
+        let text = found.map(|(_, text)| text).unwrap_or_default();
+        let owners: BTreeSet<&str> = owners(&text).into_values().flatten().collect();
+        owners.into_iter().map(str::to_owned).collect()
     }
 
     fn restore(
@@ -270,9 +288,7 @@ fn list_of(status: &str, automatic: &str) -> String {
         .filter(|stanza| field(stanza, "Auto-Installed") == Some("1"))
         .filter_map(|stanza| field(stanza, "Package"))
         .collect();
-    let mut lines: Vec<String> = status
-        .split("\n\n")
-        .filter(|stanza| field(stanza, "Status").is_some_and(|s| s.ends_with(" installed")))
+    let mut lines: Vec<String> = installed(status)
         .filter_map(|stanza| {
             let (name, version) = (field(stanza, "Package")?, field(stanza, "Version")?);
             let architecture = field(stanza, "Architecture")?;
@@ -282,10 +298,6 @@ fn list_of(status: &str, automatic: &str) -> String {
         .collect();
     lines.sort();
     lines.concat()
-}
-
-fn field<'a>(stanza: &'a str, name: &str) -> Option<&'a str> {
-    stanza.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).map(str::trim)
 }
 
 /// Whether apt has lists of packages. Scripts often delete them.

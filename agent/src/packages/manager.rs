@@ -26,6 +26,15 @@ pub(crate) enum Mark {
     Automatic,
 }
 
+/// The packages that come with a package.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum With {
+    /// The packages that it needs.
+    Needed,
+    /// Those that it recommends as well.
+    Recommended,
+}
+
 /// A package manager. A spec is what a recipe names: a package, perhaps with a version,
 /// an architecture or a source.
 pub(crate) trait Packages: Sync {
@@ -58,7 +67,15 @@ pub(crate) trait Packages: Sync {
     fn refresh(&self, output: &Output) -> Result<(), Failure>;
 
     /// Refreshes the lists, and installs packages as they are asked for.
-    fn install(&self, specs: &[&String], output: &Output) -> Result<(), Failure>;
+    fn install(&self, specs: &[&String], with: With, output: &Output) -> Result<(), Failure>;
+
+    /// Returns what the installed package of a spec recommends and the machine lacks: for
+    /// each, the packages of which one is enough.
+    fn lacking(&self, spec: &str) -> Vec<Vec<String>>;
+
+    /// Returns the names of the packages that contain a file of this name, in whatever
+    /// directory.
+    fn with_file(&self, name: &str) -> Vec<String>;
 
     /// Installs packages in earlier versions. If `careful`, leaves out those for which
     /// others would have to be removed. Returns the specs of those left out.

@@ -4,16 +4,19 @@ use super::context::Context;
 use super::pending::Held;
 use crate::failure::Failure;
 use crate::ledger::Entry;
-use crate::packages::{self, List, Mark};
+use crate::packages::{self, List, Mark, Packages, With};
 use crate::protocol::Digest;
 
-pub(super) fn apply(names: &[String], context: &mut Context) -> Result<bool, Failure> {
+pub(super) fn apply(names: &[String], recommends: &[String], context: &mut Context) -> Result<bool, Failure> {
     let manager = packages::find()?;
     let list = manager.list();
     let there = packages::parse(&list);
     let missing: Vec<&String> = names.iter().filter(|name| !manager.has(name, &there)).collect();
     let others: Vec<&String> = names.iter().filter(|name| manager.is_automatic(name, &there)).collect();
-    if missing.is_empty() && others.is_empty() {
+    let old = |name: &&String| manager.has(name, &there);
+    let lacks = |name: &String| !manager.lacking(name).is_empty();
+    let incomplete = recommends.iter().filter(old).any(lacks);
+    if missing.is_empty() && others.is_empty() && !incomplete {
         // If they were preinstalled, their services start at this step.
         return Ok(context.switch.wants(context.ledger.page()));
     }
@@ -22,7 +25,15 @@ pub(super) fn apply(names: &[String], context: &mut Context) -> Result<bool, Fai
     context.ledger.note(&noted(None))?;
     if !missing.is_empty() {
         context.network(true)?;
-        manager.install(&missing, &context.output())?;
+        let (more, plain): (Vec<_>, Vec<_>) = missing.iter().partition(|name| recommends.contains(name));
+        for (specs, with) in [(plain, With::Needed), (more, With::Recommended)] {
+            if !specs.is_empty() {
+                manager.install(&specs, with, &context.output())?;
+            }
+        }
+    }
+    for name in recommends.iter().filter(old) {
+        complete(name, manager, context)?;
     }
     if !others.is_empty() {
         // They were installed as dependencies, and would be removed with the package that
@@ -33,6 +44,27 @@ pub(super) fn apply(names: &[String], context: &mut Context) -> Result<bool, Fai
     let after = context.ledger.keep(list.as_bytes())?;
     context.ledger.note(&noted(Some(after)))?;
     Ok(list.as_bytes() != context.ledger.kept(&before)?.as_slice())
+}
+
+/// Installs what an installed package recommends. As with a new package, those that are
+/// not available, or are in the way of others, are left out.
+fn complete(name: &str, manager: &dyn Packages, context: &mut Context) -> Result<(), Failure> {
+    let lacking = manager.lacking(name);
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    context.network(true)?;
+    manager.refresh(&context.output())?;
+    for group in lacking {
+        for one in &group {
+            if !manager.would_remove(&[one])? {
+                manager.install(&[one], With::Recommended, &context.output())?;
+                manager.mark(Mark::Automatic, &[one], &context.output())?;
+                break;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Preinstalls packages of a new layer, before the `leaving` layers are reverted. Their
@@ -70,7 +102,7 @@ pub(super) fn ahead(names: &[String], leaving: &[String], context: &mut Context)
         [] => Vec::new(),
         missing => {
             let hold = manager.hold()?;
-            manager.install(missing, &context.output())?;
+            manager.install(missing, With::Needed, &context.output())?;
             hold.asked()
         }
     };

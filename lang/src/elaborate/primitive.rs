@@ -56,7 +56,8 @@ pub(crate) const PACKAGE: Kind = kind(
     "package",
     "Packages of the distribution. vimg installs all packages of a configuration in one transaction, at the place of the first `package`. Packages that follow a script, or a step that changes the package manager's sources, get a transaction of their own.",
     Args::Many(req("name", Ty::Str, "a package name, as `apt-get install` takes it")),
-);
+)
+.props(&[opt("recommends", Ty::Bool, "also install the packages that these recommend [default: `#false`]")]);
 
 impl Elaborator<'_> {
     fn package(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
@@ -66,7 +67,11 @@ impl Elaborator<'_> {
         }
         names.sort();
         names.dedup();
-        Some(Primitive::Package { names })
+        let recommends = match self.prop_bool(at, "recommends", scope) {
+            Some(true) => names.clone(),
+            Some(false) | None => Vec::new(),
+        };
+        Some(Primitive::Package { names, recommends })
     }
 }
 

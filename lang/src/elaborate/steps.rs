@@ -36,11 +36,13 @@ impl Elaborator<'_> {
                 );
             }
             match (primitive, packages) {
-                (Primitive::Package { names: more }, Some(index)) => {
-                    if let Primitive::Package { names } = &mut steps[index].primitive {
-                        names.extend(more);
-                        names.sort();
-                        names.dedup();
+                (Primitive::Package { names: more, recommends: with }, Some(index)) => {
+                    if let Primitive::Package { names, recommends } = &mut steps[index].primitive {
+                        for (all, new) in [(names, more), (recommends, with)] {
+                            all.extend(new);
+                            all.sort();
+                            all.dedup();
+                        }
                     }
                 }
                 (primitive, _) => {
