@@ -114,6 +114,9 @@ codes! {
     /// A warning: a program in the machine ignores the file without a word, because of its
     /// name, mode, owner or last line.
     IgnoredFile = "ignored-file",
+    /// A warning: an SSH server ignores the public key without a word, because it is not
+    /// complete.
+    IgnoredKey = "ignored-key",
 }
 
 /// The most mistakes that vimg reports at once: more are likely repetitions.

@@ -29,7 +29,7 @@ repo tool 1.0 2.0
 repo helper 1.0
 repo extra 1.0
 recommends=helper repo second 1.0
-recommends='nowhere | extra' repo third 1.0
+recommends='no-such-package | extra' repo third 1.0
 "#;
 
 const RECIPE: &str = r##"

@@ -21,15 +21,24 @@ pub(super) fn public_key(text: &str) -> Result<String, String> {
     if line.contains(char::is_control) {
         return Err("expected one key on one line; write an `authorized-key` for each".into());
     }
-    let words = words(line);
-    let Some(at) = words.iter().position(|word| TYPES.contains(word)).filter(|at| *at < 2) else {
-        return Err("expected the line of a `.pub` file, such as `ssh-ed25519 AAAAC3... ada@laptop`".into());
-    };
-    let bytes = words.get(at + 1).and_then(|text| decode(text));
-    match bytes.as_deref().and_then(fields) {
-        Some(fields) if fields.len() > 1 && fields[0] == words[at].as_bytes() => Ok(line.to_owned()),
-        _ => Err("the key is damaged: a part of it is missing or was changed. Copy it again".into()),
+    match kind(&words(line)) {
+        Some(_) => Ok(line.to_owned()),
+        None => Err("expected the line of a `.pub` file, such as `ssh-ed25519 AAAAC3... ada@laptop`".into()),
     }
+}
+
+/// Whether the key of such a line is complete.
+pub(super) fn is_complete(line: &str) -> bool {
+    let words = words(line);
+    let Some(at) = kind(&words) else { return false };
+    let bytes = words.get(at + 1).and_then(|text| decode(text));
+    let fields = bytes.as_deref().and_then(fields);
+    fields.is_some_and(|fields| fields.len() > 1 && fields[0] == words[at].as_bytes())
+}
+
+/// Finds the type of the key. Only options may be before it.
+fn kind(words: &[&str]) -> Option<usize> {
+    words.iter().position(|word| TYPES.contains(word)).filter(|at| *at < 2)
 }
 
 /// Splits a line at blanks, except for those between quotes: options may have some.
@@ -98,23 +107,34 @@ mod tests {
             format!("restrict {KEY}"),
         ] {
             assert_eq!(public_key(&line).as_deref(), Ok(line.trim()));
+            assert!(is_complete(line.trim()), "{line}");
         }
     }
 
     #[test]
-    fn what_sshd_would_skip_is_refused() {
+    fn what_is_no_key_is_refused() {
         for (line, why) in [
             ("", "`.pub` file"),
             ("SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU", "`.pub` file"),
-            ("ssh-ed25519 AAAA ada", "damaged"),
-            (&KEY[..KEY.len() - 4], "damaged"),
-            (&KEY[..KEY.len() - 1], "damaged"),
-            (&KEY.replace("ed25519", "rsa"), "damaged"),
             (&format!("{KEY}\n{KEY}"), "one line"),
             ("-----BEGIN OPENSSH PRIVATE KEY-----\nb3Blbn", "private key"),
         ] {
             let message = public_key(line).unwrap_err();
             assert!(message.contains(why), "{line}: {message}");
+        }
+    }
+
+    #[test]
+    fn damaged_keys_are_known() {
+        for line in [
+            "ssh-ed25519",
+            "ssh-ed25519 AAAA ada",
+            &KEY[..KEY.len() - 4],
+            &KEY[..KEY.len() - 1],
+            &format!("{KEY}0"),
+            &KEY.replace("ed25519", "rsa"),
+        ] {
+            assert!(public_key(line).is_ok() && !is_complete(line), "{line}");
         }
     }
 }

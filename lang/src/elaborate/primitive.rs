@@ -1,7 +1,7 @@
 //! The primitives of a configuration: what each takes in the language, and what it means.
 //! A new one is a kind, a function and a line in the table.
 
-use super::authorized_key::public_key;
+use super::authorized_key::{is_complete, public_key};
 use super::context::Elaborator;
 use super::form;
 use super::kernel_parameter;
@@ -253,7 +253,13 @@ const AUTHORIZED_KEY: Kind = kind(
 impl Elaborator<'_> {
     fn authorized_key(&mut self, at: At, scope: &Scope) -> Option<Primitive> {
         let user = self.account(at, scope)?;
-        let key = self.parsed(at.node.prop("key")?, at, scope, public_key)?;
+        let arg = at.node.prop("key")?;
+        let key = self.parsed(arg, at, scope, public_key)?;
+        if !is_complete(&key) {
+            let message = "sshd ignores this key: a part of it is missing or was changed";
+            let warning = Diagnostic::warning(Code::IgnoredKey, at.span(&arg.range), message);
+            self.warnings.push(warning.help("copy it again from the `.pub` file"));
+        }
         Some(Primitive::AuthorizedKey { user, key })
     }
 }
