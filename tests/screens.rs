@@ -195,7 +195,7 @@ impl Session {
 /// Replaces what differs between two runs or two hosts: times, sizes, hashes,
 /// versions, and how machines would run.
 fn stable(line: &str) -> String {
-    for start in ["applied in ", "booted ", "  agent behaviour: "] {
+    for start in ["layers are applied in ", "machines are booted ", "  agent behaviour: "] {
         if line.starts_with(start) {
             return format!("{start}...");
         }

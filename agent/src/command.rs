@@ -54,7 +54,7 @@ pub(crate) fn command(program: &str) -> Command {
 
 /// Runs a script in bash, and prints the line and the command that fails. The trap is also
 /// that of functions and subshells (`-E`).
-const WITH_PLACE: &str = r#"trap 'echo "line $LINENO: exit code $?: $BASH_COMMAND" >&2' ERR; . "$0""#;
+const WITH_PLACE: &str = r#"trap 'vimg_code=$?; [ "$BASH_COMMAND" = ". \"\$0\"" ] || echo "line $LINENO: exit code $vimg_code: $BASH_COMMAND" >&2' ERR; . "$0""#;
 
 /// Prepares a script with the environment of its step. A script without a `#!` line runs
 /// in a shell, up to the first command that fails.

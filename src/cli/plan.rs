@@ -76,7 +76,7 @@ pub(super) fn run(args: &Args, global: &Global, style: Style) -> Outcome {
         return print_json(&plan);
     }
     let mut text = as_text(&graph, &plan, Paint(style.colour_out));
-    for (what, how) in [("applied", offline), ("booted", booted)] {
+    for (what, how) in [("layers are applied", offline), ("machines are booted", booted)] {
         if let Some(how) = how {
             text.push_str(&format!("{what} {how}\n"));
         }
