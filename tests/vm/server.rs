@@ -236,7 +236,7 @@ fn servers_are_changed_while_they_run_and_found_again() {
     assert!(says(&["logs", "staging"]).contains("login:"));
     let stays = project.vimg(&["down", "staging", "--remove"]);
     assert_eq!(stays.code, 1);
-    stays.says("`decommission` of the layer `life` failed: exit code 1; last output: may I");
+    stays.says("`decommission` of the layer `life` failed: exit code 1; last output: line 1: exit code 1: test -e /may-go");
     let off = project.vimg(&["down", "staging"]);
     assert_eq!(off.code, 0, "{}", off.stderr);
     project.vimg(&["down", "staging", "--remove"]).says("it is off, and has hooks to run before");

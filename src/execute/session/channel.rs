@@ -18,7 +18,7 @@ pub(super) const STEP: Duration = Duration::from_secs(2 * 3600);
 
 /// Why a conversation ended.
 #[derive(Debug)]
-pub(in crate::execute) enum SessionError {
+pub(crate) enum SessionError {
     /// The channel broke, or the agent sent something invalid.
     Broken(String),
     /// The agent sent nothing for too long.
@@ -44,12 +44,12 @@ impl From<Malformed> for SessionError {
 }
 
 /// A conversation with an agent.
-pub(in crate::execute) struct Session<C> {
+pub(crate) struct Session<C> {
     pub(super) channel: C,
 }
 
 impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
-    pub(in crate::execute) fn new(channel: C) -> Self {
+    pub(crate) fn new(channel: C) -> Self {
         Self { channel }
     }
 

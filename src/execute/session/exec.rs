@@ -28,7 +28,7 @@ pub enum Ended {
 
 impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
     /// Runs a program for a person until it ends.
-    pub(in crate::execute) async fn exec(
+    pub(crate) async fn exec(
         &mut self,
         exec: Exec,
         mut input: mpsc::Receiver<Input>,

@@ -15,7 +15,7 @@ const MAX_LIST: usize = 256 << 20;
 
 impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
     /// Fetches the kernel and the initrd that the machine would boot.
-    pub(in crate::execute) async fn boot_files(&mut self, to: [&Path; 2]) -> Result<(), SessionError> {
+    pub(crate) async fn boot_files(&mut self, to: [&Path; 2]) -> Result<(), SessionError> {
         tokio::time::timeout(SEAL, self.fetch_boot_files(to))
             .await
             .unwrap_or(Err(SessionError::Endless(SEAL)))
@@ -51,7 +51,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
     }
 
     /// Asks for the lists of packages and files on the disk.
-    pub(in crate::execute) async fn list(&mut self) -> Result<(String, Vec<Listed>), SessionError> {
+    pub(crate) async fn list(&mut self) -> Result<(String, Vec<Listed>), SessionError> {
         // An agent may send heartbeats and never finish.
         tokio::time::timeout(SEAL, self.list_all()).await.unwrap_or(Err(SessionError::Endless(SEAL)))
     }
@@ -70,10 +70,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
     }
 
     /// Asks for digests of files.
-    pub(in crate::execute) async fn digests(
-        &mut self,
-        paths: &[String],
-    ) -> Result<Vec<Option<Digest>>, SessionError> {
+    pub(crate) async fn digests(&mut self, paths: &[String]) -> Result<Vec<Option<Digest>>, SessionError> {
         self.send(&ToAgent::Digests { paths: paths.to_vec() }).await?;
         let answer =
             tokio::time::timeout(STEP, self.message()).await.unwrap_or(Err(SessionError::Endless(STEP)))?;

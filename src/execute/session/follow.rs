@@ -12,7 +12,7 @@ use super::channel::{STEP, Session, SessionError, unexpected};
 use crate::host::network::WayOut;
 
 /// The blobs and secrets that a machine may fetch.
-pub(in crate::execute) trait Blobs: Sync {
+pub(crate) trait Blobs: Sync {
     /// The file or the bytes of a blob that the machine may have.
     fn get(&self, digest: &Digest) -> Option<Source>;
 
@@ -22,13 +22,13 @@ pub(in crate::execute) trait Blobs: Sync {
 
 /// A blob.
 #[derive(Clone)]
-pub(in crate::execute) enum Source {
+pub(crate) enum Source {
     Bytes(std::sync::Arc<[u8]>),
     File(PathBuf),
 }
 
 /// What a layer reports while it is applied.
-pub(in crate::execute) enum Progress<'a> {
+pub(crate) enum Progress<'a> {
     Started(usize),
     Output(&'a str),
     Finished { step: usize, changed: bool },
@@ -36,12 +36,12 @@ pub(in crate::execute) enum Progress<'a> {
 
 /// How far a layer is applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::execute) struct Applied {
+pub(crate) struct Applied {
     /// Whether the machine now boots other files.
-    pub(in crate::execute) boot_changed: bool,
+    pub(crate) boot_changed: bool,
     /// The step to continue with after the next boot; `None` at the layer's
     /// end.
-    pub(in crate::execute) next: Option<usize>,
+    pub(crate) next: Option<usize>,
 }
 
 /// For requests without blobs.
@@ -60,7 +60,7 @@ impl Blobs for NoBlobs {
 impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
     /// Applies a layer from the step `from` up to its end, or to the next step
     /// `reboot`.
-    pub(in crate::execute) async fn apply(
+    pub(crate) async fn apply(
         &mut self,
         what: &Apply,
         blobs: &dyn Blobs,
@@ -84,7 +84,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
     }
 
     /// Runs the probes of a check in the machine.
-    pub(in crate::execute) async fn check(
+    pub(crate) async fn check(
         &mut self,
         probes: &[Probe],
         variables: &[(String, String)],

@@ -21,7 +21,7 @@ const STALE: usize = 16 << 20;
 impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
     /// Does the handshake and waits until the machine has booted, or only for
     /// the agent if `booting` is false. Returns the units that failed to start.
-    pub(in crate::execute) async fn ready(&mut self, booting: bool) -> Result<Vec<String>, SessionError> {
+    pub(crate) async fn ready(&mut self, booting: bool) -> Result<Vec<String>, SessionError> {
         let patience = if booting { BOOT } else { AWAKE };
         tokio::time::timeout(patience, async {
             self.sync().await?;

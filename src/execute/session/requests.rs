@@ -14,21 +14,21 @@ const REST: Duration = Duration::from_secs(600);
 
 impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
     /// Has the agent of an appliance or a container mount the machine's disk.
-    pub(in crate::execute) async fn prepare(&mut self, network: Option<Network>) -> Result<(), SessionError> {
+    pub(crate) async fn prepare(&mut self, network: Option<Network>) -> Result<(), SessionError> {
         let resume = resume_data()?;
         self.send(&ToAgent::Prepare(Prepare { resume, network })).await?;
         self.expect(&FromAgent::Prepared, REST).await
     }
 
     /// Resumes a fork: gives it the time, and randomness of its own.
-    pub(in crate::execute) async fn resume(&mut self) -> Result<(), SessionError> {
+    pub(crate) async fn resume(&mut self) -> Result<(), SessionError> {
         self.send(&ToAgent::Resume(resume_data()?)).await?;
         self.expect(&FromAgent::Resumed, REST).await
     }
 
     /// Retargets a fork to another disk: resumes it and writes the changed
     /// files in it.
-    pub(in crate::execute) async fn retarget(&mut self, altered: &[Altered]) -> Result<(), SessionError> {
+    pub(crate) async fn retarget(&mut self, altered: &[Altered]) -> Result<(), SessionError> {
         let changes = altered.iter().map(|a| a.change.clone()).collect();
         self.send(&ToAgent::Retarget { resume: resume_data()?, changes }).await?;
         for content in altered.iter().filter_map(|a| a.content.as_ref()) {
@@ -40,38 +40,38 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send> Session<C> {
     }
 
     /// Has a fork rehearse to be retargeted, without changing anything.
-    pub(in crate::execute) async fn rehearse(&mut self, altered: &[Altered]) -> Result<(), SessionError> {
+    pub(crate) async fn rehearse(&mut self, altered: &[Altered]) -> Result<(), SessionError> {
         let changes = altered.iter().map(|a| a.change.clone()).collect();
         self.send(&ToAgent::Rehearse { changes }).await?;
         self.expect(&FromAgent::Rehearsed, REST).await
     }
 
     /// Has the machine stop its services and switch itself off.
-    pub(in crate::execute) async fn switch_off(&mut self) -> Result<(), SessionError> {
+    pub(crate) async fn switch_off(&mut self) -> Result<(), SessionError> {
         self.send(&ToAgent::SwitchOff).await?;
         self.expect(&FromAgent::GoingOff, REST).await
     }
 
     /// Has a booted machine get ready for a memory snapshot.
-    pub(in crate::execute) async fn prepare_snapshot(&mut self) -> Result<(), SessionError> {
+    pub(crate) async fn prepare_snapshot(&mut self) -> Result<(), SessionError> {
         self.send(&ToAgent::PrepareSnapshot).await?;
         self.expect(&FromAgent::SnapshotReady, REST).await
     }
 
     /// Freezes the machine's filesystem: all writes wait.
-    pub(in crate::execute) async fn freeze(&mut self) -> Result<(), SessionError> {
+    pub(crate) async fn freeze(&mut self) -> Result<(), SessionError> {
         self.send(&ToAgent::Freeze).await?;
         self.expect(&FromAgent::Frozen, REST).await
     }
 
     /// Lets the writes of a frozen filesystem continue.
-    pub(in crate::execute) async fn thaw(&mut self) -> Result<(), SessionError> {
+    pub(crate) async fn thaw(&mut self) -> Result<(), SessionError> {
         self.send(&ToAgent::Thaw).await?;
         self.expect(&FromAgent::Thawed, REST).await
     }
 
     /// Removes what two machines must not share, and the agent unless it stays.
-    pub(in crate::execute) async fn seal(&mut self, agent: bool) -> Result<Sealed, SessionError> {
+    pub(crate) async fn seal(&mut self, agent: bool) -> Result<Sealed, SessionError> {
         self.send(&ToAgent::Seal { agent }).await?;
         match self.answer(SEAL).await? {
             FromAgent::Sealed(sealed) => Ok(sealed),
