@@ -10,7 +10,7 @@ use crate::command::{self, Output};
 use crate::failure::Failure;
 use crate::fetch::Sender;
 use crate::http;
-use crate::init::{self, Observed, State};
+use crate::init::{self, Init, Observed, State};
 use crate::packages;
 use crate::protocol::{FromAgent, Probe};
 
@@ -134,7 +134,7 @@ fn comes_up(unit: &str, within: u64, output: &Output) -> Result<(), Failure> {
         Observed { state: State::Runs(_) | State::Stands, .. } => Ok(()),
         Observed { words, .. } => Err(words),
     });
-    up.inspect_err(|_| explain(unit, output))
+    up.inspect_err(|_| explain(init, unit, output))
 }
 
 /// Waits until a unit that was up has run for a moment without a restart. A machine that is
@@ -143,26 +143,21 @@ fn stays_up(unit: &str, within: u64, output: &Output) -> Result<(), Failure> {
     let init = init::find()?;
     let moment = init.moment();
     steady(moment, Duration::from_secs(within), || init.observe(unit)).map_err(|why| {
-        explain(unit, output);
+        explain(init, unit, output);
         Failure::new(why)
     })
 }
 
 /// Prints what a unit has logged, and what may be missing: vimg installs no packages that
 /// others only recommend, and some services do not work without them.
-fn explain(unit: &str, output: &Output) {
-    if let Ok(init) = init::find() {
-        init.print_log(unit, output);
-    }
+fn explain(init: &dyn Init, unit: &str, output: &Output) {
+    init.print_log(unit, output);
     let Ok(manager) = packages::find() else { return };
-    let file = match unit.split_once('@') {
-        Some((name, rest)) => format!("{name}@{}", rest.rsplit_once('.').map_or("", |(_, kind)| kind)),
-        None => unit.to_owned(),
-    };
-    for package in manager.with_file(&file) {
+    for package in manager.with_file(&init.file_of(unit)) {
         let lacking: Vec<String> = manager.lacking(&package).iter().map(|group| group.join(" or ")).collect();
         if !lacking.is_empty() {
-            output.say(&format!(
+            // The host that asks may be gone.
+            let _ = output.say(&format!(
                 "{package} recommends packages that are not installed: {}; to install them: package \"{package}\" recommends=#true",
                 lacking.join(", ")
             ));

@@ -32,9 +32,9 @@ pub(crate) struct Output<'a> {
 }
 
 impl Output<'_> {
-    /// Prints a line of the agent's own. A host that is gone is no error here.
-    pub(crate) fn say(&self, line: &str) {
-        let _ = self.sender.send(&FromAgent::Output { step: self.step, text: format!("{line}\n") });
+    /// Adds a line of the agent's own.
+    pub(crate) fn say(&self, line: &str) -> io::Result<()> {
+        self.sender.send(&FromAgent::Output { step: self.step, text: format!("{line}\n") })
     }
 }
 
@@ -52,9 +52,10 @@ pub(crate) fn command(program: &str) -> Command {
     command
 }
 
-/// Runs a script in bash, and prints the line and the command that fails. The trap is also
-/// that of functions and subshells (`-E`).
-const WITH_PLACE: &str = r#"trap 'vimg_code=$?; [ "$BASH_COMMAND" = ". \"\$0\"" ] || echo "line $LINENO: exit code $vimg_code: $BASH_COMMAND" >&2' ERR; . "$0""#;
+/// Runs a script in bash, and prints the line and the command that fails. Functions have
+/// the same trap (`-E`). A subshell has it, too, but may fail where its script goes on; and
+/// the last command is vimg's own.
+const WITH_PLACE: &str = r#"trap 'vimg_code=$?; [ "$BASH_SUBSHELL" != 0 ] || [ "$BASH_COMMAND" = ". \"\$0\"" ] || echo "line $LINENO: exit code $vimg_code: $BASH_COMMAND" >&2' ERR; . "$0""#;
 
 /// Prepares a script with the environment of its step. A script without a `#!` line runs
 /// in a shell, up to the first command that fails.
@@ -305,7 +306,7 @@ mod tests {
     fn a_failed_script_names_its_line() {
         let dir = tempfile::tempdir().unwrap();
         let script_file = dir.path().join("script");
-        let text = "set -- \"$@\" more\necho \"$0 $*\"\nf() {\n    [ -e /nowhere ]\n}\nf || echo on\nf\necho never\n";
+        let text = "set -- \"$@\" more\necho \"$0 $*\"\nf() {\n    [ -e /nowhere ]\n}\nf || echo on\nx=$(false; echo on)\n(false; true) || :\nf\necho never\n";
         std::fs::write(&script_file, text).unwrap();
         let around = Around {
             env: std::collections::BTreeMap::new(),

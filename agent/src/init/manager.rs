@@ -113,6 +113,9 @@ pub(crate) trait Init: Sync {
     /// Prints the last lines that a unit has logged.
     fn print_log(&self, unit: &str, output: &Output);
 
+    /// Returns the name of the file that defines a unit.
+    fn file_of(&self, unit: &str) -> String;
+
     /// Whether it has read the file at `path`, and must read it again after a change.
     fn reads(&self, path: &str) -> bool;
 

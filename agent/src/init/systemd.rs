@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use super::manager::{Init, Observed, State, Verb};
-use super::units::Units;
+use super::units::{Units, template};
 use super::{first_boot, show};
 use crate::command::{self, Output};
 use crate::failure::Failure;
@@ -238,6 +238,10 @@ impl Init for Systemd {
         let mut journal = command::command("journalctl");
         journal.args(["--no-pager", "--lines=20", "--output=cat", "--unit", unit]);
         let _ = command::run(&mut journal, Duration::from_secs(60), output);
+    }
+
+    fn file_of(&self, unit: &str) -> String {
+        template(unit).unwrap_or_else(|| unit.to_owned())
     }
 
     fn reads(&self, path: &str) -> bool {

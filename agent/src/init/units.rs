@@ -135,11 +135,7 @@ impl Units {
     }
 
     fn files(&self, unit: &str) -> impl Iterator<Item = PathBuf> {
-        let template = unit.split_once('@').and_then(|(name, rest)| {
-            let (_, end) = rest.rsplit_once('.')?;
-            Some(format!("{name}@.{end}"))
-        });
-        let names = std::iter::once(unit.to_owned()).chain(template);
+        let names = std::iter::once(unit.to_owned()).chain(template(unit));
         let paths = names.flat_map(|name| DIRS.map(|dir| self.at(dir).join(&name)));
         paths.filter(|path| is_there(path))
     }
@@ -147,6 +143,13 @@ impl Units {
     fn at(&self, path: &str) -> PathBuf {
         self.0.join(path.trim_start_matches('/'))
     }
+}
+
+/// Returns the template of an instance, such as `getty@.service` of `getty@tty1.service`.
+pub(super) fn template(unit: &str) -> Option<String> {
+    let (name, rest) = unit.split_once('@')?;
+    let (_, end) = rest.rsplit_once('.')?;
+    Some(format!("{name}@.{end}"))
 }
 
 fn is_there(path: &Path) -> bool {
@@ -223,6 +226,13 @@ mod tests {
         assert_eq!(units.similar("shh.service"), ["ssh.service"]);
         assert_eq!(units.similar("openssh.service"), ["ssh.service"]);
         assert!(units.similar("postgresql.service").is_empty());
+    }
+
+    #[test]
+    fn an_instance_has_a_template() {
+        assert_eq!(template("getty@tty1.service").as_deref(), Some("getty@.service"));
+        assert_eq!(template("a@b.c.socket").as_deref(), Some("a@.socket"));
+        assert_eq!(template("nginx.service"), None);
     }
 
     #[test]

@@ -5,7 +5,6 @@ use crate::command::Output;
 use crate::failure::Failure;
 use crate::fetch::{Channel, Sender};
 use crate::ledger::Ledger;
-use crate::protocol::FromAgent;
 
 /// The context of a primitive.
 pub(crate) struct Context<'a> {
@@ -28,9 +27,6 @@ impl Context<'_> {
 
     /// Adds a line to the output of the step.
     pub(crate) fn say(&self, line: &str) -> Result<(), Failure> {
-        let text = format!("{line}\n");
-        self.sender
-            .send(&FromAgent::Output { step: self.step, text })
-            .map_err(|e| Failure::new(format!("can't send to the host: {e}")))
+        self.output().say(line).map_err(|e| Failure::new(format!("can't send to the host: {e}")))
     }
 }
