@@ -46,8 +46,8 @@ pub(super) fn apply(names: &[String], recommends: &[String], context: &mut Conte
     Ok(list.as_bytes() != context.ledger.kept(&before)?.as_slice())
 }
 
-/// Installs what an installed package recommends. As with a new package, those that are
-/// not available, or are in the way of others, are left out.
+/// Installs what an installed package recommends, as dependencies. As with a new package,
+/// those that are not available, or are in the way of others, are left out.
 fn complete(name: &str, manager: &dyn Packages, context: &mut Context) -> Result<(), Failure> {
     let lacking = manager.lacking(name);
     if lacking.is_empty() {
@@ -58,8 +58,18 @@ fn complete(name: &str, manager: &dyn Packages, context: &mut Context) -> Result
     for group in lacking {
         for one in &group {
             if !manager.would_remove(&[one])? {
+                let before = packages::parse(&manager.list());
                 manager.install(&[one], With::Recommended, &context.output())?;
-                manager.mark(Mark::Automatic, &[one], &context.output())?;
+                // A virtual package has another name than the one that is installed for it.
+                let after = packages::parse(&manager.list());
+                let new: Vec<&String> = after
+                    .iter()
+                    .filter(|(name, package)| !before.contains_key(*name) && !package.automatic)
+                    .map(|(name, _)| name)
+                    .collect();
+                if !new.is_empty() {
+                    manager.mark(Mark::Automatic, &new, &context.output())?;
+                }
                 break;
             }
         }
