@@ -2,13 +2,18 @@
 //! agent as the first process, and a console. Format: the kernel's
 //! `Documentation/driver-api/early-userspace/buffer-format.rst`.
 
-use vimg_agent::protocol::EARLY;
+use vimg_agent::protocol::{EARLY, PROBE};
 
 /// The agent: a static program for x86-64.
 pub static PROGRAM: &[u8] = include_bytes!(env!("VIMG_AGENT"));
 
 /// The kernel argument that makes the agent the first process.
 pub const RDINIT: &str = "rdinit=/vimg-init";
+
+/// Returns the kernel's command line of the machine that shows whether machines work.
+pub fn probe_line() -> String {
+    format!("console=ttyS0 quiet panic=-1 {RDINIT} {PROBE}")
+}
 
 /// Makes an initramfs of the agent and of other archives: modules for it, or
 /// the initrd of a distribution. The kernel accepts several archives, one after

@@ -37,7 +37,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use machines::{Boot, Project, Tested, all_fail, ovmf, serves, serves_at, with_layer};
+use machines::{Boot, Project, Tested, all_fail, newest_record, ovmf, serves, serves_at, with_layer};
 
 /// A layer below the web server. When the written disk has booted, it serves what
 /// people look for on a disk of their distribution.
@@ -415,6 +415,31 @@ fn two_builds_of_one_store_make_a_state_once() {
     a.succeeds();
     b.succeeds();
     assert_eq!(a.boots() + b.boots(), 1, "{}\n{}", a.stderr, b.stderr);
+}
+
+/// Few hosts of tests have a KVM that works, so its test machine is emulated here.
+#[test]
+fn the_machine_that_tests_kvm_speaks() {
+    let project = Project::new("probe");
+    project.write("main.vimg", "use \"std/debian.vimg\"\n");
+    project.vimg(&["build", "--no-output", "debian-12"]).succeeds();
+    let kernel = newest_record(&Project::common_store(), "debian-12:base")["boot"]["kernel"].clone();
+    let kernel = Project::common_store().join("blobs").join(kernel["digest"].as_str().unwrap());
+    let initrd = project.path("initrd");
+    std::fs::write(&initrd, vimg::agent::initramfs(&[])).unwrap();
+    let said = |line: &str| {
+        let mut qemu = Command::new("timeout");
+        qemu.args(["300", "qemu-system-x86_64", "-accel", "tcg", "-m", "256M", "-nographic", "-no-reboot"]);
+        qemu.arg("-kernel").arg(&kernel).arg("-initrd").arg(&initrd).args(["-append", line]);
+        String::from_utf8_lossy(&qemu.output().unwrap().stdout).into_owned()
+    };
+    let line = vimg::agent::probe_line();
+    let spoke = said(&line);
+    assert!(spoke.contains("vimg-probe-hello") && !spoke.contains("vimg-init:"), "{spoke}");
+    // An image with an emptied initial RAM disk is no such test.
+    let empty = said(&line.replace(" vimg.probe", ""));
+    assert!(empty.contains("vimg-init: the initial RAM disk of the image has no /init"), "{empty}");
+    assert!(empty.contains("Kernel panic"), "{empty}");
 }
 
 #[test]

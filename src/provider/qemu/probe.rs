@@ -9,7 +9,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
-use vimg_agent::protocol::PROBE;
 
 use super::args;
 use super::programs::{Accel, Programs};
@@ -166,7 +165,7 @@ async fn run(programs: &Programs, kernel: &Path, probes: &Path) -> Result<Answer
         .arg(kernel)
         .arg("-initrd")
         .arg(&initrd.0)
-        .args(["-append", &format!("console=ttyS0 quiet panic=-1 {} {PROBE}", agent::RDINIT)])
+        .args(["-append", &agent::probe_line()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
