@@ -11,8 +11,8 @@ use crate::report::{Style, bytes};
 
 /// Change a running server to match the recipe
 ///
-/// vimg reverts what the recipe no longer contains, and applies what is new or
-/// changed. If that fails, or on Ctrl-C, the server boots from its disk as it was
+/// vimg reverts the parts that the recipe no longer has, and applies the new and
+/// the changed ones. If that fails, or on Ctrl-C, the server boots from its disk as it was
 /// before; a second Ctrl-C leaves at once. Another number of CPUs or other memory
 /// takes effect with `vimg restart`.
 #[derive(Debug, clap::Args)]

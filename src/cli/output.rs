@@ -45,10 +45,13 @@ impl From<crate::store::StoreError> for Error {
     }
 }
 
+/// Advice about a full disk with a file of the user.
+pub(super) const FULL: &str = "the disk is full: make room there, or name another place";
+
 /// The error for a file of the user that can't be written.
 pub(super) fn unwritten(path: &Path, error: &std::io::Error, code: u8) -> Error {
     let help = match space::is_full(error) {
-        true => Some("the disk is full: make room there, or name another place".to_owned()),
+        true => Some(FULL.to_owned()),
         false => limits::advice(error),
     };
     Error::Message(format!("can't write {}: {error}", path.display()), help, code)

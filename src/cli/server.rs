@@ -9,7 +9,7 @@ use vimg_agent::protocol::{AGENT, Exec};
 use super::build::{self, How, Made};
 use super::global::Global;
 use super::interrupt::{interruptible, stopped};
-use super::output::{Error, Outcome, USAGE, print, print_foreign, print_json};
+use super::output::{Error, FULL, Outcome, USAGE, print, print_foreign, print_json};
 use super::{project, settings, terminal};
 use crate::disk::QemuDisks;
 use crate::disk::image::sha256_of;
@@ -332,7 +332,7 @@ pub(super) fn save(args: &SaveArgs, global: &Global) -> Outcome {
     let to = std::path::absolute(&args.to).unwrap_or_else(|_| args.to.clone());
     let saved = interruptible(server::save(&yard.qemu, &yard.disks, &home, &to))?.ok_or_else(stopped)?;
     saved.map_err(|e| {
-        let full = e.is_full.then(|| "the disk is full: make room there, or name another place".to_owned());
+        let full = e.is_full.then(|| FULL.to_owned());
         message(&args.server, &e, full.or(e.help.clone()))
     })?;
     let sum = sha256_of(&to).map_err(|e| message(&args.server, format!("{}: {e}", to.display()), None))?;

@@ -42,7 +42,6 @@ impl Lines {
 
 impl Live {
     pub(super) fn new(style: Style) -> Self {
-        hide_keys();
         Self { all: MultiProgress::new(), lines: Mutex::default(), plain: Plain::new(style) }
     }
 
@@ -58,6 +57,7 @@ impl Live {
                 (lines.all, lines.reused) = (*nodes, *reused);
                 lines.built = 0;
                 if nodes > reused && lines.totals.is_none() {
+                    hide_keys();
                     let bar = self.all.add(ProgressBar::new_spinner());
                     set_style(&bar, "  {time} {wide_msg}");
                     bar.enable_steady_tick(Duration::from_secs(1));
@@ -106,6 +106,7 @@ impl Live {
 
     /// Adds a line for a node.
     fn begin(&self, lines: &mut Lines, node: &str) {
+        hide_keys();
         let bar = ProgressBar::new_spinner();
         let bar = match &lines.totals {
             Some(totals) => self.all.insert_before(totals, bar),

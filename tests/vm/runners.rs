@@ -56,7 +56,7 @@ fn a_second_runner_builds_only_missing_states() {
     let second = run(&two, Some(&store), &["build", &from]);
     assert_eq!((second.boots(), second.built()), (0, vec![]));
     assert_eq!(second.all("fetched").len(), 3, "a disk and two checks");
-    // A program reads first how much there is to do.
+    // `planned` comes before all progress, so that a program knows the amount of work.
     let first = |event: &str| second.stdout.lines().position(|line| line.contains(&format!("\"{event}\"")));
     assert!(first("planned").is_some() && first("planned") < first("moving"), "{}", second.stdout);
     let disk = |project: &Project| std::fs::read(project.path("web.qcow2")).unwrap();
